@@ -1,0 +1,64 @@
+"""Make an LLM judge agree with the people whose judgement counts.
+
+Every public name is reachable as ``workbench.NAME`` and is loaded when it is first used, so
+that ``import workbench`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+# litellm downloads a price table when it is imported and waits for it; MLflow reports usage.
+# The workbench talks to no one but the models that the user names.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+_HOME = {
+    "ABSTAIN": "scale",
+    "Agreement": "metrics",
+    "Alignment": "alignment",
+    "Assessed": "assessment",
+    "Comparison": "metrics",
+    "Imported": "traces",
+    "Pairs": "pairing",
+    "SIMBA": "simba",
+    "Scale": "scale",
+    "WorkbenchError": "errors",
+    "agreement": "metrics",
+    "align": "alignment",
+    "alignment_improvement": "alignment",
+    "annotator_agreement": "metrics",
+    "assess": "assessment",
+    "compare": "metrics",
+    "history": "registry",
+    "import_traces": "traces",
+    "load_judge": "registry",
+    "log_labels": "labels",
+    "log_verdicts": "assessment",
+    "make_judge": "judge",
+    "pair": "pairing",
+    "plot_before_after": "plots",
+    "plot_confusion": "plots",
+    "register": "registry",
+    "write_report": "report",
+}
+
+__all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DEFAULT_MODEL":
+        return importlib.import_module("workbench.judge").default_model()
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("judge-workbench")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"workbench.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,105 @@
+"""The exceptions that the workbench raises; each message says what to do next.
+
+::
+
+    WorkbenchError
+    ├── ArgumentError (also ValueError)   an argument is wrong: what was given, what is allowed
+    │   └── ScaleError                    a value does not lie on the rating scale
+    ├── TableError                        a table cannot be imported: rows and reasons
+    ├── StoreError                        the MLflow store did not take or give something
+    ├── PairingError                      verdicts and labels cannot be joined
+    │   ├── NoLabelsError                 no human label under the judge's name
+    │   ├── NoVerdictsError               no verdict of the judge
+    │   └── TooFewPairsError              fewer usable pairs than alignment needs
+    ├── ModelError                        a model did not give a usable answer
+    │   ├── UnreachableModelError         nothing answers at the endpoint
+    │   └── CredentialError               a key or header is missing or refused
+    ├── BudgetError                       the budget does not allow the next step
+    ├── RegistryError                     a judge cannot be registered or loaded
+    └── NotebookError                     a notebook cannot be run as asked
+
+Errors of MLflow that are clear by themselves (instructions without a template
+variable, say) are passed on as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class WorkbenchError(Exception):
+    """Base of all errors that the workbench raises on purpose."""
+
+
+class ArgumentError(WorkbenchError, ValueError):
+    """An argument is wrong. The message names it, what was given and what is allowed."""
+
+
+class ScaleError(ArgumentError):
+    """A value does not lie on the rating scale."""
+
+
+class TableError(WorkbenchError):
+    """A table cannot be imported. ``rows`` holds (row number, reason), rows counted from 0."""
+
+    def __init__(self, message: str, rows: Iterable[tuple[int, str]] = ()) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
+
+
+class StoreError(WorkbenchError):
+    """The MLflow store did not take or give something."""
+
+
+class PairingError(WorkbenchError):
+    """Verdicts and labels cannot be joined."""
+
+
+class NoLabelsError(PairingError):
+    """No human label exists under the judge's name."""
+
+
+class NoVerdictsError(PairingError):
+    """The judge has no verdict on the labelled traces."""
+
+
+class TooFewPairsError(PairingError):
+    """Fewer usable pairs than alignment needs."""
+
+
+class ModelError(WorkbenchError):
+    """A model did not give a usable answer; the provider's own message is part of the text."""
+
+
+class UnreachableModelError(ModelError):
+    """Nothing answers at the model's endpoint."""
+
+
+class CredentialError(ModelError):
+    """A key or header is missing or was refused."""
+
+
+class BudgetError(WorkbenchError):
+    """The budget does not allow the next step."""
+
+
+class RegistryError(WorkbenchError):
+    """A judge cannot be registered or loaded."""
+
+
+class NotebookError(WorkbenchError):
+    """A notebook cannot be run as asked."""
+
+
+def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise `ArgumentError` unless ``value`` is one of ``allowed``.
+
+    >>> one_of("ties", "drop", ["drop", "latest"])
+    """
+    options = list(allowed)
+    if value not in options:
+        raise ArgumentError(
+            f"{argument}={value!r} is not known. Use one of: "
+            + ", ".join(repr(option) for option in options)
+            + "."
+        )

@@ -1,0 +1,239 @@
+"""Judges: make one, tell versions apart by fingerprint, copy one with new instructions.
+
+A judge is a plain `mlflow.genai.judges.Judge`. This module knows its options, which MLflow
+keeps in private attributes, so that a copy loses none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from workbench import offline
+from workbench.errors import ArgumentError
+from workbench.scale import Scale
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+MODEL_VARIABLE = "WORKBENCH_MODEL"
+
+FINGERPRINT_KEY = "workbench.judge_fingerprint"
+"""Metadata key of a logged verdict: the fingerprint of the judge that gave it."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one judge call gave.
+
+    Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
+    where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
+    None where the provider does not count them. ``cached`` tells that nothing was paid.
+    """
+
+    trace_id: str
+    value: Any = None
+    rationale: str = ""
+    error: str | None = None
+    fingerprint: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost: float | None = None
+    cached: bool = False
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def default_model() -> str:
+    """The model of a judge that names none: ``WORKBENCH_MODEL``, else the embedded model.
+
+    Says once on stderr that the embedded model is in use.
+    """
+    model = os.environ.get(MODEL_VARIABLE)
+    if model:
+        return model
+    _say_embedded_once()
+    return offline.MODEL
+
+
+@functools.cache
+def _say_embedded_once() -> None:
+    print(
+        f"workbench: no model was named, so the embedded model {offline.MODEL} is used. It is no "
+        f"language model. Name one by model='openai:/...' or {MODEL_VARIABLE}.",
+        file=sys.stderr,
+    )
+
+
+def make_judge(
+    name: str,
+    instructions: str,
+    *,
+    model: str | None = None,
+    feedback_value_type: Any = None,
+    **mlflow_options: Any,
+) -> Judge:
+    """Make an MLflow judge.
+
+    Parameters
+    ----------
+    name
+        The judge's name; its verdicts and the human labels are stored under it.
+    instructions
+        What to judge, with at least one of ``{{ inputs }}``, ``{{ outputs }}``,
+        ``{{ expectations }}``, ``{{ trace }}``, ``{{ conversation }}``.
+    model
+        A model URI such as ``openai:/gpt-4.1-mini``; `default_model` when None.
+    feedback_value_type
+        Type of the verdict, best a ``Literal`` of the allowed values; str when None.
+    mlflow_options
+        Everything else that `mlflow.genai.judges.make_judge` takes: ``description``,
+        ``inference_params``, ``base_url``, ``extra_headers``, ``generate_rationale_first``,
+        ``model_api``, ``include_timing_in_conversation``. MLflow posts to ``base_url`` as it
+        stands; an OpenAI-style base (``http://localhost:8000/v1``) is therefore completed to
+        its chat endpoint here.
+
+    Raises
+    ------
+    mlflow.exceptions.MlflowException
+        For instructions without a template variable or with an unknown one, and for an
+        unsupported value type.
+    ArgumentError
+        For a base URL that is not http(s).
+    """
+    from mlflow.genai.judges import make_judge as mlflow_make_judge
+
+    uri = model or default_model()
+    if uri.startswith(offline.SCHEME):
+        offline.register()
+    if mlflow_options.get("base_url") is not None:
+        mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"])
+    return mlflow_make_judge(
+        name=name,
+        instructions=instructions,
+        model=uri,
+        feedback_value_type=feedback_value_type,
+        **mlflow_options,
+    )
+
+
+def chat_endpoint(model: str, base_url: str) -> str:
+    """The URL that MLflow must post to so that ``base_url`` is reached by ``model``.
+
+    MLflow's own client posts to the base URL literally, while gateways and local servers are
+    named by their ``/v1`` root. Providers that go through litellm keep the root.
+
+    >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
+    'http://localhost:8000/v1/chat/completions'
+    """
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ArgumentError(
+            f"base_url={without_credentials(base_url)!r} is no http(s) URL. Give the root of an "
+            "OpenAI-compatible server, for instance http://localhost:8000/v1."
+        )
+    if not model.startswith("openai:/") or parts.path.rstrip("/").endswith("/completions"):
+        return base_url
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user, password, query and fragment, any of which may hold a secret.
+
+    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
+    'https://gateway.example/v1'
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rsplit("@", 1)[-1]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def options(judge: Judge) -> dict[str, Any]:
+    """All options of an instructions judge, by the names of its constructor.
+
+    Raises
+    ------
+    ArgumentError
+        When the judge is not made from instructions (built-in and code scorers).
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if not isinstance(judge, InstructionsJudge):
+        raise ArgumentError(
+            f"Judge {judge.name!r} is a {type(judge).__name__}, whose instructions cannot be "
+            "replaced. Make one from instructions: workbench.make_judge(name, instructions, ...)."
+        )
+    return {
+        "name": judge.name,
+        "instructions": judge._instructions,
+        "model": judge._model,
+        "description": judge.description,
+        "feedback_value_type": judge._feedback_value_type,
+        "generate_rationale_first": judge._generate_rationale_first,
+        "include_tool_calls_in_conversation": judge._include_tool_calls_in_conversation,
+        "inference_params": judge._inference_params,
+        "base_url": judge._base_url,
+        "extra_headers": judge._extra_headers,
+        "include_timing_in_conversation": judge._include_timing_in_conversation,
+        "model_api": judge._model_api,
+        "aggregations": judge.aggregations,
+    }
+
+
+def from_options(judge_options: dict[str, Any]) -> Judge:
+    """The judge that `options` describes."""
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if str(judge_options.get("model", "")).startswith(offline.SCHEME):
+        offline.register()
+    return InstructionsJudge(**judge_options)
+
+
+def with_instructions(judge: Judge, instructions: str) -> Judge:
+    """A copy of the judge with new instructions and every other option kept."""
+    return from_options({**options(judge), "instructions": instructions})
+
+
+def scale_of(judge: Judge) -> Scale | None:
+    """The judge's rating scale; None when its value type is plain str."""
+    return Scale.from_type(getattr(judge, "feedback_value_type", None))
+
+
+def fingerprint(judge: Judge) -> str:
+    """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
+
+    Instructions, model, inference parameters, value type, order of rationale and verdict, API
+    and base URL without credentials count; name, description, headers and aggregations do not.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if isinstance(judge, InstructionsJudge):
+        opts = options(judge)
+        deciding: dict[str, Any] = {
+            key: opts[key]
+            for key in (
+                "instructions",
+                "model",
+                "generate_rationale_first",
+                "include_tool_calls_in_conversation",
+                "include_timing_in_conversation",
+                "inference_params",
+            )
+        }
+        deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
+        deciding["base_url"] = without_credentials(opts["base_url"]) if opts["base_url"] else None
+        deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
+    else:
+        deciding = {
+            key: value
+            for key, value in judge.model_dump().items()
+            if key not in ("name", "description", "aggregations", "mlflow_version")
+        }
+        deciding["class"] = type(judge).__qualname__
+    text = json.dumps(deciding, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

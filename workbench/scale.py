@@ -1,0 +1,352 @@
+"""`Scale`: the rating scale of a judge and its labels.
+
+A scale normalises the many forms in which people, tables and models write a value
+to one canonical value, orders the values and measures the distance between two of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Union
+
+from workbench.errors import ArgumentError, ScaleError
+
+Kind = Literal["binary", "nominal", "ordinal", "numeric"]
+
+
+class Abstention:
+    """The state of an item that could not be judged: neither right nor wrong."""
+
+    def __repr__(self) -> str:
+        return "N/A"
+
+
+ABSTAIN: Final = Abstention()
+"""The one abstention. Compare with ``is``."""
+
+_ABSTENTIONS = frozenset(
+    "n/a,na,not applicable,can't judge,cannot judge,cant judge,can not judge,unsure,abstain,"
+    "don't know,unknown".split(",")
+)
+
+# What people write for the two sides of a yes/no question, the negative side first.
+_BINARY_WORDS: Final = (
+    frozenset(
+        "no,n,false,f,0,fail,failed,bad,incorrect,wrong,reject,rejected,negative,unacceptable,"
+        "thumbs down,irrelevant,unsafe,not ok".split(",")
+    ),
+    frozenset(
+        "yes,y,true,t,1,pass,passed,good,correct,right,accept,accepted,positive,acceptable,"
+        "thumbs up,relevant,safe,ok".split(",")
+    ),
+)
+
+# Graded words in common use, worst to best. A scale all of whose words are found in one
+# of these, in the same order or its reverse, is ordinal.
+_LADDERS: Final = (
+    ("terrible", "very poor", "poor", "weak", "fair", "average", "acceptable", "ok", "good",
+     "very good", "great", "excellent", "outstanding"),
+    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "ok", "good", "very good",
+     "excellent", "perfect"),
+    ("none", "very low", "low", "medium", "high", "very high"),
+    ("low", "moderate", "high"),
+    ("strongly disagree", "disagree", "neutral", "agree", "strongly agree"),
+    ("never", "rarely", "sometimes", "often", "always"),
+    ("very dissatisfied", "dissatisfied", "neutral", "satisfied", "very satisfied"),
+    ("incorrect", "wrong", "partially correct", "partly correct", "mostly correct", "correct"),
+    ("no", "partly", "partially", "mostly", "yes"),
+    ("not helpful", "unhelpful", "somewhat helpful", "helpful", "very helpful"),
+    ("fail", "partial", "pass"),
+)  # fmt: skip
+
+
+def _fold(value: object) -> str:
+    """The form in which two writings of one value are the same: case, space, dashes, quotes."""
+    text = str(value).strip().strip("\"'`.“”").strip().casefold().replace("’", "'")
+    text = re.sub(r"[\s_\-]+", " ", text)
+    if re.fullmatch(r"[+-]?\d+\.0+", text):  # 4.0 is 4
+        text = text.split(".")[0]
+    return text
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return float(value)
+    try:
+        number = float(str(value).strip())
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_missing(raw: object) -> bool:
+    """Whether a cell holds nothing at all: None, nan or blank text.
+
+    >>> is_missing(" "), is_missing(float("nan")), is_missing(0)
+    (True, True, False)
+    """
+    if raw is None or raw is ABSTAIN:
+        return raw is None
+    if isinstance(raw, float) and math.isnan(raw):
+        return True
+    return isinstance(raw, str) and not raw.strip() or str(raw) in ("<NA>", "NaT")
+
+
+def _is_abstention(raw: object) -> bool:
+    return raw is ABSTAIN or (isinstance(raw, str) and _fold(raw) in _ABSTENTIONS)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A rating scale.
+
+    Parameters
+    ----------
+    kind
+        ``"binary"`` (two values), ``"nominal"`` (categories without an order), ``"ordinal"``
+        (categories from worst to best) or ``"numeric"``.
+    values
+        The canonical values. Binary: negative first. Ordinal: worst first. Numeric: empty.
+    low, high
+        The ends of a numeric scale where they are known; they only set the unit of `distance`.
+    integer
+        Whether a numeric scale takes whole numbers only.
+
+    Examples
+    --------
+    >>> scale = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
+    >>> scale.kind, scale.values
+    ('ordinal', ('poor', 'fair', 'good', 'excellent'))
+    >>> scale.normalise(" Excellent "), scale.distance("poor", "fair")
+    ('excellent', 0.3333333333333333)
+    >>> Scale.from_type(bool).normalise("Yes")
+    True
+    """
+
+    kind: Kind
+    values: tuple[Any, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind != "numeric" and len({_fold(v) for v in self.values}) < 2:
+            raise ArgumentError(
+                f"A {self.kind} scale needs at least two different values, got {self.values!r}."
+            )
+        if self.kind == "binary" and len(self.values) != 2:
+            raise ArgumentError(f"A binary scale has two values, got {self.values!r}.")
+
+    # -- where a scale comes from -------------------------------------------------------
+
+    @classmethod
+    def from_type(cls, feedback_value_type: Any) -> Scale | None:
+        """The scale of a judge's ``feedback_value_type``; None where the type says nothing (str).
+
+        Literals of two values are binary, Literals of numbers or of graded words are ordinal,
+        other Literals nominal; bool is binary; int and float are numeric. Optional types are
+        read as the type itself.
+
+        Raises
+        ------
+        ArgumentError
+            For lists and dicts, which hold no single verdict.
+        """
+        origin = typing.get_origin(feedback_value_type)
+        if origin is Union or origin is types.UnionType:
+            inner = [t for t in typing.get_args(feedback_value_type) if t is not type(None)]
+            return cls.from_type(inner[0]) if len(inner) == 1 else None
+        if origin is Literal:
+            return cls.of(typing.get_args(feedback_value_type))
+        if feedback_value_type is bool:
+            return cls("binary", (False, True))
+        if feedback_value_type in (int, float):
+            return cls("numeric", integer=feedback_value_type is int)
+        if feedback_value_type is None or feedback_value_type is str:
+            return None
+        raise ArgumentError(
+            f"feedback_value_type={feedback_value_type!r} holds no single verdict, so it cannot "
+            "be compared with a label. Use bool, int, float, str or a Literal of the values."
+        )
+
+    @classmethod
+    def of(cls, values: Sequence[Any], *, ordered: bool | None = None) -> Scale:
+        """The scale of the given values.
+
+        ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
+        an order; None decides by the values: two are binary, numbers and graded words ordinal.
+        """
+        unique = list({_fold(v): v for v in reversed(list(values))}.values())[::-1]
+        if len(unique) == 2 and ordered is None:
+            return cls("binary", _binary_order(unique))
+        if ordered is None:
+            ladder = _ladder_order(unique)
+            return cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
+        return cls("ordinal" if ordered else "nominal", tuple(unique))
+
+    @classmethod
+    def from_values(cls, observed: Iterable[Any]) -> Scale:
+        """The scale of observed raw values, for judges whose type is plain str.
+
+        Up to 20 distinct values make categories; more, if all are numbers, a numeric scale.
+
+        Raises
+        ------
+        ScaleError
+            When fewer than two distinct values, or more than 20 that are not all numbers,
+            were seen.
+        """
+        seen: dict[str, Any] = {}
+        for raw in observed:
+            if not is_missing(raw) and not _is_abstention(raw):
+                seen.setdefault(_fold(raw), raw.strip() if isinstance(raw, str) else raw)
+        distinct = [seen[key] for key in sorted(seen)]
+        numbers = [_number(v) for v in distinct]
+        if distinct and all(n is not None for n in numbers):
+            known = sorted(n for n in numbers if n is not None)
+            if len(known) > 20:
+                return cls("numeric", low=known[0], high=known[-1])
+            distinct = [int(n) if n == int(n) else n for n in known]
+        sides = {side for word in seen if (side := _binary_side(word)) is not None}
+        if sides == {0, 1} and all(_binary_side(word) is not None for word in seen):
+            # "Yes" and "true" are one value; keep the first writing of each side.
+            pair = [next(seen[w] for w in sorted(seen) if _binary_side(w) == s) for s in (0, 1)]
+            return cls("binary", tuple(pair))
+        if not 2 <= len(distinct) <= 20:
+            shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
+            raise ScaleError(
+                f"{len(distinct)} distinct values were seen ({shown}{', …' * (len(distinct) > 5)}),"
+                " which make no rating scale. Give the judge a feedback_value_type, for instance "
+                "Literal['yes', 'no'] or int."
+            )
+        return cls.of(distinct)
+
+    # -- values -------------------------------------------------------------------------
+
+    def normalise(self, raw: Any) -> Any:
+        """The canonical value of ``raw``, or `ABSTAIN`.
+
+        Raises
+        ------
+        ScaleError
+            When ``raw`` is missing or cannot be mapped; names it and the allowed values.
+        """
+        if is_missing(raw):
+            raise ScaleError(f"The value is missing. Allowed: {self.describe()}.")
+        if _is_abstention(raw) and _fold(raw) not in {_fold(v) for v in self.values}:
+            return ABSTAIN
+        if self.kind == "numeric":
+            return self._normalise_number(raw)
+        folded = _fold(raw)
+        for value in self.values:
+            if _fold(value) == folded:
+                return value
+        if self.kind == "binary":
+            sides = [_binary_side(_fold(value)) for value in self.values]
+            side = _binary_side(folded)
+            if side is not None and sides == [0, 1]:
+                return self.values[side]
+        raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
+
+    def _normalise_number(self, raw: Any) -> float | int:
+        number = _number(raw)
+        if number is None or isinstance(raw, bool):
+            raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
+        if (self.low is not None and number < self.low) or (
+            self.high is not None and number > self.high
+        ):
+            raise ScaleError(f"{raw!r} is outside the scale. Allowed: {self.describe()}.")
+        if self.integer:
+            if number != int(number):
+                raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
+            return int(number)
+        return number
+
+    def rank(self, value: Any) -> float:
+        """Position of a canonical value: 0 for the worst, in steps of 1; a number is its own rank.
+
+        On a nominal scale the rank is only the position in `values`.
+        """
+        return float(value) if self.kind == "numeric" else float(self.values.index(value))
+
+    def distance(self, a: Any, b: Any) -> float:
+        """How far two canonical values lie apart, in [0, 1].
+
+        0 where they are equal. On nominal and binary scales 1 otherwise; on ordinal scales the
+        steps between them over the most steps possible; on numeric scales the difference over
+        ``high - low`` (the larger of the two magnitudes where the ends are not known), cut at 1.
+        """
+        if a == b:
+            return 0.0
+        if self.kind in ("binary", "nominal"):
+            return 1.0
+        gap = abs(self.rank(a) - self.rank(b))
+        if self.kind == "ordinal":
+            return gap / (len(self.values) - 1)
+        if self.low is not None and self.high is not None and self.high > self.low:
+            return min(1.0, gap / (self.high - self.low))
+        return min(1.0, gap / max(abs(self.rank(a)), abs(self.rank(b)), 1.0))
+
+    @property
+    def positive(self) -> Any:
+        """The positive value of a binary scale (yes, pass, True); None on other scales."""
+        return self.values[1] if self.kind == "binary" else None
+
+    @property
+    def ordered(self) -> bool:
+        """Whether near misses exist: ordinal and numeric scales."""
+        return self.kind in ("ordinal", "numeric")
+
+    def with_range(self, observed: Iterable[Any]) -> Scale:
+        """A numeric scale with the ends of the observed canonical values; others unchanged."""
+        if self.kind != "numeric" or (self.low is not None and self.high is not None):
+            return self
+        numbers = [float(v) for v in observed]
+        if not numbers:
+            return self
+        return Scale("numeric", low=min(numbers), high=max(numbers), integer=self.integer)
+
+    def describe(self) -> str:
+        """The allowed values in a few words, for messages."""
+        if self.kind != "numeric":
+            return ", ".join(repr(value) for value in self.values)
+        word = "whole numbers" if self.integer else "numbers"
+        if self.low is None and self.high is None:
+            return word
+        return f"{word} from {self.low} to {self.high}"
+
+
+def _binary_side(folded: str) -> int | None:
+    for side, words in enumerate(_BINARY_WORDS):
+        if folded in words:
+            return side
+    return None
+
+
+def _binary_order(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Negative value first. Unknown words: the first one listed is taken as the positive one."""
+    first, second = values
+    ladder = _ladder_order(values)
+    if ladder:
+        return ladder
+    sides = [_binary_side(_fold(v)) for v in values]
+    if sides == [0, 1] or (sides[0] == 0 and sides[1] is None):
+        return (first, second)
+    return (second, first)
+
+
+def _ladder_order(values: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The values worst first where they are numbers or words of one ladder, else None."""
+    numbers = [_number(v) for v in values]
+    if all(n is not None for n in numbers) and not any(isinstance(v, bool) for v in values):
+        return tuple(v for _, v in sorted(zip(numbers, values, strict=True), key=lambda p: p[0]))  # type: ignore[arg-type, return-value]  # all are numbers here
+    folded = {_fold(v): v for v in values}
+    for ladder in _LADDERS:
+        if all(word in ladder for word in folded):
+            return tuple(folded[word] for word in ladder if word in folded)
+    return None
