@@ -27,6 +27,9 @@ MODEL_VARIABLE = "WORKBENCH_MODEL"
 FINGERPRINT_KEY = "workbench.judge_fingerprint"
 """Metadata key of a logged verdict: the fingerprint of the judge that gave it."""
 
+RECORDED_KEY = "workbench.recorded"
+"""Metadata key of a verdict that was given elsewhere and only logged here."""
+
 
 @dataclass(frozen=True)
 class Verdict:
