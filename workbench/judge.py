@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -37,7 +37,8 @@ class Verdict:
 
     Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
     where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
-    None where the provider does not count them. ``cached`` tells that nothing was paid.
+    None where the provider does not count them. ``calls`` counts the requests made for it, retries
+    included, and ``cached`` tells that nothing was paid.
     """
 
     trace_id: str
@@ -49,7 +50,7 @@ class Verdict:
     output_tokens: int | None = None
     cost: float | None = None
     cached: bool = False
-    metadata: dict[str, Any] = field(default_factory=dict)
+    calls: int = 0
 
 
 def default_model() -> str:
@@ -240,3 +241,29 @@ def fingerprint(judge: Judge) -> str:
         deciding["class"] = type(judge).__qualname__
     text = json.dumps(deciding, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+def scrub(text: str, judge: Judge | None = None) -> str:
+    """The text with every known secret replaced by ``***``.
+
+    Known are the values of environment variables that name a key, token, secret or password,
+    and the judge's header values and base URL credentials. Providers repeat them in messages.
+    """
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    for value in (getattr(judge, "_extra_headers", None) or {}).values():
+        secrets |= {value, value.rsplit(" ", 1)[-1]}
+    base_url = getattr(judge, "_base_url", None)
+    if base_url:
+        parts = urlsplit(base_url)
+        secrets |= {parts.query, parts.fragment, parts.username or "", parts.password or ""}
+    # Very short values would blot out ordinary words.
+    for secret in sorted((s for s in secrets if len(s) >= 6), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

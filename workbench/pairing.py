@@ -87,7 +87,9 @@ class Pairs:
         Covers every labelled trace, paired or not. None where an annotator gave no label or
         abstained.
         """
-        every = self.all_votes or dict(zip(self.table["trace_id"], self.table["votes"], strict=True))
+        every = self.all_votes or dict(
+            zip(self.table["trace_id"], self.table["votes"], strict=True)
+        )
         annotators = sorted({who for votes in every.values() for who in votes})
         ids = sorted(every)
         columns = {
@@ -238,9 +240,7 @@ class Split:
         return {
             "seed": self.seed,
             "groups": self.groups,
-            "traces": {
-                part: getattr(self, part).trace_ids for part in ("train", "dev", "test")
-            },
+            "traces": {part: getattr(self, part).trace_ids for part in ("train", "dev", "test")},
         }
 
     def __repr__(self) -> str:

@@ -30,19 +30,66 @@ ABSTAIN: Final = Abstention()
 """The one abstention. Compare with ``is``."""
 
 _ABSTENTIONS = frozenset(
-    "n/a,na,not applicable,can't judge,cannot judge,cant judge,can not judge,unsure,abstain,"
-    "don't know,unknown".split(",")
+    [
+        "n/a",
+        "na",
+        "not applicable",
+        "can't judge",
+        "cannot judge",
+        "cant judge",
+        "can not judge",
+        "unsure",
+        "abstain",
+        "don't know",
+        "unknown",
+    ]
 )
 
 # What people write for the two sides of a yes/no question, the negative side first.
 _BINARY_WORDS: Final = (
     frozenset(
-        "no,n,false,f,0,fail,failed,bad,incorrect,wrong,reject,rejected,negative,unacceptable,"
-        "thumbs down,irrelevant,unsafe,not ok".split(",")
+        [
+            "no",
+            "n",
+            "false",
+            "f",
+            "0",
+            "fail",
+            "failed",
+            "bad",
+            "incorrect",
+            "wrong",
+            "reject",
+            "rejected",
+            "negative",
+            "unacceptable",
+            "thumbs down",
+            "irrelevant",
+            "unsafe",
+            "not ok",
+        ]
     ),
     frozenset(
-        "yes,y,true,t,1,pass,passed,good,correct,right,accept,accepted,positive,acceptable,"
-        "thumbs up,relevant,safe,ok".split(",")
+        [
+            "yes",
+            "y",
+            "true",
+            "t",
+            "1",
+            "pass",
+            "passed",
+            "good",
+            "correct",
+            "right",
+            "accept",
+            "accepted",
+            "positive",
+            "acceptable",
+            "thumbs up",
+            "relevant",
+            "safe",
+            "ok",
+        ]
     ),
 )
 
@@ -94,7 +141,7 @@ def is_missing(raw: object) -> bool:
         return raw is None
     if isinstance(raw, float) and math.isnan(raw):
         return True
-    return isinstance(raw, str) and not raw.strip() or str(raw) in ("<NA>", "NaT")
+    return (isinstance(raw, str) and not raw.strip()) or str(raw) in ("<NA>", "NaT")
 
 
 def _is_abstention(raw: object) -> bool:

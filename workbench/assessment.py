@@ -1,0 +1,278 @@
+"""Let judges rate traces in the store, and log the verdicts.
+
+`assess` runs a judge and logs what comes back, failures included; `log_verdicts` takes
+verdicts of a judge that was run elsewhere. The calls themselves are made by `workbench.calls`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.entities.assessment_error import AssessmentError
+from mlflow.tracing.constant import AssessmentMetadataKey
+
+from workbench import store
+from workbench.cache import AnswerCache
+from workbench.calls import run
+from workbench.errors import ArgumentError
+from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, Verdict, fingerprint
+from workbench.traces import examples
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What `assess` did.
+
+    Attributes
+    ----------
+    table
+        One row a trace, in the order of the traces: ``trace_id``, ``value``, ``rationale``,
+        ``error`` (None where the judge answered), ``cached`` (True where nothing was paid).
+    calls
+        Model calls made in this run, failed ones included.
+    cost
+        US dollars paid in this run; None where no price is known.
+    input_tokens, output_tokens
+        As counted by the provider in this run; None where it does not count.
+    fingerprint
+        Of the judge version that gave the verdicts.
+    seconds
+        Wall-clock time.
+    """
+
+    name: str
+    table: pd.DataFrame
+    calls: int
+    cost: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    fingerprint: str
+    seconds: float
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The traces on which the judge gave no usable verdict: ``trace_id``, ``error``."""
+        failed = self.table[self.table["error"].notna()]
+        return failed[["trace_id", "error"]].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        money = "" if self.cost is None else f", ${self.cost:.4f}"
+        return (
+            f"<Assessed {self.name!r}: {len(self.table)} traces, {self.calls} calls, "
+            f"{len(self.failures)} failures, {self.seconds:.1f} s{money}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = f"<div>{escape(repr(self)[1:-1])}</div>"
+        failed = self.failures
+        tail = f"<div>Failures</div>{failed.head(10).to_html(index=False)}" if len(failed) else ""
+        return head + self.table.head(10).to_html(index=False, border=0) + tail
+
+
+def assess(
+    judge: Judge,
+    traces: Any = None,
+    *,
+    concurrency: int = 64,
+    cache: bool = True,
+    log: bool = True,
+    progress: bool = True,
+) -> Assessed:
+    """Let the judge rate traces and log its verdicts to MLflow.
+
+    A trace on which this very version of the judge has a verdict already is not judged again,
+    so an interrupted or partly failed run is completed by running it again. Failed calls are
+    logged as feedback with an error, listed in ``.failures``, and never count as a verdict.
+
+    Parameters
+    ----------
+    judge
+        Any MLflow judge of single traces.
+    traces
+        None (the active experiment), traces, trace ids, or an MLflow filter string.
+    concurrency
+        Calls under way at the same time, at most. Rate limits lower it for as long as needed.
+    cache
+        Take answers to equal questions from the disk cache, and put new ones there.
+    log
+        Log the verdicts to the traces, each with the judge's fingerprint.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    UnreachableModelError, CredentialError, ModelError
+        When the model cannot answer at all. What was judged before is kept.
+    """
+    started = time.monotonic()
+    if not judge.name:
+        raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
+    if getattr(judge, "is_session_level_scorer", False):
+        raise ArgumentError(
+            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces. "
+            "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
+        )
+    mark = fingerprint(judge)
+    fetched = store.fetch_traces(traces, spans=True)
+    earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
+    known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
+    todo = examples([t for t in fetched if t.info.trace_id not in known])
+
+    verdicts: dict[str, Verdict] = {}
+    answers = AnswerCache() if cache else None
+    writer = store.AssessmentWriter() if log else None
+
+    def keep(verdict: Verdict) -> None:
+        verdicts[verdict.trace_id] = verdict
+        before = earlier[verdict.trace_id]
+        repeated = (
+            before is not None and verdict.error is not None and before.error == verdict.error
+        )
+        if writer is not None and not repeated:
+            writer.put(as_feedback(verdict, judge))
+
+    try:
+        run(
+            judge,
+            todo,
+            concurrency=concurrency,
+            cache=answers,
+            progress=f"judging with {judge.name}" if progress else None,
+            on_verdict=keep,
+        )
+    finally:
+        # Whatever ended the run, what the judge has answered is written.
+        if writer is not None:
+            writer.close()
+        if answers is not None:
+            answers.close()
+    rows = [known.get(t.info.trace_id) or verdicts[t.info.trace_id] for t in fetched]
+    fresh = [v for v in verdicts.values() if not v.cached]
+    return Assessed(
+        name=judge.name,
+        table=verdict_table(rows),
+        calls=sum(v.calls for v in fresh),
+        cost=_total(v.cost for v in fresh),
+        input_tokens=_total(v.input_tokens for v in fresh),
+        output_tokens=_total(v.output_tokens for v in fresh),
+        fingerprint=mark,
+        seconds=time.monotonic() - started,
+    )
+
+
+def log_verdicts(
+    table: Any,
+    *,
+    name: str,
+    source: str,
+    value: str,
+    rationale: str | None = None,
+    progress: bool = True,
+) -> Any:
+    """Log recorded verdicts of a judge that was run elsewhere.
+
+    Parameters
+    ----------
+    table
+        A DataFrame or a file with a ``trace_id`` column; a row without a value is skipped.
+    name
+        The name under which people label the same traces.
+    source
+        Who judged, for instance the model's name.
+    value, rationale
+        Names of the columns that hold them.
+
+    Returns
+    -------
+    Logged
+        How many were written, were there already, and were skipped with the reason.
+    """
+    return store.log_feedback_table(
+        table,
+        name=name,
+        source_type="LLM_JUDGE",
+        source_id=source,
+        value=value,
+        rationale=rationale,
+        metadata={RECORDED_KEY: "true"},
+        progress=progress,
+    )
+
+
+# -- verdicts and the store -----------------------------------------------------------------
+
+
+def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
+    """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
+    metadata = {FINGERPRINT_KEY: verdict.fingerprint}
+    instructions = getattr(judge, "instructions", None)
+    if instructions:
+        metadata["guideline"] = instructions  # MLflow's page shows it beside the verdict
+    for key, value in (
+        (AssessmentMetadataKey.JUDGE_COST, verdict.cost),
+        (AssessmentMetadataKey.JUDGE_INPUT_TOKENS, verdict.input_tokens),
+        (AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS, verdict.output_tokens),
+    ):
+        if value is not None:
+            metadata[key] = str(value)
+    error = None
+    if verdict.error is not None:
+        error = AssessmentError(error_code="JUDGE_FAILED", error_message=verdict.error)
+    return Feedback(
+        name=judge.name,
+        value=verdict.value,
+        rationale=verdict.rationale or None,
+        error=error,
+        trace_id=verdict.trace_id,
+        source=AssessmentSource(
+            source_type="LLM_JUDGE", source_id=getattr(judge, "model", None) or type(judge).__name__
+        ),
+        metadata=metadata,
+    )
+
+
+def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
+    """This version's latest verdict on the trace, a usable one before a failed one."""
+    latest: Verdict | None = None
+    for one in sorted(trace.info.assessments or [], key=lambda a: a.create_time_ms or 0):
+        metadata = one.metadata or {}
+        if one.name != name or one.valid is False or metadata.get(FINGERPRINT_KEY) != mark:
+            continue
+        error = (one.error.error_message or one.error.error_code) if one.error else None
+        if error is not None and latest is not None and latest.error is None:
+            continue
+        latest = Verdict(
+            trace_id=trace.info.trace_id,
+            value=one.feedback.value if error is None and one.feedback else None,
+            rationale=one.rationale or "",
+            error=error,
+            fingerprint=mark,
+            cached=True,
+        )
+    return latest
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row a verdict: ``trace_id``, ``value``, ``rationale``, ``error``, ``cached``."""
+    table = pd.DataFrame(
+        [(v.trace_id, v.value, v.rationale, v.error, v.cached) for v in verdicts],
+        columns=["trace_id", "value", "rationale", "error", "cached"],
+        dtype=object,
+    )
+    return table.astype({"cached": bool})
+
+
+def _total(amounts: Iterable[float | None]) -> Any:
+    """Sum of the known amounts; None where none is known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
