@@ -29,67 +29,25 @@ class Abstention:
 ABSTAIN: Final = Abstention()
 """The one abstention. Compare with ``is``."""
 
-_ABSTENTIONS = frozenset(
-    [
-        "n/a",
-        "na",
-        "not applicable",
-        "can't judge",
-        "cannot judge",
-        "cant judge",
-        "can not judge",
-        "unsure",
-        "abstain",
-        "don't know",
-        "unknown",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(word.strip() for word in text.split(","))
+
+
+_ABSTENTIONS: Final = _words(
+    "n/a, na, not applicable, can't judge, cannot judge, cant judge, can not judge, unsure, "
+    "abstain, don't know, unknown"
 )
 
 # What people write for the two sides of a yes/no question, the negative side first.
 _BINARY_WORDS: Final = (
-    frozenset(
-        [
-            "no",
-            "n",
-            "false",
-            "f",
-            "0",
-            "fail",
-            "failed",
-            "bad",
-            "incorrect",
-            "wrong",
-            "reject",
-            "rejected",
-            "negative",
-            "unacceptable",
-            "thumbs down",
-            "irrelevant",
-            "unsafe",
-            "not ok",
-        ]
+    _words(
+        "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
+        "unacceptable, thumbs down, irrelevant, unsafe, not ok"
     ),
-    frozenset(
-        [
-            "yes",
-            "y",
-            "true",
-            "t",
-            "1",
-            "pass",
-            "passed",
-            "good",
-            "correct",
-            "right",
-            "accept",
-            "accepted",
-            "positive",
-            "acceptable",
-            "thumbs up",
-            "relevant",
-            "safe",
-            "ok",
-        ]
+    _words(
+        "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
+        "acceptable, thumbs up, relevant, safe, ok"
     ),
 )
 
