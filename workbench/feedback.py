@@ -1,0 +1,236 @@
+"""Ratings as MLflow feedback: what one says, and whole tables of them written once.
+
+Human labels and recorded verdicts of a judge are the same to the store; they differ in their
+source. `workbench.log_labels` and `workbench.log_verdicts` call this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Assessment, AssessmentSource, Feedback
+
+from workbench.errors import ArgumentError, ScaleError
+from workbench.scale import Scale, is_missing
+from workbench.store import fetch_traces, log_assessments
+from workbench.tables import (
+    has_lone_surrogate,
+    plain_or_reason,
+    raise_bad_rows,
+    read_table,
+    require_columns,
+)
+
+
+def make_feedback(
+    trace_id: str,
+    name: str,
+    value: Any,
+    *,
+    source_type: str,
+    source_id: str,
+    rationale: str | None = None,
+    metadata: dict[str, str] | None = None,
+    create_time_ms: int | None = None,
+) -> Feedback:
+    """Feedback whose id follows from what it says, so that writing it twice leaves one."""
+    feedback = Feedback(
+        name=name,
+        value=value,
+        source=AssessmentSource(source_type=source_type, source_id=source_id),
+        trace_id=trace_id,
+        rationale=rationale or None,
+        metadata=metadata,
+        create_time_ms=create_time_ms,
+        last_update_time_ms=create_time_ms,
+    )
+    feedback.assessment_id = content_id(feedback)
+    return feedback
+
+
+def content_id(assessment: Assessment) -> str:
+    """An assessment id made from the trace and `signature`."""
+    said = json.dumps([assessment.trace_id, *signature(assessment)])
+    return f"a-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+
+def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
+    """Kind, name, source type, source id, value and rationale: what an assessment says.
+
+    Numbers count by their size, since a server gives 4 back as 4.0.
+    """
+    holder = assessment.feedback or assessment.expectation
+    value = holder.value if holder is not None else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    return (
+        type(assessment).__name__,
+        assessment.name,
+        str(assessment.source.source_type),
+        assessment.source.source_id or "",
+        json.dumps(value, sort_keys=True, default=str),
+        assessment.rationale or "",
+    )
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What became of a table of labels or verdicts.
+
+    Attributes
+    ----------
+    name
+        The name under which they are stored.
+    written
+        Rows written now.
+    present
+        Rows that were in the store already.
+    skipped
+        Rows that hold nothing to write: ``row`` (counted from 0), ``reason``.
+    """
+
+    name: str
+    written: int
+    present: int
+    skipped: pd.DataFrame
+
+    def __repr__(self) -> str:
+        text = f"{self.name!r}: {self.written} written, {self.present} already there"
+        reasons = Counter(self.skipped["reason"].tolist())
+        return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
+
+    def _repr_html_(self) -> str:
+        counts = pd.DataFrame(
+            [(self.written, self.present, len(self.skipped))],
+            columns=["written", "already there", "skipped"],
+            index=[self.name],
+        )
+        html = str(counts.to_html())
+        if len(self.skipped):
+            html += str(self.skipped.to_html(index=False, max_rows=10))
+        return html
+
+
+def log_feedback_table(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    source_type: str,
+    source_id: str,
+    value: str,
+    rationale: str | None = None,
+    metadata: dict[str, str] | None = None,
+    scale: Scale | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write a table of ratings as feedback, one a row, none twice.
+
+    Parameters
+    ----------
+    table
+        DataFrame or file (see `read_table`) with a ``trace_id`` column.
+    name
+        Name of the feedback; the judge's name.
+    source_type, source_id
+        ``"HUMAN"`` or ``"LLM_JUDGE"``, and who.
+    value, rationale
+        Columns. A row without a value is skipped and listed; the value is kept as given.
+    metadata
+        Put on each assessment.
+    scale
+        When given, all values must lie on it.
+
+    Returns
+    -------
+    Logged
+        A row is *present*, and not written, when its trace has feedback with the same name,
+        source, value and rationale, overridden or not. So a call that was killed can be run
+        again. Of several rows by one source on one trace the last is the latest.
+
+    Raises
+    ------
+    ArgumentError
+        For missing columns and empty names.
+    TableError
+        For values that cannot be stored or lie off the scale; nothing is written.
+    StoreError
+        For unknown trace ids (nothing is written), or when the store fails midway.
+    """
+    for argument, given in (("name", name), ("source", source_id)):
+        if not isinstance(given, str) or not given.strip():
+            raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
+    frame = read_table(table)
+    require_columns(frame, "trace_id", ["trace_id"])
+    require_columns(frame, "value", [value])
+    if rationale is not None:
+        require_columns(frame, "rationale", [rationale])
+
+    rows: list[tuple[str, Any, str | None]] = []
+    skipped: list[tuple[int, str]] = []
+    bad: list[tuple[int, str]] = []
+    reasons_given = frame[rationale].tolist() if rationale is not None else [None] * len(frame)
+    cells = zip(frame["trace_id"].tolist(), frame[value].tolist(), reasons_given, strict=True)
+    for row, (trace_id, raw, because) in enumerate(cells):
+        if is_missing(trace_id):
+            skipped.append((row, "without a trace_id"))
+        elif is_missing(raw):
+            skipped.append((row, "without a value"))
+        elif problem := rating_problem(raw, because, scale):
+            bad.append((row, problem))
+        else:
+            text = None if is_missing(because) else str(because)
+            rows.append((str(trace_id), plain_or_reason(raw)[0], text))
+    raise_bad_rows(bad, len(frame), "logged")
+
+    infos = {t.info.trace_id: t.info for t in fetch_traces([r[0] for r in rows], spans=False)}
+    seen = {(i, signature(a)) for i, info in infos.items() for a in info.assessments}
+    start = now_ms()
+    new: list[Assessment] = []
+    on_trace: Counter[str] = Counter()
+    for trace_id, rating, text in rows:
+        feedback = make_feedback(
+            trace_id,
+            name,
+            rating,
+            source_type=source_type,
+            source_id=source_id,
+            rationale=text,
+            metadata=metadata,
+            # Later rows on a trace are later labels.
+            create_time_ms=start + on_trace[trace_id],
+        )
+        on_trace[trace_id] += 1
+        if (trace_id, signature(feedback)) not in seen:
+            seen.add((trace_id, signature(feedback)))
+            new.append(feedback)
+    written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
+    listed = pd.DataFrame(skipped, columns=["row", "reason"])
+    return Logged(name, written, len(rows) - written, listed)
+
+
+def rating_problem(raw: Any, rationale: Any, scale: Scale | None = None) -> str | None:
+    """Why a rating cannot be stored; None where it can."""
+    value, reason = plain_or_reason(raw)
+    if reason:
+        return f"the value is {reason}"
+    for what, text in (("value", value), ("rationale", rationale)):
+        if isinstance(text, str) and has_lone_surrogate(text):
+            return f"the {what} holds half of a surrogate pair, which MLflow cannot store here"
+    if scale is not None:
+        try:
+            scale.normalise(value)
+        except ScaleError as error:
+            return str(error)
+    return None
+
+
+def now_ms() -> int:
+    """The time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,181 @@
+"""Human labels: written from a table, read from traces.
+
+A label is MLflow feedback from a HUMAN source under the judge's name, wherever it was given:
+by `log_labels`, by `mlflow.log_feedback`, in a panel or in MLflow's own UI.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+from mlflow.entities import Feedback, Trace
+
+from workbench.feedback import Logged, log_feedback_table
+from workbench.scale import is_missing
+
+AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
+"""Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one annotator says about one trace, the value as it was given."""
+
+    trace_id: str
+    annotator: str
+    value: Any
+    rationale: str | None
+    created_ms: int
+    after_verdict: bool
+
+
+def log_labels(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    annotator: str,
+    value: str,
+    rationale: str | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write one annotator's labels from a table.
+
+    Parameters
+    ----------
+    table
+        DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column; ``.trace_ids`` of
+        `import_traces` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` has it.
+    name
+        The judge's name, exactly.
+    annotator
+        Who gave the labels.
+    value, rationale
+        Columns with the labels and the annotator's reasons. Values are kept as given, also
+        abstentions such as ``N/A``; rows without one are skipped and listed.
+
+    Returns
+    -------
+    Logged
+        Counts of labels written, and of those there already: a call that was killed, or is
+        repeated, writes what is missing and nothing twice.
+
+    Raises
+    ------
+    ArgumentError
+        For missing columns and empty names.
+    StoreError
+        For trace ids that the store does not hold; nothing is written then.
+    """
+    return log_feedback_table(
+        table,
+        name=name,
+        source_type="HUMAN",
+        source_id=annotator,
+        value=value,
+        rationale=rationale,
+        progress=progress,
+    )
+
+
+def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
+    """The labels that count, at most one a trace and annotator, in the order of the traces.
+
+    Only feedback under exactly ``name`` counts. Feedback that was overridden, and feedback
+    that holds an error or no value, does not. Of several by one annotator the latest counts,
+    except that a label given after its author saw the verdict never replaces one given blind,
+    not even by overriding it; where it stands alone it is marked.
+
+    Parameters
+    ----------
+    traces
+        Traces with their assessments, as `workbench.store.fetch_traces` gives them.
+    """
+    records = []
+    for trace in traces:
+        given = [f for f in _human_feedback(trace) if f.name == name]
+        chosen: dict[str, Feedback] = {}
+        for feedback in sorted(given, key=_rank):
+            if _counts(feedback, given):
+                chosen[_annotator(feedback)] = feedback
+        records += [
+            Label(
+                trace_id=trace.info.trace_id,
+                annotator=annotator,
+                value=feedback.value,
+                rationale=feedback.rationale or None,
+                created_ms=int(feedback.create_time_ms or 0),
+                after_verdict=_is_after_verdict(feedback),
+            )
+            for annotator, feedback in sorted(chosen.items())
+        ]
+    return records
+
+
+def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
+    """Names close to ``name`` under which there is valid human feedback, and how much.
+
+    Close are names that differ by case, space, dash or underscore, and those that look alike.
+    """
+    counts = Counter(
+        feedback.name
+        for trace in traces
+        for feedback in _human_feedback(trace)
+        if feedback.valid is not False and feedback.name != name
+    )
+    wanted = _folded(name)
+    return {
+        other: count
+        for other, count in counts.most_common()
+        if _folded(other) == wanted
+        or difflib.SequenceMatcher(None, _folded(other), wanted).ratio() >= 0.75
+    }
+
+
+def _human_feedback(trace: Trace) -> Iterator[Feedback]:
+    for assessment in trace.info.assessments:
+        if isinstance(assessment, Feedback) and assessment.source.source_type == "HUMAN":
+            yield assessment
+
+
+def _counts(feedback: Feedback, given: list[Feedback]) -> bool:
+    if feedback.feedback.error is not None or is_missing(feedback.value):
+        return False
+    if feedback.valid is not False:
+        return True
+    # Overridden: it still counts if it was given blind and changed after seeing the verdict.
+    heirs = [f for f in given if f.overrides and f.overrides == feedback.assessment_id]
+    return (
+        bool(heirs)
+        and not _is_after_verdict(feedback)
+        and all(
+            _is_after_verdict(heir) and _annotator(heir) == _annotator(feedback) for heir in heirs
+        )
+    )
+
+
+def _rank(feedback: Feedback) -> tuple[bool, int, str]:
+    """Orders the feedback of one annotator: blind over not, later over earlier, then by id."""
+    return (
+        not _is_after_verdict(feedback),
+        int(feedback.create_time_ms or 0),
+        feedback.assessment_id or "",
+    )
+
+
+def _is_after_verdict(feedback: Feedback) -> bool:
+    return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def _annotator(feedback: Feedback) -> str:
+    return feedback.source.source_id or "default"
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name).casefold()

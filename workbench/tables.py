@@ -1,0 +1,241 @@
+"""Tables: read by file extension, their columns checked, their cells made plain.
+
+A plain cell is what JSON can hold and MLflow gives back unchanged: None, bool, int, float,
+str, and lists and dicts of these.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ArgumentError, TableError
+
+_INT64 = 2**63
+
+
+def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+    """The table itself, or the file read by its extension.
+
+    ``.csv``: every cell is text just as it stands, so an answer ``NA`` or ``007`` is kept.
+    ``.jsonl`` and ``.ndjson``: one JSON object a line, values keep their types. ``.parquet``:
+    needs ``pip install 'judge-workbench[parquet]'``. Text is UTF-8, with or without a byte
+    order mark. Rows keep their order.
+
+    Raises
+    ------
+    ArgumentError
+        When it is neither a DataFrame nor the path of a file with a known extension.
+    TableError
+        When the file is missing, damaged or empty.
+    """
+    if isinstance(table, pd.DataFrame):
+        return table
+    if not isinstance(table, (str, os.PathLike)):
+        raise ArgumentError(
+            f"table is a {type(table).__name__}. Give a pandas DataFrame "
+            "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
+        )
+    path = Path(table).expanduser()
+    readers = {
+        ".csv": _read_csv,
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ArgumentError(
+            f"table={str(table)!r} has no known extension. Known are {', '.join(readers)}; read "
+            "any other file with pandas and give the DataFrame."
+        )
+    if not path.is_file():
+        raise TableError(f"There is no file {str(path.absolute())!r}.")
+    try:
+        return reader(path)
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"{str(path)!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8, or read it "
+            "with pandas.read_csv(path, encoding=..., dtype=str, keep_default_na=False) and give "
+            "the DataFrame."
+        ) from error
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        # The header is read as a row of its own, so that pandas neither renames a column nor
+        # takes the first one for an index where rows are wider than the header.
+        raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except pd.errors.EmptyDataError as error:
+        raise TableError(f"{str(path)!r} is empty.") from error
+    except pd.errors.ParserError as error:
+        raise TableError(f"{str(path)!r} is no well-formed CSV: {error}") from error
+    table = raw.iloc[1:].reset_index(drop=True)
+    table.columns = pd.Index(raw.iloc[0].tolist())
+    # Cells that a short row lacks are the only ones that are not text.
+    short = [int(row) for row in np.flatnonzero(table.isna().any(axis=1))]
+    if short:
+        raise TableError(
+            f"{str(path)!r}: {len(short)} rows have fewer cells than the header has columns, "
+            f"the first are rows {_some(short)} (counted from 0 after the header).",
+            [(row, "fewer cells than columns") for row in short],
+        )
+    return table
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    records: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise TableError(f"{str(path)!r}, line {number}: {error}.") from error
+            if not isinstance(record, dict):
+                raise TableError(
+                    f"{str(path)!r}, line {number}: a JSON object was expected, this is a "
+                    f"{type(record).__name__}."
+                )
+            records.append(record)
+    if not records:
+        raise TableError(f"{str(path)!r} is empty.")
+    # Without dtype=object a whole number in a column with gaps would become a float.
+    return pd.DataFrame(records, dtype=object)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        import pyarrow as arrow
+    except ImportError as error:
+        raise TableError(
+            "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
+        ) from error
+    try:
+        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise TableError(f"{str(path)!r} is no readable Parquet file: {error}") from error
+
+
+def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
+    """Raise `ArgumentError` unless the table has each of the columns once.
+
+    The message names the columns that exist and those whose names are close.
+    """
+    existing = [str(column) for column in table.columns]
+    for name in names:
+        found = sum(1 for column in table.columns if column == name)
+        if found == 1:
+            continue
+        if found:
+            raise ArgumentError(f"{argument}: the table has {found} columns named {name!r}.")
+        near = difflib.get_close_matches(str(name).lower(), [c.lower() for c in existing], n=1)
+        close = next((c for c in existing if near and c.lower() == near[0]), None)
+        raise ArgumentError(
+            f"{argument}: the table has no column {name!r}"
+            + (f" - did you mean {close!r}?" if close else ".")
+            + f" Its columns are: {', '.join(map(repr, existing)) or 'none'}."
+        )
+
+
+def is_null(cell: object) -> bool:
+    """Whether a cell holds no value: None, nan, NaT or pandas.NA. Empty text is a value."""
+    return (
+        cell is None
+        or cell is pd.NA
+        or cell is pd.NaT
+        or (
+            isinstance(cell, (float, np.floating, np.datetime64, np.timedelta64))
+            and bool(pd.isna(cell))
+        )
+    )
+
+
+def plain(cell: Any) -> Any:
+    """The cell as a plain value: numpy and pandas types converted, nan as None, dates as ISO text.
+
+    Raises
+    ------
+    ValueError
+        For what JSON cannot hold; the message is the reason, without the value.
+    """
+    if isinstance(cell, np.ndarray):
+        cell = cell.tolist()
+    elif isinstance(cell, np.generic) and not isinstance(cell, (np.datetime64, np.timedelta64)):
+        cell = cell.item()
+    if is_null(cell):
+        return None
+    if isinstance(cell, bool):
+        return cell
+    if isinstance(cell, str):
+        return str.__str__(cell)
+    if isinstance(cell, int):
+        if not -_INT64 <= cell < _INT64:
+            raise ValueError("a whole number beyond 64 bits; give it as text")
+        return int(cell)
+    if isinstance(cell, float):
+        if math.isinf(cell):
+            raise ValueError("an infinite number")
+        return float(cell)
+    if isinstance(cell, np.datetime64):
+        return pd.Timestamp(cell).isoformat()
+    if isinstance(cell, (np.timedelta64, datetime.timedelta)):
+        return pd.Timedelta(cell).isoformat()
+    if isinstance(cell, (datetime.date, datetime.time)):
+        return cell.isoformat()
+    if isinstance(cell, (list, tuple)):
+        return [plain(item) for item in cell]
+    if isinstance(cell, dict):
+        wrong = next((key for key in cell if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise ValueError(f"a dict with a key of type {type(wrong).__name__}")
+        return {str.__str__(key): plain(value) for key, value in cell.items()}
+    raise ValueError(f"a value of type {type(cell).__name__}")
+
+
+def plain_or_reason(cell: Any) -> tuple[Any, str | None]:
+    """The plain value and None, or None and the reason why there is none."""
+    try:
+        return plain(cell), None
+    except ValueError as error:
+        return None, str(error)
+    except RecursionError:
+        return None, "nested too deeply"
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
+    """Raise a `TableError` that lists the rows, if there are any."""
+    if not bad:
+        return
+    rows = len({row for row, _ in bad})
+    lines = [f"  row {row}: {reason}" for row, reason in bad[:20]]
+    if len(bad) > 20:
+        lines.append(f"  ... and {len(bad) - 20} more, all in the error's .rows")
+    raise TableError(
+        f"{rows} of {total} rows cannot be {what}, and nothing was written. Mend or drop them "
+        "(rows are counted from 0):\n" + "\n".join(lines),
+        bad,
+    )
+
+
+def _some(items: list[Any], most: int = 5) -> str:
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
