@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from workbench.coding import float_or_text
 from workbench.coefficients import (
     UNDEFINED,
     Array,
@@ -26,8 +26,10 @@ from workbench.coefficients import (
     percentile_interval,
     ratio,
     resample,
+    wilson,
 )
 from workbench.errors import ArgumentError, ScaleError
+from workbench.rendering import figure, html_table, plain
 from workbench.scale import ABSTAIN, Scale, is_missing
 
 if TYPE_CHECKING:
@@ -62,9 +64,11 @@ class AnnotatorAgreement:
         Krippendorff's alpha over all labels, with a bootstrap interval over items; ``level`` of
         measurement follows the scale: nominal, ordinal or interval.
     fleiss, fleiss_items, fleiss_raters
-        Fleiss' kappa. It is defined only for items with the same number of labels, so it is
-        taken over the ``fleiss_items`` items with exactly ``fleiss_raters`` labels, the number
-        that most items have.
+        Fleiss' kappa. It is defined only for items with the same number of labels. Where all
+        items have that, it is taken over all. Otherwise to pick items by their number of labels
+        would mislead (a third label is often asked for only where two differ), so it is taken
+        over the items that each of the ``fleiss_raters`` most active annotators labelled, as many
+        annotators as leave most labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item, over all labels that can be compared; among tied majority values each counts as
@@ -193,7 +197,7 @@ def annotator_agreement(
     positions = np.array([scale.rank(v) if scale else k for k, v in enumerate(values)])
     level = _LEVELS[scale.kind] if scale else "nominal"
     labels_each = counts.sum(axis=1)
-    raters, items = _usual_number(labels_each)
+    fleiss_counts = _equally_rated(codes, counts)
     names = tuple(str(name) for name in votes.columns)
     by_annotator, credit, compared = _against_others(names, codes, counts)
     shared = int((labels_each >= 2).sum())
@@ -201,6 +205,11 @@ def annotator_agreement(
     def interval(statistic: str) -> Interval:
         if shared == 0:
             return UNDEFINED
+        if (counts[labels_each >= 2] > 0).sum() == shared:  # the bootstrap would claim certainty
+            shares = counts[labels_each >= 2].sum(axis=0) / labels_each[labels_each >= 2].sum()
+            by_chance = 1 - float(shares @ shares) if statistic == "alpha" else 1.0
+            open_share = 1 - wilson(shared, shared, confidence).low
+            return Interval(max(-1.0, 1 - open_share / by_chance), 1.0) if by_chance else UNDEFINED
         draws = resample(np.ones(len(counts), dtype=int), resamples, seed)
         if statistic == "ceiling":
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -216,9 +225,9 @@ def annotator_agreement(
         alpha=krippendorff_alpha(counts, positions, level),
         alpha_interval=interval("alpha"),
         level=level,
-        fleiss=fleiss_kappa(counts[labels_each == raters]) if items else math.nan,
-        fleiss_items=items,
-        fleiss_raters=raters,
+        fleiss=fleiss_kappa(fleiss_counts),
+        fleiss_items=len(fleiss_counts),
+        fleiss_raters=int(fleiss_counts[0].sum()) if len(fleiss_counts) else 0,
         ceiling=ratio(credit.sum(), compared.sum()),
         ceiling_interval=interval("ceiling"),
         scale=scale,
@@ -256,17 +265,20 @@ def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     return values or [None], codes.reshape(votes.shape)
 
 
-def float_or_text(value: Any) -> tuple[float, str]:
-    """Sort key: numbers by size, all else by its text."""
-    return (float(value), "") if isinstance(value, (int, float)) else (math.inf, str(value))
+def _equally_rated(codes: Array, counts: Array) -> Array:
+    """Counts by item and category over items with the same number of labels, two at least.
 
-
-def _usual_number(labels_each: Array) -> tuple[int, int]:
-    """The number of labels (two at least) that most items have, the larger of equals; and how
-    many items have it."""
-    counts = Counter(int(m) for m in labels_each if m >= 2)
-    raters, items = max(counts.items(), key=lambda c: (c[1], c[0]), default=(0, 0))
-    return raters, items
+    See `AnnotatorAgreement.fleiss` for which items and labels these are.
+    """
+    numbers = set(counts.sum(axis=1).tolist()) - {0, 1}
+    if len(numbers) <= 1:
+        return np.asarray(counts[counts.sum(axis=1) >= 2])
+    given = codes >= 0
+    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
+    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
+    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
+    rated = codes[np.ix_(given[:, group].all(axis=1), group)]
+    return np.stack([(rated == k).sum(axis=1) for k in range(counts.shape[1])], axis=1)
 
 
 def _pairwise(
@@ -322,39 +334,3 @@ def _alpha_interval(
     together = (draws @ each.reshape(len(each), -1)).reshape(-1, size, size)
     alphas = krippendorff_alphas(together, together.sum(axis=-1), positions, level)
     return percentile_interval(alphas, confidence)
-
-
-# -- rendering shared with `metrics` ----------------------------------------------------------
-
-
-def figure(value: float, interval: Interval = UNDEFINED, *, sign: bool = False) -> str:
-    """A figure with its interval as text: ``0.848 [0.829, 0.865]``; "undefined" for nan."""
-    if math.isnan(value):
-        return "undefined"
-    return f"{value:{'+' if sign else ''}.3f} {interval}".strip()
-
-
-def html_table(table: pd.DataFrame, *, index: bool = True) -> str:
-    """A small HTML table with everything escaped."""
-    return str(
-        table.to_html(index=index, border=0, escape=True, na_rep="", float_format="{:.3f}".format)
-    )
-
-
-def plain(data: dict[str, Any]) -> dict[str, Any]:
-    """Data that JSON takes, from tables, intervals and numpy numbers; nan becomes None."""
-    return {str(key): _plain(value) for key, value in data.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
