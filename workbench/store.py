@@ -102,8 +102,7 @@ def fetch_traces(
     ArgumentError
         When ``traces`` is something else.
     """
-    # Traces of the running application may still be on their way to the store.
-    mlflow.flush_trace_async_logging()
+    _await_pending_traces()
     client = TracingClient()
     given: dict[str, Trace] = {}
     if traces is None or (isinstance(traces, str) and not _is_trace_id(traces)):
@@ -124,6 +123,22 @@ def fetch_traces(
     loaded = {i: t.data for i, t in given.items() if t.data.spans}
     loaded.update(_load_spans(client, [i for i in infos if i.trace_id not in loaded]))
     return [Trace(info, loaded.get(info.trace_id) or TraceData(spans=[])) for info in infos]
+
+
+_last_awaited: str | None = None
+
+
+def _await_pending_traces() -> None:
+    """Wait for traces of this process that are still on their way to the store.
+
+    MLflow's flush takes two seconds even when there is nothing to do, so it is called only
+    when a trace has ended since the last time.
+    """
+    global _last_awaited
+    last = mlflow.get_last_active_trace_id()
+    if last != _last_awaited:
+        mlflow.flush_trace_async_logging()
+        _last_awaited = last
 
 
 def trace_infos(ids: Sequence[str], *, experiment: str | None = None) -> dict[str, TraceInfo]:
