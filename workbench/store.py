@@ -141,8 +141,13 @@ def _await_pending_traces() -> None:
         _last_awaited = last
 
 
-def trace_infos(ids: Sequence[str], *, experiment: str | None = None) -> dict[str, TraceInfo]:
-    """The infos (tags, assessments) of those of the given traces that the store holds."""
+def trace_infos(
+    ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
+) -> dict[str, TraceInfo]:
+    """The infos (tags, assessments) of those of the given traces that the store holds.
+
+    With ``elsewhere=False`` only those in the experiment are looked for.
+    """
     client = TracingClient()
     found: dict[str, TraceInfo] = {}
     where = experiment_id(experiment, create=False)
@@ -152,7 +157,8 @@ def trace_infos(ids: Sequence[str], *, experiment: str | None = None) -> dict[st
         quoted = ",".join(f"'{i}'" for i in chunk)
         for info in _search(client, where, f"request_id IN ({quoted})"):
             found[info.trace_id] = info
-    for chunk in _chunks([i for i in ids if i not in found], _SPAN_BATCH):
+    missing = [i for i in ids if i not in found] if elsewhere else []
+    for chunk in _chunks(missing, _SPAN_BATCH):
         for info in client.store.batch_get_trace_infos(chunk):
             found[info.trace_id] = info
     return found

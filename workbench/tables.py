@@ -239,3 +239,8 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 def _some(items: list[Any], most: int = 5) -> str:
     return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
+
+
+def as_text(value: Any) -> str:
+    """A plain value as text: text as it stands, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,277 @@
+"""Tables into MLflow traces, losslessly; MLflow traces as the examples that a judge sees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Assessment, Expectation, Trace, TraceInfo
+from mlflow.genai.utils.trace_utils import (
+    resolve_expectations_from_trace,
+    resolve_inputs_from_trace,
+    resolve_outputs_from_trace,
+)
+
+from workbench.errors import ArgumentError, TableError
+from workbench.feedback import content_id, make_feedback, signature
+from workbench.ingest import Pending, write_traces
+from workbench.rows import ColumnSpec, LabelSpec, Row, read_rows
+from workbench.store import (
+    experiment_id,
+    fetch_traces,
+    has_spans,
+    log_assessments,
+    trace_infos,
+)
+from workbench.tables import read_table
+
+# -- traces as examples ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a judge sees of one trace.
+
+    ``inputs`` and ``outputs`` are those of the root span, ``expectations`` the values of the
+    valid human expectations by name, None where there are none. ``tags`` are the trace's tags
+    but for MLflow's own.
+    """
+
+    trace_id: str
+    inputs: Any
+    outputs: Any
+    expectations: dict[str, Any] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def examples(traces: Any = None, *, experiment: str | None = None) -> list[Example]:
+    """Traces as examples.
+
+    ``traces`` is anything that `workbench.store.fetch_traces` takes. A trace without a root
+    span, or without inputs or outputs, has None there.
+    """
+    return [as_example(trace) for trace in fetch_traces(traces, experiment=experiment)]
+
+
+def as_example(trace: Trace) -> Example:
+    """One MLflow trace, read as MLflow's own judges read it."""
+    return Example(
+        trace_id=trace.info.trace_id,
+        inputs=resolve_inputs_from_trace(None, trace),
+        outputs=resolve_outputs_from_trace(None, trace),
+        expectations=resolve_expectations_from_trace(None, trace),
+        tags={k: v for k, v in trace.info.tags.items() if not k.startswith("mlflow.")},
+    )
+
+
+def item_digest(
+    example: Example, fields: Iterable[str] = ("inputs", "outputs", "expectations")
+) -> str:
+    """SHA-256 of the example's content, the same in every process: 64 hexadecimal digits."""
+    return _digest({name: getattr(example, name) for name in fields})
+
+
+def _digest(content: Any) -> str:
+    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+# -- tables into traces ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of an imported table.
+
+    Attributes
+    ----------
+    trace_ids
+        One a row, in row order, also for rows that were there already.
+    skipped
+        The rows that were there already: ``row`` (counted from 0), ``trace_id``, ``reason``.
+    created
+        Traces written now.
+    labels
+        Labels written now.
+    experiment_id
+        Where the traces are.
+    """
+
+    trace_ids: list[str]
+    skipped: pd.DataFrame
+    created: int
+    labels: int
+    experiment_id: str
+
+    def __len__(self) -> int:
+        return len(self.trace_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Imported {len(self)} rows: {self.created} new, {len(self.skipped)} already there, "
+            f"{self.labels} labels added, experiment {self.experiment_id}>"
+        )
+
+    def _repr_html_(self) -> str:
+        counts = pd.DataFrame(
+            [(len(self), self.created, len(self.skipped), self.labels)],
+            columns=["rows", "new traces", "already there", "labels added"],
+        )
+        html = str(counts.to_html(index=False))
+        if len(self.skipped):
+            html += str(self.skipped.to_html(index=False, max_rows=10))
+        return html
+
+
+def import_traces(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    inputs: ColumnSpec,
+    outputs: ColumnSpec,
+    expectations: ColumnSpec | None = None,
+    labels: LabelSpec | None = None,
+    label_name: str | None = None,
+    tags: ColumnSpec | None = None,
+    experiment: str | None = None,
+    progress: bool = True,
+) -> Imported:
+    """Store each row of a table as an MLflow trace, once, with its labels.
+
+    Parameters
+    ----------
+    table
+        DataFrame, or CSV, JSONL or Parquet file; see `workbench.tables.read_table`.
+    inputs
+        A column, a list of columns, or ``{key: column}``. The trace's inputs are a dict.
+    outputs
+        A column, whose cell is the trace's output as it stands; or a list or
+        ``{key: column}`` for a dict.
+    expectations
+        Columns with what was expected, as ``inputs``. Each filled cell becomes an MLflow
+        expectation, so that a judge's ``{{ expectations }}`` is ``{key: cell}``.
+    labels
+        Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``.
+        Each filled rating becomes human feedback by that annotator.
+    label_name
+        The name that the labels get: the judge's name. Needed with ``labels``.
+    tags
+        Columns kept as trace tags, such as an id to group by; `Example.tags` has them.
+    experiment
+        Name (created if missing) or id; the active experiment by default.
+
+    Returns
+    -------
+    Imported
+        ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
+        other columns. A row is known by its inputs, outputs, expectations and tags, and by how
+        many equal rows precede it. Rows that the experiment has already are not written again,
+        but labels that they lack are added: an import that was interrupted can simply be run
+        again, and annotators can be imported one after another. The order of traces by time is
+        that of the rows.
+
+    Raises
+    ------
+    ArgumentError
+        For columns that do not exist.
+    TableError
+        For a table without rows, and for cells that cannot be stored, with all row numbers;
+        nothing is written then. Missing values (None, nan) are stored as null; a row needs an
+        output and at least one input. Dates become ISO text.
+    StoreError
+        When the store fails; rows written before stay.
+    """
+    if bool(labels) != (label_name is not None) or (label_name is not None and not label_name):
+        raise ArgumentError(
+            f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
+            "under the name of the judge that they are compared with."
+        )
+    frame = read_table(table)
+    rows = read_rows(
+        frame,
+        inputs=inputs,
+        outputs=outputs,
+        expectations=expectations,
+        tags=tags,
+        labels=labels,
+    )
+    if not rows:
+        raise TableError("The table has no rows, so there is nothing to import.")
+
+    where = experiment_id(experiment)
+    trace_ids = _trace_ids(rows, where)
+    there = trace_infos(trace_ids, experiment=where, elsewhere=False)
+    now = time.time_ns() // 1_000_000
+    new: list[Pending] = []
+    late: list[Assessment] = []
+    skipped: list[tuple[int, str, str]] = []
+    for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
+        assessments = list(_assessments(row, trace_id, label_name, now))
+        info = there.get(trace_id)
+        if info is None:
+            # A millisecond a row keeps the row order, and is less than a row takes to write.
+            new.append(Pending(row, trace_id, assessments, now + len(new)))
+            continue
+        lacking = _lacking(assessments, info)
+        late += lacking
+        reason = "already there"
+        if not has_spans(info):
+            new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
+            reason = "was there without its spans, completed"
+        elif lacking:
+            reason = f"already there, {len(lacking)} labels or expectations added"
+        skipped.append((number, trace_id, reason))
+
+    write_traces(new, where, progress=progress)
+    log_assessments(late, progress=progress, desc="labels")
+    written = [a for pending in new for a in pending.assessments] + late
+    return Imported(
+        trace_ids=trace_ids,
+        skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
+        created=len(rows) - len(skipped),
+        labels=sum(assessment.feedback is not None for assessment in written),
+        experiment_id=where,
+    )
+
+
+def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:
+    """Ids that follow from the experiment, the content, and the count of equal rows before."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for row in rows:
+        content = _digest([where, row.inputs, row.outputs, row.expectations, row.tags])
+        ids.append(f"tr-{_digest([content, seen[content]])[:32]}")
+        seen[content] += 1
+    return ids
+
+
+def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> Iterator[Assessment]:
+    for key, value in row.expectations.items():
+        expectation = Expectation(
+            name=key, value=value, trace_id=trace_id, create_time_ms=now, last_update_time_ms=now
+        )
+        expectation.assessment_id = content_id(expectation)
+        yield expectation
+    for annotator, (value, rationale) in row.labels.items():
+        yield make_feedback(
+            trace_id,
+            str(label_name),
+            value,
+            source_type="HUMAN",
+            source_id=annotator,
+            rationale=rationale,
+            create_time_ms=now,
+        )
+
+
+def _lacking(assessments: Sequence[Assessment], info: TraceInfo) -> list[Assessment]:
+    ids = {a.assessment_id for a in info.assessments}
+    said = {signature(a) for a in info.assessments}
+    return [a for a in assessments if a.assessment_id not in ids and signature(a) not in said]
