@@ -202,19 +202,21 @@ def annotator_agreement(
     by_annotator, credit, compared = _against_others(names, codes, counts)
     shared = int((labels_each >= 2).sum())
 
-    def interval(statistic: str) -> Interval:
-        if shared == 0:
-            return UNDEFINED
-        if (counts[labels_each >= 2] > 0).sum() == shared:  # the bootstrap would claim certainty
-            shares = counts[labels_each >= 2].sum(axis=0) / labels_each[labels_each >= 2].sum()
-            by_chance = 1 - float(shares @ shares) if statistic == "alpha" else 1.0
-            open_share = 1 - wilson(shared, shared, confidence).low
-            return Interval(max(-1.0, 1 - open_share / by_chance), 1.0) if by_chance else UNDEFINED
+    alpha_interval, ceiling_interval = UNDEFINED, UNDEFINED
+    if ((counts > 0).sum(axis=1) > 1).any():
         draws = resample(np.ones(len(counts), dtype=int), resamples, seed)
-        if statistic == "ceiling":
-            with np.errstate(invalid="ignore", divide="ignore"):
-                return percentile_interval((draws @ credit) / (draws @ compared), confidence)
-        return _alpha_interval(counts, positions, level, draws, confidence)
+        alpha_interval = _alpha_interval(counts, positions, level, draws, confidence)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ceilings = (draws @ credit) / (draws @ compared)
+        ceiling_interval = percentile_interval(ceilings, confidence)
+    elif shared:
+        # Nobody differs, and no resample would; Wilson's interval says what that leaves open.
+        agreed = wilson(shared, shared, confidence).low
+        shares = counts[labels_each >= 2].sum(axis=0) / labels_each[labels_each >= 2].sum()
+        by_chance = 1 - float(shares @ shares)
+        ceiling_interval = Interval(agreed, 1.0)
+        if by_chance > 0:
+            alpha_interval = Interval(max(-1.0, 1 - (1 - agreed) / by_chance), 1.0)
 
     return AnnotatorAgreement(
         annotators=names,
@@ -223,13 +225,13 @@ def annotator_agreement(
         pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
         by_annotator=by_annotator,
         alpha=krippendorff_alpha(counts, positions, level),
-        alpha_interval=interval("alpha"),
+        alpha_interval=alpha_interval,
         level=level,
         fleiss=fleiss_kappa(fleiss_counts),
         fleiss_items=len(fleiss_counts),
         fleiss_raters=int(fleiss_counts[0].sum()) if len(fleiss_counts) else 0,
         ceiling=ratio(credit.sum(), compared.sum()),
-        ceiling_interval=interval("ceiling"),
+        ceiling_interval=ceiling_interval,
         scale=scale,
     )
 
