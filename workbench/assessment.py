@@ -20,8 +20,9 @@ from workbench import store
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.errors import ArgumentError
+from workbench.feedback import Logged, log_feedback_table
 from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, Verdict, fingerprint
-from workbench.traces import examples
+from workbench.traces import as_example
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -126,7 +127,7 @@ def assess(
     fetched = store.fetch_traces(traces, spans=True)
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
-    todo = examples([t for t in fetched if t.info.trace_id not in known])
+    todo = [as_example(t) for t in fetched if t.info.trace_id not in known]
 
     verdicts: dict[str, Verdict] = {}
     answers = AnswerCache() if cache else None
@@ -178,7 +179,7 @@ def log_verdicts(
     value: str,
     rationale: str | None = None,
     progress: bool = True,
-) -> Any:
+) -> Logged:
     """Log recorded verdicts of a judge that was run elsewhere.
 
     Parameters
@@ -197,7 +198,7 @@ def log_verdicts(
     Logged
         How many were written, were there already, and were skipped with the reason.
     """
-    return store.log_feedback_table(
+    return log_feedback_table(
         table,
         name=name,
         source_type="LLM_JUDGE",

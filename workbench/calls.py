@@ -24,6 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 from workbench.cache import AnswerCache, question_key
 from workbench.errors import (
     ArgumentError,
+    BudgetError,
     CredentialError,
     ModelError,
     ScaleError,
@@ -45,6 +46,40 @@ LONGEST_WAIT = 600.0
 """Seconds; a provider that asks for more has, for this run, refused."""
 
 
+class Budget:
+    """A number of model calls that is never exceeded, shared by all threads of a run.
+
+    ``limit`` is the most calls, retries included; None for no limit.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 0:
+            raise ArgumentError(f"budget={limit} must not be negative.")
+        self.limit = limit
+        self.spent = 0
+        self._lock = threading.Lock()
+
+    @property
+    def left(self) -> float:
+        return float("inf") if self.limit is None else self.limit - self.spent
+
+    def take(self) -> None:
+        """Count one call before it is made.
+
+        Raises
+        ------
+        BudgetError
+            When nothing is left.
+        """
+        with self._lock:
+            if self.limit is not None and self.spent >= self.limit:
+                raise BudgetError(
+                    f"The budget of {self.limit} calls is spent. Raise budget= to go on; answers "
+                    "that were paid for are kept."
+                )
+            self.spent += 1
+
+
 def run(
     judge: Judge,
     items: Sequence[Example],
@@ -55,6 +90,7 @@ def run(
     progress: str | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
     scale: Scale | None = None,
+    budget: Budget | None = None,
 ) -> list[Verdict]:
     """Call the judge on every item, in parallel, and return the verdicts in their order.
 
@@ -70,6 +106,8 @@ def run(
         Called in this thread with each verdict as it comes, cached ones first.
     scale
         Values off this scale are failures; the judge's own scale when None.
+    budget
+        Counts the calls before they are made.
 
     Raises
     ------
@@ -84,6 +122,7 @@ def run(
         progress=progress,
         on_verdict=on_verdict,
         scale=scale,
+        budget=budget,
     )
 
 
@@ -95,6 +134,7 @@ def run_many(
     progress: str | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
     scale: Scale | None = None,
+    budget: Budget | None = None,
 ) -> list[Verdict]:
     """As `run`, for (judge, item, sample number) triples of several judges at once."""
     plans: dict[int, _Plan] = {}
@@ -127,7 +167,7 @@ def run_many(
             if answer is not None:
                 settle(positions[index], firsts[index].read(answer))
         pending = [index for index, answer in enumerate(stored) if answer is None]
-        calls = _Calls([firsts[index] for index in pending], concurrency, cache)
+        calls = _Calls([firsts[i] for i in pending], concurrency, cache, budget or Budget())
         for which, verdict in calls.make():
             settle(positions[pending[which]], verdict)
     return [verdict for verdict in found if verdict is not None]
@@ -228,13 +268,18 @@ class _Calls:
     """The calls of one run: in parallel, slowed by rate limits, stopped when all is in vain."""
 
     def __init__(
-        self, questions: Sequence[_Question], concurrency: int, cache: AnswerCache | None
+        self,
+        questions: Sequence[_Question],
+        concurrency: int,
+        cache: AnswerCache | None,
+        budget: Budget,
     ) -> None:
         if concurrency < 1:
             raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
         self.questions = questions
         self.concurrency = min(concurrency, max(1, len(questions)))
         self.cache = cache
+        self.budget = budget
         self.throttle = _Throttle(self.concurrency)
         self.stopped = threading.Event()
         self.answered = 0
@@ -294,6 +339,7 @@ class _Calls:
             with self.throttle.slot():
                 if self.stopped.is_set():
                     raise _AnswerError("stopped")
+                self.budget.take()
                 attempts += 1
                 with transport.carrying():
                     return question.ask()
@@ -307,6 +353,8 @@ class _Calls:
         )
         try:
             verdict = replace(retrying(once), calls=attempts)
+        except BudgetError:
+            raise
         except Exception as error:
             fault, _, message = ("answer", None, str(error))
             if not isinstance(error, _AnswerError):
@@ -372,7 +420,7 @@ class _Outcome:
 
 
 def _worth_retrying(error: BaseException) -> bool:
-    return not isinstance(error, _AnswerError) and classify(error)[0] in ("rate", "transient")
+    return not isinstance(error, (_AnswerError, BudgetError)) and classify(error)[0] in ("rate", "transient")
 
 
 def _stop(state: RetryCallState) -> bool:

@@ -169,7 +169,7 @@ class Pairs:
         group_of = self._groups(groups)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
-        parts = _stratified(
+        parts = stratified(
             dict(zip(self.table["trace_id"], map(str, self.table["human"]), strict=True)),
             group_of,
             {name: share for name, share in shares.items() if share > 0},
@@ -403,7 +403,8 @@ def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str)
     if fault:
         return HumanLabel(votes=votes, fault=fault)
     agreeing = [label for label, vote in on_scale if vote == value]
-    rationales = [label.rationale.strip() for label in agreeing if label.rationale.strip()]
+    given = [(label.rationale or "").strip() for label in agreeing]
+    rationales = [rationale for rationale in given if rationale]
     return HumanLabel(
         value=value,
         rationale=" / ".join(dict.fromkeys(rationales)),
@@ -628,7 +629,7 @@ def _groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
     return found
 
 
-def _stratified(
+def stratified(
     label_of: Mapping[str, str],
     group_of: Mapping[str, str],
     shares: Mapping[str, float],

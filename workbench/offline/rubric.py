@@ -1,0 +1,133 @@
+"""The embedded judge: from a prompt to a verdict with a rationale.
+
+Without rules it rates as an undemanding reader might: long, friendly, confident answers that
+take up the words of the question do well. Rules and worked examples in the instructions move
+or replace that rating.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.offline.features import COURTESY, HEDGES, NEGATIONS, PRAISE, Text
+from workbench.offline.prompts import (
+    Example,
+    JudgePrompt,
+    number_range,
+    read_examples,
+    values_in_text,
+)
+from workbench.offline.rules import Item, Rule, read_rules
+from workbench.scale import Scale
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The values a rating can take, worst first, and the scale that says so."""
+
+    values: tuple[Any, ...]
+    ordered: bool
+
+    @classmethod
+    def of(cls, prompt: JudgePrompt) -> Ladder:
+        if prompt.type in ("int", "float"):
+            low, high = number_range(prompt.instructions, prompt.type)
+            if prompt.type == "int":
+                return cls(tuple(range(int(low), int(high) + 1)), ordered=True)
+            return cls(tuple(low + (high - low) * k / 10 for k in range(11)), ordered=True)
+        named = prompt.values or values_in_text(prompt.instructions) or ("no", "yes")
+        if len(named) == 1:
+            return cls(tuple(named), ordered=False)
+        scale = Scale.of(named)
+        return cls(scale.values, ordered=scale.kind != "nominal")
+
+    def index(self, written: object) -> int | None:
+        """Position of a value as it is written in a rule or an example; None if it is none."""
+        folded = str(written).strip().casefold()
+        for position, value in enumerate(self.values):
+            if str(value).casefold() == folded:
+                return position
+        return None
+
+
+def judge(prompt: JudgePrompt) -> tuple[Any, str]:
+    """The verdict on the prompt's item: (value, rationale)."""
+    ladder = Ladder.of(prompt)
+    item = as_item(prompt.item)
+    seen = _same_example(read_examples(prompt.instructions), item)
+    if seen is not None and ladder.index(seen.rating) is not None:
+        position = ladder.index(seen.rating)
+        assert position is not None
+        return ladder.values[position], "A worked example is all but the same as this item."
+    rules = read_rules(prompt.instructions)
+    position, reasons = rate(rules, ladder, item)
+    return ladder.values[position], " ".join(reasons)
+
+
+def rate(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
+    """Position on the ladder and the sentences that tell why."""
+    start, reasons = _start(rules, ladder, item)
+    firing = [r for r in rules if r.start is None and r.fires(item)]
+    votes = Counter(p for r in firing if r.answer and (p := ladder.index(r.answer)) is not None)
+    if votes:
+        best = max(votes.values())
+        start = next(p for p in reversed(list(votes)) if votes[p] == best)
+        reasons = [str(r) for r in firing if r.answer and ladder.index(r.answer) == start]
+    steps = sum(r.step for r in firing) if ladder.ordered else 0
+    reasons += [str(r) for r in firing if r.step and ladder.ordered]
+    return min(max(start + steps, 0), len(ladder.values) - 1), reasons
+
+
+def _start(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
+    for rule in reversed(rules):
+        if rule.start is not None and (position := ladder.index(rule.start)) is not None:
+            return position, [f"The instructions start from {rule.start}."]
+    taste, why = first_impression(item)
+    return min(int(taste * len(ladder.values)), len(ladder.values) - 1), [why]
+
+
+def first_impression(item: Item) -> tuple[float, str]:
+    """A generic liking in [0, 1] and the sentence that tells why."""
+    outputs = item.get("outputs")
+    if outputs is None:
+        return 0.5, "There are no outputs to look at."
+    if not outputs.words and not outputs.numbers:
+        return 0.0, "The outputs are empty."
+    said = set(outputs.words)
+    length = min(1.0, len(outputs.words) / 45)
+    warmth = min(1.0, (len(said & PRAISE) + len(said & COURTESY) + ("!" in outputs.raw)) / 2)
+    doubt = min(1.0, len(said & (HEDGES | NEGATIONS)) / 2)
+    source = item.get("expectations") or item.get("inputs") or Text("")
+    relevance = outputs.share_in(source)
+    taste = 0.4 * length + 0.25 * warmth + 0.2 * (1 - doubt) + 0.15 * min(1.0, 2 * relevance)
+    return taste, (
+        f"The outputs have {len(outputs.words)} words and "
+        f"{'sound friendly' if warmth else 'sound sober'}."
+    )
+
+
+def _same_example(examples: Sequence[Example], item: Item) -> Example | None:
+    """The worked example whose outputs (and inputs) are all but those of the item."""
+    best: tuple[float, Example] | None = None
+    for example in examples:
+        known = as_item(example.item)
+        shared = [f for f in ("inputs", "outputs") if f in known and f in item]
+        if "outputs" not in shared:
+            continue
+        likeness = min(_likeness(known[f], item[f]) for f in shared)
+        if likeness >= 0.8 and (best is None or likeness > best[0]):
+            best = likeness, example
+    return best[1] if best else None
+
+
+def _likeness(a: Text, b: Text) -> float:
+    """Jaccard similarity of two texts' words, in [0, 1]; 1 for two empty ones."""
+    mine, other = set(a.words) | a.numbers, set(b.words) | b.numbers
+    return len(mine & other) / len(mine | other) if mine | other else 1.0
+
+
+def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
+    return {name: Text(value) for name, value in values.items()}

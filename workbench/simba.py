@@ -1,0 +1,644 @@
+"""SIMBA, stochastic introspective mini-batch ascent, for judges that people disagree with.
+
+What it does
+------------
+Given a judge with instructions ``I``, labelled items split into train ``T`` and dev ``D``, and a
+rating scale with distance ``d`` in [0, 1], it looks for rules ``R`` and worked examples ``E`` so
+that the judge with ``I + R + E`` agrees better with people. The unit of learning is the pair
+(judge's verdict and rationale, human label and rationale). ::
+
+    c0 = (I, no rules, no examples);  pool = [c0];  best = c0
+    repeat at most S times:
+        c     <- the best candidate, or now and then another one, drawn by softmax of its score
+        B     <- minibatch of T, stratified by label; V = verdicts of c on B       (<= |B| calls)
+        X, G  <- the items of B on which V and label differ, and agree
+        X_k   <- X by direction: rated too high, too low (by label where values have no order)
+        R_k   <- reflect(c, X_k, G) for each k, and for X as a whole             (K reflections)
+        N     <- c + R_k for each k;  c + all R_k;  c + examples from X;  c - a rule;  best + R(c)
+        score each of N on D, together, dropping those that cannot win       (<= |N| |D| calls)
+        best  <- argmax of score;  stop when it has not risen for P rounds
+    return the judge with the instructions of best
+
+The score of a candidate is the mean credit on D less a small price for each word that it adds;
+the credit of a verdict is 1 if it equals the label, else (1 - d) / 2 on ordered scales, else 0.
+Failed calls and abstentions are left out of the mean and counted apart.
+
+Cost: at most ``|T| + |D| + S (|B| + |N| |D|)`` judge calls and ``S K`` reflections; verdicts of
+the original judge that are known already, and answers in the cache, cost nothing. `SIMBA` with
+``budget=`` stops before the first call that would exceed it.
+
+How it differs from dspy's SIMBA (``dspy.SIMBA``, and MLflow's optimizer that wraps it): dspy
+samples several trajectories an item, learns from the spread between them and skips items on
+which all samples agree. A judge that is always wrong in the same way has no spread, so it
+learns nothing from just what matters most here. dspy also reflects on one item at a time
+without its human rationale and picks the winner on the data that it learned from.
+
+The loop is a pure function of its items, its seed and two callables, `Ask` and `Reflect`, so
+that it can be tested and studied without a model.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Trace
+from mlflow.genai.judges.base import AlignmentOptimizer, Judge
+
+from workbench.cache import AnswerCache
+from workbench.calls import Budget, run_many
+from workbench.candidate import Candidate, WorkedExample
+from workbench.errors import ArgumentError, BudgetError, ModelError, NoLabelsError, TooFewPairsError
+from workbench.judge import Verdict, options, scale_of, with_instructions
+from workbench.pairing import labels_by_trace, read_label, stratified
+from workbench.progress import bar
+from workbench.reflection import Case, Item, Reflection, Reflector, Request
+from workbench.scale import ABSTAIN, Scale
+from workbench.traces import as_example
+
+MINIMUM_LABELS = 10
+"""Fewer labelled traces than this cannot be learned from (MLflow asks for as many)."""
+
+Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
+"""Verdicts of candidates on items, in order."""
+
+Reflect = Callable[[Sequence[Request], int], list[Reflection]]
+"""Rules for each request; the number tells the round."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the loop goes about its work. Every count is at least 1."""
+
+    max_steps: int = 6
+    batch_size: int = 40
+    patience: int = 2
+    max_examples: int = 4
+    price_of_100_words: float = 0.01
+    temperature: float = 0.05
+    max_failure_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass
+class Optimised:
+    """What the loop found.
+
+    ``best`` is the winner (the original where nothing was better), ``history`` has a row for
+    each candidate that was scored: ``step``, ``origin``, ``rules``, ``examples``, ``dev_score``
+    (nan where it was dropped early), ``dev_accuracy``, ``added_words``, ``best`` (whether it was
+    the best then). ``stopped`` says in words why the loop ended.
+    """
+
+    best: Candidate
+    original_score: float
+    best_score: float
+    history: pd.DataFrame
+    stopped: str
+    judge_calls: int = 0
+    reflection_calls: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    failures: int = 0
+    evidence: dict[str, list[str]] = field(default_factory=dict)
+
+
+def credit(scale: Scale, verdict: Any, label: Any) -> float:
+    """What a verdict earns, in [0, 1]: 1 for the label itself, up to 1/2 for a near miss."""
+    if verdict == label:
+        return 1.0
+    return (1.0 - scale.distance(verdict, label)) / 2 if scale.ordered else 0.0
+
+
+def optimise(
+    original: Candidate,
+    train: Sequence[Item],
+    dev: Sequence[Item],
+    *,
+    scale: Scale,
+    fields: tuple[str, ...],
+    ask: Ask,
+    reflect: Reflect,
+    seed: int = 0,
+    settings: Settings | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> Optimised:
+    """Run the loop of this module's docstring.
+
+    Parameters
+    ----------
+    original
+        The judge's own instructions.
+    train, dev
+        Disjoint, both non-empty. Nothing in ``dev`` is ever shown to the reflection model or
+        in a worked example.
+    fields
+        Which of inputs, outputs, expectations the judge sees.
+    seed
+        Any int, 0 included: the same seed, items and answers give the same result.
+    on_step
+        Called after each step with ``step``, ``best_score``, ``calls`` and ``best`` (text).
+    """
+    return _Ascent(
+        original, train, dev, scale, fields, ask, reflect, seed, settings or Settings(), on_step
+    ).climb()
+
+
+class _Ascent:
+    """The state of one run of the loop."""
+
+    def __init__(
+        self,
+        original: Candidate,
+        train: Sequence[Item],
+        dev: Sequence[Item],
+        scale: Scale,
+        fields: tuple[str, ...],
+        ask: Ask,
+        reflect: Reflect,
+        seed: int,
+        settings: Settings,
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.original, self.train, self.dev = original, list(train), list(dev)
+        self.scale, self.fields, self.settings = scale, fields, settings
+        self.ask, self.reflect, self.on_step = ask, reflect, on_step
+        self.rng = random.Random(f"simba-{seed}")
+        self.verdicts: dict[tuple[str, str], Verdict] = {}
+        self.scores: dict[str, float] = {}
+        self.pool: dict[str, Candidate] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.evidence: dict[str, list[str]] = {}
+        self.tally = {"judge": 0, "reflection": 0, "failures": 0, "asked": 0}
+        self.tokens: list[int] = []
+        self.costs: list[float] = []
+        # Half the dev set decides which candidates are worth the other half.
+        order = sorted(self.dev, key=lambda item: self.rng.random())
+        middle = max(1, len(order) // 2)
+        self.dev_parts = [part for part in (order[:middle], order[middle:]) if part]
+
+    def climb(self) -> Optimised:
+        self.score_all([self.original], 0)
+        if self.original.key not in self.scores:
+            raise ModelError(
+                "The judge gave no usable verdict on the items that candidates are selected on, "
+                "so there is nothing to improve on. Look at workbench.assess(judge).failures."
+            )
+        best, stale, stopped = self.original, 0, "all steps were made"
+        for step in range(1, self.settings.max_steps + 1):
+            try:
+                children = self.offspring(best, step)
+                if children:
+                    self.score_all(children, step, to_beat=self.scores[best.key])
+            except BudgetError:
+                stopped = "the budget is spent"
+                break
+            winner = max(self.pool.values(), key=lambda c: (self.scores[c.key], -len(c.text)))
+            risen = self.scores[winner.key] > self.scores[best.key] + 1e-9
+            best, stale = (winner, 0) if risen else (best, stale + 1)
+            if self.on_step is not None:
+                self.on_step(
+                    {
+                        "step": step,
+                        "best_score": self.scores[best.key],
+                        "calls": self.tally["judge"],
+                        "reflections": self.tally["reflection"],
+                        "failures": self.tally["failures"],
+                        "best": best.text,
+                    }
+                )
+            if stale >= self.settings.patience:
+                stopped = f"the dev score has not risen for {stale} steps"
+                break
+        return Optimised(
+            best=best,
+            original_score=self.scores[self.original.key],
+            best_score=self.scores[best.key],
+            history=pd.DataFrame(self.rows),
+            stopped=stopped,
+            judge_calls=self.tally["judge"],
+            reflection_calls=self.tally["reflection"],
+            tokens=sum(self.tokens) if self.tokens else None,
+            cost=sum(self.costs) if self.costs else None,
+            failures=self.tally["failures"],
+            evidence={rule: self.evidence.get(rule, []) for rule in best.rules},
+        )
+
+    # -- one step -----------------------------------------------------------------------
+
+    def offspring(self, best: Candidate, step: int) -> list[Candidate]:
+        parent = self.choose_parent(best, step)
+        batch = self.minibatch()
+        self.judge([(parent, item) for item in batch])
+        cases = [
+            Case(item, v)
+            for item in batch
+            if (v := self.verdicts[parent.key, item.trace_id]).error is None and v.value != "N/A"
+        ]
+        wrong = [case for case in cases if case.verdict.value != case.item.label]
+        right = [case for case in cases if case.verdict.value == case.item.label]
+        children: list[Candidate] = []
+        if len(wrong) > 1:
+            children += self.reflected(parent, wrong, right, step)
+            children.append(self.with_examples(parent, wrong))
+        if parent.rules:
+            children.append(parent.without_rule(self.rng.randrange(len(parent.rules))))
+        if parent.key != best.key and children:
+            children.append(best.with_rules(list(children[0].rules), "merge"))
+        known = set(self.scores)
+        fresh = {c.key: c for c in children if c.key not in known and c.text != self.original.text}
+        return list(fresh.values())
+
+    def choose_parent(self, best: Candidate, step: int) -> Candidate:
+        """The best candidate on odd steps, else one drawn by softmax of the scores."""
+        if step % 2 or len(self.pool) < 2:
+            return best
+        ranked = sorted(self.pool.values(), key=lambda c: c.key)
+        top = self.scores[best.key]
+        weights = [
+            math.exp((self.scores[c.key] - top) / self.settings.temperature) for c in ranked
+        ]
+        return self.rng.choices(ranked, weights)[0]
+
+    def minibatch(self) -> list[Item]:
+        """Up to ``batch_size`` train items, labels in turn so that a rare one is not missed."""
+        by_label: dict[Any, list[Item]] = defaultdict(list)
+        for item in sorted(self.train, key=lambda one: (self.rng.random(), one.trace_id)):
+            by_label[item.label].append(item)
+        size = min(self.settings.batch_size, len(self.train))
+        queues = [by_label[label] for label in sorted(by_label, key=str)]
+        batch: list[Item] = []
+        while len(batch) < size:
+            for queue in queues:
+                if queue and len(batch) < size:
+                    batch.append(queue.pop())
+        return batch
+
+    def reflected(
+        self, parent: Candidate, wrong: list[Case], right: list[Case], step: int
+    ) -> list[Candidate]:
+        groups = self.groups(wrong)
+        requests = [
+            Request(parent.text, tuple(cases), tuple(right), self.fields, focus)
+            for focus, cases in groups
+        ]
+        answers = self.reflect(requests, step)
+        children, every = [], []
+        for (focus, cases), answer in zip(groups, answers, strict=True):
+            self.tally["reflection"] += answer.calls
+            self.tokens += [answer.tokens] if answer.tokens else []
+            self.costs += [answer.cost] if answer.cost else []
+            rules = list(answer.rules)
+            if not rules:
+                continue
+            child = parent.with_rules(rules, f"rules: {focus}")
+            for rule in child.rules[len(parent.rules) :]:
+                self.evidence.setdefault(rule, [case.item.trace_id for case in cases])
+            children.append(child)
+            if len(rules) > 1:
+                children.append(parent.with_rules(rules[:1], f"first rule: {focus}"))
+            if focus != _EVERYTHING:
+                every += rules
+        if every and len(children) > 1:
+            children.append(parent.with_rules(every, "rules of all groups"))
+        return children
+
+    def groups(self, wrong: list[Case]) -> list[tuple[str, list[Case]]]:
+        """Disagreements that look alike, and all of them together."""
+        by_focus: dict[str, list[Case]] = defaultdict(list)
+        for case in wrong:
+            if self.scale.kind == "nominal":
+                by_focus[f"people say {case.item.label}"].append(case)
+            else:
+                high = self.scale.rank(case.verdict.value) > self.scale.rank(case.item.label)
+                by_focus["the judge rates too high" if high else "the judge rates too low"].append(
+                    case
+                )
+        groups = [(focus, cases) for focus, cases in sorted(by_focus.items()) if len(cases) > 1]
+        if len(by_focus) > 1 or not groups:
+            groups.insert(0, (_EVERYTHING, wrong))
+        return groups
+
+    def with_examples(self, parent: Candidate, wrong: list[Case]) -> Candidate:
+        """Two disagreements as worked examples, first those that people gave a reason for."""
+        told = sorted(
+            wrong, key=lambda case: (not case.item.rationale, self.rng.random())
+        )
+        picked: dict[Any, Case] = {}
+        for case in told:
+            picked.setdefault(case.item.label, case)
+        shown = [self.worked_example(case.item) for case in list(picked.values())[:2]]
+        return parent.with_examples(shown, self.settings.max_examples)
+
+    def worked_example(self, item: Item) -> WorkedExample:
+        values = {
+            "inputs": item.example.inputs,
+            "outputs": item.example.outputs,
+            "expectations": item.example.expectations,
+        }
+        fields = tuple((name, values[name]) for name in self.fields if name in values)
+        return WorkedExample(item.trace_id, fields, str(item.label), item.rationale)
+
+    # -- scoring ------------------------------------------------------------------------
+
+    def score_all(
+        self, candidates: list[Candidate], step: int, to_beat: float = -math.inf
+    ) -> None:
+        """Score candidates on dev; those that cannot beat ``to_beat`` are dropped half-way."""
+        alive = candidates
+        for index, part in enumerate(self.dev_parts):
+            self.judge([(candidate, item) for candidate in alive for item in part])
+            if index == 0 and len(self.dev_parts) > 1 and to_beat > -math.inf:
+                alive = [c for c in alive if self.at_most(c, part) > to_beat]
+        for candidate in candidates:
+            finished = candidate in alive
+            score, accuracy = self.score(candidate, self.dev) if finished else (math.nan, math.nan)
+            if finished and not math.isnan(score):
+                self.scores[candidate.key] = score
+                self.pool[candidate.key] = candidate
+            self.rows.append(
+                {
+                    "step": step,
+                    "origin": candidate.origin,
+                    "rules": len(candidate.rules),
+                    "examples": len(candidate.examples),
+                    "dev_score": score,
+                    "dev_accuracy": accuracy,
+                    "added_words": candidate.added_words,
+                    "best": score > to_beat + 1e-9 if finished else False,
+                    "calls": self.tally["judge"],
+                }
+            )
+
+    def score(self, candidate: Candidate, items: Sequence[Item]) -> tuple[float, float]:
+        """(mean credit less the price of length, accuracy); nan where no verdict is usable."""
+        earned, exact = [], []
+        for item in items:
+            verdict = self.verdicts[candidate.key, item.trace_id]
+            if verdict.error is not None or verdict.value == "N/A":
+                continue
+            earned.append(credit(self.scale, verdict.value, item.label))
+            exact.append(verdict.value == item.label)
+        if not earned:
+            return math.nan, math.nan
+        return sum(earned) / len(earned) - self.price(candidate), sum(exact) / len(exact)
+
+    def at_most(self, candidate: Candidate, part: Sequence[Item]) -> float:
+        """The score that the candidate would have if all that is left came out right."""
+        here, _ = self.score(candidate, part)
+        if math.isnan(here):
+            return math.inf
+        earned = (here + self.price(candidate)) * len(part) + (len(self.dev) - len(part))
+        return earned / len(self.dev) - self.price(candidate)
+
+    def price(self, candidate: Candidate) -> float:
+        return self.settings.price_of_100_words * max(0, candidate.added_words) / 100
+
+    def judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> None:
+        """Get the verdicts that are not known yet, all in parallel."""
+        missing = [
+            (c, i) for c, i in wanted if (c.key, i.trace_id) not in self.verdicts
+        ]
+        for (candidate, item), verdict in zip(missing, self.ask(missing), strict=True):
+            self.verdicts[candidate.key, item.trace_id] = verdict
+            self.tally["asked"] += 1
+            self.tally["judge"] += verdict.calls
+            self.tally["failures"] += verdict.error is not None
+            self.tokens += [n for n in (verdict.input_tokens, verdict.output_tokens) if n]
+            self.costs += [verdict.cost] if verdict.cost else []
+        share = self.tally["failures"] / max(20, self.tally["asked"])
+        if share > self.settings.max_failure_share:
+            failed = next(v for v in self.verdicts.values() if v.error is not None)
+            raise ModelError(
+                f"{self.tally['failures']} of {self.tally['asked']} judge calls failed, more than "
+                f"the {self.settings.max_failure_share:.0%} allowed. One of them: {failed.error}. "
+                "Mend the cause and run again: answers that were paid for are kept. Or allow more "
+                "with SIMBA(max_failure_share=...)."
+            )
+
+
+_EVERYTHING = "all disagreements"
+
+
+class SIMBA(AlignmentOptimizer):  # type: ignore[misc]  # mlflow publishes no types
+    """Aligns a judge with human labels; see the module's docstring for the algorithm.
+
+    It is an MLflow alignment optimizer, so MLflow's own call works as well::
+
+        aligned = judge.align(traces, optimizer=workbench.SIMBA())
+
+    but `workbench.align` also holds out a test set and says whether the judge got better.
+
+    Parameters
+    ----------
+    model
+        URI of the model that reflects; the judge's own, with its base URL, when None.
+    max_steps, batch_size, patience
+        Steps at most, train items looked at in a step, steps without a better dev score
+        before it stops.
+    max_examples
+        Worked examples in the instructions at most; 0 for none.
+    budget
+        Model calls at most, of judge and reflection together, retries included. None: no limit
+        but ``max_steps``.
+    seed
+        Any int; 0 is a seed like any other.
+    concurrency
+        Calls under way at the same time.
+    cache
+        Whether answers are taken from and kept in the disk cache, which is also what lets an
+        interrupted alignment resume.
+    dev_size
+        Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
+    max_failure_share
+        Share of failed judge calls, in [0, 1], above which it gives up.
+    progress
+        Show a progress bar.
+
+    Attributes
+    ----------
+    last
+        `Optimised`, what the last run found; None before.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        max_steps: int = Settings.max_steps,
+        batch_size: int = Settings.batch_size,
+        patience: int = Settings.patience,
+        max_examples: int = Settings.max_examples,
+        budget: int | None = None,
+        seed: int = 0,
+        concurrency: int = 64,
+        cache: bool = True,
+        dev_size: float = 0.3,
+        max_failure_share: float = Settings.max_failure_share,
+        progress: bool = True,
+    ) -> None:
+        if not 0 < dev_size < 1:
+            raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
+        self.model, self.budget, self.seed = model, budget, seed
+        self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size
+        self.progress = progress
+        self.settings = Settings(
+            max_steps=max_steps,
+            batch_size=batch_size,
+            patience=patience,
+            max_examples=max_examples,
+            max_failure_share=max_failure_share,
+        )
+        self.last: Optimised | None = None
+
+    def align(self, judge: Judge, traces: list[Trace]) -> Judge:
+        """MLflow's entry: learn from the human labels on the traces and return a new judge.
+
+        Labels are those of people under exactly the judge's name, by majority. All of them are
+        used to learn and select; to know whether the judge got better, use `workbench.align`.
+
+        Raises
+        ------
+        NoLabelsError, TooFewPairsError
+            Without labels, or with fewer than ten labelled traces.
+        ArgumentError
+            When the judge is not made from instructions.
+        """
+        items, scale = labelled_items(judge, traces)
+        parts = stratified(
+            {item.trace_id: str(item.label) for item in items},
+            {item.trace_id: item.trace_id for item in items},
+            {"dev": self.dev_size, "train": 1 - self.dev_size},
+            self.seed,
+        )
+        by_id = {item.trace_id: item for item in items}
+        return self.learn(
+            judge,
+            [by_id[i] for i in parts["train"]],
+            [by_id[i] for i in parts["dev"]],
+            scale=scale,
+        )
+
+    def learn(
+        self,
+        judge: Judge,
+        train: Sequence[Item],
+        dev: Sequence[Item],
+        *,
+        scale: Scale,
+        known: Sequence[Verdict] = (),
+    ) -> Judge:
+        """Align on given train and dev items; ``known`` are verdicts of the original judge."""
+        base = options(judge)["instructions"]
+        original = Candidate(base)
+        budget = Budget(self.budget)
+        answers = AnswerCache() if self.cache else None
+        reflector = Reflector(judge, scale, model=self.model, cache=answers)
+        judges: dict[str, Judge] = {original.key: judge}
+        given = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
+
+        def ask(wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+            for candidate, _ in wanted:
+                if candidate.key not in judges:
+                    judges[candidate.key] = with_instructions(judge, candidate.text)
+            found: list[Verdict | None] = [
+                replace(given[item.trace_id], calls=0)
+                if candidate.key == original.key and item.trace_id in given
+                else None
+                for candidate, item in wanted
+            ]
+            open_ = [index for index, verdict in enumerate(found) if verdict is None]
+            fresh = run_many(
+                [(judges[wanted[i][0].key], wanted[i][1].example, 0) for i in open_],
+                concurrency=self.concurrency,
+                cache=answers,
+                scale=scale,
+                budget=budget,
+            )
+            for index, verdict in zip(open_, fresh, strict=True):
+                found[index] = verdict
+            return [verdict for verdict in found if verdict is not None]
+
+        def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+            numbered = [(request, step) for request in requests]
+            for request, sample in numbered:
+                if not reflector.is_known(request, sample):
+                    budget.take()
+            return reflector.propose(numbered)
+
+        started = time.monotonic()
+        shown = bar(
+            total=self.settings.max_steps, desc="aligning with SIMBA", disable=not self.progress
+        )
+
+        def on_step(state: dict[str, Any]) -> None:
+            limit = "" if self.budget is None else f" of {self.budget}"
+            shown.set_postfix_str(
+                f"dev {state['best_score']:.3f}, {state['calls'] + state['reflections']}{limit} "
+                f"calls, {state['failures']} failed",
+                refresh=False,
+            )
+            shown.update()
+
+        try:
+            with shown:
+                self.last = optimise(
+                    original,
+                    train,
+                    dev,
+                    scale=scale,
+                    fields=judge_fields(judge),
+                    ask=ask,
+                    reflect=reflect,
+                    seed=self.seed,
+                    settings=self.settings,
+                    on_step=on_step,
+                )
+        finally:
+            if answers is not None:
+                answers.close()
+        self.seconds = time.monotonic() - started
+        return judges[self.last.best.key]
+
+
+def judge_fields(judge: Judge) -> tuple[str, ...]:
+    """Which of inputs, outputs and expectations the judge's instructions show it."""
+    shown = getattr(judge, "template_variables", {"inputs", "outputs"})
+    fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in shown)
+    # A judge of whole traces is reflected on by what the trace took in and gave out.
+    return fields or ("inputs", "outputs")
+
+
+def labelled_items(judge: Judge, traces: Sequence[Trace]) -> tuple[list[Item], Scale]:
+    """The traces that people labelled under the judge's name, and the rating scale."""
+    by_trace = labels_by_trace(traces, judge.name)
+    if not by_trace:
+        raise NoLabelsError(
+            f"None of {len(traces)} traces has a human label under {judge.name!r}. Log labels with "
+            f"workbench.log_labels(table, name={judge.name!r}, ...) or mlflow.log_feedback."
+        )
+    scale = scale_of(judge) or Scale.from_values(
+        label.value for labels in by_trace.values() for label in labels
+    )
+    items = []
+    for example in (as_example(t) for t in traces if t.info.trace_id in by_trace):
+        label = read_label(by_trace[example.trace_id], scale, "majority", "drop")
+        if label.fault is None and label.value is not ABSTAIN:
+            items.append(Item(example, label.value, label.rationale))
+    if len(items) < MINIMUM_LABELS:
+        raise TooFewPairsError(
+            f"{len(items)} of {len(traces)} traces have a usable human label under "
+            f"{judge.name!r}; alignment needs at least {MINIMUM_LABELS}, and 50 to 100 make a "
+            "difference that can be trusted. Label more traces."
+        )
+    return items, scale.with_range(item.label for item in items)
