@@ -6,6 +6,7 @@ str, and lists and dicts of these.
 
 from __future__ import annotations
 
+import csv
 import datetime
 import difflib
 import json
@@ -71,25 +72,28 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    # pandas would rename columns, take the first for an index where rows are wider than the
+    # header, and fill up those that are shorter.
+    limit = csv.field_size_limit(2**31 - 1)
     try:
-        # The header is read as a row of its own, so that pandas neither renames a column nor
-        # takes the first one for an index where rows are wider than the header.
-        raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError as error:
-        raise TableError(f"{str(path)!r} is empty.") from error
-    except pd.errors.ParserError as error:
-        raise TableError(f"{str(path)!r} is no well-formed CSV: {error}") from error
-    table = raw.iloc[1:].reset_index(drop=True)
-    table.columns = pd.Index(raw.iloc[0].tolist())
-    # Cells that a short row lacks are the only ones that are not text.
-    short = [int(row) for row in np.flatnonzero(table.isna().any(axis=1))]
-    if short:
-        raise TableError(
-            f"{str(path)!r}: {len(short)} rows have fewer cells than the header has columns, "
-            f"the first are rows {_some(short)} (counted from 0 after the header).",
-            [(row, "fewer cells than columns") for row in short],
-        )
-    return table
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, strict=True)
+            lines = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise TableError(f"{str(path)!r} is no well-formed CSV: {error}.") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not lines:
+        raise TableError(f"{str(path)!r} is empty.")
+    header = lines[0][1]
+    bad = [
+        (row, f"line {line} has {len(cells)} cells, the header has {len(header)}")
+        for row, (line, cells) in enumerate(lines[1:])
+        if len(cells) != len(header)
+    ]
+    if bad:
+        raise TableError(f"{str(path)!r} is no well-formed CSV: {bad[0][1]}.", bad)
+    return pd.DataFrame([cells for _, cells in lines[1:]], columns=header, dtype=object)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -196,9 +200,9 @@ def plain(cell: Any) -> Any:
     if isinstance(cell, (list, tuple)):
         return [plain(item) for item in cell]
     if isinstance(cell, dict):
-        wrong = next((key for key in cell if not isinstance(key, str)), None)
-        if wrong is not None:
-            raise ValueError(f"a dict with a key of type {type(wrong).__name__}")
+        wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(f"a dict with a key of type {wrong[0]}")
         return {str.__str__(key): plain(value) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
 
@@ -235,10 +239,6 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
         "(rows are counted from 0):\n" + "\n".join(lines),
         bad,
     )
-
-
-def _some(items: list[Any], most: int = 5) -> str:
-    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
 
 
 def as_text(value: Any) -> str:
