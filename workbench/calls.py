@@ -420,7 +420,10 @@ class _Outcome:
 
 
 def _worth_retrying(error: BaseException) -> bool:
-    return not isinstance(error, (_AnswerError, BudgetError)) and classify(error)[0] in ("rate", "transient")
+    return not isinstance(error, (_AnswerError, BudgetError)) and classify(error)[0] in (
+        "rate",
+        "transient",
+    )
 
 
 def _stop(state: RetryCallState) -> bool:

@@ -73,9 +73,7 @@ class Candidate:
         """A child with these rules behind its own; repetitions are left out."""
         own = {rule.casefold() for rule in self.rules}
         new = [rule for rule in dict.fromkeys(map(_one_line, rules)) if rule.casefold() not in own]
-        return replace(
-            self, rules=(*self.rules, *new), origin=origin, parent=self.key
-        )
+        return replace(self, rules=(*self.rules, *new), origin=origin, parent=self.key)
 
     def without_rule(self, index: int) -> Candidate:
         kept = self.rules[:index] + self.rules[index + 1 :]

@@ -16,3 +16,10 @@ def bar(*, total: int, desc: str | None, disable: bool = False) -> Any:
     from tqdm.auto import tqdm as auto_tqdm
 
     return auto_tqdm(total=total, desc=desc, disable=disable)
+
+
+def say(text: str) -> None:
+    """Print text where a progress bar may be on the screen."""
+    from tqdm.std import tqdm
+
+    tqdm.write(text)

@@ -265,9 +265,7 @@ class _Ascent:
             return best
         ranked = sorted(self.pool.values(), key=lambda c: c.key)
         top = self.scores[best.key]
-        weights = [
-            math.exp((self.scores[c.key] - top) / self.settings.temperature) for c in ranked
-        ]
+        weights = [math.exp((self.scores[c.key] - top) / self.settings.temperature) for c in ranked]
         return self.rng.choices(ranked, weights)[0]
 
     def minibatch(self) -> list[Item]:
@@ -331,9 +329,7 @@ class _Ascent:
 
     def with_examples(self, parent: Candidate, wrong: list[Case]) -> Candidate:
         """Two disagreements as worked examples, first those that people gave a reason for."""
-        told = sorted(
-            wrong, key=lambda case: (not case.item.rationale, self.rng.random())
-        )
+        told = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
         picked: dict[Any, Case] = {}
         for case in told:
             picked.setdefault(case.item.label, case)
@@ -351,9 +347,7 @@ class _Ascent:
 
     # -- scoring ------------------------------------------------------------------------
 
-    def score_all(
-        self, candidates: list[Candidate], step: int, to_beat: float = -math.inf
-    ) -> None:
+    def score_all(self, candidates: list[Candidate], step: int, to_beat: float = -math.inf) -> None:
         """Score candidates on dev; those that cannot beat ``to_beat`` are dropped half-way."""
         alive = candidates
         for index, part in enumerate(self.dev_parts):
@@ -406,9 +400,7 @@ class _Ascent:
 
     def judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> None:
         """Get the verdicts that are not known yet, all in parallel."""
-        missing = [
-            (c, i) for c, i in wanted if (c.key, i.trace_id) not in self.verdicts
-        ]
+        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.verdicts]
         for (candidate, item), verdict in zip(missing, self.ask(missing), strict=True):
             self.verdicts[candidate.key, item.trace_id] = verdict
             self.tally["asked"] += 1
@@ -619,7 +611,9 @@ def judge_fields(judge: Judge) -> tuple[str, ...]:
     return fields or ("inputs", "outputs")
 
 
-def labelled_items(judge: Judge, traces: Sequence[Trace]) -> tuple[list[Item], Scale]:
+def labelled_items(
+    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
+) -> tuple[list[Item], Scale]:
     """The traces that people labelled under the judge's name, and the rating scale."""
     by_trace = labels_by_trace(traces, judge.name)
     if not by_trace:
@@ -635,10 +629,10 @@ def labelled_items(judge: Judge, traces: Sequence[Trace]) -> tuple[list[Item], S
         label = read_label(by_trace[example.trace_id], scale, "majority", "drop")
         if label.fault is None and label.value is not ABSTAIN:
             items.append(Item(example, label.value, label.rationale))
-    if len(items) < MINIMUM_LABELS:
+    if len(items) < least:
         raise TooFewPairsError(
             f"{len(items)} of {len(traces)} traces have a usable human label under "
-            f"{judge.name!r}; alignment needs at least {MINIMUM_LABELS}, and 50 to 100 make a "
+            f"{judge.name!r}; at least {least} are needed, and 50 to 100 make a "
             "difference that can be trusted. Label more traces."
         )
     return items, scale.with_range(item.label for item in items)

@@ -156,9 +156,7 @@ class _Search:
     def apply(self, rules: Sequence[Rule], base: np.ndarray) -> np.ndarray:
         scores = base.astype(float)
         for rule in rules:
-            which = next(
-                i for i, c in enumerate(self.choice.conditions) if c is rule.condition
-            )
+            which = next(i for i, c in enumerate(self.choice.conditions) if c is rule.condition)
             scores = scores + rule.step * self.choice.holds[which]
         return scores
 
@@ -244,7 +242,9 @@ def _general(items: Sequence[dict[str, Text]]) -> list[Condition]:
     for field in (f for f in ("outputs", "inputs") if f in fields):
         for present in (True, False):
             found.append(language.gives_number(field, present=present))
-            found += [language.uses_mark(field, m, present=present) for m in ("exclamation", "question")]
+            found += [
+                language.uses_mark(field, m, present=present) for m in ("exclamation", "question")
+            ]
             found += [language.has_tone(field, tone, present=present) for tone in TONES]
             if field == "outputs":
                 found.append(language.opens_with_number(field, present=present))
@@ -324,5 +324,3 @@ def _as_numbers(shown: Sequence[dict[str, Any]], stated: Sequence[Rule], ladder:
         now.append(uncut if agrees and ladder.ordered else verdict)
         own.append(taste if agrees else 0)
     return Cases(items, np.array(labels), np.array(now), np.array(own))
-
-

@@ -119,9 +119,7 @@ def read_condition(text: str) -> Condition | None:
 
 def both(first: Condition, second: Condition) -> Condition:
     """The condition that both hold."""
-    return Condition(
-        f"{first} and {second}", lambda item: first.holds(item) and second.holds(item)
-    )
+    return Condition(f"{first} and {second}", lambda item: first.holds(item) and second.holds(item))
 
 
 # -- the single conditions: each builder has a pattern that reads back what it wrote ---------
@@ -162,8 +160,9 @@ def numbers_shared(field: str, source: str, count: int) -> Condition:
     """The field gives at least ``count`` numbers that are in the source as well."""
     return Condition(
         f"the {field} give at least {count} numbers that are also in the {source}",
-        lambda item: len(item.get(field, _EMPTY).numbers & item.get(source, _EMPTY).numbers)
-        >= count,
+        lambda item: (
+            len(item.get(field, _EMPTY).numbers & item.get(source, _EMPTY).numbers) >= count
+        ),
     )
 
 
