@@ -1,0 +1,49 @@
+# Two commands: `make run` for the main job, `make test` for all tests.
+# Both set up .venv on first use. Another Python: make run PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help run test lab bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample data
+	$(BIN)/workbench run
+
+test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: $(VENV)/.installed-test ## Run the benchmarks, which print their figures
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+clean: ## Remove .venv, caches and output
+	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written only after its step succeeded, so that a broken set-up is taken up again.
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$$($(PYTHON) --version) is too old; 3.10 or newer is needed. Name one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV): a few minutes the first time."
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.created
+	$(PIP) install --editable ".[test]"
+	@touch $(VENV)/.installed $@

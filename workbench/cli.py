@@ -1,0 +1,114 @@
+"""The command ``workbench``: run a notebook with parameters and say where its results lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from workbench.errors import NotebookError, WorkbenchError
+
+T = TypeVar("T")
+
+_NOTEBOOK = "notebooks/4_align.ipynb"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="judge-workbench", prog_name="workbench")
+def main() -> None:
+    """Make an LLM judge agree with the people whose judgement counts."""
+
+
+@main.command()
+@click.argument("notebook", default=_NOTEBOOK)
+@click.option(
+    "-p",
+    "--parameter",
+    "given",
+    nargs=2,
+    multiple=True,
+    metavar="NAME VALUE",
+    help="A parameter of the notebook; may be repeated. See `workbench params`.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("output"),
+    show_default=True,
+    help="Folder of the executed notebook and of what it writes.",
+)
+def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path) -> None:
+    """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given)."""
+    from workbench.experiments import find_notebook
+    from workbench.parameters import notebook_parameters, parse_parameters
+
+    source = _or_exit(lambda: find_notebook(notebook), code=2)
+    known = _or_exit(lambda: notebook_parameters(source), code=1)
+    values = _or_exit(lambda: parse_parameters(known, given), code=2)
+    _run(source, values, output)
+
+
+def _run(source: Path, values: dict[str, Any], output: Path) -> None:
+    from workbench.experiments import run_notebook
+
+    click.echo(f"Running {source}", err=True)
+    try:
+        ran = _or_exit(lambda: run_notebook(source, parameters=values, output=output), code=1)
+    except KeyboardInterrupt as stop:
+        click.echo(f"\n{stop}", err=True)
+        raise SystemExit(130) from None
+    click.echo(closing_words(ran.summary, ran.notebook, ran.seconds))
+
+
+def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
+    """What is printed at the end: the table of the notebook's summary, and where things lie."""
+    lines = [""]
+    if summary.get("table"):
+        lines += [str(summary["table"]).rstrip("\n"), ""]
+    judge = summary.get("judge") or {}
+    store = summary.get("tracking_uri")
+    places = {
+        "status": summary.get("status"),
+        "judge": f"{judge['name']} version {judge['version']}"
+        if judge.get("version") is not None
+        else judge.get("name"),
+        "report": summary.get("report"),
+        "notebook": notebook,
+        "MLflow store": store,
+        "experiment": summary.get("experiment"),
+        "time": f"{seconds:.0f} s",
+    }
+    lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
+    if store and not str(store).startswith(("http://", "https://", "databricks")):
+        lines += ["", f"Browse the store:  mlflow ui --backend-store-uri {store}"]
+    elif store:
+        lines += ["", f"Browse the store:  {store}"]
+    return "\n".join(lines)
+
+
+@main.command()
+@click.argument("notebook", default=_NOTEBOOK)
+def params(notebook: str) -> None:
+    """List the parameters of NOTEBOOK with their defaults."""
+    from workbench.experiments import find_notebook
+    from workbench.parameters import notebook_parameters
+
+    source = _or_exit(lambda: find_notebook(notebook), code=2)
+    known = _or_exit(lambda: notebook_parameters(source), code=1)
+    if not known:
+        click.echo(f"{source.name} takes no parameters: no cell of it is tagged 'parameters'.")
+    width = max((len(f"{p.name} = {p.source}") for p in known), default=0)
+    for p in known:
+        written = f"{p.name} = {p.source}"
+        click.echo(f"{written:<{min(width, 48)}}  # {p.help}" if p.help else written)
+
+
+def _or_exit(step: Callable[[], T], *, code: int) -> T:
+    try:
+        return step()
+    except WorkbenchError as error:
+        kind = "" if isinstance(error, NotebookError) else f"{type(error).__name__}: "
+        click.echo(f"error: {kind}{error}", err=True)
+        raise SystemExit(code) from None
