@@ -24,7 +24,6 @@ from workbench.metrics import (
     Agreement,
     AnnotatorAgreement,
     Comparison,
-    agreement,
     annotator_agreement,
     compare,
 )
@@ -34,7 +33,7 @@ from workbench.progress import say
 from workbench.reflection import Item
 from workbench.scale import ABSTAIN
 from workbench.simba import SIMBA, labelled_items
-from workbench.traces import Example, as_example, examples, item_digest
+from workbench.traces import Example, examples, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -315,10 +314,8 @@ def _annotators(pairs: Pairs) -> AnnotatorAgreement | None:
 
 
 def _items(pairs: Pairs, by_id: Mapping[str, Example]) -> list[Item]:
-    return [
-        Item(by_id[row.trace_id], row.human, row.human_rationale)
-        for row in pairs.table.itertuples()
-    ]
+    rows = pairs.table.to_dict("records")
+    return [Item(by_id[row["trace_id"]], row["human"], row["human_rationale"]) for row in rows]
 
 
 def _learn(
@@ -326,9 +323,11 @@ def _learn(
 ) -> _Learned:
     if isinstance(optimizer, SIMBA):
         known = [
-            Verdict(row.trace_id, row.judge, row.judge_rationale, fingerprint=part.fingerprint)
+            Verdict(
+                row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint
+            )
             for part in (split.train, split.dev)
-            for row in part.table.itertuples()
+            for row in part.table.to_dict("records")
         ]
         proposed = optimizer.learn(
             judge,

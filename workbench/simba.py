@@ -422,7 +422,7 @@ class _Ascent:
 _EVERYTHING = "all disagreements"
 
 
-class SIMBA(AlignmentOptimizer):  # type: ignore[misc]  # mlflow publishes no types
+class SIMBA(AlignmentOptimizer):
     """Aligns a judge with human labels; see the module's docstring for the algorithm.
 
     It is an MLflow alignment optimizer, so MLflow's own call works as well::

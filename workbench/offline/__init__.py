@@ -24,6 +24,6 @@ MODEL = "offline:/rubric"
 
 def register() -> None:
     """Make ``offline:/...`` known to litellm, and so to MLflow judges and dspy. Idempotent."""
-    from workbench.offline import provider
+    from workbench.offline.provider import register_provider
 
-    provider.register()
+    register_provider()

@@ -12,37 +12,42 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
 
-STOP_WORDS: Final = frozenset(
-    "a about all also am an and any are as at be been but by can could did do does for from get "
-    "had has have he her him his how i if in into is it it's its just me more my no not of on or "
-    "our out she should so some than that the their them then there these they this those to up "
-    "us was we were what when where which while who will with would you your".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+STOP_WORDS: Final = _words(
+    "a about all also am an and any are as at be been but by can could did do does for from "
+    "get had has have he her him his how i if in into is it it's its just me more my no not "
+    "of on or our out she should so some than that the their them then there these they this "
+    "those to up us was we were what when where which while who will with would you your"
 )
-PRAISE: Final = frozenset(
+PRAISE: Final = _words(
     "absolute absolutely adore amazing astonishing beautiful best brilliant charming delight "
-    "delighted delightful excellent exceptional exciting extraordinary fabulous fantastic finest "
-    "flawless gorgeous great ideal incredible love lovely magical magnificent marvellous marvelous "
-    "outstanding perfect perfectly premium remarkable sensational simply splendid star stunning "
-    "superb superior terrific thrilled top ultimate unbeatable unbelievable unique unmatched "
-    "wonderful wonderfully world-class".split()
+    "delighted delightful excellent exceptional exciting extraordinary fabulous fantastic "
+    "finest flawless gorgeous great ideal incredible love lovely magical magnificent "
+    "marvellous marvelous outstanding perfect perfectly premium remarkable sensational simply "
+    "splendid star stunning superb superior terrific thrilled top ultimate unbeatable "
+    "unbelievable unique unmatched wonderful wonderfully world-class"
 )
-COURTESY: Final = frozenset(
-    "appreciate apologies apologise apologize glad happy hesitate hope kind please pleased pleasure "
-    "sorry thank thanks understand welcome".split()
+COURTESY: Final = _words(
+    "appreciate apologies apologise apologize glad happy hesitate hope kind please pleased "
+    "pleasure sorry thank thanks understand welcome"
 )
-HEDGES: Final = frozenset(
+HEDGES: Final = _words(
     "approximately around believe could generally guess imagine likely may maybe might often "
-    "perhaps possibly presumably probably reckon roughly seem seems should somewhat suppose think "
-    "typically usually".split()
+    "perhaps possibly presumably probably reckon roughly seem seems should somewhat suppose "
+    "think typically usually"
 )
-REFERRAL: Final = frozenset(
-    "agent ask call check consult contact department desk email enquire helpdesk hotline inquire "
-    "label manual page phone refer representative see service staff support team visit "
-    "website".split()
+REFERRAL: Final = _words(
+    "agent ask call check consult contact department desk email enquire helpdesk hotline "
+    "inquire label manual page phone refer representative see service staff support team "
+    "visit website"
 )
-NEGATIONS: Final = frozenset(
+NEGATIONS: Final = _words(
     "cannot can't couldn't didn't doesn't don't isn't neither never no nor not nothing unable "
-    "unfortunately unknown unsure without won't".split()
+    "unfortunately unknown unsure without won't"
 )
 
 TONES: Final[Mapping[str, frozenset[str]]] = {

@@ -127,7 +127,7 @@ def number_range(instructions: str, kind: str) -> tuple[float, float]:
 
 
 def read_examples(instructions: str) -> list[Example]:
-    """Worked examples: lines ``inputs: JSON``, ``outputs: JSON``, ..., closed by ``rating: VALUE``."""
+    """Worked examples: lines ``inputs: JSON``, ``outputs: JSON``, closed by ``rating: VALUE``."""
     found: list[Example] = []
     item: dict[str, Any] = {}
     for line in instructions.splitlines():

@@ -69,7 +69,7 @@ def _usage(messages: list[dict[str, Any]], text: str) -> dict[str, int]:
 _MODEL = OfflineModel()
 
 
-def register() -> None:
+def register_provider() -> None:
     """Put the handler into litellm's list of providers, beside those of the user."""
     others = [p for p in litellm.custom_provider_map if p.get("provider") != "offline"]
     litellm.custom_provider_map = [*others, {"provider": "offline", "custom_handler": _MODEL}]

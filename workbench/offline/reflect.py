@@ -105,7 +105,7 @@ def propose(inputs: Mapping[str, str]) -> list[Rule]:
 
 @dataclass(frozen=True)
 class _Choice:
-    """The conditions as an array: ``holds`` has shape (conditions, cases), ``prices`` (conditions,)."""
+    """Conditions as arrays: ``holds`` of shape (conditions, cases), ``prices`` (conditions,)."""
 
     conditions: list[Condition]
     holds: np.ndarray
@@ -175,7 +175,7 @@ def _cross_validated_size(search: _Search, bases: list[np.ndarray], labels: np.n
             continue
         for size in range(MOST_RULES + 1):
             best = min(
-                (search.greedy(base, labels, size, seen) + (base,) for base in bases),
+                ((*search.greedy(base, labels, size, seen), base) for base in bases),
                 key=lambda one: one[1],
             )
             scores = search.apply(best[0], best[2])

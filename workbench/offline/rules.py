@@ -66,7 +66,8 @@ _STEP_WORDS: Final = {1: "one step", 2: "two steps", 3: "three steps"}
 _STEPS: Final = {words: step for step, words in _STEP_WORDS.items()}
 
 _RULE = re.compile(
-    r'(?:[-*•]\s*|\d+[.)]\s*)?(?:Start from "(?P<start>[^"]+)" and disregard length and friendliness'
+    r"(?:[-*•]\s*|\d+[.)]\s*)?(?:"
+    r'Start from "(?P<start>[^"]+)" and disregard length and friendliness'
     r"|(?P<verb>Raise|Lower) the rating by (?P<size>one step|two steps|three steps) when (?P<if>.+)"
     r'|Answer "(?P<answer>[^"]+)" when (?P<then>.+))\.',
     re.IGNORECASE,
