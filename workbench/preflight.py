@@ -89,7 +89,7 @@ def preflight(
 def most_calls(train: int, dev: int, settings: Settings) -> tuple[int, int]:
     """Upper bound of (judge calls, reflections) of SIMBA, by the formula of its docstring."""
     children = 11  # three groups with two children each, all rules, examples, drop, merge, spare
-    batch = min(settings.batch_size, train)
+    batch, dev = min(settings.batch_size, train), min(settings.max_dev, dev)
     judge_calls = dev + settings.max_steps * (batch + children * dev)
     return judge_calls, settings.max_steps * 3
 

@@ -80,12 +80,13 @@ class Settings:
     batch_size: int = 40
     patience: int = 2
     max_examples: int = 4
+    max_dev: int = 150
     price_of_100_words: float = 0.01
     temperature: float = 0.05
     max_failure_share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "patience"):
+        for name in ("max_steps", "batch_size", "patience", "max_dev"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
 
@@ -182,8 +183,10 @@ class _Ascent:
         self.tally = {"judge": 0, "reflection": 0, "failures": 0, "asked": 0}
         self.tokens: list[int] = []
         self.costs: list[float] = []
+        # Beyond some 150 items a larger dev set costs more calls than it adds certainty.
+        order = self.stratified(self.dev, self.settings.max_dev)
+        self.dev = order
         # Half the dev set decides which candidates are worth the other half.
-        order = sorted(self.dev, key=lambda item: self.rng.random())
         middle = max(1, len(order) // 2)
         self.dev_parts = [part for part in (order[:middle], order[middle:]) if part]
 
@@ -238,7 +241,7 @@ class _Ascent:
 
     def offspring(self, best: Candidate, step: int) -> list[Candidate]:
         parent = self.choose_parent(best, step)
-        batch = self.minibatch()
+        batch = self.stratified(self.train, self.settings.batch_size)
         self.judge([(parent, item) for item in batch])
         cases = [
             Case(item, v)
@@ -250,7 +253,8 @@ class _Ascent:
         children: list[Candidate] = []
         if len(wrong) > 1:
             children += self.reflected(parent, wrong, right, step)
-            children.append(self.with_examples(parent, wrong))
+            if self.settings.max_examples:
+                children.append(self.with_examples(parent, wrong))
         if parent.rules:
             children.append(parent.without_rule(self.rng.randrange(len(parent.rules))))
         if parent.key != best.key and children:
@@ -268,19 +272,18 @@ class _Ascent:
         weights = [math.exp((self.scores[c.key] - top) / self.settings.temperature) for c in ranked]
         return self.rng.choices(ranked, weights)[0]
 
-    def minibatch(self) -> list[Item]:
-        """Up to ``batch_size`` train items, labels in turn so that a rare one is not missed."""
+    def stratified(self, items: Sequence[Item], size: int) -> list[Item]:
+        """Up to ``size`` items, drawn by the seed; labels take turns so that none is missed."""
         by_label: dict[Any, list[Item]] = defaultdict(list)
-        for item in sorted(self.train, key=lambda one: (self.rng.random(), one.trace_id)):
+        for item in sorted(items, key=lambda one: (self.rng.random(), one.trace_id)):
             by_label[item.label].append(item)
-        size = min(self.settings.batch_size, len(self.train))
         queues = [by_label[label] for label in sorted(by_label, key=str)]
-        batch: list[Item] = []
-        while len(batch) < size:
+        drawn: list[Item] = []
+        while len(drawn) < min(size, len(items)):
             for queue in queues:
-                if queue and len(batch) < size:
-                    batch.append(queue.pop())
-        return batch
+                if queue and len(drawn) < size:
+                    drawn.append(queue.pop())
+        return drawn
 
     def reflected(
         self, parent: Candidate, wrong: list[Case], right: list[Case], step: int
@@ -440,6 +443,8 @@ class SIMBA(AlignmentOptimizer):
         before it stops.
     max_examples
         Worked examples in the instructions at most; 0 for none.
+    max_dev
+        Dev items that candidates are scored on at most.
     budget
         Model calls at most, of judge and reflection together, retries included. None: no limit
         but ``max_steps``.
@@ -471,6 +476,7 @@ class SIMBA(AlignmentOptimizer):
         batch_size: int = Settings.batch_size,
         patience: int = Settings.patience,
         max_examples: int = Settings.max_examples,
+        max_dev: int = Settings.max_dev,
         budget: int | None = None,
         seed: int = 0,
         concurrency: int = 64,
@@ -489,6 +495,7 @@ class SIMBA(AlignmentOptimizer):
             batch_size=batch_size,
             patience=patience,
             max_examples=max_examples,
+            max_dev=max_dev,
             max_failure_share=max_failure_share,
         )
         self.last: Optimised | None = None

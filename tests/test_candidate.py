@@ -1,0 +1,68 @@
+"""Candidates: instructions made of original text, rules and worked examples."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.genai.judges import make_judge
+
+from workbench.candidate import Candidate, WorkedExample, shortened_json, without_variables
+
+BASE = "Rate {{ outputs }} for {{ inputs }}."
+
+
+def test_the_original_is_the_base_text_to_the_letter() -> None:
+    """A candidate without rules and examples is the judge's own text."""
+    assert Candidate(BASE).text == BASE
+    assert Candidate(BASE).added_words == 0
+
+
+def test_rules_and_examples_follow_the_base() -> None:
+    """Rules and examples stand behind the original text, which is never touched."""
+    example = WorkedExample("tr-1", (("inputs", {"q": "a"}), ("outputs", "b")), "good", "clear")
+    text = Candidate(BASE).with_rules(["Be  strict."], "x").with_examples([example], 4).text
+    assert text.startswith(BASE)
+    assert "- Be strict." in text
+    assert 'outputs: "b"' in text
+    assert "rating: good" in text
+    assert 'why: "clear"' in text
+
+
+def test_a_repeated_rule_is_left_out() -> None:
+    """The same rule is not stated twice, whatever its case."""
+    once = Candidate(BASE).with_rules(["Be strict."], "x")
+    assert once.with_rules(["be strict.", "Be kind."], "y").rules == ("Be strict.", "Be kind.")
+
+
+def test_examples_are_bounded_and_not_repeated() -> None:
+    """The newest examples stay, each trace once."""
+    examples = [WorkedExample(f"tr-{i}", (("outputs", i),), "good", "") for i in range(5)]
+    candidate = Candidate(BASE).with_examples(examples[:3], 4).with_examples(examples[2:], 4)
+    assert [e.trace_id for e in candidate.examples] == ["tr-1", "tr-2", "tr-3", "tr-4"]
+
+
+@given(st.text())
+def test_learned_text_adds_no_template_variable(rule: str) -> None:
+    """Whatever a model or a person wrote, MLflow takes the judge and sees only its variables."""
+    hostile = rule + " {{ evil }} {{{{inputs}}}} {{trace}}"
+    example = WorkedExample("tr-1", (("outputs", hostile),), "good", hostile)
+    candidate = Candidate(BASE).with_rules([hostile], "x").with_examples([example], 4)
+    judge = make_judge(name="q", instructions=candidate.text, model="openai:/m")
+    assert judge.template_variables == {"inputs", "outputs"}
+
+
+@given(st.recursive(st.text() | st.integers() | st.none(), st.lists), st.integers(1, 50))
+def test_shortened_json_is_one_line_of_json(value: object, longest: int) -> None:
+    """A shown field is always valid JSON on one line, and whole unless it says it was cut."""
+    text = shortened_json(value, longest)
+    assert "\n" not in text
+    read = json.loads(text)
+    assert read == value or "more characters]" in read
+
+
+def test_breaking_braces_keeps_json_readable() -> None:
+    """Nested JSON stays JSON when double braces are broken up."""
+    value = {"a": {"b": 1}}
+    assert json.loads(without_variables(json.dumps(value))) == value

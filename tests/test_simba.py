@@ -1,0 +1,256 @@
+"""The loop: what it learns from, what it may not see, and when it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import workbench
+from workbench.candidate import Candidate
+from workbench.errors import ArgumentError, BudgetError, ModelError
+from workbench.judge import Verdict
+from workbench.reflection import Item, Reflection, Request
+from workbench.scale import Scale
+from workbench.simba import Optimised, Settings, credit, optimise
+from workbench.traces import Example
+
+BASE = Candidate("Rate {{ outputs }}.")
+SCALE = Scale.of(["poor", "fair", "good"])
+RULE = "Rate it poor when a promise is made."
+SILENT: dict[str, Any] = {"scale": SCALE, "fields": ("outputs",)}
+
+
+def items(n: int, start: int = 0) -> list[Item]:
+    """Every second item makes a promise; people rate those poor, the others good."""
+    made = []
+    for i in range(start, start + n):
+        promise = i % 2 == 0
+        text = f"item {i}" + (" with a promise" if promise else "")
+        label = "poor" if promise else "good"
+        made.append(Item(Example(f"tr-{i:03}", {"q": i}, text), label, "no promises" * promise))
+    return made
+
+
+def always_good(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+    """A judge with a systematic error: it says good unless its text names the criterion."""
+    verdicts = []
+    for candidate, item in questions:
+        knows = "promise" in candidate.text.split("Items that people rated")[0]
+        bad = knows and "promise" in item.example.outputs
+        verdicts.append(Verdict(item.trace_id, "poor" if bad else "good", "so be it", calls=1))
+    return verdicts
+
+
+class Reflecting:
+    """Names the criterion only where a case that it is shown bears it out."""
+
+    def __init__(self) -> None:
+        self.seen: list[Request] = []
+
+    def __call__(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        self.seen += requests
+        return [
+            Reflection(
+                (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (), 1
+            )
+            for r in requests
+        ]
+
+
+def run(**changes: Any) -> Optimised:
+    options = {
+        "train": items(20),
+        "dev": items(10, start=100),
+        "ask": always_good,
+        "reflect": Reflecting(),
+        **SILENT,
+        **changes,
+    }
+    return optimise(BASE, options.pop("train"), options.pop("dev"), **options)
+
+
+def test_it_learns_from_what_the_judge_always_gets_wrong() -> None:
+    """A judge that is wrong in the same way each time is cured by the rule behind it."""
+    found = run()
+    assert RULE in found.best.rules
+    assert found.best_score > found.original_score
+    assert found.history["dev_accuracy"].max() == 1.0
+
+
+def test_the_evidence_of_a_rule_is_its_disagreements() -> None:
+    """Each rule of the winner names the train items that it was made from."""
+    found = run()
+    by_id = {item.trace_id: item for item in items(20)}
+    assert set(found.evidence) == set(found.best.rules)
+    assert all(by_id[i].label == "poor" for i in found.evidence[RULE])
+
+
+def test_dev_items_are_never_shown() -> None:
+    """Neither the reflection model nor a worked example sees what candidates are selected on."""
+    reflect = Reflecting()
+    found = run(reflect=reflect, settings=Settings(max_steps=4, patience=4))
+    shown = {c.item.trace_id for r in reflect.seen for c in (*r.disagreements, *r.agreements)}
+    shown |= {example.trace_id for example in found.best.examples}
+    assert shown
+    assert shown <= {item.trace_id for item in items(20)}
+
+
+def test_a_judge_that_is_right_stays_as_it_is() -> None:
+    """Without disagreement there is nothing to learn, and no reflection is paid for."""
+
+    def right(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        return [Verdict(item.trace_id, item.label, calls=1) for _, item in questions]
+
+    reflect = Reflecting()
+    found = run(ask=right, reflect=reflect)
+    assert found.best == BASE
+    assert not reflect.seen
+    assert "not risen" in found.stopped
+
+
+def test_useless_rules_change_nothing() -> None:
+    """Rules that help no verdict lose against the shorter original."""
+
+    def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection((f"Think of the number {step}.",), 1) for _ in requests]
+
+    found = run(reflect=useless)
+    assert found.best == BASE
+    assert found.best_score == found.original_score
+
+
+@settings(max_examples=8)
+@given(st.integers(-3, 10**6))
+def test_the_same_seed_gives_the_same_result(seed: int) -> None:
+    """The loop is a function of its items, its answers and its seed, and 0 is a seed."""
+    one, two = run(seed=seed), run(seed=seed)
+    assert one.best.text == two.best.text
+    assert one.history.equals(two.history)
+
+
+def test_seed_zero_is_a_seed_of_its_own() -> None:
+    """Seed 0 draws other minibatches than 42, and not the same as None would."""
+
+    def batches(seed: int) -> list[list[str]]:
+        reflect = Reflecting()
+        run(reflect=reflect, seed=seed, settings=Settings(batch_size=6))
+        return [[c.item.trace_id for c in r.disagreements] for r in reflect.seen]
+
+    assert batches(0) == batches(0)
+    assert batches(0) != batches(42)
+
+
+def test_a_failed_call_is_not_a_disagreement() -> None:
+    """Failures are counted apart; the reflection model is never shown one."""
+
+    def flaky(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        verdicts = always_good(questions)
+        return [
+            Verdict(v.trace_id, error="503", calls=1) if v.trace_id == "tr-000" else v
+            for v in verdicts
+        ]
+
+    reflect = Reflecting()
+    found = run(ask=flaky, reflect=reflect)
+    assert found.failures >= 1
+    assert all(c.item.trace_id != "tr-000" for r in reflect.seen for c in r.disagreements)
+    assert RULE in found.best.rules
+
+
+def test_many_failures_are_an_error() -> None:
+    """Above the allowed share of failures nothing is learned and the cause is told."""
+
+    def failing(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        return [Verdict(item.trace_id, error="503 overloaded", calls=1) for _, item in questions]
+
+    with pytest.raises(ModelError, match="503 overloaded"):
+        run(ask=failing)
+
+
+def test_an_abstention_is_neither_right_nor_wrong() -> None:
+    """Items on which the judge abstains count in no score and in no disagreement."""
+
+    def shy(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        verdicts = always_good(questions)
+        return [
+            Verdict(v.trace_id, "N/A", calls=1) if v.trace_id.endswith("1") else v for v in verdicts
+        ]
+
+    reflect = Reflecting()
+    found = run(ask=shy, reflect=reflect)
+    shown = [c.item.trace_id for r in reflect.seen for c in (*r.disagreements, *r.agreements)]
+    assert not any(i.endswith("1") for i in shown)
+    assert RULE in found.best.rules
+
+
+def test_a_spent_budget_keeps_the_best_so_far() -> None:
+    """When the budget ends in the second step, what the first one found is the result."""
+    calls = 0
+
+    def bounded(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        nonlocal calls
+        if calls + len(questions) > spent_at:
+            raise BudgetError("spent")
+        calls += len(questions)
+        return always_good(questions)
+
+    spent_at = 10**6
+    steps = Settings(patience=10, max_steps=10)
+    run(ask=bounded, settings=steps)
+    spent_at, calls = calls - 1, 0
+    found = run(ask=bounded, settings=steps)
+    assert found.stopped == "the budget is spent"
+    assert RULE in found.best.rules
+
+
+def test_a_rare_label_is_in_every_minibatch() -> None:
+    """Minibatches take labels in turn, so that a class with two items is not missed."""
+    rare = [Item(Example(f"tr-9{i}", {}, "rare promise"), "fair", "rare") for i in range(2)]
+    reflect = Reflecting()
+    run(train=[*items(40), *rare], reflect=reflect, settings=Settings(batch_size=6))
+    shown = [{c.item.label for c in (*r.disagreements, *r.agreements)} for r in reflect.seen[:1]]
+    assert "fair" in shown[0]
+
+
+def test_a_large_dev_set_is_sampled() -> None:
+    """No candidate is scored on more dev items than max_dev."""
+    asked: dict[str, set[str]] = {}
+
+    def counting(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        for candidate, item in questions:
+            if item.trace_id >= "tr-100":
+                asked.setdefault(candidate.key, set()).add(item.trace_id)
+        return always_good(questions)
+
+    run(dev=items(80, start=100), ask=counting, settings=Settings(max_dev=12))
+    assert max(len(ids) for ids in asked.values()) == 12
+
+
+@pytest.mark.parametrize("name", ["max_steps", "batch_size", "patience", "max_dev"])
+def test_settings_out_of_range_are_named(name: str) -> None:
+    """A count below 1 is an error that names the argument."""
+    with pytest.raises(ArgumentError, match=name):
+        Settings(**{name: 0})
+
+
+@given(st.sampled_from(SCALE.values), st.sampled_from(SCALE.values))
+def test_credit_is_full_only_for_the_label(verdict: str, label: str) -> None:
+    """A near miss earns less than half, more than a far miss, and the label itself 1."""
+    earned = credit(SCALE, verdict, label)
+    assert 0 <= earned <= 1
+    assert (earned == 1) == (verdict == label)
+    if verdict != label:
+        assert earned == (1 - SCALE.distance(verdict, label)) / 2
+
+
+def test_optimizer_is_mlflows() -> None:
+    """workbench.SIMBA is an AlignmentOptimizer, so Judge.align takes it."""
+    from mlflow.genai.judges.base import AlignmentOptimizer
+
+    assert isinstance(workbench.SIMBA(), AlignmentOptimizer)
+    with pytest.raises(ArgumentError, match="dev_size"):
+        workbench.SIMBA(dev_size=1.5)
