@@ -50,7 +50,9 @@ def read_judge_prompt(system: str, user: str) -> JudgePrompt | None:
         return None
     begin = system.find("Your task: ")
     end = system.find("You *must* format your evaluation rating")
+    # MLflow ends the instructions with a full stop of its own.
     instructions = system[begin + len("Your task: ") if begin >= 0 else 0 : end].strip()
+    instructions = instructions.removesuffix(".")
     values, kind = _read_type(found[1])
     rationale = system.find("- rationale (", end)
     return JudgePrompt(
