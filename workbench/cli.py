@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,7 +69,8 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
     if summary.get("table"):
         lines += [str(summary["table"]).rstrip("\n"), ""]
     judge = summary.get("judge") or {}
-    store = summary.get("tracking_uri")
+    # The URI of a database may hold a password.
+    store = re.sub(r"//[^/@]*@", "//***@", str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("status"),
         "judge": f"{judge['name']} version {judge['version']}"
@@ -81,7 +83,7 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
         "time": f"{seconds:.0f} s",
     }
     lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
-    if store and not str(store).startswith(("http://", "https://", "databricks")):
+    if store and not store.startswith(("http://", "https://", "databricks")):
         lines += ["", f"Browse the store:  mlflow ui --backend-store-uri {store}"]
     elif store:
         lines += ["", f"Browse the store:  {store}"]

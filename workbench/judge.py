@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from workbench import offline
+from workbench.credentials import secret_params, without_secret_params
 from workbench.errors import ArgumentError
 from workbench.scale import Scale
 
@@ -186,6 +187,8 @@ def options(judge: Judge) -> dict[str, Any]:
         "include_timing_in_conversation": judge._include_timing_in_conversation,
         "model_api": judge._model_api,
         "aggregations": judge.aggregations,
+        # Scorers of older versions have no timeout.
+        **({"timeout": judge.timeout} if hasattr(judge, "timeout") else {}),
     }
 
 
@@ -226,9 +229,10 @@ def fingerprint(judge: Judge) -> str:
                 "generate_rationale_first",
                 "include_tool_calls_in_conversation",
                 "include_timing_in_conversation",
-                "inference_params",
             )
         }
+        # A key that is renewed makes no other judge.
+        deciding["inference_params"] = without_secret_params(opts["inference_params"])
         deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
         deciding["base_url"] = without_credentials(opts["base_url"]) if opts["base_url"] else None
         deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
@@ -250,7 +254,8 @@ def scrub(text: str, judge: Judge | None = None) -> str:
     """The text with every known secret replaced by ``***``.
 
     Known are the values of environment variables that name a key, token, secret or password,
-    and the judge's header values and base URL credentials. Providers repeat them in messages.
+    and the judge's header values, base URL credentials and secret parameters. Providers repeat
+    them in messages.
     """
     secrets = {
         value
@@ -259,6 +264,7 @@ def scrub(text: str, judge: Judge | None = None) -> str:
     }
     for value in (getattr(judge, "_extra_headers", None) or {}).values():
         secrets |= {value, value.rsplit(" ", 1)[-1]}
+    secrets |= {str(v) for _, v in secret_params(getattr(judge, "_inference_params", None))}
     base_url = getattr(judge, "_base_url", None)
     if base_url:
         parts = urlsplit(base_url)

@@ -1,0 +1,239 @@
+"""What of a judge's options is secret: taken out before they are stored, put back from the
+environment when they are loaded.
+
+Secret are the values of all extra headers, user, password and query of the base URL, and
+inference parameters whose name says that they are a key, token, secret or password.
+
+======================================  ====================================================
+variable                                holds
+======================================  ====================================================
+``WORKBENCH_HEADER_<NAME>``             the value of header ``<NAME>`` (``X-Api-Key``:
+                                        ``WORKBENCH_HEADER_X_API_KEY``)
+``WORKBENCH_BASE_URL_CREDENTIALS``      what was cut out of the base URL, as it stood there:
+                                        ``user:password@``, ``?key=value``, or both in a row
+``WORKBENCH_PARAM_<NAME>``              an inference parameter; names of nested ones are joined
+                                        (``extra_body``, ``api_key``:
+                                        ``WORKBENCH_PARAM_EXTRA_BODY_API_KEY``)
+======================================  ====================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from workbench.errors import CredentialError
+
+URL_VARIABLE: Final = "WORKBENCH_BASE_URL_CREDENTIALS"
+
+_SECRET_NAME = re.compile(
+    r"api_?key|secret|passw(or)?d|passphrase|authorization|credential|cookie"
+    r"|(^|_)(access|auth|api|bearer|id|refresh|session|security|private)_?(key|token)($|_)"
+    r"|^(key|token)$"
+)
+_HEADER_NAMES = re.compile(r"(^|_)headers?$")
+
+# Query parameters that choose an API and open nothing. A query of others is withheld as a whole.
+_HARMLESS_QUERY = frozenset({"api-version", "api_version"})
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """Names of what was taken out, and never the values.
+
+    ``headers``: header names. ``url_user``: whether the base URL had a user or password.
+    ``url_query``: names of its query parameters. ``params``: paths within the inference
+    parameters.
+    """
+
+    headers: tuple[str, ...] = ()
+    url_user: bool = False
+    url_query: tuple[str, ...] = ()
+    params: tuple[tuple[str | int, ...], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.headers or self.url_user or self.url_query or self.params)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Withheld:
+        return cls(
+            headers=tuple(data.get("headers", ())),
+            url_user=bool(data.get("url_user", False)),
+            url_query=tuple(data.get("url_query", ())),
+            params=tuple(tuple(path) for path in data.get("params", ())),
+        )
+
+
+def header_variable(name: str) -> str:
+    """The environment variable of a header.
+
+    >>> header_variable("X-Api-Key")
+    'WORKBENCH_HEADER_X_API_KEY'
+    """
+    return f"WORKBENCH_HEADER_{_capitals(name)}"
+
+
+def param_variable(path: tuple[str | int, ...]) -> str:
+    """The environment variable of an inference parameter."""
+    return f"WORKBENCH_PARAM_{_capitals('_'.join(map(str, path)))}"
+
+
+def _capitals(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+# -- taking out -----------------------------------------------------------------------------
+
+
+def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list[str]]:
+    """A judge's options without secrets, the names of these, and their values.
+
+    The values are for checking that they appear nowhere; do not keep them.
+    """
+    clean = dict(options)
+    headers = dict(clean.get("extra_headers") or {})
+    clean["extra_headers"] = None
+    values = [part for value in headers.values() for part in {value, value.rsplit(" ", 1)[-1]}]
+
+    url_user, url_query = False, tuple[str, ...]()
+    if clean.get("base_url"):
+        parts = urlsplit(clean["base_url"])
+        user, at, host = parts.netloc.rpartition("@")
+        names = [each.partition("=")[0] for each in parts.query.split("&") if each]
+        harmless = _HARMLESS_QUERY.issuperset(names)
+        url_user, url_query = bool(at), () if harmless else tuple(names)
+        query = parts.query if harmless else ""
+        values += [user, parts.password or "", parts.fragment]
+        values += [] if harmless else [each.partition("=")[2] for each in parts.query.split("&")]
+        clean["base_url"] = urlunsplit((parts.scheme, host, parts.path, query, ""))
+
+    paths = tuple(path for path, _ in secret_params(clean.get("inference_params")))
+    values += [str(value) for _, value in secret_params(clean.get("inference_params"))]
+    clean["inference_params"] = without_secret_params(clean.get("inference_params"))
+    names_only = Withheld(tuple(headers), url_user, url_query, paths)
+    return clean, names_only, [value for value in values if value]
+
+
+def without_secret_params(params: Any) -> Any:
+    """Inference parameters without those that are secret.
+
+    >>> without_secret_params({"temperature": 0, "api_key": "abc", "max_tokens": 9})
+    {'temperature': 0, 'max_tokens': 9}
+    """
+    clean = copy.deepcopy(params)
+    # From the back, so that positions in lists stay what they are.
+    for path, _ in reversed(list(secret_params(params))):
+        inner = clean
+        for key in path[:-1]:
+            inner = inner[key]
+        del inner[path[-1]]
+    return clean
+
+
+def secret_params(
+    params: Any, path: tuple[str | int, ...] = (), *, all_of: bool = False
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """(path, value) of each secret parameter; within a table of headers every value is one."""
+    if isinstance(params, Mapping):
+        for key, value in params.items():
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", str(key)).lower()
+            if isinstance(value, (Mapping, list)):
+                within = all_of or _HEADER_NAMES.search(name) is not None
+                yield from secret_params(value, (*path, key), all_of=within)
+            elif value is not None and (all_of or _SECRET_NAME.search(name)):
+                yield (*path, key), value
+    elif isinstance(params, list):
+        for position, value in enumerate(params):
+            yield from secret_params(value, (*path, position), all_of=all_of)
+
+
+# -- putting back ---------------------------------------------------------------------------
+
+
+def restore(
+    options: Mapping[str, Any],
+    withheld: Withheld,
+    *,
+    headers: Mapping[str, str] | None = None,
+    who: str = "The judge",
+) -> dict[str, Any]:
+    """The options with secrets from ``headers`` and the environment put back.
+
+    Raises
+    ------
+    CredentialError
+        When some are missing; names each variable to set.
+    """
+    full, missing = dict(options), []
+    given = {name.casefold(): value for name, value in (headers or {}).items()}
+    values = dict(headers or {})
+    for name in withheld.headers:
+        value = given.get(name.casefold(), os.environ.get(header_variable(name)))
+        if value is None:
+            missing.append(f"{header_variable(name)} (the value of header {name!r})")
+        elif name.casefold() not in given:
+            values[name] = value
+    full["extra_headers"] = values or None
+
+    if withheld.url_user or withheld.url_query:
+        text = os.environ.get(URL_VARIABLE)
+        form = "user:password@" * withheld.url_user
+        form += "?" * bool(withheld.url_query) + "&".join(f"{n}=..." for n in withheld.url_query)
+        if text is None:
+            missing.append(f"{URL_VARIABLE} (written as {form})")
+        else:
+            full["base_url"] = _with_url_credentials(full["base_url"], text, withheld, form)
+
+    full["inference_params"] = copy.deepcopy(full.get("inference_params"))
+    for path in withheld.params:
+        secret = os.environ.get(param_variable(path))
+        if secret is None:
+            missing.append(f"{param_variable(path)} (inference parameter {_dotted(path)})")
+        else:
+            _put(full["inference_params"], path, secret)
+    if missing:
+        hint = " Headers may also be given as headers={...}." if withheld.headers else ""
+        raise CredentialError(
+            f"{who} needs credentials, which are never stored. Set in the environment: "
+            f"{'; '.join(missing)}.{hint}"
+        )
+    return full
+
+
+def _with_url_credentials(url: str, text: str, withheld: Withheld, form: str) -> str:
+    user, at, rest = text.rpartition("@") if withheld.url_user else ("", "", text)
+    if withheld.url_user and not at:  # without the at sign it is the user alone
+        user, _, query = text.partition("?")
+    else:
+        query = rest.lstrip("?")
+    if (withheld.url_user and not user) or (withheld.url_query and not query):
+        raise CredentialError(f"{URL_VARIABLE} does not hold what is needed. Write it as {form}.")
+    parts = urlsplit(url)
+    return urlunsplit(
+        parts._replace(
+            netloc=f"{user}@{parts.netloc}" if user else parts.netloc,
+            query="&".join(each for each in (parts.query, query) if each),
+        )
+    )
+
+
+def _put(params: Any, path: tuple[str | int, ...], value: str) -> None:
+    for key in path[:-1]:
+        params = params[key]
+    if isinstance(params, list):
+        params.insert(int(path[-1]), value)
+    else:
+        params[path[-1]] = value
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))

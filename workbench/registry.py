@@ -1,0 +1,367 @@
+"""Judges by name and version: MLflow's scorer registry, with what MLflow leaves out beside it.
+
+A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. Within
+the row also lie the options that MLflow leaves out and what made the version (see
+`workbench.record`), so nothing can be half registered.
+
+MLflow's own `get_scorer` gives a judge without base URL and headers. Such a judge talks to its
+provider's public address; `load_judge` gives the judge as it was.
+
+Secrets are never stored: see `workbench.credentials` for where they come from at loading.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+
+from workbench import store
+from workbench.credentials import restore
+from workbench.errors import ArgumentError, RegistryError
+from workbench.judge import fingerprint, from_options, options
+from workbench.record import (
+    Form,
+    comparable,
+    form_of,
+    instructions_in,
+    judge_and_provenance,
+    provenance,
+    stored_options,
+    warning_of,
+    with_provenance,
+    withheld_of,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities import ScorerVersion
+    from mlflow.genai.judges import Judge
+
+    from workbench.alignment import Alignment
+
+
+@dataclass(frozen=True, repr=False)
+class Registered:
+    """A judge's version in the registry.
+
+    ``new`` is False where the latest version was this very judge already. ``status`` is that of
+    the alignment which gave the judge ("" for a judge registered by itself), ``warning`` what
+    to know before MLflow's own `get_scorer` is used.
+    """
+
+    name: str
+    version: int
+    experiment_id: str
+    fingerprint: str
+    status: str = ""
+    new: bool = True
+    warning: str = ""
+    _judge: Judge | None = field(default=None, compare=False)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge under its registered name; loaded when it is not at hand."""
+        if self._judge is not None:
+            return self._judge
+        return load_judge(self.name, self.version, experiment=self.experiment_id)
+
+    def __repr__(self) -> str:
+        state = "new" if self.new else "was there already"
+        status = f", alignment {self.status}" if self.status else ""
+        warning = f" {self.warning}" if self.warning else ""
+        return f"<Registered {self.name!r} version {self.version} ({state}{status}).{warning}>"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        state = "new" if self.new else "was there already"
+        status = f", alignment <b>{escape(self.status)}</b>" if self.status else ""
+        warning = f"<div>{escape(self.warning)}</div>" if self.warning else ""
+        return f"<div><b>{escape(self.name)}</b> version {self.version} ({state}{status})</div>" + (
+            warning
+        )
+
+
+# -- register -------------------------------------------------------------------------------
+
+
+def register(
+    alignment_or_judge: Alignment | Judge,
+    *,
+    name: str | None = None,
+    experiment: str | None = None,
+) -> Registered:
+    """Register a judge as the newest version under its name.
+
+    A judge that equals the latest version makes no new one. Of an alignment its ``.judge`` is
+    registered, which is the original one unless it improved, with what made it: parent, data
+    set, split, seed, optimizer, scores with intervals and cost (see `history`).
+
+    Parameters
+    ----------
+    alignment_or_judge
+        An `Alignment`, or any MLflow judge.
+    name
+        The name to register under; the judge's own by default. A judge that is loaded bears
+        this name, and its labels are looked for under it.
+    experiment
+        Name or id of the experiment, made when missing; the active one by default.
+
+    Raises
+    ------
+    RegistryError
+        When an option cannot be stored so that it comes back, when a secret would be stored,
+        or when the store has no registry.
+    """
+    judge, made = judge_and_provenance(alignment_or_judge)
+    where = store.experiment_id(experiment)
+    named = name or judge.name
+    content = form_of(judge, named)
+    version, new = _write(where, named, content, made)
+    return Registered(
+        name=named,
+        version=version,
+        experiment_id=where,
+        fingerprint=made["fingerprint"],
+        status=made.get("status", ""),
+        new=new,
+        warning=warning_of(content),
+        _judge=judge if named == judge.name else _renamed(judge, named),
+    )
+
+
+def _renamed(judge: Judge, name: str) -> Judge | None:
+    try:
+        return from_options({**options(judge), "name": name})
+    except ArgumentError:  # not made from instructions; it is loaded when it is asked for
+        return None
+
+
+def roll_back(name: str, version: int, *, experiment: str | None = None) -> Registered:
+    """Register an older version's content as the newest version.
+
+    What came between stays in the registry. `history` tells in ``rolled_back_from`` which
+    version was taken. Needs no credentials.
+
+    Raises
+    ------
+    RegistryError
+        For an unknown name or version.
+    """
+    where = store.experiment_id(experiment, create=False)
+    form = _form(_version(where, name, version))
+    made = {**provenance(form), "rolled_back_from": version}
+    written, new = _write(where, name, form, made)
+    return Registered(
+        name=name,
+        version=written,
+        experiment_id=where,
+        fingerprint=made.get("fingerprint", ""),
+        status=made.get("status", ""),
+        new=new,
+        warning=warning_of(form),
+    )
+
+
+# -- load -----------------------------------------------------------------------------------
+
+
+def load_judge(
+    name: str,
+    version: int | None = None,
+    *,
+    experiment: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Judge:
+    """The judge of a version, the newest by default, with every option it was registered with.
+
+    Parameters
+    ----------
+    name, version, experiment
+        Which; the active experiment by default.
+    headers
+        Values of extra headers. Those that are not given, and all other credentials, come from
+        the environment (see `workbench.credentials`).
+
+    Raises
+    ------
+    RegistryError
+        For an unknown name or version; names those that exist.
+    CredentialError
+        When a header value or another credential is missing; names the variables to set.
+    """
+    from mlflow.genai.judges import Judge as MlflowJudge
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+    from mlflow.genai.scorers import get_scorer
+
+    where = store.experiment_id(experiment, create=False)
+    found = _version(where, name, version)
+    plain = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
+    if not isinstance(plain, MlflowJudge):
+        raise RegistryError(
+            f"{name!r} is registered as a {type(plain).__name__}, which is a scorer and no judge. "
+            "Use mlflow.genai.scorers.get_scorer."
+        )
+    if not isinstance(plain, InstructionsJudge):
+        return cast("Judge", plain)
+    form = _form(found)
+    who = f"Judge {name!r} version {found.scorer_version}"
+    judge = from_options(restore(stored_options(form), withheld_of(form), headers=headers, who=who))
+    # What MLflow notes on a registered scorer, so that monitoring can be started with it.
+    for attribute in ("_registered_backend", "_experiment_id", "_sampling_config",
+                      "_scorer_version"):  # fmt: skip
+        if hasattr(plain, attribute):
+            setattr(judge, attribute, getattr(plain, attribute))
+    return judge
+
+
+def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
+    """What is known of each version of a judge, the oldest first.
+
+    Returns
+    -------
+    DataFrame
+        ``version``; ``registered_at`` (UTC); ``fingerprint`` and that of the ``parent`` it was
+        aligned from; ``status`` of the alignment; on its held-out pairs, ``n`` of them,
+        accuracy and kappa of the original (``accuracy_before``) and of the proposed judge
+        (``accuracy_after``), each with its interval; ``optimizer``, ``seed``,
+        ``dataset_digest``, ``split_digest``, ``model``, ``calls``, ``reflection_calls``,
+        ``tokens``, ``cost``, the MLflow ``run_id``, and ``rolled_back_from``. What is not known
+        is None.
+
+    Raises
+    ------
+    RegistryError
+        For an unknown name.
+    """
+    where = store.experiment_id(experiment, create=False)
+    _version(where, name, None)
+    return pd.DataFrame([_row(version) for version in _versions(where, name)], columns=_COLUMNS)
+
+
+_SCORES: Final = [
+    f"{figure}_{when}{end}"
+    for figure in ("accuracy", "kappa")
+    for when in ("before", "after")
+    for end in ("", "_interval")
+]
+_COLUMNS: Final = [
+    "version", "registered_at", "fingerprint", "parent", "status", "n", *_SCORES, "optimizer",
+    "seed", "dataset_digest", "split_digest", "model", "calls", "reflection_calls", "tokens",
+    "cost", "run_id", "rolled_back_from",
+]  # fmt: skip
+
+
+def _row(version: ScorerVersion) -> dict[str, Any]:
+    form = _form(version)
+    made = provenance(form)
+    row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
+    row["version"] = version.scorer_version
+    row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
+    if row["fingerprint"] is None and form.get("instructions_judge_pydantic_data"):
+        row["fingerprint"] = fingerprint(from_options(stored_options(form)))
+    for when in ("before", "after"):
+        scores = made.get(when) or {}
+        row["n"] = scores.get("n", row["n"])
+        for figure in ("accuracy", "kappa"):
+            row[f"{figure}_{when}"] = scores.get(figure)
+            interval = scores.get(f"{figure}_interval")
+            row[f"{figure}_{when}_interval"] = tuple(interval) if interval else None
+    return row
+
+
+def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
+    """The instructions of version ``b`` against those of version ``a``, as a unified diff.
+
+    Empty where they are the same.
+
+    Raises
+    ------
+    RegistryError
+        For an unknown name or version.
+    """
+    where = store.experiment_id(experiment, create=False)
+    texts = [instructions_in(_form(_version(where, name, version))) for version in (a, b)]
+    lines = difflib.unified_diff(
+        texts[0].splitlines(),
+        texts[1].splitlines(),
+        f"{name} version {a}",
+        f"{name} version {b}",
+        lineterm="",
+    )
+    return "\n".join(lines)
+
+
+# -- MLflow's registry ----------------------------------------------------------------------
+
+
+def _write(where: str, name: str, form: Form, made: dict[str, Any]) -> tuple[int, bool]:
+    """The version that holds this judge, and whether it is new."""
+    versions = _versions(where, name)
+    if versions and comparable(_form(versions[-1])) == comparable(form):
+        return int(versions[-1].scorer_version), False
+    # judge.register() writes the same row, but has no place for what MLflow leaves out.
+    version = _registry().register_scorer(where, name, json.dumps(with_provenance(form, made)))
+    return int(version.scorer_version), True
+
+
+def _registry() -> Any:
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    return _get_store()
+
+
+def _versions(where: str, name: str) -> list[ScorerVersion]:
+    """All versions, the oldest first; none for an unknown name."""
+    try:
+        found = _registry().list_scorer_versions(where, name)
+    except NotImplementedError as error:
+        raise RegistryError(
+            f"The store {_where()} has no registry of judges. Use a database "
+            "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
+        ) from error
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
+    return sorted(found, key=lambda version: int(version.scorer_version))
+
+
+def _version(where: str, name: str, version: int | None) -> ScorerVersion:
+    versions = _versions(where, name)
+    if not versions:
+        known = sorted(each.scorer_name for each in _registry().list_scorers(where))
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise RegistryError(
+            f"No judge {name!r} is registered in experiment {_experiment_name(where)!r} of "
+            f"{_where()}.{hint} Registered there: "
+            f"{', '.join(map(repr, known)) or 'none'}."
+        )
+    if version is None:
+        return versions[-1]
+    for each in versions:
+        if each.scorer_version == version:
+            return each
+    numbers = ", ".join(str(each.scorer_version) for each in versions)
+    raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
+
+
+def _where() -> str:
+    """The tracking URI; that of a database may hold a password."""
+    return re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
+
+
+def _experiment_name(where: str) -> str:
+    return str(mlflow.get_experiment(where).name)
+
+
+def _form(version: ScorerVersion) -> Form:
+    return asdict(version.serialized_scorer)
