@@ -261,7 +261,7 @@ def test_the_interval_of_a_change_is_that_of_a_paired_sample() -> None:
     human = ["yes", "no"] * 100
     judge = [v if i % 5 else ("no" if v == "yes" else "yes") for i, v in enumerate(human)]
     found = compare(make(human, judge), make(human, judge))
-    assert found.kappa_change_interval == (0, 0)
+    assert math.isnan(found.kappa_change_interval.low)  # no resample could show a difference
     low, high = found.accuracy_change_interval
     assert (low, high) == pytest.approx((-high, high))
     assert high < 0.03

@@ -47,7 +47,7 @@ class Comparison:
     changes
         Name of a figure -> (after minus before, its interval). Items are compared with
         themselves: accuracy and the binary rates by Newcombe's interval for paired proportions,
-        the rest by a bootstrap over items.
+        the rest by a bootstrap over items, which has no interval where the judges never differ.
     fixed, broken, still_wrong
         Items that only the judge after, only the judge before, and neither got right:
         ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
@@ -306,19 +306,22 @@ def _changes(
             confidence,
         )
 
+    def of_draws(change: Array) -> Interval:
+        # Judges that differ on no item differ in no resample, which proves nothing.
+        spread = change[~np.isnan(change)]
+        same = not spread.size or np.ptp(spread) < 1e-12
+        return UNDEFINED if same else percentile_interval(change, confidence)
+
     def of_kappa(weights: Weights | None) -> Interval:
         if draws is None:
             return UNDEFINED
         matrix = disagreement(one.positions, weights)
-        change = cohen_kappa(h, a, draws, matrix) - cohen_kappa(h, b, draws, matrix)
-        return percentile_interval(change, confidence)
+        return of_draws(cohen_kappa(h, a, draws, matrix) - cohen_kappa(h, b, draws, matrix))
 
     def of_mean(of_cell: Any) -> Interval:
         if draws is None:
             return UNDEFINED
-        return percentile_interval(
-            draws @ (of_cell(h, a) - of_cell(h, b)) / counts.sum(), confidence
-        )
+        return of_draws(draws @ (of_cell(h, a) - of_cell(h, b)) / counts.sum())
 
     def of_error_rate(side: int) -> Interval:
         low, high = of_proportion(human == side)

@@ -35,8 +35,6 @@ _WHITE_TEXT_FROM = 0.7
 """From this opacity of the tint on, white text is easier to read than the style's own."""
 
 _STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.titlesize": "medium",
     "axes.titleweight": "normal",
     "axes.grid": False,
@@ -183,7 +181,7 @@ def plot_metrics(
         judges = {"judge": (comparison_or_agreement, AFTER, "D")}
     first = next(iter(judges.values()))[0]
     names = [n for n in first.figures if n == "accuracy" or n.startswith("kappa")]
-    ax = ax or _new_axes(6.4, 0.9 + 0.62 * len(names))
+    ax = ax or _new_axes(6.4, 1.1 + 0.62 * len(names))
     ceiling = ceiling.ceiling if isinstance(ceiling, AnnotatorAgreement) else ceiling
     lowest = 0.0
     for k, (label, (found, colour, marker)) in enumerate(judges.items()):
@@ -204,11 +202,11 @@ def plot_metrics(
             line = ax.plot([level] * 2, [accuracy - 0.42, accuracy + 0.42], style, color=_ink())
             line[0].set_label({"majority": "always the majority label", "people": "people"}[text])
     ax.axvline(0, color=_ink(), lw=0.6, alpha=0.5)
+    ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.45, -0.55)
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
     ax.tick_params(left=False)
-    ax.spines["left"].set_visible(False)
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     order = [n for n in (*judges, "always the majority label", "people") if n in unique]
@@ -217,7 +215,7 @@ def plot_metrics(
         order,
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=len(order),
+        ncols=2,
         handlelength=1.4,
         columnspacing=1.4,
         borderaxespad=0.2,
@@ -243,7 +241,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
 
     table = agreement(pairs, resamples=2).confusion
     counts, n = table.sum(axis=1).to_numpy(), int(table.to_numpy().sum())
-    ax = ax or _new_axes(6.4, 1.1 + 0.42 * len(table))
+    ax = ax or _new_axes(6.4, 1.3 + 0.42 * len(table))
     shares = counts / n if n else np.zeros(len(table))
     judged = table.sum(axis=0).to_numpy() / n if n else shares
     advised = 0.6 / len(table)
@@ -256,6 +254,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     labels = [f"{_literal(v, 22)} ({c})" for v, c in zip(table.index, counts, strict=True)]
     ax.set_yticks(rows, labels)
     ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlim(0, min(1.0, max(0.5, 1.1 * float(np.max([*shares, *judged], initial=0)))))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.tick_params(left=False)
@@ -265,7 +264,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         ["human labels", "judge's verdicts", f"{advised:.0%} of labels advised"],
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=3,
+        ncols=2,
         handlelength=1.6,
         borderaxespad=0.2,
     )
@@ -446,3 +445,53 @@ def _literal(value: Any, width: int) -> str:
     text = "".join(c if c.isprintable() else " " for c in str(value))
     lines = textwrap.wrap(text, width, max_lines=2, placeholder=" …")
     return "\n".join(lines).replace("$", r"\$")
+
+
+def as_svg(draw: Callable[[Axes], Any], *, width: float, height: float, description: str) -> str:
+    """A picture as an ``<svg>`` element that takes on the theme of the page it is put into.
+
+    Text and lines have the page's text colour, the background is transparent, all text is
+    escaped, and it scales down to the width at hand.
+
+    Parameters
+    ----------
+    draw
+        Called with the Axes to draw on, for instance ``lambda ax: plot_balance(pairs, ax=ax)``.
+    width, height
+        In inches.
+    description
+        What screen readers say.
+    """
+    import io
+    import re
+    import warnings
+    from html import escape
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    ink = "#010203"  # stands for the page's text colour until the end
+    colours = ("text", "axes.label", "xtick.", "ytick.", "axes.edge")
+    style: dict[str, Any] = {
+        f"{part}{'.color' if part == 'text' else 'color'}": ink for part in colours
+    }
+    # Equal pictures are equal files; different ones on a page share no id.
+    style |= {"svg.fonttype": "none", "svg.hashsalt": description}
+    buffer = io.StringIO()
+    with mpl.rc_context(style), warnings.catch_warnings():  # type: ignore[arg-type]  # as above
+        # The reader's browser has the glyphs that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", message="Glyph")
+        fig = Figure(figsize=(width, height))
+        fig.set_layout_engine("constrained")
+        draw(fig.subplots())
+        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    inside = text[text.index("<svg") :].split(">", 1)[1]
+    # Names of groups and lines recur in every picture, and a page may have each but once.
+    inside = re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", inside).replace("xlink:href", "href")
+    return (
+        f'<svg role="img" aria-label="{escape(description)}" '
+        f'viewBox="0 0 {width * 72:g} {height * 72:g}" '
+        f'style="width: 100%; max-width: {width * 96:g}px">{inside}'
+    ).replace(ink, "currentColor")
