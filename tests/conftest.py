@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from loopback import Loopback
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -70,3 +72,11 @@ def openqa() -> Path:
     if not path.exists():
         pytest.skip(f"shared data is absent: {path}")
     return path
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Loopback]]:
+    """Starts simulated model servers, and stops them after the test."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-0123456789")
+    with contextlib.ExitStack() as running:
+        yield lambda **options: running.enter_context(Loopback(**options))
