@@ -285,6 +285,18 @@ def test_too_few_items_are_said_so() -> None:
     assert "fewer than 6" in found.power_note
 
 
+def test_a_gain_that_may_be_luck_is_said_so() -> None:
+    human = ["yes", "no"] * 30
+    before = ["no" if i < 12 else v for i, v in enumerate(human)]  # 6 wrong
+    after = ["no" if 50 <= i < 54 else v for i, v in enumerate(human)]  # 2 others wrong
+    found = compare(make(human, before), make(human, after))
+    assert (len(found.fixed), len(found.broken)) == (6, 2)
+    assert found.improved
+    assert found.enough
+    assert not found.significant
+    assert "The gain may be luck: p = 0.29 is not below 0.05." in str(found)
+
+
 def test_items_that_one_judge_only_judged_are_counted_and_listed() -> None:
     before, after = make(["yes", "no"], ["yes", "yes"]), make(["yes"], ["no"])
     found = compare(before, after)

@@ -142,7 +142,7 @@ def test_it_holds_every_section(page: Page) -> None:
         assert origin in page.text
     assert "topic kept together" in page.text
     assert "2 learned rules" in page.text
-    assert "t000, t001" in page.text
+    assert "2 traces: t000, t001" in page.text
 
 
 def test_the_change_of_instructions_is_a_readable_diff(html: str, page: Page) -> None:

@@ -54,6 +54,7 @@ class Comparison:
         equals its label, fixed and broken mean nearer to it and farther from it.
     p_value
         McNemar's exact test of fixed against broken (on a numeric scale this is the sign test).
+        It is conservative: near its limit the interval of the change may just exclude 0.
     improved
         Whether more items are right than before; where as many are, whether the mean distance
         fell. On a numeric scale, whether the mean distance fell.
@@ -164,6 +165,11 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader should know beside the figures."""
         found = [self.power_note] if self.power_note else []
+        if self.enough and self.improved and not self.significant:
+            found.append(
+                f"The gain may be luck: p = {self.p_value:.2g} is not below "
+                f"{1 - self.confidence:.2g}."
+            )
         for judged, other, ids in (
             ("before", "after", self.only_before),
             ("after", "before", self.only_after),

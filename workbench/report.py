@@ -279,8 +279,8 @@ def _evidence(evidence: Mapping[str, list[str]] | None) -> _Table | None:
         return None
     rows = []
     for rule, ids in evidence.items():
-        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-        rows.append([rule, f"{', '.join(ids[:5])}{more}" if ids else "not recorded"])
+        told = f"{len(ids)} traces: {', '.join(ids[:2])}{', …' * (len(ids) > 2)}"
+        rows.append([rule, told if ids else "not recorded"])
     return {"columns": ["rule", "learned from"], "rows": rows}
 
 
