@@ -273,6 +273,7 @@ def pair(
     consensus: str = "majority",
     ties: Literal["drop", "latest", "error"] = "drop",
     scale: Scale | None = None,
+    source: str | None = None,
 ) -> Pairs:
     """Join a judge's verdicts with the human labels under its name.
 
@@ -291,9 +292,14 @@ def pair(
         among the tied, or raise an ``"error"``.
     scale
         The rating scale; by default the judge's, else that of the observed values.
+    source
+        With a name: only verdicts by this source count, which is the model of a judge that ran
+        here and what `workbench.log_verdicts` was told of one that ran elsewhere.
 
     Raises
     ------
+    ArgumentError
+        For ``source`` beside a judge, whose version says already which verdicts count.
     NoLabelsError
         No human label under the name; names that nearly match are listed with their counts.
     NoVerdictsError
@@ -304,6 +310,11 @@ def pair(
         A tie, with ``ties="error"``.
     """
     one_of("ties", ties, ["drop", "latest", "error"])
+    if source is not None and not isinstance(judge_or_name, str):
+        raise ArgumentError(
+            f"source={source!r} chooses among the verdicts under a name. Give the name: "
+            f"workbench.pair({judge_or_name.name!r}, source={source!r})."
+        )
     name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
     fetched = store.fetch_traces(traces, spans=False)
     by_trace = labels_by_trace(fetched, name)
@@ -311,6 +322,11 @@ def pair(
         raise NoLabelsError(_no_labels_message(name, fetched))
     _check_consensus(consensus, by_trace)
     recorded = {t.info.trace_id: _recorded_verdicts(t, name) for t in fetched}
+    if source is not None:
+        sources = {v.source for verdicts in recorded.values() for v in verdicts}
+        if sources:
+            one_of("source", source, sorted(sources))
+        recorded = _filtered(recorded, lambda v: v.source == source)
     chosen, version, notes = _choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
         raise NoVerdictsError(_no_verdicts_message(judge_or_name, by_trace, recorded))
