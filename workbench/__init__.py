@@ -21,6 +21,7 @@ _HOME = {
     "Alignment": "alignment",
     "Assessed": "assessment",
     "Comparison": "metrics",
+    "Dataset": "dataset",
     "Imported": "traces",
     "Pairs": "pairing",
     "SIMBA": "simba",
@@ -39,13 +40,18 @@ _HOME = {
     "log_verdicts": "assessment",
     "make_judge": "judge",
     "pair": "pairing",
+    "plot_annotators": "plots",
+    "plot_balance": "plots",
     "plot_before_after": "plots",
     "plot_confusion": "plots",
+    "plot_metrics": "plots",
+    "read_dataset": "dataset",
     "register": "registry",
+    "use_workspace": "workspace",
     "write_report": "report",
 }
 
-__all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])  # noqa: PLE0604
+__all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])
 
 
 def __getattr__(name: str) -> Any:

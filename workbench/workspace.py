@@ -1,0 +1,124 @@
+"""Where a notebook puts things: an MLflow store, an experiment, a folder, a summary at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+
+from workbench.judge import without_credentials
+from workbench.store import experiment_id
+
+if TYPE_CHECKING:
+    from workbench.alignment import Alignment
+    from workbench.registry import Registered
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder, and the MLflow store and experiment that are active.
+
+    ``tracking_uri`` is without credentials.
+    """
+
+    folder: Path
+    tracking_uri: str
+    experiment: str
+    experiment_id: str
+
+    def write_summary(
+        self, alignment: Alignment, registered: Registered, report: str | os.PathLike[str]
+    ) -> Path:
+        """Write ``summary.json``: what the command line prints when the notebook has ended.
+
+        It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
+        (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
+        ``calls`` made, and ``comparison`` in figures.
+        """
+        summary: dict[str, Any] = {
+            "table": str(alignment.comparison),
+            "status": alignment.status,
+            "reason": alignment.reason,
+            "judge": {
+                "name": registered.name,
+                "version": registered.version,
+                "new": registered.new,
+            },
+            "report": str(Path(report).resolve()),
+            "tracking_uri": self.tracking_uri,
+            "experiment": self.experiment,
+            "model": getattr(alignment.original, "model", None),
+            "seed": alignment.seed,
+            "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
+            "comparison": alignment.comparison.to_dict(),
+        }
+        path = self.folder / SUMMARY
+        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        rows = {"experiment": self.experiment, "MLflow store": self.tracking_uri}
+        rows["folder"] = str(self.folder)
+        cells = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+
+def use_workspace(
+    folder: str | os.PathLike[str], *, experiment: str, tracking_uri: str | None = None
+) -> Workspace:
+    """Make an MLflow store and experiment the active ones.
+
+    Parameters
+    ----------
+    folder
+        Made when missing. A new experiment in a local store keeps its artifacts here, so that
+        no ``mlruns`` appears in the working folder.
+    experiment
+        Its name; made when missing.
+    tracking_uri
+        Of the store. None: ``MLFLOW_TRACKING_URI`` where that is set, else an SQLite file in the
+        folder.
+
+    Raises
+    ------
+    StoreError
+        When the experiment was deleted.
+    """
+    place = Path(folder).expanduser().resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    with _quiet_migrations():
+        if mlflow.get_experiment_by_name(experiment) is None:
+            local = not uri.startswith(("http://", "https://", "databricks"))
+            mlflow.create_experiment(
+                experiment, artifact_location=(place / "artifacts").as_uri() if local else None
+            )
+        where = experiment_id(experiment, create=False)
+        mlflow.set_experiment(experiment_id=where)
+    shown = without_credentials(uri) if uri.startswith(("http://", "https://")) else uri
+    return Workspace(place, shown, experiment, where)
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """A new database is set up in forty steps, each of which would be told."""
+    names = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
