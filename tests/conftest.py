@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,9 +49,7 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(
-    tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def store(tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The tracking URI of a fresh MLflow store with the active experiment ``test``."""
     import mlflow
 
@@ -63,6 +66,61 @@ def store(
     yield uri
     while mlflow.active_run():
         mlflow.end_run()
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, store: str, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The address of a real MLflow server with a fresh store, active for the test."""
+    import mlflow
+
+    database = tmp_path / "server.db"
+    shutil.copy(_empty_store, database)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--backend-store-uri", f"sqlite:///{database}"),
+                *("--default-artifact-root", str(tmp_path / "artifacts")),
+                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            ],
+            stdout=log,
+            stderr=log,
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _await_answer(f"{address}/health", process, tmp_path / "server.log")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        mlflow.set_tracking_uri(address)
+        mlflow.set_registry_uri(address)
+        mlflow.set_experiment("remote")
+        yield address
+    finally:
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
+        # The server's own children are in its session and end with it.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+        else:
+            return
 
 
 @pytest.fixture

@@ -215,7 +215,8 @@ def _with_url_credentials(url: str, text: str, withheld: Withheld, form: str) ->
         user, _, query = text.partition("?")
     else:
         query = rest.lstrip("?")
-    if (withheld.url_user and not user) or (withheld.url_query and not query):
+    names = {each.partition("=")[0] for each in query.split("&")}
+    if (withheld.url_user and not user) or not names.issuperset(withheld.url_query):
         raise CredentialError(f"{URL_VARIABLE} does not hold what is needed. Write it as {form}.")
     parts = urlsplit(url)
     return urlunsplit(

@@ -149,16 +149,14 @@ def provenance(form: Form) -> dict[str, Any]:
     return dict(_beside(form).get("provenance") or {})
 
 
-def comparable(form: Form) -> Form:
-    """The form without what does not make another judge: where it came from, MLflow's version."""
+def comparable(form: Form) -> Any:
+    """What two forms share if they are of the same judge: not where it came from."""
+    if form.get("instructions_judge_pydantic_data") is not None:
+        return stored_options(form), withheld_of(form)
     bare = copy.deepcopy(form)
     for key in ("mlflow_version", "serialization_version"):
         bare.pop(key, None)
-    inner = _inner(bare)
-    if inner is not None:
-        beside = inner.pop(_KEY, {})
-        beside.pop("provenance", None)
-        bare["beside"] = beside
+    (_inner(bare) or {}).pop(_KEY, None)
     return bare
 
 

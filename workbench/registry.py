@@ -234,7 +234,7 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
         (``accuracy_after``), each with its interval; ``optimizer``, ``seed``,
         ``dataset_digest``, ``split_digest``, ``model``, ``calls``, ``reflection_calls``,
         ``tokens``, ``cost``, the MLflow ``run_id``, and ``rolled_back_from``. What is not known
-        is None.
+        is None, and an undefined statistic nan.
 
     Raises
     ------
@@ -270,11 +270,16 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
     for when in ("before", "after"):
         scores = made.get(when) or {}
         row["n"] = scores.get("n", row["n"])
-        for figure in ("accuracy", "kappa"):
-            row[f"{figure}_{when}"] = scores.get(figure)
-            interval = scores.get(f"{figure}_interval")
-            row[f"{figure}_{when}_interval"] = tuple(interval) if interval else None
+        for figure in ("accuracy", "kappa") if scores else ():
+            row[f"{figure}_{when}"] = _figure(scores[figure])
+            low, high = scores[f"{figure}_interval"]
+            row[f"{figure}_{when}_interval"] = (_figure(low), _figure(high))
     return row
+
+
+def _figure(stored: float | None) -> float:
+    """JSON knows no nan."""
+    return float("nan") if stored is None else stored
 
 
 def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
