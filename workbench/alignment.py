@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
@@ -424,13 +424,11 @@ def _decide(comparison: Comparison, gate: Gate, same: bool, stopped: str) -> tup
         return "rejected", f"{said} Not better on held-out pairs; the original judge stays."
     if gate == "significant" and not comparison.significant:
         return "rejected", f"{said} Not significant; the original judge stays."
-    return "improved", f"{said} {comparison.power_note}".strip()
+    return "improved", " ".join([said, *comparison.notes])
 
 
 def _logged(alignment: Alignment) -> Alignment:
     """Log the alignment as an MLflow run; where that fails the result is kept and says so."""
-    from dataclasses import replace
-
     try:
         run_id = _log_run(alignment)
     except (MlflowException, OSError) as error:

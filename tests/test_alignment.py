@@ -1,0 +1,440 @@
+"""Alignment over a real store: statuses, gate, errors, what is logged and what is kept."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.entities import AssessmentSource
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+import workbench
+from workbench import offline
+from workbench.errors import (
+    ArgumentError,
+    ModelError,
+    NoLabelsError,
+    NoVerdictsError,
+    PairingError,
+    TooFewPairsError,
+    WorkbenchError,
+)
+from workbench.judge import fingerprint, options, with_instructions
+from workbench.offline.provider import answer
+
+NAME = "clarity"
+TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
+CURE = "- Raise the rating by one step when the outputs give a number."
+
+
+def table(n: int) -> pd.DataFrame:
+    """Answers with a number are good to people, others bad; long ones please the plain judge."""
+    padding = "which is a thing that one may well wish to know about before one goes and buys it"
+    rows = []
+    for i in range(n):
+        good = i % 2 == 0
+        answer_text = (
+            f"It is {10 + i} cm wide."
+            if good
+            else f"It is quite wide {padding}, so {'no' * (i + 1)}."
+        )
+        rows.append(
+            {
+                "question": f"How wide is part {i // 2}?",
+                "answer": answer_text,
+                "part": str(i // 2),
+                "ana": "yes" if good else "no",
+                "why": "gives the width" if good else "no figure",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def labelled(n: int, judge: Any) -> list[str]:
+    """``n`` imported, labelled and judged traces."""
+    imported = workbench.import_traces(
+        table(n),
+        inputs="question",
+        outputs="answer",
+        tags=["part"],
+        labels={"ana": ("ana", "why")},
+        label_name=NAME,
+        progress=False,
+    )
+    workbench.assess(judge, progress=False)
+    return imported.trace_ids
+
+
+@pytest.fixture
+def judge() -> Any:
+    return workbench.make_judge(
+        NAME, TEXT, model=offline.MODEL, feedback_value_type=Literal["yes", "no"]
+    )
+
+
+class Proposing(AlignmentOptimizer):
+    """An optimizer that returns the judge with given instructions."""
+
+    def __init__(self, instructions: str) -> None:
+        self.instructions = instructions
+        self.seen: list[Any] = []
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        self.seen = traces
+        return with_instructions(judge, self.instructions)
+
+
+CURED = f'{TEXT}\n- Start from "no" and disregard length and friendliness.\n{CURE}'
+WORSE = CURED.replace('"no"', '"yes"').replace("Raise", "Lower")
+
+
+def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, judge: Any) -> None:
+    """SIMBA cures a systematic error, and the gain is measured on pairs it never saw."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    assert alignment.status == "improved"
+    assert alignment.after.accuracy > alignment.before.accuracy
+    assert alignment.after.accuracy >= 0.9
+    parts = [
+        set(p.trace_ids) for p in (alignment.split.train, alignment.split.dev, alignment.split.test)
+    ]
+    assert sum(map(len, parts)) == 60
+    assert set().union(*parts) == set(alignment.pairs.trace_ids)
+    assert set(alignment.test_after.trace_ids) == parts[2]
+    assert all(set(ids) <= parts[0] for ids in alignment.evidence.values())
+    assert "improved" in repr(alignment)
+    assert "<script" not in alignment._repr_html_()
+
+
+def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
+    """Traces of one group lie in one part only."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
+    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
+    split = alignment.split
+    groups = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
+    assert not groups[0] & groups[1]
+    assert not (groups[0] | groups[1]) & groups[2]
+
+
+def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
+    """Without groups, copies of an item are still not on both sides of the split."""
+    rows = pd.concat([table(20)] * 3, ignore_index=True)
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", labels={"ana": "ana"}, label_name=NAME
+    )
+    workbench.assess(judge, progress=False)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    said = {i: e.outputs for i, e in alignment.examples.items()}
+    test = {said[i] for i in alignment.split.test.trace_ids}
+    assert not test & {said[i] for i in alignment.split.train.trace_ids}
+
+
+def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
+    """An optimizer sees train and dev only; a better proposal passes, a worse one is rejected."""
+    labelled(40, judge)
+    better = Proposing(CURED)
+    alignment = workbench.align(judge, optimizer=better, progress=False)
+    assert alignment.status == "improved"
+    assert alignment.judge.instructions == CURED
+    seen = {t.info.trace_id for t in better.seen}
+    assert not seen & set(alignment.split.test.trace_ids)
+    assert len(seen) == len(alignment.split.train) + len(alignment.split.dev)
+
+    rejected = workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    assert rejected.status == "rejected"
+    assert rejected.judge is judge
+    assert rejected.after.accuracy < rejected.before.accuracy or rejected.after.accuracy == 0
+
+    same = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
+    assert same.status == "unchanged"
+    assert same.judge is judge
+    assert same.comparison.accuracy_change == 0
+
+
+def test_gates(store: str, judge: Any) -> None:
+    """gate='none' takes whatever comes, an unknown gate is named."""
+    labelled(40, judge)
+    taken = workbench.align(judge, optimizer=Proposing(WORSE), gate="none", progress=False)
+    assert taken.judge.instructions == WORSE
+    strict = workbench.align(judge, optimizer=Proposing(CURED), gate="significant", progress=False)
+    assert strict.status == ("improved" if strict.comparison.significant else "rejected")
+    with pytest.raises(ArgumentError, match="better"):
+        workbench.align(judge, gate="best")  # type: ignore[arg-type]
+
+
+def test_a_small_test_set_says_so(store: str, judge: Any) -> None:
+    """With a dozen pairs the result is not called proven."""
+    labelled(12, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert not alignment.comparison.enough
+    assert alignment.comparison.power_note in alignment.reason
+
+
+def test_mlflows_own_simba_runs_under_the_same_harness(store: str, judge: Any) -> None:
+    """MLflow's optimizer is accepted, and its loss of options is repaired."""
+    from mlflow.genai.judges.optimizers import SIMBAAlignmentOptimizer
+
+    full = workbench.make_judge(
+        NAME,
+        TEXT,
+        model=offline.MODEL,
+        feedback_value_type=Literal["yes", "no"],
+        description="kept",
+        inference_params={"temperature": 0.0},
+        generate_rationale_first=True,
+    )
+    labelled(24, full)
+    optimizer = SIMBAAlignmentOptimizer(
+        model=offline.MODEL,
+        batch_size=10,
+        simba_kwargs={"max_steps": 1, "num_candidates": 2, "num_threads": 4},
+    )
+    alignment = workbench.align(full, optimizer=optimizer, gate="none", progress=False)
+    assert alignment.optimizer == "SIMBAAlignmentOptimizer"
+    kept, original = options(alignment.judge), options(full)
+    assert {k: v for k, v in kept.items() if k != "instructions"} == {
+        k: v for k, v in original.items() if k != "instructions"
+    }
+    assert "_create_judge_from_dspy_program" not in vars(optimizer)
+
+
+def test_mlflows_own_call_works(store: str, judge: Any) -> None:
+    """Judge.align(traces, optimizer=SIMBA()) returns a plain judge with every option kept."""
+    labelled(30, judge)
+    traces = mlflow.search_traces(return_type="list")
+    optimizer = workbench.SIMBA(progress=False)
+    aligned = judge.align(traces, optimizer=optimizer)
+    assert aligned.instructions != judge.instructions
+    assert aligned.instructions.startswith(TEXT)
+    changed = {k for k, v in options(aligned).items() if v != options(judge)[k]}
+    assert changed == {"instructions"}
+    improvement = workbench.alignment_improvement(judge, aligned, traces, progress=False)
+    assert improvement["n"] == 30
+    assert improvement["aligned_accuracy"] > improvement["original_accuracy"]
+    assert improvement["improvement"] == pytest.approx(
+        improvement["aligned_accuracy"] - improvement["original_accuracy"]
+    )
+
+
+def test_the_same_call_pays_nothing_twice(store: str, judge: Any) -> None:
+    """A second alignment with the same seed finds the same judge from answers on disk."""
+    labelled(40, judge)
+    first = workbench.align(judge, progress=False)
+    second = workbench.align(judge, progress=False)
+    assert second.fingerprints == first.fingerprints
+    assert second.reflection_calls == 0
+    assert second.calls == 1  # the one real call of the preflight
+    assert first.calls > 40
+
+
+@pytest.mark.parametrize("budget", [30, 57, 100])
+def test_a_budget_is_never_exceeded(store: str, judge: Any, budget: int) -> None:
+    """Judge and reflection calls while learning stay within the budget to the single call."""
+    labelled(60, judge)
+    optimizer = workbench.SIMBA(budget=budget, progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget
+    assert alignment.status in ("improved", "unchanged", "rejected")
+
+
+def test_a_budget_that_an_optimizer_cannot_keep_is_refused(store: str, judge: Any) -> None:
+    """budget= with a foreign optimizer is an error, not a promise that is broken."""
+    labelled(12, judge)
+    with pytest.raises(ArgumentError, match="budget"):
+        workbench.align(judge, optimizer=Proposing(CURED), budget=10, progress=False)
+
+
+def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
+    """The MLflow run holds split, seed, scores and both instructions."""
+    labelled(40, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)
+    assert alignment.run_id
+    run = mlflow.get_run(alignment.run_id)
+    assert run.data.params["seed"] == "3"
+    assert run.data.metrics["after_accuracy"] == alignment.after.accuracy
+    assert run.data.tags["workbench.status"] == "improved"
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
+    split = json.loads((folder / "split.json").read_text())
+    assert split["traces"]["test"] == alignment.split.test.trace_ids
+    assert (folder / "instructions" / "proposed.txt").read_text() == CURED
+
+
+def test_too_few_pairs_says_why(store: str, judge: Any) -> None:
+    """Nine pairs are an error that counts the reasons and says what to do."""
+    labelled(9, judge)
+    with pytest.raises(TooFewPairsError, match=r"9 usable pairs.*at least 10.*Label more"):
+        workbench.align(judge, progress=False)
+    traces = mlflow.search_traces(return_type="list")
+    with pytest.raises(TooFewPairsError, match=r"at least 10"):
+        judge.align(traces, optimizer=workbench.SIMBA(progress=False))
+
+
+def test_a_renamed_judge_finds_no_labels_and_names_the_near_miss(store: str, judge: Any) -> None:
+    """Labels under another name are reported with their count and a remedy."""
+    labelled(12, judge)
+    renamed = workbench.make_judge(
+        "Clarity ", TEXT, model=offline.MODEL, feedback_value_type=Literal["yes", "no"]
+    )
+    with pytest.raises(NoLabelsError, match=r"'clarity' \(12 labels\)"):
+        workbench.align(renamed, progress=False)
+
+
+def test_missing_verdicts_say_to_assess(store: str, judge: Any) -> None:
+    """Labels without verdicts of this very version are an error that names the call."""
+    labelled(12, judge)
+    other = with_instructions(judge, TEXT + " Be strict.")
+    with pytest.raises(NoVerdictsError, match="assess"):
+        workbench.align(other, progress=False)
+    pairs = workbench.pair(judge)
+    with pytest.raises(PairingError, match="another judge"):
+        workbench.align(other, pairs, progress=False)
+
+
+def test_labels_off_the_scale_are_listed(store: str, judge: Any) -> None:
+    """A label outside the scale is excluded with its value and the allowed ones named."""
+    ids = labelled(12, judge)
+    mlflow.log_feedback(
+        trace_id=ids[0],
+        name=NAME,
+        value="superb",
+        source=AssessmentSource(source_type="HUMAN", source_id="ana"),
+    )
+    pairs = workbench.pair(judge)
+    assert len(pairs) == 11
+    assert "'superb'" in pairs.excluded["reason"].iloc[0]
+    assert "'yes'" in pairs.excluded["reason"].iloc[0]
+
+
+def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
+    """A judge whose instructions cannot be replaced is an error that says what to make."""
+    from mlflow.genai.scorers import RelevanceToQuery
+
+    with pytest.raises(WorkbenchError):
+        workbench.align(RelevanceToQuery(name=NAME), progress=False)
+
+
+@pytest.fixture
+def served() -> Iterator[dict[str, Any]]:
+    """The embedded model behind a real HTTP server of OpenAI's kind; it can be told to fail."""
+    state: dict[str, Any] = {"judge": 0, "reflect": 0, "keys": set(), "fail_reflection": False}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = answer(body["messages"])
+            kind = "reflect" if "[[ ## " in text else "judge"
+            state[kind] += 1
+            state["keys"].add(self.headers.get("Authorization"))
+            state["team"] = self.headers.get("X-Team")
+            status, told = 200, {
+                "id": "x", "object": "chat.completion", "created": 1, "model": "rubric",
+                "choices": [{"index": 0, "finish_reason": "stop",
+                             "message": {"role": "assistant", "content": text}}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            }  # fmt: skip
+            if kind == "reflect" and state["fail_reflection"]:
+                status, told = 404, {"error": {"message": "no such model as rubric"}}
+            data = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    state["base_url"] = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def remote(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-123456")
+    return workbench.make_judge(
+        NAME,
+        TEXT,
+        model="openai:/rubric",
+        feedback_value_type=Literal["yes", "no"],
+        base_url=served["base_url"],
+        extra_headers={"X-Team": "judges-7"},
+    )
+
+
+def test_judge_and_reflection_use_the_named_endpoint(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """With a base URL both kinds of call go there, with key and headers, and are counted."""
+    labelled(40, remote)
+    before = served["judge"]
+    alignment = workbench.align(remote, progress=False)
+    assert alignment.status == "improved"
+    assert served["reflect"] == alignment.reflection_calls > 0
+    assert served["judge"] - before == alignment.calls
+    assert served["team"] == "judges-7"
+    assert alignment.tokens
+    assert served["keys"] == {"Bearer sk-loopback-123456"}
+    assert options(alignment.judge)["extra_headers"] == {"X-Team": "judges-7"}
+    stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
+    assert b"sk-loopback-123456" not in stored
+    assert b"judges-7" not in stored
+
+
+def test_a_reflection_model_that_fails_is_an_error(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """When the reflection model does not answer, align raises with what came back."""
+    labelled(20, remote)
+    served["fail_reflection"] = True
+    with pytest.raises(ModelError, match="no such model"):
+        workbench.align(remote, progress=False)
+    assert mlflow.search_runs().empty
+
+
+def test_a_dead_endpoint_is_found_before_anything_is_done(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """A judge whose server is gone fails at the first call, and nothing is logged."""
+    labelled(12, remote)
+    gone = workbench.make_judge(
+        NAME,
+        TEXT,
+        model="openai:/rubric",
+        feedback_value_type=Literal["yes", "no"],
+        base_url="http://127.0.0.1:9/v1",
+    )
+    pairs = workbench.pair(remote)
+    moved = pd.DataFrame({"trace_id": pairs.trace_ids, "judge": list(pairs.table["judge"])})
+    own = pairs.with_verdicts(
+        {r.trace_id: (r.judge, "") for r in moved.itertuples()}, fingerprint(gone)
+    )
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1"):
+        workbench.align(gone, own, progress=False)
+    assert mlflow.search_runs().empty
+
+
+def test_nothing_unusable_makes_an_improvement(store: str, judge: Any) -> None:
+    """alignment_improvement over no common items is nan, not 0."""
+    ids = labelled(12, judge)
+    dead = workbench.make_judge(
+        NAME, TEXT + " {{ expectations }}", model=offline.MODEL, feedback_value_type=bool
+    )
+    result = workbench.alignment_improvement(judge, dead, ids, progress=False)
+    assert result["n"] == 0
+    assert result["improvement"] != result["improvement"]
