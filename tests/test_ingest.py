@@ -43,10 +43,10 @@ def rows(count: int) -> pd.DataFrame:
     )
 
 
-LABELS: dict[str, Any] = {
-    "labels": {"ana": ("ana", "why"), "bo": "ana"},
+ONE: dict[str, Any] = {"labels": {"ana": ("ana", "why")}, "label_name": "quality"}
+THREE: dict[str, Any] = {
+    "labels": {"ana": ("ana", "why"), "bo": "ana", "cy": "ana"},
     "label_name": "quality",
-    "progress": False,
 }
 
 
@@ -93,7 +93,7 @@ def test_large_rows_go_in_smaller_batches(store: str, monkeypatch: pytest.Monkey
     assert len(fetch_traces()) == 9
 
 
-@pytest.mark.parametrize("more", [{}, LABELS])
+@pytest.mark.parametrize("more", [ONE, THREE], ids=["one", "three"])
 def test_an_import_that_is_killed_can_be_run_again(store: str, more: dict[str, Any]) -> None:
     """After SIGKILL in the middle, the same import adds what is missing and doubles nothing."""
     table = rows(300)
@@ -120,7 +120,7 @@ def test_an_import_that_is_killed_can_be_run_again(store: str, more: dict[str, A
     assert 25 <= before < 300
     imported = import_traces(table, inputs="q", outputs="o", **more)
     assert (len(imported.skipped), imported.created) == (before, 300 - before)
-    check_whole(table, imported.trace_ids, 600 if more else 0)
+    check_whole(table, imported.trace_ids, 300 * len(more["labels"]))
     assert [t.info.trace_id for t in fetch_traces(spans=False)] == imported.trace_ids
 
 
@@ -136,13 +136,13 @@ def test_a_trace_without_its_spans_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(TracingClient, "log_spans", broken)
         with pytest.raises(StoreError, match=r"disk full.*run the same import again"):
-            import_traces(table, inputs="q", outputs="o", **LABELS)
+            import_traces(table, inputs="q", outputs="o", **THREE)
     assert [len(t.data.spans) for t in fetch_traces()] == [0] * 4
     times = [t.info.request_time for t in fetch_traces()]
-    again = import_traces(table, inputs="q", outputs="o", **LABELS)
+    again = import_traces(table, inputs="q", outputs="o", **THREE)
     assert set(again.skipped["reason"]) == {"was there without its spans, completed"}
     assert [t.info.request_time for t in fetch_traces()] == times
-    check_whole(table, again.trace_ids, 8)
+    check_whole(table, again.trace_ids, 12)
 
 
 def test_an_interrupt_keeps_what_is_written_and_says_so(
@@ -179,7 +179,7 @@ def test_two_processes_may_import_the_same_file(store: str) -> None:
         "ingest._BATCH_TRACES = 7\n"
         "mlflow.set_experiment('test')\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        f"workbench.import_traces('rows.csv', inputs='q', outputs='o', **{LABELS!r})\n"
+        f"workbench.import_traces('rows.csv', inputs='q', outputs='o', **{THREE!r})\n"
     )
     both = [
         subprocess.Popen(
@@ -204,9 +204,9 @@ def test_two_processes_may_import_the_same_file(store: str) -> None:
         for process in both:
             process.kill()
             process.communicate()
-    again = import_traces(table, inputs="q", outputs="o", **LABELS)
+    again = import_traces(table, inputs="q", outputs="o", **THREE)
     assert (again.created, again.labels) == (0, 0)
-    check_whole(table, again.trace_ids, 120)
+    check_whole(table, again.trace_ids, 180)
 
 
 @pytest.fixture
@@ -269,10 +269,10 @@ def test_a_server_takes_the_same_import(server: str) -> None:
     )
     table["n"] = table["n"].astype("Int64")
     arguments: dict[str, Any] = {
-        "inputs": ["q", "n"], "outputs": "o", "tags": "tag", **LABELS,
+        "inputs": ["q", "n"], "outputs": "o", "tags": "tag", **THREE,
     }  # fmt: skip
     imported = import_traces(table, expectations="gold", **arguments)
-    assert (imported.created, imported.labels) == (30, 60)
+    assert (imported.created, imported.labels) == (30, 90)
     found = examples()
     assert [e.trace_id for e in found] == imported.trace_ids
     for row, example in zip(table.itertuples(), found, strict=True):
@@ -284,5 +284,5 @@ def test_a_server_takes_the_same_import(server: str) -> None:
     without = import_traces(table, **{**arguments, "labels": None, "label_name": None})
     assert without.created == 30
     assert [e.tags["tag"] for e in examples(without)] == table["tag"].tolist()
-    assert len(label_records(fetch_traces(spans=False), "quality")) == 60
+    assert len(label_records(fetch_traces(spans=False), "quality")) == 90
     assert experiment_id() == imported.experiment_id

@@ -45,6 +45,20 @@ def test_an_experiment_is_found_by_name_or_id(store: str) -> None:
         experiment_id("new")
 
 
+def test_an_experiment_may_be_created_by_two_at_once(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process creates the experiment first, that one is used."""
+    look_up = mlflow.get_experiment_by_name
+
+    def late(name: str) -> Any:
+        monkeypatch.setattr(mlflow, "get_experiment_by_name", look_up)
+        mlflow.create_experiment(name)
+
+    monkeypatch.setattr(mlflow, "get_experiment_by_name", late)
+    assert experiment_id("new") == look_up("new").experiment_id
+
+
 def test_traces_are_named_in_many_ways(store: str) -> None:
     """Ids, traces, a table, an import's result and a filter string all give the traces."""
     ids = imported(3)

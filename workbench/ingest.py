@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import StoreError
 from workbench.rows import Row
-from workbench.store import retrying
+from workbench.store import log_assessments, retrying
 from workbench.tables import has_lone_surrogate
 
 TRACE_NAME = "imported"
@@ -27,6 +27,8 @@ TRACE_NAME = "imported"
 # A batch is one transaction and, on a server, one request.
 _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
+
+_TOGETHER = 3
 
 
 @dataclass
@@ -41,6 +43,13 @@ class Pending:
 
 
 def write_traces(new: Sequence[Pending], where: str, *, progress: bool) -> None:
+    """Write traces with their assessments, batch by batch, in the order given.
+
+    Raises
+    ------
+    StoreError
+        When the store fails; batches written before stay.
+    """
     client = TracingClient()
     done = 0
     with tqdm(total=len(new), desc="import", disable=not (progress and len(new) > 200)) as bar:
@@ -71,11 +80,7 @@ def _batches(new: Sequence[Pending]) -> Iterator[list[Pending]]:
 
 
 def _write_batch(client: TracingClient, batch: Sequence[Pending], where: str) -> None:
-    """Write one batch: all its spans in one transaction.
-
-    Traces are made by their spans, which is the fastest way. Those with assessments are made
-    with these first, since that takes one call instead of one an assessment.
-    """
+    """Write one batch: all its spans in one transaction, then the assessments that are left."""
     try:
         for pending in batch:
             if not pending.has_info and _needs_info(pending):
@@ -87,10 +92,17 @@ def _write_batch(client: TracingClient, batch: Sequence[Pending], where: str) ->
             f"The traces could not be written to {mlflow.get_tracking_uri()}: {error}. What was "
             "written before stays; run the same import again to add the rest."
         ) from error
+    left = [a for pending in batch if not pending.has_info for a in pending.assessments]
+    log_assessments(left, progress=False)
 
 
 def _needs_info(pending: Pending) -> bool:
-    return bool(pending.assessments) or _is_broken(pending.row.inputs, pending.row.outputs)
+    """Whether a trace is made by a call of its own rather than by its spans alone.
+
+    That call takes the assessments along, so it pays from three of them on.
+    """
+    row = pending.row
+    return len(pending.assessments) >= _TOGETHER or _is_broken(row.inputs, row.outputs)
 
 
 def _info(pending: Pending, where: str) -> TraceInfo:
@@ -142,7 +154,10 @@ def _span(pending: Pending) -> Span:
 
 
 def _is_broken(*values: Any) -> bool:
-    """Whether a text in the values holds half of a surrogate pair."""
+    """Whether a text in the values holds half of a surrogate pair.
+
+    It is stored escaped and read back whole, but an MLflow server sends ``?`` for it.
+    """
     return has_lone_surrogate(json.dumps(values, ensure_ascii=False))
 
 

@@ -58,9 +58,15 @@ def experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
             found = mlflow.get_experiment(name)
         except MlflowException:
             found = None
-    if found is None:
-        if create and not name.isdigit():
+    if found is None and create and not name.isdigit():
+        try:
             return str(mlflow.create_experiment(name))
+        except MlflowException:
+            # Another process may have been faster.
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found is None:
         raise StoreError(
             f"There is no experiment {name!r} in {mlflow.get_tracking_uri()}. Check the name "
             "and the tracking URI (mlflow.set_tracking_uri)."
