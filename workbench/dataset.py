@@ -3,10 +3,10 @@
 Command lines and papermill pass text, so columns can be written as text::
 
     inputs       question, context
-    annotators   ana=rating_ana:rationale_ana, ben=rating_ben
+    annotators   ana: rating_ana + rationale_ana, ben: rating_ben
     values       excellent, good, fair, poor
 
-Names that hold a comma, colon or equal sign are given as a list or dict, or as JSON of one.
+Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def read_dataset(
     inputs, outputs, expectations
         Columns that the judge sees, commas between them.
     annotators
-        Columns with people's ratings: ``column``, ``name=column`` or ``name=column:rationale``,
+        Columns with people's ratings: ``column``, ``who: column`` or ``who: column + rationale``,
         commas between them. None where the labels are given elsewhere, as in MLflow's own page.
     verdicts
         Columns with recorded verdicts of another judge, written the same way.
@@ -203,7 +203,7 @@ def parse_names(parameter: str, given: Names) -> list[str]:
 def parse_raters(parameter: str, given: Raters) -> dict[str, tuple[str, str | None]]:
     """Who rated in which columns: {name: (column of ratings, column of rationales or None)}.
 
-    >>> parse_raters("annotators", "ana=rating_ana:why_ana, ben=rating_ben, gold")
+    >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
     {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
     """
     given = _json(parameter, given)
@@ -227,16 +227,15 @@ def parse_raters(parameter: str, given: Raters) -> dict[str, tuple[str, str | No
 
 
 def _rater(parameter: str, part: str) -> tuple[str, list[str]]:
-    who, equals, columns = part.partition("=")
-    if not equals:
-        who, columns = part.partition(":")[0], part
-    names = [name.strip() for name in columns.split(":")]
-    if not who.strip() or not all(names):
+    who, colon, columns = part.rpartition(":")
+    names = [name.strip() for name in columns.split("+")]
+    who = who.strip() if colon else names[0]
+    if not who or not all(names):
         raise ArgumentError(
-            f"{parameter}: {part.strip()!r} cannot be read. Write name=column, or "
-            "name=column:rationale_column, with commas between the annotators."
+            f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
+            "'who: column + rationale_column', with commas between the annotators."
         )
-    return who.strip(), names
+    return who, names
 
 
 def _json(parameter: str, given: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from workbench.judge import without_credentials
+from workbench.metrics import agreement
 from workbench.store import experiment_id
 
 if TYPE_CHECKING:
     from workbench.alignment import Alignment
+    from workbench.pairing import Pairs
     from workbench.registry import Registered
 
 SUMMARY = "summary.json"
@@ -37,16 +39,25 @@ class Workspace:
     experiment_id: str
 
     def write_summary(
-        self, alignment: Alignment, registered: Registered, report: str | os.PathLike[str]
+        self,
+        alignment: Alignment,
+        registered: Registered,
+        report: str | os.PathLike[str],
+        *,
+        recorded: Mapping[str, Pairs] | None = None,
     ) -> Path:
         """Write ``summary.json``: what the command line prints when the notebook has ended.
 
+        ``recorded`` are pairs with the recorded verdicts of other judges, by their source.
+
         It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
         (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
-        ``calls`` made, and ``comparison`` in figures.
+        ``calls`` made, and ``comparison`` and ``recorded`` in figures.
         """
+        others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
+        lines = [f"{name}, recorded: {str(found)[1:-1]}" for name, found in others.items()]
         summary: dict[str, Any] = {
-            "table": str(alignment.comparison),
+            "table": "\n".join([str(alignment.comparison), *lines]),
             "status": alignment.status,
             "reason": alignment.reason,
             "judge": {
@@ -61,6 +72,7 @@ class Workspace:
             "seed": alignment.seed,
             "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
             "comparison": alignment.comparison.to_dict(),
+            "recorded": {source: found.to_dict() for source, found in others.items()},
         }
         path = self.folder / SUMMARY
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
