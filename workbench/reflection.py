@@ -104,7 +104,11 @@ class Reflection:
 def allowed_values(scale: Scale) -> dict[str, Any]:
     """The scale as the reflection model is told it."""
     if scale.kind == "numeric":
-        return {"range": [scale.low, scale.high], "ordered": True}
+        return {
+            "range": [scale.low, scale.high],
+            "whole_numbers": scale.integer,
+            "ordered": True,
+        }
     return {"values": list(scale.values), "ordered": scale.kind != "nominal"}
 
 

@@ -118,7 +118,9 @@ class Scale:
     values
         The canonical values. Binary: negative first. Ordinal: worst first. Numeric: empty.
     low, high
-        The ends of a numeric scale where they are known; they only set the unit of `distance`.
+        The ends of a numeric scale where they are known. They set the unit of `distance` and
+        allow nothing less or more: labels that happen to lie between 2 and 4 do not make a
+        verdict of 5 impossible.
     integer
         Whether a numeric scale takes whole numbers only.
 
@@ -262,10 +264,6 @@ class Scale:
         number = _number(raw)
         if number is None or isinstance(raw, bool):
             raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
-        if (self.low is not None and number < self.low) or (
-            self.high is not None and number > self.high
-        ):
-            raise ScaleError(f"{raw!r} is outside the scale. Allowed: {self.describe()}.")
         if self.integer:
             if number != int(number):
                 raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
@@ -320,10 +318,7 @@ class Scale:
         """The allowed values in a few words, for messages."""
         if self.kind != "numeric":
             return ", ".join(repr(value) for value in self.values)
-        word = "whole numbers" if self.integer else "numbers"
-        if self.low is None and self.high is None:
-            return word
-        return f"{word} from {self.low} to {self.high}"
+        return "whole numbers" if self.integer else "numbers"
 
 
 def _binary_side(folded: str) -> int | None:

@@ -20,7 +20,8 @@ that the judge with ``I + R + E`` agrees better with people. The unit of learnin
     return the judge with the instructions of best
 
 The score of a candidate is the mean credit on D less a small price for each word that it adds;
-the credit of a verdict is 1 if it equals the label, else (1 - d) / 2 on ordered scales, else 0.
+the credit of a verdict is 1 if it equals the label, else (1 - d) / 2 on ordered scales (1 - d on
+continuous ones), else 0.
 Failed calls and abstentions are left out of the mean and counted apart.
 
 Cost: at most ``|T| + |D| + S (|B| + |N| |D|)`` judge calls and ``S K`` reflections; verdicts of
@@ -115,10 +116,32 @@ class Optimised:
 
 
 def credit(scale: Scale, verdict: Any, label: Any) -> float:
-    """What a verdict earns, in [0, 1]: 1 for the label itself, up to 1/2 for a near miss."""
+    """What a verdict earns, in [0, 1].
+
+    1 for the label itself; a near miss up to 1/2 on scales of steps, and 1 less its distance on
+    continuous ones, where hardly any verdict equals its label.
+    """
     if verdict == label:
         return 1.0
-    return (1.0 - scale.distance(verdict, label)) / 2 if scale.ordered else 0.0
+    if not scale.ordered:
+        return 0.0
+    nearness = 1.0 - scale.distance(verdict, label)
+    return nearness if _is_continuous(scale) else nearness / 2
+
+
+TOLERANCE = 0.1
+"""Distance up to which a verdict on a continuous scale counts as agreeing with its label."""
+
+
+def agrees(scale: Scale, verdict: Any, label: Any) -> bool:
+    """Whether a verdict needs no explanation: equal, or near enough on a continuous scale."""
+    return bool(
+        verdict == label or (_is_continuous(scale) and scale.distance(verdict, label) <= TOLERANCE)
+    )
+
+
+def _is_continuous(scale: Scale) -> bool:
+    return scale.kind == "numeric" and not scale.integer
 
 
 def optimise(
@@ -248,8 +271,10 @@ class _Ascent:
             for item in batch
             if (v := self.verdicts[parent.key, item.trace_id]).error is None and v.value != "N/A"
         ]
-        wrong = [case for case in cases if case.verdict.value != case.item.label]
-        right = [case for case in cases if case.verdict.value == case.item.label]
+        right, wrong = [], []
+        for case in cases:
+            near = agrees(self.scale, case.verdict.value, case.item.label)
+            (right if near else wrong).append(case)
         children: list[Candidate] = []
         if len(wrong) > 1:
             children += self.reflected(parent, wrong, right, step)

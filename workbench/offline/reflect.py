@@ -20,7 +20,7 @@ import numpy as np
 
 from workbench.offline import rules as language
 from workbench.offline.features import STOP_WORDS, TONES, Text, tokens
-from workbench.offline.prompts import Section, read_cases
+from workbench.offline.prompts import Section, number_range, read_cases
 from workbench.offline.rubric import Ladder, as_item, first_impression
 from workbench.offline.rules import Condition, Rule, read_rules
 
@@ -74,7 +74,7 @@ def propose(inputs: Mapping[str, str]) -> list[Rule]:
     ``disagreements`` and ``agreements`` (one JSON case a line with the item's fields,
     ``human_label`` and ``judge_verdict``).
     """
-    ladder = _ladder(inputs.get("allowed_values", ""))
+    ladder = _ladder(inputs.get("allowed_values", ""), inputs.get("judge_instructions", ""))
     if ladder is None:
         return []
     stated = read_rules(inputs.get("judge_instructions", ""))
@@ -287,18 +287,21 @@ def _phrases(items: Sequence[dict[str, Text]]) -> list[Condition]:
 # -- reading the cases ----------------------------------------------------------------------
 
 
-def _ladder(allowed: str) -> Ladder | None:
+def _ladder(allowed: str, instructions: str) -> Ladder | None:
     try:
         told: Any = json.loads(allowed)
     except ValueError:
         return None
-    values, ordered = told.get("values"), told.get("ordered")
+    if not isinstance(told, dict):
+        return None
     if told.get("range"):
-        low, high = told["range"]
-        return Ladder(tuple(range(int(low), int(high) + 1)), ordered=True)
+        # The judge reads the ends of its scale from the instructions, so they count here too.
+        kind = "int" if told.get("whole_numbers") else "float"
+        return Ladder.of_range(*number_range(instructions, kind), kind)
+    values = told.get("values")
     if not isinstance(values, list) or len(values) < 2:
         return None
-    return Ladder(tuple(values), ordered=bool(ordered) or len(values) == 2)
+    return Ladder(tuple(values), ordered=bool(told.get("ordered")) or len(values) == 2)
 
 
 def _as_numbers(shown: Sequence[dict[str, Any]], stated: Sequence[Rule], ladder: Ladder) -> Cases:

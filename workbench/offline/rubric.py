@@ -34,22 +34,37 @@ class Ladder:
     @classmethod
     def of(cls, prompt: JudgePrompt) -> Ladder:
         if prompt.type in ("int", "float"):
-            low, high = number_range(prompt.instructions, prompt.type)
-            if prompt.type == "int":
-                return cls(tuple(range(int(low), int(high) + 1)), ordered=True)
-            return cls(tuple(low + (high - low) * k / 10 for k in range(11)), ordered=True)
+            return cls.of_range(*number_range(prompt.instructions, prompt.type), prompt.type)
         named = prompt.values or values_in_text(prompt.instructions) or ("no", "yes")
         if len(named) == 1:
             return cls(tuple(named), ordered=False)
         scale = Scale.of(named)
         return cls(scale.values, ordered=scale.kind != "nominal")
 
+    @classmethod
+    def of_range(cls, low: float, high: float, kind: str) -> Ladder:
+        """Whole numbers for int, ten equal steps for float."""
+        if kind == "int":
+            return cls(tuple(range(int(low), int(high) + 1)), ordered=True)
+        steps = tuple(round(low + (high - low) * k / 10, 6) for k in range(11))
+        return cls(steps, ordered=True)
+
     def index(self, written: object) -> int | None:
-        """Position of a value as it is written in a rule or an example; None if it is none."""
+        """Position of a value as it is written in a rule or an example; None if it is none.
+
+        On a ladder of numbers it is the position of the nearest one.
+        """
         folded = str(written).strip().casefold()
         for position, value in enumerate(self.values):
             if str(value).casefold() == folded:
                 return position
+        if all(type(value) in (int, float) for value in self.values):
+            try:
+                number = float(folded)
+            except ValueError:
+                return None
+            gaps = [abs(value - number) for value in self.values]
+            return gaps.index(min(gaps)) if min(gaps) < float("inf") else None
         return None
 
 
