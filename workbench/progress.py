@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 
@@ -11,8 +12,11 @@ def bar(*, total: int, desc: str | None, disable: bool = False) -> Any:
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
 
-        # A log has no cursor: a line now and then rather than one redrawn all the time.
-        return tqdm(total=total, desc=desc, disable=disable, mininterval=1.0, ncols=90)
+        # A log has no cursor: a line now and then rather than one redrawn all the time. On stdout,
+        # since saved notebooks show stderr as if something had gone wrong.
+        return tqdm(
+            total=total, desc=desc, disable=disable, mininterval=1.0, ncols=90, file=sys.stdout
+        )
     from tqdm.auto import tqdm as auto_tqdm
 
     return auto_tqdm(total=total, desc=desc, disable=disable)
