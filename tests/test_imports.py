@@ -29,7 +29,7 @@ LAYERS = {
         "coefficients", "coding", "rendering", "annotators", "comparison", "concordance",
         "correction", "metrics",
     ],
-    "simba": ["candidate", "reflection", "simba"],
+    "simba": ["candidate", "reflection", "ascent", "simba"],
     "alignment": ["preflight", "alignment"],
     "registry": ["record", "registry"],
     "workspace": ["workspace"],

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from workbench.ascent import Settings
 from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
 from workbench.pairing import Pairs, Split
-from workbench.simba import MINIMUM_LABELS, Settings
+from workbench.simba import MINIMUM_LABELS
 from workbench.traces import Example
 
 if TYPE_CHECKING:

@@ -209,7 +209,7 @@ class Reflector:
         if provider + ":/" == offline.SCHEME:
             offline.register()
         # The workbench keeps answers itself, beside those of the judge.
-        return dspy.LM(f"{provider}/{name.lstrip('/')}", cache=False, num_retries=4, **options)
+        return dspy.LM(f"{provider}/{name.lstrip('/')}", cache=False, num_retries=3, **options)
 
 
 @functools.cache

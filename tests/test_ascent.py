@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench
+from workbench.ascent import Optimised, Settings, credit, optimise
 from workbench.candidate import Candidate
 from workbench.errors import ArgumentError, BudgetError, ModelError
 from workbench.judge import Verdict
 from workbench.reflection import Item, Reflection, Request
 from workbench.scale import Scale
-from workbench.simba import Optimised, Settings, credit, optimise
 from workbench.traces import Example
 
 BASE = Candidate("Rate {{ outputs }}.")
