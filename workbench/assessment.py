@@ -7,7 +7,8 @@ verdicts of a judge that was run elsewhere. The calls themselves are made by `wo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from workbench.calls import run
 from workbench.errors import ArgumentError
 from workbench.feedback import Logged, log_feedback_table
 from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, Verdict, fingerprint
-from workbench.traces import as_example
+from workbench.traces import Example, as_example
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -124,25 +125,26 @@ def assess(
             "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
         )
     mark = fingerprint(judge)
-    fetched = store.fetch_traces(traces, spans=True)
+    traces = list(traces) if isinstance(traces, Iterator) else traces
+    fetched = store.fetch_traces(traces, spans=False)
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
-    todo = [as_example(t) for t in fetched if t.info.trace_id not in known]
+    todo = _examples([i for i in earlier if i not in known], traces)
 
     verdicts: dict[str, Verdict] = {}
-    answers = AnswerCache() if cache else None
-    writer = store.AssessmentWriter() if log else None
+    # Whatever ends the run, what the judge has answered until then is written.
+    with (
+        AnswerCache() if cache else nullcontext() as answers,
+        store.AssessmentWriter() if log else nullcontext() as writer,
+    ):
 
-    def keep(verdict: Verdict) -> None:
-        verdicts[verdict.trace_id] = verdict
-        before = earlier[verdict.trace_id]
-        repeated = (
-            before is not None and verdict.error is not None and before.error == verdict.error
-        )
-        if writer is not None and not repeated:
-            writer.put(as_feedback(verdict, judge))
+        def keep(verdict: Verdict) -> None:
+            verdicts[verdict.trace_id] = verdict
+            before = earlier[verdict.trace_id]
+            said_before = before is not None and before.error == verdict.error is not None
+            if writer is not None and not said_before:
+                writer.put(as_feedback(verdict, judge))
 
-    try:
         run(
             judge,
             todo,
@@ -151,12 +153,6 @@ def assess(
             progress=f"judging with {judge.name}" if progress else None,
             on_verdict=keep,
         )
-    finally:
-        # Whatever ended the run, what the judge has answered is written.
-        if writer is not None:
-            writer.close()
-        if answers is not None:
-            answers.close()
     rows = [known.get(t.info.trace_id) or verdicts[t.info.trace_id] for t in fetched]
     fresh = [v for v in verdicts.values() if not v.cached]
     return Assessed(
@@ -240,6 +236,16 @@ def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
         ),
         metadata=metadata,
     )
+
+
+def _examples(trace_ids: Sequence[str], traces: Any) -> list[Example]:
+    """The traces that are still to be judged; only their spans are read."""
+    given = [traces] if isinstance(traces, Trace) else traces
+    loaded: dict[str, Trace] = {}
+    if isinstance(given, (list, tuple)):
+        loaded = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
+    wanted = [loaded.get(trace_id, trace_id) for trace_id in trace_ids]
+    return [as_example(trace) for trace in store.fetch_traces(wanted)]
 
 
 def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:

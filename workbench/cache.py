@@ -9,11 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diskcache
 import platformdirs
+
+from workbench.errors import StoreError
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 
@@ -34,35 +40,62 @@ def question_key(*parts: Any) -> str:
 
 
 class AnswerCache:
-    """Answers by question key, on disk.
+    """Answers by question key, on disk. A context manager that closes itself.
 
     Parameters
     ----------
     directory
         Folder of the store, made when missing; `cache_directory` when None.
+
+    Raises
+    ------
+    StoreError
+        From every method, when the folder cannot be read or written.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.directory = Path(directory) if directory else cache_directory()
-        self._store = diskcache.Cache(
-            str(self.directory),
-            disk=diskcache.JSONDisk,
-            disk_compress_level=1,
-            eviction_policy="none",
-            size_limit=2**40,
-        )
+        with self._told():
+            self._store = diskcache.Cache(
+                str(self.directory),
+                disk=diskcache.JSONDisk,
+                disk_compress_level=1,
+                eviction_policy="none",
+                size_limit=2**40,
+            )
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The answer under ``key``; None where there is none."""
-        answer = self._store.get(key)
+        """The answer under ``key``; None where there is none, or none that can be read."""
+        try:
+            with self._told():
+                answer = self._store.get(key)
+        except (ValueError, zlib.error):  # damaged, or written by something else
+            return None
         return answer if isinstance(answer, dict) else None
 
     def put(self, key: str, answer: dict[str, Any]) -> None:
         """Keep a JSON-able answer. The first one stays: equal questions have one answer."""
-        self._store.add(key, answer)
+        with self._told():
+            self._store.add(key, answer)
 
     def __len__(self) -> int:
         return len(self._store)
 
     def close(self) -> None:
         self._store.close()
+
+    def __enter__(self) -> AnswerCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error, diskcache.Timeout) as error:
+            raise StoreError(
+                f"The answer cache in {self.directory} does not work: {error}. Name a folder that "
+                f"can be written in {CACHE_VARIABLE}, or go without (cache=False)."
+            ) from error

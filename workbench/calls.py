@@ -7,34 +7,31 @@ to succeed is it an exception.
 
 from __future__ import annotations
 
-import inspect
+import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import mlflow
-from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.tracing.constant import AssessmentMetadataKey
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from workbench.cache import AnswerCache, question_key
+from workbench.cache import AnswerCache
 from workbench.errors import (
     ArgumentError,
     BudgetError,
     CredentialError,
     ModelError,
-    ScaleError,
     UnreachableModelError,
 )
-from workbench.judge import Verdict, fingerprint, scale_of, scrub, without_credentials
+from workbench.faults import PERMANENT, Failure, Fault, cause_of_type, classify
+from workbench.judge import Verdict, scrub, without_credentials
 from workbench.progress import bar
-from workbench.scale import ABSTAIN, Scale, is_missing
-from workbench.traces import Example, item_digest
-from workbench.transport import Fault, Transport, classify, prepared
+from workbench.question import AnswerError, Plan, Question
+from workbench.scale import Scale
+from workbench.throttle import Throttle
+from workbench.traces import Example
+from workbench.transport import Transport
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -42,8 +39,10 @@ if TYPE_CHECKING:
 TRANSIENT_ATTEMPTS = 4
 RATE_LIMIT_ATTEMPTS = 12
 PERMANENT_FAILURES_TO_STOP = 3
-LONGEST_WAIT = 600.0
-"""Seconds; a provider that asks for more has, for this run, refused."""
+"""In a row; one is enough where nothing was answered yet."""
+
+FAILURES_TO_STOP = 10
+"""In a row, of any fault but unusable answers, each after all its attempts."""
 
 
 class Budget:
@@ -107,13 +106,15 @@ def run(
     scale
         Values off this scale are failures; the judge's own scale when None.
     budget
-        Counts the calls before they are made.
+        Counts the requests before they are made.
 
     Raises
     ------
     UnreachableModelError, CredentialError, ModelError
         When the first call, or several calls in a row, failed in a way that no other call
         can be expected to survive.
+    BudgetError
+        When the budget is spent. Answers that were paid for have been given to ``on_verdict``.
     """
     return run_many(
         [(judge, item, sample) for item in items],
@@ -137,19 +138,19 @@ def run_many(
     budget: Budget | None = None,
 ) -> list[Verdict]:
     """As `run`, for (judge, item, sample number) triples of several judges at once."""
-    plans: dict[int, _Plan] = {}
+    plans: dict[int, Plan] = {}
     asked = []
     for judge, item, sample in questions:
         if id(judge) not in plans:
-            plans[id(judge)] = _Plan.of(judge, scale)
-        asked.append(_Question(plans[id(judge)], item, sample))
+            plans[id(judge)] = Plan.of(judge, scale)
+        asked.append(Question(plans[id(judge)], item, sample))
     # Equal questions are asked once where answers are kept, else as often as they stand here.
     alike: dict[str, list[int]] = {}
     for position, question in enumerate(asked):
         alike.setdefault(question.key if cache is not None else str(position), []).append(position)
     positions = list(alike.values())
     firsts = [asked[same[0]] for same in positions]
-    stored = [cache.get(question.key) if cache is not None else None for question in firsts]
+    stored = [question.stored(cache) if cache is not None else None for question in firsts]
 
     found: list[Verdict | None] = [None] * len(asked)
     with bar(total=len(asked), desc=progress, disable=progress is None) as shown:
@@ -158,110 +159,25 @@ def run_many(
         def settle(same: Sequence[int], verdict: Verdict) -> None:
             for position in same:
                 own = replace(verdict, trace_id=asked[position].item.trace_id)
-                if position != same[0] and own.error is None:
-                    own = replace(own, cached=True, calls=0, **_UNPAID)
+                if position != same[0]:
+                    own = replace(own, cached=own.error is None, calls=0, **_UNPAID)
                 found[position] = own
                 tally.add(own)
 
-        for index, answer in enumerate(stored):
-            if answer is not None:
-                settle(positions[index], firsts[index].read(answer))
-        pending = [index for index, answer in enumerate(stored) if answer is None]
+        for index, read in enumerate(stored):
+            if read is not None:
+                settle(positions[index], read)
+        pending = [index for index, read in enumerate(stored) if read is None]
         calls = _Calls([firsts[i] for i in pending], concurrency, cache, budget or Budget())
-        for which, verdict in calls.make():
-            settle(positions[pending[which]], verdict)
+        calls.make(lambda which, verdict: settle(positions[pending[which]], verdict))
     return [verdict for verdict in found if verdict is not None]
 
 
 _UNPAID: dict[str, Any] = {"input_tokens": None, "output_tokens": None, "cost": None}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """One judge, made ready to be called many times."""
-
-    judge: Judge
-    call: Any
-    mark: str
-    scale: Scale | None
-    fields: tuple[str, ...]
-
-    @classmethod
-    def of(cls, judge: Judge, scale: Scale | None) -> _Plan:
-        own = scale_of(judge)
-        if isinstance(judge, InstructionsJudge):
-            fields = tuple(sorted(judge.template_variables))
-        else:
-            accepted = inspect.signature(type(judge).__call__).parameters
-            fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in accepted)
-            fields = fields or ("trace",)
-        return cls(judge, prepared(judge), fingerprint(judge), scale or own, fields)
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One judge asked about one item; ``sample`` counts repeated questions from 0."""
-
-    plan: _Plan
-    item: Example
-    sample: int
-
-    @property
-    def key(self) -> str:
-        fields = tuple(f for f in self.plan.fields if f != "trace")
-        digest = item_digest(self.item, fields) if fields else ""
-        # What a judge reads from a whole trace has no digest: it belongs to that trace alone.
-        where = self.item.trace_id if "trace" in self.plan.fields else ""
-        return question_key(self.plan.mark, digest, where, self.sample)
-
-    def ask(self) -> Verdict:
-        """One call. Raises whatever the judge raises, and `_AnswerError` for unusable answers."""
-        values = {
-            "inputs": self.item.inputs,
-            "outputs": self.item.outputs,
-            "expectations": self.item.expectations,
-        }
-        arguments = {f: values[f] for f in self.plan.fields if f in values}
-        if "trace" in self.plan.fields:
-            arguments["trace"] = mlflow.get_trace(self.item.trace_id)
-        feedback = self.plan.call(**arguments)
-        if feedback.error is not None:
-            raise _AnswerError(feedback.error.error_message or feedback.error.error_code)
-        metadata = feedback.metadata or {}
-        return Verdict(
-            trace_id=self.item.trace_id,
-            value=self._canonical(feedback.value),
-            rationale=feedback.rationale or "",
-            fingerprint=self.plan.mark,
-            input_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_INPUT_TOKENS)),
-            output_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS)),
-            cost=_as(float, metadata.get(AssessmentMetadataKey.JUDGE_COST)),
-        )
-
-    def _canonical(self, value: Any) -> Any:
-        if is_missing(value):
-            raise _AnswerError("the judge gave an empty answer")
-        if self.plan.scale is None:
-            return value
-        try:
-            canonical = self.plan.scale.normalise(value)
-        except ScaleError as error:
-            raise _AnswerError(str(error)) from None
-        return "N/A" if canonical is ABSTAIN else canonical
-
-    def read(self, stored: dict[str, Any]) -> Verdict:
-        """The verdict of a stored answer."""
-        return Verdict(
-            trace_id=self.item.trace_id,
-            value=stored["value"],
-            rationale=stored["rationale"],
-            fingerprint=self.plan.mark,
-            cached=True,
-        )
-
-
-class _AnswerError(Exception):
-    """The model answered, but not with a usable verdict."""
+class _StoppedError(Exception):
+    """The run has ended before this request was made."""
 
 
 class _Calls:
@@ -269,7 +185,7 @@ class _Calls:
 
     def __init__(
         self,
-        questions: Sequence[_Question],
+        questions: Sequence[Question],
         concurrency: int,
         cache: AnswerCache | None,
         budget: Budget,
@@ -280,13 +196,13 @@ class _Calls:
         self.concurrency = min(concurrency, max(1, len(questions)))
         self.cache = cache
         self.budget = budget
-        self.throttle = _Throttle(self.concurrency)
+        self.throttle = Throttle(self.concurrency)
         self.stopped = threading.Event()
         self.answered = 0
         self._held: list[tuple[int, _Outcome]] = []
 
-    def make(self) -> Iterator[tuple[int, Verdict]]:
-        """Yield (index, verdict) as answers come.
+    def make(self, settle: Callable[[int, Verdict], None]) -> None:
+        """Call ``settle(index, verdict)`` in this thread as answers come.
 
         The first call goes alone: a dead endpoint or a wrong key then costs one call, and
         nothing of it is kept.
@@ -296,95 +212,121 @@ class _Calls:
         transport = Transport(self.concurrency)
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
         running: dict[Future[_Outcome], int] = {}
+        done: queue.SimpleQueue[Future[_Outcome]] = queue.SimpleQueue()
         try:
-            yield from self._settled([(0, self._answer(self.questions[0], transport))])
+            self._take(0, self._answer(self.questions[0], transport), settle)
             for index, question in enumerate(self.questions[1:], start=1):
-                running[pool.submit(self._answer, question, transport)] = index
+                future = pool.submit(self._answer, question, transport)
+                running[future] = index
+                future.add_done_callback(done.put)
             while running:
-                done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-                yield from self._settled([(running.pop(f), f.result()) for f in done])
-            yield from self._given_up()
+                future = _next(done)
+                self._take(running.pop(future), future.result(), settle)
+            self._give_up(settle)
         finally:
-            # Reached by Ctrl-C as well. Calls under way end in their threads and put what they
-            # paid for into the cache; nothing new is started.
+            # Reached by Ctrl-C as well. Calls under way end in their threads, nothing new is
+            # started, and what came too late for the loop above has been paid for: it is kept.
             self.stopped.set()
-            self.throttle.wake()
+            self.throttle.release()
             pool.shutdown(wait=True, cancel_futures=True)
             transport.close()
+            self._keep(running, settle)
 
-    def _settled(self, outcomes: list[tuple[int, _Outcome]]) -> Iterator[tuple[int, Verdict]]:
-        for index, outcome in outcomes:
-            if outcome.fault == "permanent":
-                self._held.append((index, outcome))
-                if len(self._held) >= (PERMANENT_FAILURES_TO_STOP if self.answered else 1):
-                    raise self._refusal(self.questions[index], outcome.verdict.error or "")
-                continue
-            self.answered += outcome.verdict.error is None
-            if outcome.verdict.error is None:
-                yield from self._given_up()
-            yield index, outcome.verdict
+    def _take(self, index: int, outcome: _Outcome, settle: Callable[[int, Verdict], None]) -> None:
+        if outcome.fault not in (None, "answer"):
+            self._held.append((index, outcome))
+            permanent = [one for _, one in self._held if one.fault in PERMANENT]
+            enough = PERMANENT_FAILURES_TO_STOP if self.answered else 1
+            if len(permanent) >= enough:
+                raise self._refusal(self.questions[index], permanent[-1])
+            if len(self._held) >= FAILURES_TO_STOP:
+                raise self._refusal(self.questions[index], outcome)
+            return
+        # The model answers, so failures before this one were of their items.
+        self._give_up(settle)
+        self.answered += outcome.verdict.error is None
+        settle(index, outcome.verdict)
 
-    def _given_up(self) -> Iterator[tuple[int, Verdict]]:
-        """Failures that looked permanent but were not, since other calls succeed."""
+    def _give_up(self, settle: Callable[[int, Verdict], None]) -> None:
         held, self._held = self._held, []
         for index, outcome in held:
-            yield index, outcome.verdict
+            settle(index, outcome.verdict)
 
-    def _answer(self, question: _Question, transport: Transport) -> _Outcome:
+    def _keep(
+        self, running: dict[Future[_Outcome], int], settle: Callable[[int, Verdict], None]
+    ) -> None:
+        for future, index in running.items():
+            if future.cancelled() or future.exception() is not None:
+                continue
+            verdict = future.result().verdict
+            if verdict.error is None:
+                try:
+                    settle(index, verdict)
+                except Exception:
+                    return  # the error that ended the run is on its way already
+
+    def _answer(self, question: Question, transport: Transport) -> _Outcome:
         """Ask until there is an answer or no hope of one; runs in a thread of the pool."""
-        attempts = 0
+        requests, asked_at = 0, 0.0
 
-        def once() -> Verdict:
-            nonlocal attempts
-            with self.throttle.slot():
-                if self.stopped.is_set():
-                    raise _AnswerError("stopped")
-                self.budget.take()
-                attempts += 1
-                with transport.carrying():
+        def count() -> None:
+            nonlocal requests
+            if self.stopped.is_set():
+                raise _StoppedError
+            self.budget.take()
+            requests += 1
+
+        def once() -> tuple[Verdict, Any]:
+            nonlocal asked_at
+            with self.throttle.slot() as asked_at:
+                # Counted here, for judges whose requests pass by the transport; what a judge
+                # asks beyond its first request is counted there.
+                count()
+                with transport.carrying(_after_the_first(count)):
                     return question.ask()
+
+        def pause(state: RetryCallState) -> float:
+            failure = classify(_error_of(state))
+            seconds = failure.wait or _backoff(state)
+            if failure.fault != "rate":
+                return seconds
+            # All calls wait together, so a limit that one call met is not met by every other.
+            self.throttle.slow_down(seconds, asked_at)
+            return 0.0
+
+        def sleep(seconds: float) -> None:
+            self.stopped.wait(seconds)
 
         retrying = Retrying(
             retry=retry_if_exception(_worth_retrying),
             stop=_stop,
-            wait=self._wait,
-            sleep=self.stopped.wait,
+            wait=pause,
+            sleep=sleep,
             reraise=True,
         )
         try:
-            verdict = replace(retrying(once), calls=attempts)
-        except BudgetError:
-            raise
+            verdict, value = retrying(once)
         except Exception as error:
-            fault, _, message = ("answer", None, str(error))
-            if not isinstance(error, _AnswerError):
-                fault, _, message = classify(error)
-            verdict = Verdict(
+            # MLflow's adapters wrap whatever is raised within them.
+            if spent := cause_of_type(error, BudgetError):
+                raise spent from None
+            unusable = isinstance(error, AnswerError)
+            failure = Failure("answer", str(error)) if unusable else classify(error)
+            failed = Verdict(
                 trace_id=question.item.trace_id,
-                error=scrub(message, question.plan.judge)[:2000],
+                error=scrub(failure.message, question.plan.judge)[:2000],
                 fingerprint=question.plan.mark,
-                calls=attempts,
+                calls=requests,
             )
-            return _Outcome(verdict, fault)
+            return _Outcome(failed, failure.fault)
         self.throttle.speed_up()
         if self.cache is not None:
-            self.cache.put(question.key, {"value": verdict.value, "rationale": verdict.rationale})
-        return _Outcome(verdict, None)
+            self.cache.put(question.key, {"value": value, "rationale": verdict.rationale})
+        return _Outcome(replace(verdict, calls=requests), None)
 
-    def _wait(self, state: RetryCallState) -> float:
-        assert state.outcome is not None
-        error = state.outcome.exception()
-        assert error is not None
-        fault, seconds, _ = classify(error)
-        if fault != "rate":
-            return _backoff(state)
-        # All calls wait together, so a limit that one call met is not met by every other.
-        self.throttle.slow_down(seconds if seconds is not None else _backoff(state))
-        return 0.0
-
-    def _refusal(self, question: _Question, message: str) -> ModelError:
+    def _refusal(self, question: Question, outcome: _Outcome) -> ModelError:
         judge = question.plan.judge
-        model = getattr(judge, "model", type(judge).__name__)
+        model = getattr(judge, "model", None) or type(judge).__name__
         base_url = getattr(judge, "_base_url", None)
         where = f" at {without_credentials(base_url)}" if base_url else ""
         kept = (
@@ -392,23 +334,21 @@ class _Calls:
             if self.answered
             else "Nothing was judged."
         )
-        said = f"Judge {judge.name!r} got no answer from {model}{where}: {message.rstrip('.')}."
-        lower = message.lower()
-        if any(word in lower for word in _CREDENTIAL_WORDS):
+        message = (outcome.verdict.error or "").rstrip(".")
+        said = f"Judge {judge.name!r} got no answer from {model}{where}: {message}."
+        if outcome.fault == "credential":
             return CredentialError(
                 f"{said} Check the key: providers read it from the environment (for openai:/ "
                 f"models OPENAI_API_KEY; a local server that asks for none takes any value). {kept}"
             )
-        if any(word in lower for word in _UNREACHABLE_WORDS):
+        if outcome.fault == "unreachable":
             return UnreachableModelError(
                 f"{said} Check that the server runs and that base_url names it. {kept}"
             )
-        return ModelError(f"{said} Check the model's name and the endpoint. {kept}")
+        if outcome.fault == "refused":
+            return ModelError(f"{said} Check the model's name, the endpoint and the quota. {kept}")
+        return ModelError(f"{said} So did {FAILURES_TO_STOP} calls in a row. {kept}")
 
-
-_CREDENTIAL_WORDS = ("api key", "api_key", "unauthorized", "authentication", "forbidden", "401",
-                     "403", "invalid key", "credential", "permission")  # fmt: skip
-_UNREACHABLE_WORDS = ("refused", "connect", "name or service", "resolve", "unreachable")
 
 _backoff = wait_random_exponential(multiplier=0.5, max=20)
 
@@ -419,76 +359,43 @@ class _Outcome:
     fault: Fault | None
 
 
+def _next(done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
+    while True:
+        try:
+            # Where a wait without an end cannot be interrupted, Ctrl-C is seen in between.
+            return done.get(timeout=1.0)
+        except queue.Empty:
+            continue
+
+
+def _after_the_first(count: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls ``count`` each time but the first."""
+    first = True
+
+    def counted() -> None:
+        nonlocal first
+        if not first:
+            count()
+        first = False
+
+    return counted
+
+
+def _error_of(state: RetryCallState) -> BaseException:
+    error = state.outcome.exception() if state.outcome is not None else None
+    assert error is not None
+    return error
+
+
 def _worth_retrying(error: BaseException) -> bool:
-    return not isinstance(error, (_AnswerError, BudgetError)) and classify(error)[0] in (
-        "rate",
-        "transient",
-    )
+    if isinstance(error, AnswerError) or cause_of_type(error, (BudgetError, _StoppedError)):
+        return False
+    return classify(error).fault in ("rate", "transient")
 
 
 def _stop(state: RetryCallState) -> bool:
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    assert error is not None
-    fault, seconds, _ = classify(error)
-    if seconds is not None and seconds > LONGEST_WAIT:
-        return True
-    limit = RATE_LIMIT_ATTEMPTS if fault == "rate" else TRANSIENT_ATTEMPTS
-    return state.attempt_number >= limit
-
-
-class _Throttle:
-    """How many calls may be under way: additive increase, multiplicative decrease.
-
-    Chiu and Jain (1989), "Analysis of the increase and decrease algorithms for congestion
-    avoidance in computer networks".
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = float(most)
-        self._limit = float(most)
-        self._active = 0
-        self._resume_at = 0.0
-        self._slowed_at = 0.0
-        self._changed = threading.Condition()
-        self._awake = False
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        with self._changed:
-            while not self._awake:
-                pause = self._resume_at - time.monotonic()
-                if self._active < int(self._limit) and pause <= 0:
-                    break
-                self._changed.wait(pause if pause > 0 else None)
-            self._active += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._active -= 1
-                self._changed.notify()
-
-    def slow_down(self, seconds: float) -> None:
-        """Halve the limit (once for all calls that were under way) and pause ``seconds``."""
-        with self._changed:
-            now = time.monotonic()
-            if now >= self._slowed_at + 1.0:
-                self._limit = max(1.0, self._limit / 2)
-                self._slowed_at = now
-            self._resume_at = max(self._resume_at, now + seconds)
-
-    def speed_up(self) -> None:
-        with self._changed:
-            if self._limit < self._most:
-                self._limit = min(self._most, self._limit + 1.0 / self._limit)
-                self._changed.notify()
-
-    def wake(self) -> None:
-        """Let all who wait go on, to find that the run has stopped."""
-        with self._changed:
-            self._awake = True
-            self._changed.notify_all()
+    limited = classify(_error_of(state)).fault == "rate"
+    return state.attempt_number >= (RATE_LIMIT_ATTEMPTS if limited else TRANSIENT_ATTEMPTS)
 
 
 class _Tally:
@@ -509,10 +416,3 @@ class _Tally:
         self.shown.update()
         if self.on_verdict is not None:
             self.on_verdict(verdict)
-
-
-def _as(kind: type, value: Any) -> Any:
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        return None

@@ -2,21 +2,21 @@
 
 MLflow's client opens a connection a call, sleeps through rate limits on its own, up to ten
 times for minutes, and builds the same answer schema anew each time. Called by the workbench,
-judges share pooled connections, and every failure comes back at once with the status and
-``Retry-After`` of the provider, so that `workbench.assessment` can decide for all calls
-together what to do. Nothing changes for judges that are called in any other way.
+judges share pooled connections, every request is counted before it is sent, and every failure
+comes back at once with the status and ``Retry-After`` of the provider, so that
+`workbench.calls` can decide for all calls together what to do. Nothing changes for judges
+that are called in any other way.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from email.utils import parsedate_to_datetime
-from time import time
-from typing import Any, Literal
+from typing import Any
 
 import requests
 from mlflow.genai.judges.adapters import gateway_adapter, litellm_adapter
@@ -28,18 +28,17 @@ from mlflow.genai.judges.adapters.utils import (
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from pydantic import PrivateAttr
 
+from workbench.faults import seconds_to_wait
 from workbench.judge import options
 
-Fault = Literal["permanent", "rate", "transient", "answer", "request"]
-"""permanent: no call will succeed; rate: slow down; transient: try again; answer: the model
-answered, but not usably; request: the provider refuses this very item."""
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 300.0
 
 
 class Transport:
     """Pooled connections for up to ``concurrency`` simultaneous calls."""
 
-    def __init__(self, concurrency: int, timeout: float = 300.0) -> None:
-        self.timeout = timeout
+    def __init__(self, concurrency: int) -> None:
         self._session = requests.Session()
         adapter = requests.adapters.HTTPAdapter(
             pool_connections=4, pool_maxsize=concurrency, pool_block=False
@@ -60,7 +59,8 @@ class Transport:
         Raises
         ------
         ChatCompletionError
-            For any status from 400, with ``retry_after`` in seconds where the provider said so.
+            For any status from 400, with ``retry_after`` in seconds where the provider said so;
+            502 for an answer that is no JSON.
         requests.RequestException
             Where there was no answer.
         """
@@ -70,35 +70,46 @@ class Transport:
             endpoint,
             headers={"Content-Type": "application/json", **headers},
             json=payload,
-            timeout=self.timeout,
+            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
             proxies=self._proxies[endpoint],
         )
         if response.status_code >= 400:
-            message = _safe_parse_error(response) or f"HTTP {response.status_code}"
+            message = str(_safe_parse_error(response) or f"HTTP {response.status_code}")
             error = ChatCompletionError(
                 response.status_code,
                 message,
                 is_context_window_error=response.status_code == 400
                 and is_context_window_error(message),
             )
-            error.retry_after = _retry_after(response.headers.get("Retry-After"))
+            error.retry_after = seconds_to_wait(response.headers.get("Retry-After"))
             raise error
-        return response.json()
+        try:
+            return response.json()
+        except requests.exceptions.JSONDecodeError:
+            raise ChatCompletionError(
+                502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
+            ) from None
 
     def close(self) -> None:
         self._session.close()
 
     @contextmanager
-    def carrying(self) -> Iterator[None]:
-        """Within this context, judge calls of the current thread travel by this transport."""
-        token = _current.set(self)
+    def carrying(self, before_request: Callable[[], None]) -> Iterator[None]:
+        """Within this context, judge calls of the current thread travel by this transport.
+
+        ``before_request`` is called before each request to a model, of which one judge call
+        may make several (tools, a provider that takes no answer schema), and may raise.
+        """
+        token = _current.set((self, before_request))
         try:
             yield
         finally:
             _current.reset(token)
 
 
-_current: ContextVar[Transport | None] = ContextVar("workbench_transport", default=None)
+_current: ContextVar[tuple[Transport, Callable[[], None]] | None] = ContextVar(
+    "workbench_transport", default=None
+)
 
 
 class PreparedJudge(InstructionsJudge):
@@ -121,96 +132,39 @@ def prepared(judge: Any) -> Any:
 
 def _install() -> None:
     """Let MLflow's adapters ask for the current transport; without one they work as ever."""
-    send, policy = gateway_adapter.send_chat_request, litellm_adapter._get_litellm_retry_policy
+    send, ask = gateway_adapter.send_chat_request, litellm_adapter._invoke_litellm
     to_format = gateway_adapter.pydantic_to_response_format
+    stored_format = functools.lru_cache(maxsize=64)(to_format)
 
     @functools.wraps(send)
     def send_chat_request(
         endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int
     ) -> Any:
-        transport = _current.get()
-        if transport is None:
+        current = _current.get()
+        if current is None:
             return send(endpoint, headers, payload, num_retries)
+        transport, before_request = current
+        before_request()
         return transport.post(endpoint, headers, payload)
 
-    @functools.wraps(policy)
-    def retry_policy(num_retries: int) -> Any:
-        return policy(num_retries if _current.get() is None else 0)
+    @functools.wraps(ask)
+    def invoke_litellm(*args: Any, num_retries: int, **kwargs: Any) -> Any:
+        current = _current.get()
+        if current is None:
+            return ask(*args, num_retries=num_retries, **kwargs)
+        current[1]()
+        return ask(*args, num_retries=0, **kwargs)
+
+    @functools.wraps(to_format)
+    def response_format(cls: Any) -> Any:
+        if _current.get() is None:
+            return to_format(cls)
+        # Providers' adapters may change what they are given.
+        return copy.deepcopy(stored_format(cls))
 
     gateway_adapter.send_chat_request = send_chat_request
-    gateway_adapter.pydantic_to_response_format = functools.lru_cache(maxsize=64)(to_format)
-    litellm_adapter._get_litellm_retry_policy = retry_policy
+    gateway_adapter.pydantic_to_response_format = response_format
+    litellm_adapter._invoke_litellm = invoke_litellm
 
 
 _install()
-
-
-# -- what a failure means -------------------------------------------------------------------
-
-
-def classify(error: BaseException) -> tuple[Fault, float | None, str]:
-    """What a failed judge call means: (fault, seconds to wait if the provider said, message)."""
-    chain = _chain(error)
-    message = str(error).strip() or type(error).__name__
-    for link in chain:
-        status = getattr(link, "status_code", None)
-        if isinstance(status, int):
-            wait = getattr(link, "retry_after", None) or _header_wait(link)
-            return _fault_of_status(status, message), wait, message
-        if isinstance(link, (requests.ConnectionError, ConnectionRefusedError)) and _refused(link):
-            return "permanent", None, message
-        if isinstance(link, (requests.RequestException, ConnectionError, TimeoutError)):
-            return "transient", None, message
-    lower = message.lower()
-    if "environment variable must be set" in lower or "api_key" in lower or "api key" in lower:
-        return "permanent", None, message
-    if "cannot connect" in lower or "connection error" in lower or "connection refused" in lower:
-        return "permanent", None, message
-    return "answer", None, message
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    links: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in links:
-        links.append(current)
-        current = current.__cause__ or current.__context__
-    # The innermost link knows best what happened.
-    return links[::-1]
-
-
-def _fault_of_status(status: int, message: str) -> Fault:
-    lower = message.lower()
-    if status == 429:
-        return "permanent" if "insufficient_quota" in lower else "rate"
-    if status in (401, 403, 404, 405, 407):
-        return "permanent"
-    if status in (408, 409, 425) or status >= 500:
-        refused = "connection refused" in lower or "cannot connect" in lower
-        return "permanent" if refused or "connection error" in lower else "transient"
-    return "request"
-
-
-def _refused(error: BaseException) -> bool:
-    text = str(error)
-    signs = ("Connection refused", "Name or service not known", "nodename nor servname")
-    return any(s in text for s in (*signs, "getaddrinfo failed", "NameResolutionError"))
-
-
-def _header_wait(error: BaseException) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    return _retry_after(headers.get("retry-after")) if headers is not None else None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for (a number or a date); None without one."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
-        return None
