@@ -70,13 +70,18 @@ _LADDERS: Final = (
 )  # fmt: skip
 
 
+_NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
+
+
 def _fold(value: object) -> str:
-    """The form in which two writings of one value are the same: case, space, dashes, quotes."""
-    text = str(value).strip().strip("\"'`.“”").strip().casefold().replace("’", "'")
-    text = re.sub(r"[\s_\-]+", " ", text)
-    if re.fullmatch(r"[+-]?\d+\.0+", text):  # 4.0 is 4
-        text = text.split(".")[0]
-    return text
+    """The form in which two writings of one value are the same: case, space, dashes, quotes,
+    and for numbers the sign and zeros that say nothing (4.0 is 4, but 007 is a name)."""
+    text = str(value).strip().strip("\"'`“”").strip()
+    if _NUMERAL.fullmatch(text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() else repr(number)
+    text = text.strip("\"'`.“”").strip().casefold().replace("’", "'")
+    return re.sub(r"[\s_\-]+", " ", text)
 
 
 def _number(value: object) -> float | None:
@@ -188,7 +193,10 @@ class Scale:
         ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
         an order; None decides by the values: two are binary, numbers and graded words ordinal.
         """
-        unique = list({_fold(v): v for v in reversed(list(values))}.values())[::-1]
+        writings: dict[str, Any] = {}
+        for value in values:
+            writings.setdefault(_fold(value), value)
+        unique = list(writings.values())
         if len(unique) == 2 and ordered is None:
             return cls("binary", _binary_order(unique))
         if ordered is None:
@@ -209,7 +217,8 @@ class Scale:
             were seen.
         """
         seen: dict[str, Any] = {}
-        for raw in observed:
+        # Which writing of a value stands for it must not depend on the order of arrival.
+        for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
             if not is_missing(raw) and not _is_abstention(raw):
                 seen.setdefault(_fold(raw), raw.strip() if isinstance(raw, str) else raw)
         distinct = [seen[key] for key in sorted(seen)]
@@ -219,11 +228,15 @@ class Scale:
             if len(known) > 20:
                 return cls("numeric", low=known[0], high=known[-1])
             distinct = [int(n) if n == int(n) else n for n in known]
-        sides = {side for word in seen if (side := _binary_side(word)) is not None}
-        if sides == {0, 1} and all(_binary_side(word) is not None for word in seen):
+        sides = {_binary_side(word) for word in seen}
+        if sides <= {0, 1}:
             # "Yes" and "true" are one value; keep the first writing of each side.
-            pair = [next(seen[w] for w in sorted(seen) if _binary_side(w) == s) for s in (0, 1)]
-            return cls("binary", tuple(pair))
+            distinct = [
+                next(seen[word] for word in sorted(seen) if _binary_side(word) == side)
+                for side in sorted(side for side in sides if side is not None)
+            ]
+            if len(distinct) == 2:
+                return cls("binary", tuple(distinct))
         if not 2 <= len(distinct) <= 20:
             shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
             raise ScaleError(

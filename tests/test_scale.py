@@ -1,0 +1,306 @@
+"""The rating scale: many writings, one value; order and distance."""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations
+from typing import Any, Literal, Optional
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from workbench.errors import ArgumentError, ScaleError
+from workbench.scale import ABSTAIN, Scale, is_missing
+
+QUALITY = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
+YES_NO = Scale.from_type(Literal["yes", "no"])
+STARS = Scale.from_type(Literal[1, 2, 3, 4, 5])
+COLOURS = Scale.from_type(Literal["red", "green", "blue"])
+TRUTH = Scale.from_type(bool)
+WHOLE = Scale.from_type(int)
+NUMBER = Scale.from_type(float)
+CATEGORIES = [QUALITY, YES_NO, STARS, COLOURS, TRUTH]
+
+some_scale = st.sampled_from(CATEGORIES)
+sane = st.floats(-1e6, 1e6).map(lambda x: round(x, 3))
+
+
+# -- what a type says -----------------------------------------------------------------------
+
+
+def test_a_type_gives_the_scale() -> None:
+    assert (QUALITY.kind, QUALITY.values) == ("ordinal", ("poor", "fair", "good", "excellent"))
+    assert (YES_NO.kind, YES_NO.values) == ("binary", ("no", "yes"))
+    assert (STARS.kind, STARS.values) == ("ordinal", (1, 2, 3, 4, 5))
+    assert (COLOURS.kind, COLOURS.values) == ("nominal", ("red", "green", "blue"))
+    assert (TRUTH.kind, TRUTH.values) == ("binary", (False, True))
+    assert (WHOLE.kind, WHOLE.integer) == ("numeric", True)
+    assert (NUMBER.kind, NUMBER.integer) == ("numeric", False)
+    assert Scale.from_type(str) is None
+    assert Scale.from_type(None) is None
+    assert Scale.from_type(Optional[bool]) == TRUTH  # noqa: UP045  # both writings of it
+    assert Scale.from_type(int | None) == WHOLE
+
+
+@pytest.mark.parametrize("kind", [list[str], dict[str, int], tuple])
+def test_a_type_without_a_single_verdict_is_refused(kind: Any) -> None:
+    with pytest.raises(ArgumentError, match="Use bool, int, float, str or a Literal"):
+        Scale.from_type(kind)
+
+
+@pytest.mark.parametrize("order", permutations(["excellent", "good", "fair", "poor"]))
+def test_graded_words_are_ordered_whatever_order_they_come_in(order: tuple[str, ...]) -> None:
+    assert Scale.of(order) == QUALITY
+
+
+@pytest.mark.parametrize(
+    ("values", "worst_first"),
+    [
+        (["High", "Low", "Medium"], ("Low", "Medium", "High")),
+        (["agree", "neutral", "disagree"], ("disagree", "neutral", "agree")),
+        (["very_good", "good", "bad"], ("bad", "good", "very_good")),
+        (["correct", "partially correct", "incorrect"],
+         ("incorrect", "partially correct", "correct")),
+        (["10", "9", "1"], ("1", "9", "10")),
+        ([0.5, 0, 1], (0, 0.5, 1)),
+        ([1, -1, 0], (-1, 0, 1)),
+    ],
+)  # fmt: skip
+def test_ladders_and_numbers_are_ordinal(values: list[Any], worst_first: tuple[Any, ...]) -> None:
+    scale = Scale.of(values)
+    assert (scale.kind, scale.values) == ("ordinal", worst_first)
+
+
+@pytest.mark.parametrize(
+    ("values", "negative_first"),
+    [
+        (["pass", "fail"], ("fail", "pass")), (["fail", "pass"], ("fail", "pass")),
+        (["correct", "incorrect"], ("incorrect", "correct")), ([1, 0], (0, 1)),
+        (["good", "bad"], ("bad", "good")), (["helpful", "unhelpful"], ("unhelpful", "helpful")),
+        # Of unknown words the first one listed is the positive one.
+        (["toxic", "clean"], ("clean", "toxic")), (["spam", "no"], ("no", "spam")),
+    ],
+)  # fmt: skip
+def test_two_values_are_binary_with_the_negative_first(
+    values: list[Any], negative_first: tuple[Any, ...]
+) -> None:
+    scale = Scale.of(values)
+    assert (scale.kind, scale.values) == ("binary", negative_first)
+    assert scale.positive == negative_first[1]
+
+
+def test_the_order_may_be_given() -> None:
+    assert Scale.of(["b", "a", "c"], ordered=True).values == ("b", "a", "c")
+    assert Scale.of(["b", "a", "B", "c"], ordered=True).values == ("b", "a", "c")
+    assert Scale.of(["poor", "good"], ordered=False).kind == "nominal"
+    assert Scale.of([1, 2, 3], ordered=False).kind == "nominal"
+
+
+@pytest.mark.parametrize("values", [[], ["a"], ["a", " A "], [4, "4.0"]])
+def test_a_scale_has_at_least_two_values(values: list[Any]) -> None:
+    with pytest.raises(ArgumentError, match="at least two"):
+        Scale.of(values)
+
+
+# -- writings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "raw", "value"),
+    [
+        (QUALITY, " Excellent ", "excellent"), (QUALITY, '"good".', "good"),
+        (STARS, "4", 4), (STARS, 4.0, 4), (STARS, "4.0", 4), (STARS, np.int64(4), 4),
+        (STARS, "4.", 4), (STARS, "+4", 4),
+        (YES_NO, True, "yes"), (YES_NO, "TRUE", "yes"), (YES_NO, 1, "yes"), (YES_NO, "1", "yes"),
+        (YES_NO, 1.0, "yes"), (YES_NO, "y", "yes"), (YES_NO, "Pass", "yes"),
+        (YES_NO, False, "no"), (YES_NO, 0, "no"), (YES_NO, "n", "no"), (YES_NO, "failed", "no"),
+        (YES_NO, np.bool_(True), "yes"), (YES_NO, np.float64(0.0), "no"),
+        (TRUTH, "Yes", True), (TRUTH, "no", False), (TRUTH, 1, True), (TRUTH, "0", False),
+        (Scale.of([0, 1]), True, 1), (Scale.of([0, 1]), "no", 0),
+        (Scale.of(["pass", "fail"]), "yes", "pass"),
+        (Scale.of(["very good", "good", "bad"]), "Very_Good", "very good"),
+        (Scale.of(["very good", "good", "bad"]), "very-good", "very good"),
+        (Scale.of([-1, 0, 1]), "-1.0", -1), (Scale.of([-1, 0, 1]), -1.0, -1),
+        (Scale.of([0.5, 5, 7]), ".5", 0.5), (Scale.of([0.5, 5, 7]), "0.50", 0.5),
+        (WHOLE, "7", 7), (WHOLE, 7.0, 7), (NUMBER, " 0.25 ", 0.25), (NUMBER, "1e-3", 0.001),
+    ],
+)  # fmt: skip
+def test_a_writing_is_mapped_to_the_one_value(scale: Scale, raw: Any, value: Any) -> None:
+    found = scale.normalise(raw)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("scale", "raw", "allowed"),
+    [
+        (QUALITY, "superb", "'poor', 'fair', 'good', 'excellent'"),
+        (STARS, 6, "1, 2, 3, 4, 5"),
+        (STARS, 4.5, "1, 2, 3, 4, 5"),
+        (YES_NO, "maybe", "'no', 'yes'"),
+        (YES_NO, 2, "'no', 'yes'"),
+        (Scale.of(["toxic", "clean"]), "yes", "'clean', 'toxic'"),
+        (WHOLE, 4.5, "whole numbers"),
+        (WHOLE, "many", "whole numbers"),
+        (NUMBER, True, "numbers"),
+        (NUMBER, "inf", "numbers"),
+        (COLOURS, ["red"], "'red', 'green', 'blue'"),
+    ],
+)
+def test_what_is_not_on_the_scale_is_named_with_what_is(
+    scale: Scale, raw: Any, allowed: str
+) -> None:
+    with pytest.raises(ScaleError) as caught:
+        scale.normalise(raw)
+    assert repr(raw) in str(caught.value)
+    assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [None, "", "  ", float("nan"), pd.NA, pd.NaT, np.nan])
+def test_a_missing_value_is_missing_and_no_abstention(raw: Any) -> None:
+    assert is_missing(raw)
+    with pytest.raises(ScaleError, match="missing"):
+        QUALITY.normalise(raw)
+
+
+@pytest.mark.parametrize("raw", ["N/A", "n/a", " NA ", "not applicable", "Can't judge", "unsure"])
+def test_an_abstention_is_a_state_of_its_own(raw: str) -> None:
+    for scale in (*CATEGORIES, NUMBER):
+        assert scale.normalise(raw) is ABSTAIN
+    assert not is_missing(ABSTAIN)
+    assert QUALITY.normalise(ABSTAIN) is ABSTAIN
+
+
+def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
+    scale = Scale.of(["relevant", "irrelevant", "unknown"])
+    assert scale.normalise("Unknown") == "unknown"
+    assert scale.normalise("N/A") is ABSTAIN
+
+
+# -- from what was seen ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "values"),
+    [
+        (["Good", "good ", "poor", None, "N/A", "fair"], "ordinal", ("poor", "fair", "Good")),
+        (["yes", "True", "no", 1], "binary", None),
+        ([4, "4.0", 5.0, "1"], "ordinal", (1, 4, 5)),
+        (["red", "green", "blue"], "nominal", ("blue", "green", "red")),
+        ([True, False, True], "binary", (False, True)),
+        (["0", "1", 1, 0], "binary", (0, 1)),
+    ],
+)
+def test_observed_values_give_a_scale(
+    seen: list[Any], kind: str, values: tuple[Any, ...] | None
+) -> None:
+    scale = Scale.from_values(seen)
+    assert scale.kind == kind
+    assert values is None or scale.values == values
+
+
+def test_many_numbers_are_numeric_with_their_ends() -> None:
+    scale = Scale.from_values([k / 10 for k in range(41)])
+    assert (scale.kind, scale.low, scale.high) == ("numeric", 0.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [[], [None, "N/A"], ["good", "Good"], ["yes", "true", 1], [f"text {k}" for k in range(21)]],
+)
+def test_what_makes_no_scale_says_how_to_get_one(seen: list[Any]) -> None:
+    with pytest.raises(ScaleError, match="Give the judge a feedback_value_type"):
+        Scale.from_values(seen)
+
+
+@given(
+    st.lists(st.sampled_from(["Yes", "yes", "no", "No ", True, 1, "0"]), min_size=2).filter(
+        lambda seen: {str(v).strip().lower() in ("yes", "true", "1") for v in seen} == {True, False}
+    )
+    | st.lists(st.sampled_from(["good", "Good", "fair", "poor"]), min_size=2).filter(
+        lambda seen: len({v.lower() for v in seen}) > 1
+    ),
+    st.randoms(),
+)
+def test_the_order_in_which_values_were_seen_does_not_matter(seen: list[Any], random: Any) -> None:
+    shuffled = list(seen)
+    random.shuffle(shuffled)
+    assert repr(Scale.from_values(shuffled)) == repr(Scale.from_values(seen))
+
+
+# -- laws -----------------------------------------------------------------------------------
+
+
+@given(some_scale, st.data())
+def test_each_writing_of_a_value_is_read_back(scale: Scale, data: st.DataObject) -> None:
+    value = data.draw(st.sampled_from(scale.values))
+    pad = data.draw(st.sampled_from(["", " ", "\n", "\t "]))
+    case = data.draw(st.sampled_from([str.upper, str.lower, str.title, str]))
+    quote = data.draw(st.sampled_from(["", '"', "'", "`"]))
+    assert scale.normalise(f"{pad}{quote}{case(str(value))}{quote}{pad}") == value
+
+
+@given(some_scale, st.text() | st.integers() | st.floats() | st.booleans() | st.none())
+def test_normalising_twice_is_normalising_once(scale: Scale, raw: Any) -> None:
+    try:
+        once = scale.normalise(raw)
+    except ScaleError:
+        return
+    twice = scale.normalise(once)
+    assert twice is once or twice == once
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=6))
+def test_any_scale_reads_its_own_values(values: list[str]) -> None:
+    try:
+        scale = Scale.of(values)
+    except ArgumentError:
+        return
+    for value in scale.values:
+        assume(not is_missing(value))
+        assert scale.normalise(value) == value
+
+
+def _values_of(scale: Scale) -> st.SearchStrategy[Any]:
+    return sane if scale.kind == "numeric" else st.sampled_from(scale.values)
+
+
+@given(
+    st.sampled_from([*CATEGORIES, NUMBER, Scale("numeric", low=-1e6, high=1e6)]).flatmap(
+        lambda scale: st.tuples(st.just(scale), _values_of(scale), _values_of(scale))
+    )
+)
+def test_distance_is_a_measure_in_0_to_1(drawn: tuple[Scale, Any, Any]) -> None:
+    scale, a, b = drawn
+    there = scale.distance(a, b)
+    assert 0.0 <= there <= 1.0
+    assert there == scale.distance(b, a)
+    assert (there == 0.0) == (a == b)
+
+
+@given(*[st.sampled_from(QUALITY.values)] * 3)
+def test_on_an_ordinal_scale_distances_add_up_along_it(a: str, b: str, c: str) -> None:
+    low, middle, high = sorted((a, b, c), key=QUALITY.rank)
+    whole = QUALITY.distance(low, middle) + QUALITY.distance(middle, high)
+    assert math.isclose(whole, QUALITY.distance(low, high))
+
+
+def test_known_distances() -> None:
+    assert QUALITY.distance("poor", "excellent") == 1.0
+    assert math.isclose(QUALITY.distance("poor", "fair"), 1 / 3)
+    assert STARS.distance(4, 5) == 0.25
+    assert YES_NO.distance("no", "yes") == 1.0
+    assert COLOURS.distance("red", "blue") == 1.0
+    assert Scale("numeric", low=0, high=10).distance(2.5, 5) == 0.25
+    assert Scale("numeric", low=0, high=10).distance(0, 20) == 1.0
+    assert NUMBER.with_range([0, 4]).distance(1, 2) == 0.25
+    assert WHOLE.with_range([]) == WHOLE
+
+
+def test_scales_are_ordered_or_not() -> None:
+    assert [scale.ordered for scale in (*CATEGORIES, NUMBER)] == [
+        True, False, True, False, False, True,
+    ]  # fmt: skip
