@@ -1,0 +1,55 @@
+"""One tree of errors, whose messages say what to do next."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench import errors
+from workbench.errors import ArgumentError, TableError, WorkbenchError, one_of
+
+KINDS = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+]
+
+
+def test_all_errors_are_of_one_tree() -> None:
+    assert all(issubclass(kind, WorkbenchError) for kind in KINDS)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    """Each line is an error; the depth of its branch is the number of its ancestors."""
+    assert errors.__doc__ is not None
+    drawn: dict[str, int] = {}
+    for line in errors.__doc__.splitlines():
+        name = line.lstrip("│├└─ ").split(" ")[0]
+        if name.endswith("Error") and line.startswith("    "):
+            drawn[name] = (len(line) - len(line.lstrip("│├└─ ")) - 4) // 4
+    actual = {kind.__name__: sum(issubclass(kind, other) for other in KINDS) - 1 for kind in KINDS}
+    assert drawn == actual
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_error_says_what_it_is_and_keeps_its_message(
+    kind: type[WorkbenchError],
+) -> None:
+    assert kind.__doc__
+    assert str(kind("what to do next")) == "what to do next"
+
+
+def test_a_wrong_argument_is_a_value_error_too() -> None:
+    assert issubclass(ArgumentError, ValueError)
+
+
+def test_a_table_error_holds_rows_and_reasons() -> None:
+    assert TableError("2 rows", [(0, "empty"), (7, "no text")]).rows == [
+        (0, "empty"),
+        (7, "no text"),
+    ]
+    assert TableError("no rows").rows == []
+
+
+def test_a_choice_is_checked_by_name() -> None:
+    one_of("ties", "drop", ["drop", "latest"])
+    with pytest.raises(ArgumentError) as caught:
+        one_of("ties", "keep", iter(["drop", "latest"]))
+    assert str(caught.value) == "ties='keep' is not known. Use one of: 'drop', 'latest'."
