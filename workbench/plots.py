@@ -54,8 +54,15 @@ def _styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         import matplotlib as mpl
 
-        with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # keys are checked when used
+        settings: Any = mpl.rcParams  # its keys are checked when they are set
+        # Not rc_context: it would also undo what a backend sets when the first figure loads it,
+        # and Jupyter's would then show that figure and none of the later ones.
+        before = {name: settings[name] for name in _STYLE}
+        settings.update(_STYLE)
+        try:
             return function(*args, **kwargs)
+        finally:
+            settings.update(before)
 
     return wrapper
 
