@@ -16,6 +16,7 @@ import mlflow
 
 from workbench.judge import without_credentials
 from workbench.metrics import agreement
+from workbench.rendering import figure
 from workbench.store import experiment_id
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.registry import Registered
 
 SUMMARY = "summary.json"
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ class Workspace:
         ``calls`` made, and ``comparison`` and ``recorded`` in figures.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
-        lines = [f"{name}, recorded: {str(found)[1:-1]}" for name, found in others.items()]
+        lines = [
+            f"Recorded verdicts of {source} on {found.n} items: accuracy "
+            f"{figure(found.accuracy, found.accuracy_interval)}, kappa "
+            f"{figure(found.kappa, found.kappa_interval)}."
+            for source, found in others.items()
+        ]
         summary: dict[str, Any] = {
             "table": "\n".join([str(alignment.comparison), *lines]),
             "status": alignment.status,
@@ -108,8 +116,9 @@ def use_workspace(
     """
     place = Path(folder).expanduser().resolve()
     place.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{place}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
+    uri = tracking_uri or os.environ.get(_VARIABLE) or f"sqlite:///{place}/mlflow.db"
+    with _same_environment():
+        mlflow.set_tracking_uri(uri)
     with _quiet_migrations():
         if mlflow.get_experiment_by_name(experiment) is None:
             local = not uri.startswith(("http://", "https://", "databricks"))
@@ -120,6 +129,20 @@ def use_workspace(
         mlflow.set_experiment(experiment_id=where)
     shown = without_credentials(uri) if uri.startswith(("http://", "https://")) else uri
     return Workspace(place, shown, experiment, where)
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """MLflow puts the URI into the environment, where the next call would take it for the
+    user's choice, whatever folder it is told."""
+    before = os.environ.get(_VARIABLE)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before
 
 
 @contextmanager
