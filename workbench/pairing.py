@@ -411,10 +411,10 @@ def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str)
         if value is not ABSTAIN and consensus in (*_RULES, label.annotator):
             on_scale.append((label, value))
     if not on_scale:
-        fault = f"label outside the scale: {outside}" if outside else "annotators abstained"
+        reason = f"label outside the scale: {outside}" if outside else "annotators abstained"
         if consensus not in _RULES and not outside and consensus not in votes:
-            fault = f"no label by {consensus}"
-        return HumanLabel(votes=votes, fault=fault)
+            reason = f"no label by {consensus}"
+        return HumanLabel(votes=votes, fault=reason)
     value, fault = _consensus(on_scale, consensus, ties)
     if fault:
         return HumanLabel(votes=votes, fault=fault)
