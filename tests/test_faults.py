@@ -17,13 +17,9 @@ from workbench.faults import LONGEST_WAIT, cause_of_type, classify, seconds_to_w
 
 def wrapped(inner: BaseException) -> MlflowException:
     """The error as MLflow's adapters hand it on."""
-    try:
-        try:
-            raise inner
-        except BaseException as error:
-            raise MlflowException(f"Failed to invoke judge model: {error}") from error
-    except MlflowException as outer:
-        return outer
+    outer = MlflowException(f"Failed to invoke judge model: {inner}")
+    outer.__cause__ = inner
+    return outer
 
 
 def refused(status: int, message: str = "no", wait: float | None = None) -> MlflowException:
