@@ -1,10 +1,14 @@
 # Two commands: `make run` for the main job, `make test` for all tests.
 # Both set up .venv on first use. Another Python: make run PYTHON=python3.12
+# Options of the command: make run ARGS="-p model openai:/gpt-4.1-mini"
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# In a container one is often root, which Jupyter wants to be told.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help run test lab bench clean
 .DEFAULT_GOAL := help
@@ -13,7 +17,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample data
-	$(BIN)/workbench run
+	$(BIN)/workbench run $(ARGS)
 
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests
 	$(BIN)/ruff check .
@@ -22,7 +26,7 @@ test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all t
 	$(BIN)/python -m pytest
 
 lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(AS_ROOT)
 
 bench: $(VENV)/.installed-test ## Run the benchmarks, which print their figures
 	$(BIN)/python -m pytest tests/benchmarks -s
