@@ -39,6 +39,15 @@ def question_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class _JsonOnly(diskcache.JSONDisk):  # type: ignore[misc]  # diskcache publishes no types
+    """Loads nothing that a foreign file marks as pickled, as diskcache itself would."""
+
+    def fetch(self, mode: int, filename: str | None, value: Any, read: bool) -> Any:
+        if mode not in (diskcache.core.MODE_RAW, diskcache.core.MODE_BINARY):
+            raise ValueError("an answer is kept as JSON")
+        return super().fetch(mode, filename, value, read)
+
+
 class AnswerCache:
     """Answers by question key, on disk. A context manager that closes itself.
 
@@ -58,7 +67,7 @@ class AnswerCache:
         with self._told():
             self._store = diskcache.Cache(
                 str(self.directory),
-                disk=diskcache.JSONDisk,
+                disk=_JsonOnly,
                 disk_compress_level=1,
                 eviction_policy="none",
                 size_limit=2**40,
@@ -69,7 +78,7 @@ class AnswerCache:
         try:
             with self._told():
                 answer = self._store.get(key)
-        except (ValueError, zlib.error):  # damaged, or written by something else
+        except (ValueError, TypeError, zlib.error):  # damaged, or written by something else
             return None
         return answer if isinstance(answer, dict) else None
 
