@@ -174,6 +174,21 @@ def test_notebooks_are_found_by_path_and_by_name(folder: Path) -> None:
         find_notebook("yours")
 
 
+def test_credentials_in_a_url_reach_the_cells_but_no_file(folder: Path) -> None:
+    source = write(
+        folder / "n.ipynb", "assert 'hidden' in url\nprint(url)\n1 / 0", parameters="url = None"
+    )
+    url = "https://me:hidden-one@host/v1?key=hidden-two"
+    with pytest.raises(NotebookError, match="ZeroDivisionError"):
+        run_notebook(source, parameters={"url": url}, progress=False)
+    files = [path for path in (folder / "output").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["n.ipynb"]
+    text = files[0].read_text()
+    assert "hidden-" not in text
+    assert "https://host/v1" in text
+    assert "papermill-error-cell" in text
+
+
 def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:
     source = write(folder / "n.ipynb")
     with pytest.raises(NotebookError, match="Choose another folder"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from workbench import errors
 from workbench.console import Console
+from workbench.credentials import withhold
 from workbench.errors import NotebookError
 from workbench.parameters import read_notebook
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 def execute(source: Path, target: Path, parameters: dict[str, Any], progress: bool) -> None:
     """Execute ``source`` with parameters; the copy at ``target`` is saved after each cell.
+
+    Credentials in URLs among the parameters are passed to the cells, but not saved.
 
     Raises
     ------
@@ -33,22 +38,25 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: bo
     from nbclient.exceptions import DeadKernelError
 
     stages = _stages(read_notebook(source))
+    copy = _Copy(target, _credentials(parameters))
     # What the kernel itself says, not its cells, is of interest only when it dies.
     with tempfile.TemporaryFile() as log:
         try:
             with Console(source.stem, len(stages), show=progress) as console:
                 papermill.execute_notebook(
                     _escaped(source),
-                    _escaped(target),
+                    None,  # saved by `copy`
                     parameters,
                     engine_name=_engine(),
                     kernel_name="python3",
                     language="python",
                     progress_bar=False,
                     console=console,
+                    copy=copy,
                     log=log,
                 )
         except papermill.PapermillExecutionError as error:
+            copy.save()  # now with papermill's mark at the cell that failed
             raise NotebookError(_failure(error, stages, target)) from None
         except DeadKernelError as error:
             log.seek(0)
@@ -63,6 +71,39 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: bo
                 f"Stopped. The notebook as far as it ran: {target}\nWhat was judged is kept: "
                 "the same command again pays only for the rest."
             ) from None
+
+
+class _Copy:
+    """The executed copy: written whole or not at all, and without the given secrets."""
+
+    def __init__(self, target: Path, secrets: dict[str, str]) -> None:
+        self.target, self.secrets = target, secrets
+        self.notebook: NotebookNode | None = None
+
+    def save(self) -> None:
+        import nbformat
+
+        if self.notebook is None:
+            return
+        text = nbformat.writes(self.notebook)
+        for secret, instead in self.secrets.items():
+            text = text.replace(json.dumps(secret)[1:-1], instead)
+        beside = self.target.with_name(f".{self.target.name}.part")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(self.target)
+
+
+def _credentials(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What must not be saved of URLs among the parameters, the longest first, and its mask."""
+    found = {}
+    for value in parameters.values():
+        if isinstance(value, str) and "://" in value:
+            clean, withheld, secrets = withhold({"base_url": value})
+            if withheld:
+                found[value] = clean["base_url"]
+                # Very short values would blot out ordinary words.
+                found |= {secret: "***" for secret in secrets if len(secret) >= 6}
+    return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
 
 
 def _escaped(path: Path) -> str:
@@ -160,8 +201,9 @@ def _engine() -> str:
     class Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
         def execute_managed_notebook(
-            cls, nb_man: Any, kernel_name: str, *, console: Console, log: Any, **kwargs: Any
+            cls, nb_man: Any, kernel_name: str, *, console: Console, copy: _Copy, log: Any, **_: Any
         ) -> Any:
+            copy.notebook, nb_man.save = nb_man.nb, copy.save
             stages = _stages(nb_man.nb)
             console.total = len(stages)
             start = nb_man.cell_start
