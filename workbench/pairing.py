@@ -262,6 +262,11 @@ class _Recorded:
     order: str
 
     @property
+    def unmarked(self) -> bool:
+        """Whether nothing says which version of a judge gave it."""
+        return not (self.fingerprint or self.guideline or self.recorded)
+
+    @property
     def version(self) -> str:
         return self.fingerprint or self.guideline or f"source {self.source}"
 
@@ -335,10 +340,13 @@ def pair(
     scale = scale or _observed_scale(by_trace, chosen)
 
     rows, excluded, all_votes = [], [], {}
+    outside: list[HumanLabel] = []
     for trace_id in sorted(recorded):
         human = read_label(by_trace.get(trace_id, []), scale, consensus, ties)
         if human.votes:
             all_votes[trace_id] = human.votes
+        if human.outside:
+            outside.append(human)
         verdict, fault = _read_verdict(chosen[trace_id], recorded[trace_id], scale)
         reasons = [r for r in (human.fault, fault) if r]
         if reasons:
@@ -348,10 +356,15 @@ def pair(
         assert verdict is not None
         row = (trace_id, human.value, verdict[0], human.rationale, verdict[1], human.votes)
         rows.append((*row, human.blind))
-    if not rows and by_trace and all(r.startswith("label outside") for _, r in excluded if r):
+    if outside and not all_votes:
         raise ScaleError(
-            f"No label under {name!r} lies on the judge's scale. First: {excluded[0][1]}. Give "
+            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
             "the judge a feedback_value_type that fits, or pass scale=."
+        )
+    if outside:
+        notes.append(
+            f"{sum(human.outside for human in outside)} labels on {len(outside)} traces lie "
+            f"outside the scale and have no vote. Allowed: {scale.describe()}."
         )
     table = pd.DataFrame(rows, columns=_COLUMNS).astype({"human": object, "judge": object})
     scale = scale.with_range([*table["human"], *table["judge"]])
@@ -377,13 +390,17 @@ def dataset_digest(pairs: Pairs) -> str:
 
 @dataclass(frozen=True)
 class HumanLabel:
-    """The consensus of one trace's labels; ``fault`` says why there is none."""
+    """The consensus of one trace's labels; ``fault`` says why there is none.
+
+    ``outside`` counts labels that lie off the scale, which have no vote.
+    """
 
     value: Any = None
     rationale: str = ""
     votes: dict[str, Any] = field(default_factory=dict)
     blind: bool = True
     fault: str | None = None
+    outside: int = 0
 
 
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
@@ -400,24 +417,25 @@ def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str)
         return HumanLabel(fault="no label")
     votes: dict[str, Any] = {}
     on_scale: list[tuple[Label, Any]] = []
-    outside: ScaleError | None = None
+    outside: dict[str, ScaleError] = {}
     for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):
         try:
             value = scale.normalise(label.value)
         except ScaleError as error:
-            outside = error
+            outside[label.annotator] = error
             continue
         votes[label.annotator] = value
         if value is not ABSTAIN and consensus in (*_RULES, label.annotator):
             on_scale.append((label, value))
     if not on_scale:
-        reason = f"label outside the scale: {outside}" if outside else "annotators abstained"
-        if consensus not in _RULES and not outside and consensus not in votes:
+        asked = [error for who, error in outside.items() if consensus in (*_RULES, who)]
+        reason = f"label outside the scale: {asked[0]}" if asked else "annotators abstained"
+        if consensus not in _RULES and consensus not in {label.annotator for label in labels}:
             reason = f"no label by {consensus}"
-        return HumanLabel(votes=votes, fault=reason)
+        return HumanLabel(votes=votes, fault=reason, outside=len(outside))
     value, fault = _consensus(on_scale, consensus, ties)
     if fault:
-        return HumanLabel(votes=votes, fault=fault)
+        return HumanLabel(votes=votes, fault=fault, outside=len(outside))
     agreeing = [label for label, vote in on_scale if vote == value]
     given = [(label.rationale or "").strip() for label in agreeing]
     rationales = [rationale for rationale in given if rationale]
@@ -426,6 +444,7 @@ def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str)
         rationale=" / ".join(dict.fromkeys(rationales)),
         votes=votes,
         blind=all(not label.after_verdict for label in agreeing),
+        outside=len(outside),
     )
 
 
@@ -534,27 +553,40 @@ def _choose_version(
             )
         return _filtered(recorded, lambda v: v.version == last.version), last.fingerprint, notes
     mark = fingerprint(judge_or_name)
-    instructions = getattr(judge_or_name, "instructions", None)
+    texts = _texts(judge_or_name)
 
     def exact(verdict: _Recorded) -> bool:
         if verdict.fingerprint:
             return verdict.fingerprint == mark
-        return verdict.guideline is not None and verdict.guideline == instructions
+        # MLflow puts a judge's instructions, and nothing else of it, beside its verdict.
+        return verdict.guideline in texts
 
     chosen = _filtered(recorded, exact)
-    unmarked = _filtered(
-        recorded, lambda v: not v.fingerprint and v.guideline is None and not v.recorded
+    unmarked = [v for v in every if v.unmarked]
+    if any(chosen.values()) or not unmarked:
+        return chosen, mark, []
+    # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
+    # not mixed: the judge's own model goes first, else the one that judged last.
+    model = getattr(judge_or_name, "model", None)
+    own = [v for v in unmarked if v.source == model] or unmarked
+    source = max(own, key=lambda v: (v.created_ms, v.order)).source
+    chosen = _filtered(recorded, lambda v: v.unmarked and v.source == source)
+    count = sum(bool(verdicts) for verdicts in chosen.values())
+    note = (
+        f"{count} verdicts do not say which version of the judge gave them; they are taken as "
+        "this one's. workbench.assess marks each verdict with the judge's version."
     )
-    taken = [i for i in recorded if not chosen[i] and unmarked[i]]
-    for trace_id in taken:
-        chosen[trace_id] = unmarked[trace_id]
-    notes = []
-    if taken:
-        notes.append(
-            f"{len(taken)} verdicts do not say which version of the judge gave them; they are "
-            "taken as this one's. workbench.assess marks each verdict with the judge's version."
-        )
-    return chosen, mark, notes
+    if len({v.source for v in unmarked}) > 1:
+        note += f" Those by {source!r} count, those by other sources do not."
+    return chosen, mark, [note]
+
+
+def _texts(judge: Judge) -> set[str]:
+    """The texts by which MLflow's own verdicts of this judge are known."""
+    guidelines = getattr(judge, "guidelines", None)
+    if isinstance(guidelines, list):
+        guidelines = "\n".join(guidelines)
+    return {text for text in (getattr(judge, "instructions", None), guidelines) if text}
 
 
 def _filtered(
