@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import mlflow
 import nbformat
 import pytest
 from mlflow.genai.scorers import get_scorer
+from PIL import Image
 
 import workbench
 from workbench.experiments import Ran, run_notebook
@@ -209,6 +211,14 @@ def assessments() -> Counter[tuple[str, str]]:
         found["traces", ""] += 1
         found.update((a.name, a.source.source_id or "") for a in trace.info.assessments)
     return found
+
+
+def test_the_picture_of_readme_shows_what_the_main_job_gives(aligned: Ran) -> None:
+    docs = FOLDER.parent / "docs"
+    pictures = runpy.run_path(str(docs / "pictures.py"))
+    said = Image.open(docs / "img" / "before_after.png").info["Description"]
+    hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
+    assert said == pictures["description"](aligned.summary), hint
 
 
 def test_the_sample_is_stored_whole(aligned: Ran, open_store: Any) -> None:

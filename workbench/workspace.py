@@ -55,7 +55,8 @@ class Workspace:
 
         It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
         (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
-        ``calls`` made, and ``comparison`` and ``recorded`` in figures.
+        ``calls`` made, and ``comparison``, ``recorded`` and ``annotators`` (among themselves)
+        in figures.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
         lines = [
@@ -80,6 +81,7 @@ class Workspace:
             "seed": alignment.seed,
             "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
             "comparison": alignment.comparison.to_dict(),
+            "annotators": alignment.annotators.to_dict() if alignment.annotators else None,
             "recorded": {source: found.to_dict() for source, found in others.items()},
         }
         path = self.folder / SUMMARY

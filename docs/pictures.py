@@ -1,0 +1,52 @@
+"""Draw the pictures of README anew: python docs/pictures.py
+
+They come from the main job on the sample data with the embedded model and seed 0. Each file says
+in its ``Description`` which figures it shows, and a test compares them with those of a run.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "img"
+
+
+def description(summary: dict) -> str:
+    """What the picture of a run shows, from the run's summary."""
+    figures = [summary["comparison"][when]["figures"] for when in ("before", "after")]
+    before, after = (f"{each['accuracy']['value']:.3f}" for each in figures)
+    return (
+        f"{summary['comparison']['n']} held-out pairs, accuracy {before} before and {after} after, "
+        f"model {summary['model']}, seed {summary['seed']}"
+    )
+
+
+def main() -> None:
+    import nbformat
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from workbench.experiments import run_notebook
+
+    for variable in ("WORKBENCH_MODEL", "MLFLOW_TRACKING_URI"):
+        os.environ.pop(variable, None)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WORKBENCH_CACHE"] = f"{folder}/cache"
+        ran = run_notebook("4_align", output=f"{folder}/out")
+        cells = nbformat.read(ran.notebook, as_version=4).cells
+    (cell,) = [c for c in cells if "plot_before_after" in c.source]
+    picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    said = PngInfo()
+    said.add_text("Description", description(ran.summary))
+    target = FOLDER / "before_after.png"
+    target.parent.mkdir(exist_ok=True)
+    Image.open(io.BytesIO(base64.b64decode(picture))).save(target, pnginfo=said, optimize=True)
+    print(f"{target}: {description(ran.summary)}")
+
+
+if __name__ == "__main__":
+    main()
