@@ -24,7 +24,7 @@ LAYERS = {
         "offline", "rows", "store", "tables", "throttle", "traces", "transport",
     ],
     "assessment": ["question", "calls", "assessment"],
-    "pairing": ["pairing"],
+    "pairing": ["consensus", "verdicts", "splits", "pairing"],
     "metrics": [
         "coefficients", "coding", "rendering", "annotators", "comparison", "concordance",
         "correction", "metrics",

@@ -16,6 +16,7 @@ from mlflow.entities.assessment_error import AssessmentError
 
 from workbench import import_traces, log_labels, log_verdicts, make_judge, pair
 from workbench import pairing as pairing_module
+from workbench.consensus import read_label
 from workbench.errors import (
     ArgumentError,
     NoLabelsError,
@@ -25,8 +26,9 @@ from workbench.errors import (
 )
 from workbench.judge import FINGERPRINT_KEY, fingerprint
 from workbench.labels import AFTER_VERDICT_KEY, Label
-from workbench.pairing import Pairs, Split, dataset_digest, read_label, stratified
+from workbench.pairing import Pairs, Split, dataset_digest
 from workbench.scale import ABSTAIN, Scale
+from workbench.splits import stratified
 from workbench.store import fetch_traces
 
 GRADES = Literal["excellent", "good", "fair", "poor"]

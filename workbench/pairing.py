@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,18 +17,19 @@ import pandas as pd
 
 from workbench import labels as human_labels
 from workbench import store
+from workbench.consensus import HumanLabel, check_consensus, labels_by_trace, read_label
 from workbench.errors import (
     ArgumentError,
     NoLabelsError,
     NoVerdictsError,
-    PairingError,
     ScaleError,
     one_of,
 )
-from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, fingerprint, scale_of
+from workbench.judge import scale_of
 from workbench.labels import Label
-from workbench.scale import ABSTAIN, Scale, is_missing
-from workbench.traces import examples
+from workbench.scale import ABSTAIN, Scale
+from workbench.splits import groups_from_traces, stratified
+from workbench.verdicts import Recorded, choose_version, read_verdict, recorded_verdicts, where
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -190,7 +191,7 @@ class Pairs:
         if isinstance(groups, str):
             if groups in self.table.columns:
                 return dict(zip(ids, map(str, self.table[groups]), strict=True))
-            return _groups_from_traces(ids, groups)
+            return groups_from_traces(ids, groups)
         missing = [i for i in ids if i not in groups]
         if missing:
             raise ArgumentError(
@@ -247,30 +248,6 @@ class Split:
         return f"<Split train {len(self.train)}, dev {len(self.dev)}, test {len(self.test)}>"
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """One verdict as it lies in the store."""
-
-    value: Any
-    rationale: str
-    error: str | None
-    source: str
-    fingerprint: str
-    guideline: str | None
-    recorded: bool
-    created_ms: int
-    order: str
-
-    @property
-    def unmarked(self) -> bool:
-        """Whether nothing says which version of a judge gave it."""
-        return not (self.fingerprint or self.guideline or self.recorded)
-
-    @property
-    def version(self) -> str:
-        return self.fingerprint or self.guideline or f"source {self.source}"
-
-
 def pair(
     judge_or_name: Judge | str,
     traces: Any = None,
@@ -325,14 +302,14 @@ def pair(
     by_trace = labels_by_trace(fetched, name)
     if not by_trace:
         raise NoLabelsError(_no_labels_message(name, fetched))
-    _check_consensus(consensus, by_trace)
-    recorded = {t.info.trace_id: _recorded_verdicts(t, name) for t in fetched}
+    check_consensus(consensus, by_trace)
+    recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in fetched}
     if source is not None:
         sources = {v.source for verdicts in recorded.values() for v in verdicts}
         if sources:
             one_of("source", source, sorted(sources))
-        recorded = _filtered(recorded, lambda v: v.source == source)
-    chosen, version, notes = _choose_version(judge_or_name, recorded)
+        recorded = where(recorded, lambda v: v.source == source)
+    chosen, version, notes = choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
         raise NoVerdictsError(_no_verdicts_message(judge_or_name, by_trace, recorded))
     if not isinstance(judge_or_name, str):
@@ -347,7 +324,7 @@ def pair(
             all_votes[trace_id] = human.votes
         if human.outside:
             outside.append(human)
-        verdict, fault = _read_verdict(chosen[trace_id], recorded[trace_id], scale)
+        verdict, fault = read_verdict(chosen[trace_id], recorded[trace_id], scale)
         reasons = [r for r in (human.fault, fault) if r]
         if reasons:
             both = human.fault == "no label" and fault == "no verdict"
@@ -385,99 +362,7 @@ def dataset_digest(pairs: Pairs) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
-# -- labels ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class HumanLabel:
-    """The consensus of one trace's labels; ``fault`` says why there is none.
-
-    ``outside`` counts labels that lie off the scale, which have no vote.
-    """
-
-    value: Any = None
-    rationale: str = ""
-    votes: dict[str, Any] = field(default_factory=dict)
-    blind: bool = True
-    fault: str | None = None
-    outside: int = 0
-
-
-def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
-    """The valid labels under ``name``, one an annotator, by trace."""
-    by_trace: dict[str, list[Label]] = defaultdict(list)
-    for label in human_labels.label_records(traces, name):
-        by_trace[label.trace_id].append(label)
-    return dict(by_trace)
-
-
-def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str) -> HumanLabel:
-    """The consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``)."""
-    if not labels:
-        return HumanLabel(fault="no label")
-    votes: dict[str, Any] = {}
-    on_scale: list[tuple[Label, Any]] = []
-    outside: dict[str, ScaleError] = {}
-    for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):
-        try:
-            value = scale.normalise(label.value)
-        except ScaleError as error:
-            outside[label.annotator] = error
-            continue
-        votes[label.annotator] = value
-        if value is not ABSTAIN and consensus in (*_RULES, label.annotator):
-            on_scale.append((label, value))
-    if not on_scale:
-        asked = [error for who, error in outside.items() if consensus in (*_RULES, who)]
-        reason = f"label outside the scale: {asked[0]}" if asked else "annotators abstained"
-        if consensus not in _RULES and consensus not in {label.annotator for label in labels}:
-            reason = f"no label by {consensus}"
-        return HumanLabel(votes=votes, fault=reason, outside=len(outside))
-    value, fault = _consensus(on_scale, consensus, ties)
-    if fault:
-        return HumanLabel(votes=votes, fault=fault, outside=len(outside))
-    agreeing = [label for label, vote in on_scale if vote == value]
-    given = [(label.rationale or "").strip() for label in agreeing]
-    rationales = [rationale for rationale in given if rationale]
-    return HumanLabel(
-        value=value,
-        rationale=" / ".join(dict.fromkeys(rationales)),
-        votes=votes,
-        blind=all(not label.after_verdict for label in agreeing),
-        outside=len(outside),
-    )
-
-
-_RULES = ("majority", "unanimous", "latest")
-
-
-def _consensus(
-    votes: Sequence[tuple[Label, Any]], consensus: str, ties: str
-) -> tuple[Any, str | None]:
-    latest = votes[-1][1]
-    values = [value for _, value in votes]
-    if consensus not in _RULES or consensus == "latest":
-        return latest, None
-    if consensus == "unanimous":
-        same = all(value == values[0] for value in values)
-        return (latest, None) if same else (None, "annotators are not unanimous")
-    counts = Counter(values).most_common()
-    tied = [value for value, count in counts if count == counts[0][1]]
-    if len(tied) == 1:
-        return tied[0], None
-    if ties == "latest":
-        return next(value for value in reversed(values) if value in tied), None
-    if ties == "error":
-        raise PairingError(
-            f"Annotators tie on trace {votes[0][0].trace_id} between "
-            f"{', '.join(map(repr, tied))}. Adjudicate it, or use ties='drop' or ties='latest'."
-        )
-    return None, "annotators tie"
-
-
-def _check_consensus(consensus: str, by_trace: Mapping[str, Sequence[Label]]) -> None:
-    annotators = sorted({label.annotator for labels in by_trace.values() for label in labels})
-    one_of("consensus", consensus, [*_RULES, *annotators])
+# -- what to say ----------------------------------------------------------------------------
 
 
 def _no_labels_message(name: str, traces: Sequence[Trace]) -> str:
@@ -507,117 +392,10 @@ def _label_notes(name: str, traces: Sequence[Trace], table: pd.DataFrame) -> lis
     return notes
 
 
-# -- verdicts -------------------------------------------------------------------------------
-
-
-def _recorded_verdicts(trace: Trace, name: str) -> list[_Recorded]:
-    found = []
-    for one in trace.info.assessments or []:
-        if one.name != name or one.feedback is None or one.valid is False:
-            continue
-        if one.source.source_type == "HUMAN":
-            continue
-        metadata = one.metadata or {}
-        error = one.error.error_message or one.error.error_code if one.error else None
-        found.append(
-            _Recorded(
-                value=one.feedback.value,
-                rationale=one.rationale or "",
-                error=error,
-                source=one.source.source_id or "",
-                fingerprint=metadata.get(FINGERPRINT_KEY, ""),
-                guideline=metadata.get("guideline"),
-                recorded=metadata.get(RECORDED_KEY) == "true",
-                created_ms=one.create_time_ms or 0,
-                order=one.assessment_id or "",
-            )
-        )
-    return sorted(found, key=lambda v: (v.created_ms, v.order))
-
-
-def _choose_version(
-    judge_or_name: Judge | str, recorded: Mapping[str, Sequence[_Recorded]]
-) -> tuple[dict[str, list[_Recorded]], str, list[str]]:
-    """The verdicts of one judge version: (by trace, its fingerprint, notes)."""
-    every = [verdict for verdicts in recorded.values() for verdict in verdicts]
-    if isinstance(judge_or_name, str):
-        if not every:
-            return {i: [] for i in recorded}, "", []
-        last = max(every, key=lambda v: (v.created_ms, v.order))
-        versions = Counter(v.version for v in every)
-        notes = []
-        if len(versions) > 1:
-            notes.append(
-                f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
-                f"counts ({versions[last.version]} of {len(every)} verdicts)."
-            )
-        return _filtered(recorded, lambda v: v.version == last.version), last.fingerprint, notes
-    mark = fingerprint(judge_or_name)
-    texts = _texts(judge_or_name)
-
-    def exact(verdict: _Recorded) -> bool:
-        if verdict.fingerprint:
-            return verdict.fingerprint == mark
-        # MLflow puts a judge's instructions, and nothing else of it, beside its verdict.
-        return verdict.guideline in texts
-
-    chosen = _filtered(recorded, exact)
-    unmarked = [v for v in every if v.unmarked]
-    if any(chosen.values()) or not unmarked:
-        return chosen, mark, []
-    # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
-    # not mixed: the judge's own model goes first, else the one that judged last.
-    model = getattr(judge_or_name, "model", None)
-    own = [v for v in unmarked if v.source == model] or unmarked
-    source = max(own, key=lambda v: (v.created_ms, v.order)).source
-    chosen = _filtered(recorded, lambda v: v.unmarked and v.source == source)
-    count = sum(bool(verdicts) for verdicts in chosen.values())
-    note = (
-        f"{count} verdicts do not say which version of the judge gave them; they are taken as "
-        "this one's. workbench.assess marks each verdict with the judge's version."
-    )
-    if len({v.source for v in unmarked}) > 1:
-        note += f" Those by {source!r} count, those by other sources do not."
-    return chosen, mark, [note]
-
-
-def _texts(judge: Judge) -> set[str]:
-    """The texts by which MLflow's own verdicts of this judge are known."""
-    guidelines = getattr(judge, "guidelines", None)
-    if isinstance(guidelines, list):
-        guidelines = "\n".join(guidelines)
-    return {text for text in (getattr(judge, "instructions", None), guidelines) if text}
-
-
-def _filtered(
-    recorded: Mapping[str, Sequence[_Recorded]], keep: Callable[[_Recorded], bool]
-) -> dict[str, list[_Recorded]]:
-    return {i: [v for v in verdicts if keep(v)] for i, verdicts in recorded.items()}
-
-
-def _read_verdict(
-    chosen: Sequence[_Recorded], every: Sequence[_Recorded], scale: Scale
-) -> tuple[tuple[Any, str] | None, str | None]:
-    """((canonical value, rationale), None) or (None, why there is none)."""
-    if not chosen:
-        return None, "verdict of another version of the judge only" if every else "no verdict"
-    usable = [v for v in chosen if v.error is None and not is_missing(v.value)]
-    if not usable:
-        return None, f"the judge failed: {chosen[-1].error or 'empty answer'}"
-    latest = usable[-1]
-    try:
-        value = scale.normalise(latest.value)
-    except ScaleError as error:
-        return None, f"verdict outside the scale: {error}"
-    if value is ABSTAIN:
-        return None, "the judge abstained"
-    return (value, latest.rationale), None
-
-
 def _no_verdicts_message(
     judge_or_name: Judge | str,
     by_trace: Mapping[str, Sequence[Label]],
-    recorded: Mapping[str, Sequence[_Recorded]],
+    recorded: Mapping[str, Sequence[Recorded]],
 ) -> str:
     if isinstance(judge_or_name, str):
         return (
@@ -639,7 +417,7 @@ def _no_verdicts_message(
 
 
 def _observed_scale(
-    by_trace: Mapping[str, Sequence[Label]], chosen: Mapping[str, Sequence[_Recorded]]
+    by_trace: Mapping[str, Sequence[Label]], chosen: Mapping[str, Sequence[Recorded]]
 ) -> Scale:
     """The scale of all values seen; of the labels alone where the verdicts would blur it."""
     labelled = [label.value for labels in by_trace.values() for label in labels]
@@ -653,72 +431,3 @@ def _observed_scale(
         if alone.kind != "nominal":
             return alone
     return both
-
-
-# -- splits ---------------------------------------------------------------------------------
-
-
-def _groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
-    found = {}
-    keys: set[str] = set()
-    for example in examples(list(trace_ids)):
-        inputs = example.inputs if isinstance(example.inputs, dict) else {}
-        keys |= {*inputs, *(k for k in example.tags if not k.startswith("mlflow."))}
-        if key in example.tags:
-            found[example.trace_id] = str(example.tags[key])
-        elif key in inputs:
-            found[example.trace_id] = json.dumps(inputs[key], sort_keys=True, default=str)
-    missing = len(set(trace_ids) - set(found))
-    if missing:
-        raise ArgumentError(
-            f"groups={key!r} is neither a column of the pairs nor a tag or input of {missing} of "
-            f"{len(trace_ids)} traces. These exist: {', '.join(map(repr, sorted(keys)))}."
-        )
-    return found
-
-
-def stratified(
-    label_of: Mapping[str, str],
-    group_of: Mapping[str, str],
-    shares: Mapping[str, float],
-    seed: int,
-) -> dict[str, list[str]]:
-    """Assign whole groups to parts so that each part's label counts come near its share.
-
-    Groups go largest first, ties in an order drawn by ``seed``, each to the part whose label
-    counts are then furthest below what its share asks for. Every part gets at least one group.
-    """
-    members: dict[str, list[str]] = defaultdict(list)
-    for trace_id in sorted(label_of):
-        members[group_of[trace_id]].append(trace_id)
-    if len(members) < len(shares):
-        raise ArgumentError(
-            f"{len(label_of)} pairs in {len(members)} groups cannot be split into "
-            f"{len(shares)} parts. Label more traces, or group by something finer."
-        )
-
-    def drawn(group: str) -> str:
-        return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
-
-    totals = Counter(label_of.values())
-    counts: dict[str, Counter[str]] = {part: Counter() for part in shares}
-    parts: dict[str, list[str]] = {part: [] for part in shares}
-    queue = sorted(members, key=lambda g: (-len(members[g]), drawn(g)))
-    for position, group in enumerate(queue):
-        here = Counter(label_of[i] for i in members[group])
-        empty = [part for part in shares if not parts[part]]
-        # The last groups go to parts that would otherwise stay empty.
-        candidates = empty if len(queue) - position <= len(empty) else list(shares)
-
-        def need(part: str, here: Counter[str] = here) -> float:
-            asked = sum(
-                n * (1 - counts[part][label] / (shares[part] * totals[label]))
-                for label, n in here.items()
-            )
-            size = 1 - sum(counts[part].values()) / (shares[part] * len(label_of))
-            return asked + 0.5 * size * sum(here.values())
-
-        best = max(candidates, key=lambda p: (need(p), drawn(f"{group}:{p}")))
-        counts[best].update(here)
-        parts[best].extend(members[group])
-    return {part: sorted(ids) for part, ids in parts.items()}

@@ -52,12 +52,13 @@ from workbench.ascent import Optimised, Settings, optimise
 from workbench.cache import AnswerCache
 from workbench.calls import Budget, run_many
 from workbench.candidate import Candidate
+from workbench.consensus import labels_by_trace, read_label
 from workbench.errors import ArgumentError, NoLabelsError, TooFewPairsError
 from workbench.judge import Verdict, options, scale_of, with_instructions
-from workbench.pairing import labels_by_trace, read_label, stratified
 from workbench.progress import bar
 from workbench.reflection import Item, Reflection, Reflector, Request
 from workbench.scale import ABSTAIN, Scale
+from workbench.splits import stratified
 from workbench.traces import as_example
 
 MINIMUM_LABELS = 10

@@ -1,0 +1,144 @@
+"""Verdicts as they lie in the store, and which of them are one version of a judge's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import ScaleError
+from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, fingerprint
+from workbench.scale import ABSTAIN, Scale, is_missing
+
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One verdict as it lies in the store."""
+
+    value: Any
+    rationale: str
+    error: str | None
+    source: str
+    fingerprint: str
+    guideline: str | None
+    recorded: bool
+    created_ms: int
+    order: str
+
+    @property
+    def unmarked(self) -> bool:
+        """Whether nothing says which version of a judge gave it."""
+        return not (self.fingerprint or self.guideline or self.recorded)
+
+    @property
+    def version(self) -> str:
+        return self.fingerprint or self.guideline or f"source {self.source}"
+
+
+def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
+    found = []
+    for one in trace.info.assessments or []:
+        if one.name != name or one.feedback is None or one.valid is False:
+            continue
+        if one.source.source_type == "HUMAN":
+            continue
+        metadata = one.metadata or {}
+        error = one.error.error_message or one.error.error_code if one.error else None
+        found.append(
+            Recorded(
+                value=one.feedback.value,
+                rationale=one.rationale or "",
+                error=error,
+                source=one.source.source_id or "",
+                fingerprint=metadata.get(FINGERPRINT_KEY, ""),
+                guideline=metadata.get("guideline"),
+                recorded=metadata.get(RECORDED_KEY) == "true",
+                created_ms=one.create_time_ms or 0,
+                order=one.assessment_id or "",
+            )
+        )
+    return sorted(found, key=lambda v: (v.created_ms, v.order))
+
+
+def choose_version(
+    judge_or_name: Judge | str, recorded: Mapping[str, Sequence[Recorded]]
+) -> tuple[dict[str, list[Recorded]], str, list[str]]:
+    """The verdicts of one judge version: (by trace, its fingerprint, notes)."""
+    every = [verdict for verdicts in recorded.values() for verdict in verdicts]
+    if isinstance(judge_or_name, str):
+        if not every:
+            return {i: [] for i in recorded}, "", []
+        last = max(every, key=lambda v: (v.created_ms, v.order))
+        versions = Counter(v.version for v in every)
+        notes = []
+        if len(versions) > 1:
+            notes.append(
+                f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
+                f"counts ({versions[last.version]} of {len(every)} verdicts)."
+            )
+        return where(recorded, lambda v: v.version == last.version), last.fingerprint, notes
+    mark = fingerprint(judge_or_name)
+    texts = _texts(judge_or_name)
+
+    def exact(verdict: Recorded) -> bool:
+        if verdict.fingerprint:
+            return verdict.fingerprint == mark
+        # MLflow puts a judge's instructions, and nothing else of it, beside its verdict.
+        return verdict.guideline in texts
+
+    chosen = where(recorded, exact)
+    unmarked = [v for v in every if v.unmarked]
+    if any(chosen.values()) or not unmarked:
+        return chosen, mark, []
+    # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
+    # not mixed: the judge's own model goes first, else the one that judged last.
+    model = getattr(judge_or_name, "model", None)
+    own = [v for v in unmarked if v.source == model] or unmarked
+    source = max(own, key=lambda v: (v.created_ms, v.order)).source
+    chosen = where(recorded, lambda v: v.unmarked and v.source == source)
+    count = sum(bool(verdicts) for verdicts in chosen.values())
+    note = (
+        f"{count} verdicts do not say which version of the judge gave them; they are taken as "
+        "this one's. workbench.assess marks each verdict with the judge's version."
+    )
+    if len({v.source for v in unmarked}) > 1:
+        note += f" Those by {source!r} count, those by other sources do not."
+    return chosen, mark, [note]
+
+
+def _texts(judge: Judge) -> set[str]:
+    """The texts by which MLflow's own verdicts of this judge are known."""
+    guidelines = getattr(judge, "guidelines", None)
+    if isinstance(guidelines, list):
+        guidelines = "\n".join(guidelines)
+    return {text for text in (getattr(judge, "instructions", None), guidelines) if text}
+
+
+def where(
+    recorded: Mapping[str, Sequence[Recorded]], keep: Callable[[Recorded], bool]
+) -> dict[str, list[Recorded]]:
+    return {i: [v for v in verdicts if keep(v)] for i, verdicts in recorded.items()}
+
+
+def read_verdict(
+    chosen: Sequence[Recorded], every: Sequence[Recorded], scale: Scale
+) -> tuple[tuple[Any, str] | None, str | None]:
+    """((canonical value, rationale), None) or (None, why there is none)."""
+    if not chosen:
+        return None, "verdict of another version of the judge only" if every else "no verdict"
+    usable = [v for v in chosen if v.error is None and not is_missing(v.value)]
+    if not usable:
+        return None, f"the judge failed: {chosen[-1].error or 'empty answer'}"
+    latest = usable[-1]
+    try:
+        value = scale.normalise(latest.value)
+    except ScaleError as error:
+        return None, f"verdict outside the scale: {error}"
+    if value is ABSTAIN:
+        return None, "the judge abstained"
+    return (value, latest.rationale), None
