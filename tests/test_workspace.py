@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 import workbench
+from workbench.workspace import _shown
 
 
 @pytest.fixture(autouse=True)
@@ -62,3 +63,16 @@ def test_the_environment_names_the_store_unless_the_call_does(
 def test_a_new_store_is_set_up_without_noise(capfd: pytest.CaptureFixture[str]) -> None:
     workbench.use_workspace("out", experiment="align")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:pw-4711@db.example:5432/mlflow", "postgresql://db.example:5432/mlflow"),
+        ("https://me:pw-4711@mlflow.example", "https://mlflow.example"),
+        ("https://mlflow.example", "https://mlflow.example"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+    ],
+)
+def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
+    assert _shown(uri) == shown

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import mlflow
 
@@ -129,8 +130,12 @@ def use_workspace(
             )
         where = experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
-    shown = without_credentials(uri) if uri.startswith(("http://", "https://")) else uri
-    return Workspace(place, shown, experiment, where)
+    return Workspace(place, _shown(uri), experiment, where)
+
+
+def _shown(uri: str) -> str:
+    """The store's address without user and password, as databases and servers may have them."""
+    return without_credentials(uri) if "@" in urlsplit(uri).netloc else uri
 
 
 @contextmanager
