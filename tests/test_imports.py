@@ -21,7 +21,7 @@ LAYERS = {
     "scale": ["scale", "progress"],
     "level 1": [
         "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge", "labels",
-        "offline", "rows", "store", "tables", "throttle", "traces", "transport",
+        "offline", "rows", "store", "tables", "throttle", "traces", "transaction", "transport",
     ],
     "assessment": ["question", "calls", "assessment"],
     "pairing": ["consensus", "verdicts", "splits", "pairing"],
