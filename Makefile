@@ -29,7 +29,7 @@ lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(AS_ROOT)
 
 bench: $(VENV)/.installed-test ## Run the benchmarks, which print their figures
-	$(BIN)/python -m pytest tests/benchmarks -s
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## Remove .venv, caches and output
 	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
