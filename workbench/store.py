@@ -30,11 +30,13 @@ from tqdm.auto import tqdm
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.tables import require_columns
+from workbench.transaction import is_possible, one_transaction
 
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
 
 _SPAN_BATCH = 100
+_WRITE_BATCH = 50
 _SPANS_LOCATION = "mlflow.trace.spansLocation"
 _IN_TRACKING_STORE = "TRACKING_STORE"
 
@@ -283,6 +285,24 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
     return True
 
 
+def _write_all(client: TracingClient, batch: Sequence[Assessment]) -> int:
+    """Write several, together where the store can, and return how many were new."""
+    for assessment in batch:
+        # An id given here shows a second attempt what the first one has written.
+        assessment.assessment_id = assessment.assessment_id or f"a-{uuid.uuid4().hex}"
+    whole = all(assessment.trace_id is not None for assessment in batch)
+    if whole and len(batch) > 1 and is_possible(client.store):
+        try:
+            with one_transaction(client.store):
+                for assessment in batch:
+                    client.log_assessment(assessment.trace_id, assessment)
+        except Exception:
+            # Nothing of it is written. One by one it is found out which cannot be.
+            return sum(_write(client, assessment) for assessment in batch)
+        return len(batch)
+    return sum(_write(client, assessment) for assessment in batch)
+
+
 def _is_written(client: TracingClient, assessment: Assessment) -> bool:
     try:
         client.get_assessment(assessment.trace_id, assessment.assessment_id)
@@ -305,8 +325,14 @@ def log_assessments(
         When the store does not take one, after retries if the failure may pass.
     """
     client = TracingClient()
-    bar = tqdm(items, desc=desc, unit="", disable=not (progress and len(items) > 100))
-    return sum(_write(client, item) for item in bar)
+    new = 0
+    shown = progress and len(items) > 100
+    with tqdm(total=len(items), desc=desc, unit="", disable=not shown) as bar:
+        for k in range(0, len(items), _WRITE_BATCH):
+            batch = items[k : k + _WRITE_BATCH]
+            new += _write_all(client, batch)
+            bar.update(len(batch))
+    return new
 
 
 class AssessmentWriter:
@@ -331,10 +357,20 @@ class AssessmentWriter:
         self._thread.start()
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        ended = False
+        while not ended:
+            batch: list[Assessment] = []
+            item = self._queue.get()
+            while item is not None:
+                batch.append(item)
+                # What has come while the last batch was written goes together.
+                if len(batch) == _WRITE_BATCH or self._queue.empty():
+                    break
+                item = self._queue.get()
+            ended = item is None
             if self._error is None:
                 try:
-                    self.written += _write(self._client, item)
+                    self.written += _write_all(self._client, batch)
                 except Exception as error:
                     self._error = error
 
