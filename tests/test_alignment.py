@@ -232,7 +232,7 @@ def test_the_same_call_pays_nothing_twice(store: str, judge: Any) -> None:
     assert second.fingerprints == first.fingerprints
     assert second.reflection_calls == 0
     assert second.calls == 1  # the one real call of the preflight
-    assert first.calls > 40
+    assert first.calls > 20
 
 
 @pytest.mark.parametrize("budget", [30, 57, 100])

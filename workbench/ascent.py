@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from workbench.candidate import Candidate, WorkedExample
-from workbench.errors import ArgumentError, BudgetError, ModelError
+from workbench.errors import ArgumentError, BudgetError, ModelError, one_of
 from workbench.judge import Verdict
 from workbench.reflection import Case, Item, Reflection, Request
 from workbench.scale import Scale
@@ -39,6 +39,7 @@ class Settings:
     max_examples: int = 4
     max_dev: int = 150
     price_of_100_words: float = 0.01
+    class_weight: Literal["balanced"] | None = None
     temperature: float = 0.05
     max_failure_share: float = 0.05
 
@@ -46,6 +47,7 @@ class Settings:
         for name in ("max_steps", "batch_size", "patience", "max_dev"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
+        one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
 @dataclass
@@ -165,9 +167,10 @@ class _Ascent:
         # Beyond some 150 items a larger dev set costs more calls than it adds certainty.
         order = self.stratified(self.dev, self.settings.max_dev)
         self.dev = order
-        # Half the dev set decides which candidates are worth the other half.
-        middle = max(1, len(order) // 2)
-        self.dev_parts = [part for part in (order[:middle], order[middle:]) if part]
+        # A third of the dev set decides which candidates are worth the next third, and so on.
+        third = max(1, math.ceil(len(order) / 3))
+        self.dev_parts = [order[i : i + third] for i in range(0, len(order), third)]
+        self.weights = self.label_weights()
 
     def climb(self) -> Optimised:
         self.score_all([self.original], 0)
@@ -178,6 +181,9 @@ class _Ascent:
             )
         best, stale, stopped = self.original, 0, "all steps were made"
         for step in range(1, self.settings.max_steps + 1):
+            if not self.anything_to_gain(best):
+                stopped = "nothing is left to gain on dev"
+                break
             try:
                 children = self.offspring(best, step)
                 if children:
@@ -244,6 +250,10 @@ class _Ascent:
         known = set(self.scores)
         fresh = {c.key: c for c in children if c.key not in known and c.text != self.original.text}
         return list(fresh.values())
+
+    def anything_to_gain(self, best: Candidate) -> bool:
+        """Whether the best candidate is wrong anywhere on dev."""
+        return self.scores[best.key] < 1.0 - self.price(best) - 1e-9
 
     def choose_parent(self, best: Candidate, step: int) -> Candidate:
         """The best candidate on odd steps, else one drawn by softmax of the scores."""
@@ -335,10 +345,12 @@ class _Ascent:
     def score_all(self, candidates: list[Candidate], step: int, to_beat: float = -math.inf) -> None:
         """Score candidates on dev; those that cannot beat ``to_beat`` are dropped half-way."""
         alive = candidates
-        for index, part in enumerate(self.dev_parts):
+        seen: list[Item] = []
+        for part in self.dev_parts:
             self.judge([(candidate, item) for candidate in alive for item in part])
-            if index == 0 and len(self.dev_parts) > 1 and to_beat > -math.inf:
-                alive = [c for c in alive if self.at_most(c, part) > to_beat]
+            seen += part
+            if len(seen) < len(self.dev) and to_beat > -math.inf:
+                alive = [c for c in alive if self.at_most(c, seen) > to_beat]
         for candidate in candidates:
             finished = candidate in alive
             score, accuracy = self.score(candidate, self.dev) if finished else (math.nan, math.nan)
@@ -361,24 +373,34 @@ class _Ascent:
 
     def score(self, candidate: Candidate, items: Sequence[Item]) -> tuple[float, float]:
         """(mean credit less the price of length, accuracy); nan where no verdict is usable."""
-        earned, exact = [], []
+        earned, exact, weights = [], [], []
         for item in items:
             verdict = self.verdicts[candidate.key, item.trace_id]
             if verdict.error is not None or verdict.value == "N/A":
                 continue
-            earned.append(credit(self.scale, verdict.value, item.label))
+            weights.append(self.weights.get(item.label, 1.0))
+            earned.append(weights[-1] * credit(self.scale, verdict.value, item.label))
             exact.append(verdict.value == item.label)
         if not earned:
             return math.nan, math.nan
-        return sum(earned) / len(earned) - self.price(candidate), sum(exact) / len(exact)
+        return sum(earned) / sum(weights) - self.price(candidate), sum(exact) / len(exact)
+
+    def label_weights(self) -> dict[Any, float]:
+        """Weight of each label: 1, or such that every label counts the same in all."""
+        if self.settings.class_weight is None:
+            return {}
+        counts = Counter(item.label for item in self.dev)
+        return {label: len(self.dev) / (len(counts) * n) for label, n in counts.items()}
 
     def at_most(self, candidate: Candidate, part: Sequence[Item]) -> float:
         """The score that the candidate would have if all that is left came out right."""
         here, _ = self.score(candidate, part)
         if math.isnan(here):
             return math.inf
-        earned = (here + self.price(candidate)) * len(part) + (len(self.dev) - len(part))
-        return earned / len(self.dev) - self.price(candidate)
+        weight = {item.trace_id: self.weights.get(item.label, 1.0) for item in self.dev}
+        known = sum(weight[item.trace_id] for item in part)
+        most = (here + self.price(candidate)) * known + (sum(weight.values()) - known)
+        return most / sum(weight.values()) - self.price(candidate)
 
     def price(self, candidate: Candidate) -> float:
         return self.settings.price_of_100_words * max(0, candidate.added_words) / 100

@@ -43,7 +43,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
@@ -54,12 +54,13 @@ from workbench.calls import Budget, run_many
 from workbench.candidate import Candidate
 from workbench.consensus import labels_by_trace, read_label
 from workbench.errors import ArgumentError, NoLabelsError, TooFewPairsError
-from workbench.judge import Verdict, options, scale_of, with_instructions
+from workbench.judge import Verdict, fingerprint, options, scale_of, with_instructions
 from workbench.progress import bar
 from workbench.reflection import Item, Reflection, Reflector, Request
 from workbench.scale import ABSTAIN, Scale
 from workbench.splits import stratified
 from workbench.traces import as_example
+from workbench.verdicts import read_verdict, recorded_verdicts
 
 MINIMUM_LABELS = 10
 """Fewer labelled traces than this cannot be learned from (MLflow asks for as many)."""
@@ -99,6 +100,9 @@ class SIMBA(AlignmentOptimizer):
         Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
     max_failure_share
         Share of failed judge calls, in [0, 1], above which it gives up.
+    class_weight
+        ``"balanced"`` lets every label count the same in the score, so that a rare one is not
+        ignored; None counts every item the same.
     progress
         Show a progress bar.
 
@@ -123,6 +127,7 @@ class SIMBA(AlignmentOptimizer):
         cache: bool = True,
         dev_size: float = 0.3,
         max_failure_share: float = Settings.max_failure_share,
+        class_weight: Literal["balanced"] | None = None,
         progress: bool = True,
     ) -> None:
         if not 0 < dev_size < 1:
@@ -137,6 +142,7 @@ class SIMBA(AlignmentOptimizer):
             max_examples=max_examples,
             max_dev=max_dev,
             max_failure_share=max_failure_share,
+            class_weight=class_weight,
         )
         self.last: Optimised | None = None
 
@@ -166,6 +172,7 @@ class SIMBA(AlignmentOptimizer):
             [by_id[i] for i in parts["train"]],
             [by_id[i] for i in parts["dev"]],
             scale=scale,
+            known=known_verdicts(judge, traces, scale),
         )
 
     def learn(
@@ -256,6 +263,18 @@ def judge_fields(judge: Judge) -> tuple[str, ...]:
     fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in shown)
     # A judge of whole traces is reflected on by what the trace took in and gave out.
     return fields or ("inputs", "outputs")
+
+
+def known_verdicts(judge: Judge, traces: Sequence[Trace], scale: Scale) -> list[Verdict]:
+    """Verdicts of this very judge that lie on the traces already, so that none is paid again."""
+    mark = fingerprint(judge)
+    found = []
+    for trace in traces:
+        own = [v for v in recorded_verdicts(trace, judge.name) if v.fingerprint == mark]
+        verdict, _ = read_verdict(own, own, scale)
+        if verdict is not None:
+            found.append(Verdict(trace.info.trace_id, *verdict, fingerprint=mark))
+    return found
 
 
 def labelled_items(
