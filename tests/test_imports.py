@@ -20,7 +20,7 @@ LAYERS = {
     "errors": ["errors"],
     "scale": ["scale", "progress"],
     "level 1": [
-        "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge", "labels",
+        "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge", "labels",
         "offline", "rows", "store", "tables", "throttle", "traces", "transaction", "transport",
     ],
     "assessment": ["question", "calls", "assessment"],

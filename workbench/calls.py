@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.errors import (
     ArgumentError,
@@ -43,40 +45,6 @@ PERMANENT_FAILURES_TO_STOP = 3
 
 FAILURES_TO_STOP = 10
 """In a row, of any fault but unusable answers, each after all its attempts."""
-
-
-class Budget:
-    """A number of model calls that is never exceeded, shared by all threads of a run.
-
-    ``limit`` is the most calls, retries included; None for no limit.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        if limit is not None and limit < 0:
-            raise ArgumentError(f"budget={limit} must not be negative.")
-        self.limit = limit
-        self.spent = 0
-        self._lock = threading.Lock()
-
-    @property
-    def left(self) -> float:
-        return float("inf") if self.limit is None else self.limit - self.spent
-
-    def take(self) -> None:
-        """Count one call before it is made.
-
-        Raises
-        ------
-        BudgetError
-            When nothing is left.
-        """
-        with self._lock:
-            if self.limit is not None and self.spent >= self.limit:
-                raise BudgetError(
-                    f"The budget of {self.limit} calls is spent. Raise budget= to go on; answers "
-                    "that were paid for are kept."
-                )
-            self.spent += 1
 
 
 def run(
@@ -242,15 +210,21 @@ class _Calls:
             if len(self._held) >= FAILURES_TO_STOP:
                 raise self._refusal(self.questions[index], outcome)
             return
-        # The model answers, so failures before this one were of their items.
-        self._give_up(settle)
+        # A model that answers what was asked after a failure has not failed for good.
+        self._give_up(settle, before=outcome.asked_at)
         self.answered += outcome.verdict.error is None
         settle(index, outcome.verdict)
 
-    def _give_up(self, settle: Callable[[int, Verdict], None]) -> None:
+    def _give_up(
+        self, settle: Callable[[int, Verdict], None], before: float = float("inf")
+    ) -> None:
+        """Settle the failures from before the given time as those of their items."""
         held, self._held = self._held, []
         for index, outcome in held:
-            settle(index, outcome.verdict)
+            if outcome.failed_at < before:
+                settle(index, outcome.verdict)
+            else:
+                self._held.append((index, outcome))
 
     def _keep(
         self, running: dict[Future[_Outcome], int], settle: Callable[[int, Verdict], None]
@@ -318,11 +292,11 @@ class _Calls:
                 fingerprint=question.plan.mark,
                 calls=requests,
             )
-            return _Outcome(failed, failure.fault)
+            return _Outcome(failed, failure.fault, asked_at, time.monotonic())
         self.throttle.speed_up()
         if self.cache is not None:
             self.cache.put(question.key, {"value": value, "rationale": verdict.rationale})
-        return _Outcome(replace(verdict, calls=requests), None)
+        return _Outcome(replace(verdict, calls=requests), None, asked_at)
 
     def _refusal(self, question: Question, outcome: _Outcome) -> ModelError:
         judge = question.plan.judge
@@ -330,7 +304,7 @@ class _Calls:
         base_url = getattr(judge, "_base_url", None)
         where = f" at {without_credentials(base_url)}" if base_url else ""
         kept = (
-            f"{self.answered} verdicts were kept; run again to judge the rest."
+            "What was judged before is kept; run again to judge the rest."
             if self.answered
             else "Nothing was judged."
         )
@@ -355,8 +329,12 @@ _backoff = wait_random_exponential(multiplier=0.5, max=20)
 
 @dataclass(frozen=True)
 class _Outcome:
+    """``asked_at`` and ``failed_at`` are monotonic times of the last attempt."""
+
     verdict: Verdict
     fault: Fault | None
+    asked_at: float
+    failed_at: float = 0.0
 
 
 def _next(done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
