@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from workbench.errors import (
 )
 from workbench.judge import fingerprint, options, with_instructions
 from workbench.offline.provider import answer
+from workbench.preflight import most_calls
 
 NAME = "clarity"
 TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
@@ -135,6 +137,96 @@ def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
     said = {i: e.outputs for i, e in alignment.examples.items()}
     test = {said[i] for i in alignment.split.test.trace_ids}
     assert not test & {said[i] for i in alignment.split.train.trace_ids}
+
+
+def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
+    """Without groups, two answers to one question are never on both sides of the split."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    asked = {i: e.inputs["question"] for i, e in alignment.examples.items()}
+    split = alignment.split
+    parts = [{asked[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & parts[2]
+
+
+def test_equal_items_of_different_groups_stay_together(store: str, judge: Any) -> None:
+    """Copies of an item are on one side even where a group column sets them apart."""
+    rows = pd.concat([table(30), table(30)], ignore_index=True)
+    rows["part"] = [str(i) for i in range(60)]
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", tags=["part"], labels={"ana": "ana"},
+        label_name=NAME,
+    )  # fmt: skip
+    workbench.assess(judge, progress=False)
+    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
+    said = {i: e.outputs for i, e in alignment.examples.items()}
+    test = {said[i] for i in alignment.split.test.trace_ids}
+    assert not test & {said[i] for i in alignment.split.train.trace_ids}
+    assert not test & {said[i] for i in alignment.split.dev.trace_ids}
+
+
+def test_what_a_judge_learned_on_is_never_tested_on(store: str, judge: Any) -> None:
+    """Aligning an aligned judge again tests on other traces; without any it says so."""
+    ids = labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    learned = {*first.split.train.trace_ids, *first.split.dev.trace_ids}
+    workbench.assess(first.judge, ids, progress=False)
+    second = workbench.align(first.judge, ids, optimizer=Proposing(WORSE), seed=1, progress=False)
+    assert not learned & set(second.split.test.trace_ids)
+    with pytest.raises(TooFewPairsError, match="aligned on these traces before"):
+        workbench.align(first.judge, sorted(learned), progress=False)
+
+
+class Shy(Proposing):
+    """Proposes a judge that answers only on a few items, all of them right."""
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        proposed = with_instructions(judge, CURED)
+        kind = type(proposed)
+
+        class Sparing(kind):  # type: ignore[misc, valid-type]
+            def __call__(self, **item: Any) -> Any:
+                feedback = super().__call__(**item)
+                if "10" not in str(item["outputs"]) and "no" in str(item["outputs"]):
+                    feedback.value = "N/A"
+                return feedback
+
+        return Sparing(**options(proposed))
+
+
+def test_a_judge_that_hardly_answers_is_rejected(store: str, judge: Any) -> None:
+    """Being right on the few items that it answers does not pass the gate."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, optimizer=Shy(CURED), progress=False)
+    assert alignment.status == "rejected"
+    assert "no usable verdict" in alignment.reason
+
+
+def test_a_budget_given_to_align_counts_for_a_given_optimizer(store: str, judge: Any) -> None:
+    """align(..., SIMBA(...), budget=) keeps the budget of the call."""
+    labelled(60, judge)
+    optimizer = workbench.SIMBA(progress=False)
+    workbench.align(judge, optimizer=optimizer, budget=25, progress=False)
+    assert optimizer.last is not None
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= 25
+
+
+def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:
+    """It learns from the label that the judge is tested on, not from one annotator's."""
+    ids = labelled(40, judge)
+    for who in ("ben", "cleo"):
+        rows = table(40).assign(trace_id=ids)
+        rows["ana"] = ["no" if v == "yes" else "yes" for v in rows["ana"]]
+        workbench.log_labels(rows, name=NAME, annotator=who, value="ana", progress=False)
+    optimizer = Proposing(CURED)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    wanted = dict(
+        zip(alignment.pairs.table["trace_id"], alignment.pairs.table["human"], strict=True)
+    )
+    for trace in optimizer.seen:
+        human = [a for a in trace.info.assessments if a.source.source_type == "HUMAN"]
+        assert [a.feedback.value for a in human] == [wanted[trace.info.trace_id]]
 
 
 def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
@@ -325,7 +417,13 @@ def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
 @pytest.fixture
 def served() -> Iterator[dict[str, Any]]:
     """The embedded model behind a real HTTP server of OpenAI's kind; it can be told to fail."""
-    state: dict[str, Any] = {"judge": 0, "reflect": 0, "keys": set(), "fail_reflection": False}
+    state: dict[str, Any] = {
+        "judge": 0,
+        "reflect": 0,
+        "keys": set(),
+        "fail_reflection": False,
+        "flaky": 0,
+    }
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -344,7 +442,11 @@ def served() -> Iterator[dict[str, Any]]:
                 "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
             }  # fmt: skip
             if kind == "reflect" and state["fail_reflection"]:
-                status, told = 404, {"error": {"message": "no such model as rubric"}}
+                key = self.headers.get("Authorization")
+                status, told = 404, {"error": {"message": f"no such model as rubric for {key}"}}
+            if kind == "reflect" and state["flaky"]:
+                state["flaky"] -= 1
+                status, told = 500, {"error": {"message": "out of order"}}
             data = json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -402,9 +504,66 @@ def test_a_reflection_model_that_fails_is_an_error(
     """When the reflection model does not answer, align raises with what came back."""
     labelled(20, remote)
     served["fail_reflection"] = True
-    with pytest.raises(ModelError, match="no such model"):
+    with pytest.raises(ModelError, match="no such model") as caught:
         workbench.align(remote, progress=False)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "sk-loopback" not in told
     assert mlflow.search_runs().empty
+
+
+def test_repeated_reflections_are_counted(store: str, served: dict[str, Any], remote: Any) -> None:
+    """Every request to the reflection model counts against the budget, failed ones included."""
+    labelled(40, remote)
+    served["flaky"] = 2
+    before = served["judge"]
+    optimizer = workbench.SIMBA(budget=60, progress=False)
+    alignment = workbench.align(remote, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    assert optimizer.last.reflection_calls == served["reflect"] > 2
+    asked = served["judge"] - before + served["reflect"]
+    assert asked == alignment.calls + alignment.reflection_calls
+    assert optimizer.last.judge_calls + served["reflect"] <= 60
+
+
+@pytest.mark.parametrize("budget", [10, 33])
+def test_the_provider_sees_no_call_beyond_the_budget(
+    store: str, served: dict[str, Any], remote: Any, budget: int
+) -> None:
+    """What the server counts, less the probe and the held-out test, is within the budget."""
+    labelled(60, remote)
+    before = served["judge"]
+    optimizer = workbench.SIMBA(budget=budget, progress=False)
+    alignment = workbench.align(remote, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    spent = optimizer.last.judge_calls + optimizer.last.reflection_calls
+    assert spent <= budget
+    assert served["judge"] - before == alignment.calls
+    assert served["reflect"] == alignment.reflection_calls
+
+
+@pytest.mark.parametrize("kind", ["nominal", "binary", "ordinal"])
+def test_the_announced_calls_are_an_upper_bound(store: str, kind: str) -> None:
+    """The preflight never promises fewer calls than are made."""
+    values = {"nominal": ["a", "b", "c", "d", "e"], "binary": ["no", "yes"],
+              "ordinal": ["poor", "fair", "good"]}[kind]  # fmt: skip
+    judge = workbench.make_judge(
+        NAME, TEXT, model=offline.MODEL, feedback_value_type=Literal[tuple(values)]
+    )
+    rows = table(60)
+    rows["ana"] = [values[(i * 7) % len(values)] for i in range(60)]
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", labels={"ana": "ana"}, label_name=NAME
+    )
+    workbench.assess(judge, progress=False)
+    optimizer = workbench.SIMBA(max_steps=2, progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    split = alignment.split
+    most, reflections = most_calls(
+        len(split.train), len(split.dev), optimizer.settings, split.train.scale
+    )
+    assert optimizer.last is not None
+    assert optimizer.last.judge_calls <= most
+    assert optimizer.last.reflection_calls <= reflections
 
 
 def test_a_dead_endpoint_is_found_before_anything_is_done(

@@ -218,6 +218,33 @@ def test_a_rare_label_is_in_every_minibatch() -> None:
     assert "fair" in shown[0]
 
 
+def test_abstaining_does_not_pay() -> None:
+    """A candidate that answers only what it is sure of does not beat one that answers all."""
+
+    def shy(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        return [
+            Verdict(i.trace_id, "N/A" if c.rules and i.label == "poor" else "good", calls=1)
+            for c, i in questions
+        ]
+
+    assert run(ask=shy).best == BASE
+
+
+def test_a_candidate_that_mostly_fails_is_no_winner() -> None:
+    """A score over the few calls that came through means nothing."""
+
+    def breaking(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        return [
+            Verdict(i.trace_id, error="no JSON", calls=1)
+            if c.rules and i.label == "poor"
+            else Verdict(i.trace_id, "good", calls=1)
+            for c, i in questions
+        ]
+
+    found = run(ask=breaking, settings=Settings(max_failure_share=1.0))
+    assert found.best == BASE
+
+
 def test_balanced_weights_keep_a_rare_label() -> None:
     """What helps two rare items and breaks three common ones wins when labels weigh equal."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
 import pandas as pd
+from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import store
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
-from workbench.errors import ArgumentError, PairingError, one_of
+from workbench.errors import ArgumentError, PairingError, TooFewPairsError, one_of
 from workbench.judge import Verdict, fingerprint, options, with_instructions
 from workbench.metrics import (
     Agreement,
@@ -33,7 +36,8 @@ from workbench.progress import say
 from workbench.reflection import Item
 from workbench.scale import ABSTAIN
 from workbench.simba import SIMBA, labelled_items
-from workbench.traces import Example, examples, item_digest
+from workbench.splits import default_groups, with_equal_items
+from workbench.traces import Example, examples
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -142,9 +146,10 @@ def align(
         Share of the pairs held out, in (0, 1).
     groups
         What must stay on one side of the split (see `Pairs.split`). None keeps items with the
-        same content together.
+        same inputs together, or, where hardly any differ in these, items equal in all. Equal
+        items are never separated. What the judge was aligned on before is never tested on.
     budget
-        Model calls at most while learning (SIMBA only).
+        Model calls at most while learning (SIMBA only; takes the place of the optimizer's own).
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and McNemar's test must
         tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is.
@@ -164,9 +169,8 @@ def align(
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    if groups is None:
-        groups = {i: item_digest(example) for i, example in by_id.items()}
-    split = pairs.split(test_size=test_size, seed=seed, groups=groups)
+    learned_on = trained_on(judge)
+    split = _split(pairs, by_id, groups, learned_on, test_size, seed)
     annotators = _annotators(pairs)
     if optimizer is None:
         optimizer = SIMBA(seed=seed, budget=budget, progress=progress)
@@ -175,23 +179,25 @@ def align(
             f"budget={budget} cannot be kept by {type(optimizer).__name__}. Leave it out, or use "
             "workbench.SIMBA."
         )
-    checks = preflight(
+    if isinstance(optimizer, SIMBA) and budget is None:
+        budget = optimizer.budget
+    checks, probe = preflight(
         judge,
         pairs,
         split,
         by_id[split.train.trace_ids[0]],
         annotators,
         settings=optimizer.settings if isinstance(optimizer, SIMBA) else None,
-        budget=optimizer.budget if isinstance(optimizer, SIMBA) else None,
+        budget=budget,
     )
     if progress:
         say(checks.to_string(index=False))
 
-    learned = _learn(judge, optimizer, split, by_id)
+    learned = _learn(judge, optimizer, split, by_id, budget)
     tested = _test(judge, learned.judge, split.test, by_id, progress)
     comparison = compare(tested.before, tested.after, seed=seed)
     same = fingerprint(learned.judge) == fingerprint(judge)
-    status, reason = _decide(comparison, gate, same, learned.stopped)
+    status, reason = _decide(comparison, gate, same, learned.stopped, tested.lost)
     alignment = Alignment(
         judge=learned.judge if status == "improved" else judge,
         status=status,
@@ -212,10 +218,10 @@ def align(
         annotators=annotators,
         examples=by_id,
         seed=seed,
-        calls=1 + learned.calls + tested.calls,
+        calls=probe.calls + learned.calls + tested.calls,
         reflection_calls=learned.reflection_calls,
-        tokens=learned.tokens,
-        cost=learned.cost,
+        tokens=_sum(learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens),
+        cost=_sum(learned.cost, tested.cost, probe.cost),
         seconds=time.monotonic() - started,
         fingerprints={"original": fingerprint(judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(pairs),
@@ -293,8 +299,11 @@ class _Learned:
 class _Tested:
     before: Pairs
     after: Pairs
-    calls: int
-    notes: tuple[str, ...]
+    calls: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    lost: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 def _own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
@@ -308,6 +317,54 @@ def _own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
     return pairs_or_traces
 
 
+def trained_on(judge: Judge) -> set[str]:
+    """Traces that this judge, or one that it was aligned from, learned or was selected on.
+
+    Read from the alignments that are logged in the active experiment.
+    """
+    learned: set[str] = set()
+    todo, seen = [fingerprint(judge)], set[str]()
+    while todo:
+        mark = todo.pop()
+        seen.add(mark)
+        for logged in mlflow.search_runs(
+            filter_string=f"tags.`workbench.fingerprint.aligned` = '{mark}'", output_format="list"
+        ):
+            parent = logged.data.tags.get("workbench.fingerprint.original", mark)
+            if parent == mark:
+                continue  # that alignment found nothing, so nothing of it is in the judge
+            parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
+            learned |= {*parts["train"], *parts["dev"]}
+            if parent not in seen:
+                todo.append(parent)
+    return learned
+
+
+def _split(
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    groups: Groups,
+    learned_on: set[str],
+    test_size: float,
+    seed: int,
+) -> Split:
+    items = [by_id[i] for i in pairs.trace_ids]
+    named = groups if isinstance(groups, str) else None
+    kept = default_groups(items) if groups is None else pairs.group_of(groups)
+    kept = with_equal_items(kept, items)
+    try:
+        split = pairs.split(test_size=test_size, seed=seed, groups=kept, never_test=learned_on)
+    except ArgumentError:
+        if not learned_on & set(pairs.trace_ids):
+            raise
+        raise TooFewPairsError(
+            "This judge was aligned on these traces before, and what a judge learned on is never "
+            "tested on. Label new traces and align with those as well, or align the judge that "
+            "it came from."
+        ) from None
+    return replace(split, groups=named)
+
+
 def _annotators(pairs: Pairs) -> AnnotatorAgreement | None:
     votes = pairs.votes
     return annotator_agreement(pairs) if votes.shape[1] > 1 else None
@@ -319,7 +376,11 @@ def _items(pairs: Pairs, by_id: Mapping[str, Example]) -> list[Item]:
 
 
 def _learn(
-    judge: Judge, optimizer: AlignmentOptimizer, split: Split, by_id: Mapping[str, Example]
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    by_id: Mapping[str, Example],
+    budget: int | None,
 ) -> _Learned:
     if isinstance(optimizer, SIMBA):
         known = [
@@ -335,6 +396,7 @@ def _learn(
             _items(split.dev, by_id),
             scale=split.train.scale,
             known=known,
+            budget=Budget(budget),
         )
         found = optimizer.last
         assert found is not None
@@ -348,13 +410,37 @@ def _learn(
             history=found.history,
             evidence=found.evidence,
         )
-    traces = store.fetch_traces([*split.train.trace_ids, *split.dev.trace_ids])
+    traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
     with _options_kept(optimizer, judge):
         proposed = judge.align(traces, optimizer)
     if type(proposed) is InstructionsJudge:
         proposed = with_instructions(judge, proposed.instructions)
     note = f"The calls that {type(optimizer).__name__} made while learning are not counted."
     return _Learned(judge=proposed, notes=(note,))
+
+
+def _traces(pairs: Pairs) -> list[Trace]:
+    return store.fetch_traces(pairs.trace_ids) if len(pairs) else []
+
+
+def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
+    """The trace with one human label: the consensus that the judge is tested on as well.
+
+    MLflow's optimizers would choose one among several annotators' labels by a rule of their own.
+    """
+    rows = pairs.table.set_index("trace_id")
+    row = rows.loc[trace.info.trace_id]
+    label = Feedback(
+        name=pairs.name,
+        value=row["human"],
+        rationale=row["human_rationale"] or None,
+        source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
+        trace_id=trace.info.trace_id,
+    )
+    info = copy.copy(trace.info)
+    others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
+    info.assessments = [*others, label]
+    return Trace(info, trace.data)
 
 
 @contextmanager
@@ -384,7 +470,7 @@ def _test(
 ) -> _Tested:
     """Score both judges once on test: the original's verdicts are known from the pairs."""
     if fingerprint(proposed) == fingerprint(original):
-        return _Tested(test, test, 0, ())
+        return _Tested(test, test)
     cache = AnswerCache()
     try:
         verdicts = run(
@@ -406,25 +492,54 @@ def _test(
     )  # fmt: skip
     after = test.with_verdicts(usable, fingerprint(proposed))
     before = test.subset(after.trace_ids)
-    return _Tested(before, after, sum(v.calls for v in verdicts), notes)
+    return _Tested(
+        before,
+        after,
+        calls=sum(v.calls for v in verdicts),
+        tokens=_sum(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
+        cost=_sum(*(v.cost for v in verdicts)),
+        lost=lost / len(verdicts),
+        notes=notes,
+    )
 
 
 def _usable(verdict: Verdict) -> bool:
     return verdict.error is None and verdict.value not in ("N/A", ABSTAIN)
 
 
-def _decide(comparison: Comparison, gate: Gate, same: bool, stopped: str) -> tuple[Status, str]:
+MOST_LOST = 0.05
+"""Share of held-out traces without a usable verdict above which a judge is not taken."""
+
+
+def _decide(
+    comparison: Comparison, gate: Gate, same: bool, stopped: str, lost: float
+) -> tuple[Status, str]:
     if same:
         why = f" ({stopped})" if stopped else ""
         return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
     said = comparison.summary
+    if comparison.n == 0:
+        return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
     if gate == "none":
         return "improved", f"{said} The gate is off, so the judge is taken as it is."
+    if lost > MOST_LOST:
+        # A judge that answers only where it is sure would look better than it is.
+        return "rejected", (
+            f"The proposed judge gave no usable verdict on {lost:.0%} of the held-out traces, more "
+            f"than {MOST_LOST:.0%}; the original judge stays. {said}"
+        )
     if not comparison.improved:
         return "rejected", f"{said} Not better on held-out pairs; the original judge stays."
-    if gate == "significant" and not comparison.significant:
+    upwards = len(comparison.fixed) > len(comparison.broken)
+    if gate == "significant" and not (comparison.significant and upwards):
         return "rejected", f"{said} Not significant; the original judge stays."
     return "improved", " ".join([said, *comparison.notes])
+
+
+def _sum(*amounts: Any) -> Any:
+    """Sum of the known amounts; None where none is known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
 
 
 def _logged(alignment: Alignment) -> Alignment:

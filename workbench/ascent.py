@@ -50,14 +50,18 @@ class Settings:
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
+MOST_FAILED = 0.2
+"""Share of failed calls on dev above which a candidate's score means nothing."""
+
+
 @dataclass
 class Optimised:
     """What the loop found.
 
     ``best`` is the winner (the original where nothing was better), ``history`` has a row for
     each candidate that was scored: ``step``, ``origin``, ``rules``, ``examples``, ``dev_score``
-    (nan where it was dropped early), ``dev_accuracy``, ``added_words``, ``best`` (whether it was
-    the best then). ``stopped`` says in words why the loop ended.
+    (nan where it was dropped early), ``dev_accuracy``, ``added_words``, ``best`` (whether it
+    beat all before its step). ``stopped`` says in words why the loop ended.
     """
 
     best: Candidate
@@ -374,16 +378,29 @@ class _Ascent:
     def score(self, candidate: Candidate, items: Sequence[Item]) -> tuple[float, float]:
         """(mean credit less the price of length, accuracy); nan where no verdict is usable."""
         earned, exact, weights = [], [], []
+        failed = 0
         for item in items:
             verdict = self.verdicts[candidate.key, item.trace_id]
-            if verdict.error is not None or verdict.value == "N/A":
+            if verdict.error is not None:
+                failed += 1
+                continue
+            if verdict.value == "N/A":
+                # Abstaining is neither right nor wrong, but it must not pay: where the original
+                # judge had an opinion, having none earns nothing.
+                if self.has_opinion(self.original, item):
+                    weights.append(self.weights.get(item.label, 1.0))
+                    earned.append(0.0)
                 continue
             weights.append(self.weights.get(item.label, 1.0))
             earned.append(weights[-1] * credit(self.scale, verdict.value, item.label))
             exact.append(verdict.value == item.label)
-        if not earned:
+        if not exact or failed > MOST_FAILED * len(items):
             return math.nan, math.nan
         return sum(earned) / sum(weights) - self.price(candidate), sum(exact) / len(exact)
+
+    def has_opinion(self, candidate: Candidate, item: Item) -> bool:
+        verdict = self.verdicts.get((candidate.key, item.trace_id))
+        return verdict is not None and verdict.error is None and verdict.value != "N/A"
 
     def label_weights(self) -> dict[Any, float]:
         """Weight of each label: 1, or such that every label counts the same in all."""
@@ -396,7 +413,7 @@ class _Ascent:
         """The score that the candidate would have if all that is left came out right."""
         here, _ = self.score(candidate, part)
         if math.isnan(here):
-            return math.inf
+            return -math.inf
         weight = {item.trace_id: self.weights.get(item.label, 1.0) for item in self.dev}
         known = sum(weight[item.trace_id] for item in part)
         most = (here + self.price(candidate)) * known + (sum(weight.values()) - known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -143,6 +143,7 @@ class Pairs:
         dev_size: float = 0.3,
         seed: int = 0,
         groups: Groups = None,
+        never_test: Collection[str] = (),
     ) -> Split:
         """Split into train, dev and test: disjoint by trace and by group, stratified by label.
 
@@ -157,6 +158,8 @@ class Pairs:
         groups
             What must stay on one side: the name of a table column, of a trace tag or of a key
             of the traces' inputs, or a mapping trace_id -> group. None: every trace by itself.
+        never_test
+            Traces that must not be tested on, nor their groups, since a judge learned on them.
 
         Raises
         ------
@@ -167,7 +170,7 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = self._groups(groups)
+        group_of = self.group_of(groups)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -175,6 +178,7 @@ class Pairs:
             group_of,
             {name: share for name, share in shares.items() if share > 0},
             seed,
+            barred={"test": never_test},
         )
         return Split(
             train=self.subset(parts["train"]),
@@ -184,7 +188,8 @@ class Pairs:
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
         )
 
-    def _groups(self, groups: Groups) -> dict[str, str]:
+    def group_of(self, groups: Groups) -> dict[str, str]:
+        """The group of each paired trace (see `split` for what ``groups`` may be)."""
         ids = self.trace_ids
         if groups is None:
             return {i: i for i in ids}

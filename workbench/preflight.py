@@ -11,7 +11,9 @@ import pandas as pd
 from workbench.ascent import Settings
 from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
+from workbench.judge import Verdict
 from workbench.pairing import Pairs, Split
+from workbench.scale import Scale
 from workbench.simba import MINIMUM_LABELS
 from workbench.traces import Example
 
@@ -46,11 +48,11 @@ def preflight(
     *,
     settings: Settings | None = None,
     budget: int | None = None,
-) -> pd.DataFrame:
-    """One table that says what an alignment will do: ``check``, ``finding``, ``advice``.
+) -> tuple[pd.DataFrame, Verdict]:
+    """What an alignment will do, and the verdict of one real judge call on ``example``.
 
-    Makes one real judge call, on ``example``. ``settings`` are those of SIMBA, None where
-    another optimizer is used, whose calls cannot be foretold.
+    ``settings`` are those of SIMBA, None where another optimizer is used, whose calls cannot be
+    foretold. The table has the columns ``check``, ``finding``, ``advice``.
 
     Raises
     ------
@@ -83,16 +85,20 @@ def preflight(
     small = "too few held-out pairs to prove much" if len(split.test) < 30 else ""
     rows.append(("split", parts, small))
     rows.append(("judge answers", f"yes: {probe.value!r}", ""))
-    rows += _cost(len(split.train), len(split.dev), len(split.test), probe, settings, budget)
-    return pd.DataFrame(rows, columns=["check", "finding", "advice"])
+    rows += _cost(split, probe, settings, budget)
+    return pd.DataFrame(rows, columns=["check", "finding", "advice"]), probe
 
 
-def most_calls(train: int, dev: int, settings: Settings) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of SIMBA, by the formula of its docstring."""
-    children = 11  # three groups with two children each, all rules, examples, drop, merge, spare
+def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
+    """Upper bound of (judge calls, reflections) of SIMBA, by the formula of its docstring.
+
+    Disagreements are reflected on by direction, or by label where values have no order, and all
+    together; each gives two candidates, and four more come from merging, dropping and examples.
+    """
+    groups = (len(scale.values) if scale.kind == "nominal" else 2) + 1
     batch, dev = min(settings.batch_size, train), min(settings.max_dev, dev)
-    judge_calls = dev + settings.max_steps * (batch + children * dev)
-    return judge_calls, settings.max_steps * 3
+    judge_calls = dev + settings.max_steps * (batch + (2 * groups + 4) * dev)
+    return judge_calls, settings.max_steps * groups
 
 
 def _pairs_advice(n: int) -> str:
@@ -113,11 +119,14 @@ def _balance(pairs: Pairs) -> tuple[str, str, str]:
 
 
 def _cost(
-    train: int, dev: int, test: int, probe: object, settings: Settings | None, budget: int | None
+    split: Split, probe: Verdict, settings: Settings | None, budget: int | None
 ) -> list[tuple[str, str, str]]:
     if settings is None:
         return [("calls", "not known: the optimizer does not say", "")]
-    judge_calls, reflections = most_calls(train, dev, settings)
+    test = len(split.test)
+    judge_calls, reflections = most_calls(
+        len(split.train), len(split.dev), settings, split.train.scale
+    )
     most = judge_calls + reflections
     if budget is not None:
         most = min(most, budget)
@@ -128,12 +137,11 @@ def _cost(
             "" if budget is not None else "budget= sets a limit; answers known already are free",
         )
     ]
-    read, written = getattr(probe, "input_tokens", None), getattr(probe, "output_tokens", None)
+    read, written = probe.input_tokens, probe.output_tokens
     if read is not None and written is not None:
         # Instructions grow while rules are added; half as much again covers that.
         tokens = math.ceil(1.5 * read + written) * (most + test)
         rows.append(("tokens at most, about", f"{tokens:,}", ""))
-    cost = getattr(probe, "cost", None)
-    price = "unknown" if cost is None else f"${1.5 * cost * (most + test):.2f}"
+    price = "unknown" if probe.cost is None else f"${1.5 * probe.cost * (most + test):.2f}"
     rows.append(("money at most, about", price, ""))
     return rows

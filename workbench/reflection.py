@@ -15,11 +15,21 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from workbench import offline
+from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.candidate import shortened_json
-from workbench.errors import ModelError
+from workbench.errors import BudgetError, ModelError
+from workbench.faults import cause_of_type, classify
 from workbench.judge import Verdict, scrub, without_credentials
 from workbench.scale import Scale
 from workbench.traces import Example
@@ -28,6 +38,9 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 MOST_RULES = 6
+
+ATTEMPTS = 4
+"""Requests that one question to the reflection model may take."""
 
 
 @dataclass(frozen=True)
@@ -143,16 +156,23 @@ class Reflector:
         """Whether the answer is in the cache, so that asking costs nothing."""
         return self.cache is not None and self.cache.get(self._key(request, sample)) is not None
 
-    def propose(self, requests: Sequence[tuple[Request, int]]) -> list[Reflection]:
+    def propose(
+        self, requests: Sequence[tuple[Request, int]], *, budget: Budget | None = None
+    ) -> list[Reflection]:
         """Rules for each (request, sample number), in order.
+
+        ``budget`` counts every request to the model before it is made, repeated ones included.
 
         Raises
         ------
+        BudgetError
+            When the budget ends; answers that came before are kept in the cache.
         ModelError
             When the model does not answer; what it said is part of the message.
         """
+        purse = budget or Budget()
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="reflect") as pool:
-            return list(pool.map(lambda one: self._ask(*one), requests))
+            return list(pool.map(lambda one: self._ask(one[0], one[1], purse), requests))
 
     def _key(self, request: Request, sample: int) -> str:
         return question_key(
@@ -164,21 +184,27 @@ class Reflector:
         base_url = getattr(self.judge, "_base_url", None) if self._own else None
         return without_credentials(base_url) if base_url else None
 
-    def _ask(self, request: Request, sample: int) -> Reflection:
+    def _ask(self, request: Request, sample: int, budget: Budget) -> Reflection:
         key = self._key(request, sample)
         stored = self.cache.get(key) if self.cache is not None else None
         if stored is not None:
             return Reflection(tuple(stored["rules"]), calls=0)
-        lm = self._language_model()
+        lm = self._language_model(budget)
         try:
             answer = program()(**request.as_inputs(self.scale), lm=lm)
+        except BudgetError:
+            raise
         except Exception as error:
+            spent = cause_of_type(error, BudgetError)
+            if spent is not None:
+                raise spent from None
+            # Not chained: the provider's own words may repeat a key.
             raise ModelError(
                 f"The reflection model {self.model} gave no usable answer: "
                 f"{scrub(str(error), self.judge)[:600]}. Check the model, its key and its "
                 "endpoint, or name another with SIMBA(model=...). Run again to go on from here: "
                 "answers that were paid for are kept."
-            ) from error
+            ) from None
         rules = tuple(str(rule).strip() for rule in answer.rules or () if str(rule).strip())
         rules = rules[:MOST_RULES]
         if self.cache is not None:
@@ -187,29 +213,77 @@ class Reflector:
         costs = [entry["cost"] for entry in lm.history if entry.get("cost") is not None]
         return Reflection(
             rules,
-            calls=max(1, len(lm.history)),
+            calls=lm.made,
             tokens=sum(int(u.get("total_tokens") or 0) for u in usage) or None,
             cost=sum(costs) if costs else None,
         )
 
-    def _language_model(self) -> Any:
-        import dspy
-
+    def _language_model(self, budget: Budget) -> Any:
         provider, _, name = self.model.partition(":/")
         options: dict[str, Any] = {}
         if self._own:
-            base_url = getattr(self.judge, "_base_url", None)
-            if base_url:
-                options["api_base"] = base_url.removesuffix("/").removesuffix("/chat/completions")
-            headers = getattr(self.judge, "_extra_headers", None)
-            if headers:
-                options["extra_headers"] = dict(headers)
+            options = _endpoint_options(self.judge)
         if provider == "openai" and "api_base" not in options and os.environ.get("OPENAI_API_BASE"):
             options["api_base"] = os.environ["OPENAI_API_BASE"]
         if provider + ":/" == offline.SCHEME:
             offline.register()
-        # The workbench keeps answers itself, beside those of the judge.
-        return dspy.LM(f"{provider}/{name.lstrip('/')}", cache=False, num_retries=3, **options)
+        # The workbench keeps answers itself, beside those of the judge, and repeats requests
+        # itself, so that each is counted.
+        return _counted_lm()(
+            f"{provider}/{name.lstrip('/')}", budget, cache=False, num_retries=0, **options
+        )
+
+
+def _endpoint_options(judge: Judge) -> dict[str, Any]:
+    """Where and as whom the judge's model is reached, in dspy's terms.
+
+    Sampling parameters of the judge are not taken over: a verdict of few words at temperature 0
+    and a reflection are asked for differently.
+    """
+    options: dict[str, Any] = {}
+    base_url = getattr(judge, "_base_url", None)
+    if base_url:
+        parts = urlsplit(base_url)
+        root = parts.path.rstrip("/").removesuffix("/chat/completions")
+        options["api_base"] = urlunsplit(parts._replace(path=root, query="", fragment=""))
+        if parts.query:
+            options["extra_query"] = dict(parse_qsl(parts.query))
+    headers = getattr(judge, "_extra_headers", None)
+    if headers:
+        options["extra_headers"] = dict(headers)
+    given = getattr(judge, "_inference_params", None) or {}
+    return options | {k: given[k] for k in ("api_key", "timeout") if k in given}
+
+
+@functools.cache
+def _counted_lm() -> Any:
+    """dspy's language model, each request of which is counted before it is made."""
+    import dspy
+
+    class CountedLM(dspy.LM):  # type: ignore[misc]  # dspy publishes no types
+        def __init__(self, model: str, budget: Budget, **options: Any) -> None:
+            super().__init__(model, **options)
+            self.budget, self.made = budget, 0
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            retrying = Retrying(
+                retry=retry_if_exception(_passing),
+                stop=stop_after_attempt(ATTEMPTS),
+                wait=wait_random_exponential(multiplier=0.5, max=20),
+                reraise=True,
+            )
+            return retrying(self._once, *args, **kwargs)
+
+        def _once(self, *args: Any, **kwargs: Any) -> Any:
+            self.budget.take()
+            self.made += 1
+            return super().__call__(*args, **kwargs)
+
+    return CountedLM
+
+
+def _passing(error: BaseException) -> bool:
+    return not isinstance(error, BudgetError) and classify(error).fault in ("rate", "transient")
 
 
 @functools.cache

@@ -41,6 +41,8 @@ The loop itself, a pure function of its items, its seed and two callables, is in
 from __future__ import annotations
 
 import time
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -49,16 +51,17 @@ from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.ascent import Optimised, Settings, optimise
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
-from workbench.calls import Budget, run_many
+from workbench.calls import run_many
 from workbench.candidate import Candidate
 from workbench.consensus import labels_by_trace, read_label
 from workbench.errors import ArgumentError, NoLabelsError, TooFewPairsError
 from workbench.judge import Verdict, fingerprint, options, scale_of, with_instructions
 from workbench.progress import bar
 from workbench.reflection import Item, Reflection, Reflector, Request
-from workbench.scale import ABSTAIN, Scale
-from workbench.splits import stratified
+from workbench.scale import Scale
+from workbench.splits import default_groups, stratified
 from workbench.traces import as_example
 from workbench.verdicts import read_verdict, recorded_verdicts
 
@@ -162,7 +165,7 @@ class SIMBA(AlignmentOptimizer):
         items, scale = labelled_items(judge, traces)
         parts = stratified(
             {item.trace_id: str(item.label) for item in items},
-            {item.trace_id: item.trace_id for item in items},
+            default_groups([item.example for item in items]),
             {"dev": self.dev_size, "train": 1 - self.dev_size},
             self.seed,
         )
@@ -183,11 +186,16 @@ class SIMBA(AlignmentOptimizer):
         *,
         scale: Scale,
         known: Sequence[Verdict] = (),
+        budget: Budget | None = None,
     ) -> Judge:
-        """Align on given train and dev items; ``known`` are verdicts of the original judge."""
+        """Align on given train and dev items.
+
+        ``known`` are verdicts of the original judge, which are not paid for again; ``budget``
+        takes the place of the optimizer's own.
+        """
         base = options(judge)["instructions"]
         original = Candidate(base)
-        budget = Budget(self.budget)
+        budget = budget or Budget(self.budget)
         answers = AnswerCache() if self.cache else None
         reflector = Reflector(judge, scale, model=self.model, cache=answers)
         judges: dict[str, Judge] = {original.key: judge}
@@ -216,11 +224,7 @@ class SIMBA(AlignmentOptimizer):
             return [verdict for verdict in found if verdict is not None]
 
         def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
-            numbered = [(request, step) for request in requests]
-            for request, sample in numbered:
-                if not reflector.is_known(request, sample):
-                    budget.take()
-            return reflector.propose(numbered)
+            return reflector.propose([(request, step) for request in requests], budget=budget)
 
         started = time.monotonic()
         shown = bar(
@@ -228,7 +232,7 @@ class SIMBA(AlignmentOptimizer):
         )
 
         def on_step(state: dict[str, Any]) -> None:
-            limit = "" if self.budget is None else f" of {self.budget}"
+            limit = "" if budget.limit is None else f" of {budget.limit}"
             shown.set_postfix_str(
                 f"dev {state['best_score']:.3f}, {state['calls'] + state['reflections']}{limit} "
                 f"calls, {state['failures']} failed",
@@ -254,6 +258,8 @@ class SIMBA(AlignmentOptimizer):
             if answers is not None:
                 answers.close()
         self.seconds = time.monotonic() - started
+        # A batch that the budget cut short was paid for all the same.
+        self.last.judge_calls = budget.spent - self.last.reflection_calls
         return judges[self.last.best.key]
 
 
@@ -291,10 +297,16 @@ def labelled_items(
         label.value for labels in by_trace.values() for label in labels
     )
     items = []
+    left_out: Counter[str] = Counter()
     for example in (as_example(t) for t in traces if t.info.trace_id in by_trace):
         label = read_label(by_trace[example.trace_id], scale, "majority", "drop")
-        if label.fault is None and label.value is not ABSTAIN:
+        if label.fault is None:
             items.append(Item(example, label.value, label.rationale))
+        else:
+            left_out[label.fault] += 1
+    if left_out:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in left_out.most_common())
+        warnings.warn(f"{left_out.total()} labelled traces are not used ({reasons}).", stacklevel=3)
     if len(items) < least:
         raise TooFewPairsError(
             f"{len(items)} of {len(traces)} traces have a usable human label under "
