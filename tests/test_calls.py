@@ -137,7 +137,7 @@ def test_an_endless_wait_is_a_refusal(loopback: Start) -> None:
     """A provider that asks for hours ends the run at once, with its message."""
     server = loopback(script="200x1,429x100", retry_after=7200)
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"scripted answer 429.*1 verdicts were kept"):
+    with pytest.raises(ModelError, match=r"scripted answer 429.*What was judged before is kept"):
         run(judge_at(server.url), items(30), concurrency=4)
     assert time.monotonic() - start < 15
 
@@ -186,7 +186,7 @@ def test_a_key_that_is_withdrawn_midway(loopback: Start) -> None:
     """What was judged is kept, and the rest is not asked for."""
     server = loopback(script="200x20,401x1000", latency=0.02)
     settled: list[Verdict] = []
-    with pytest.raises(CredentialError, match="20 verdicts were kept"):
+    with pytest.raises(CredentialError, match="What was judged before is kept"):
         run(judge_at(server.url), items(200), concurrency=8, on_verdict=settled.append)
     assert [v.error for v in settled] == [None] * 20
     assert server.requests <= 20 + 2 * 8
@@ -197,6 +197,13 @@ def test_one_refusal_among_answers_is_of_its_item(loopback: Start) -> None:
     server = loopback(script="200x3,403x1,200x2,403x1")
     verdicts = run(judge_at(server.url), items(12), concurrency=1)
     assert [n for n, v in enumerate(verdicts) if v.error is not None] == [3, 6]
+
+
+def test_refusals_of_single_items_do_not_end_a_run(loopback: Start) -> None:
+    """A filter that refuses many items, all under way together, is no reason to stop."""
+    script = ",".join(["200x8,400x1,403x1"] * 8)
+    verdicts = run(judge_at(loopback(script=script, latency=0.1).url), items(80), concurrency=40)
+    assert sum(v.error is not None for v in verdicts) == 16
 
 
 def test_a_dead_port_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

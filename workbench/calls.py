@@ -168,6 +168,7 @@ class _Calls:
         self.stopped = threading.Event()
         self.answered = 0
         self._held: list[tuple[int, _Outcome]] = []
+        self._in_a_row: list[_Outcome] = []
 
     def make(self, settle: Callable[[int, Verdict], None]) -> None:
         """Call ``settle(index, verdict)`` in this thread as answers come.
@@ -203,13 +204,15 @@ class _Calls:
     def _take(self, index: int, outcome: _Outcome, settle: Callable[[int, Verdict], None]) -> None:
         if outcome.fault not in (None, "answer"):
             self._held.append((index, outcome))
-            permanent = [one for _, one in self._held if one.fault in PERMANENT]
+            self._in_a_row.append(outcome)
+            permanent = [one for one in self._in_a_row if one.fault in PERMANENT]
             enough = PERMANENT_FAILURES_TO_STOP if self.answered else 1
             if len(permanent) >= enough:
                 raise self._refusal(self.questions[index], permanent[-1])
-            if len(self._held) >= FAILURES_TO_STOP:
+            if len(self._in_a_row) >= FAILURES_TO_STOP:
                 raise self._refusal(self.questions[index], outcome)
             return
+        self._in_a_row.clear()
         # A model that answers what was asked after a failure has not failed for good.
         self._give_up(settle, before=outcome.asked_at)
         self.answered += outcome.verdict.error is None
