@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
@@ -34,6 +35,7 @@ from workbench.pairing import Groups, Pairs, Split, dataset_digest, pair
 from workbench.preflight import check_pairs, preflight
 from workbench.progress import say
 from workbench.reflection import Item
+from workbench.rendering import html_table
 from workbench.scale import ABSTAIN
 from workbench.simba import SIMBA, labelled_items
 from workbench.splits import default_groups, with_equal_items
@@ -106,11 +108,9 @@ class Alignment:
         return f"<Alignment of {self.original.name!r}: {self.status}. {self.reason}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes)
         head = f"<div><b>{escape(self.status)}</b>: {escape(self.reason)}</div>"
-        return head + self.comparison._repr_html_() + notes
+        return head + html_table(self.comparison.table) + notes
 
 
 def align(
