@@ -8,8 +8,9 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from mlflow.entities import AssessmentSource
+from mlflow.entities import AssessmentSource, Feedback
 
+from workbench import feedback
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.feedback import log_feedback_table, make_feedback, signature
 from workbench.scale import Scale
@@ -75,8 +76,26 @@ def test_another_value_source_or_rationale_is_another_row(trace_ids: list[str]) 
     assert len(stored()) == 5
 
 
-def test_what_was_overridden_or_edited_is_not_written_again(trace_ids: list[str]) -> None:
-    """Repeating a call does not undo what people changed since."""
+def ratings(trace_id: str) -> list[Any]:
+    """The valid values on a trace, the oldest first."""
+    found = fetch_traces([trace_id], spans=False)[0].info.assessments
+    valid = [a for a in found if a.valid is not False]
+    return [a.value for a in sorted(valid, key=lambda a: a.create_time_ms)]
+
+
+def test_a_value_can_be_changed_back(trace_ids: list[str]) -> None:
+    """No, yes and no again are three words, of which the last is the latest."""
+    table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": ["no"]})
+    for value, written in (("no", 1), ("yes", 1), ("no", 1), ("no", 0), ("yes", 1), ("no", 1)):
+        assert log(table.assign(rating=value)).written == written
+    assert ratings(trace_ids[0]) == ["no", "yes", "no", "yes", "no"]
+    changed = log(table.assign(rating="yes"))
+    assert (changed.written, changed.replaced) == (1, 1)
+    assert "1 replaced" in repr(changed)
+
+
+def test_what_was_overridden_or_edited_is_changed_back(trace_ids: list[str]) -> None:
+    """The latest valid word counts, whoever wrote it down; replacing it is said."""
     table = pd.DataFrame({"trace_id": trace_ids[:2], "rating": ["good", "good"]})
     log(table)
     first, second = (t.info.assessments[0] for t in fetch_traces(trace_ids[:2], spans=False))
@@ -87,9 +106,50 @@ def test_what_was_overridden_or_edited_is_not_written_again(trace_ids: list[str]
     edited = mlflow.get_assessment(trace_ids[1], second.assessment_id)
     edited.value = "fair"
     mlflow.update_assessment(trace_ids[1], second.assessment_id, edited)
+    assert log(table.assign(rating=["bad", "fair"])).written == 0
     again = log(table)
-    assert (again.written, again.present) == (0, 2)
-    assert sorted(value for value, _ in stored()) == ["bad", "fair", "good"]
+    assert (again.written, again.present, again.replaced) == (2, 0, 2)
+    assert [ratings(i) for i in trace_ids[:2]] == [["bad", "good"], ["fair", "good"]]
+    assert log(table).written == 0
+
+
+def test_several_rows_on_a_trace_are_written_whole_and_once(
+    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word that comes again later in the table is written again; the call is repeatable."""
+    table = pd.DataFrame({"trace_id": trace_ids[:1] * 4, "rating": ["no", "yes", "no", "yes"]})
+    assert log(table).written == 4
+    again = log(table)
+    assert (again.written, again.present) == (0, 4)
+    assert ratings(trace_ids[0]) == ["no", "yes", "no", "yes"]
+    # A call that is killed midway is completed by the next.
+    other = table.assign(trace_id=trace_ids[1])
+    with monkeypatch.context() as patch:
+        write = feedback.log_assessments
+        patch.setattr(feedback, "log_assessments", lambda new, **more: write(new[:3], **more))
+        log(other)
+    assert log(other).written == 1
+    assert ratings(trace_ids[1]) == ["no", "yes", "no", "yes"]
+
+
+def test_a_label_given_blind_is_written_beside_an_equal_one_that_was_not(
+    trace_ids: list[str],
+) -> None:
+    """One that was given after its author saw the verdict does not stand for a blind one."""
+    seen = {feedback.AFTER_VERDICT_KEY: "true"}
+    table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": ["no"]})
+    assert log(table, metadata=seen).written == 1
+    assert log(table).written == 1
+    assert log(table, metadata=seen).written == log(table).written == 0
+
+
+def test_a_new_word_is_later_than_all_before_it(trace_ids: list[str]) -> None:
+    """Also where what is stored was written by a clock that is ahead."""
+    source = AssessmentSource(source_type="HUMAN", source_id="ana")
+    ahead = Feedback(name="quality", value="no", source=source, create_time_ms=2**42)
+    mlflow.log_assessment(trace_ids[0], ahead)
+    log(pd.DataFrame({"trace_id": trace_ids[:1], "rating": ["yes"]}))
+    assert ratings(trace_ids[0]) == ["no", "yes"]
 
 
 def test_numpy_values_are_stored_as_plain_ones(trace_ids: list[str]) -> None:
@@ -133,6 +193,15 @@ def test_what_feedback_says_makes_its_id() -> None:
 
     assert make("a").assessment_id == make("a", metadata={"x": "y"}).assessment_id
     assert make("a", rationale="").assessment_id == make("a").assessment_id
-    different = [make("a"), make("b"), make("a", rationale="b"), make(["a"]), make(1), make(True)]
+    different = [
+        make("a"),
+        make("a", occurrence=1),
+        make("a", occurrence=2),
+        make("b"),
+        make("a", rationale="b"),
+        make(["a"]),
+        make(1),
+        make(True),
+    ]
     assert len({f.assessment_id for f in different}) == len(different)
     assert signature(make(4)) == signature(make(4.0))

@@ -78,6 +78,24 @@ def test_labels_come_back_as_they_were_given(trace_ids: list[str]) -> None:
     ]
 
 
+def test_a_column_that_is_taken_for_a_name_is_told(trace_ids: list[str]) -> None:
+    """``annotator="who"`` makes one person of all in the column ``who``."""
+    table = pd.DataFrame({"trace_id": trace_ids, "who": ["ana", "bo", "cy"], "r": "good"})
+    with pytest.warns(UserWarning, match=r"'who' is the annotator's name itself.*groupby"):
+        log_labels(table, name="quality", annotator="who", value="r")
+    # A column of ratings that bears the annotator's name is how tables often are.
+    log_labels(table.rename(columns={"r": "dee"}), name="quality", annotator="dee", value="dee")
+
+
+def test_a_label_changed_back_counts(trace_ids: list[str]) -> None:
+    """The last of no, yes, no is what the annotator says."""
+    for value in ("no", "yes", "no"):
+        table = pd.DataFrame({"trace_id": trace_ids, "r": value})
+        assert log_labels(table, name="quality", annotator="ana", value="r").written == 3
+    records = label_records(fetch_traces(spans=False), "quality")
+    assert [r.value for r in records] == ["no"] * 3
+
+
 def test_labels_given_in_mlflow_count_just_the_same(trace_ids: list[str]) -> None:
     """A label by `mlflow.log_feedback` is one like any other; other sources are no labels."""
     human = AssessmentSource(source_type="HUMAN", source_id="bo")

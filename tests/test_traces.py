@@ -195,6 +195,56 @@ def test_what_people_changed_is_left_alone(store: str, table: pd.DataFrame) -> N
     assert votes()[0][2] == "bad"
 
 
+def test_an_import_never_changes_a_label(store: str, table: pd.DataFrame) -> None:
+    """What was said elsewhere since stays, whatever the table says, and the table is told so."""
+    ids = labelled(table).trace_ids
+    log_labels(
+        pd.DataFrame({"trace_id": ids[:1], "r": ["bad"]}),
+        name="quality", annotator="ana", value="r",
+    )  # fmt: skip
+    label = fetch_traces([ids[1]], spans=False)[0].search_assessments(name="quality")
+    edited = next(a for a in label if a.source.source_id == "bo")
+    edited.value = "fair"
+    mlflow.update_assessment(ids[1], edited.assessment_id, edited)
+    again = labelled(table)
+    assert again.labels == 0
+    assert again.differing.to_dict("records") == [
+        {"row": 0, "trace_id": ids[0], "annotator": "ana", "label": "good", "stored": "bad"},
+        {"row": 1, "trace_id": ids[1], "annotator": "bo", "label": "good", "stored": "fair"},
+    ]
+    assert "1 labels differ from those stored, which stay" in again.skipped["reason"][0]
+    assert "2 left as they are" in repr(again)
+    assert "which stay" in again._repr_html_()
+    changed = labelled(table.assign(cy=[None, None, "good"]))
+    assert (changed.labels, len(changed.differing)) == (0, 3)
+    assert {(r[1], r[2]) for r in votes()} >= {("ana", "bad"), ("bo", "fair"), ("cy", "bad")}
+
+
+def test_an_import_adds_a_rationale_to_an_equal_label(store: str, table: pd.DataFrame) -> None:
+    """But not to one that says something else by now."""
+    ids = labelled(table, labels={"ana": "ana"}).trace_ids
+    log_labels(
+        pd.DataFrame({"trace_id": ids[1:2], "r": ["good"]}),
+        name="quality", annotator="ana", value="r",
+    )  # fmt: skip
+    why = table.assign(why=["because", "since", None])
+    again = labelled(why, labels={"ana": ("ana", "why")})
+    assert (again.labels, len(again.differing)) == (1, 1)
+    assert votes() == [(ids[0], "ana", "good", "because"), (ids[1], "ana", "good", None)]
+    assert labelled(why, labels={"ana": ("ana", "why")}).labels == 0
+    assert labelled(table, labels={"ana": "ana"}).labels == 0
+
+
+def test_an_expectation_that_was_changed_stays(store: str, table: pd.DataFrame) -> None:
+    """Importing again adds none beside the one that a person edited."""
+    trace = fetch_traces(labelled(table), spans=False)[0]
+    gold = trace.search_assessments(name="gold", type="expectation")[0]
+    gold.value = "better"
+    mlflow.update_assessment(trace.info.trace_id, gold.assessment_id, gold)
+    labelled(table)
+    assert examples()[0].expectations == {"gold": "better"}
+
+
 def test_other_columns_join_by_row(store: str, table: pd.DataFrame) -> None:
     """``.trace_ids`` makes the trace_id column that `log_labels` needs."""
     imported = import_traces(table, inputs="q", outputs="o")

@@ -11,11 +11,12 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
-from mlflow.entities import Assessment, AssessmentSource, Feedback
+from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import Scale, is_missing
@@ -28,6 +29,9 @@ from workbench.tables import (
     require_columns,
 )
 
+AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
+"""Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
+
 
 def make_feedback(
     trace_id: str,
@@ -39,8 +43,12 @@ def make_feedback(
     rationale: str | None = None,
     metadata: dict[str, str] | None = None,
     create_time_ms: int | None = None,
+    occurrence: int = 0,
 ) -> Feedback:
-    """Feedback whose id follows from what it says, so that writing it twice leaves one."""
+    """Feedback whose id follows from what it says, so that writing it twice leaves one.
+
+    ``occurrence`` counts from 0 how often the same was said before, with another word between.
+    """
     feedback = Feedback(
         name=name,
         value=value,
@@ -51,13 +59,14 @@ def make_feedback(
         create_time_ms=create_time_ms,
         last_update_time_ms=create_time_ms,
     )
-    feedback.assessment_id = content_id(feedback)
+    feedback.assessment_id = content_id(feedback, occurrence)
     return feedback
 
 
-def content_id(assessment: Assessment) -> str:
-    """An assessment id made from the trace and `signature`."""
-    said = json.dumps([assessment.trace_id, *signature(assessment)])
+def content_id(assessment: Assessment, occurrence: int = 0) -> str:
+    """An assessment id made from the trace, `signature` and how often it was said before."""
+    again = [occurrence] if occurrence else []
+    said = json.dumps([assessment.trace_id, *signature(assessment), *again])
     return f"a-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 
@@ -94,22 +103,26 @@ class Logged:
         Rows that were in the store already.
     skipped
         Rows that hold nothing to write: ``row`` (counted from 0), ``reason``.
+    replaced
+        Traces on which what was written now takes the place of another word of the same source.
     """
 
     name: str
     written: int
     present: int
     skipped: pd.DataFrame
+    replaced: int = 0
 
     def __repr__(self) -> str:
         text = f"{self.name!r}: {self.written} written, {self.present} already there"
+        text += f", {self.replaced} replaced" if self.replaced else ""
         reasons = Counter(self.skipped["reason"].tolist())
         return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
 
     def _repr_html_(self) -> str:
         counts = pd.DataFrame(
-            [(self.written, self.present, len(self.skipped))],
-            columns=["written", "already there", "skipped"],
+            [(self.written, self.replaced, self.present, len(self.skipped))],
+            columns=["written", "of these replacing another", "already there", "skipped"],
             index=[self.name],
         )
         html = str(counts.to_html())
@@ -150,9 +163,11 @@ def log_feedback_table(
     Returns
     -------
     Logged
-        A row is *present*, and not written, when its trace has feedback with the same name,
-        source, value and rationale, overridden or not. So a call that was killed can be run
-        again. Of several rows by one source on one trace the last is the latest.
+        A row is *present*, and not written, when it says what the source's latest valid
+        feedback under that name says, value and rationale; so repeating a call writes nothing,
+        and a value that was changed in between is changed back. Several rows by one source on
+        one trace are one word after the other, the last being the latest; those that already
+        end what is stored are present, so a call that was killed can be run again.
 
     Raises
     ------
@@ -190,29 +205,96 @@ def log_feedback_table(
     raise_bad_rows(bad, len(frame), "logged")
 
     infos = {t.info.trace_id: t.info for t in fetch_traces([r[0] for r in rows], spans=False)}
-    seen = {(i, signature(a)) for i, info in infos.items() for a in info.assessments}
+    by_trace: dict[str, list[tuple[Any, str | None]]] = {}
+    for trace_id, rating, text in rows:
+        by_trace.setdefault(trace_id, []).append((rating, text))
     start = now_ms()
     new: list[Assessment] = []
-    on_trace: Counter[str] = Counter()
-    for trace_id, rating, text in rows:
-        feedback = make_feedback(
-            trace_id,
-            name,
-            rating,
-            source_type=source_type,
-            source_id=source_id,
-            rationale=text,
-            metadata=metadata,
-            # Later rows on a trace are later labels.
-            create_time_ms=start + on_trace[trace_id],
-        )
-        on_trace[trace_id] += 1
-        if (trace_id, signature(feedback)) not in seen:
-            seen.add((trace_id, signature(feedback)))
-            new.append(feedback)
+    replaced = 0
+    for trace_id, ratings in by_trace.items():
+        words = [
+            make_feedback(
+                trace_id,
+                name,
+                rating,
+                source_type=source_type,
+                source_id=source_id,
+                rationale=text,
+                metadata=metadata,
+            )
+            for rating, text in ratings
+        ]
+        earlier = _words_like(words[0], infos[trace_id])
+        unsaid = _unsaid(words, earlier, infos[trace_id], start)
+        replaced += bool(unsaid and earlier and signature(earlier[-1]) != signature(unsaid[-1]))
+        new += unsaid
     written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
     listed = pd.DataFrame(skipped, columns=["row", "reason"])
-    return Logged(name, written, len(rows) - written, listed)
+    return Logged(name, written, len(rows) - written, listed, replaced)
+
+
+def _words_like(word: Feedback, info: TraceInfo) -> list[Assessment]:
+    """What the same source validly said on the trace, in the same way, the latest last."""
+    return sorted(
+        (a for a in info.assessments if _is_of_the_kind_of(a, word)),
+        key=lambda a: (a.create_time_ms or 0, a.assessment_id or ""),
+    )
+
+
+def _unsaid(
+    words: Sequence[Feedback], stored: Sequence[Assessment], info: TraceInfo, start: int
+) -> list[Feedback]:
+    """Those of one source's successive words on a trace that must still be written.
+
+    They get times after all that the source has said there, and ids of their own.
+    """
+    wanted = _without_repeats(words)
+    there = [signature(a) for a in _without_repeats(stored)]
+    said = [signature(word) for word in wanted]
+    # What a call has written before it was killed, or all of it, ends what is stored.
+    overlap = max(k for k in range(len(said) + 1) if there[len(there) - k :] == said[:k])
+    times = Counter(signature(a) for a in info.assessments)
+    ids = {a.assessment_id for a in info.assessments}
+    earliest = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
+    for number, word in enumerate(wanted[overlap:]):
+        occurrence = times[signature(word)]
+        # An id is taken as well by what was edited since and says something else now.
+        while (key := content_id(word, occurrence)) in ids:
+            occurrence += 1
+        word.assessment_id = key
+        ids.add(key)
+        times[signature(word)] += 1
+        word.create_time_ms = word.last_update_time_ms = earliest + number
+    return wanted[overlap:]
+
+
+def _is_of_the_kind_of(stored: Assessment, word: Feedback) -> bool:
+    """Whether what is stored is a valid word of the same source, given in the same way."""
+    given, new = stored.metadata or {}, word.metadata or {}
+    return (
+        isinstance(stored, Feedback)
+        and stored.name == word.name
+        and stored.valid is not False
+        and stored.feedback.error is None
+        and str(stored.source.source_type) == str(word.source.source_type)
+        and stored.source.source_id == word.source.source_id
+        # A label given after its author saw the verdict never replaces one given blind.
+        and _is_after_verdict(given) == _is_after_verdict(new)
+        and all(given.get(key) == value for key, value in new.items())
+    )
+
+
+def _is_after_verdict(metadata: Mapping[str, str]) -> bool:
+    return str(metadata.get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def _without_repeats(words: Iterable[Any]) -> list[Any]:
+    """Of equal words in a row the first."""
+    kept: list[Any] = []
+    for word in words:
+        if not kept or signature(kept[-1]) != signature(word):
+            kept.append(word)
+    return kept
 
 
 def rating_problem(raw: Any, rationale: Any, scale: Scale | None = None) -> str | None:

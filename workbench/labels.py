@@ -9,19 +9,19 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Feedback, Trace
 
+from workbench.feedback import AFTER_VERDICT_KEY as AFTER_VERDICT_KEY
 from workbench.feedback import Logged, log_feedback_table
 from workbench.scale import is_missing
-
-AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
-"""Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
+from workbench.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def log_labels(
     name
         The judge's name, exactly.
     annotator
-        Who gave the labels.
+        Who gave the labels: the name itself, the same for all rows. A table that holds several
+        people's labels is logged in as many calls.
     value, rationale
         Columns with the labels and the annotator's reasons. Values are kept as given, also
         abstentions such as ``N/A``; rows without one are skipped and listed.
@@ -63,8 +64,14 @@ def log_labels(
     Returns
     -------
     Logged
-        Counts of labels written, and of those there already: a call that was killed, or is
-        repeated, writes what is missing and nothing twice.
+        Counts of labels written, and of those there already, which are those that say what the
+        annotator's latest label says: a call that was killed, or is repeated, writes what is
+        missing and nothing twice, and a label that was changed since is changed back.
+
+    Warns
+    -----
+    UserWarning
+        When ``annotator`` is also the name of a column other than ``value``: it is not read.
 
     Raises
     ------
@@ -73,8 +80,17 @@ def log_labels(
     StoreError
         For trace ids that the store does not hold; nothing is written then.
     """
+    frame = read_table(table)
+    if annotator != value and annotator in frame.columns:
+        warnings.warn(
+            f"annotator={annotator!r} is the annotator's name itself, and all rows are logged as "
+            "that person's labels; the column of this name is not read. Where it names who gave "
+            "each label, log the rows of each person by themselves: for who, rows in "
+            f"table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
+            stacklevel=2,
+        )
     return log_feedback_table(
-        table,
+        frame,
         name=name,
         source_type="HUMAN",
         source_id=annotator,

@@ -87,6 +87,9 @@ def _digest(content: Any) -> str:
 # -- tables into traces ---------------------------------------------------------------------
 
 
+_DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
+
+
 @dataclass(frozen=True)
 class Imported:
     """What became of an imported table.
@@ -103,6 +106,9 @@ class Imported:
         Labels written now.
     experiment_id
         Where the traces are.
+    differing
+        Labels of the table that were left out since the annotator has another one in the store:
+        ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
     """
 
     trace_ids: list[str]
@@ -110,6 +116,9 @@ class Imported:
     created: int
     labels: int
     experiment_id: str
+    differing: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame([], columns=_DIFFERING), repr=False
+    )
 
     def __len__(self) -> int:
         return len(self.trace_ids)
@@ -117,8 +126,12 @@ class Imported:
     def __repr__(self) -> str:
         return (
             f"<Imported {len(self)} rows: {self.created} new, {len(self.skipped)} already there, "
-            f"{self.labels} labels added, experiment {self.experiment_id}>"
+            f"{self.labels} labels added, {self._left_out()}experiment {self.experiment_id}>"
         )
+
+    def _left_out(self) -> str:
+        many = len(self.differing)
+        return f"{many} left as they are in the store (see .differing), " if many else ""
 
     def _repr_html_(self) -> str:
         counts = pd.DataFrame(
@@ -128,6 +141,9 @@ class Imported:
         html = str(counts.to_html(index=False))
         if len(self.skipped):
             html += str(self.skipped.to_html(index=False, max_rows=10))
+        if len(self.differing):
+            html += "<div>Labels that differ from those in the store, which stay:</div>"
+            html += str(self.differing.to_html(index=False, max_rows=10))
         return html
 
 
@@ -174,8 +190,11 @@ def import_traces(
         other columns. A row is known by its inputs, outputs, expectations and tags, and by how
         many equal rows precede it. Rows that the experiment has already are not written again,
         but labels that they lack are added: an import that was interrupted can simply be run
-        again, and annotators can be imported one after another. The order of traces by time is
-        that of the rows.
+        again, and annotators can be imported one after another. An import never changes a
+        label: where the annotator has one under that name, given in whatever way, overridden or
+        edited, it stays, and a table that says otherwise is told so in ``.differing``. Only a
+        rationale is added to an equal label that has none. To change labels, use `log_labels`.
+        The order of traces by time is that of the rows.
 
     Raises
     ------
@@ -211,6 +230,7 @@ def import_traces(
     now = time.time_ns() // 1_000_000
     new: list[Pending] = []
     late: list[Assessment] = []
+    differing: list[tuple[int, str, str, Any, Any]] = []
     skipped: list[tuple[int, str, str]] = []
     for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
         assessments = list(_assessments(row, trace_id, label_name, now))
@@ -219,14 +239,17 @@ def import_traces(
             # A millisecond a row keeps the row order, and is less than a row takes to write.
             new.append(Pending(row, trace_id, assessments, now + len(new)))
             continue
-        lacking = _lacking(assessments, info)
+        lacking, others = _lacking(assessments, info)
         late += lacking
+        differing += [(number, trace_id, *other) for other in others]
         reason = "already there"
         if not has_spans(info):
             new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
         elif lacking:
             reason = f"already there, {len(lacking)} labels or expectations added"
+        if others:
+            reason += f", {len(others)} labels differ from those stored, which stay"
         skipped.append((number, trace_id, reason))
 
     write_traces(new, where, progress=progress)
@@ -238,6 +261,7 @@ def import_traces(
         created=len(rows) - len(skipped),
         labels=sum(assessment.feedback is not None for assessment in written),
         experiment_id=where,
+        differing=pd.DataFrame(differing, columns=_DIFFERING),
     )
 
 
@@ -271,7 +295,38 @@ def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> I
         )
 
 
-def _lacking(assessments: Sequence[Assessment], info: TraceInfo) -> list[Assessment]:
+def _lacking(
+    assessments: Sequence[Assessment], info: TraceInfo
+) -> tuple[list[Assessment], list[tuple[str, Any, Any]]]:
+    """What must be added to a trace; and where its labels differ: (annotator, label, stored)."""
+    lacking: list[Assessment] = []
+    differing: list[tuple[str, Any, Any]] = []
     ids = {a.assessment_id for a in info.assessments}
-    said = {signature(a) for a in info.assessments}
-    return [a for a in assessments if a.assessment_id not in ids and signature(a) not in said]
+    for one in assessments:
+        said = sorted(
+            (a for a in info.assessments if _same_place(a) == _same_place(one)),
+            key=lambda a: (a.valid is not False, a.create_time_ms or 0, a.assessment_id or ""),
+        )
+        if not said:
+            lacking.append(one)
+        elif one.feedback is not None and signature(said[-1]) != signature(one):
+            *_, stored_value, stored_rationale = signature(said[-1])
+            *_, value, rationale = signature(one)
+            current = said[-1]
+            if stored_value == value and not stored_rationale and current.valid is not False:
+                # Its own time, after the label that it completes.
+                one.create_time_ms = max(one.create_time_ms or 0, (current.create_time_ms or 0) + 1)
+                lacking.append(one)
+            elif value != stored_value or rationale:
+                shown = current.feedback.value if current.feedback is not None else None
+                differing.append((one.source.source_id, one.feedback.value, shown))
+    return [a for a in lacking if a.assessment_id not in ids], differing
+
+
+def _same_place(assessment: Assessment) -> tuple[str, ...]:
+    """What tells whether a label or expectation is there already, whatever it says."""
+    if assessment.feedback is None:
+        return type(assessment).__name__, assessment.name
+    if assessment.feedback.error is not None:
+        return "error", assessment.name
+    return signature(assessment)[:4]
