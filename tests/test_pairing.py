@@ -167,9 +167,31 @@ def test_what_a_judge_returned_and_was_logged_counts(store: str) -> None:
     ids, judge = traces(1), judge_of(model="offline:/rubric")
     mlflow.log_assessment(ids[0], judge(outputs="x"))
     say(ids[0], "good", "ana")
-    assert (len(pair(judge)), pair(judge).notes) == (1, ())
+    assert len(pair(judge)) == 1
+    assert ["is not known" in note for note in pair(judge).notes] == [True]
     with pytest.raises(NoVerdictsError):
         pair(judge_of("Is {{ outputs }} kind?", model="offline:/rubric"))
+
+
+def test_what_another_model_said_to_the_same_instructions_is_no_verdict(store: str) -> None:
+    """MLflow's own verdicts are told apart by model too; where both judged, marked ones need no
+    note."""
+    ids, judge = sorted(traces(2)), judge_of(model="openai:/b")
+    for trace_id, model in zip(ids, "ab", strict=True):
+        say(trace_id, "good", "ana")
+        say(
+            trace_id,
+            "good",
+            source=AssessmentSource("LLM_JUDGE", f"openai:/{model}"),
+            metadata={"guideline": judge.instructions},
+        )
+    pairs = pair(judge)
+    assert pairs.trace_ids == ids[1:]
+    assert any("1 verdicts were logged by MLflow" in note for note in pairs.notes)
+    assert reasons(pairs) == {ids[0]: "verdict of another version of the judge only"}
+    assert any("2 versions" in note for note in pair("quality").notes)
+    judged(judge, ids)
+    assert (pair(judge).trace_ids, pair(judge).notes) == (ids, ())
 
 
 def test_unmarked_verdicts_never_fill_the_gaps(store: str) -> None:

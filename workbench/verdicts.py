@@ -36,8 +36,14 @@ class Recorded:
         return not (self.fingerprint or self.guideline or self.recorded)
 
     @property
+    def usable(self) -> bool:
+        """Whether it holds a value at all."""
+        return self.error is None and not is_missing(self.value)
+
+    @property
     def version(self) -> str:
-        return self.fingerprint or self.guideline or f"source {self.source}"
+        said_by = f"source {self.source}"
+        return self.fingerprint or (f"{self.guideline} {said_by}" if self.guideline else said_by)
 
 
 def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
@@ -84,20 +90,19 @@ def choose_version(
         return where(recorded, lambda v: v.version == last.version), last.fingerprint, notes
     mark = fingerprint(judge_or_name)
     texts = _texts(judge_or_name)
+    model = getattr(judge_or_name, "model", None)
 
-    def exact(verdict: Recorded) -> bool:
-        if verdict.fingerprint:
-            return verdict.fingerprint == mark
-        # MLflow puts a judge's instructions, and nothing else of it, beside its verdict.
-        return verdict.guideline in texts
+    def by_mlflow(verdict: Recorded) -> bool:
+        # MLflow puts a judge's instructions and model, and nothing else of it, beside its verdict.
+        same_model = not model or verdict.source == model
+        return not verdict.fingerprint and verdict.guideline in texts and same_model
 
-    chosen = where(recorded, exact)
+    chosen = where(recorded, lambda v: v.fingerprint == mark or by_mlflow(v))
     unmarked = [v for v in every if v.unmarked]
     if any(chosen.values()) or not unmarked:
-        return chosen, mark, []
+        return chosen, mark, _notes_on_mlflows(chosen)
     # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
     # not mixed: the judge's own model goes first, else the one that judged last.
-    model = getattr(judge_or_name, "model", None)
     own = [v for v in unmarked if v.source == model] or unmarked
     source = max(own, key=lambda v: (v.created_ms, v.order)).source
     chosen = where(recorded, lambda v: v.unmarked and v.source == source)
@@ -109,6 +114,19 @@ def choose_version(
     if len({v.source for v in unmarked}) > 1:
         note += f" Those by {source!r} count, those by other sources do not."
     return chosen, mark, [note]
+
+
+def _notes_on_mlflows(chosen: Mapping[str, Sequence[Recorded]]) -> list[str]:
+    """What is not known of verdicts that MLflow logged itself, where they are the ones to count."""
+    usable = [[v for v in verdicts if v.usable] for verdicts in chosen.values()]
+    count = sum(not verdicts[-1].fingerprint for verdicts in usable if verdicts)
+    if not count:
+        return []
+    return [
+        f"{count} verdicts were logged by MLflow with this judge's instructions and model; what "
+        "else it was made with (inference parameters, base URL, value type) is not known and "
+        "taken to be the same. workbench.assess marks each verdict with the judge's version."
+    ]
 
 
 def _texts(judge: Judge) -> set[str]:
@@ -131,7 +149,7 @@ def read_verdict(
     """((canonical value, rationale), None) or (None, why there is none)."""
     if not chosen:
         return None, "verdict of another version of the judge only" if every else "no verdict"
-    usable = [v for v in chosen if v.error is None and not is_missing(v.value)]
+    usable = [v for v in chosen if v.usable]
     if not usable:
         return None, f"the judge failed: {chosen[-1].error or 'empty answer'}"
     latest = usable[-1]
