@@ -189,7 +189,8 @@ def test_what_another_model_said_to_the_same_instructions_is_no_verdict(store: s
     assert pairs.trace_ids == ids[1:]
     assert any("1 verdicts were logged by MLflow" in note for note in pairs.notes)
     assert reasons(pairs) == {ids[0]: "verdict of another version of the judge only"}
-    assert any("2 versions" in note for note in pair("quality").notes)
+    by_name = pair("quality", scale=Scale.of(["poor", "good"]))
+    assert any("2 versions" in note for note in by_name.notes)
     judged(judge, ids)
     assert (pair(judge).trace_ids, pair(judge).notes) == (ids, ())
 
