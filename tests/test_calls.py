@@ -12,8 +12,9 @@ from loopback import UNKNOWN_MODEL, Loopback
 from mlflow.genai.judges import Judge
 
 from workbench import make_judge
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
-from workbench.calls import Budget, run, run_many
+from workbench.calls import run, run_many
 from workbench.errors import (
     ArgumentError,
     BudgetError,
