@@ -119,7 +119,7 @@ def test_a_notebook_without_summary_still_says_where_it_lies() -> None:
 def test_a_password_in_the_uri_of_a_store_is_not_shown() -> None:
     words = closing_words({"tracking_uri": "postgresql://me:pass@host/db"}, Path("n"), 1)
     assert "pass" not in words
-    assert "postgresql://***@host/db" in words
+    assert "postgresql://host/db" in words
 
 
 def test_a_server_is_named_by_its_address() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -12,14 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import workbench
 from workbench.credentials import (
     URL_VARIABLE,
     Withheld,
     header_variable,
     param_variable,
     restore,
+    scrubbed,
     secret_params,
+    shown_address,
     withhold,
+    without_credentials,
     without_secret_params,
 )
 from workbench.errors import CredentialError
@@ -165,3 +171,63 @@ def test_what_is_withheld_is_nowhere_and_comes_back_whole(
     with mock.patch.dict(os.environ, environment):
         read = Withheld.from_dict(json.loads(stored)[1])
         assert restore(json.loads(stored)[0], read) == options
+
+
+# -- showing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        ("https://user:pw@gateway.example:8443/v1?key=abc#x", "https://gateway.example:8443/v1"),
+        ("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1"),
+        ("https://user@h", "https://h"),
+        ("https://a@b@h/p", "https://h/p"),
+    ],
+)
+def test_a_url_is_shown_without_credentials(url: str, bare: str) -> None:
+    assert without_credentials(url) == bare
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://me:pw-4711@db.example:5432/mlflow", "postgresql://db.example:5432/mlflow"),
+        ("mysql+pymysql://me:p/w?#:4711@db/mlflow?ssl=pw-4711", "mysql+pymysql://db/mlflow"),
+        ("postgresql://me:p@w-4711@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://db/mlflow?user=me&password=pw-4711", "postgresql://db/mlflow"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dpw-4711", "mssql+pyodbc:///"),
+        ("https://me:pw-4711@mlflow.example", "https://mlflow.example"),
+        ("https://token-4711@mlflow.example/x?key=4711#4711", "https://mlflow.example/x"),
+        ("https://mlflow.example:5000/a@b", "https://mlflow.example:5000/a@b"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("file:///tmp/mlruns", "file:///tmp/mlruns"),
+        ("databricks://profile", "databricks://profile"),
+        ("databricks", "databricks"),
+        ("./mlruns", "./mlruns"),
+    ],
+)
+def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
+    assert shown_address(uri) == shown
+    message = f"could not connect to {uri} (password pw-4711)"
+    assert "4711" not in scrubbed(message, "postgresql://me:pw-4711@db/mlflow")
+    assert scrubbed(f"at {uri} now", uri) == f"at {shown} now"
+
+
+def test_a_password_is_scrubbed_as_it_is_meant_and_as_it_is_written() -> None:
+    said = scrubbed("FATAL: no hunter@2 nor hunter%402", "postgresql://me:hunter%402@db/mlflow")
+    assert said == "FATAL: no *** nor ***"
+    assert scrubbed("no such table", "postgresql://me:no@db/x") == "no such table"
+
+
+def test_only_the_store_asks_for_its_address() -> None:
+    """What is shown elsewhere comes from `workbench.store.address`, without credentials."""
+    package = Path(workbench.__file__).parent
+    raw = re.compile(r"get_tracking_uri|get_registry_uri|_tracking_uri\(\)")
+    users = {p.name for p in package.rglob("*.py") if raw.search(p.read_text("utf-8"))}
+    assert users == {"store.py"}
+    text = (package / "store.py").read_text("utf-8")
+    assert len(raw.findall(text)) == text.count("shown_address(mlflow.get_tracking_uri())") + (
+        text.count("scrubbed(str(error), mlflow.get_tracking_uri())")
+    )

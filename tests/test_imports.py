@@ -20,8 +20,9 @@ LAYERS = {
     "errors": ["errors"],
     "scale": ["scale", "progress"],
     "level 1": [
-        "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge", "labels",
-        "offline", "rows", "store", "tables", "throttle", "traces", "transaction", "transport",
+        "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge",
+        "labels", "offline", "rows", "store", "tables", "throttle", "traces", "transaction",
+        "transport",
     ],
     "assessment": ["question", "calls", "assessment"],
     "pairing": ["consensus", "verdicts", "splits", "pairing"],
@@ -46,7 +47,7 @@ ONLY = {
     "coefficients": set(),
     "throttle": set(),
     "faults": set(),
-    "cli": {"errors", "experiments", "parameters"},
+    "cli": {"credentials", "errors", "experiments", "parameters"},
 }
 
 # Where a third-party package belongs; packages that are not named are free.

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,20 @@ def test_a_trace_without_its_spans_is_completed(
     assert set(again.skipped["reason"]) == {"was there without its spans, completed"}
     assert [t.info.request_time for t in fetch_traces()] == times
     check_whole(table, again.trace_ids, 12)
+
+
+def test_a_failed_import_shows_no_credentials(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in its message nor in the traceback below it."""
+    secret = "postgresql://me:pw-4711@db.example/mlflow"
+
+    def broken(self: TracingClient, location: str, spans: list[Span]) -> Any:
+        raise MlflowException(f"cannot reach {secret}")
+
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: secret)
+    monkeypatch.setattr(TracingClient, "log_spans", broken)
+    with pytest.raises(StoreError, match=r"postgresql://db\.example/mlflow: cannot") as caught:
+        import_traces(rows(1), inputs="q", outputs="o")
+    assert "4711" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_an_interrupt_keeps_what_is_written_and_says_so(

@@ -25,7 +25,6 @@ from workbench.judge import (
     scale_of,
     scrub,
     with_instructions,
-    without_credentials,
 )
 
 # Each option with a value that is not its default.
@@ -207,19 +206,6 @@ def test_a_refused_base_url_shows_no_credentials() -> None:
     with pytest.raises(ArgumentError) as caught:
         plain(base_url="ftp://me:hidden@h/v1?key=hidden")
     assert "hidden" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "bare"),
-    [
-        ("https://user:pw@gateway.example:8443/v1?key=abc#x", "https://gateway.example:8443/v1"),
-        ("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1"),
-        ("https://user@h", "https://h"),
-        ("https://a@b@h/p", "https://h/p"),
-    ],
-)
-def test_a_url_is_shown_without_credentials(url: str, bare: str) -> None:
-    assert without_credentials(url) == bare
 
 
 # -- what MLflow says -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,43 @@ def test_a_passing_failure_is_retried(store: str, monkeypatch: pytest.MonkeyPatc
         StoreError, match=r"'quality' of trace .*no such column.*run the call again"
     ):
         log_assessments([rating(ids[0], "bad")])
+
+
+def test_credentials_of_the_store_are_in_no_message(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its password nor what its driver repeats of it, also not in the traceback."""
+    ids = imported(1)
+    secret = "postgresql://me:pw-4711@db.example/mlflow"
+
+    def failing(self: TracingClient, trace_id: str, assessment: Any) -> Any:
+        raise MlflowException(f"cannot reach {secret} with pw-4711")
+
+    def message(step: Any) -> str:
+        with pytest.raises(StoreError) as caught:
+            step()
+        return "".join(traceback.format_exception(caught.value))
+
+    def put() -> None:
+        with AssessmentWriter() as writer:
+            writer.put(rating(ids[0], "bad"))
+
+    def broken(*_: Any) -> Any:
+        raise ValueError(f"no way to {secret}")
+
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: secret)
+    monkeypatch.setattr(TracingClient, "log_assessment", failing)
+    steps = [
+        lambda: experiment_id("gone", create=False),
+        lambda: fetch_traces(["tr-gone"]),
+        lambda: log_assessments([rating(ids[0])]),
+        put,
+    ]
+    said = [message(step) for step in steps]
+    monkeypatch.setattr(under_test, "_write_all", broken)
+    said.append(message(put))
+    assert all("4711" not in text for text in said)
+    assert all("postgresql://db.example/mlflow" in text for text in said)
 
 
 def test_the_writer_writes_all_that_is_put(store: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from workbench.credentials import shown_address
 from workbench.errors import NotebookError, WorkbenchError
 
 T = TypeVar("T")
@@ -69,8 +69,8 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
     if summary.get("table"):
         lines += [str(summary["table"]).rstrip("\n"), ""]
     judge = summary.get("judge") or {}
-    # The URI of a database may hold a password.
-    store = re.sub(r"//[^/@]*@", "//***@", str(summary.get("tracking_uri") or ""))
+    # Whatever notebook wrote it, it is shown without credentials.
+    store = shown_address(str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("status"),
         "judge": f"{judge['name']} version {judge['version']}"

@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from workbench.errors import CredentialError
 
@@ -89,6 +89,60 @@ def param_variable(path: tuple[str | int, ...]) -> str:
 
 def _capitals(name: str) -> str:
     return re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+# -- showing --------------------------------------------------------------------------------
+
+_USER = re.compile(r"[^:/@?]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
+"""User and password as databases take them: a password may hold any sign but ``@``."""
+
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+
+
+def without_credentials(url: str) -> str:
+    """The URL without user, password, query and fragment, any of which may hold a secret.
+
+    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
+    'https://gateway.example/v1'
+    """
+    parts = urlsplit(url)
+    host = parts.netloc.rsplit("@", 1)[-1]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def shown_address(uri: str) -> str:
+    """The address of a store (file, database or server) without user, password and query.
+
+    >>> shown_address("postgresql://me:secret@db.example/mlflow?password=secret")
+    'postgresql://db.example/mlflow'
+    >>> shown_address("sqlite:////data/mlflow.db")
+    'sqlite:////data/mlflow.db'
+    """
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return uri
+    rest = _USER.sub("", rest, count=1) if _USER.match(rest) else rest
+    rest = rest.partition("?")[0]
+    # What is left of a password that itself holds the at sign.
+    authority, slash, path = rest.partition("/")
+    authority = authority.rpartition("@")[2]
+    if scheme.lower() in ("http", "https"):
+        authority, path = authority.partition("#")[0], path.partition("#")[0]
+    return f"{scheme}://{authority}{slash}{path}"
+
+
+def scrubbed(text: str, uri: str) -> str:
+    """A message about the store at ``uri``, with each URL in it as `shown_address` gives it."""
+    _, _, rest = uri.partition("://")
+    user = _USER.match(rest)
+    password = user[0][:-1].partition(":")[2] if user else ""
+    query = [each.partition("=")[2] for each in rest.partition("?")[2].split("&")]
+    text = _URL.sub(lambda url: shown_address(url[0]), text.replace(uri, shown_address(uri)))
+    # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
+    for secret in sorted({password, unquote(password), *query}, key=len, reverse=True):
+        if len(secret) >= 6:
+            text = text.replace(secret, "***")
+    return text
 
 
 # -- taking out -----------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mlflow
 from mlflow.entities import Assessment, Span, TraceInfo
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.entities.trace_state import TraceState
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.errors import StoreError
 from workbench.rows import Row
-from workbench.store import log_assessments, retrying
+from workbench.store import address, log_assessments, retrying, told
 from workbench.tables import has_lone_surrogate
 
 TRACE_NAME = "imported"
@@ -89,9 +88,9 @@ def _write_batch(client: TracingClient, batch: Sequence[Pending], where: str) ->
         retrying(client.log_spans, where, [_span(pending) for pending in batch])
     except Exception as error:
         raise StoreError(
-            f"The traces could not be written to {mlflow.get_tracking_uri()}: {error}. What was "
+            f"The traces could not be written to {address()}: {told(error)}. What was "
             "written before stays; run the same import again to add the rest."
-        ) from error
+        ) from None
     left = [a for pending in batch if not pending.has_info for a in pending.assessments]
     log_assessments(left, progress=False)
 

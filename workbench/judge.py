@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from workbench import offline
 from workbench.credentials import secret_params, without_secret_params
+from workbench.credentials import without_credentials as without_credentials
 from workbench.errors import ArgumentError
 from workbench.scale import Scale
 
@@ -145,17 +146,6 @@ def chat_endpoint(model: str, base_url: str) -> str:
     if not model.startswith("openai:/") or parts.path.rstrip("/").endswith("/completions"):
         return base_url
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
-
-
-def without_credentials(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may hold a secret.
-
-    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
-    'https://gateway.example/v1'
-    """
-    parts = urlsplit(url)
-    host = parts.netloc.rsplit("@", 1)[-1]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def options(judge: Judge) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _as_json(form: Form, judge: Judge) -> Form:
         raise RegistryError(
             f"Judge {judge.name!r} cannot be stored: {error}. Its aggregations and inference "
             "parameters must be names, numbers and text."
-        ) from error
+        ) from None
 
 
 def _refuse_lossy(judge: Judge) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -327,11 +326,11 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
     """All versions, the oldest first; none for an unknown name."""
     try:
         found = _registry().list_scorer_versions(where, name)
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise RegistryError(
-            f"The store {_where()} has no registry of judges. Use a database "
+            f"The store {store.address()} has no registry of judges. Use a database "
             "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
-        ) from error
+        ) from None
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return []
@@ -347,7 +346,7 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise RegistryError(
             f"No judge {name!r} is registered in experiment {_experiment_name(where)!r} of "
-            f"{_where()}.{hint} Registered there: "
+            f"{store.address()}.{hint} Registered there: "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
     if version is None:
@@ -357,11 +356,6 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
             return each
     numbers = ", ".join(str(each.scorer_version) for each in versions)
     raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
-
-
-def _where() -> str:
-    """The tracking URI; that of a database may hold a password."""
-    return re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())
 
 
 def _experiment_name(where: str) -> str:

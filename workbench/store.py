@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 from tqdm.auto import tqdm
 
+from workbench.credentials import scrubbed, shown_address
 from workbench.errors import ArgumentError, StoreError
 from workbench.tables import require_columns
 from workbench.transaction import is_possible, one_transaction
@@ -39,6 +40,19 @@ _SPAN_BATCH = 100
 _WRITE_BATCH = 50
 _SPANS_LOCATION = "mlflow.trace.spansLocation"
 _IN_TRACKING_STORE = "TRACKING_STORE"
+
+
+# -- which store ----------------------------------------------------------------------------
+
+
+def address() -> str:
+    """Where the store is, to be shown: without user, password and query."""
+    return shown_address(mlflow.get_tracking_uri())
+
+
+def told(error: BaseException) -> str:
+    """What an exception of the store says, without the credentials that it may repeat."""
+    return scrubbed(str(error), mlflow.get_tracking_uri())
 
 
 # -- reading --------------------------------------------------------------------------------
@@ -70,7 +84,7 @@ def experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
                 raise
     if found is None:
         raise StoreError(
-            f"There is no experiment {name!r} in {mlflow.get_tracking_uri()}. Check the name "
+            f"There is no experiment {name!r} in {address()}. Check the name "
             "and the tracking URI (mlflow.set_tracking_uri)."
         )
     if found.lifecycle_stage != "active":
@@ -122,7 +136,7 @@ def fetch_traces(
         if unknown:
             raise StoreError(
                 f"{len(unknown)} of {len(ids)} trace ids are not in the store at "
-                f"{mlflow.get_tracking_uri()}: {', '.join(unknown[:5])}"
+                f"{address()}: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}. Check the ids and the tracking URI."
             )
         infos = [by_id[i] if i in by_id else given[i].info for i in ids]
@@ -279,9 +293,9 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
             return False
         raise StoreError(
             f"Assessment {assessment.name!r} of trace {assessment.trace_id} could not be "
-            f"written to {mlflow.get_tracking_uri()}: {error}. What was written before stays; "
+            f"written to {address()}: {told(error)}. What was written before stays; "
             "run the call again to write the rest."
-        ) from error
+        ) from None
     return True
 
 
@@ -378,7 +392,7 @@ class AssessmentWriter:
         if isinstance(self._error, StoreError | ArgumentError):
             raise self._error
         if self._error is not None:
-            raise StoreError(f"Assessments could not be written: {self._error}") from self._error
+            raise StoreError(f"Assessments could not be written: {told(self._error)}") from None
 
     def put(self, assessment: Assessment) -> None:
         """Hand over an assessment; returns at once. Raises `StoreError` if writing has failed."""

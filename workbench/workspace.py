@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import mlflow
 
-from workbench.judge import without_credentials
+from workbench.credentials import shown_address
 from workbench.metrics import agreement
 from workbench.rendering import figure
 from workbench.store import experiment_id
@@ -130,12 +129,7 @@ def use_workspace(
             )
         where = experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
-    return Workspace(place, _shown(uri), experiment, where)
-
-
-def _shown(uri: str) -> str:
-    """The store's address without user and password, as databases and servers may have them."""
-    return without_credentials(uri) if "@" in urlsplit(uri).netloc else uri
+    return Workspace(place, shown_address(uri), experiment, where)
 
 
 @contextmanager
