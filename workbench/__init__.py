@@ -10,9 +10,11 @@ import importlib
 import os
 from typing import Any
 
-# litellm downloads a price table when it is imported and waits for it; MLflow reports usage.
-# The workbench talks to no one but the models that the user names.
+# litellm downloads a price table when it is imported and waits for it; MLflow looks up prices and
+# context sizes before the first call, and reports usage. The workbench talks to no one but the
+# models that the user names; the lists that both were installed with serve.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _HOME = {

@@ -31,11 +31,6 @@ from pydantic import PrivateAttr
 from workbench.faults import seconds_to_wait
 from workbench.judge import options
 
-# MLflow looks up prices and context sizes on the internet before the first call, and waits
-# seconds where there is none. The list that it was installed with serves; an address that the
-# user has set stays.
-os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
-
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 300.0
 
