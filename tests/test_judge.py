@@ -10,9 +10,13 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
+from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
+from pydantic import PrivateAttr
 
 from workbench import offline
 from workbench.errors import ArgumentError
@@ -20,12 +24,14 @@ from workbench.judge import (
     chat_endpoint,
     fingerprint,
     from_options,
+    is_cacheable,
     make_judge,
     options,
     scale_of,
     scrub,
     with_instructions,
 )
+from workbench.transport import prepared
 
 # Each option with a value that is not its default.
 WHOLE: dict[str, Any] = {
@@ -122,6 +128,17 @@ def test_credentials_do_not_enter_the_fingerprint() -> None:
     assert fingerprint(known) == fingerprint(secret)
 
 
+def test_the_query_of_a_base_url_makes_another_judge_unless_it_is_a_credential() -> None:
+    def at(query: str) -> str:
+        return fingerprint(plain(base_url=f"https://host/v1{query}"))
+
+    assert len({at(""), at("?deployment=a"), at("?deployment=b"), at("?api-version=1")}) == 4
+    assert at("?deployment=a&code=4711") == at("?sig=1&deployment=a") == at("?deployment=a")
+    assert at("?a=1&b=2") == at("?b=2&a=1")
+    for name in ("key", "code", "subscription-key", "x-amz-signature", "accessToken", "pwd"):
+        assert at(f"?{name}=4711") == at("") == at("?4711")
+
+
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     code = (
         "from workbench.judge import make_judge, fingerprint\n"
@@ -148,6 +165,63 @@ def test_built_in_judges_have_a_fingerprint_but_no_instructions_to_replace() -> 
     assert fingerprint(first) != fingerprint(second)
     with pytest.raises(ArgumentError, match=r"Guidelines.*make_judge"):
         options(first)
+
+
+class Keyword(Judge):
+    """A judge of a user's own, which MLflow cannot write down."""
+
+    word: str = "good"
+    api_key: str = ""
+    _model: str = PrivateAttr(default="openai:/m")
+
+    @property
+    def instructions(self) -> str:
+        return "Look for the word."
+
+    @property
+    def feedback_value_type(self) -> Any:
+        return Literal["yes", "no"]
+
+    def get_input_fields(self) -> list[Any]:
+        return []
+
+    def __call__(self, *, outputs: Any = None) -> Feedback:
+        return Feedback(name=self.name, value="yes" if self.word in str(outputs) else "no")
+
+
+class Prudent(InstructionsJudge):
+    """A judge made from instructions whose calls a user has changed."""
+
+    def __call__(self, **more: Any) -> Feedback:
+        return Feedback(name=self.name, value="no")
+
+
+def test_a_class_of_one_s_own_has_a_fingerprint() -> None:
+    """By its source and its fields, of which the name and what is secret say nothing."""
+    with pytest.raises(MlflowException, match="Unsupported scorer type"):
+        Keyword(name="q").model_dump()
+    mark = fingerprint(Keyword(name="q"))
+    assert mark == fingerprint(Keyword(name="other", description="d"))
+    assert mark == fingerprint(Keyword(name="q", api_key="sk-4711"))
+    assert mark != fingerprint(Keyword(name="q", word="bad"))
+
+    def another(**changes: Any) -> Any:
+        return type("Keyword", (Keyword,), {"__module__": __name__, **changes})(name="q")
+
+    assert mark != fingerprint(another())
+    given = {"name": "q", "instructions": "Rate {{ outputs }}.", "model": "openai:/m"}
+    assert fingerprint(Prudent(**given)) != fingerprint(from_options(given))
+
+
+def test_only_judges_that_are_known_whole_are_cacheable() -> None:
+    """Of a user's own class nobody knows the state."""
+    assert is_cacheable(plain())
+    assert is_cacheable(prepared(plain()))
+    assert is_cacheable(Guidelines(name="polite", guidelines="Be polite.", model="openai:/m"))
+    assert not is_cacheable(Keyword(name="q"))
+    assert not is_cacheable(
+        Prudent(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
+    )
 
 
 # -- the model ------------------------------------------------------------------------------
@@ -194,6 +268,20 @@ def test_a_base_url_is_completed_to_the_endpoint(model: str, base: str, endpoint
     assert chat_endpoint(model, base) == endpoint
     assert options(plain(model=model, base_url=base))["base_url"] == endpoint
     assert chat_endpoint(model, endpoint) == endpoint
+
+
+def test_a_base_url_is_completed_for_chat_alone() -> None:
+    """MLflow hands that of other APIs to a client which adds its own path."""
+    base = "http://h:8000/v1"
+
+    def completed(api: Any) -> Any:
+        judge = plain(base_url=base, model_api=api, feedback_value_type=bool)
+        return options(judge)["base_url"]
+
+    for api in ("decisions", ModelAPI.DECISIONS):
+        assert completed(api) == base
+    for api in ("chat_completions", "default", ModelAPI.CHAT_COMPLETIONS, ModelAPI.DEFAULT, None):
+        assert completed(api) == f"{base}/chat/completions"
 
 
 @pytest.mark.parametrize("base", ["localhost:8000/v1", "ftp://h/v1", "h", "http://", "/v1"])

@@ -41,6 +41,12 @@ _HEADER_NAMES = re.compile(r"(^|_)headers?$")
 # Query parameters that choose an API and open nothing. A query of others is withheld as a whole.
 _HARMLESS_QUERY = frozenset({"api-version", "api_version"})
 
+# In a query also shorter words stand for a secret: signatures, codes, one's own abbreviations.
+_SECRET_QUERY = re.compile(
+    r"(^|_)(key|token|sig|sign|signature|hmac|code|auth|pass|pwd|pw|jwt|sas|user|username|login"
+    r"|session|sid|otp|pin|id_token)($|_)"
+)
+
 
 @dataclass(frozen=True)
 class Withheld:
@@ -108,6 +114,22 @@ def without_credentials(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rsplit("@", 1)[-1]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def public_query(url: str) -> tuple[str, ...]:
+    """The query parameters whose name is not that of a credential, sorted; never the others.
+
+    >>> public_query("https://gateway.example/v1?deployment=a&key=abc&api-version=1")
+    ('api-version=1', 'deployment=a')
+    """
+    kept = []
+    for each in urlsplit(url).query.split("&"):
+        name, mark, _ = each.partition("=")
+        word = _as_words(unquote(name))
+        # A parameter without a name may be a bare key.
+        if mark and not (_SECRET_NAME.search(word) or _SECRET_QUERY.search(word)):
+            kept.append(each)
+    return tuple(sorted(kept))
 
 
 def shown_address(uri: str) -> str:
@@ -199,7 +221,7 @@ def secret_params(
     """(path, value) of each secret parameter; within a table of headers every value is one."""
     if isinstance(params, Mapping):
         for key, value in params.items():
-            name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", str(key)).lower()
+            name = _as_words(str(key))
             if isinstance(value, (Mapping, list)):
                 within = all_of or _HEADER_NAMES.search(name) is not None
                 yield from secret_params(value, (*path, key), all_of=within)
@@ -208,6 +230,10 @@ def secret_params(
     elif isinstance(params, list):
         for position, value in enumerate(params):
             yield from secret_params(value, (*path, position), all_of=all_of)
+
+
+def _as_words(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", name).lower()
 
 
 # -- putting back ---------------------------------------------------------------------------

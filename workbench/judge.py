@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from workbench import offline
-from workbench.credentials import secret_params, without_secret_params
+from workbench.credentials import public_query, secret_params, without_secret_params
 from workbench.credentials import without_credentials as without_credentials
 from workbench.errors import ArgumentError
 from workbench.scale import Scale
@@ -100,9 +102,9 @@ def make_judge(
     mlflow_options
         Everything else that `mlflow.genai.judges.make_judge` takes: ``description``,
         ``inference_params``, ``base_url``, ``extra_headers``, ``generate_rationale_first``,
-        ``model_api``, ``include_timing_in_conversation``. MLflow posts to ``base_url`` as it
-        stands; an OpenAI-style base (``http://localhost:8000/v1``) is therefore completed to
-        its chat endpoint here.
+        ``model_api``, ``include_timing_in_conversation``. MLflow posts chat requests to
+        ``base_url`` as it stands; an OpenAI-style base (``http://localhost:8000/v1``) is
+        therefore completed to its chat endpoint here.
 
     Raises
     ------
@@ -118,7 +120,8 @@ def make_judge(
     if uri.startswith(offline.SCHEME):
         offline.register()
     if mlflow_options.get("base_url") is not None:
-        mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"])
+        api = mlflow_options.get("model_api")
+        mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"], api)
     return mlflow_make_judge(
         name=name,
         instructions=instructions,
@@ -128,11 +131,12 @@ def make_judge(
     )
 
 
-def chat_endpoint(model: str, base_url: str) -> str:
+def chat_endpoint(model: str, base_url: str, model_api: Any = None) -> str:
     """The URL that MLflow must post to so that ``base_url`` is reached by ``model``.
 
-    MLflow's own client posts to the base URL literally, while gateways and local servers are
-    named by their ``/v1`` root. Providers that go through litellm keep the root.
+    MLflow's own client posts chat requests to the base URL literally, while gateways and local
+    servers are named by their ``/v1`` root. Providers that go through litellm, and other APIs
+    than chat completions, which the provider's own client calls, keep the root.
 
     >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
     'http://localhost:8000/v1/chat/completions'
@@ -143,7 +147,9 @@ def chat_endpoint(model: str, base_url: str) -> str:
             f"base_url={without_credentials(base_url)!r} is no http(s) URL. Give the root of an "
             "OpenAI-compatible server, for instance http://localhost:8000/v1."
         )
-    if not model.startswith("openai:/") or parts.path.rstrip("/").endswith("/completions"):
+    chat = str(getattr(model_api, "value", model_api)) in ("None", "default", "chat_completions")
+    complete = parts.path.rstrip("/").endswith("/completions")
+    if not model.startswith("openai:/") or not chat or complete:
         return base_url
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
 
@@ -205,7 +211,9 @@ def fingerprint(judge: Judge) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
     Instructions, model, inference parameters, value type, order of rationale and verdict, API
-    and base URL without credentials count; name, description, headers and aggregations do not.
+    and base URL count, of its query what is no credential; name, description, headers and
+    aggregations do not. Of a class that is not MLflow's, source and public fields count; what
+    else such a judge holds is not known (see `is_cacheable`).
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -225,16 +233,82 @@ def fingerprint(judge: Judge) -> str:
         deciding["inference_params"] = without_secret_params(opts["inference_params"])
         deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
         deciding["base_url"] = without_credentials(opts["base_url"]) if opts["base_url"] else None
+        if opts["base_url"] and (query := public_query(opts["base_url"])):
+            deciding["query"] = query
         deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
+        deciding |= _own_code(judge)
     else:
-        deciding = {
-            key: value
-            for key, value in judge.model_dump().items()
-            if key not in ("name", "description", "aggregations", "mlflow_version")
-        }
+        deciding = _dumped(judge) or _own_code(judge) or {"fields": _fields(judge)}
         deciding["class"] = type(judge).__qualname__
-    text = json.dumps(deciding, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def is_cacheable(judge: Judge) -> bool:
+    """Whether equal fingerprints mean equal judges, so that answers may be kept between runs.
+
+    A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
+    sees, and one that MLflow cannot write down is not known whole either.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if _own_classes(judge):
+        return False
+    return isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
+
+
+_LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")
+
+
+def _own_classes(judge: Judge) -> list[type]:
+    """The classes of a judge that its user wrote."""
+    return [c for c in type(judge).__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+
+
+def _own_code(judge: Judge) -> dict[str, Any]:
+    """Name, source and fields of a user's own class of judge; empty for the libraries' classes."""
+    classes = _own_classes(judge)
+    if not classes:
+        return {}
+    return {
+        "classes": [(c.__qualname__, _source(c)) for c in classes],
+        "fields": _fields(judge),
+    }
+
+
+def _fields(judge: Judge) -> dict[str, Any]:
+    fields = {
+        k: v for k, v in vars(judge).items() if not k.startswith("_") and k not in _UNDECIDING
+    }
+    return dict(without_secret_params(fields))
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed in at a prompt, or compiled
+        return ""
+
+
+_UNDECIDING = ("name", "description", "aggregations", "mlflow_version")
+
+
+def _dumped(judge: Judge) -> dict[str, Any] | None:
+    """MLflow's form of a built-in judge; None where MLflow cannot write the judge down."""
+    from mlflow.exceptions import MlflowException
+
+    if _own_classes(judge):
+        return None
+    try:
+        form = judge.model_dump()
+    except MlflowException:
+        return None
+    return {key: value for key, value in form.items() if key not in _UNDECIDING}
+
+
+def _stable(value: Any) -> str:
+    """A value that JSON does not take, as a text that is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value), flags=re.IGNORECASE)
 
 
 _SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
