@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from simulation import RUBRIC, Item, Simulation, items
+from simulation import REMARKS, RUBRIC, Item, Simulation, items
 
 NAME = "good_reply"
 INSTRUCTIONS = (
@@ -70,7 +70,7 @@ def _run_one(options: argparse.Namespace, server: Simulation) -> list[dict[str, 
     import workbench
 
     mlflow.set_experiment("benchmark")
-    labelled = items(options.n, seed=options.seed)
+    labelled = items(options.n, seed=options.seed, remarks=options.remarks)
     table = pd.DataFrame([vars(item) for item in labelled])
     imported = workbench.import_traces(
         table,
@@ -217,7 +217,7 @@ def measure(options: argparse.Namespace, **chosen: Any) -> list[dict[str, Any]]:
             "TQDM_DISABLE": "1",
         }
         command = [sys.executable, __file__, "--one", str(sim.port)]
-        for name in ("n", "latency", "judges", "failures", "optimizers", "seed"):
+        for name in ("n", "latency", "judges", "failures", "optimizers", "seed", "remarks"):
             value = getattr(asked, name)
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         worker = subprocess.Popen(
@@ -287,6 +287,9 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--full", action="store_true", help="N = 10, 50, 200 and 5 %% failures too")
     parser.add_argument("--seed", type=int, default=0, help="of items and failures")
+    parser.add_argument(
+        "--remarks", type=float, default=REMARKS, help="share of rationales with a side remark"
+    )
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a run may take")
     parser.add_argument("--details", action="store_true", help="print instructions and steps")
     parser.add_argument("--log", default="", help="files for what the reflection model is asked")

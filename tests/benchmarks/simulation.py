@@ -165,7 +165,7 @@ IRRELEVANT = (
         0.3,
         ("Thank you for your patience.", "We thank you for bearing with us in patience."),
         r"patience",
-        ("One may thank for patience, or not.", "The patience phrase is worn out."),
+        ("Good that it thanks for patience.", "The patience phrase is worn out."),
         ("thanks the customer for patience",),
         r"\bpatience",
     ),
@@ -174,7 +174,7 @@ IRRELEVANT = (
         0.3,
         ("More is in our help centre.", "Our help centre has a page on this."),
         r"help centre",
-        ("The help centre need not be mentioned.", "Good to point to the help centre."),
+        ("Good to point to the help centre.", "The help centre need not be mentioned."),
         ("points to the help centre",),
         r"\bhelp centre",
     ),
@@ -292,13 +292,20 @@ class Item:
     traits: frozenset[str]
 
 
-def items(count: int, seed: int = 0) -> list[Item]:
-    """``count`` items with labels by the hidden rubric; equal seeds give equal items."""
+REMARKS = 0.15
+
+
+def items(count: int, seed: int = 0, remarks: float = REMARKS) -> list[Item]:
+    """``count`` items with labels by the hidden rubric; equal seeds give equal items.
+
+    ``remarks`` is the share of rationales that mention what did not decide, where there is
+    something to mention.
+    """
     rng = random.Random(f"items-{seed}")
-    return [_item(rng) for _ in range(count)]
+    return [_item(rng, remarks) for _ in range(count)]
 
 
-def _item(rng: random.Random) -> Item:
+def _item(rng: random.Random, remarks: float) -> Item:
     traits = {t.name for t in (*OBJECTIONS, *IRRELEVANT) if rng.random() < t.share}
     objections = [t for t in OBJECTIONS if t.name in traits]
     label = "no" if objections else "yes"
@@ -324,20 +331,25 @@ def _item(rng: random.Random) -> Item:
         question=rng.choice(questions).format(**words),
         answer=" ".join(parts).format(**words),
         label=label,
-        rationale=_rationale(rng, label, traits, objections),
+        rationale=_rationale(rng, label, traits, objections, remarks),
         traits=frozenset(traits),
     )
 
 
 def _rationale(
-    rng: random.Random, label: str, traits: set[str], objections: Sequence[Trait]
+    rng: random.Random,
+    label: str,
+    traits: set[str],
+    objections: Sequence[Trait],
+    remarks: float,
 ) -> str:
     told = rng.random() < 0.85 if objections else TONE.name not in traits and rng.random() < 0.6
     reason = rng.choice(objections) if objections else TONE
     first = rng.choice(reason.remarks if told else SAYS_NOTHING[label])
     by_the_way = [t for t in IRRELEVANT if t.name in traits]
-    if by_the_way and rng.random() < 0.15:
-        return f"{first} {rng.choice(rng.choice(by_the_way).remarks)}"
+    if by_the_way and rng.random() < remarks:
+        praise, complaint = rng.choice(by_the_way).remarks
+        return f"{first} {praise if label == 'yes' else complaint}"
     return first
 
 
