@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.genai.judges import make_judge
 
-from workbench.candidate import Candidate, WorkedExample, shortened_json, without_variables
+from workbench.candidate import (
+    Candidate,
+    WorkedExample,
+    one_line_json,
+    shortened_json,
+    without_variables,
+)
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."
 
@@ -57,7 +64,7 @@ def test_learned_text_adds_no_template_variable(rule: str) -> None:
 def test_shortened_json_is_one_line_of_json(value: object, longest: int) -> None:
     """A shown field is always valid JSON on one line, and whole unless it says it was cut."""
     text = shortened_json(value, longest)
-    assert "\n" not in text
+    assert len(text.splitlines()) == 1
     read = json.loads(text)
     assert read == value or "more characters]" in read
 
@@ -66,3 +73,25 @@ def test_breaking_braces_keeps_json_readable() -> None:
     """Nested JSON stays JSON when double braces are broken up."""
     value = {"a": {"b": 1}}
     assert json.loads(without_variables(json.dumps(value))) == value
+
+
+@pytest.mark.parametrize(
+    "sign", ["\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\ud800"]
+)
+def test_no_sign_breaks_a_line_or_cannot_be_sent(sign: str) -> None:
+    """Whoever splits the text by lines, and by whichever rule; what is read back is the same."""
+    value = {f"ke{sign}y": [f"Überaus{sign}gut", 5]}
+    text = one_line_json(value)
+    assert len(text.splitlines()) == 1
+    assert json.loads(text) == value
+    assert "Überaus" in text
+    assert text.encode()
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_candidate_has_the_lines_that_it_was_given(rule: str, shown: str, rating: str) -> None:
+    """Neither a rule nor the text, rating or reason of an example adds a line."""
+    plain = Candidate(BASE).with_rules([f"Be strict. {rule}"], "x")
+    example = WorkedExample("tr-1", (("outputs", shown),), f"good {rating}", f"why {shown}")
+    text = plain.with_examples([example], 4).text
+    assert len(text.splitlines()) == len(text.split("\n")) == 10

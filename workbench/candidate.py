@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.cache import question_key
-
-RULES_HEADING = (
-    "People who rated items of this kind go by the rules below. Where a rule and the text above "
-    "differ, the rule counts."
-)
-EXAMPLES_HEADING = "Items that people rated, with their reasons:"
+from workbench.offline.learnt import EXAMPLES_HEADING, RULES_HEADING
 
 LONGEST_FIELD = 1500
 """Characters of an item's field in a worked example; longer ones are cut, visibly."""
@@ -31,7 +27,7 @@ class WorkedExample:
         lines = [f"{name}: {shortened_json(value)}" for name, value in self.fields]
         if self.rationale:
             lines.append(f"why: {shortened_json(self.rationale)}")
-        return "\n".join([*lines, f"rating: {self.rating}"])
+        return "\n".join([*lines, f"rating: {' '.join(self.rating.split())}"])
 
 
 @dataclass(frozen=True)
@@ -98,13 +94,25 @@ def without_variables(text: str) -> str:
 
 def shortened_json(value: Any, longest: int = LONGEST_FIELD) -> str:
     """The value as JSON on one line; text that is too long is cut and says so."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = one_line_json(value)
     if len(text) <= longest:
         return text
     plain = value if isinstance(value, str) else text
-    return json.dumps(
-        f"{plain[:longest]} [… {len(plain) - longest} more characters]", ensure_ascii=False
-    )
+    return one_line_json(f"{plain[:longest]} [… {len(plain) - longest} more characters]")
+
+
+def one_line_json(value: Any) -> str:
+    """The value as JSON on a line that stays one for every reader.
+
+    Text is shown as it is, but for characters that some readers take for the end of a line and
+    for halves of surrogate pairs, which cannot be sent.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+# JSON itself escapes those below the space.
+_UNSHOWN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _one_line(rule: str) -> str:

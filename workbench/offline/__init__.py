@@ -8,6 +8,7 @@ claim about a language model.
 
 ==================  ==============================================================
 `offline.provider`  answers requests that litellm hands over
+`offline.learnt`    where a judge's own text ends and what was learnt begins
 `offline.prompts`   takes a prompt apart: allowed values, rules, examples, item, cases
 `offline.rules`     the sentences that it can read, and what they do to a rating
 `offline.features`  what it sees in a text: words, numbers, tone, overlap
@@ -18,6 +19,10 @@ claim about a language model.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from importlib.resources import files
+
 SCHEME = "offline:/"
 MODEL = "offline:/rubric"
 
@@ -27,3 +32,19 @@ def register() -> None:
     from workbench.offline.provider import register_provider
 
     register_provider()
+
+
+@functools.cache
+def version() -> str:
+    """Digest of the source that the embedded model's answers follow from.
+
+    An answer that is kept holds for this version alone.
+    """
+    digest = hashlib.sha256()
+    package = files("workbench")
+    own = (f for f in package.joinpath("offline").iterdir() if f.name.endswith(".py"))
+    # The order of values is the scale's knowledge.
+    for file in [*sorted(own, key=lambda f: f.name), package.joinpath("scale.py")]:
+        text = file.read_text(encoding="utf-8")
+        digest.update(f"{file.name}\n{len(text)}\n{text}".encode())
+    return digest.hexdigest()[:16]

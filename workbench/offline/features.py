@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any, Final
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
+
+BEGINNING: Final = 20_000
+"""Characters of a text that are compared with a worked example."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -84,30 +88,39 @@ def numbers(text: str) -> frozenset[str]:
 
 def flatten(value: Any) -> str:
     """All text of a JSON value, keys left out; JSON inside text is opened as well."""
-    if isinstance(value, Mapping):
-        return "\n".join(flatten(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return "\n".join(flatten(v) for v in value)
-    if value is None:
-        return ""
-    return "\n".join(alternatives(value)) if isinstance(value, str) else str(value)
+    return "\n".join(alternatives(value))
 
 
 def alternatives(value: Any) -> list[str]:
     """The single texts of a value: a list (also one written as JSON text) has several."""
-    if isinstance(value, Mapping):
-        return [text for v in value.values() for text in alternatives(v)]
-    if isinstance(value, (list, tuple)):
-        return [text for v in value for text in alternatives(v)]
-    if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
-        import json
+    found: list[str] = []
+    left = [value]
+    while left:  # no recursion: items may be nested as deeply as JSON can be
+        value = left.pop()
+        if isinstance(value, str):
+            opened = _opened(value)
+            if opened is None:
+                found.append(value)
+            else:
+                left.append(opened)
+        elif isinstance(value, Mapping):
+            left += reversed(list(value.values()))
+        elif isinstance(value, (list, tuple)):
+            left += reversed(value)
+        elif value is not None:
+            found.append(str(value))
+    return found
 
-        try:
-            parsed = json.loads(value)
-        except (ValueError, RecursionError):
-            return [value]
-        return alternatives(parsed) if isinstance(parsed, (list, dict)) else [value]
-    return [] if value is None else [str(value)]
+
+def _opened(text: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that is written in a text; None where there is none."""
+    if not (text[:1] in ("[", "{") and text[-1:] in ("]", "}")):
+        return None
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, (list, dict)) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,14 +138,24 @@ class Text:
         return words(self.raw)
 
     @functools.cached_property
-    def opening(self) -> list[str]:
-        """The first ten words and numbers."""
-        return tokens(self.raw)[:10]
+    def tokens(self) -> list[str]:
+        return tokens(self.raw)
 
     @functools.cached_property
-    def content(self) -> frozenset[str]:
-        """Words that carry content, and numbers."""
-        return frozenset(w for w in tokens(self.raw) if w not in STOP_WORDS)
+    def opening(self) -> list[str]:
+        """The first ten words and numbers."""
+        return self.tokens[:10]
+
+    @functools.cached_property
+    def beginning(self) -> frozenset[str]:
+        """Words and numbers of a text's beginning, by which it is known again."""
+        begins = self.raw[:BEGINNING]
+        return frozenset(words(begins)) | numbers(begins)
+
+    @functools.cached_property
+    def vocabulary(self) -> frozenset[str]:
+        """All words and numbers."""
+        return frozenset(self.tokens)
 
     @functools.cached_property
     def numbers(self) -> frozenset[str]:
@@ -150,12 +173,12 @@ class Text:
     @functools.cached_property
     def padded(self) -> str:
         """Tokens with a space at both ends, for looking up phrases."""
-        return " " + " ".join(tokens(self.raw)) + " "
+        return " " + " ".join(self.tokens) + " "
 
     def share_in(self, other: Text) -> float:
         """Share of this text's content that occurs in ``other``, the best of its alternatives.
 
         In [0, 1]; 0 where this text has no content.
         """
-        there = other.content | frozenset(tokens(other.raw))
+        there = other.vocabulary
         return max((len(o & there) / len(o) for o in self.options), default=0.0)

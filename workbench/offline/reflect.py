@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from workbench.offline import rules as language
-from workbench.offline.features import STOP_WORDS, TONES, Text, tokens
+from workbench.offline.features import STOP_WORDS, TONES, Text
 from workbench.offline.prompts import Section, number_range, read_cases
 from workbench.offline.rubric import Ladder, as_item, first_impression
 from workbench.offline.rules import Condition, Rule, read_rules
@@ -271,7 +271,7 @@ def _phrases(items: Sequence[dict[str, Text]]) -> list[Condition]:
     """Words and word pairs that occur in several outputs, the most widespread first."""
     counts: Counter[str] = Counter()
     for item in items:
-        said = tokens(item["outputs"].raw) if "outputs" in item else []
+        said = item["outputs"].tokens if "outputs" in item else []
         single = {w for w in said if w not in STOP_WORDS and len(w) > 2 and not w[0].isdigit()}
         double = {
             f"{a} {b}"

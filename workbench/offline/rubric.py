@@ -7,14 +7,15 @@ or replace that rating.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.errors import ArgumentError
 from workbench.offline.features import COURTESY, HEDGES, NEGATIONS, PRAISE, Text
 from workbench.offline.prompts import (
-    Example,
     JudgePrompt,
     number_range,
     read_examples,
@@ -38,7 +39,10 @@ class Ladder:
         named = prompt.values or values_in_text(prompt.instructions) or ("no", "yes")
         if len(named) == 1:
             return cls(tuple(named), ordered=False)
-        scale = Scale.of(named)
+        try:
+            scale = Scale.of(named)
+        except ArgumentError:  # several writings of one value
+            return cls(tuple(named), ordered=False)
         return cls(scale.values, ordered=scale.kind != "nominal")
 
     @classmethod
@@ -68,17 +72,30 @@ class Ladder:
         return None
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What instructions teach: rules, and worked examples as items with their ratings."""
+
+    rules: tuple[Rule, ...]
+    examples: tuple[tuple[Item, str], ...]
+
+    @classmethod
+    @functools.lru_cache(maxsize=64)
+    def of(cls, instructions: str) -> Lesson:
+        """Read once for all the items that are judged by the same instructions."""
+        examples = [(as_item(one.item), one.rating) for one in read_examples(instructions)]
+        return cls(tuple(read_rules(instructions)), tuple(examples))
+
+
 def judge(prompt: JudgePrompt) -> tuple[Any, str]:
     """The verdict on the prompt's item: (value, rationale)."""
     ladder = Ladder.of(prompt)
     item = as_item(prompt.item)
-    seen = _same_example(read_examples(prompt.instructions), item)
-    if seen is not None and ladder.index(seen.rating) is not None:
-        position = ladder.index(seen.rating)
-        assert position is not None
+    lesson = Lesson.of(prompt.instructions)
+    rating = _rating_of_the_like(lesson.examples, item)
+    if rating is not None and (position := ladder.index(rating)) is not None:
         return ladder.values[position], "A worked example is all but the same as this item."
-    rules = read_rules(prompt.instructions)
-    position, reasons = rate(rules, ladder, item)
+    position, reasons = rate(lesson.rules, ladder, item)
     return ladder.values[position], " ".join(reasons)
 
 
@@ -124,24 +141,23 @@ def first_impression(item: Item) -> tuple[float, str]:
     )
 
 
-def _same_example(examples: Sequence[Example], item: Item) -> Example | None:
-    """The worked example whose outputs (and inputs) are all but those of the item."""
-    best: tuple[float, Example] | None = None
-    for example in examples:
-        known = as_item(example.item)
+def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str | None:
+    """The rating of the worked example whose outputs (and inputs) are all but the item's."""
+    best, rating = 0.0, None
+    for known, given in examples:
         shared = [f for f in ("inputs", "outputs") if f in known and f in item]
         if "outputs" not in shared:
             continue
         likeness = min(_likeness(known[f], item[f]) for f in shared)
-        if likeness >= 0.8 and (best is None or likeness > best[0]):
-            best = likeness, example
-    return best[1] if best else None
+        if likeness >= 0.8 and likeness > best:
+            best, rating = likeness, given
+    return rating
 
 
 def _likeness(a: Text, b: Text) -> float:
-    """Jaccard similarity of two texts' words, in [0, 1]; 1 for two empty ones."""
-    mine, other = set(a.words) | a.numbers, set(b.words) | b.numbers
-    return len(mine & other) / len(mine | other) if mine | other else 1.0
+    """Jaccard similarity of the words that two texts begin with, in [0, 1]; 1 for empty ones."""
+    either = len(a.beginning | b.beginning)
+    return len(a.beginning & b.beginning) / either if either else 1.0
 
 
 def as_item(values: Mapping[str, Any]) -> dict[str, Text]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from workbench.offline.features import TONES, Text, tokens
+from workbench.offline.learnt import FIELDS, rule_lines
 
 Item = Mapping[str, Text]
-_FIELDS = "inputs|outputs|expectations"
+_FIELDS = "|".join(FIELDS)
 _EMPTY = Text("")
 
 
@@ -75,9 +76,12 @@ _RULE = re.compile(
 
 
 def read_rules(text: str) -> list[Rule]:
-    """The rules among the lines of a text, in their order; other lines are left out."""
+    """The rules among the lines of a text, in their order; other lines are left out.
+
+    Lines of worked examples are data and state no rule, whatever they say.
+    """
     found = []
-    for line in text.splitlines():
+    for line in rule_lines(text):
         rule = read_rule(line.strip())
         if rule is not None:
             found.append(rule)
@@ -236,7 +240,7 @@ _SINGLE: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str]], Condition]]
     ),
     (
         re.compile(
-            rf"the ({_FIELDS}) give at least (\d+) numbers that are also in the ({_FIELDS})",
+            rf"the ({_FIELDS}) give at least (\d{{1,6}}) numbers that are also in the ({_FIELDS})",
             re.IGNORECASE,
         ),
         lambda m: numbers_shared(m[1].lower(), m[3].lower(), int(m[2])),
@@ -250,7 +254,7 @@ _SINGLE: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str]], Condition]]
         lambda m: uses_mark(m[1].lower(), m[3].lower(), present=m[2].lower() != "no"),
     ),
     (
-        re.compile(rf"the ({_FIELDS}) have (more|fewer) than (\d+) words", re.IGNORECASE),
+        re.compile(rf"the ({_FIELDS}) have (more|fewer) than (\d{{1,6}}) words", re.IGNORECASE),
         lambda m: has_length(
             m[1].lower(), "more" if m[2].lower() == "more" else "fewer", int(m[3])
         ),
@@ -261,7 +265,7 @@ _SINGLE: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str]], Condition]]
     ),
     (
         re.compile(
-            rf"(at least|less than) (\d+) % of the words of the ({_FIELDS}) are in "
+            rf"(at least|less than) (\d{{1,6}}) % of the words of the ({_FIELDS}) are in "
             rf"the ({_FIELDS})",
             re.IGNORECASE,
         ),
