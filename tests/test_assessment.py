@@ -18,7 +18,15 @@ from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
 from mlflow.genai.scorers import Correctness, RelevanceToQuery, RetrievalGroundedness
 
-from workbench import assess, import_traces, log_labels, log_verdicts, make_judge, pair
+from workbench import (
+    alignment_improvement,
+    assess,
+    import_traces,
+    log_labels,
+    log_verdicts,
+    make_judge,
+    pair,
+)
 from workbench import store as stored
 from workbench.errors import (
     ArgumentError,
@@ -57,8 +65,50 @@ def logged(name: str = "quality") -> list[Feedback]:
     return [a for trace in found for a in trace.info.assessments if a.name == name]
 
 
+class Counting(Judge):
+    """A judge of a user's own class, with a state that nobody sees."""
+
+    @property
+    def instructions(self) -> str:
+        return ""
+
+    @property
+    def feedback_value_type(self) -> Any:
+        return Literal["yes", "no"]
+
+    def get_input_fields(self) -> list[Any]:
+        return []
+
+    def __call__(self, *, outputs: Any = None) -> Feedback:
+        _COUNTED.append(str(outputs))
+        return Feedback(name=self.name, value="yes" if str(outputs).endswith("0") else "no")
+
+
+_COUNTED: list[str] = []
+
+
 def run(judge: Judge, chosen: Any = None, **options: Any) -> Any:
     return assess(judge, chosen, progress=False, **options)
+
+
+# -- any judge ------------------------------------------------------------------------------
+
+
+def test_a_judge_of_a_user_s_own_class_is_assessed_and_paired(store: str) -> None:
+    """Its answers are logged like all others, but never taken from the disk cache."""
+    _COUNTED.clear()
+    ids, judge = traces(4), Counting(name="quality")
+    for _ in range(2):
+        assert list(run(judge, log=False).table["value"]) == ["yes", "no", "no", "no"]
+    assert len(_COUNTED) == 8
+    assert run(judge).calls == 4
+    assert run(judge).calls == 0
+    labels = pd.DataFrame({"trace_id": ids, "r": ["yes", "no", "no", "yes"]})
+    log_labels(labels, name="quality", annotator="ana", value="r")
+    pairs = pair(judge)
+    assert (len(pairs), pairs.fingerprint) == (4, fingerprint(judge))
+    improvement = alignment_improvement(judge, judge, ids, progress=False)
+    assert improvement["original_accuracy"] == 0.75
 
 
 # -- what is logged -------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlflow.entities import AssessmentSource, Feedback
 from mlflow.entities.assessment_error import AssessmentError
 
-from workbench import import_traces, log_labels, log_verdicts, make_judge, pair
+from workbench import agreement, import_traces, log_labels, log_verdicts, make_judge, pair
 from workbench import pairing as pairing_module
 from workbench.consensus import read_label
 from workbench.errors import (
@@ -396,6 +396,26 @@ def test_the_scale_comes_from_the_judge_or_from_what_is_seen(store: str) -> None
     assert sorted(table["human"]) == [2, 4, 5]
     assert list(table["judge"]) == [4, 4, 4]
     assert (pair(number).scale.low, pair(number).scale.high) == (2, 5)
+
+
+def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
+    """Which of spam and ham makes a false positive is nobody's secret."""
+    ids = traces(2)
+    for trace_id, value in zip(ids, ("spam", "ham"), strict=True):
+        say(trace_id, value, "ana")
+        say(trace_id, "spam")
+    pairs = pair("quality")
+    assert pairs.scale.positive == "ham"
+    assert any("'ham' is taken as the positive value, 'spam'" in note for note in pairs.notes)
+    named = pair("quality", positive="Spam")
+    assert (named.scale.positive, named.notes) == ("spam", ())
+    assert agreement(named).false_positives == 1
+    assert pair("quality", scale=Scale.of(["spam", "ham"])).notes == ()
+    judge = judge_of(feedback_value_type=Literal["spam", "ham"])
+    assert pair(judge).scale.positive == "spam"
+    assert any("'spam' is taken" in note for note in pair(judge).notes)
+    with pytest.raises(ArgumentError, match="positive='eggs'"):
+        pair("quality", positive="eggs")
 
 
 # -- consensus ------------------------------------------------------------------------------

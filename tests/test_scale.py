@@ -92,6 +92,46 @@ def test_two_values_are_binary_with_the_negative_first(
     assert scale.positive == negative_first[1]
 
 
+@pytest.mark.parametrize("values", [["spam", "ham"], ["ham", "spam"]])
+def test_the_positive_one_of_two_values_may_be_named(values: list[str]) -> None:
+    for make in (Scale.of, Scale.from_values):
+        for positive in values:
+            assert make(values, positive=f" {positive.upper()}").positive == positive
+    # Also against what the words say: that an answer is unsafe may be what is looked for.
+    unsafe = Scale.of(["safe", "unsafe"], positive="unsafe")
+    assert (unsafe.positive, unsafe.normalise("no"), unsafe.normalise("yes")) == (
+        "unsafe", "unsafe", "safe",
+    )  # fmt: skip
+    assert Scale.from_values(["ham", "spam"]).positive == "ham"
+    assert Scale.from_type(Literal["spam", "ham"]) == Scale.of(["spam", "ham"], positive="spam")
+
+
+def test_a_positive_value_that_is_none_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"positive='eggs': .*'spam', 'ham'"):
+        Scale.from_values(["ham", "spam"], positive="eggs")
+    with pytest.raises(ArgumentError, match="scale of two values; this one is ordinal"):
+        Scale.of([1, 2, 3], positive=3)
+    with pytest.raises(ArgumentError, match="not one of"):
+        Scale.of(["ham", "spam"], positive="N/A")
+
+
+@pytest.mark.parametrize(
+    ("values", "known"),
+    [
+        (["spam", "ham"], False), (["good", "correct"], False), (["yes", "no"], True),
+        (["spam", "no"], True), (["spam", "good"], True), ([False, True], True), ([1, 2], True),
+        (["helpful", "unhelpful"], True), (["a", "b", "c"], True),
+    ],
+)  # fmt: skip
+def test_whether_words_tell_the_positive_value(values: list[Any], known: bool) -> None:
+    assert Scale.of(values).positive_is_known is known
+
+
+def test_a_known_word_beats_an_unknown_one_in_any_order() -> None:
+    assert Scale.of(["odd", "good"]).positive == Scale.of(["good", "odd"]).positive == "good"
+    assert Scale.of(["odd", "bad"]).positive == Scale.of(["bad", "odd"]).positive == "odd"
+
+
 def test_the_order_may_be_given() -> None:
     assert Scale.of(["b", "a", "c"], ordered=True).values == ("b", "a", "c")
     assert Scale.of(["b", "a", "B", "c"], ordered=True).values == ("b", "a", "c")

@@ -261,6 +261,7 @@ def pair(
     ties: Literal["drop", "latest", "error"] = "drop",
     scale: Scale | None = None,
     source: str | None = None,
+    positive: Any = None,
 ) -> Pairs:
     """Join a judge's verdicts with the human labels under its name.
 
@@ -282,11 +283,17 @@ def pair(
     source
         With a name: only verdicts by this source count, which is the model of a judge that ran
         here and what `workbench.log_verdicts` was told of one that ran elsewhere.
+    positive
+        Which of two values is the positive one, that of false positives and prevalence. By
+        default the words tell (yes, pass, True); of words that do not, such as spam and ham,
+        the first one that the judge's Literal lists, else the first by the alphabet, is taken,
+        which ``.notes`` says.
 
     Raises
     ------
     ArgumentError
-        For ``source`` beside a judge, whose version says already which verdicts count.
+        For ``source`` beside a judge, whose version says already which verdicts count; for a
+        ``positive`` that is none of two values.
     NoLabelsError
         No human label under the name; names that nearly match are listed with their counts.
     NoVerdictsError
@@ -317,9 +324,18 @@ def pair(
     chosen, version, notes = choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
         raise NoVerdictsError(_no_verdicts_message(judge_or_name, by_trace, recorded))
+    given = scale
     if not isinstance(judge_or_name, str):
         scale = scale or scale_of(judge_or_name)
     scale = scale or _observed_scale(by_trace, chosen)
+    if positive is not None:
+        scale = scale.with_positive(positive)
+    elif given is None and not scale.positive_is_known:
+        other = next(value for value in scale.values if value != scale.positive)
+        notes.append(
+            f"{scale.positive!r} is taken as the positive value, {other!r} as the negative one, "
+            f"since the words do not tell. For the other way round: positive={other!r}."
+        )
 
     rows, excluded, all_votes = [], [], {}
     outside: list[HumanLabel] = []

@@ -162,7 +162,8 @@ class Scale:
 
         Literals of two values are binary, Literals of numbers or of graded words are ordinal,
         other Literals nominal; bool is binary; int and float are numeric. Optional types are
-        read as the type itself.
+        read as the type itself. Of two words that are not known (yes, pass, ...), the one that
+        the Literal lists first is the positive one.
 
         Raises
         ------
@@ -187,35 +188,55 @@ class Scale:
         )
 
     @classmethod
-    def of(cls, values: Sequence[Any], *, ordered: bool | None = None) -> Scale:
+    def of(
+        cls, values: Sequence[Any], *, ordered: bool | None = None, positive: Any = None
+    ) -> Scale:
         """The scale of the given values.
 
         ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
         an order; None decides by the values: two are binary, numbers and graded words ordinal.
+        ``positive`` names the positive one of two values; None leaves it to the words (yes is,
+        no is not), and where no word is known the first one listed is the positive one.
+
+        Raises
+        ------
+        ArgumentError
+            For fewer than two values, and for a ``positive`` that is none of two.
         """
         writings: dict[str, Any] = {}
         for value in values:
             writings.setdefault(_fold(value), value)
         unique = list(writings.values())
         if len(unique) == 2 and ordered is None:
-            return cls("binary", _binary_order(unique))
-        if ordered is None:
+            scale = cls("binary", _binary_order(unique))
+        elif ordered is None:
             ladder = _ladder_order(unique)
-            return cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
-        return cls("ordinal" if ordered else "nominal", tuple(unique))
+            scale = cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
+        else:
+            scale = cls("ordinal" if ordered else "nominal", tuple(unique))
+        return scale if positive is None else scale.with_positive(positive)
 
     @classmethod
-    def from_values(cls, observed: Iterable[Any]) -> Scale:
+    def from_values(cls, observed: Iterable[Any], *, positive: Any = None) -> Scale:
         """The scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories; more, if all are numbers, a numeric scale.
+        Of two values ``positive`` names the positive one; None leaves it to the words, and where
+        no word is known the alphabet decides (see `positive_is_known`).
 
         Raises
         ------
         ScaleError
             When fewer than two distinct values, or more than 20 that are not all numbers,
             were seen.
+        ArgumentError
+            For a ``positive`` that is none of two values.
         """
+        scale = cls._of_observed(observed)
+        return scale if positive is None else scale.with_positive(positive)
+
+    @classmethod
+    def _of_observed(cls, observed: Iterable[Any]) -> Scale:
         seen: dict[str, Any] = {}
         # Which writing of a value stands for it must not depend on the order of arrival.
         for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
@@ -269,8 +290,8 @@ class Scale:
         if self.kind == "binary":
             sides = [_binary_side(_fold(value)) for value in self.values]
             side = _binary_side(folded)
-            if side is not None and sides == [0, 1]:
-                return self.values[side]
+            if side is not None and sorted(map(str, sides)) == ["0", "1"]:
+                return self.values[sides.index(side)]
         raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
 
     def _normalise_number(self, raw: Any) -> float | int:
@@ -310,8 +331,45 @@ class Scale:
 
     @property
     def positive(self) -> Any:
-        """The positive value of a binary scale (yes, pass, True); None on other scales."""
+        """The positive value of a binary scale (yes, pass, True); None on other scales.
+
+        Of values whose words say nothing, the one given by ``positive=``, or the first listed.
+        """
         return self.values[1] if self.kind == "binary" else None
+
+    @property
+    def positive_is_known(self) -> bool:
+        """Whether the words themselves tell which of two values is the positive one.
+
+        False for words such as spam and ham, of which one was taken; True on other scales.
+        """
+        if self.kind != "binary" or _ladder_order(self.values):
+            return True
+        sides = [_binary_side(_fold(value)) for value in self.values]
+        return sides[0] != sides[1]
+
+    def with_positive(self, value: Any) -> Scale:
+        """The binary scale with the given value as the positive one.
+
+        Raises
+        ------
+        ArgumentError
+            When the scale is not binary, or does not have the value.
+        """
+        if self.kind != "binary":
+            raise ArgumentError(
+                f"positive={value!r} is for a scale of two values; this one is {self.kind} "
+                f"({self.describe()})."
+            )
+        try:
+            positive = self.normalise(value)
+        except ScaleError as error:
+            raise ArgumentError(f"positive={value!r}: {error}") from None
+        if positive is ABSTAIN:
+            raise ArgumentError(f"positive={value!r} is not one of {self.describe()}.")
+        if _fold(positive) == _fold(self.positive):
+            return self
+        return Scale("binary", (self.values[1], self.values[0]))
 
     @property
     def ordered(self) -> bool:
@@ -348,7 +406,7 @@ def _binary_order(values: Sequence[Any]) -> tuple[Any, ...]:
     if ladder:
         return ladder
     sides = [_binary_side(_fold(v)) for v in values]
-    if sides == [0, 1] or (sides[0] == 0 and sides[1] is None):
+    if sides in ([0, 1], [0, None], [None, 1]):
         return (first, second)
     return (second, first)
 
