@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any, Literal
 
 import pytest
 from loopback import UNKNOWN_MODEL, Loopback
+from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench import make_judge
+from workbench import calls, make_judge, question
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run, run_many
@@ -399,3 +403,40 @@ def test_a_stop_does_not_wait_for_a_pause(loopback: Start) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(judge_at(server.url), items(50), concurrency=4, on_verdict=interrupt)
     assert time.monotonic() - start < 15
+
+
+class Hanging(InstructionsJudge):
+    """A judge whose calls hang until they are let go, but for the first one."""
+
+    def __call__(self, *, outputs: Any = None, **more: Any) -> Feedback:
+        if not str(outputs).endswith(" 0"):
+            _LET_GO.wait(60)
+        return Feedback(name=self.name, value="good")
+
+
+_LET_GO = threading.Event()
+
+
+def test_an_interrupt_is_not_held_up_by_calls_that_hang(
+    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits a moment; what comes after that is still kept, though the cache was closed."""
+    monkeypatch.setattr(calls, "SECONDS_AFTER_INTERRUPT", 0.5)
+    monkeypatch.setattr(question, "is_cacheable", lambda judge: True, raising=False)
+    _LET_GO.clear()
+    judge = Hanging(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
+
+    settled: list[Verdict] = []
+    main = threading.get_ident()
+    timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cache:
+        run(judge, items(8), concurrency=4, cache=cache, on_verdict=settled.append)
+    assert 0.9 < time.monotonic() - start < 10
+    assert [verdict.trace_id for verdict in settled] == ["tr-0"]
+    _LET_GO.set()
+    deadline = time.monotonic() + 10
+    while len(cache) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(cache) == 5  # the first, and those four that had begun

@@ -22,7 +22,7 @@ LAYERS = {
     "level 1": [
         "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge",
         "labels", "offline", "rows", "store", "tables", "throttle", "traces", "transaction",
-        "transport",
+        "transport", "workers",
     ],
     "assessment": ["question", "calls", "assessment"],
     "pairing": ["consensus", "verdicts", "splits", "pairing"],
@@ -46,6 +46,7 @@ ONLY = {
     "progress": set(),
     "coefficients": set(),
     "throttle": set(),
+    "workers": set(),
     "faults": set(),
     "cli": {"credentials", "errors", "experiments", "parameters"},
 }

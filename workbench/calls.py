@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from workbench.scale import Scale
 from workbench.throttle import Throttle
 from workbench.traces import Example
 from workbench.transport import Transport
+from workbench.workers import Workers
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -42,6 +43,9 @@ TRANSIENT_ATTEMPTS = 4
 RATE_LIMIT_ATTEMPTS = 12
 PERMANENT_FAILURES_TO_STOP = 3
 """In a row; one is enough where nothing was answered yet."""
+
+SECONDS_AFTER_INTERRUPT = 5.0
+"""How long Ctrl-C waits for calls under way; what they bring later is still kept in the cache."""
 
 FAILURES_TO_STOP = 10
 """In a row, of any fault but unusable answers, each after all its attempts."""
@@ -179,25 +183,30 @@ class _Calls:
         if not self.questions:
             return
         transport = Transport(self.concurrency)
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
+        workers = Workers[_Outcome](self.concurrency, "judge")
+        patience: float | None = None
         running: dict[Future[_Outcome], int] = {}
         done: queue.SimpleQueue[Future[_Outcome]] = queue.SimpleQueue()
         try:
             self._take(0, self._answer(self.questions[0], transport), settle)
             for index, question in enumerate(self.questions[1:], start=1):
-                future = pool.submit(self._answer, question, transport)
+                future = workers.submit(self._answer, question, transport)
                 running[future] = index
                 future.add_done_callback(done.put)
             while running:
                 future = _next(done)
                 self._take(running.pop(future), future.result(), settle)
             self._give_up(settle)
+        except BaseException as error:
+            # Whoever interrupts is not kept waiting by a call that hangs.
+            patience = None if isinstance(error, Exception) else SECONDS_AFTER_INTERRUPT
+            raise
         finally:
-            # Reached by Ctrl-C as well. Calls under way end in their threads, nothing new is
-            # started, and what came too late for the loop above has been paid for: it is kept.
+            # Calls under way end in their threads, nothing new is started, and what came too
+            # late for the loop above has been paid for: it is kept.
             self.stopped.set()
             self.throttle.release()
-            pool.shutdown(wait=True, cancel_futures=True)
+            workers.stop(patience)
             transport.close()
             self._keep(running, settle)
 
@@ -233,7 +242,7 @@ class _Calls:
         self, running: dict[Future[_Outcome], int], settle: Callable[[int, Verdict], None]
     ) -> None:
         for future, index in running.items():
-            if future.cancelled() or future.exception() is not None:
+            if not future.done() or future.cancelled() or future.exception() is not None:
                 continue
             verdict = future.result().verdict
             if verdict.error is None:
