@@ -23,6 +23,9 @@ from workbench.errors import StoreError
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 
+KEY_FORMAT = 2
+"""Number of the way in which keys are made. Raised when an old answer must not be found."""
+
 
 def cache_directory() -> Path:
     """Where answers are kept: ``WORKBENCH_CACHE``, else the user's cache folder."""
@@ -31,11 +34,12 @@ def cache_directory() -> Path:
 
 
 def question_key(*parts: Any) -> str:
-    """Key of a question: sha256 of the canonical JSON of its parts.
+    """Key of a question: sha256 of the canonical JSON of its parts and of `KEY_FORMAT`.
 
-    Answers of a judge are kept under (judge fingerprint, item digest, sample number).
+    The parts are all that decides the answer. Answers of a judge are kept under (judge
+    fingerprint, source of the answers, item digest, trace, sample number).
     """
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps([KEY_FORMAT, *parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -119,7 +119,8 @@ def run_many(
     # Equal questions are asked once where answers are kept, else as often as they stand here.
     alike: dict[str, list[int]] = {}
     for position, question in enumerate(asked):
-        alike.setdefault(question.key if cache is not None else str(position), []).append(position)
+        kept = cache is not None and question.plan.lasting
+        alike.setdefault(question.key if kept else str(position), []).append(position)
     positions = list(alike.values())
     firsts = [asked[same[0]] for same in positions]
     stored = [question.stored(cache) if cache is not None else None for question in firsts]
@@ -307,7 +308,7 @@ class _Calls:
             return _Outcome(failed, failure.fault, asked_at, time.monotonic())
         self.throttle.speed_up()
         if self.cache is not None:
-            self.cache.put(question.key, {"value": value, "rationale": verdict.rationale})
+            question.keep(self.cache, value, verdict.rationale)
         return _Outcome(replace(verdict, calls=requests), None, asked_at)
 
     def _refusal(self, question: Question, outcome: _Outcome) -> ModelError:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 from mlflow.entities import Feedback
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
+from mlflow.genai.judges.utils import get_default_model
 from mlflow.tracing.constant import AssessmentMetadataKey
 
+from workbench import offline
 from workbench.cache import AnswerCache, question_key
+from workbench.credentials import public_query, without_credentials
 from workbench.errors import ScaleError
-from workbench.judge import Verdict, fingerprint, scale_of
+from workbench.judge import Verdict, fingerprint, is_cacheable, scale_of
 from workbench.scale import ABSTAIN, Scale, is_missing
 from workbench.traces import Example, item_digest
 from workbench.transport import prepared
@@ -29,13 +34,19 @@ class AnswerError(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """One judge, made ready to be called many times."""
+    """One judge, made ready to be called many times.
+
+    ``mark`` is its fingerprint, ``source`` what else decides its answers (`answers_from`) and
+    ``lasting`` whether they may be kept for another run.
+    """
 
     judge: Judge
     call: Any
     mark: str
+    source: dict[str, Any]
     scale: Scale | None
     fields: tuple[str, ...]
+    lasting: bool = True
 
     @classmethod
     def of(cls, judge: Judge, scale: Scale | None) -> Plan:
@@ -44,7 +55,65 @@ class Plan:
             fields = tuple(sorted(judge.template_variables))
         else:
             fields = _accepted_fields(judge)
-        return cls(judge, prepared(judge), fingerprint(judge), scale or own, fields)
+        return cls(
+            judge,
+            prepared(judge),
+            fingerprint(judge),
+            answers_from(getattr(judge, "model", None), getattr(judge, "_base_url", None)),
+            scale or own,
+            fields,
+            lasting=is_cacheable(judge),
+        )
+
+
+def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
+    """What decides the answers of a model beside the question: where they come from.
+
+    The model that stands behind no name at all; the server, be it named by the base URL or by
+    the environment, without credentials; the version of the embedded model. Answers are kept
+    for this source alone. It is no part of a judge's fingerprint: a judge that is taken to
+    another server stays the same judge.
+    """
+    model = model or get_default_model()
+    provider = model.partition(":")[0]
+    if model.startswith(offline.SCHEME):
+        return {"model": model, "version": offline.version()}
+    if base_url:
+        return {"model": model, "server": _address(base_url)}
+    if provider == "gateway":
+        server = os.environ.get("MLFLOW_GATEWAY_URI") or mlflow.get_tracking_uri()
+        return {"model": model, "server": _address(server)}
+    # Clients differ in which of several variables they heed, so that each of them counts.
+    prefixes = "|".join(_PREFIXES.get(provider, (provider.upper().replace("-", "_"),)))
+    variable = re.compile(rf"(?:{prefixes})_(?:\w+_)?(?:{_PLACES})")
+    named = {n: _address(v) for n, v in os.environ.items() if v and variable.fullmatch(n)}
+    return {"model": model, "server": named}
+
+
+_PLACES: Final = (
+    "API_BASE|BASE_URL|API_VERSION|ENDPOINT|ENDPOINT_URL|ENDPOINT_NAME|HOST|LOCATION|REGION|"
+    "REGION_NAME|TARGET"
+)
+"""How the variables end that say where a provider is reached, after the provider's name."""
+
+_PREFIXES: Final = {
+    "amazon-bedrock": ("AWS", "BEDROCK"),
+    "bedrock": ("AWS", "BEDROCK"),
+    "databricks": ("DATABRICKS", "MLFLOW_DEPLOYMENTS"),
+    "endpoints": ("DATABRICKS", "MLFLOW_DEPLOYMENTS"),
+    "huggingface": ("HF", "HUGGINGFACE"),
+    "sap-ai-core": ("MLFLOW_GENAI_JUDGE", "SAP_AI_CORE"),
+    "togetherai": ("TOGETHERAI", "TOGETHER_AI"),
+    "vertex_ai": ("VERTEX", "VERTEXAI"),
+}
+"""How the variables of providers begin where that is not the provider's name."""
+
+
+def _address(named: str) -> str:
+    try:
+        return f"{without_credentials(named)}?{public_query(named)}"
+    except ValueError:  # no URL, and nothing will be reached by it
+        return ""
 
 
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
@@ -74,7 +143,7 @@ class Question:
         digest = item_digest(self.item, fields) if fields else ""
         # What a judge reads from a whole trace has no digest: it belongs to that trace alone.
         where = self.item.trace_id if "trace" in self.plan.fields else ""
-        return question_key(self.plan.mark, digest, where, self.sample)
+        return question_key(self.plan.mark, self.plan.source, digest, where, self.sample)
 
     def ask(self) -> tuple[Verdict, Any]:
         """One call: the verdict, and its value as the judge gave it.
@@ -117,7 +186,7 @@ class Question:
 
     def stored(self, cache: AnswerCache) -> Verdict | None:
         """The verdict of a stored answer; None where there is none on this scale."""
-        answer = cache.get(self.key)
+        answer = cache.get(self.key) if self.plan.lasting else None
         if answer is None:
             return None
         try:
@@ -132,6 +201,11 @@ class Question:
             fingerprint=self.plan.mark,
             cached=True,
         )
+
+    def keep(self, cache: AnswerCache, value: Any, rationale: str) -> None:
+        """Store an answer, its value as the judge gave it, where answers may be kept."""
+        if self.plan.lasting:
+            cache.put(self.key, {"value": value, "rationale": rationale})
 
 
 def _only_feedback(given: Any) -> Feedback:
