@@ -62,6 +62,62 @@ def test_mlflow_still_has_the_seams() -> None:
     assert ChatCompletionError(500, "no").status_code == 500
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "del gateway_adapter.send_chat_request",
+        "gateway_adapter.send_chat_request = lambda request: None",
+        "del gateway_adapter.ChatCompletionError, utils.ChatCompletionError",
+        "del gateway_adapter.pydantic_to_response_format",
+        "del litellm_adapter._invoke_litellm",
+        "litellm_adapter._invoke_litellm = lambda request: None",
+        "sys.modules['mlflow.genai.judges.adapters.litellm_adapter'] = None",
+        "del InstructionsJudge._create_response_format_model",
+    ],
+)
+def test_an_mlflow_without_a_seam_is_told_once_and_lived_with(change: str) -> None:
+    """Nothing fails at import; what is only slower is not worth a word."""
+    code = (
+        "import sys, warnings\n"
+        "from mlflow.genai.judges.adapters import gateway_adapter, litellm_adapter, utils\n"
+        "from mlflow.genai.judges.instructions_judge import InstructionsJudge\n"
+        f"{change}\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import workbench.transport, workbench.calls, workbench.assessment\n"
+        "print(sum('own client' in str(w.message) for w in caught))\n"
+        "judge = InstructionsJudge(name='q', instructions='Rate {{ outputs }}.', model='openai:/m')"
+        "\nworkbench.transport.prepared(judge)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    only_slower = "response_format" in change
+    assert (done.returncode, done.stdout.strip()) == (0, "0" if only_slower else "1"), done.stderr
+
+
+def test_without_the_seams_verdicts_come_through_mlflow_s_own_client(loopback: Start) -> None:
+    """MLflow does what it does without the workbench."""
+    code = (
+        "import sys\n"
+        "from mlflow.genai.judges.adapters import gateway_adapter\n"
+        "send = gateway_adapter.send_chat_request\n"
+        "def renamed(endpoint, headers, body, num_retries):\n"
+        "    return send(endpoint, headers, body, num_retries)\n"
+        "gateway_adapter.send_chat_request = lambda **k: renamed(body=k.pop('payload'), **k)\n"
+        "from workbench.calls import run\n"
+        "from workbench import make_judge\n"
+        "from workbench.traces import Example\n"
+        "judge = make_judge('q', 'Rate {{ outputs }}.', model='openai:/m', base_url=sys.argv[1])\n"
+        "print([v.error for v in run(judge, [Example(f't{n}', {}, n) for n in range(5)])])\n"
+    )
+    server = loopback()
+    done = subprocess.run(
+        [sys.executable, "-c", code, server.url], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "[None, None, None, None, None]", done.stderr
+    assert done.stderr.count("own client") == 1
+    assert server.requests == 5
+
+
 def test_a_prepared_judge_is_the_same_judge() -> None:
     """Every option and the fingerprint; only the schema is made once."""
     judge = make_judge(

@@ -6,25 +6,25 @@ judges share pooled connections, every request is counted before it is sent, and
 comes back at once with the status and ``Retry-After`` of the provider, so that
 `workbench.calls` can decide for all calls together what to do. Nothing changes for judges
 that are called in any other way.
+
+MLflow publishes none of the functions that are replaced for this. Where a version of MLflow does
+not have them, its own client is used, and a warning says so.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import importlib
+import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import requests
-from mlflow.genai.judges.adapters import gateway_adapter, litellm_adapter
-from mlflow.genai.judges.adapters.utils import (
-    ChatCompletionError,
-    _safe_parse_error,
-    is_context_window_error,
-)
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from pydantic import PrivateAttr
 
@@ -33,6 +33,16 @@ from workbench.judge import options
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 300.0
+
+_ADAPTERS = "mlflow.genai.judges.adapters"
+
+
+def _seam(module: str, name: str) -> Any:
+    """What MLflow calls ``name`` there; None in a version that does not have it."""
+    try:
+        return getattr(importlib.import_module(f"{_ADAPTERS}.{module}"), name, None)
+    except ImportError:
+        return None
 
 
 class Transport:
@@ -74,19 +84,23 @@ class Transport:
             proxies=self._proxies[endpoint],
         )
         if response.status_code >= 400:
-            message = str(_safe_parse_error(response) or f"HTTP {response.status_code}")
-            error = ChatCompletionError(
+            parse, is_too_long = (
+                _seam("utils", name) for name in ("_safe_parse_error", "is_context_window_error")
+            )
+            said = parse(response) if parse else response.text[:2000]
+            message = str(said or f"HTTP {response.status_code}")
+            error = _seam("utils", "ChatCompletionError")(
                 response.status_code,
                 message,
                 is_context_window_error=response.status_code == 400
-                and is_context_window_error(message),
+                and bool(is_too_long and is_too_long(message)),
             )
             error.retry_after = seconds_to_wait(response.headers.get("Retry-After"))
             raise error
         try:
             return response.json()
         except requests.exceptions.JSONDecodeError:
-            raise ChatCompletionError(
+            raise _seam("utils", "ChatCompletionError")(
                 502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
             ) from None
 
@@ -121,31 +135,76 @@ class PreparedJudge(InstructionsJudge):
         return self._schema or super()._create_response_format_model()
 
 
+_MAKE_SCHEMA = "_create_response_format_model"
+
+
 def prepared(judge: Any) -> Any:
     """The judge in the form in which it is cheapest to call many times."""
-    if type(judge) is not InstructionsJudge:
+    if type(judge) is not InstructionsJudge or not hasattr(judge, _MAKE_SCHEMA):
         return judge
     fast = PreparedJudge(**options(judge))
     fast._schema = fast._create_response_format_model()
     return fast
 
 
-def _install() -> None:
-    """Let MLflow's adapters ask for the current transport; without one they work as ever."""
-    send, ask = gateway_adapter.send_chat_request, litellm_adapter._invoke_litellm
-    to_format = gateway_adapter.pydantic_to_response_format
-    stored_format = functools.lru_cache(maxsize=64)(to_format)
+def _install() -> list[str]:
+    """Let MLflow's adapters ask for the current transport; without one they work as ever.
+
+    Returns what of MLflow was not found as it is known, and is left as it is.
+    """
+    return [*_install_gateway(), *_install_litellm()]
+
+
+def _unknown(module: str, name: str, parameters: set[str]) -> bool:
+    function = _seam(module, name)
+    return not callable(function) or not parameters <= set(inspect.signature(function).parameters)
+
+
+def _install_gateway() -> list[str]:
+    wanted = {
+        ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
+        ("utils", "ChatCompletionError"): {"is_context_window_error"},
+    }
+    missing = [f"{m}.{name}" for (m, name), needed in wanted.items() if _unknown(m, name, needed)]
+    if missing:
+        return missing
+    gateway_adapter: Any = importlib.import_module(f"{_ADAPTERS}.gateway_adapter")
+    send = gateway_adapter.send_chat_request
+    order = inspect.signature(send)
 
     @functools.wraps(send)
-    def send_chat_request(
-        endpoint: str, headers: dict[str, str], payload: dict[str, Any], num_retries: int
-    ) -> Any:
+    def send_chat_request(*args: Any, **kwargs: Any) -> Any:
         current = _current.get()
         if current is None:
-            return send(endpoint, headers, payload, num_retries)
+            return send(*args, **kwargs)
+        given = order.bind(*args, **kwargs).arguments
         transport, before_request = current
         before_request()
-        return transport.post(endpoint, headers, payload)
+        return transport.post(given["endpoint"], given["headers"], given["payload"])
+
+    gateway_adapter.send_chat_request = send_chat_request
+
+    to_format = _seam("gateway_adapter", "pydantic_to_response_format")
+    if to_format is None:  # only time is lost
+        return []
+    stored_format = functools.lru_cache(maxsize=64)(to_format)
+
+    @functools.wraps(to_format)
+    def response_format(cls: Any) -> Any:
+        if _current.get() is None:
+            return to_format(cls)
+        # Providers' adapters may change what they are given.
+        return copy.deepcopy(stored_format(cls))
+
+    gateway_adapter.pydantic_to_response_format = response_format
+    return []
+
+
+def _install_litellm() -> list[str]:
+    if _unknown("litellm_adapter", "_invoke_litellm", {"num_retries"}):
+        return ["litellm_adapter._invoke_litellm"]
+    litellm_adapter: Any = importlib.import_module(f"{_ADAPTERS}.litellm_adapter")
+    ask = litellm_adapter._invoke_litellm
 
     @functools.wraps(ask)
     def invoke_litellm(*args: Any, num_retries: int, **kwargs: Any) -> Any:
@@ -155,16 +214,14 @@ def _install() -> None:
         current[1]()
         return ask(*args, num_retries=0, **kwargs)
 
-    @functools.wraps(to_format)
-    def response_format(cls: Any) -> Any:
-        if _current.get() is None:
-            return to_format(cls)
-        # Providers' adapters may change what they are given.
-        return copy.deepcopy(stored_format(cls))
-
-    gateway_adapter.send_chat_request = send_chat_request
-    gateway_adapter.pydantic_to_response_format = response_format
     litellm_adapter._invoke_litellm = invoke_litellm
+    return []
 
 
-_install()
+if _missing := _install():
+    warnings.warn(
+        f"This version of MLflow has no {', '.join(_missing)} as the workbench knows it, so judges "
+        "are called through MLflow's own client: slower, and with retries that are neither "
+        "counted nor held to a budget. Verdicts are the same.",
+        stacklevel=2,
+    )
