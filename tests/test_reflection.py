@@ -60,6 +60,26 @@ def test_only_what_the_judge_sees_is_shown() -> None:
     assert "expectations" not in shown
 
 
+def test_a_case_is_one_line_whatever_it_holds() -> None:
+    """Line separators of any alphabet in a text or a rationale do not break a case in two."""
+    odd = tuple(case(i, f"a\u2028b\x85c\u2029d\x0be {i}", "poor", "good") for i in range(3))
+    inputs = Request("r", odd, (), ("outputs",)).as_inputs(SCALE)
+    assert len(inputs["disagreements"].splitlines()) == 3
+
+
+def test_another_server_has_answers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment names the server, its answers are not taken for another's."""
+    cache = AnswerCache(tmp_path)
+    asked = Reflector(judge("openai:/m"), SCALE, cache=cache)
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
+    cache.put(asked._key(request(), 0), {"rules": ["x"]})
+    assert asked.is_known(request(), 0)
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:2/v1")
+    assert not asked.is_known(request(), 0)
+
+
 def test_long_fields_are_cut_and_say_so() -> None:
     """A text of megabytes does not fill the prompt."""
     huge = Request("r", (case(0, "x" * 5_000_000, "poor", "good"),), (), ("outputs",))

@@ -344,3 +344,26 @@ def test_scales_are_ordered_or_not() -> None:
     assert [scale.ordered for scale in (*CATEGORIES, NUMBER)] == [
         True, False, True, False, False, True,
     ]  # fmt: skip
+
+
+def test_a_label_schema_has_a_scale(store: str) -> None:
+    """Schemas that MLflow's own page labels by give the scale that their labels lie on."""
+    from mlflow.genai import label_schemas as schemas
+
+    made = schemas.create_label_schema(
+        name="quality",
+        type="feedback",
+        input=schemas.InputCategorical(options=["poor", "good", "excellent"]),
+    )
+    scale = Scale.from_schema(made)
+    assert scale is not None
+    assert (scale.kind, scale.values) == ("ordinal", ("poor", "good", "excellent"))
+    assert Scale.from_schema(
+        schemas.InputPassFail(positive_label="Right", negative_label="Wrong")
+    ) == Scale("binary", (False, True))
+    numeric = Scale.from_schema(schemas.InputNumeric(min_value=0, max_value=10))
+    assert numeric is not None
+    assert numeric.distance(2.0, 7.0) == 0.5
+    assert Scale.from_schema(schemas.InputText()) is None
+    with pytest.raises(ArgumentError, match="no single rating"):
+        Scale.from_schema(schemas.InputCategorical(options=["a", "b"], multi_select=True))

@@ -188,6 +188,33 @@ class Scale:
         )
 
     @classmethod
+    def from_schema(cls, schema: Any) -> Scale | None:
+        """The scale of an MLflow label schema or of its input; None for free text.
+
+        Pass/fail is stored as a bool by MLflow, so its scale is that of bool; options of a
+        category are read as `of` reads them; numbers take the schema's ends.
+
+        Raises
+        ------
+        ArgumentError
+            For inputs that take several values at once, and for anything else.
+        """
+        given = getattr(schema, "input", schema)
+        kind = type(given).__name__
+        if kind == "InputPassFail":
+            return cls("binary", (False, True))
+        if kind == "InputNumeric":
+            return cls("numeric", low=given.min_value, high=given.max_value)
+        if kind == "InputText":
+            return None
+        if kind == "InputCategorical" and not given.multi_select:
+            return cls.of(given.options)
+        raise ArgumentError(
+            f"A label schema of {kind} holds no single rating. Use pass/fail, one choice of "
+            "several, or a number."
+        )
+
+    @classmethod
     def of(
         cls, values: Sequence[Any], *, ordered: bool | None = None, positive: Any = None
     ) -> Scale:
