@@ -228,7 +228,7 @@ def test_only_the_store_asks_for_its_address() -> None:
     users = {p.name for p in package.rglob("*.py") if raw.search(p.read_text("utf-8"))}
     # Where a judge is asked is part of the hash under which its answers are kept, never shown.
     assert users - {"question.py"} == {"store.py"}
-    text = (package / "store.py").read_text("utf-8")
-    assert len(raw.findall(text)) == text.count("shown_address(mlflow.get_tracking_uri())") + (
-        text.count("scrubbed(str(error), mlflow.get_tracking_uri())")
-    )
+    lines = (package / "store.py").read_text("utf-8").splitlines()
+    bare = [line for line in lines if raw.search(line)]
+    cleaned = ("shown_address(", "scrubbed(", "address() !=")
+    assert all(any(each in line for each in cleaned) for line in bare)

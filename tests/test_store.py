@@ -16,6 +16,7 @@ from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from workbench import registry
 from workbench import store as under_test
 from workbench.errors import ArgumentError, StoreError
 from workbench.feedback import make_feedback
@@ -246,6 +247,27 @@ def test_credentials_of_the_store_are_in_no_message(
     said.append(message(put))
     assert all("4711" not in text for text in said)
     assert all("postgresql://db.example/mlflow" in text for text in said)
+
+
+def test_a_server_that_cannot_be_reached_is_named_without_credentials(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's own message holds the whole address; other errors of MLflow stay what they are."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException):
+        fetch_traces("nonsense = 1")
+    try:
+        mlflow.set_tracking_uri("http://me:pw-4711@127.0.0.1:9")
+        for step in (
+            lambda: experiment_id("test"),
+            lambda: fetch_traces(["tr-1"]),
+            lambda: registry.history("q", experiment="test"),
+        ):
+            with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9") as caught:
+                step()
+            assert "4711" not in "".join(traceback.format_exception(caught.value))
+    finally:
+        mlflow.set_tracking_uri(store)
 
 
 def test_the_writer_writes_all_that_is_put(store: str) -> None:

@@ -91,6 +91,7 @@ class Registered:
 # -- register -------------------------------------------------------------------------------
 
 
+@store.discreet()
 def register(
     alignment_or_judge: Alignment | Judge,
     *,
@@ -143,6 +144,7 @@ def _renamed(judge: Judge, name: str) -> Judge | None:
         return None
 
 
+@store.discreet()
 def roll_back(name: str, version: int, *, experiment: str | None = None) -> Registered:
     """Register an older version's content as the newest version.
 
@@ -172,6 +174,7 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
 # -- load -----------------------------------------------------------------------------------
 
 
+@store.discreet()
 def load_judge(
     name: str,
     version: int | None = None,
@@ -221,6 +224,7 @@ def load_judge(
     return judge
 
 
+@store.discreet()
 def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     """What is known of each version of a judge, the oldest first.
 
@@ -281,6 +285,7 @@ def _figure(stored: float | None) -> float:
     return float("nan") if stored is None else stored
 
 
+@store.discreet()
 def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
     """The instructions of version ``b`` against those of version ``a``, as a unified diff.
 

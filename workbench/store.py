@@ -10,7 +10,8 @@ import queue
 import re
 import threading
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -55,9 +56,29 @@ def told(error: BaseException) -> str:
     return scrubbed(str(error), mlflow.get_tracking_uri())
 
 
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Raise what the store says without the credentials of its address, as `StoreError`.
+
+    MLflow names the whole address of a server that it cannot reach. Where there is nothing to
+    hide, its own exception stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StoreError) or told(error) == str(error) or not _has_credentials():
+            raise
+        raise StoreError(told(error)) from None
+
+
+def _has_credentials() -> bool:
+    return bool(address() != mlflow.get_tracking_uri())
+
+
 # -- reading --------------------------------------------------------------------------------
 
 
+@discreet()
 def experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """The id of an experiment: the active one for None, else by its name or id.
 
@@ -95,6 +116,7 @@ def experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     return str(found.experiment_id)
 
 
+@discreet()
 def fetch_traces(
     traces: Any = None, *, spans: bool = True, experiment: str | None = None
 ) -> list[Trace]:
@@ -163,6 +185,7 @@ def _await_pending_traces() -> None:
         _last_awaited = last
 
 
+@discreet()
 def trace_infos(
     ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
 ) -> dict[str, TraceInfo]:

@@ -17,7 +17,7 @@ import mlflow
 from workbench.credentials import shown_address
 from workbench.metrics import agreement
 from workbench.rendering import figure
-from workbench.store import experiment_id
+from workbench.store import discreet, experiment_id
 
 if TYPE_CHECKING:
     from workbench.alignment import Alignment
@@ -95,6 +95,7 @@ class Workspace:
         return f"<table>{''.join(cells)}</table>"
 
 
+@discreet()
 def use_workspace(
     folder: str | os.PathLike[str], *, experiment: str, tracking_uri: str | None = None
 ) -> Workspace:
