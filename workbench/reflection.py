@@ -12,7 +12,6 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
@@ -34,11 +33,15 @@ from workbench.judge import Verdict, scrub
 from workbench.question import answers_from
 from workbench.scale import Scale
 from workbench.traces import Example
+from workbench.workers import Workers
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 MOST_RULES = 6
+
+SECONDS_TO_LEAVE = 5.0
+"""What is waited, at most, for requests under way when a run is interrupted or fails."""
 
 ATTEMPTS = 4
 """Requests that one question to the reflection model may take."""
@@ -172,8 +175,13 @@ class Reflector:
             When the model does not answer; what it said is part of the message.
         """
         purse = budget or Budget()
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="reflect") as pool:
-            return list(pool.map(lambda one: self._ask(one[0], one[1], purse), requests))
+        pool = Workers[Reflection](min(self.concurrency, max(1, len(requests))), "reflect")
+        running = [pool.submit(self._ask, request, sample, purse) for request, sample in requests]
+        try:
+            return [future.result() for future in running]
+        finally:
+            # An answer that is still under way when this is left is kept for the next run.
+            pool.stop(SECONDS_TO_LEAVE)
 
     def _key(self, request: Request, sample: int) -> str:
         base_url = getattr(self.judge, "_base_url", None) if self._own else None
