@@ -307,9 +307,11 @@ def main() -> int:
     rows = []
     for judge, n, failures in itertools.product(options.judges, options.n, options.failures):
         for name in options.optimizers:
-            print(f"{judge}, N={n}, {failures:.0%} failing: {name}", file=sys.stderr, flush=True)
             chosen = {"judges": [judge], "n": [n], "failures": [failures], "optimizers": [name]}
             found = measure(options, **chosen)
+            run = f"{judge}, N={n}, {failures:.0%} failing, {name}"
+            reached = found[-1].get("accuracy", float("nan"))
+            print(f"{run}: {reached:.3f}", file=sys.stderr, flush=True)
             if name == "few-shot":  # nothing fails there
                 found = found if failures == 0 else found[-1:]
             rows += found
