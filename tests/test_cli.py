@@ -91,6 +91,15 @@ def test_unknown_parameters_and_notebooks_end_with_2(notebook: Path) -> None:
     assert call("run", "-p", "seed").exit_code == 2
 
 
+def test_an_output_folder_that_cannot_be_made_is_an_error_in_a_line(notebook: Path) -> None:
+    (notebook.parent / "file").write_text("")
+    result = call("run", "--output", str(notebook.parent / "file" / "out"))
+    assert result.exit_code == 1
+    assert "error: The output folder" in result.stderr
+    assert "--output" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_params_lists_defaults_and_comments(notebook: Path) -> None:
     result = call("params")
     assert result.exit_code == 0

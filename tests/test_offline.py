@@ -523,6 +523,16 @@ def test_reflection_with_few_or_broken_cases_is_empty() -> None:
     assert reflect.propose({"allowed_values": "no json", "disagreements": "{broken"}) == []
 
 
+def test_reflection_on_cases_that_nothing_tells_apart_is_empty() -> None:
+    """Equal texts with different labels give no rule, and no error."""
+    cases = [
+        {"outputs": "x", "human_label": label, "judge_verdict": "poor"}
+        for label in ["poor", "good"] * 6
+    ]
+    assert _propose(cases, ["poor", "fair", "good"], ordered=True) == []
+    assert _propose(cases, ["good", "poor", "other"], ordered=False) == []
+
+
 def test_it_answers_other_dspy_programs_with_empty_fields() -> None:
     """Programs that it does not know get well-formed answers that say nothing."""
     section = prompts.Section(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,7 +128,17 @@ def run_notebook(
     values = dict(parameters or {})
     check_parameters(known, values)
     folder = Path(output).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotebookError(
+            f"The output folder {folder} cannot be made: {error.strerror}. Name another with "
+            "--output."
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise NotebookError(
+            f"The output folder {folder} cannot be written to. Name another with --output."
+        )
     target = folder / source.name
     if target == source:
         raise NotebookError(

@@ -83,6 +83,8 @@ def propose(inputs: Mapping[str, str]) -> list[Rule]:
     if len(cases.items) < 2 * LEAST_CASES:
         return []
     conditions = _conditions(cases)
+    if not conditions.conditions:
+        return []
     if not ladder.ordered:
         return _answers(cases, conditions, ladder, stated)
     starts: list[int | None] = [None]
