@@ -285,6 +285,15 @@ def test_too_few_items_are_said_so() -> None:
     assert "fewer than 6" in found.power_note
 
 
+def test_few_pairs_that_all_go_one_way_are_not_called_luck() -> None:
+    human = ["yes", "no"] * 8
+    found = compare(make(human, human[::-1]), make(human, human))
+    assert found.significant
+    assert not found.enough
+    assert "hardly luck" in found.power_note
+    assert "may be luck" not in str(found)
+
+
 def test_a_gain_that_may_be_luck_is_said_so() -> None:
     human = ["yes", "no"] * 30
     before = ["no" if i < 12 else v for i, v in enumerate(human)]  # 6 wrong

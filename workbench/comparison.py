@@ -363,7 +363,12 @@ def _power_note(
     alpha = 1 - confidence
     # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
     needed = math.ceil(math.log2(2 / alpha) + 1e-9)
-    if n < ENOUGH_PAIRS:
+    if n < ENOUGH_PAIRS and mcnemar(fixed, broken) < alpha:
+        note = (
+            f"{n} pairs are few: that there is a difference is hardly luck, but how large it is "
+            "remains wide open."
+        )
+    elif n < ENOUGH_PAIRS:
         note = (
             f"{n} pairs are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
             "loss may be luck."
