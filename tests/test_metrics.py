@@ -271,7 +271,7 @@ def test_the_interval_of_a_change_is_that_of_a_paired_sample() -> None:
 
 
 def test_too_few_items_are_said_so() -> None:
-    few = compare(make(["yes"] * 10, ["no"] * 10), make(["yes"] * 10, ["yes"] * 10))
+    few = compare(make(["yes"] * 10, ["no"] * 3 + ["yes"] * 7), make(["yes"] * 10, ["yes"] * 10))
     assert few.improved
     assert not few.enough
     assert "10 pairs are too few" in few.power_note
