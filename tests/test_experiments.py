@@ -207,3 +207,19 @@ def test_what_has_no_parameters_takes_none(folder: Path) -> None:
     assert ran.parameters == {}
     assert ran.summary == {}
     assert "ran" in outputs(ran)
+
+
+def test_two_runs_may_write_to_one_folder(folder: Path) -> None:
+    """Both end well; the executed copy is that of the one that ended last."""
+    source = write(folder / "nb.ipynb", *["import time\ntime.sleep(0.2)"] * 5)
+    code = (
+        "import sys; from workbench.experiments import run_notebook;"
+        "run_notebook(sys.argv[1], parameters={}, output='out', progress=False)"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(source)], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [run.communicate(timeout=120)[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    assert [p.name for p in (folder / "out").iterdir()] == ["nb.ipynb"]

@@ -88,9 +88,13 @@ class _Copy:
         text = nbformat.writes(self.notebook)
         for secret, instead in self.secrets.items():
             text = text.replace(json.dumps(secret)[1:-1], instead)
-        beside = self.target.with_name(f".{self.target.name}.part")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.target)
+        # A name of its own: another run may be writing to the same folder.
+        beside = self.target.with_name(f".{self.target.name}.{os.getpid()}.part")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(self.target)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _credentials(parameters: Mapping[str, Any]) -> dict[str, str]:
