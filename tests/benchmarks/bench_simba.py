@@ -1,7 +1,7 @@
 """Optimizers of judges beside each other, on a simulated model with a hidden rubric.
 
     python tests/benchmarks/bench_simba.py                     # a reduced set, about 5 minutes
-    python tests/benchmarks/bench_simba.py --full              # all, about an hour
+    python tests/benchmarks/bench_simba.py --full              # all, about 45 minutes
     python tests/benchmarks/bench_simba.py --n 50 --judges systematic --optimizers workbench
 
 Each optimizer gets the same judge and the same N labelled traces by MLflow's own call,
