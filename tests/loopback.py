@@ -53,7 +53,7 @@ class Loopback:
         command = [sys.executable, "-I", str(Path(__file__).resolve())]
         for name, value in options.items():
             flag = f"--{name.replace('_', '-')}"
-            command += [flag] if value is True else [flag, str(value)]
+            command.append(flag if value is True else f"{flag}={value}")
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -134,6 +134,8 @@ class _Behaviour:
             more["Retry-After"] = str(self.options.retry_after)
         if status != 200:
             return status, more, json.dumps({"error": {"message": message}}).encode()
+        if self.options.says is not None:
+            return 200, more, _completion(self.options.says)
         if self._draw("junk", number) < self.options.junk_share:
             return 200, more, _completion("I would rather not say.")
         if self.options.use_tools and body.get("tools") and body["messages"][-1]["role"] != "tool":
@@ -283,6 +285,7 @@ def main() -> None:
     parser.add_argument("--failure-share", type=float, default=0.0, help="share of 500s")
     parser.add_argument("--junk-share", type=float, default=0.0, help="share of unreadable answers")
     parser.add_argument("--off-scale-share", type=float, default=0.0, help="share of odd values")
+    parser.add_argument("--says", default=None, help="the text of every answer")
     parser.add_argument("--no-schema", action="store_true", help="400 for a response_format")
     parser.add_argument("--use-tools", action="store_true", help="call a tool first, if offered")
     parser.add_argument("--seed", type=int, default=0)

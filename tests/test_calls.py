@@ -18,7 +18,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from workbench import calls, make_judge, question
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
-from workbench.calls import run, run_many
+from workbench.calls import Session, run, run_many
 from workbench.errors import (
     ArgumentError,
     BudgetError,
@@ -440,3 +440,41 @@ def test_an_interrupt_is_not_held_up_by_calls_that_hang(
     while len(cache) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(cache) == 5  # the first, and those four that had begun
+
+
+# -- several runs ---------------------------------------------------------------------------
+
+
+def test_of_several_runs_only_the_very_first_call_goes_alone(loopback: Start) -> None:
+    """Where something was answered before, a later run sends all its calls at once."""
+    server = loopback(script="200x4,401x99")
+    judge = judge_at(server.url)
+    with Session(8) as session:
+        run_many([(judge, item, 0) for item in items(4)], concurrency=8, session=session)
+        assert session.answered == 4
+        with pytest.raises(CredentialError):
+            run_many([(judge, item, 0) for item in items(12)], concurrency=8, session=session)
+    assert server.requests > 4 + 1
+
+
+def test_a_run_of_its_own_starts_with_one_call(loopback: Start) -> None:
+    """Without a shared session each run tries the endpoint with a single call again."""
+    server = loopback(script="200x4,401x99")
+    judge = judge_at(server.url)
+    run_many([(judge, item, 0) for item in items(4)], concurrency=8)
+    with pytest.raises(CredentialError):
+        run_many([(judge, item, 0) for item in items(12)], concurrency=8)
+    assert server.requests == 4 + 1
+
+
+def test_a_session_that_was_never_answered_stays_careful(loopback: Start) -> None:
+    """A failed first call does not open the gate: each run costs one call until one answers."""
+    server = loopback(script="401x2")
+    judge = judge_at(server.url)
+    with Session(8) as session:
+        for _ in range(2):
+            with pytest.raises(CredentialError):
+                run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+        assert server.requests == 2
+        verdicts = run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+    assert all(verdict.error is None for verdict in verdicts)

@@ -1,28 +1,140 @@
-"""A number of model calls that is never exceeded."""
+"""What a run may spend on models in calls, tokens and money, never exceeded by a single call."""
 
 from __future__ import annotations
 
+import json
+import math
 import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
 
 from workbench.errors import ArgumentError, BudgetError
+from workbench.faults import classify
+from workbench.prices import check_priced, cost
+
+ASSUMED_OUTPUT: Final = 4096
+"""Tokens that an answer is taken to have at most where the request sets no limit to it."""
+
+_OVERHEAD: Final = 64
+"""Tokens that a provider may add to a request, beside 16 for each of its messages."""
+
+_OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+
+@dataclass
+class Held:
+    """What is set aside for one request until it is known what it used."""
+
+    model: str
+    prompt: int
+    output: int
+    usd: float = 0.0
+    open: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """At most."""
+        return self.prompt + self.output
 
 
 class Budget:
-    """A number of model calls that is never exceeded, shared by all threads of a run.
+    """What may be spent, shared by all threads and by all who are given the same object.
 
-    ``limit`` is the most calls, retries included; None for no limit.
+    Parameters
+    ----------
+    calls
+        Requests to models at most, those that failed and were repeated included.
+    tokens
+        Tokens read and written at most, of judge and reflection model together.
+    usd
+        US dollars at most, by litellm's price list. Where it does not know the model, a budget
+        in money is refused before anything is spent.
+
+    None of them is a limit where it is None. Before a request is made, the most that it can use
+    is set aside: a token for each byte of its prompt, and as many for the answer as its
+    ``max_tokens`` allow, or 4,096 where it has none (set it in a judge's ``inference_params`` to
+    get closer to the limit). What is left over is given back once the provider has told what
+    it used; where it does not tell, it counts in full. A request for which not enough is left
+    waits for those under way, and is not made if their leftovers do not suffice. Only where
+    an answer without ``max_tokens`` is longer than 4,096 tokens, as those of reasoning models may
+    be, more can be used than was set aside, which a warning tells and later requests heed.
+
+    Attributes
+    ----------
+    spent, spent_tokens, spent_usd
+        Until now.
+
+    Raises
+    ------
+    ArgumentError
+        For a limit that is negative or no number.
+
+    >>> Budget(calls=200, tokens=100_000)
+    Budget(0 of 200 calls, 0 of 100,000 tokens)
     """
 
-    def __init__(self, limit: int | None = None) -> None:
-        if limit is not None and limit < 0:
-            raise ArgumentError(f"budget={limit} must not be negative.")
-        self.limit = limit
-        self.spent = 0
-        self._lock = threading.Lock()
+    def __init__(
+        self, calls: int | None = None, *, tokens: int | None = None, usd: float | None = None
+    ) -> None:
+        for name, limit in (("calls", calls), ("tokens", tokens), ("usd", usd)):
+            if limit is None:
+                continue
+            number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+            if not number or math.isnan(limit):
+                raise ArgumentError(f"budget={limit!r} ({name}) must be a number.")
+            if limit < 0:
+                raise ArgumentError(f"budget={limit} ({name}) must not be negative.")
+        self.limit, self.tokens, self.usd = calls, tokens, usd
+        self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
+        self._kept = {"calls": 0, "tokens": 0, "usd": 0.0}
+        self._held: list[Held] = []
+        self._excess = 1.0
+        self._settled = threading.Condition()
+
+    @classmethod
+    def of(cls, budget: Budget | int | None) -> Budget:
+        """The budget itself; a number is one of calls, None one without limits."""
+        return budget if isinstance(budget, Budget) else cls(budget)
 
     @property
     def left(self) -> float:
-        return float("inf") if self.limit is None else self.limit - self.spent
+        """Calls; infinite without a limit."""
+        if self.limit is None:
+            return math.inf
+        return max(0, self.limit - self.spent - self._kept["calls"])
+
+    @property
+    def left_tokens(self) -> float:
+        """Tokens; infinite without a limit."""
+        if self.tokens is None:
+            return math.inf
+        return max(0, self.tokens - self.spent_tokens - self._kept["tokens"])
+
+    @property
+    def left_usd(self) -> float:
+        """US dollars; infinite without a limit."""
+        if self.usd is None:
+            return math.inf
+        return max(0.0, self.usd - self.spent_usd - self._kept["usd"])
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return self.limit is not None or self.measures
+
+    @property
+    def measures(self) -> bool:
+        """Whether tokens or money are limited, so that each request must be measured."""
+        return self.tokens is not None or self.usd is not None
+
+    def check(self, *models: str) -> None:
+        """Raise `BudgetError` where the cost of one of the models cannot be told."""
+        if self.usd is not None:
+            for model in models:
+                check_priced(model)
 
     def take(self) -> None:
         """Count one call before it is made.
@@ -30,12 +142,247 @@ class Budget:
         Raises
         ------
         BudgetError
-            When nothing is left.
+            When no call is left.
         """
-        with self._lock:
-            if self.limit is not None and self.spent >= self.limit:
-                raise BudgetError(
-                    f"The budget of {self.limit} calls is spent. Raise budget= to go on; answers "
-                    "that were paid for are kept."
-                )
+        with self._settled:
+            if self.left < 1:
+                raise self.exhausted()
             self.spent += 1
+
+    @contextmanager
+    def keeping(self, *, calls: int = 0, tokens: int = 0, usd: float = 0.0) -> Iterator[None]:
+        """Within it so much is kept back for what comes later, where there is a limit.
+
+        Raises
+        ------
+        BudgetError
+            When there is not so much left, or nothing beside it.
+        """
+        if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
+            raise BudgetError(
+                f"The budget of {self._limits()} is too small: {self.told()} are used, and "
+                f"{calls} calls, {tokens:,} tokens and ${usd:.2f} are kept back for the held-out "
+                "test, so that nothing is left to learn with. Raise budget=."
+            )
+        kept = {"calls": calls, "tokens": tokens, "usd": usd}
+        for name, amount in kept.items():
+            self._kept[name] += amount
+        try:
+            yield
+        finally:
+            for name, amount in kept.items():
+                self._kept[name] -= amount
+
+    def give_back(self) -> None:
+        """A call that was taken is not made after all."""
+        with self._settled:
+            self.spent -= 1
+
+    def hold(
+        self, model: str, request: Mapping[str, Any], is_over: Callable[[], bool] | None = None
+    ) -> Held:
+        """Set aside the most that a request can use; `settle` must follow.
+
+        ``request`` is what is sent, ``is_over`` tells that it need not be made any more.
+
+        Raises
+        ------
+        BudgetError
+            When not enough is left for it, or no price is known.
+        """
+        prompt, output = most_tokens(request)
+        with self._settled:
+            while True:
+                held = Held(model, prompt, math.ceil(output * self._excess))
+                if self.usd is not None:
+                    check_priced(model)
+                    held.usd = cost(model, held.prompt, held.output) or 0.0
+                if self._fits(held, self._held):
+                    self._held.append(held)
+                    return held
+                if not self._held or not self._fits(held, ()) or (is_over and is_over()):
+                    raise self.exhausted(held)
+                # Others under way may leave something over. Woken now and then for `is_over`.
+                self._settled.wait(0.5)
+
+    def _fits(self, wanted: Held, held: list[Held] | tuple[()]) -> bool:
+        tokens = wanted.tokens + sum(one.tokens for one in held)
+        usd = wanted.usd + sum(one.usd for one in held)
+        return tokens <= self.left_tokens and usd <= self.left_usd
+
+    def settle(self, held: Held, prompt: int | None = None, output: int | None = None) -> None:
+        """Replace what was set aside by what was used; all of it where that is not known."""
+        prompt, output = (
+            set_aside if used is None else used
+            for used, set_aside in ((prompt, held.prompt), (output, held.output))
+        )
+        used = prompt + output
+        with self._settled:
+            if not held.open:
+                return
+            held.open = False
+            self._held.remove(held)
+            self.spent_tokens += used
+            self.spent_usd += cost(held.model, prompt, output) or 0.0
+            exceeded = self.measures and used > held.tokens
+            if exceeded:
+                self._excess = max(self._excess, used / max(1, held.output))
+            self._settled.notify_all()
+        if exceeded:
+            warnings.warn(
+                f"A request to {held.model} used {used:,} tokens, where {held.tokens:,} were set "
+                "aside as the most, so that the budget may be exceeded by the difference. Set "
+                "max_tokens in the judge's inference_params.",
+                stacklevel=2,
+            )
+
+    @contextmanager
+    def measuring(
+        self, model: str, request: Mapping[str, Any], is_over: Callable[[], bool] | None = None
+    ) -> Iterator[Callable[[Any], None]]:
+        """Within it a request is made, for which `take` has counted a call already.
+
+        Gives a function that takes the answer, a dict or an object, and reads what was used. What
+        the provider refused has used nothing; what got lost on its way counts in full.
+        """
+        if not self.measures:
+            yield lambda _: None
+            return
+        try:
+            held = self.hold(model, request, is_over)
+        except BudgetError:
+            self.give_back()
+            raise
+        try:
+            yield lambda answer: self.settle(held, *usage(answer))
+        except BaseException as error:
+            if _was_refused(error):
+                self.settle(held, 0, 0)
+            raise
+        finally:
+            self.settle(held)
+
+    # -- what a replayed run spends -------------------------------------------------------
+
+    def state(self) -> dict[str, float]:
+        """What is spent, by the names of `amounts`."""
+        return {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
+
+    def charge(self, paid: Mapping[str, Any]) -> None:
+        """Count what a recorded run paid; never an error."""
+        told = amounts(paid)
+        with self._settled:
+            self.spent += int(told["calls"])
+            self.spent_tokens += int(told["tokens"])
+            self.spent_usd += told["cost"]
+
+    # -- in words -------------------------------------------------------------------------
+
+    def exhausted(self, wanted: Held | None = None) -> BudgetError:
+        """The error that says that the budget is spent, and for what too little is left."""
+        if wanted is None:
+            return BudgetError(
+                f"The budget of {self._limits()} is spent. Raise budget= to go on; answers that "
+                "were paid for are kept."
+            )
+        money = f" and ${wanted.usd:.4f}" if self.usd is not None else ""
+        return BudgetError(
+            f"The budget of {self._limits()} is spent: {self.told()} are used, and the next "
+            f"request may use up to {wanted.tokens:,} tokens{money}. Raise budget= to go on, or "
+            "set max_tokens in the judge's inference_params; answers that were paid for are kept."
+        )
+
+    def _limits(self) -> str:
+        parts = [] if self.limit is None else [f"{self.limit} calls"]
+        parts += [] if self.tokens is None else [f"{self.tokens:,} tokens"]
+        parts += [] if self.usd is None else [f"${self.usd:.2f}"]
+        return ", ".join(parts)
+
+    def told(self) -> str:
+        """Spent of each limit, in words."""
+        parts = []
+        if self.limit is not None:
+            parts.append(f"{self.spent} of {self.limit} calls")
+        if self.tokens is not None:
+            parts.append(f"{self.spent_tokens:,} of {self.tokens:,} tokens")
+        if self.usd is not None:
+            parts.append(f"${self.spent_usd:.4f} of ${self.usd:.2f}")
+        return ", ".join(parts) or f"{self.spent} calls, no limit"
+
+    def __repr__(self) -> str:
+        return f"Budget({self.told()})"
+
+
+def amounts(paid: Mapping[str, Any]) -> dict[str, float]:
+    """Calls, tokens and US dollars of what was paid for an answer."""
+    tokens = sum(paid.get(name) or 0 for name in ("tokens", "input_tokens", "output_tokens"))
+    return {"calls": paid.get("calls") or 0, "tokens": tokens, "cost": paid.get("cost") or 0.0}
+
+
+_READ: Final = (
+    "prompt_tokens",
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+    "promptTokenCount",
+)
+_WRITTEN: Final = (
+    "completion_tokens",
+    "output_tokens",
+    "candidatesTokenCount",
+    "thoughtsTokenCount",
+)
+
+
+def usage(answer: Any) -> tuple[int | None, int | None]:
+    """Tokens read and written, as providers tell them; None where they do not."""
+    found = _part(answer, "usage") or _part(answer, "usageMetadata")
+
+    def told(names: tuple[str, ...]) -> int | None:
+        counts = [n for name in names if isinstance(n := _part(found, name), int) and n >= 0]
+        return sum(counts) if counts else None
+
+    return told(_READ), told(_WRITTEN)
+
+
+def _part(whole: Any, name: str) -> Any:
+    return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
+
+
+_LOST: Final = (408, 504)
+"""Status of requests that a provider may have worked on before they were given up."""
+
+
+def _was_refused(error: BaseException) -> bool:
+    links: list[BaseException | None] = [error]
+    while (last := links[-1]) is not None and len(links) < 50:
+        status = getattr(last, "status_code", None)
+        if isinstance(status, int):
+            return status >= 400 and status not in _LOST
+        links.append(last.__cause__ or last.__context__)
+    return classify(error).fault == "unreachable"
+
+
+def most_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens that a chat request can read and write at most.
+
+    No tokenizer makes more tokens of a text than it has bytes.
+    """
+    sent = {key: value for key, value in request.items() if key not in _OUTPUT_LIMITS}
+    text = json.dumps(sent, ensure_ascii=False, default=_plain)
+    messages = request.get("messages") or ()
+    prompt = len(text.encode("utf-8", "surrogatepass")) + 16 * len(messages) + _OVERHEAD
+    told = [request.get(name) for name in _OUTPUT_LIMITS]
+    told.append(_part(request.get("generationConfig"), "maxOutputTokens"))
+    limits = [limit for limit in told if isinstance(limit, int)]
+    answers = request.get("n")
+    times = answers if isinstance(answers, int) and answers > 1 else 1
+    return prompt, times * (max(limits) if limits else ASSUMED_OUTPUT)
+
+
+def _plain(value: Any) -> Any:
+    schema = getattr(value, "model_json_schema", None)
+    if isinstance(value, type) and callable(schema):
+        return schema()
+    dumped = getattr(value, "model_dump", None)
+    return dumped() if callable(dumped) else str(value)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ from workbench.faults import PERMANENT, Failure, Fault, cause_of_type, classify
 from workbench.judge import Verdict, scrub, without_credentials
 from workbench.progress import bar
 from workbench.question import AnswerError, Plan, Question
+from workbench.replay import JudgeBatch
 from workbench.scale import Scale
 from workbench.throttle import Throttle
 from workbench.traces import Example
-from workbench.transport import Transport
+from workbench.transport import MISSING, Transport
 from workbench.workers import Workers
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def run(
     scale
         Values off this scale are failures; the judge's own scale when None.
     budget
-        Counts the requests before they are made.
+        Counts the requests, and what they use, before they are made.
 
     Raises
     ------
@@ -87,6 +89,8 @@ def run(
         can be expected to survive.
     BudgetError
         When the budget is spent. Answers that were paid for have been given to ``on_verdict``.
+    ReplayError
+        While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     return run_many(
         [(judge, item, sample) for item in items],
@@ -108,8 +112,12 @@ def run_many(
     on_verdict: Callable[[Verdict], None] | None = None,
     scale: Scale | None = None,
     budget: Budget | None = None,
+    session: Session | None = None,
 ) -> list[Verdict]:
-    """As `run`, for (judge, item, sample number) triples of several judges at once."""
+    """As `run`, for (judge, item, sample number) triples of several judges at once.
+
+    ``session`` is what runs that follow each other share (see `Session`).
+    """
     plans: dict[int, Plan] = {}
     asked = []
     for judge, item, sample in questions:
@@ -123,7 +131,11 @@ def run_many(
         alike.setdefault(question.key if kept else str(position), []).append(position)
     positions = list(alike.values())
     firsts = [asked[same[0]] for same in positions]
-    stored = [question.stored(cache) if cache is not None else None for question in firsts]
+    budget = budget or Budget()
+    batch = JudgeBatch(firsts, cached=cache is not None)
+    stored: Sequence[Verdict | None] | None = batch.verdicts(budget)
+    if stored is None:
+        stored = [q.stored(cache) if cache is not None else None for q in firsts]
 
     found: list[Verdict | None] = [None] * len(asked)
     with bar(total=len(asked), desc=progress, disable=progress is None) as shown:
@@ -139,14 +151,61 @@ def run_many(
 
         for index, read in enumerate(stored):
             if read is not None:
-                settle(positions[index], read)
+                settle(positions[index], batch.keep(index, read))
         pending = [index for index, read in enumerate(stored) if read is None]
-        calls = _Calls([firsts[i] for i in pending], concurrency, cache, budget or Budget())
-        calls.make(lambda which, verdict: settle(positions[pending[which]], verdict))
+        if budget.measures and pending:
+            for plan in plans.values():
+                check_measurable(plan.judge)
+        calls = _Calls([firsts[i] for i in pending], concurrency, cache, budget, session)
+
+        def answered(which: int, verdict: Verdict) -> None:
+            index = pending[which]
+            settle(positions[index], batch.keep(index, verdict))
+
+        with batch.noted(budget):
+            calls.make(answered)
     return [verdict for verdict in found if verdict is not None]
 
 
+def check_measurable(judge: Judge) -> None:
+    """Raise `BudgetError` where tokens of the judge's requests cannot be counted beforehand."""
+    model = str(getattr(judge, "model", None) or "")
+    why = ""
+    if MISSING:
+        why = f"this version of MLflow has no {', '.join(MISSING)}"
+    elif not type(judge).__module__.startswith(("mlflow.", "workbench.")):
+        why = f"how {type(judge).__name__} calls its model is its own affair"
+    elif model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):
+        why = f"requests to {model} are made by Databricks' own client"
+    if why:
+        raise BudgetError(
+            f"A budget in tokens or money cannot be kept for judge {judge.name!r}: {why}. Nothing "
+            "was spent. Set the budget in calls instead."
+        )
+
+
 _UNPAID: dict[str, Any] = {"input_tokens": None, "output_tokens": None, "cost": None}
+
+
+class Session:
+    """What several runs share: connections, and whether the model has answered.
+
+    The first call of all goes alone; once something was answered, later runs start with all
+    their calls at once. A context manager that closes the connections.
+    """
+
+    def __init__(self, concurrency: int = 64) -> None:
+        self.transport = Transport(concurrency)
+        self.answered = 0
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class _StoppedError(Exception):
@@ -162,6 +221,7 @@ class _Calls:
         concurrency: int,
         cache: AnswerCache | None,
         budget: Budget,
+        session: Session | None,
     ) -> None:
         if concurrency < 1:
             raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
@@ -171,26 +231,30 @@ class _Calls:
         self.budget = budget
         self.throttle = Throttle(self.concurrency)
         self.stopped = threading.Event()
-        self.answered = 0
+        self.session = session
+        self.answered = session.answered if session is not None else 0
         self._held: list[tuple[int, _Outcome]] = []
         self._in_a_row: list[_Outcome] = []
 
     def make(self, settle: Callable[[int, Verdict], None]) -> None:
         """Call ``settle(index, verdict)`` in this thread as answers come.
 
-        The first call goes alone: a dead endpoint or a wrong key then costs one call, and
-        nothing of it is kept.
+        Where nothing was answered yet the first call goes alone: a dead endpoint or a wrong key
+        then costs one call, and nothing of it is kept.
         """
         if not self.questions:
             return
-        transport = Transport(self.concurrency)
+        session = self.session or Session(self.concurrency)
+        transport = session.transport
         workers = Workers[_Outcome](self.concurrency, "judge")
         patience: float | None = None
         running: dict[Future[_Outcome], int] = {}
         done: queue.SimpleQueue[Future[_Outcome]] = queue.SimpleQueue()
         try:
-            self._take(0, self._answer(self.questions[0], transport), settle)
-            for index, question in enumerate(self.questions[1:], start=1):
+            alone = 0 if self.answered else 1
+            if alone:
+                self._take(0, self._answer(self.questions[0], transport), settle)
+            for index, question in enumerate(self.questions[alone:], start=alone):
                 future = workers.submit(self._answer, question, transport)
                 running[future] = index
                 future.add_done_callback(done.put)
@@ -208,7 +272,9 @@ class _Calls:
             self.stopped.set()
             self.throttle.release()
             workers.stop(patience)
-            transport.close()
+            session.answered = self.answered
+            if self.session is None:
+                session.close()
             self._keep(running, settle)
 
     def _take(self, index: int, outcome: _Outcome, settle: Callable[[int, Verdict], None]) -> None:
@@ -263,13 +329,18 @@ class _Calls:
             self.budget.take()
             requests += 1
 
+        model = str(getattr(question.plan.judge, "model", None) or "")
+
+        def measured(request: Mapping[str, Any]) -> AbstractContextManager[Callable[[Any], None]]:
+            return self.budget.measuring(model, request, self.stopped.is_set)
+
         def once() -> tuple[Verdict, Any]:
             nonlocal asked_at
             with self.throttle.slot() as asked_at:
                 # Counted here, for judges whose requests pass by the transport; what a judge
                 # asks beyond its first request is counted there.
                 count()
-                with transport.carrying(_after_the_first(count)):
+                with transport.carrying(after_the_first(count), measured):
                     return question.ask()
 
         def pause(state: RetryCallState) -> float:
@@ -359,7 +430,7 @@ def _next(done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
             continue
 
 
-def _after_the_first(count: Callable[[], None]) -> Callable[[], None]:
+def after_the_first(count: Callable[[], None]) -> Callable[[], None]:
     """A function that calls ``count`` each time but the first."""
     first = True
 

@@ -15,6 +15,8 @@
     │   ├── UnreachableModelError         nothing answers at the endpoint
     │   └── CredentialError               a key or header is missing or refused
     ├── BudgetError                       the budget does not allow the next step
+    ├── CancelledError                    somebody cancelled what was under way
+    ├── ReplayError                       a file of recorded answers lacks one or is damaged
     ├── RegistryError                     a judge cannot be registered or loaded
     └── NotebookError                     a notebook cannot be run as asked
 
@@ -81,6 +83,14 @@ class CredentialError(ModelError):
 
 class BudgetError(WorkbenchError):
     """The budget does not allow the next step."""
+
+
+class CancelledError(WorkbenchError):
+    """Somebody cancelled what was under way."""
+
+
+class ReplayError(WorkbenchError):
+    """A file of recorded answers lacks what is asked for, or cannot be read or written."""
 
 
 class RegistryError(WorkbenchError):

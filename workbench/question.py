@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,9 +18,10 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench import offline
 from workbench.cache import AnswerCache, question_key
 from workbench.credentials import public_query, without_credentials
-from workbench.errors import ScaleError
-from workbench.judge import Verdict, fingerprint, is_cacheable, scale_of
+from workbench.errors import ReplayError, ScaleError
+from workbench.judge import Verdict, fingerprint, is_cacheable, scale_of, scrub
 from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.tape import Line, active
 from workbench.traces import Example, item_digest
 from workbench.transport import prepared
 
@@ -145,6 +146,57 @@ class Question:
         where = self.item.trace_id if "trace" in self.plan.fields else ""
         return question_key(self.plan.mark, self.plan.source, digest, where, self.sample)
 
+    def tape_key(self, *, kept: bool) -> str:
+        """What the answer has in a file of answers: the same on every machine and in every store.
+
+        Where the answers come from is no part of it, and a trace that is read as a whole goes by
+        its content. ``kept`` tells whether equal questions have one answer.
+        """
+        tape = active()
+        fields = tuple(f for f in self.plan.fields if f != "trace")
+        digest = item_digest(self.item, fields) if fields else ""
+        place = 0
+        if "trace" in self.plan.fields:
+            digest = question_key(item_digest(self.item), _content(self.item.trace_id))
+            place = tape.place(digest, self.item.trace_id) if tape is not None else 0
+        return question_key("judge", kept, self.plan.mark, digest, place, self.sample)
+
+    def told(self) -> dict[str, Any]:
+        """What is asked, for those who read a file of answers."""
+        judge = self.plan.judge
+        about = {"judge": judge.name, "fingerprint": self.plan.mark, "sample": self.sample}
+        return {**about, "model": getattr(judge, "model", None) or type(judge).__name__}
+
+    def __str__(self) -> str:
+        told = self.told()
+        return f"Judge {told['judge']!r} ({told['model']}) on trace {self.item.trace_id}"
+
+    def of_line(self, line: Line) -> Verdict:
+        """The verdict that a file of answers holds.
+
+        Raises
+        ------
+        ReplayError
+            When its value is none of this judge's.
+        """
+        verdict = Verdict(
+            trace_id=self.item.trace_id,
+            rationale=line.answer.get("rationale", ""),
+            error=line.answer.get("error"),
+            fingerprint=self.plan.mark,
+            calls=line.paid.get("calls", 0),
+            input_tokens=line.paid.get("input_tokens"),
+            output_tokens=line.paid.get("output_tokens"),
+            cost=line.paid.get("cost"),
+        )
+        if verdict.error is not None:
+            return verdict
+        try:
+            value = self._canonical(line.answer.get("value"))
+        except AnswerError as error:
+            raise ReplayError(f"{self} has an answer in the file that is none: {error}.") from None
+        return replace(verdict, value=value, cached=verdict.calls == 0)
+
     def ask(self) -> tuple[Verdict, Any]:
         """One call: the verdict, and its value as the judge gave it.
 
@@ -165,7 +217,8 @@ class Question:
         verdict = Verdict(
             trace_id=self.item.trace_id,
             value=self._canonical(feedback.value),
-            rationale=feedback.rationale or "",
+            # A gateway may put into it what it was sent.
+            rationale=scrub(feedback.rationale or "", self.plan.judge),
             fingerprint=self.plan.mark,
             input_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_INPUT_TOKENS)),
             output_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS)),
@@ -206,6 +259,41 @@ class Question:
         """Store an answer, its value as the judge gave it, where answers may be kept."""
         if self.plan.lasting:
             cache.put(self.key, {"value": value, "rationale": rationale})
+
+
+def answer_of(verdict: Verdict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Answer and price of a verdict as a file of answers holds them."""
+    answer: dict[str, Any] = {"rationale": verdict.rationale} if verdict.rationale else {}
+    answer |= {"value": verdict.value} if verdict.error is None else {"error": verdict.error}
+    paid = {
+        "calls": verdict.calls,
+        "input_tokens": verdict.input_tokens,
+        "output_tokens": verdict.output_tokens,
+        "cost": verdict.cost,
+    }
+    return answer, paid
+
+
+def _content(trace_id: str) -> str:
+    """Digest of what a trace holds but for ids and times, which differ from store to store."""
+    trace = mlflow.get_trace(trace_id)
+    spans = list(trace.data.spans) if trace is not None else []
+    spans.sort(key=lambda span: span.start_time_ns or 0)
+    number = {span.span_id: index for index, span in enumerate(spans)}
+    told = [
+        {
+            "name": span.name,
+            "parent": number.get(span.parent_id),
+            "status": str(span.status.status_code),
+            "attributes": {k: v for k, v in span.attributes.items() if k not in _OF_A_STORE},
+            "events": [(event.name, event.attributes) for event in span.events],
+        }
+        for span in spans
+    ]
+    return question_key(told)
+
+
+_OF_A_STORE: Final = ("mlflow.traceRequestId", "mlflow.experimentId")
 
 
 def _only_feedback(given: Any) -> Feedback:

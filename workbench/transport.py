@@ -19,8 +19,8 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -30,6 +30,7 @@ from pydantic import PrivateAttr
 
 from workbench.faults import seconds_to_wait
 from workbench.judge import options
+from workbench.tape import refuse_calls
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 300.0
@@ -108,22 +109,50 @@ class Transport:
         self._session.close()
 
     @contextmanager
-    def carrying(self, before_request: Callable[[], None]) -> Iterator[None]:
+    def carrying(
+        self, before_request: Callable[[], None], measure: Measure | None = None
+    ) -> Iterator[None]:
         """Within this context, judge calls of the current thread travel by this transport.
 
         ``before_request`` is called before each request to a model, of which one judge call
         may make several (tools, a provider that takes no answer schema), and may raise.
+        ``measure`` is given what is sent and is told what was used.
         """
-        token = _current.set((self, before_request))
+        token = _current.set((self, before_request, measure or _unmeasured))
         try:
             yield
         finally:
             _current.reset(token)
 
 
-_current: ContextVar[tuple[Transport, Callable[[], None]] | None] = ContextVar(
+Measure = Callable[[Mapping[str, Any]], AbstractContextManager[Callable[[Any], None]]]
+"""Called with a request; within its context, which may raise, the request is made.
+
+The context gives a function that takes what the provider answered.
+"""
+
+
+@contextmanager
+def _unmeasured(_: Mapping[str, Any]) -> Iterator[Callable[[Any], None]]:
+    yield lambda _: None
+
+
+def _as_sent(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The request that litellm is given, in the provider's terms."""
+    sent = {key: given.get(key) for key in ("messages", "tools")}
+    if given.get("include_response_format"):
+        sent["response_format"] = given.get("response_format")
+    return sent | dict(given.get("inference_params") or {})
+
+
+_current: ContextVar[tuple[Transport, Callable[[], None], Measure] | None] = ContextVar(
     "workbench_transport", default=None
 )
+
+
+def is_carrying() -> bool:
+    """Whether the current thread's judge calls travel by a transport of the workbench."""
+    return _current.get() is not None
 
 
 class PreparedJudge(InstructionsJudge):
@@ -176,11 +205,15 @@ def _install_gateway() -> list[str]:
     def send_chat_request(*args: Any, **kwargs: Any) -> Any:
         current = _current.get()
         if current is None:
+            refuse_calls("A judge that was called directly")
             return send(*args, **kwargs)
         given = order.bind(*args, **kwargs).arguments
-        transport, before_request = current
+        transport, before_request, measure = current
         before_request()
-        return transport.post(given["endpoint"], given["headers"], given["payload"])
+        with measure(given["payload"]) as used:
+            answer = transport.post(given["endpoint"], given["headers"], given["payload"])
+            used(answer)
+        return answer
 
     gateway_adapter.send_chat_request = send_chat_request
 
@@ -205,22 +238,32 @@ def _install_litellm() -> list[str]:
         return ["litellm_adapter._invoke_litellm"]
     litellm_adapter: Any = importlib.import_module(f"{_ADAPTERS}.litellm_adapter")
     ask = litellm_adapter._invoke_litellm
+    order = inspect.signature(ask)
 
     @functools.wraps(ask)
     def invoke_litellm(*args: Any, num_retries: int, **kwargs: Any) -> Any:
         current = _current.get()
         if current is None:
+            refuse_calls("A judge that was called directly")
             return ask(*args, num_retries=num_retries, **kwargs)
-        current[1]()
-        return ask(*args, num_retries=0, **kwargs)
+        _, before_request, measure = current
+        before_request()
+        sent = order.bind(*args, num_retries=0, **kwargs).arguments
+        with measure(_as_sent(sent)) as used:
+            answer = ask(*args, num_retries=0, **kwargs)
+            used(answer)
+        return answer
 
     litellm_adapter._invoke_litellm = invoke_litellm
     return []
 
 
-if _missing := _install():
+MISSING = _install()
+"""What this version of MLflow lacks, so that requests cannot be measured."""
+
+if MISSING:
     warnings.warn(
-        f"This version of MLflow has no {', '.join(_missing)} as the workbench knows it, so judges "
+        f"This version of MLflow has no {', '.join(MISSING)} as the workbench knows it, so judges "
         "are called through MLflow's own client: slower, and with retries that are neither "
         "counted nor held to a budget. Verdicts are the same.",
         stacklevel=2,
