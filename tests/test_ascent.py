@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promises import Chance
 
 import workbench
-from workbench.ascent import Optimised, Settings, credit, optimise
+from workbench.ascent import Optimised, Settings, _Ascent, most_calls, optimise
 from workbench.candidate import Candidate
 from workbench.errors import ArgumentError, BudgetError, ModelError
 from workbench.judge import Verdict
 from workbench.reflection import Item, Reflection, Request
 from workbench.scale import Scale
+from workbench.scoreboard import credit
 from workbench.traces import Example
 
 BASE = Candidate("Rate {{ outputs }}.")
@@ -199,9 +203,13 @@ def test_a_spent_budget_keeps_the_best_so_far() -> None:
         return always_good(questions)
 
     spent_at = 10**6
-    # One item that no rule puts right, so that the loop does not end for want of errors.
-    odd = Item(Example("tr-199", {}, "odd"), "fair")
-    course = {"dev": [*items(10, 100), odd], "settings": Settings(patience=10, max_steps=10)}
+    # Items that no rule puts right, so that the loop does not end for want of errors.
+    odd = [Item(Example(f"tr-9{i}", {}, f"odd {i}"), "fair", "odd") for i in range(3)]
+    course = {
+        "train": [*items(50), *odd],
+        "dev": items(10, 100),
+        "settings": Settings(patience=10, max_steps=10),
+    }
     run(ask=bounded, **course)
     spent_at, calls = calls - 1, 0
     found = run(ask=bounded, **course)
@@ -309,3 +317,130 @@ def test_optimizer_is_mlflows() -> None:
     assert isinstance(workbench.SIMBA(), AlignmentOptimizer)
     with pytest.raises(ArgumentError, match="dev_size"):
         workbench.SIMBA(dev_size=1.5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(3, 40),
+    st.integers(1, 20),
+    st.builds(
+        Settings,
+        max_steps=st.integers(1, 4),
+        batch_size=st.integers(1, 20),
+        max_dev=st.integers(1, 30),
+        patience=st.integers(1, 4),
+        max_examples=st.integers(0, 3),
+    ),
+)
+def test_no_run_costs_more_than_is_told(seed: int, n: int, k: int, chosen: Settings) -> None:
+    """Whatever judge and reflection model answer, the bound on calls holds."""
+    chance = Chance(seed)
+    with contextlib.suppress(ModelError):  # chance may have no opinion at all
+        run(
+            train=items(n),
+            dev=items(k, 100),
+            ask=chance.ask,
+            reflect=chance.reflect,
+            seed=seed,
+            settings=chosen,
+        )
+    judged, reflected = most_calls(n, k, chosen, SCALE)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected
+
+
+@given(st.integers(0, 10**6), st.integers(3, 50), st.integers(1, 30))
+def test_heats_have_each_item_once(seed: int, n: int, k: int) -> None:
+    """Whoever comes through all heats has been scored on all items, and on none twice."""
+    told = (items(n), items(k, 100), SCALE, ("outputs",), always_good, Reflecting(), seed)
+    ascent = _Ascent(BASE, *told, Settings(), None)
+    ascent.board.judge((BASE, item) for item in ascent.board.items)
+    heats = ascent.heats(BASE)
+    assert all(heats)
+    assert sorted(i.trace_id for heat in heats for i in heat) == sorted(
+        i.trace_id for i in ascent.board.items
+    )
+
+
+HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."
+
+
+def wordy(*rules: str) -> Any:
+    """A reflection model that gives these rules to whatever it is asked."""
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection(rules, 1) for _ in requests]
+
+    return reflect
+
+
+def rule_abiding(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+    """Follows each rule to the letter: items whose number ends in 1 or 3 come late."""
+    found = []
+    for candidate, item in questions:
+        late = item.trace_id[-1] in "13" and HARMFUL in candidate.rules
+        promise = "promise" in item.example.outputs and RULE in candidate.rules
+        said = "it comes late" if late else "a promise is made" if promise else "so be it"
+        found.append(Verdict(item.trace_id, "poor" if late or promise else "good", said, calls=1))
+    return found
+
+
+@pytest.mark.parametrize("order", [(RULE, HARMFUL, IDLE), (IDLE, HARMFUL, RULE)])
+def test_idle_and_harmful_rules_are_pruned(order: tuple[str, ...]) -> None:
+    """Of three rules that are given together only the one that helps stays."""
+    for seed in range(3):
+        found = run(ask=rule_abiding, reflect=wordy(*order), dev=items(30, 100), seed=seed)
+        assert found.best.rules == (RULE,)
+
+
+def test_a_wavering_judge_does_not_lose_its_rules_by_chance() -> None:
+    """Two rules that help both stay where one verdict in ten falls either way."""
+    late = "Rate it fair when it comes late."
+
+    def labelled(some: list[Item]) -> list[Item]:
+        return [
+            Item(i.example, "fair", "comes late") if i.trace_id[-1] in "13" else i for i in some
+        ]
+
+    def wavering(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        found = []
+        for candidate, item in questions:
+            value = "good"
+            if RULE in candidate.rules and "promise" in item.example.outputs:
+                value = "poor"
+            if late in candidate.rules and item.trace_id[-1] in "13":
+                value = "fair"
+            chance = random.Random(f"{candidate.key}{item.trace_id}")
+            if chance.random() < 0.1:
+                value = chance.choice(SCALE.values)
+            found.append(Verdict(item.trace_id, value, "so be it", calls=1))
+        return found
+
+    course = {"train": labelled(items(50)), "dev": labelled(items(30, 100)), "ask": wavering}
+    for seed in range(6):
+        assert {RULE, late} <= set(run(**course, reflect=wordy(RULE, late), seed=seed).best.rules)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "is_better"), [(1, 0, True), (5, 4, False), (6, 1, True), (0, 0, False)]
+)
+def test_a_difference_that_chance_makes_is_no_betterment(
+    better: int, worse: int, is_better: bool
+) -> None:
+    """One item put right is enough where nothing else changed, not where many went either way."""
+    one, other = (BASE.with_rules([rule], "x") for rule in ("Be steady.", "Be wavering."))
+
+    def ask(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        found = []
+        for candidate, item in questions:
+            n = int(item.trace_id[3:]) - 100
+            right = candidate == one if n < better else candidate == other or n >= better + worse
+            wrong = "good" if item.label == "poor" else "poor"
+            found.append(Verdict(item.trace_id, item.label if right else wrong, calls=1))
+        return found
+
+    told = (items(4), items(20, 100), SCALE, ("outputs",), ask, Reflecting(), 0)
+    ascent = _Ascent(BASE, *told, Settings(max_dev=20), None)
+    ascent.board.judge((c, item) for c in (one, other) for item in ascent.board.items)
+    assert ascent.is_better(one, other) == is_better

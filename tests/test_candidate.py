@@ -16,6 +16,7 @@ from workbench.candidate import (
     shortened_json,
     without_variables,
 )
+from workbench.offline.learnt import EXAMPLES_HEADING, RULES_HEADING
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."
 
@@ -95,3 +96,58 @@ def test_a_candidate_has_the_lines_that_it_was_given(rule: str, shown: str, rati
     example = WorkedExample("tr-1", (("outputs", shown),), f"good {rating}", f"why {shown}")
     text = plain.with_examples([example], 4).text
     assert len(text.splitlines()) == len(text.split("\n")) == 10
+
+
+def test_a_rule_holds_nothing_that_cannot_be_stored() -> None:
+    """Halves of surrogate pairs and control characters of a model's answer are left out."""
+    rule = Candidate(BASE).with_rules(["- Be\x00strict \ud83d."], "x").rules[0]
+    assert rule == "Be strict ."
+
+
+_WORDS = st.sampled_from(
+    ["strict", "-", "- kind", "rating: good", "\n", "\n\n", RULES_HEADING, EXAMPLES_HEADING, "why:"]
+)
+_TEXTS = st.lists(_WORDS | st.text(max_size=8), max_size=5).map(" ".join)
+
+
+@given(_TEXTS, st.lists(_TEXTS, max_size=3), st.lists(_TEXTS, max_size=2))
+def test_learned_instructions_are_taken_up_to_the_letter(
+    base: str, rules: list[str], shown: list[str]
+) -> None:
+    """Whatever stands in them, headings too, reading instructions back changes no sign."""
+    examples = [
+        WorkedExample(f"tr-{n}", (("outputs", one),), "good", one) for n, one in enumerate(shown)
+    ]
+    made = Candidate(base).with_rules(rules, "x").with_examples(examples, 4)
+    read = Candidate.from_instructions(made.text)
+    assert read.text == made.text
+    assert read.key == made.key
+    assert Candidate.from_instructions(read.text) == read
+
+
+@given(st.lists(st.text("abc ", min_size=1), max_size=4), st.integers(0, 3))
+def test_plain_learned_rules_are_read_back_as_rules(rules: list[str], count: int) -> None:
+    """An aligned judge is taken up with its rules and examples apart from its own text."""
+    examples = [WorkedExample(f"tr-{n}", (("outputs", n),), "good", "") for n in range(count)]
+    made = Candidate(BASE).with_rules(rules, "x").with_examples(examples, 4)
+    read = Candidate.from_instructions(made.text)
+    assert (read.base, read.rules) == (BASE, made.rules)
+    assert [str(e) for e in read.examples] == [str(e) for e in made.examples]
+
+
+def test_rewriting_replaces_and_dropping_leaves_the_rest() -> None:
+    """A child names its parent; the parent stays as it was."""
+    parent = Candidate(BASE).with_rules(["Be strict.", "Be kind.", "Be brief."], "x")
+    anew = parent.rewritten(["Be fair.", "be FAIR"], "y")
+    assert anew.rules == ("Be fair.",)
+    fewer = parent.without_rules({0, 2})
+    assert fewer.rules == ("Be kind.",)
+    assert anew.parent == fewer.parent == parent.key
+    assert parent.without_rules(()).text == parent.text
+    assert len(parent.rules) == 3
+
+
+@pytest.mark.parametrize("rule", ["", "  ", "- ", "\n", "…", "?!"])
+def test_a_rule_without_a_word_is_left_out(rule: str) -> None:
+    """Blanks and bullets alone are no rule, beside others or at first."""
+    assert Candidate(BASE).with_rules([rule, "Be strict.", rule], "x").rules == ("Be strict.",)

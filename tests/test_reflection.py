@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from loopback import Loopback
 
 import workbench
 from workbench import offline
@@ -143,3 +145,46 @@ def test_a_dead_reflection_model_says_what_came_back(monkeypatch: pytest.MonkeyP
         Reflector(dead, SCALE).propose([(request(), 0)])
     assert "sk-secret" not in str(caught.value)
     assert "Run again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        '[[ ## rules ## ]]\n["Be strict on promises."]\n\n[[ ## completed ## ]]',
+        '{"rules": ["Be strict on promises."]}',
+        "[[ ## rules ## ]]\n- Be strict on promises.",
+        "Be strict on promises.",
+    ],
+)
+def test_an_answer_in_another_form_is_read_and_paid_once(
+    says: str, loopback: Callable[..., Loopback], tmp_path: Path
+) -> None:
+    """JSON, a list or a sentence is taken as it is: no second request asks for another form."""
+    server = loopback(says=says)
+    asked = Reflector(
+        judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
+    ).propose([(request(), 0)])[0]
+    assert asked.rules == ("Be strict on promises.",)
+    assert asked.calls == server.requests == 1
+    assert asked.tokens == 110
+
+
+@pytest.mark.parametrize("says", ["", "None.", "I would rather not say."])
+def test_an_answer_that_states_nothing_is_an_error(
+    says: str, loopback: Callable[..., Loopback], tmp_path: Path
+) -> None:
+    """What holds no rule is told, after one request, and not kept as an answer."""
+    server, cache = loopback(says=says), AnswerCache(tmp_path)
+    reflector = Reflector(judge("openai:/m", base_url=server.url), SCALE, cache=cache)
+    with pytest.raises(ModelError, match="no usable answer"):
+        reflector.propose([(request(), 0)])
+    assert server.requests == 1
+    assert not reflector.is_known(request(), 0)
+
+
+def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
+    """A model that finds nothing in common may say so."""
+    server = loopback(says='{"rules": []}')
+    answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([(request(), 0)])[0]
+    assert answer.rules == ()
+    assert answer.calls == 1

@@ -8,39 +8,31 @@ notation of which the names here speak. It knows neither MLflow nor a model: `As
 from __future__ import annotations
 
 import math
-import random
-from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 
-from workbench.candidate import Candidate, WorkedExample
-from workbench.errors import ArgumentError, BudgetError, ModelError, one_of
-from workbench.judge import Verdict
-from workbench.reflection import Case, Item, Reflection, Request
+from workbench.candidate import Candidate
+from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
+from workbench.grouping import MOST_PARTS
+from workbench.moves import SUSPECTS, Moves, Reflect, newest, suspects
+from workbench.reflection import Item
 from workbench.scale import Scale
-
-Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
-"""Verdicts of candidates on items, in order."""
-
-Reflect = Callable[[Sequence[Request], int], list[Reflection]]
-"""Rules for each request; the number tells the round."""
+from workbench.scoreboard import Ask, Scoreboard
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the loop goes about its work. Every count is at least 1."""
+    """How the loop goes about its work. Every count is at least 1, of ``max_examples`` 0."""
 
-    max_steps: int = 6
+    max_steps: int = 4
     batch_size: int = 40
     patience: int = 2
     max_examples: int = 4
-    max_dev: int = 150
-    price_of_100_words: float = 0.01
+    max_dev: int = 80
     class_weight: Literal["balanced"] | None = None
-    temperature: float = 0.05
     max_failure_share: float = 0.05
 
     def __post_init__(self) -> None:
@@ -50,8 +42,22 @@ class Settings:
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
-MOST_FAILED = 0.2
-"""Share of failed calls on dev above which a candidate's score means nothing."""
+LEAST_WRONG = 3
+"""Weight of disagreements from which rules are asked for: what two share may be chance."""
+
+MOST_PRUNED_ON = 6
+"""Wrong items, at most, on which it is tried whether a rule does harm."""
+
+TEMPERATURE = 0.05
+"""Of the softmax by which another parent than the best is drawn, in units of the score."""
+
+FIRST_HEAT, SECOND_HEAT = 0.15, 0.3
+"""Shares of the items to select on after which candidates drop out."""
+
+SMALLEST_HEAT = 8
+
+STEADY = 0.75
+"""Standard errors by which a candidate must be better than another to take its place."""
 
 
 @dataclass
@@ -61,7 +67,8 @@ class Optimised:
     ``best`` is the winner (the original where nothing was better), ``history`` has a row for
     each candidate that was scored: ``step``, ``origin``, ``rules``, ``examples``, ``dev_score``
     (nan where it was dropped early), ``dev_accuracy``, ``added_words``, ``best`` (whether it
-    beat all before its step). ``stopped`` says in words why the loop ended.
+    beat all before its step). ``stopped`` says in words why the loop ended and
+    ``known`` counts the answers that were in the cache.
     """
 
     best: Candidate
@@ -71,39 +78,12 @@ class Optimised:
     stopped: str
     judge_calls: int = 0
     reflection_calls: int = 0
+    known: int = 0
     tokens: int | None = None
     cost: float | None = None
     failures: int = 0
     evidence: dict[str, list[str]] = field(default_factory=dict)
-
-
-def credit(scale: Scale, verdict: Any, label: Any) -> float:
-    """What a verdict earns, in [0, 1].
-
-    1 for the label itself; a near miss up to 1/2 on scales of steps, and 1 less its distance on
-    continuous ones, where hardly any verdict equals its label.
-    """
-    if verdict == label:
-        return 1.0
-    if not scale.ordered:
-        return 0.0
-    nearness = 1.0 - scale.distance(verdict, label)
-    return nearness if _is_continuous(scale) else nearness / 2
-
-
-TOLERANCE = 0.1
-"""Distance up to which a verdict on a continuous scale counts as agreeing with its label."""
-
-
-def agrees(scale: Scale, verdict: Any, label: Any) -> bool:
-    """Whether a verdict needs no explanation: equal, or near enough on a continuous scale."""
-    return bool(
-        verdict == label or (_is_continuous(scale) and scale.distance(verdict, label) <= TOLERANCE)
-    )
-
-
-def _is_continuous(scale: Scale) -> bool:
-    return scale.kind == "numeric" and not scale.integer
+    notes: tuple[str, ...] = ()
 
 
 def optimise(
@@ -133,11 +113,73 @@ def optimise(
     seed
         Any int, 0 included: the same seed, items and answers give the same result.
     on_step
-        Called after each step with ``step``, ``best_score``, ``calls`` and ``best`` (text).
+        Called after each step with ``step``, ``best_score``, ``calls``, ``reflections``,
+        ``failures`` and ``best`` (text).
     """
     return _Ascent(
         original, train, dev, scale, fields, ask, reflect, seed, settings or Settings(), on_step
     ).climb()
+
+
+def summed_up(
+    board: Scoreboard,
+    moves: Moves,
+    original: Candidate,
+    best: Candidate,
+    rows: list[dict[str, Any]],
+    stopped: str,
+) -> Optimised:
+    """What a run found and spent."""
+    tokens, costs = moves.tokens + board.tokens, moves.costs + board.costs
+    return Optimised(
+        best=best,
+        original_score=board.score(original)[0],
+        best_score=board.score(best)[0],
+        history=pd.DataFrame(rows),
+        stopped=stopped,
+        judge_calls=board.calls,
+        reflection_calls=moves.calls,
+        known=board.known + moves.known,
+        tokens=sum(tokens) if tokens else None,
+        cost=sum(costs) if costs else None,
+        failures=board.failures,
+        evidence={rule: moves.evidence.get(rule, []) for rule in best.rules},
+    )
+
+
+def state_after(
+    step: int, board: Scoreboard, moves: Moves, best: Candidate, score: float
+) -> dict[str, Any]:
+    """What is told of a run after each step."""
+    return {
+        "step": step,
+        "best_score": score,
+        "calls": board.calls,
+        "reflections": moves.calls,
+        "failures": board.failures,
+        "best": best.text,
+    }
+
+
+def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
+    """Upper bound of (judge calls, reflections) of `optimise`, by the formula of `workbench.simba`.
+
+    ``train`` and ``dev`` are numbers of items. Up to six children race in a step, and up to three
+    that came from pruning, each by itself.
+    """
+    selected = min(settings.max_dev, train + dev)
+    batch = min(settings.batch_size, train + dev - selected)
+    first = _first_heat(selected)
+    second = min(math.ceil(selected * SECOND_HEAT), selected - first)
+    race = 6 * first + 3 * second + 2 * (selected - first - second)
+    pruned = SUSPECTS * 3 * MOST_PRUNED_ON + 3 * selected
+    judge_calls = selected + batch + settings.max_steps * (batch + race + pruned)
+    directions = len(scale.values) if scale.kind == "nominal" else 2
+    return judge_calls, settings.max_steps * (2 + directions * MOST_PARTS)
+
+
+def _first_heat(items: int) -> int:
+    return min(items, max(SMALLEST_HEAT, math.ceil(items * FIRST_HEAT)))
 
 
 class _Ascent:
@@ -156,291 +198,228 @@ class _Ascent:
         settings: Settings,
         on_step: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.original, self.train, self.dev = original, list(train), list(dev)
-        self.scale, self.fields, self.settings = scale, fields, settings
-        self.ask, self.reflect, self.on_step = ask, reflect, on_step
-        self.rng = random.Random(f"simba-{seed}")
-        self.verdicts: dict[tuple[str, str], Verdict] = {}
-        self.scores: dict[str, float] = {}
+        self.original, self.train = original, list(train)
+        self.settings, self.on_step = settings, on_step
+        self.moves = Moves(reflect, scale, fields, seed=seed)
+        chosen = self.moves.stratified(dev, settings.max_dev)
+        # A small dev set alone cannot tell candidates apart, so train helps it out.
+        chosen += self.moves.stratified(train, settings.max_dev - len(chosen))
+        self.board = Scoreboard(
+            chosen,
+            original,
+            scale,
+            ask,
+            class_weight=settings.class_weight,
+            max_failure_share=settings.max_failure_share,
+        )
         self.pool: dict[str, Candidate] = {}
         self.rows: list[dict[str, Any]] = []
-        self.evidence: dict[str, list[str]] = {}
-        self.tally = {"judge": 0, "reflection": 0, "failures": 0, "asked": 0}
-        self.tokens: list[int] = []
-        self.costs: list[float] = []
-        # Beyond some 150 items a larger dev set costs more calls than it adds certainty.
-        order = self.stratified(self.dev, self.settings.max_dev)
-        self.dev = order
-        # A third of the dev set decides which candidates are worth the next third, and so on.
-        third = max(1, math.ceil(len(order) / 3))
-        self.dev_parts = [order[i : i + third] for i in range(0, len(order), third)]
-        self.weights = self.label_weights()
 
     def climb(self) -> Optimised:
-        self.score_all([self.original], 0)
-        if self.original.key not in self.scores:
+        batch = self.moves.stratified(self.train, self.settings.batch_size)
+        self.board.judge((self.original, item) for item in [*self.board.items, *batch])
+        self.board.leave_out_failed(self.original)
+        self.enter([self.original], 0, math.nan)
+        if self.original.key not in self.pool:
             raise ModelError(
                 "The judge gave no usable verdict on the items that candidates are selected on, "
                 "so there is nothing to improve on. Look at workbench.assess(judge).failures."
             )
         best, stale, stopped = self.original, 0, "all steps were made"
         for step in range(1, self.settings.max_steps + 1):
-            if not self.anything_to_gain(best):
-                stopped = "nothing is left to gain on dev"
+            if self.board.is_flawless(best):
+                stopped = "nothing is left to gain on the items that candidates are selected on"
                 break
             try:
-                children = self.offspring(best, step)
-                if children:
-                    self.score_all(children, step, to_beat=self.scores[best.key])
+                before = self.score(best)
+                parent = self.parent(best, stale)
+                children = self.offspring(parent, best, batch, step, stale)
+                self.race(children, best, step)
+                leader = self.leader()
+                if leader.key != best.key:
+                    self.prune(leader, step)
             except BudgetError:
-                stopped = "the budget is spent"
+                best, stopped = self.leader(), "the budget is spent"
                 break
-            winner = max(self.pool.values(), key=lambda c: (self.scores[c.key], -len(c.text)))
-            risen = self.scores[winner.key] > self.scores[best.key] + 1e-9
-            best, stale = (winner, 0) if risen else (best, stale + 1)
-            if self.on_step is not None:
-                self.on_step(
-                    {
-                        "step": step,
-                        "best_score": self.scores[best.key],
-                        "calls": self.tally["judge"],
-                        "reflections": self.tally["reflection"],
-                        "failures": self.tally["failures"],
-                        "best": best.text,
-                    }
-                )
+            except CancelledError:
+                best, stopped = self.leader(), "it was cancelled"
+                break
+            leader = self.leader()
+            risen = self.score(leader) > before + 1e-9
+            best, stale = (leader, 0) if risen else (best, stale + 1)
+            self.tell(step, best)
             if stale >= self.settings.patience:
-                stopped = f"the dev score has not risen for {stale} steps"
+                stopped = f"the score has not risen for {stale} steps"
                 break
-        return Optimised(
-            best=best,
-            original_score=self.scores[self.original.key],
-            best_score=self.scores[best.key],
-            history=pd.DataFrame(self.rows),
-            stopped=stopped,
-            judge_calls=self.tally["judge"],
-            reflection_calls=self.tally["reflection"],
-            tokens=sum(self.tokens) if self.tokens else None,
-            cost=sum(self.costs) if self.costs else None,
-            failures=self.tally["failures"],
-            evidence={rule: self.evidence.get(rule, []) for rule in best.rules},
+            # Where something was learned, the same disagreements seen again teach little more.
+            if stale and best.rules and len(self.train) <= self.settings.batch_size:
+                stopped = "all disagreements were looked at"
+                break
+            batch = self.moves.stratified(self.train, self.settings.batch_size)
+        return self.result(best, stopped)
+
+    def result(self, best: Candidate, stopped: str) -> Optimised:
+        return summed_up(self.board, self.moves, self.original, best, self.rows, stopped)
+
+    def tell(self, step: int, best: Candidate) -> None:
+        if self.on_step is not None:
+            self.on_step(state_after(step, self.board, self.moves, best, self.score(best)))
+
+    # -- who may have children ----------------------------------------------------------
+
+    def score(self, candidate: Candidate) -> float:
+        return self.board.score(candidate)[0]
+
+    def leader(self) -> Candidate:
+        """The best of all so far; of equals the shortest, then the oldest."""
+        return max(self.pool.values(), key=lambda c: (self.score(c), -len(c.text)))
+
+    def is_better(self, one: Candidate, other: Candidate) -> bool:
+        """Whether one's score is higher, by a share of the standard error of the difference.
+
+        Verdicts that waver differ on many items in both directions, and that some more of these
+        fall to one's side says little; one that differs only for the better is better.
+        """
+        gains = [self.gain(one, other, [item]) for item in self.board.items]
+        ahead = (self.score(one) - self.score(other)) * sum(
+            map(self.board.weight, self.board.items)
+        )
+        return ahead > 1e-9 and ahead >= STEADY * math.sqrt(sum(gain * gain for gain in gains))
+
+    def parent(self, best: Candidate, stale: int) -> Candidate:
+        """The best candidate; another one, by softmax of the scores, after a step in vain."""
+        others = [c for c in self.pool.values() if c.key != best.key]
+        if not stale or not others:
+            return best
+        top = self.score(best)
+        weights = [math.exp((self.score(c) - top) / TEMPERATURE) for c in others]
+        return self.moves.rng.choices([best, *others], [1.0, *weights])[0]
+
+    # -- moves ----------------------------------------------------------------------------
+
+    def offspring(
+        self, parent: Candidate, best: Candidate, batch: list[Item], step: int, stale: int
+    ) -> list[Candidate]:
+        """Children of the parent by all moves; those that are known already are left out."""
+        self.board.judge((parent, item) for item in batch)
+        # What was paid for to select on is evidence as well, where it is not of dev.
+        most = self.settings.batch_size
+        sides = newest(*self.board.cases(parent, self.train))
+        wrong, right = (self.moves.some(side, most) for side in sides)
+        if len(wrong) < 2 or sum(self.board.weight(c.item) for c in wrong) < LEAST_WRONG:
+            return []
+        cured = self.board.cases(self.original, [case.item for case in right])[0]
+        children = self.moves.reflected(parent, wrong, right, cured, step)
+        untold = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
+        if self.settings.max_examples and (stale or untold or not children):
+            children.append(self.moves.with_examples(parent, wrong, self.settings.max_examples))
+        if parent.key != best.key and children:
+            children.append(best.with_rules(children[0].rules, "merge"))
+        fresh = {c.key: c for c in children if c.key not in self.pool}
+        return [c for c in fresh.values() if c.text != self.original.text]
+
+    def prune(self, candidate: Candidate, step: int) -> None:
+        """Try the candidate without rules that do harm or nothing.
+
+        Each rule is left out on some of what the candidate gets wrong and some of what its rules
+        cured, namely where the verdict's rationale speaks of the rule.
+        """
+        if len(candidate.rules) < 2:
+            return
+        sides = self.board.cases(candidate, self.board.items)
+        gains = [0.0] * len(candidate.rules)
+        touched = [False] * len(candidate.rules)
+        without = [candidate.without_rules([i]) for i in range(len(candidate.rules))]
+        asked: list[tuple[int, Item, float]] = []
+        for side, most in zip(sides, (MOST_PRUNED_ON, 2 * MOST_PRUNED_ON), strict=True):
+            said = {case.item.trace_id: case.verdict.rationale for case in side}
+            some = self.moves.stratified([case.item for case in side], most)
+            asked += [
+                (i, item, len(side) / len(some))
+                for turn, item in enumerate(some)
+                for i in suspects(candidate.rules, said[item.trace_id], turn)
+            ]
+        self.board.judge((without[i], item) for i, item, _ in asked)
+        for i, item, stands_for in asked:
+            gain = self.gain(without[i], candidate, [item])
+            gains[i] += gain * stands_for
+            touched[i] |= abs(gain) > 1e-9
+        harmful = tuple(i for i, gain in enumerate(gains) if gain > 1e-9)
+        idle = tuple(i for i, found in enumerate(touched) if not found)
+        worst = tuple(sorted(harmful, key=lambda i: -gains[i])[:1])
+        for indices in dict.fromkeys([harmful + idle, harmful, worst]):
+            child = candidate.without_rules(indices)
+            if not indices or child.key in self.pool:
+                continue
+            self.race([child], candidate, step)
+            if child.key in self.pool and self.is_better(child, candidate):
+                break
+            # That people's reasons speak for a rule outweighs a difference that chance makes.
+            self.pool.pop(child.key, None)
+
+    def gain(self, child: Candidate, parent: Candidate, items: Sequence[Item]) -> float:
+        """Credit that the child earns on the items beyond its parent."""
+        return sum(
+            self.board.weight(item)
+            * ((self.board.earned(child, item) or 0.0) - (self.board.earned(parent, item) or 0.0))
+            for item in items
         )
 
-    # -- one step -----------------------------------------------------------------------
+    # -- selection ------------------------------------------------------------------------
 
-    def offspring(self, best: Candidate, step: int) -> list[Candidate]:
-        parent = self.choose_parent(best, step)
-        batch = self.stratified(self.train, self.settings.batch_size)
-        self.judge([(parent, item) for item in batch])
-        cases = [
-            Case(item, v)
-            for item in batch
-            if (v := self.verdicts[parent.key, item.trace_id]).error is None and v.value != "N/A"
-        ]
-        right: list[Case] = []
-        wrong: list[Case] = []
-        for case in cases:
-            near = agrees(self.scale, case.verdict.value, case.item.label)
-            (right if near else wrong).append(case)
-        children: list[Candidate] = []
-        if len(wrong) > 1:
-            children += self.reflected(parent, wrong, right, step)
-            if self.settings.max_examples:
-                children.append(self.with_examples(parent, wrong))
-        if parent.rules:
-            children.append(parent.without_rule(self.rng.randrange(len(parent.rules))))
-        if parent.key != best.key and children:
-            children.append(best.with_rules(list(children[0].rules), "merge"))
-        known = set(self.scores)
-        fresh = {c.key: c for c in children if c.key not in known and c.text != self.original.text}
-        return list(fresh.values())
+    def race(self, candidates: list[Candidate], best: Candidate, step: int) -> None:
+        """Score candidates in heats; the worse half, and who cannot win any more, drop out."""
+        alive, seen = list(candidates), list[Item]()
+        for heat in self.heats(best):
+            self.board.judge((candidate, item) for candidate in alive for item in heat)
+            seen += heat
+            if len(seen) < len(self.board.items):
+                alive.sort(key=lambda c: self.board.score(c, seen)[0], reverse=True)
+                alive = alive[: max(1, len(alive) // 2)]
+                top = self.score(best)
+                alive = [c for c in alive if self.board.at_most(c, seen) > top + 1e-9]
+        self.enter(alive, step, self.score(best))
+        self.enter_dropped([c for c in candidates if c not in alive], step)
 
-    def anything_to_gain(self, best: Candidate) -> bool:
-        """Whether the best candidate is wrong anywhere on dev."""
-        return self.scores[best.key] < 1.0 - self.price(best) - 1e-9
+    def heats(self, best: Candidate) -> list[list[Item]]:
+        """The items to select on, in heats; what the best gets wrong tells most, so first."""
+        items = self.board.items
+        missed = {case.item.trace_id for case in self.board.cases(best, items)[0]}
+        wrong = [item for item in items if item.trace_id in missed]
+        right = [item for item in items if item.trace_id not in missed]
+        size = _first_heat(len(items))
+        first = self.moves.stratified(wrong, math.ceil(size / 2))
+        first += self.moves.stratified(right, size - len(first))
+        taken = {item.trace_id for item in first}
+        rest = [item for item in items if item.trace_id not in taken]
+        second = self.moves.stratified(rest, math.ceil(len(items) * SECOND_HEAT))
+        taken |= {item.trace_id for item in second}
+        third = [item for item in items if item.trace_id not in taken]
+        return [heat for heat in (first, second, third) if heat]
 
-    def choose_parent(self, best: Candidate, step: int) -> Candidate:
-        """The best candidate on odd steps, else one drawn by softmax of the scores."""
-        if step % 2 or len(self.pool) < 2:
-            return best
-        ranked = sorted(self.pool.values(), key=lambda c: c.key)
-        top = self.scores[best.key]
-        weights = [math.exp((self.scores[c.key] - top) / self.settings.temperature) for c in ranked]
-        return self.rng.choices(ranked, weights)[0]
-
-    def stratified(self, items: Sequence[Item], size: int) -> list[Item]:
-        """Up to ``size`` items, drawn by the seed; labels take turns so that none is missed."""
-        by_label: dict[Any, list[Item]] = defaultdict(list)
-        for item in sorted(items, key=lambda one: (self.rng.random(), one.trace_id)):
-            by_label[item.label].append(item)
-        queues = [by_label[label] for label in sorted(by_label, key=str)]
-        drawn: list[Item] = []
-        while len(drawn) < min(size, len(items)):
-            for queue in queues:
-                if queue and len(drawn) < size:
-                    drawn.append(queue.pop())
-        return drawn
-
-    def reflected(
-        self, parent: Candidate, wrong: list[Case], right: list[Case], step: int
-    ) -> list[Candidate]:
-        groups = self.groups(wrong)
-        requests = [
-            Request(parent.text, tuple(cases), tuple(right), self.fields, focus)
-            for focus, cases in groups
-        ]
-        answers = self.reflect(requests, step)
-        children, every = [], []
-        for (focus, cases), answer in zip(groups, answers, strict=True):
-            self.tally["reflection"] += answer.calls
-            self.tokens += [answer.tokens] if answer.tokens else []
-            self.costs += [answer.cost] if answer.cost else []
-            rules = list(answer.rules)
-            if not rules:
-                continue
-            child = parent.with_rules(rules, f"rules: {focus}")
-            for rule in child.rules[len(parent.rules) :]:
-                self.evidence.setdefault(rule, [case.item.trace_id for case in cases])
-            children.append(child)
-            if len(rules) > 1:
-                children.append(parent.with_rules(rules[:1], f"first rule: {focus}"))
-            if focus != _EVERYTHING:
-                every += rules
-        if every and len(children) > 1:
-            children.append(parent.with_rules(every, "rules of all groups"))
-        return children
-
-    def groups(self, wrong: list[Case]) -> list[tuple[str, list[Case]]]:
-        """Disagreements that look alike, and all of them together."""
-        by_focus: dict[str, list[Case]] = defaultdict(list)
-        for case in wrong:
-            if self.scale.kind == "nominal":
-                by_focus[f"people say {case.item.label}"].append(case)
-            else:
-                high = self.scale.rank(case.verdict.value) > self.scale.rank(case.item.label)
-                by_focus["the judge rates too high" if high else "the judge rates too low"].append(
-                    case
-                )
-        groups = [(focus, cases) for focus, cases in sorted(by_focus.items()) if len(cases) > 1]
-        if len(by_focus) > 1 or not groups:
-            groups.insert(0, (_EVERYTHING, wrong))
-        return groups
-
-    def with_examples(self, parent: Candidate, wrong: list[Case]) -> Candidate:
-        """Two disagreements as worked examples, first those that people gave a reason for."""
-        told = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
-        picked: dict[Any, Case] = {}
-        for case in told:
-            picked.setdefault(case.item.label, case)
-        shown = [self.worked_example(case.item) for case in list(picked.values())[:2]]
-        return parent.with_examples(shown, self.settings.max_examples)
-
-    def worked_example(self, item: Item) -> WorkedExample:
-        values = {
-            "inputs": item.example.inputs,
-            "outputs": item.example.outputs,
-            "expectations": item.example.expectations,
-        }
-        fields = tuple((name, values[name]) for name in self.fields if name in values)
-        return WorkedExample(item.trace_id, fields, str(item.label), item.rationale)
-
-    # -- scoring ------------------------------------------------------------------------
-
-    def score_all(self, candidates: list[Candidate], step: int, to_beat: float = -math.inf) -> None:
-        """Score candidates on dev; those that cannot beat ``to_beat`` are dropped half-way."""
-        alive = candidates
-        seen: list[Item] = []
-        for part in self.dev_parts:
-            self.judge([(candidate, item) for candidate in alive for item in part])
-            seen += part
-            if len(seen) < len(self.dev) and to_beat > -math.inf:
-                alive = [c for c in alive if self.at_most(c, seen) > to_beat]
+    def enter(self, candidates: Sequence[Candidate], step: int, to_beat: float) -> None:
+        """Take scored candidates into the pool and the history."""
         for candidate in candidates:
-            finished = candidate in alive
-            score, accuracy = self.score(candidate, self.dev) if finished else (math.nan, math.nan)
-            if finished and not math.isnan(score):
-                self.scores[candidate.key] = score
+            score, accuracy = self.board.score(candidate)
+            if not math.isnan(score):
                 self.pool[candidate.key] = candidate
-            self.rows.append(
-                {
-                    "step": step,
-                    "origin": candidate.origin,
-                    "rules": len(candidate.rules),
-                    "examples": len(candidate.examples),
-                    "dev_score": score,
-                    "dev_accuracy": accuracy,
-                    "added_words": candidate.added_words,
-                    "best": score > to_beat + 1e-9 if finished else False,
-                    "calls": self.tally["judge"],
-                }
-            )
+            self.rows.append(self.row(candidate, step, score, accuracy, to_beat))
 
-    def score(self, candidate: Candidate, items: Sequence[Item]) -> tuple[float, float]:
-        """(mean credit less the price of length, accuracy); nan where no verdict is usable."""
-        earned, exact, weights = [], [], []
-        failed = 0
-        for item in items:
-            verdict = self.verdicts[candidate.key, item.trace_id]
-            if verdict.error is not None:
-                failed += 1
-                continue
-            if verdict.value == "N/A":
-                # Abstaining is neither right nor wrong, but it must not pay: where the original
-                # judge had an opinion, having none earns nothing.
-                if self.has_opinion(self.original, item):
-                    weights.append(self.weights.get(item.label, 1.0))
-                    earned.append(0.0)
-                continue
-            weights.append(self.weights.get(item.label, 1.0))
-            earned.append(weights[-1] * credit(self.scale, verdict.value, item.label))
-            exact.append(verdict.value == item.label)
-        if not exact or failed > MOST_FAILED * len(items):
-            return math.nan, math.nan
-        return sum(earned) / sum(weights) - self.price(candidate), sum(exact) / len(exact)
+    def enter_dropped(self, candidates: Sequence[Candidate], step: int) -> None:
+        for candidate in candidates:
+            self.rows.append(self.row(candidate, step, math.nan, math.nan, math.inf))
 
-    def has_opinion(self, candidate: Candidate, item: Item) -> bool:
-        verdict = self.verdicts.get((candidate.key, item.trace_id))
-        return verdict is not None and verdict.error is None and verdict.value != "N/A"
-
-    def label_weights(self) -> dict[Any, float]:
-        """Weight of each label: 1, or such that every label counts the same in all."""
-        if self.settings.class_weight is None:
-            return {}
-        counts = Counter(item.label for item in self.dev)
-        return {label: len(self.dev) / (len(counts) * n) for label, n in counts.items()}
-
-    def at_most(self, candidate: Candidate, part: Sequence[Item]) -> float:
-        """The score that the candidate would have if all that is left came out right."""
-        here, _ = self.score(candidate, part)
-        if math.isnan(here):
-            return -math.inf
-        weight = {item.trace_id: self.weights.get(item.label, 1.0) for item in self.dev}
-        known = sum(weight[item.trace_id] for item in part)
-        most = (here + self.price(candidate)) * known + (sum(weight.values()) - known)
-        return most / sum(weight.values()) - self.price(candidate)
-
-    def price(self, candidate: Candidate) -> float:
-        return self.settings.price_of_100_words * max(0, candidate.added_words) / 100
-
-    def judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> None:
-        """Get the verdicts that are not known yet, all in parallel."""
-        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.verdicts]
-        for (candidate, item), verdict in zip(missing, self.ask(missing), strict=True):
-            self.verdicts[candidate.key, item.trace_id] = verdict
-            self.tally["asked"] += 1
-            self.tally["judge"] += verdict.calls
-            self.tally["failures"] += verdict.error is not None
-            self.tokens += [n for n in (verdict.input_tokens, verdict.output_tokens) if n]
-            self.costs += [verdict.cost] if verdict.cost else []
-        share = self.tally["failures"] / max(20, self.tally["asked"])
-        if share > self.settings.max_failure_share:
-            failed = next(v for v in self.verdicts.values() if v.error is not None)
-            raise ModelError(
-                f"{self.tally['failures']} of {self.tally['asked']} judge calls failed, more than "
-                f"the {self.settings.max_failure_share:.0%} allowed. One of them: {failed.error}. "
-                "Mend the cause and run again: answers that were paid for are kept. Or allow more "
-                "with SIMBA(max_failure_share=...)."
-            )
-
-
-_EVERYTHING = "all disagreements"
+    def row(
+        self, candidate: Candidate, step: int, score: float, accuracy: float, to_beat: float
+    ) -> dict[str, Any]:
+        return {
+            "step": step,
+            "origin": candidate.origin,
+            "rules": len(candidate.rules),
+            "examples": len(candidate.examples),
+            "dev_score": score,
+            "dev_accuracy": accuracy,
+            "added_words": candidate.added_words,
+            "best": step == 0 or score > to_beat + 1e-9,
+            "calls": self.board.calls,
+        }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.cache import question_key
-from workbench.offline.learnt import EXAMPLES_HEADING, RULES_HEADING
+from workbench.offline.learnt import EXAMPLES_HEADING, RULES_HEADING, taken_apart
 
 LONGEST_FIELD = 1500
 """Characters of an item's field in a worked example; longer ones are cut, visibly."""
@@ -22,8 +23,11 @@ class WorkedExample:
     fields: tuple[tuple[str, Any], ...]
     rating: str
     rationale: str
+    written: str = ""
 
     def __str__(self) -> str:
+        if self.written:  # taken over from instructions that were learned before
+            return self.written
         lines = [f"{name}: {shortened_json(value)}" for name, value in self.fields]
         if self.rationale:
             lines.append(f"why: {shortened_json(self.rationale)}")
@@ -65,15 +69,34 @@ class Candidate:
         """Words that a judgement with these instructions reads beyond the original's."""
         return len(self.text.split()) - len(self.base.split())
 
-    def with_rules(self, rules: list[str], origin: str) -> Candidate:
-        """A child with these rules behind its own; repetitions are left out."""
-        own = {rule.casefold() for rule in self.rules}
-        new = [rule for rule in dict.fromkeys(map(_one_line, rules)) if rule.casefold() not in own]
-        return replace(self, rules=(*self.rules, *new), origin=origin, parent=self.key)
+    @classmethod
+    def from_instructions(cls, text: str) -> Candidate:
+        """Instructions taken apart where rules and examples were learned before.
 
-    def without_rule(self, index: int) -> Candidate:
-        kept = self.rules[:index] + self.rules[index + 1 :]
-        return replace(self, rules=kept, origin="drop a rule", parent=self.key)
+        What cannot be taken apart and put together to the same text is all base.
+        """
+        base, rules, examples = taken_apart(text)
+        shown = tuple(WorkedExample(question_key(e)[:16], (), "", "", e) for e in examples)
+        parted = cls(base, tuple(rules), shown)
+        return parted if parted.text == text else cls(text)
+
+    def with_rules(self, rules: Sequence[str], origin: str) -> Candidate:
+        """A child with these rules behind its own; those that say the same are left out."""
+        kept = list(self.rules)
+        for rule in map(_one_line, rules):
+            if _WORD.search(rule) and not any(says_the_same(rule, own) for own in kept):
+                kept.append(rule)
+        return replace(self, rules=tuple(kept), origin=origin, parent=self.key)
+
+    def rewritten(self, rules: Sequence[str], origin: str) -> Candidate:
+        """A child with these rules in place of its own."""
+        bare = replace(self, rules=()).with_rules(rules, origin)
+        return replace(bare, parent=self.key)
+
+    def without_rules(self, indices: Collection[int]) -> Candidate:
+        kept = tuple(rule for i, rule in enumerate(self.rules) if i not in indices)
+        origin = "drop a rule" if len(indices) == 1 else f"drop {len(indices)} rules"
+        return replace(self, rules=kept, origin=origin, parent=self.key)
 
     def with_examples(self, examples: list[WorkedExample], most: int) -> Candidate:
         """A child that shows these examples besides its own, the newest ``most`` of all."""
@@ -115,5 +138,17 @@ def one_line_json(value: Any) -> str:
 _UNSHOWN = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+def says_the_same(one: str, other: str) -> bool:
+    """Whether two rules are the same words in the same order, whatever case and punctuation."""
+    return _WORD.findall(one.casefold()) == _WORD.findall(other.casefold())
+
+
+_WORD = re.compile(r"\w+")
+
+
 def _one_line(rule: str) -> str:
-    return " ".join(rule.split()).lstrip("-*• ")
+    # What cannot be sent or stored, such as half of a surrogate pair, is no part of a rule.
+    return " ".join(_UNSTORED.sub(" ", rule).split()).lstrip("-*• ")
+
+
+_UNSTORED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -12,7 +12,8 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -31,7 +32,9 @@ from workbench.errors import BudgetError, ModelError
 from workbench.faults import cause_of_type, classify
 from workbench.judge import Verdict, scrub
 from workbench.question import answers_from
+from workbench.rulelists import rules_in
 from workbench.scale import Scale
+from workbench.tape import Batch, Line, Recorder, active, refuse_calls
 from workbench.traces import Example
 from workbench.workers import Workers
 
@@ -49,12 +52,15 @@ ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled example: what is learned from, selected on or tested on."""
+    """One labelled example: what is learned from, selected on or tested on.
+
+    ``weight``, above 0, says how much it counts when candidates are scored.
+    """
 
     example: Example
     label: Any
     rationale: str = ""
-    group: str = ""
+    weight: float = 1.0
 
     @property
     def trace_id(self) -> str:
@@ -173,12 +179,19 @@ class Reflector:
             When the budget ends; answers that came before are kept in the cache.
         ModelError
             When the model does not answer; what it said is part of the message.
+        ReplayError
+            While a file of answers is replayed that lacks one.
         """
         purse = budget or Budget()
+        batch = ReflectionBatch([self._tape_key(*each) for each in requests], self.model)
+        replayed = batch.replayed(purse, lambda _: f"The reflection model {self.model}")
+        if replayed is not None:
+            return [_of_line(line) for line in replayed]
         pool = Workers[Reflection](min(self.concurrency, max(1, len(requests))), "reflect")
         running = [pool.submit(self._ask, request, sample, purse) for request, sample in requests]
         try:
-            return [future.result() for future in running]
+            with batch.noted(purse):
+                return batch.keep(running, self.judge)
         finally:
             # An answer that is still under way when this is left is kept for the next run.
             pool.stop(SECONDS_TO_LEAVE)
@@ -189,6 +202,11 @@ class Reflector:
         asked = request.as_inputs(self.scale)
         return question_key("reflection", self.model, source, TASK_DIGEST, asked, sample)
 
+    def _tape_key(self, request: Request, sample: int) -> str:
+        """What the answer has in a file of answers, wherever the model is reached."""
+        asked = request.as_inputs(self.scale)
+        return question_key("reflection", self.model, TASK_DIGEST, asked, sample)
+
     def _ask(self, request: Request, sample: int, budget: Budget) -> Reflection:
         key = self._key(request, sample)
         stored = self.cache.get(key) if self.cache is not None else None
@@ -196,7 +214,7 @@ class Reflector:
             return Reflection(tuple(stored["rules"]), calls=0)
         lm = self._language_model(budget)
         try:
-            answer = program()(**request.as_inputs(self.scale), lm=lm)
+            stated = _asked(lm, request.as_inputs(self.scale))
         except BudgetError:
             raise
         except Exception as error:
@@ -210,7 +228,9 @@ class Reflector:
                 "endpoint, or name another with SIMBA(model=...). Run again to go on from here: "
                 "answers that were paid for are kept."
             ) from None
-        rules = tuple(str(rule).strip() for rule in answer.rules or () if str(rule).strip())
+        # Rules are shown, logged and registered; a gateway may put into them what it was sent.
+        told = (scrub(str(rule), self.judge).strip() for rule in stated)
+        rules = tuple(rule for rule in told if rule)
         rules = rules[:MOST_RULES]
         if self.cache is not None:
             self.cache.put(key, {"rules": list(rules)})
@@ -235,8 +255,55 @@ class Reflector:
         # The workbench keeps answers itself, beside those of the judge, and repeats requests
         # itself, so that each is counted.
         return _counted_lm()(
-            f"{provider}/{name.lstrip('/')}", budget, cache=False, num_retries=0, **options
+            f"{provider}/{name.lstrip('/')}",
+            self.model,
+            budget,
+            cache=False,
+            num_retries=0,
+            **options,
         )
+
+
+class ReflectionBatch(Batch):
+    """Questions to the reflection model that are asked together (see `workbench.tape.Batch`)."""
+
+    def __init__(self, keys: Sequence[str], model: str) -> None:
+        super().__init__(keys, active())
+        self.model = model
+
+    def keep(self, running: Sequence[Future[Reflection]], judge: Judge) -> list[Reflection]:
+        """The answers as they come, noted, and then without secrets that the model repeated."""
+        if not isinstance(self.tape, Recorder):
+            return [future.result() for future in running]
+        kept: list[Reflection] = []
+        stopped: BaseException | None = None
+        for index, future in enumerate(running):
+            try:
+                answer = future.result()
+            except Exception as error:
+                # Those that were asked at the same time have been paid for.
+                stopped = stopped or error
+                continue
+            clean = replace(answer, rules=tuple(scrub(rule, judge) for rule in answer.rules))
+            paid = {"calls": clean.calls, "tokens": clean.tokens, "cost": clean.cost}
+            told = {"rules": list(clean.rules)}
+            about = {"model": self.model}
+            self.note(index, "reflection", about, told, paid, repeated=clean.calls == 0)
+            kept.append(clean)
+        if stopped is not None:
+            raise stopped
+        return kept
+
+
+def _of_line(line: Line) -> Reflection:
+    rules = line.answer.get("rules", [])
+    paid = line.paid
+    return Reflection(
+        tuple(rules) if isinstance(rules, list) else (rules,),
+        calls=paid.get("calls", 0),
+        tokens=paid.get("tokens"),
+        cost=paid.get("cost"),
+    )
 
 
 def _endpoint_options(judge: Judge) -> dict[str, Any]:
@@ -266,9 +333,9 @@ def _counted_lm() -> Any:
     import dspy
 
     class CountedLM(dspy.LM):  # type: ignore[misc]  # dspy publishes no types
-        def __init__(self, model: str, budget: Budget, **options: Any) -> None:
+        def __init__(self, model: str, uri: str, budget: Budget, **options: Any) -> None:
             super().__init__(model, **options)
-            self.budget, self.made = budget, 0
+            self.uri, self.budget, self.made = uri, budget, 0
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             retrying = Retrying(
@@ -280,15 +347,40 @@ def _counted_lm() -> Any:
             return retrying(self._once, *args, **kwargs)
 
         def _once(self, *args: Any, **kwargs: Any) -> Any:
+            refuse_calls(f"The reflection model {self.model}")
             self.budget.take()
-            self.made += 1
-            return super().__call__(*args, **kwargs)
+            request = {**self.kwargs, **kwargs}
+            request["messages"] = kwargs.get("messages") or [*args, kwargs.get("prompt")]
+            before = len(self.history)
+            with self.budget.measuring(self.uri, request) as used:
+                self.made += 1
+                answer = super().__call__(*args, **kwargs)
+                used(self.history[-1] if len(self.history) > before else None)
+            return answer
 
     return CountedLM
 
 
 def _passing(error: BaseException) -> bool:
     return not isinstance(error, BudgetError) and classify(error).fault in ("rate", "transient")
+
+
+def _asked(lm: Any, inputs: dict[str, str]) -> Sequence[Any]:
+    """The rules that the model states, in the form that was asked for or in another."""
+    import dspy
+    from dspy.utils.exceptions import AdapterParseError
+
+    try:
+        # Else dspy asks a second time for an answer that can be read as it is.
+        with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+            return program()(**inputs, lm=lm).rules or ()
+    except AdapterParseError:
+        # The error's own text may be what a model thought where it said nothing.
+        said = lm.history[-1]["outputs"][0] if lm.history else None
+        stated = rules_in((said.get("text") if isinstance(said, dict) else said) or "")
+        if stated is None:
+            raise
+        return stated
 
 
 TASK: Final = """\

@@ -33,6 +33,19 @@ def own_text(instructions: str) -> str:
     return "\n".join(own).strip()
 
 
+def taken_apart(instructions: str) -> tuple[str, list[str], list[str]]:
+    """(own text, rules, worked examples) of instructions as SIMBA writes them.
+
+    >>> taken_apart(f"Rate it.\\n\\n{RULES_HEADING}\\n- Be strict.")
+    ('Rate it.', ['Be strict.'], [])
+    """
+    base, rules, examples = instructions, "", ""
+    base, _, examples = base.partition(f"\n\n{EXAMPLES_HEADING}\n\n")
+    base, _, rules = base.partition(f"\n\n{RULES_HEADING}\n")
+    stated = [line.removeprefix("- ") for line in rules.split("\n") if line]
+    return base, stated, [block for block in examples.split("\n\n") if block]
+
+
 def rule_lines(instructions: str) -> Iterator[str]:
     """The lines that may state a rule: all but those of worked examples."""
     for paragraph in _paragraphs(instructions, without=EXAMPLES_HEADING):

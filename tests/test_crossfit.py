@@ -1,0 +1,165 @@
+"""Learning from few labels: what is scored was not made from what it is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from promises import BASE, RULE, SCALE, Chance, Questions, always_good, items, names_promises
+
+from workbench.ascent import Optimised, Settings
+from workbench.crossfit import FOLDS, crossfit, most_calls
+from workbench.errors import BudgetError, CancelledError, ModelError
+from workbench.judge import Verdict
+from workbench.reflection import Reflection, Request
+
+
+def run(**changes: Any) -> Optimised:
+    options: dict[str, Any] = {"ask": always_good, "reflect": names_promises, **changes}
+    learned = options.pop("items", items(16))
+    return crossfit(BASE, learned, scale=SCALE, fields=("outputs",), **options)
+
+
+def test_it_learns_from_few_labels() -> None:
+    """The rule behind a systematic error is found, and what so few labels can tell is told."""
+    found = run()
+    assert found.best.rules == (RULE,)
+    assert found.best_score > found.original_score
+    assert "16/16, 95% interval [0.81, 1.00]" in found.notes[0]
+    assert "prove nothing" in found.notes[0]
+
+
+def test_no_item_is_scored_by_what_was_made_from_it() -> None:
+    """In cross-validation a candidate meets only items that its rules and examples never saw."""
+    shown: dict[str, set[str]] = {}
+    batches: list[Questions] = []
+
+    def ask(questions: Questions) -> list[Verdict]:
+        batches.append(questions)
+        return always_good(questions)
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        rules = [f"Rate it poor when a promise is made, {n}." for n, _ in enumerate(requests)]
+        for rule, request in zip(rules, requests, strict=True):
+            cases = (*request.disagreements, *request.agreements)
+            shown[rule] = {c.item.trace_id for c in cases}
+        return [Reflection((rule,), 1) for rule in rules]
+
+    learned = items(16)
+    run(items=learned, ask=ask, reflect=reflect)
+    assert len(shown) == FOLDS + 1
+    everything = {item.trace_id for item in learned}
+    assert [seen == everything for seen in shown.values()] == [False] * FOLDS + [True]
+    scored = set()
+    for candidate, item in batches[1]:
+        assert item.trace_id not in {e.trace_id for e in candidate.examples}
+        assert not any(item.trace_id in shown[rule] for rule in candidate.rules)
+        scored |= {item.trace_id} if candidate.rules else set()
+    assert scored == everything
+
+
+def test_rules_that_hold_items_by_heart_never_win() -> None:
+    """They are right on what they were made from, and on nothing else."""
+
+    def by_heart(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [
+            Reflection(tuple(f"Know {c.item.trace_id}." for c in r.disagreements), 1)
+            for r in requests
+        ]
+
+    def remembering(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(i.trace_id, i.label if f"Know {i.trace_id}." in c.rules else "good", calls=1)
+            for c, i in questions
+        ]
+
+    found = run(ask=remembering, reflect=by_heart)
+    assert found.best == BASE
+    assert "nothing did better" in found.stopped
+
+
+@settings(max_examples=5)
+@given(st.integers(-3, 10**6))
+def test_the_same_seed_gives_the_same_result(seed: int) -> None:
+    """Folds and examples are drawn by the seed alone."""
+    one, two = run(seed=seed), run(seed=seed)
+    assert one.best.text == two.best.text
+    assert one.history.equals(two.history)
+
+
+def test_useless_rules_change_nothing() -> None:
+    """What no verdict is changed by loses against the shorter original."""
+
+    def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection(("Think of the number seven.",), 1) for _ in requests]
+
+    found = run(reflect=useless)
+    assert found.best == BASE
+    assert found.best_score == found.original_score
+    assert "nothing did better" in found.stopped
+
+
+def test_examples_known_by_heart_earn_nothing() -> None:
+    """A judge that only repeats what an example tells it is not taken for a better one."""
+
+    def parrot(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(
+                i.trace_id,
+                i.label if i.trace_id in {e.trace_id for e in c.examples} else "good",
+                calls=1,
+            )
+            for c, i in questions
+        ]
+
+    found = run(ask=parrot, reflect=lambda requests, _: [Reflection((), 1) for _ in requests])
+    assert found.best == BASE
+
+
+def test_a_judge_that_is_right_costs_no_reflection() -> None:
+    """Where all verdicts equal the labels nothing more is asked."""
+
+    def right(questions: Questions) -> list[Verdict]:
+        return [Verdict(item.trace_id, item.label, calls=1) for _, item in questions]
+
+    found = run(ask=right)
+    assert (found.best, found.judge_calls, found.reflection_calls) == (BASE, 16, 0)
+
+
+def test_examples_can_be_left_out() -> None:
+    """With max_examples=0 no candidate shows any."""
+    found = run(settings=Settings(max_examples=0))
+    assert found.history["examples"].max() == 0
+    assert found.best.rules == (RULE,)
+
+
+@pytest.mark.parametrize("error", [BudgetError, CancelledError])
+def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
+    """A spent budget or a cancellation before the scores are in changes nothing."""
+
+    def ending(requests: Sequence[Request], step: int) -> list[Reflection]:
+        raise error("over")
+
+    found = run(reflect=ending)
+    assert found.best == BASE
+    assert found.judge_calls == 16
+
+
+def test_a_judge_that_gives_no_opinion_is_an_error() -> None:
+    """There is nothing to improve on where each verdict is an abstention."""
+    with pytest.raises(ModelError, match="no usable verdict"):
+        run(ask=lambda questions: [Verdict(i.trace_id, "N/A", calls=1) for _, i in questions])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(10, 29))
+def test_no_run_costs_more_than_is_told(seed: int, n: int) -> None:
+    """Whatever judge and reflection model answer, the bound on calls holds."""
+    chance = Chance(seed)
+    run(items=items(n), ask=chance.ask, reflect=chance.reflect, seed=seed)
+    judged, reflected = most_calls(n)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected

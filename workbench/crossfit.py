@@ -1,0 +1,199 @@
+"""SIMBA on few labels: what to learn is chosen by cross-validation instead of a dev set.
+
+With fewer than `FEW` labels a dev set is too small to choose by, and what is learned from it is
+missed. So the labels are parted into folds; for each fold candidates are made from what the
+judge gets wrong in the *other* folds and scored on the fold itself. What is compared in this way
+are not candidates but kinds of candidates (``ARMS``); of the best kind one candidate is then
+made from all labels. Its cross-validated score is an estimate for the kind, so every verdict
+that it rests on was given on an item that the rules were not made from. (Stone, "Cross-validatory
+choice and assessment of statistical predictions", 1974.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.ascent import Optimised, Settings, state_after, summed_up
+from workbench.candidate import Candidate
+from workbench.coefficients import wilson
+from workbench.errors import BudgetError, CancelledError, ModelError
+from workbench.moves import EVERYTHING, Moves, Reflect, strongest
+from workbench.reflection import Case, Item
+from workbench.scale import Scale
+from workbench.scoreboard import Ask, Scoreboard
+from workbench.splits import default_groups, stratified
+
+FEW = 30
+"""Labels below which selection is by cross-validation."""
+
+FOLDS = 5
+
+ARMS = ("rules", "strongest rules", "worked examples")
+
+
+def crossfit(
+    original: Candidate,
+    items: Sequence[Item],
+    *,
+    scale: Scale,
+    fields: tuple[str, ...],
+    ask: Ask,
+    reflect: Reflect,
+    seed: int = 0,
+    settings: Settings | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> Optimised:
+    """Learn from few items; arguments and result are those of `workbench.ascent.optimise`.
+
+    At most ``(2 + len(ARMS)) n`` judge calls and `FOLDS` + 1 reflections for ``n`` items.
+    """
+    settings = settings or Settings()
+    arms = [arm for arm in ARMS if settings.max_examples or arm != "worked examples"]
+    moves = Moves(reflect, scale, fields, seed=seed)
+    board = Scoreboard(
+        items,
+        original,
+        scale,
+        ask,
+        class_weight=settings.class_weight,
+        max_failure_share=settings.max_failure_share,
+    )
+    board.judge((original, item) for item in board.items)
+    board.leave_out_failed(original)
+    before, accuracy = board.score(original)
+    if math.isnan(before):
+        raise ModelError(
+            "The judge gave no usable verdict on the labelled items, so there is nothing to "
+            "improve on. Look at workbench.assess(judge).failures."
+        )
+    rows = [_row(0, original, before, accuracy, board, best=True)]
+
+    def done(best: Candidate, stopped: str, *notes: str) -> Optimised:
+        found = summed_up(board, moves, original, best, rows, stopped)
+        found.notes = notes
+        return found
+
+    if board.is_flawless(original):
+        return done(original, "nothing is left to gain on the labelled items")
+    try:
+        folds = _folds(board.items, seed)
+        made = _children(moves, board, original, folds, arms, settings)
+        board.judge((made[arm][k], i) for arm in arms for k, fold in enumerate(folds) for i in fold)
+        scored = {arm: _out_of_fold(board, made[arm], folds) for arm in arms}
+        for arm in arms:
+            score, right, n = scored[arm]
+            child = made[arm][-1]
+            rows.append(_row(1, child, score, right / n if n else math.nan, board, best=False))
+        arm = max(arms, key=lambda one: scored[one][0])
+        score, right, n = scored[arm]
+        child = made[arm][-1]
+        better = score > before + 1e-9 and child.key != original.key
+        if better:
+            # What was made from all labels must at least bear out on them.
+            board.judge((child, item) for item in board.items)
+            better = board.score(child)[0] > before
+    except BudgetError:
+        return done(original, "the budget is spent")
+    except CancelledError:
+        return done(original, "it was cancelled")
+    rows[1 + arms.index(arm)]["best"] = better
+    best = child if better else original
+    if on_step is not None:
+        on_step(state_after(1, board, moves, best, score if better else before))
+    interval = wilson(right, n)
+    note = (
+        f"Learned from {len(items)} labels, chosen by cross-validation over {len(folds)} folds: "
+        f"accuracy of {arm} on items they were not made from {right}/{n}, 95% interval "
+        f"[{interval.low:.2f}, {interval.high:.2f}]. So few labels prove nothing; {FEW} or more "
+        "are needed for a dev set, 50 to 100 are advised."
+    )
+    reason = "one round of cross-validation" if better else "nothing did better in cross-validation"
+    found = done(best, reason, note)
+    if better:
+        found.best_score = score
+    return found
+
+
+def most_calls(items: int) -> tuple[int, int]:
+    """Upper bound of (judge calls, reflections) of `crossfit` on so many items."""
+    return (2 + len(ARMS)) * items, FOLDS + 1
+
+
+def _folds(items: Sequence[Item], seed: int) -> list[list[Item]]:
+    """The items in folds, stratified by label; items of one group stay together."""
+    count = min(FOLDS, len(items))
+    parts = stratified(
+        {item.trace_id: str(item.label) for item in items},
+        default_groups([item.example for item in items]),
+        {str(k): 1 / count for k in range(count)},
+        seed,
+    )
+    by_id = {item.trace_id: item for item in items}
+    return [[by_id[i] for i in part] for part in parts.values() if part]
+
+
+def _children(
+    moves: Moves,
+    board: Scoreboard,
+    original: Candidate,
+    folds: Sequence[Sequence[Item]],
+    arms: Sequence[str],
+    settings: Settings,
+) -> dict[str, list[Candidate]]:
+    """For each arm a candidate for each fold, made without it, and last one made from all."""
+    every = [item for fold in folds for item in fold]
+    seen = [[item for item in every if item not in fold] for fold in folds] + [every]
+    sides = [board.cases(original, items) for items in seen]
+    requests = [moves.request(original, wrong, right, EVERYTHING) for wrong, right in sides]
+    told = moves.asked(requests, 1)
+    for rules, (wrong, _) in reversed(list(zip(told, sides, strict=True))):
+        moves.note(original.rewritten(rules, "rules").rules, wrong)
+
+    def child(arm: str, rules: Sequence[str], wrong: Sequence[Case]) -> Candidate:
+        if arm == "worked examples":
+            return moves.with_examples(original, wrong, settings.max_examples)
+        return original.with_rules(rules if arm == "rules" else strongest(rules), arm)
+
+    return {
+        arm: [child(arm, rules, wrong) for rules, (wrong, _) in zip(told, sides, strict=True)]
+        for arm in arms
+    }
+
+
+def _out_of_fold(
+    board: Scoreboard, candidates: Sequence[Candidate], folds: Sequence[Sequence[Item]]
+) -> tuple[float, int, int]:
+    """(weighted mean credit less the price of length, right verdicts, verdicts)."""
+    earned = weights = 0.0
+    right = n = 0
+    for candidate, fold in zip(candidates, folds, strict=False):
+        for item in fold:
+            got = board.earned(candidate, item)
+            if got is None:
+                continue
+            earned += board.weight(item) * got
+            weights += board.weight(item)
+            verdict = board.opinion(candidate, item)
+            right += verdict is not None and verdict.value == item.label
+            n += 1
+    if not weights:
+        return -math.inf, 0, 0
+    return earned / weights - board.price(candidates[-1]), right, n
+
+
+def _row(
+    step: int, candidate: Candidate, score: float, accuracy: float, board: Scoreboard, *, best: bool
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "origin": candidate.origin,
+        "rules": len(candidate.rules),
+        "examples": len(candidate.examples),
+        "dev_score": score,
+        "dev_accuracy": accuracy,
+        "added_words": candidate.added_words,
+        "best": best,
+        "calls": board.calls,
+    }

@@ -1,0 +1,182 @@
+"""How SIMBA makes new candidates: rules asked for, rewritten or dropped, and worked examples."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.candidate import Candidate, WorkedExample
+from workbench.grouping import alike
+from workbench.reflection import Case, Item, Reflection, Request
+from workbench.scale import Scale
+
+Reflect = Callable[[Sequence[Request], int], list[Reflection]]
+"""Rules for each request; the number tells the round."""
+
+EVERYTHING = "all disagreements"
+REWRITE = "rewrite the rules"
+REWRITE_TASK = (
+    "Write the whole list of rules anew, so that it explains all disagreements: keep what holds, "
+    "change or leave out what they contradict, put together what says the same. The rules now:"
+)
+
+
+class Moves:
+    """Makes candidates from disagreements, and keeps count of what the reflection cost.
+
+    ``evidence`` has, for each rule, the ids of the items whose disagreement it was made from.
+    """
+
+    def __init__(
+        self, reflect: Reflect, scale: Scale, fields: tuple[str, ...], *, seed: int
+    ) -> None:
+        self.reflect, self.scale, self.fields, self.seed = reflect, scale, fields, seed
+        self.rng = random.Random(f"simba-{seed}")
+        self.evidence: dict[str, list[str]] = {}
+        self.calls = self.known = 0
+        self.tokens: list[int] = []
+        self.costs: list[float] = []
+
+    def reflected(
+        self,
+        parent: Candidate,
+        wrong: Sequence[Case],
+        right: Sequence[Case],
+        cured: Sequence[Case],
+        step: int,
+    ) -> list[Candidate]:
+        """Children by rules: for all disagreements, of each group, and the whole list anew.
+
+        ``cured`` are the original's verdicts on what the parent's rules have put right.
+        """
+        groups: list[tuple[str, list[Case]]] = [(EVERYTHING, list(wrong))]
+        parts = alike(wrong, self.scale, self.seed + step)
+        groups += parts if len(parts) > 1 else []
+        requests = [self.request(parent, cases, right, focus) for focus, cases in groups]
+        if parent.rules:
+            groups.append((REWRITE, [*wrong, *cured]))
+            requests.append(self.to_rewrite(parent, [*wrong, *cured], right))
+        told = dict(zip([focus for focus, _ in groups], self.asked(requests, step), strict=True))
+        for focus, cases in groups:
+            self.note(parent.rewritten(told[focus], focus).rules, cases)
+        together = [rule for focus, _ in parts for rule in told.get(focus, ())]
+        every = told[EVERYTHING]
+        children = [
+            parent.with_rules(every, f"rules: {EVERYTHING}"),
+            parent.with_rules(strongest(every), f"strongest rules: {EVERYTHING}"),
+            parent.with_rules(together, "rules of all groups"),
+            parent.rewritten(told.get(REWRITE, parent.rules), REWRITE),
+        ]
+        return [child for child in children if child.rules and child.rules != parent.rules]
+
+    def request(
+        self, parent: Candidate, wrong: Sequence[Case], right: Sequence[Case], focus: str
+    ) -> Request:
+        return Request(parent.text, tuple(wrong), tuple(right), self.fields, focus)
+
+    def to_rewrite(
+        self, parent: Candidate, settle: Sequence[Case], right: Sequence[Case]
+    ) -> Request:
+        known = {case.item.trace_id for case in settle}
+        stay = [case for case in right if case.item.trace_id not in known]
+        focus = "\n".join([REWRITE_TASK, *(f"- {rule}" for rule in parent.rules)])
+        return self.request(parent.rewritten((), REWRITE), settle, stay, focus)
+
+    def asked(self, requests: Sequence[Request], step: int) -> list[tuple[str, ...]]:
+        """The rules that each request gave, all asked in parallel."""
+        answers = self.reflect(requests, step)
+        for answer in answers:
+            self.calls += answer.calls
+            self.known += answer.calls == 0
+            self.tokens += [answer.tokens] if answer.tokens else []
+            self.costs += [answer.cost] if answer.cost else []
+        return [answer.rules for answer in answers]
+
+    def note(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
+        """Keep what rules were made from."""
+        for rule in rules:
+            self.evidence.setdefault(rule, [case.item.trace_id for case in cases])
+
+    def with_examples(self, parent: Candidate, wrong: Sequence[Case], most: int) -> Candidate:
+        """Two disagreements as worked examples, first those that people gave a reason for."""
+        told = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
+        picked: dict[Any, Case] = {}
+        for case in told:
+            picked.setdefault(case.item.label, case)
+        shown = [self.worked_example(case.item) for case in list(picked.values())[:2]]
+        return parent.with_examples(shown, most)
+
+    def worked_example(self, item: Item) -> WorkedExample:
+        values = {
+            "inputs": item.example.inputs,
+            "outputs": item.example.outputs,
+            "expectations": item.example.expectations,
+        }
+        fields = tuple((name, values[name]) for name in self.fields if name in values)
+        return WorkedExample(item.trace_id, fields, str(item.label), item.rationale)
+
+    def stratified(self, items: Sequence[Item], size: int) -> list[Item]:
+        """Up to ``size`` items, drawn by the seed; labels take turns so that none is missed.
+
+        Items of less weight come after the others.
+        """
+        by_label: dict[Any, list[Item]] = defaultdict(list)
+        for item in sorted(items, key=lambda one: (one.weight, self.rng.random())):
+            by_label[item.label].append(item)
+        queues = [by_label[label] for label in sorted(by_label, key=str)]
+        drawn: list[Item] = []
+        while len(drawn) < min(size, len(items)):
+            for queue in queues:
+                if queue and len(drawn) < size:
+                    drawn.append(queue.pop())
+        return drawn
+
+    def some(self, cases: Sequence[Case], size: int) -> list[Case]:
+        """Up to ``size`` cases, drawn as `stratified` draws items."""
+        by_id = {case.item.trace_id: case for case in cases}
+        return [by_id[i.trace_id] for i in self.stratified([c.item for c in cases], size)]
+
+
+def newest(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[list[Case], list[Case]]:
+    """Both sides without what weighs less than the weightiest disagreements.
+
+    Where people changed their mind, earlier labels speak against the very rules that newer ones
+    ask for. What the earlier ones guard is guarded when candidates are scored.
+    """
+    top = max((case.item.weight for case in wrong), default=0.0)
+    kept = [case for case in wrong if case.item.weight >= top]
+    if len(kept) < 2:
+        return list(wrong), list(right)
+    return kept, [case for case in right if case.item.weight >= top]
+
+
+def strongest(rules: Sequence[str]) -> Sequence[str]:
+    """The first half: rules come strongest first, and what comes last may rest on chance."""
+    return rules[: math.ceil(len(rules) / 2)]
+
+
+def suspects(rules: Sequence[str], rationale: str, turn: int) -> list[int]:
+    """Which rules a verdict's rationale speaks of: the two that share most words with it.
+
+    A word counts the less the more rules have it. Where no rule shares a word, two rules by
+    ``turn``, so that over many verdicts each has its turn.
+    """
+    words = [set(_WORD.findall(rule.casefold())) for rule in rules]
+    said = set(_WORD.findall(rationale.casefold()))
+    shared = [
+        sum(1 / sum(word in other for other in words) for word in own & said) for own in words
+    ]
+    ranked = sorted(range(len(rules)), key=lambda i: -shared[i])
+    speaking = [i for i in ranked[:SUSPECTS] if shared[i] > 0]
+    every = range(SUSPECTS * turn, SUSPECTS * (turn + 1))
+    return speaking or sorted({i % len(rules) for i in every})
+
+
+SUSPECTS = 2
+"""Rules that one verdict may speak of."""
+
+_WORD = re.compile(r"\w{3,}")
