@@ -18,8 +18,10 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench import offline
+from workbench.candidate import Candidate
 from workbench.errors import (
     ArgumentError,
+    BudgetError,
     ModelError,
     NoLabelsError,
     NoVerdictsError,
@@ -207,9 +209,19 @@ def test_a_budget_given_to_align_counts_for_a_given_optimizer(store: str, judge:
     """align(..., SIMBA(...), budget=) keeps the budget of the call."""
     labelled(60, judge)
     optimizer = workbench.SIMBA(progress=False)
-    workbench.align(judge, optimizer=optimizer, budget=25, progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, budget=60, progress=False)
+    assert alignment.calls + alignment.reflection_calls <= 60
     assert optimizer.last is not None
-    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= 25
+    # What the held-out test needs is kept back.
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= 60 - 1 - 24
+
+
+def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any) -> None:
+    """Before anything is learned, and with the calls that the test would take."""
+    labelled(60, judge)
+    with pytest.raises(BudgetError, match=r"27 calls.*kept back for the held-out test"):
+        workbench.align(judge, budget=27, progress=False)
+    assert mlflow.search_runs().empty
 
 
 def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:
@@ -423,6 +435,7 @@ def served() -> Iterator[dict[str, Any]]:
         "keys": set(),
         "fail_reflection": False,
         "flaky": 0,
+        "repeats_key": False,
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -435,6 +448,10 @@ def served() -> Iterator[dict[str, Any]]:
             state[kind] += 1
             state["keys"].add(self.headers.get("Authorization"))
             state["team"] = self.headers.get("X-Team")
+            if state["repeats_key"]:
+                key = self.headers.get("Authorization")
+                text = text.replace('["', f'["Sent for {key}.", "')
+                text = text.replace('"rationale": "', f'"rationale": "Sent for {key}. ')
             status, told = 200, {
                 "id": "x", "object": "chat.completion", "created": 1, "model": "rubric",
                 "choices": [{"index": 0, "finish_reason": "stop",
@@ -498,6 +515,18 @@ def test_judge_and_reflection_use_the_named_endpoint(
     assert b"judges-7" not in stored
 
 
+def test_a_key_that_a_model_repeats_is_kept_nowhere(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """Neither rationales nor rules carry it into judge, store, runs, cache or checkpoint."""
+    served["repeats_key"] = True
+    labelled(40, remote)
+    alignment = workbench.align(remote, gate="none", progress=False)
+    assert "Sent for Bearer ***" in alignment.judge.instructions
+    stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
+    assert b"sk-loopback-123456" not in stored
+
+
 def test_a_reflection_model_that_fails_is_an_error(
     store: str, served: dict[str, Any], remote: Any
 ) -> None:
@@ -539,6 +568,18 @@ def test_the_provider_sees_no_call_beyond_the_budget(
     assert spent <= budget
     assert served["judge"] - before == alignment.calls
     assert served["reflect"] == alignment.reflection_calls
+
+
+@pytest.mark.parametrize("budget", [40, 75])
+def test_the_provider_sees_no_more_than_the_budget_of_align(
+    store: str, served: dict[str, Any], remote: Any, budget: int
+) -> None:
+    """A budget given to align is for all of it: first call, learning and held-out test."""
+    labelled(60, remote)
+    before = served["judge"]
+    alignment = workbench.align(remote, budget=budget, progress=False)
+    assert served["judge"] - before + served["reflect"] <= budget
+    assert served["judge"] - before == alignment.calls
 
 
 @pytest.mark.parametrize("kind", ["nominal", "binary", "ordinal"])
@@ -597,3 +638,69 @@ def test_nothing_unusable_makes_an_improvement(store: str, judge: Any) -> None:
     result = workbench.alignment_improvement(judge, dead, ids, progress=False)
     assert result["n"] == 0
     assert result["improvement"] != result["improvement"]
+
+
+def test_each_look_at_held_out_pairs_is_counted(store: str, judge: Any) -> None:
+    """Another judge on the same held-out pairs is a second look, the same judge again is none."""
+    labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    again = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    other = workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    nothing = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
+    assert [each.looks for each in (first, again, other, nothing)] == [1, 1, 2, 0]
+    assert any("2nd judge" in note for note in other.notes)
+    assert not any("judge that is scored" in note for note in again.notes)
+    logged = mlflow.get_run(other.run_id)
+    assert logged.data.metrics["looks_at_test"] == 2
+
+
+def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
+    """With fewer than 30 pairs selection is by cross-validation, and the result says what it is."""
+    labelled(24, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    assert any("cross-validation" in note and "95% interval" in note for note in alignment.notes)
+    if alignment.status == "improved":
+        assert "no proof" in alignment.reason
+
+
+def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) -> None:
+    """When people change their mind, what they said before is replaced and not piled upon."""
+    early = labelled(60, judge)
+    first = workbench.align(judge, groups="part", progress=False).judge
+    newer = (
+        table(120)
+        .iloc[60:]
+        .assign(
+            ana=lambda t: t["ana"].map({"yes": "no", "no": "yes"}),
+            why=lambda t: t["why"].map(
+                {"gives the width": "figures put off", "no figure": "in words"}
+            ),
+        )
+    )
+    late = workbench.import_traces(
+        newer,
+        inputs="question",
+        outputs="answer",
+        tags=["part"],
+        labels={"ana": ("ana", "why")},
+        label_name=NAME,
+        progress=False,
+    ).trace_ids
+    workbench.assess(first, progress=False)
+    second = workbench.align(first, [*early, *late], groups="part", progress=False)
+    assert set(second.split.test.trace_ids) <= set(late)
+    assert second.status == "improved"
+    assert second.before.accuracy < 0.2
+    assert second.after.accuracy > 0.8
+    rules = [line for line in second.judge.instructions.splitlines() if line.startswith("- ")]
+    assert len(rules) == len(set(rules))
+    assert second.judge.instructions.count("People who rated items") == 1
+
+
+def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
+    """Edited since, or aligned elsewhere: what it was learned on may be in the test."""
+    held = with_instructions(judge, Candidate(TEXT).with_rules(["Be strict."], "x").text)
+    labelled(20, held)
+    assert "These may be among the held-out" in " ".join(
+        workbench.align(held, progress=False).notes
+    )

@@ -177,6 +177,8 @@ def test_intervals_contain_the_estimate_and_follow_the_seed() -> None:
     assert found.accuracy in found.accuracy_interval
     assert agreement(pairs, seed=3).kappa_interval == found.kappa_interval
     assert agreement(pairs, seed=4).kappa_interval != found.kappa_interval
+    assert agreement(pairs, seed=-3).kappa_interval == agreement(pairs, seed=-3).kappa_interval
+    assert agreement(pairs, seed=-3).kappa_interval != found.kappa_interval
     wide = agreement(pairs, confidence=0.99)
     assert wide.kappa_interval.low < found.kappa_interval.low
     with pytest.raises(ArgumentError, match="confidence"):

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-import mlflow
 import pandas as pd
-from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.base import AlignmentOptimizer
-from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench import store
+from workbench import harness, looks, store
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
-from workbench.errors import ArgumentError, PairingError, TooFewPairsError, one_of
-from workbench.judge import Verdict, fingerprint, options, with_instructions
+from workbench.crossfit import FEW
+from workbench.errors import ArgumentError, one_of
+from workbench.judge import fingerprint, options
 from workbench.metrics import (
     Agreement,
     AnnotatorAgreement,
     Comparison,
-    annotator_agreement,
     compare,
 )
-from workbench.pairing import Groups, Pairs, Split, dataset_digest, pair
-from workbench.preflight import check_pairs, preflight
+from workbench.pairing import Groups, Pairs, Split, dataset_digest
+from workbench.preflight import check_pairs, preflight, to_keep
 from workbench.progress import say
-from workbench.reflection import Item
 from workbench.rendering import html_table
-from workbench.scale import ABSTAIN
 from workbench.simba import SIMBA, labelled_items
-from workbench.splits import default_groups, with_equal_items
-from workbench.traces import Example, examples
+from workbench.traces import Example, examples, item_digest
+from workbench.watch import Place, Watch
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -71,8 +64,12 @@ class Alignment:
         One row a candidate (see `workbench.simba.Optimised`); empty for other optimizers.
     evidence
         Learned rule -> ids of the train traces whose disagreement it was made from.
+    looks
+        Number of this judge among those scored on the same held-out pairs, from 1; 0 where
+        nothing was put to the test (see `workbench.looks`).
     calls, reflection_calls, tokens, cost
-        What was spent; None where it is not known. Calls count the held-out test as well.
+        What was spent; None where it is not known. Calls count the held-out test as well;
+        reflection calls of other optimizers count those of their embedding model.
     """
 
     judge: Judge
@@ -101,6 +98,7 @@ class Alignment:
     seconds: float
     fingerprints: Mapping[str, str]
     dataset_digest: str
+    looks: int = 0
     run_id: str | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -121,15 +119,20 @@ def align(
     seed: int = 0,
     test_size: float = 0.4,
     groups: Groups = None,
-    budget: int | None = None,
+    budget: Budget | int | None = None,
     gate: Gate = "better",
+    max_failure_share: float = 0.05,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> Alignment:
     """Align a judge with human labels and prove it on pairs that nothing was learned from.
 
     Preflight says what will happen; the pairs are split; the optimizer learns on train and
     selects on dev; original and proposed judge are scored once on test; the proposed judge is
-    taken only if it passes the gate. The whole is logged as an MLflow run. Answers are cached,
+    taken only if it passes the gate. A judge that was aligned before is taken up where it stands:
+    its rules are kept, rewritten or dropped as newer labels demand, which count four times as
+    much as those that it learned from before, and it is compared with itself on fresh ones. The
+    whole is logged as an MLflow run. Answers are cached,
     so the same call resumes an interrupted alignment and pays nothing twice.
 
     Parameters
@@ -149,55 +152,90 @@ def align(
         same inputs together, or, where hardly any differ in these, items equal in all. Equal
         items are never separated. What the judge was aligned on before is never tested on.
     budget
-        Model calls at most while learning (SIMBA only; takes the place of the optimizer's own).
+        Model calls at most, or a `workbench.Budget`, for the whole of it: the first call, what
+        SIMBA learns with, and the held-out test, for which its calls and a tenth more are kept
+        back. A budget given to `SIMBA` itself is for learning alone.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and McNemar's test must
         tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is.
+    max_failure_share
+        Share of lost answers, in [0, 1], above which an optimizer other than SIMBA is stopped,
+        of its judge, reflection and embedding calls each; `SIMBA` has a setting of its own.
     progress
         Show the preflight table and progress bars.
+    watch
+        Told of the stages; it can end the alignment (see `workbench.align_in_background`).
 
     Raises
     ------
     TooFewPairsError, NoLabelsError, NoVerdictsError, PairingError
         When there is too little, or the wrong thing, to learn from.
     ModelError
-        When the judge or the reflection model does not answer; the judge stays as it was.
+        When the judge, the reflection model or the embedding model does not answer; the judge
+        stays as it was.
+    CancelledError
+        When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
     started = time.monotonic()
-    pairs = _own_pairs(judge, pairs_or_traces)
+    watch = watch or Watch()
+    pairs = harness.own_pairs(judge, pairs_or_traces)
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    learned_on = trained_on(judge)
-    split = _split(pairs, by_id, groups, learned_on, test_size, seed)
-    annotators = _annotators(pairs)
+    earlier = harness.earlier_alignments(judge)
+    split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
+    annotators = harness.annotators_of(pairs)
     if optimizer is None:
         optimizer = SIMBA(seed=seed, budget=budget, progress=progress)
     elif budget is not None and not isinstance(optimizer, SIMBA):
         raise ArgumentError(
-            f"budget={budget} cannot be kept by {type(optimizer).__name__}. Leave it out, or use "
+            f"budget={budget!r} cannot be kept by {type(optimizer).__name__}. Leave it out, or use "
             "workbench.SIMBA."
         )
-    if isinstance(optimizer, SIMBA) and budget is None:
-        budget = optimizer.budget
+    # A budget given here is for all that is done here, one given to SIMBA for what that does.
+    purse = Budget.of(budget)
+    if isinstance(optimizer, SIMBA):
+        learning = purse if budget is not None else Budget.of(optimizer.budget)
+        learning.check(judge.model, optimizer.model or judge.model)
+    else:
+        learning = purse
+    watch.enter("preflight")
     checks, probe = preflight(
         judge,
         pairs,
         split,
-        by_id[split.train.trace_ids[0]],
+        # By content, so that it is the same item in every store.
+        min((by_id[i] for i in split.train.trace_ids), key=item_digest),
         annotators,
         settings=optimizer.settings if isinstance(optimizer, SIMBA) else None,
-        budget=budget,
+        budget=learning,
+        purse=purse,
     )
     if progress:
         say(checks.to_string(index=False))
 
-    learned = _learn(judge, optimizer, split, by_id, budget)
-    tested = _test(judge, learned.judge, split.test, by_id, progress)
+    watch.enter("learning", preflight=checks)
+    with purse.keeping(**to_keep(len(split.test), probe)):
+        learned = harness.learn(
+            judge,
+            optimizer,
+            split,
+            by_id,
+            learning,
+            earlier=earlier.all,
+            max_failure_share=max_failure_share,
+            progress=progress,
+            watch=watch,
+        )
+    watch.enter("testing")
+    tested = harness.put_to_test(judge, learned.judge, split.test, by_id, progress, purse)
     comparison = compare(tested.before, tested.after, seed=seed)
     same = fingerprint(learned.judge) == fingerprint(judge)
-    status, reason = _decide(comparison, gate, same, learned.stopped, tested.lost)
+    status, reason = decide(comparison, gate, same, learned.stopped, tested.lost)
+    if status == "improved" and len(pairs) < FEW:
+        reason += f" With {len(pairs)} pairs in all this is a hint and no proof."
+    count = 0 if same else looks.looks(split.test, fingerprint(learned.judge), watch.place)
     alignment = Alignment(
         judge=learned.judge if status == "improved" else judge,
         status=status,
@@ -219,15 +257,29 @@ def align(
         examples=by_id,
         seed=seed,
         calls=probe.calls + learned.calls + tested.calls,
-        reflection_calls=learned.reflection_calls,
-        tokens=_sum(learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens),
-        cost=_sum(learned.cost, tested.cost, probe.cost),
+        reflection_calls=learned.reflection_calls + learned.embedding_calls,
+        tokens=harness.total(
+            learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens
+        ),
+        cost=harness.total(learned.cost, tested.cost, probe.cost),
         seconds=time.monotonic() - started,
         fingerprints={"original": fingerprint(judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(pairs),
-        notes=(*pairs.notes, *learned.notes, *tested.notes),
+        looks=count,
+        notes=tuple(
+            filter(
+                None,
+                (
+                    *pairs.notes,
+                    harness.origin_note(judge, earlier),
+                    *learned.notes,
+                    *tested.notes,
+                    looks.looks_note(count),
+                ),
+            )
+        ),
     )
-    return _logged(alignment)
+    return _logged(alignment, watch.place)
 
 
 def alignment_improvement(
@@ -266,7 +318,7 @@ def alignment_improvement(
     rated = [
         (first.value == item.label, second.value == item.label)
         for item, first, second in zip(items, *verdicts, strict=True)
-        if _usable(first) and _usable(second)
+        if harness.usable(first) and harness.usable(second)
     ]
     n = len(rated)
     before = sum(first for first, _ in rated) / n if n else float("nan")
@@ -279,241 +331,21 @@ def alignment_improvement(
     }
 
 
-# -- the stages -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Learned:
-    judge: Judge
-    calls: int = 0
-    reflection_calls: int = 0
-    tokens: int | None = None
-    cost: float | None = None
-    stopped: str = ""
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    evidence: Mapping[str, list[str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Tested:
-    before: Pairs
-    after: Pairs
-    calls: int = 0
-    tokens: int | None = None
-    cost: float | None = None
-    lost: float = 0.0
-    notes: tuple[str, ...] = ()
-
-
-def _own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
-    if not isinstance(pairs_or_traces, Pairs):
-        return pair(judge, pairs_or_traces)
-    if pairs_or_traces.fingerprint != fingerprint(judge):
-        raise PairingError(
-            f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. Run "
-            "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
-        )
-    return pairs_or_traces
-
-
-def trained_on(judge: Judge) -> set[str]:
-    """Traces that this judge, or one that it was aligned from, learned or was selected on.
-
-    Read from the alignments that are logged in the active experiment.
-    """
-    learned: set[str] = set()
-    todo, seen = [fingerprint(judge)], set[str]()
-    while todo:
-        mark = todo.pop()
-        seen.add(mark)
-        for logged in mlflow.search_runs(
-            filter_string=f"tags.`workbench.fingerprint.aligned` = '{mark}'", output_format="list"
-        ):
-            parent = logged.data.tags.get("workbench.fingerprint.original", mark)
-            if parent == mark:
-                continue  # that alignment found nothing, so nothing of it is in the judge
-            parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
-            learned |= {*parts["train"], *parts["dev"]}
-            if parent not in seen:
-                todo.append(parent)
-    return learned
-
-
-def _split(
-    pairs: Pairs,
-    by_id: Mapping[str, Example],
-    groups: Groups,
-    learned_on: set[str],
-    test_size: float,
-    seed: int,
-) -> Split:
-    items = [by_id[i] for i in pairs.trace_ids]
-    named = groups if isinstance(groups, str) else None
-    kept = default_groups(items) if groups is None else pairs.group_of(groups)
-    kept = with_equal_items(kept, items)
-    try:
-        split = pairs.split(test_size=test_size, seed=seed, groups=kept, never_test=learned_on)
-    except ArgumentError:
-        if not learned_on & set(pairs.trace_ids):
-            raise
-        raise TooFewPairsError(
-            "This judge was aligned on these traces before, and what a judge learned on is never "
-            "tested on. Label new traces and align with those as well, or align the judge that "
-            "it came from."
-        ) from None
-    return replace(split, groups=named)
-
-
-def _annotators(pairs: Pairs) -> AnnotatorAgreement | None:
-    votes = pairs.votes
-    return annotator_agreement(pairs) if votes.shape[1] > 1 else None
-
-
-def _items(pairs: Pairs, by_id: Mapping[str, Example]) -> list[Item]:
-    rows = pairs.table.to_dict("records")
-    return [Item(by_id[row["trace_id"]], row["human"], row["human_rationale"]) for row in rows]
-
-
-def _learn(
-    judge: Judge,
-    optimizer: AlignmentOptimizer,
-    split: Split,
-    by_id: Mapping[str, Example],
-    budget: int | None,
-) -> _Learned:
-    if isinstance(optimizer, SIMBA):
-        known = [
-            Verdict(
-                row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint
-            )
-            for part in (split.train, split.dev)
-            for row in part.table.to_dict("records")
-        ]
-        proposed = optimizer.learn(
-            judge,
-            _items(split.train, by_id),
-            _items(split.dev, by_id),
-            scale=split.train.scale,
-            known=known,
-            budget=Budget(budget),
-        )
-        found = optimizer.last
-        assert found is not None
-        return _Learned(
-            judge=proposed,
-            calls=found.judge_calls,
-            reflection_calls=found.reflection_calls,
-            tokens=found.tokens,
-            cost=found.cost,
-            stopped=found.stopped,
-            history=found.history,
-            evidence=found.evidence,
-        )
-    traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
-    with _options_kept(optimizer, judge):
-        proposed = judge.align(traces, optimizer)
-    if type(proposed) is InstructionsJudge:
-        proposed = with_instructions(judge, proposed.instructions)
-    note = f"The calls that {type(optimizer).__name__} made while learning are not counted."
-    return _Learned(judge=proposed, notes=(note,))
-
-
-def _traces(pairs: Pairs) -> list[Trace]:
-    return store.fetch_traces(pairs.trace_ids) if len(pairs) else []
-
-
-def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
-    """The trace with one human label: the consensus that the judge is tested on as well.
-
-    MLflow's optimizers would choose one among several annotators' labels by a rule of their own.
-    """
-    rows = pairs.table.set_index("trace_id")
-    row = rows.loc[trace.info.trace_id]
-    label = Feedback(
-        name=pairs.name,
-        value=row["human"],
-        rationale=row["human_rationale"] or None,
-        source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
-        trace_id=trace.info.trace_id,
-    )
-    info = copy.copy(trace.info)
-    others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
-    info.assessments = [*others, label]
-    return Trace(info, trace.data)
-
-
-@contextmanager
-def _options_kept(optimizer: AlignmentOptimizer, judge: Judge) -> Iterator[None]:
-    """Let MLflow's dspy optimizers try candidates with all options of the judge.
-
-    They rebuild the judge from name, instructions, model and type alone, and would so call the
-    provider's public address where the judge has a base URL of its own.
-    """
-    make = getattr(optimizer, "_create_judge_from_dspy_program", None)
-    if make is None:
-        yield
-        return
-
-    def keeping(optimized_program: Any, original_judge: Judge) -> Judge:
-        return with_instructions(judge, make(optimized_program, original_judge).instructions)
-
-    optimizer._create_judge_from_dspy_program = keeping
-    try:
-        yield
-    finally:
-        del optimizer._create_judge_from_dspy_program
-
-
-def _test(
-    original: Judge, proposed: Judge, test: Pairs, by_id: Mapping[str, Example], progress: bool
-) -> _Tested:
-    """Score both judges once on test: the original's verdicts are known from the pairs."""
-    if fingerprint(proposed) == fingerprint(original):
-        return _Tested(test, test)
-    cache = AnswerCache()
-    try:
-        verdicts = run(
-            proposed,
-            [by_id[i] for i in test.trace_ids],
-            cache=cache,
-            scale=test.scale,
-            progress="testing on held-out traces" if progress else None,
-        )
-    finally:
-        cache.close()
-    usable = {v.trace_id: (v.value, v.rationale) for v in verdicts if _usable(v)}
-    lost = len(verdicts) - len(usable)
-    notes = (
-        (f"The proposed judge gave no usable verdict on {lost} of {len(verdicts)} held-out traces;"
-         " both judges are compared on the others.",)
-        if lost
-        else ()
-    )  # fmt: skip
-    after = test.with_verdicts(usable, fingerprint(proposed))
-    before = test.subset(after.trace_ids)
-    return _Tested(
-        before,
-        after,
-        calls=sum(v.calls for v in verdicts),
-        tokens=_sum(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
-        cost=_sum(*(v.cost for v in verdicts)),
-        lost=lost / len(verdicts),
-        notes=notes,
-    )
-
-
-def _usable(verdict: Verdict) -> bool:
-    return verdict.error is None and verdict.value not in ("N/A", ABSTAIN)
+# -- the verdict on it ----------------------------------------------------------------------
 
 
 MOST_LOST = 0.05
 """Share of held-out traces without a usable verdict above which a judge is not taken."""
 
 
-def _decide(
+def decide(
     comparison: Comparison, gate: Gate, same: bool, stopped: str, lost: float
 ) -> tuple[Status, str]:
+    """Whether the proposed judge is taken, and why.
+
+    ``same`` tells that nothing was found, ``stopped`` why; ``lost`` is the share of held-out
+    traces on which the proposed judge gave no usable verdict.
+    """
     if same:
         why = f" ({stopped})" if stopped else ""
         return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
@@ -536,16 +368,10 @@ def _decide(
     return "improved", " ".join([said, *comparison.notes])
 
 
-def _sum(*amounts: Any) -> Any:
-    """Sum of the known amounts; None where none is known."""
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known else None
-
-
-def _logged(alignment: Alignment) -> Alignment:
+def _logged(alignment: Alignment, place: Place) -> Alignment:
     """Log the alignment as an MLflow run; where that fails the result is kept and says so."""
     try:
-        run_id = _log_run(alignment)
+        run_id = _log_run(alignment, place)
     except (MlflowException, OSError) as error:
         message = f"The alignment could not be logged as an MLflow run: {error}"
         warnings.warn(message, stacklevel=3)
@@ -553,11 +379,9 @@ def _logged(alignment: Alignment) -> Alignment:
     return replace(alignment, run_id=run_id)
 
 
-def _log_run(alignment: Alignment) -> str:
-    nested = mlflow.active_run() is not None
-    name = f"align {alignment.original.name}"
-    with mlflow.start_run(run_name=name, nested=nested) as active:
-        mlflow.log_params(
+def _log_run(alignment: Alignment, place: Place) -> str:
+    with place.run(f"align {alignment.original.name}") as run:
+        run.log_params(
             {
                 "judge": alignment.original.name,
                 "model": getattr(alignment.original, "model", ""),
@@ -569,29 +393,31 @@ def _log_run(alignment: Alignment) -> str:
                 "test": len(alignment.split.test),
             }
         )
-        mlflow.set_tags(
+        run.set_tags(
             {
                 "workbench.status": alignment.status,
                 "workbench.fingerprint.original": alignment.fingerprints["original"],
                 "workbench.fingerprint.aligned": alignment.fingerprints["aligned"],
                 "workbench.dataset_digest": alignment.dataset_digest,
                 "workbench.split_digest": alignment.split.digest,
+                **({looks.TAG: looks.test_digest(alignment.split.test)} if alignment.looks else {}),
             }
         )
         figures = {
             "calls": float(alignment.calls),
             "reflection_calls": float(alignment.reflection_calls),
             "seconds": alignment.seconds,
+            "looks_at_test": float(alignment.looks),
         }
         for when, measured in (("before", alignment.before), ("after", alignment.after)):
             figures[f"{when}_accuracy"] = measured.accuracy
             figures[f"{when}_kappa"] = measured.kappa
         # An undefined statistic is no number, and MLflow plots would show it as one.
-        mlflow.log_metrics({k: v for k, v in figures.items() if v == v})
-        mlflow.log_dict(alignment.split.to_dict(), "split.json")
-        mlflow.log_dict(alignment.comparison.to_dict(), "comparison.json")
-        mlflow.log_text(alignment.preflight.to_csv(index=False), "preflight.csv")
-        mlflow.log_text(alignment.history.to_csv(index=False), "history.csv")
-        mlflow.log_text(alignment.original.instructions, "instructions/original.txt")
-        mlflow.log_text(alignment.proposed.instructions, "instructions/proposed.txt")
-        return str(active.info.run_id)
+        run.log_metrics({k: v for k, v in figures.items() if v == v})
+        run.log_dict(alignment.split.to_dict(), "split.json")
+        run.log_dict(alignment.comparison.to_dict(), "comparison.json")
+        run.log_text(alignment.preflight.to_csv(index=False), "preflight.csv")
+        run.log_text(alignment.history.to_csv(index=False), "history.csv")
+        run.log_text(alignment.original.instructions, "instructions/original.txt")
+        run.log_text(alignment.proposed.instructions, "instructions/proposed.txt")
+        return run.run_id

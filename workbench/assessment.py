@@ -23,6 +23,9 @@ from workbench.calls import run
 from workbench.errors import ArgumentError
 from workbench.feedback import Logged, log_feedback_table
 from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, Verdict, fingerprint
+from workbench.question import Plan, Question
+from workbench.replay import note_known
+from workbench.tape import active
 from workbench.traces import Example, as_example
 
 if TYPE_CHECKING:
@@ -115,6 +118,8 @@ def assess(
     ------
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
+    ReplayError
+        While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     started = time.monotonic()
     if not judge.name:
@@ -130,6 +135,11 @@ def assess(
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
     todo = _examples([i for i in earlier if i not in known], traces)
+    if active() is not None:
+        # A run that is recorded uses these answers as well, which another store will not have.
+        plan = Plan.of(judge, None)
+        asked = [Question(plan, one, 0) for one in _examples(list(known), traces)]
+        note_known((q, known[q.item.trace_id]) for q in asked)
 
     verdicts: dict[str, Verdict] = {}
     # Whatever ends the run, what the judge has answered until then is written.

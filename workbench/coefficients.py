@@ -217,7 +217,9 @@ def resample(counts: Array, resamples: int, seed: int) -> Array:
     Drawing items is drawing their cells from a multinomial distribution, which needs no loop.
     """
     n = int(counts.sum())
-    return np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
+    # numpy takes no negative seed, which is one like any other here.
+    own = seed if seed >= 0 else [-seed, 1]
+    return np.random.default_rng(own).multinomial(n, counts / n, size=resamples)
 
 
 def percentile_interval(draws: Array, confidence: float = 0.95) -> Interval:

@@ -1,18 +1,19 @@
 """Several annotators' labels on one trace become one: the rules of consensus.
 
 One label an annotator counts; abstentions have no vote, and neither has a label off the scale.
+Where someone has adjudicated a trace, the decision stands and the labels remain the votes.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench import labels as human_labels
 from workbench.errors import PairingError, ScaleError, one_of
-from workbench.labels import Label
+from workbench.labels import Decision, Label
 from workbench.scale import ABSTAIN, Scale
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ RULES = ("majority", "unanimous", "latest")
 class HumanLabel:
     """The consensus of one trace's labels; ``fault`` says why there is none.
 
-    ``outside`` counts labels that lie off the scale, which have no vote.
+    ``outside`` counts labels that lie off the scale, which have no vote. ``decided_by`` is who
+    adjudicated the trace, None where its votes made the consensus.
     """
 
     value: Any = None
@@ -34,6 +36,7 @@ class HumanLabel:
     blind: bool = True
     fault: str | None = None
     outside: int = 0
+    decided_by: str | None = None
 
 
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
@@ -44,8 +47,25 @@ def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]
     return dict(by_trace)
 
 
-def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str) -> HumanLabel:
-    """The consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``)."""
+def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision]:
+    """The decisions that stand under ``name``, by trace."""
+    return {one.trace_id: one for one in human_labels.decision_records(traces, name)}
+
+
+def read_label(
+    labels: Sequence[Label],
+    scale: Scale,
+    consensus: str,
+    ties: str,
+    decision: Decision | None = None,
+) -> HumanLabel:
+    """The consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``).
+
+    A ``decision`` takes the place of what the rule makes of the votes, but not of what a named
+    annotator says.
+    """
+    if decision is not None and consensus in RULES:
+        return _decided(labels, scale, decision)
     if not labels:
         return HumanLabel(fault="no label")
     votes: dict[str, Any] = {}
@@ -78,6 +98,28 @@ def read_label(labels: Sequence[Label], scale: Scale, consensus: str, ties: str)
         votes=votes,
         blind=all(not label.after_verdict for label in agreeing),
         outside=len(outside),
+    )
+
+
+def _decided(labels: Sequence[Label], scale: Scale, decision: Decision) -> HumanLabel:
+    # The votes are read as ever; whatever the rule would make of them, the decision stands.
+    votes = read_label(labels, scale, "latest", "latest")
+    decided = HumanLabel(votes=votes.votes, outside=votes.outside, decided_by=decision.by)
+    try:
+        value = scale.normalise(decision.value)
+    except ScaleError as error:
+        return replace(decided, fault=f"decision outside the scale: {error}")
+    if value is ABSTAIN:
+        return replace(decided, fault="adjudicated as one that cannot be judged")
+    given = [decision.rationale or ""]
+    if not given[0].strip():
+        given = [x.rationale or "" for x in labels if votes.votes.get(x.annotator) == value]
+    rationales = [text.strip() for text in given if text.strip()]
+    return replace(
+        decided,
+        value=value,
+        rationale=" / ".join(dict.fromkeys(rationales)),
+        blind=not decision.after_verdict,
     )
 
 

@@ -32,6 +32,12 @@ from workbench.tables import (
 AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
 """Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
 
+RUBRIC_KEY: Final = "workbench.rubric_version"
+"""Metadata key: the version of the rubric under which a label was made, as digits."""
+
+DECISION_KEY: Final = "workbench.decision"
+"""Metadata key, ``"true"`` on the decision of an adjudicator, which is no annotator's label."""
+
 
 def make_feedback(
     trace_id: str,
@@ -276,6 +282,8 @@ def _is_of_the_kind_of(stored: Assessment, word: Feedback) -> bool:
         and stored.name == word.name
         and stored.valid is not False
         and stored.feedback.error is None
+        # A decision of the same person is no label of theirs.
+        and given.get(DECISION_KEY) == new.get(DECISION_KEY)
         and str(stored.source.source_type) == str(word.source.source_type)
         and stored.source.source_id == word.source.source_id
         # A label given after its author saw the verdict never replaces one given blind.

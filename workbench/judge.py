@@ -22,11 +22,10 @@ from workbench.credentials import public_query, secret_params, without_secret_pa
 from workbench.credentials import without_credentials as without_credentials
 from workbench.errors import ArgumentError
 from workbench.scale import Scale
+from workbench.tape import MODEL_VARIABLE, replays
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-MODEL_VARIABLE = "WORKBENCH_MODEL"
 
 FINGERPRINT_KEY = "workbench.judge_fingerprint"
 """Metadata key of a logged verdict: the fingerprint of the judge that gave it."""
@@ -60,9 +59,11 @@ class Verdict:
 def default_model() -> str:
     """The model of a judge that names none: ``WORKBENCH_MODEL``, else the embedded model.
 
-    Says once on stderr that the embedded model is in use.
+    While a file of answers is replayed it is what it was when that was recorded. Says once on
+    stderr that the embedded model is in use.
     """
-    model = os.environ.get(MODEL_VARIABLE)
+    player = replays()
+    model = player.head.get("default_model") if player else os.environ.get(MODEL_VARIABLE)
     if model:
         return model
     _say_embedded_once()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from workbench.ascent import Settings
+from workbench.budget import ASSUMED_OUTPUT, Budget
 from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
 from workbench.judge import Verdict
 from workbench.pairing import Pairs, Split
-from workbench.scale import Scale
-from workbench.simba import MINIMUM_LABELS
+from workbench.simba import MINIMUM_LABELS, most_calls
 from workbench.traces import Example
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def preflight(
     annotators: AnnotatorAgreement | None = None,
     *,
     settings: Settings | None = None,
-    budget: int | None = None,
+    budget: Budget | None = None,
+    purse: Budget | None = None,
 ) -> tuple[pd.DataFrame, Verdict]:
     """What an alignment will do, and the verdict of one real judge call on ``example``.
 
@@ -59,7 +60,7 @@ def preflight(
     ModelError
         When the judge does not answer, or not with a usable verdict.
     """
-    probe = run(judge, [example], cache=None, scale=pairs.scale)[0]
+    probe = run(judge, [example], cache=None, scale=pairs.scale, budget=purse)[0]
     if probe.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
@@ -85,20 +86,8 @@ def preflight(
     small = "too few held-out pairs to prove much" if len(split.test) < 30 else ""
     rows.append(("split", parts, small))
     rows.append(("judge answers", f"yes: {probe.value!r}", ""))
-    rows += _cost(split, probe, settings, budget)
+    rows += _cost(split, probe, settings, budget, budget is purse)
     return pd.DataFrame(rows, columns=["check", "finding", "advice"]), probe
-
-
-def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of SIMBA, by the formula of its docstring.
-
-    Disagreements are reflected on by direction, or by label where values have no order, and all
-    together; each gives two candidates, and four more come from merging, dropping and examples.
-    """
-    groups = (len(scale.values) if scale.kind == "nominal" else 2) + 1
-    batch, dev = min(settings.batch_size, train), min(settings.max_dev, dev)
-    judge_calls = dev + settings.max_steps * (batch + (2 * groups + 4) * dev)
-    return judge_calls, settings.max_steps * groups
 
 
 def _pairs_advice(n: int) -> str:
@@ -107,7 +96,8 @@ def _pairs_advice(n: int) -> str:
 
 def _balance(pairs: Pairs) -> tuple[str, str, str]:
     counts = Counter(map(str, pairs.table["human"]))
-    shown = ", ".join(f"{value} {count / len(pairs):.0%}" for value, count in counts.most_common(6))
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:6]
+    shown = ", ".join(f"{value} {count / len(pairs):.0%}" for value, count in most)
     least = min(counts.values()) / len(pairs)
     binary = pairs.scale.kind == "binary"
     advice = ""
@@ -119,7 +109,7 @@ def _balance(pairs: Pairs) -> tuple[str, str, str]:
 
 
 def _cost(
-    split: Split, probe: Verdict, settings: Settings | None, budget: int | None
+    split: Split, probe: Verdict, settings: Settings | None, budget: Budget | None, whole: bool
 ) -> list[tuple[str, str, str]]:
     if settings is None:
         return [("calls", "not known: the optimizer does not say", "")]
@@ -128,20 +118,47 @@ def _cost(
         len(split.train), len(split.dev), settings, split.train.scale
     )
     most = judge_calls + reflections
-    if budget is not None:
-        most = min(most, budget)
+    purse = Budget.of(budget)
+    kept = to_keep(test, probe) if whole else to_keep(0, probe)
+    most = int(max(0, min(most, purse.left - kept["calls"])))
     rows = [
         (
             "calls at most",
             f"{most + test} ({most} to learn, {test} to test)",
-            "" if budget is not None else "budget= sets a limit; answers known already are free",
+            "" if purse.is_limited else "budget= sets a limit; answers known already are free",
         )
     ]
     read, written = probe.input_tokens, probe.output_tokens
     if read is not None and written is not None:
         # Instructions grow while rules are added; half as much again covers that.
-        tokens = math.ceil(1.5 * read + written) * (most + test)
-        rows.append(("tokens at most, about", f"{tokens:,}", ""))
-    price = "unknown" if probe.cost is None else f"${1.5 * probe.cost * (most + test):.2f}"
-    rows.append(("money at most, about", price, ""))
+        each = math.ceil(1.5 * read + written)
+        tokens = int(min(each * most, max(0, purse.left_tokens - kept["tokens"]))) + each * test
+        rows.append(("tokens at most, about", f"{tokens:,}", _limit(purse.tokens, "{:,}")))
+    price = "unknown"
+    if probe.cost is not None:
+        each_usd = 1.5 * probe.cost
+        most_usd = min(each_usd * most, max(0.0, purse.left_usd - kept["usd"]))
+        price = f"${most_usd + each_usd * test:.2f}"
+    rows.append(("money at most, about", price, _limit(purse.usd, "${:.2f}")))
     return rows
+
+
+def to_keep(test: int, probe: Verdict) -> dict[str, Any]:
+    """What the held-out test of so many pairs may use, as `Budget.keeping` takes it.
+
+    A tenth more than one call a pair, since some are repeated, with instructions half as long
+    again as those of the probe.
+    """
+    if not test:
+        return {"calls": 0, "tokens": 0, "usd": 0.0}
+    calls = math.ceil(1.1 * test)
+    read, written = probe.input_tokens or 0, probe.output_tokens or 0
+    # The last request is set aside at the most that it can use, which is far more than it does.
+    last = 6 * read + ASSUMED_OUTPUT
+    tokens = calls * math.ceil(1.5 * read + written) + last
+    each = 1.5 * (probe.cost or 0.0)
+    return {"calls": calls, "tokens": tokens, "usd": each * (calls + last / max(1, read + written))}
+
+
+def _limit(limit: float | None, words: str) -> str:
+    return "" if limit is None else f"the budget: {words.format(limit)}"

@@ -165,7 +165,7 @@ def fetch_traces(
     if not spans:
         return [Trace(info, TraceData(spans=[])) for info in infos]
     loaded = {i: t.data for i, t in given.items() if t.data.spans}
-    loaded.update(_load_spans(client, [i for i in infos if i.trace_id not in loaded]))
+    loaded.update(load_spans(client, [i for i in infos if i.trace_id not in loaded]))
     return [Trace(info, loaded.get(info.trace_id) or TraceData(spans=[])) for info in infos]
 
 
@@ -233,7 +233,8 @@ def _search(client: TracingClient, where: str, filter_string: str | None) -> lis
             return infos
 
 
-def _load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
+def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
+    """The spans of the given traces, by trace id; those without spans are left out."""
     loaded: dict[str, TraceData] = {}
     for chunk in _chunks([i.trace_id for i in infos if has_spans(i)], _SPAN_BATCH):
         loaded.update((t.info.trace_id, t.data) for t in client.store.batch_get_traces(chunk))

@@ -1,0 +1,321 @@
+"""The stages of an alignment: own pairs, split, learn on train and dev, test once on test.
+
+`workbench.alignment` runs them for one optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+from workbench import foreign
+from workbench.budget import Budget
+from workbench.cache import AnswerCache
+from workbench.calls import run
+from workbench.candidate import Candidate
+from workbench.errors import ArgumentError, PairingError, TooFewPairsError
+from workbench.judge import Verdict, fingerprint, options
+from workbench.metrics import AnnotatorAgreement, annotator_agreement
+from workbench.pairing import Groups, Pairs, Split, pair
+from workbench.reflection import Item
+from workbench.scale import ABSTAIN
+from workbench.simba import SIMBA
+from workbench.splits import default_groups, with_equal_items
+from workbench.traces import Example
+from workbench.watch import Watch
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it cost to find.
+
+    Calls count requests, repeated ones included; ``known`` answers more were known from before.
+    """
+
+    judge: Judge
+    calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Held-out pairs with the verdicts of both judges, on the items that both rated.
+
+    ``lost`` is the share of items without a usable verdict of the proposed judge.
+    """
+
+    before: Pairs
+    after: Pairs
+    calls: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    lost: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
+    """The pairs given, or those of the traces given; they must be this very judge's."""
+    if not isinstance(pairs_or_traces, Pairs):
+        return pair(judge, pairs_or_traces)
+    if pairs_or_traces.fingerprint != fingerprint(judge):
+        raise PairingError(
+            f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. Run "
+            "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
+        )
+    return pairs_or_traces
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Traces of the alignments that a judge, and those that it was aligned from, came out of.
+
+    On ``learned`` it was learned or selected, on ``tested`` it was put to the test.
+    """
+
+    learned: frozenset[str]
+    tested: frozenset[str]
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.learned | self.tested
+
+
+def earlier_alignments(judge: Judge) -> Earlier:
+    """What this judge has come from, as far as it is logged in the active experiment."""
+    learned: set[str] = set()
+    tested: set[str] = set()
+    todo, seen = [fingerprint(judge)], set[str]()
+    while todo:
+        mark = todo.pop()
+        seen.add(mark)
+        for logged in mlflow.search_runs(
+            filter_string=f"tags.`workbench.fingerprint.aligned` = '{mark}'", output_format="list"
+        ):
+            parent = logged.data.tags.get("workbench.fingerprint.original", mark)
+            if parent == mark:
+                continue  # that alignment found nothing, so nothing of it is in the judge
+            parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
+            learned |= {*parts["train"], *parts["dev"]}
+            tested |= {*parts["test"]}
+            if parent not in seen:
+                todo.append(parent)
+    return Earlier(frozenset(learned), frozenset(tested))
+
+
+def origin_note(judge: Judge, earlier: Earlier) -> str:
+    """What is to be said of a judge that has learned, nobody knows on what; else empty.
+
+    It was edited since it was aligned, say, or that is logged in another experiment.
+    """
+    shown = Candidate.from_instructions(options(judge)["instructions"])
+    if earlier.all or not (shown.rules or shown.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this experiment "
+        "tells on which traces they were learned. These may be among the held-out ones, so that "
+        "both figures may be better than they are: test on traces that are new to it."
+    )
+
+
+LEAST_FRESH = 10
+"""Fresh pairs from which an aligned judge is tested on these alone."""
+
+
+def split_pairs(
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    groups: Groups,
+    earlier: Earlier,
+    test_size: float,
+    seed: int,
+) -> Split:
+    """Train, dev and test.
+
+    What the judge learned from before is never in test. What it was tested on before is not
+    either where there are fresh pairs enough: it was taken for doing well there.
+    """
+    items = [by_id[i] for i in pairs.trace_ids]
+    named = groups if isinstance(groups, str) else None
+    kept = default_groups(items) if groups is None else pairs.group_of(groups)
+    kept = with_equal_items(kept, items)
+    fresh = set(pairs.trace_ids) - earlier.all
+    barred = earlier.all if len(fresh) >= LEAST_FRESH else earlier.learned
+    # A share of those that may be tested on, so that there is as much to learn from of these.
+    share = test_size * (1 - len(barred & set(pairs.trace_ids)) / len(pairs)) or test_size
+    try:
+        split = pairs.split(test_size=share, seed=seed, groups=kept, never_test=barred)
+    except ArgumentError:
+        if not barred & set(pairs.trace_ids):
+            raise
+        raise TooFewPairsError(
+            "This judge was aligned on these traces before, and what a judge learned on is never "
+            "tested on. Label new traces and align with those as well, or align the judge that "
+            "it came from."
+        ) from None
+    return replace(split, groups=named)
+
+
+def annotators_of(pairs: Pairs) -> AnnotatorAgreement | None:
+    """How the annotators agree among themselves; None where there is only one."""
+    votes = pairs.votes
+    return annotator_agreement(pairs) if votes.shape[1] > 1 else None
+
+
+EARLIER = 0.25
+"""Weight of a label that the judge learned from before, where a newer one has 1."""
+
+
+def items_of(
+    pairs: Pairs, by_id: Mapping[str, Example], earlier: Collection[str] = ()
+) -> list[Item]:
+    """The pairs as what is learned from; people's standards drift, so newer labels weigh more."""
+    rows = pairs.table.to_dict("records")
+    weights = dict.fromkeys(earlier, EARLIER)
+    return [
+        Item(by_id[i], row["human"], row["human_rationale"], weights.get(i, 1.0))
+        for row in rows
+        for i in [row["trace_id"]]
+    ]
+
+
+def learn(
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    by_id: Mapping[str, Example],
+    budget: Budget | int | None = None,
+    *,
+    earlier: Collection[str] = (),
+    max_failure_share: float = 0.05,
+    progress: bool = True,
+    watch: Watch | None = None,
+) -> Learned:
+    """Let the optimizer learn on train and select on dev.
+
+    ``earlier`` are traces that the judge learned from before, which weigh less (`SIMBA` only).
+
+    ``max_failure_share`` holds for optimizers other than `SIMBA`, which has its own, and so does
+    ``progress``.
+    """
+    watch = watch or Watch()
+    if isinstance(optimizer, SIMBA):
+        purse = Budget.of(budget)
+        known = [
+            Verdict(
+                row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint
+            )
+            for part in (split.train, split.dev)
+            for row in part.table.to_dict("records")
+        ]
+        with watch.learning(optimizer, purse):
+            proposed = optimizer.learn(
+                judge,
+                items_of(split.train, by_id, earlier),
+                items_of(split.dev, by_id, earlier),
+                scale=split.train.scale,
+                known=known,
+                budget=purse,
+            )
+        found = optimizer.last
+        assert found is not None
+        return Learned(
+            judge=proposed,
+            calls=found.judge_calls,
+            reflection_calls=found.reflection_calls,
+            known=found.known,
+            tokens=found.tokens,
+            cost=found.cost,
+            stopped=found.stopped,
+            history=found.history,
+            evidence=found.evidence,
+            notes=found.notes,
+        )
+    proposed, spent = foreign.learn(
+        judge,
+        optimizer,
+        split,
+        max_failure_share=max_failure_share,
+        progress=progress,
+        stop=watch.stop,
+    )
+    return Learned(
+        judge=proposed,
+        calls=spent.judge.requests,
+        reflection_calls=spent.reflection.requests,
+        embedding_calls=spent.embedding.requests,
+        known=spent.judge.known + spent.reflection.known,
+        tokens=spent.tokens,
+        cost=spent.cost,
+        notes=spent.notes(type(optimizer).__name__),
+    )
+
+
+def put_to_test(
+    original: Judge,
+    proposed: Judge,
+    test: Pairs,
+    by_id: Mapping[str, Example],
+    progress: bool,
+    budget: Budget | None = None,
+) -> Tested:
+    """Score both judges once on test: the original's verdicts are known from the pairs."""
+    if fingerprint(proposed) == fingerprint(original):
+        return Tested(test, test)
+    cache = AnswerCache()
+    try:
+        verdicts = run(
+            proposed,
+            [by_id[i] for i in test.trace_ids],
+            cache=cache,
+            scale=test.scale,
+            budget=budget,
+            progress="testing on held-out traces" if progress else None,
+        )
+    finally:
+        cache.close()
+    answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v)}
+    lost = len(verdicts) - len(answers)
+    notes = (
+        (f"The proposed judge gave no usable verdict on {lost} of {len(verdicts)} held-out traces;"
+         " both judges are compared on the others.",)
+        if lost
+        else ()
+    )  # fmt: skip
+    after = test.with_verdicts(answers, fingerprint(proposed))
+    before = test.subset(after.trace_ids)
+    return Tested(
+        before,
+        after,
+        calls=sum(v.calls for v in verdicts),
+        tokens=total(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
+        cost=total(*(v.cost for v in verdicts)),
+        lost=lost / len(verdicts),
+        notes=notes,
+    )
+
+
+def usable(verdict: Verdict) -> bool:
+    """Whether the verdict is a rating, and neither a failure nor an abstention."""
+    return verdict.error is None and verdict.value not in ("N/A", ABSTAIN)
+
+
+def total(*amounts: Any) -> Any:
+    """Sum of the known amounts; None where none is known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None
