@@ -40,27 +40,62 @@ def main() -> None:
     show_default=True,
     help="Folder of the executed notebook and of what it writes.",
 )
-def run(notebook: str, given: tuple[tuple[str, str], ...], output: Path) -> None:
-    """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given)."""
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write every model answer that the run uses to this file, for --replay. "
+    "One that exists is added to; a name in .gz is compressed.",
+)
+@click.option(
+    "--replay",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Take all model answers from this file: no model is called, no key is needed.",
+)
+def run(
+    notebook: str,
+    given: tuple[tuple[str, str], ...],
+    output: Path,
+    record: Path | None,
+    replay: Path | None,
+) -> None:
+    """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given).
+
+    With --replay the run gives the result of the recorded one, byte for byte, if the notebook, its
+    parameters and the data are the same; what the file does not hold is an error.
+    """
     from workbench.experiments import find_notebook
     from workbench.parameters import notebook_parameters, parse_parameters
 
     source = _or_exit(lambda: find_notebook(notebook), code=2)
     known = _or_exit(lambda: notebook_parameters(source), code=1)
     values = _or_exit(lambda: parse_parameters(known, given), code=2)
-    _run(source, values, output)
+    if record and replay:
+        click.echo("error: --record and --replay exclude each other.", err=True)
+        raise SystemExit(2)
+    _run(source, values, output, record, replay)
 
 
-def _run(source: Path, values: dict[str, Any], output: Path) -> None:
+def _run(
+    source: Path, values: dict[str, Any], output: Path, record: Path | None, replay: Path | None
+) -> None:
     from workbench.experiments import run_notebook
 
     click.echo(f"Running {source}", err=True)
+    if replay:
+        click.echo(f"Answers come from {replay}; no model is called.", err=True)
     try:
-        ran = _or_exit(lambda: run_notebook(source, parameters=values, output=output), code=1)
+        ran = _or_exit(
+            lambda: run_notebook(
+                source, parameters=values, output=output, record=record, replay=replay
+            ),
+            code=1,
+        )
     except KeyboardInterrupt as stop:
         click.echo(f"\n{stop}", err=True)
         raise SystemExit(130) from None
     click.echo(closing_words(ran.summary, ran.notebook, ran.seconds))
+    if record:
+        click.echo(f"\nAnswers were written to {record}. Replay: workbench run --replay {record}")
 
 
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:

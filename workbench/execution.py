@@ -22,10 +22,17 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
-def execute(source: Path, target: Path, parameters: dict[str, Any], progress: bool) -> None:
+def execute(
+    source: Path,
+    target: Path,
+    parameters: dict[str, Any],
+    progress: bool,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Execute ``source`` with parameters; the copy at ``target`` is saved after each cell.
 
     Credentials in URLs among the parameters are passed to the cells, but not saved.
+    ``environment`` is the kernel's beside that of this process; an empty value takes one out.
 
     Raises
     ------
@@ -54,6 +61,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any], progress: bo
                     console=console,
                     copy=copy,
                     log=log,
+                    environment=_environment(environment or {}),
                 )
         except papermill.PapermillExecutionError as error:
             copy.save()  # now with papermill's mark at the cell that failed
@@ -205,7 +213,15 @@ def _engine() -> str:
     class Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         @classmethod
         def execute_managed_notebook(
-            cls, nb_man: Any, kernel_name: str, *, console: Console, copy: _Copy, log: Any, **_: Any
+            cls,
+            nb_man: Any,
+            kernel_name: str,
+            *,
+            console: Console,
+            copy: _Copy,
+            log: Any,
+            environment: dict[str, str],
+            **_: Any,
         ) -> Any:
             copy.notebook, nb_man.save = nb_man.nb, copy.save
             stages = _stages(nb_man.nb)
@@ -221,18 +237,19 @@ def _engine() -> str:
                 nb_man, kernel_name=kernel_name, startup_timeout=120, coalesce_streams=True
             )
             client.console = console
-            return client.execute(env=_environment(), stderr=log)
+            return client.execute(env=environment, stderr=log)
 
     papermill_engines.register("workbench", Engine)
     return "workbench"
 
 
-def _environment() -> dict[str, str]:
-    """The kernel's environment: this one, with less noise, for a reader of text."""
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The kernel's environment: this one and ``more``, with less noise, for a reader of text."""
     quiet = {
         "WORKBENCH_PROGRESS": "text",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
     }
-    return {**quiet, **os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    return {**quiet, **os.environ, **inline, **more}

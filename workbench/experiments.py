@@ -13,6 +13,7 @@ from typing import Any, Final
 from workbench.errors import NotebookError
 from workbench.execution import execute
 from workbench.parameters import Parameter, check_parameters, notebook_parameters
+from workbench.tape import tape_variables
 
 SUMMARY: Final = "summary.json"
 """What a notebook may write into its ``output_dir`` for the command line to print."""
@@ -95,6 +96,8 @@ def run_notebook(
     *,
     parameters: Mapping[str, Any] | None = None,
     output: str | Path = "output",
+    record: str | Path | None = None,
+    replay: str | Path | None = None,
     progress: bool = True,
 ) -> Ran:
     """Execute a notebook with parameters and keep the executed copy.
@@ -112,6 +115,9 @@ def run_notebook(
         notebook has it.
     output
         Folder of the executed copy, which is saved after each cell.
+    record, replay
+        A file that the run's model answers are written to, or come from (`workbench.recording`,
+        `workbench.replaying`); a tape that is active here is the kernel's as well.
     progress
         Show stage, progress and output of the cells on stderr.
 
@@ -120,6 +126,8 @@ def run_notebook(
     NotebookError
         For an unknown parameter, before anything runs; and for a cell that fails, with the
         cell, its error, and where the notebook lies that ran so far.
+    ReplayError
+        When the file of answers cannot be read, before anything runs.
     KeyboardInterrupt
         When interrupted; the kernel is ended, and what ran so far is kept.
     """
@@ -145,11 +153,12 @@ def run_notebook(
             f"output={str(output)!r} is the folder of the notebook itself, which the executed "
             "copy would replace. Choose another folder."
         )
+    environment = tape_variables(record, replay)
     # A summary of an earlier run must not pass for one of this run.
     (folder / SUMMARY).unlink(missing_ok=True)
     passed = _completed(source, known, values, folder)
     started = time.monotonic()
-    execute(source, target, passed, progress)
+    execute(source, target, passed, progress, environment)
     return Ran(
         notebook=target,
         output=folder,

@@ -1,0 +1,89 @@
+"""A simulated judge with a systematic error and a simulated reflection model, without a server."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from workbench.candidate import Candidate
+from workbench.judge import Verdict
+from workbench.reflection import Case, Item, Reflection, Request
+from workbench.scale import Scale
+from workbench.traces import Example
+
+BASE = Candidate("Rate {{ outputs }}.")
+SCALE = Scale.of(["poor", "fair", "good"])
+RULE = "Rate it poor when a promise is made."
+
+Questions = Sequence[tuple[Candidate, Item]]
+
+
+def items(n: int, start: int = 0) -> list[Item]:
+    """Every second item makes a promise; people rate those poor, the others good."""
+    return [
+        Item(
+            Example(f"tr-{i:03}", {"q": i}, f"item {i}" + " with a promise" * (i % 2 == 0)),
+            "poor" if i % 2 == 0 else "good",
+            "no promises" * (i % 2 == 0),
+        )
+        for i in range(start, start + n)
+    ]
+
+
+def case(item: Item, value: str = "fair", rationale: str = "so be it") -> Case:
+    """The item with a verdict on it."""
+    return Case(item, Verdict(item.trace_id, value, rationale))
+
+
+def stated(candidate: Candidate) -> str:
+    """The rules of a candidate."""
+    return "\n".join(candidate.rules)
+
+
+def always_good(questions: Questions) -> list[Verdict]:
+    """Says good unless a rule names promises and one is made."""
+    return [
+        Verdict(
+            item.trace_id,
+            "poor" if "promise" in stated(c) and "promise" in item.example.outputs else "good",
+            "so be it",
+            calls=1,
+        )
+        for c, item in questions
+    ]
+
+
+def names_promises(requests: Sequence[Request], step: int) -> list[Reflection]:
+    """The rule, where a disagreement that is shown speaks of promises."""
+    return [
+        Reflection(
+            (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (), 1
+        )
+        for r in requests
+    ]
+
+
+class Chance:
+    """A judge and a reflection model that answer anything, and count what they are asked."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.judged = self.reflected = 0
+
+    def ask(self, questions: Questions) -> list[Verdict]:
+        self.judged += len(questions)
+        values = [*SCALE.values, "good", "N/A"]
+        return [Verdict(i.trace_id, self.rng.choice(values), calls=1) for _, i in questions]
+
+    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        self.reflected += len(requests)
+        return [
+            Reflection(
+                tuple(
+                    f"Look at number {self.rng.randrange(1000)}."
+                    for _ in range(self.rng.randrange(7))
+                ),
+                1,
+            )
+            for _ in requests
+        ]
