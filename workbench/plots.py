@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from workbench.leaderboard import Entry, OptimizerComparison
     from workbench.pairing import Pairs
 
 # From the palette of Okabe and Ito, which stays apart for all common kinds of colour blindness.
@@ -231,6 +232,80 @@ def plot_metrics(
 
 
 @_styled
+def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) -> Axes:
+    """Held-out accuracy of each judge with its interval, and what learning it took.
+
+    A row a judge, in the order of the comparison. The dashed line is the original judge's
+    accuracy. Judges that differ from it by McNemar's test, adjusted for the number of judges, are
+    drawn filled, the others hollow; those that failed say so.
+
+    Parameters
+    ----------
+    comparison
+        What `workbench.compare_optimizers` gave.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    entries = comparison.entries
+    ax = ax or _new_axes(7.6, 1.2 + 0.5 * len(entries))
+    for row, entry in enumerate(entries):
+        found = entry.agreement
+        if found is None or math.isnan(found.accuracy):
+            _say(ax, 0.01, row, "failed" if found is None else "undefined", color=BELOW, ha="left")
+            continue
+        colour = _ink() if entry.status == "reference" else AFTER
+        ax.plot(found.accuracy_interval, [row] * 2, color=colour, lw=2, solid_capstyle="butt")
+        # The original itself and the majority label are not put to the test.
+        face = _paper() if entry.p_adjusted >= 0.05 else colour
+        ax.plot(found.accuracy, row, "o", color=colour, mfc=face, mew=1.6, ms=7)
+    first = entries[0].agreement
+    if first is not None and not math.isnan(first.accuracy):
+        line = ax.axvline(first.accuracy, color=_ink(), lw=1, ls="--", zorder=0)
+        (filled,) = ax.plot([], [], "o", color=AFTER, ms=7)
+        (hollow,) = ax.plot([], [], "o", color=AFTER, mfc=_paper(), mew=1.6, ms=7)
+        ax.legend(
+            [line, filled, hollow],
+            [
+                "original judge",
+                "differs from it (p < 0.05, adjusted)",
+                "the difference may be luck",
+            ],
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=3,
+            handlelength=1.4,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
+    labels = [
+        "\n".join(filter(None, [_literal(entry.name, 30), _literal(_effort(entry), 60)]))
+        for entry in entries
+    ]
+    ax.set_yticks(range(len(entries)), labels)
+    ax.set_ylim(len(entries) - 0.45, -0.55)
+    ax.set_xlim(0, 1.01)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(left=False)
+    held_out = len(comparison.split.test)
+    ax.set_xlabel(f"accuracy on {held_out} held-out pairs, 95 % interval")
+    return ax
+
+
+def _effort(entry: Entry) -> str:
+    """What learning took, in a few words."""
+    if entry.status == "reference":
+        return entry.reason
+    parts = []
+    if entry.calls is not None:
+        others = (entry.reflection_calls or 0) + (entry.embedding_calls or 0)
+        known = f" (+ {entry.known} known)" if entry.known else ""
+        parts.append(f"{entry.calls + others} calls{known}")
+    if entry.seconds is not None:
+        parts.append(f"{entry.seconds:.0f} s" if entry.seconds >= 10 else f"{entry.seconds:.1f} s")
+    return ", ".join(parts)
+
+
+@_styled
 def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     """How often people gave each label, beside how often the judge did.
 
@@ -434,6 +509,13 @@ def _new_axes_row(count: int, width: float, height: float) -> npt.NDArray[Any]:
     fig, axes = plt.subplots(1, count, figsize=(width, height), squeeze=False)
     fig.set_layout_engine("constrained", **layout)
     return np.asarray(axes[0])
+
+
+def _paper() -> str:
+    """The active style's colour behind a picture."""
+    import matplotlib as mpl
+
+    return str(mpl.rcParams["axes.facecolor"])
 
 
 def _ink() -> str:

@@ -1,0 +1,318 @@
+"""Several optimizers on the same split, beside what each must beat.
+
+All learn from the same train and dev pairs and are scored once on the same held-out pairs, in
+the harness that `workbench.align` uses. Beside them stand the original judge, always giving the
+majority label of train, and plain few-shot: labelled items in the instructions, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+from workbench import harness, looks
+from workbench.alignment import Gate, decide
+from workbench.calls import run
+from workbench.errors import ReplayError, one_of
+from workbench.judge import fingerprint, options, scrub
+from workbench.leaderboard import Entry, Later, OptimizerComparison, adjusted, remarks_on, told
+from workbench.lineup import few_shot, lineup, majority
+from workbench.metering import metering, without_dspy_answers
+from workbench.metrics import compare
+from workbench.pairing import Groups, Split, dataset_digest
+from workbench.preflight import check_pairs, preflight
+from workbench.progress import say
+from workbench.rendering import plain
+from workbench.traces import Example, examples, item_digest
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+def compare_optimizers(
+    judge: Judge,
+    pairs_or_traces: Any = None,
+    optimizers: Mapping[str, Any] | Sequence[Any] | str | None = None,
+    *,
+    seed: int = 0,
+    test_size: float = 0.4,
+    groups: Groups = None,
+    gate: Gate = "better",
+    embedding_model: str | None = None,
+    max_failure_share: float = 0.05,
+    progress: bool = True,
+) -> OptimizerComparison:
+    """Run several optimizers on the same split and score each once on the same held-out pairs.
+
+    Answers of judges are kept, so that the same call resumes after an interrupt. An optimizer
+    that fails is a row with its reason. The whole is logged as an MLflow run, each judge that
+    came of it as a run within.
+
+    Parameters
+    ----------
+    judge
+        A judge made from instructions, which has judged the labelled traces (`assess`).
+    pairs_or_traces
+        `Pairs`, or what `pair` takes as traces.
+    optimizers
+        MLflow alignment optimizers or names: ``"workbench SIMBA"``, ``"MLflow SIMBA"``,
+        ``"MLflow GEPA"``, ``"MLflow MemAlign"``, also as one text with commas; a mapping shows
+        them under names of one's own.
+        None: those of the four whose packages are installed, each with its defaults and the
+        judge's own model for reflection.
+    seed
+        Of the split, the few-shot examples and the optimizers that are asked for by name.
+    test_size, groups
+        As in `align`.
+    gate
+        What makes a judge ``improved``, as in `align`.
+    embedding_model
+        Of MemAlign, which takes part by default only where this is given.
+    max_failure_share
+        Share of lost answers above which an optimizer fails, as in `align`.
+    progress
+        Say what is being run.
+
+    Raises
+    ------
+    TooFewPairsError, NoLabelsError, NoVerdictsError, PairingError, ArgumentError
+        As `align`.
+    ModelError
+        When the original judge does not answer.
+    """
+    one_of("gate", gate, ["better", "significant", "none"])
+    started = time.monotonic()
+    entrants, left_out = lineup(judge, optimizers, seed=seed, embedding_model=embedding_model)
+    pairs = harness.own_pairs(judge, pairs_or_traces)
+    options(judge)  # raises for judges that are not made from instructions
+    check_pairs(pairs)
+    by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
+    earlier = harness.earlier_alignments(judge)
+    split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
+    field_ = _Field(judge, split, by_id, gate, seed, max_failure_share, earlier.all)
+    if progress:
+        say(f"{split!r}: {', '.join(entrants)}, beside the original, the majority, few-shot")
+    entries = [field_.original(), field_.majority(), field_.few_shot()]
+    for name, optimizer in entrants.items():
+        if progress:
+            say(f"{name} ...")
+        entry = field_.optimizer(name, optimizer)
+        if progress:
+            say(f"{name}: {told(entry)}")
+        entries.append(entry)
+    found = OptimizerComparison(
+        entries=adjusted(entries),
+        left_out=left_out,
+        pairs=pairs,
+        split=split,
+        seed=seed,
+        seconds=time.monotonic() - started,
+        notes=(*pairs.notes, *remarks_on(entries, len(split.test))),
+    )
+    return _logged(found)
+
+
+class _Field:
+    """The split that all are run on, and the original judge that all are compared with."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        split: Split,
+        by_id: Mapping[str, Example],
+        gate: Gate,
+        seed: int,
+        max_failure_share: float,
+        earlier: Collection[str] = (),
+    ) -> None:
+        self.earlier = earlier
+        self.judge, self.split, self.by_id = judge, split, by_id
+        self.gate, self.seed, self.max_failure_share = gate, seed, max_failure_share
+        # By content, so that it is the same item in every store.
+        self.first = min((by_id[i] for i in split.test.trace_ids), key=item_digest)
+
+    def original(self) -> Entry:
+        """The judge as it is; raises where it does not answer."""
+        with metering() as meter:
+            _, probe = preflight(self.judge, self.split.train, self.split, self.first)
+        read = probe.input_tokens
+        return Entry(
+            "original",
+            "reference",
+            judge=self.judge,
+            agreement=compare(self.split.test, self.split.test, seed=self.seed).before,
+            later=Later(probe.calls, meter.words or None, read),
+        )
+
+    def majority(self) -> Entry:
+        value, rated = majority(self.split.train, self.split.test)
+        comparison = compare(self.split.test, rated, seed=self.seed)
+        return Entry(
+            "majority label",
+            "reference",
+            f"always {value!r}",
+            agreement=comparison.after,
+            comparison=comparison,
+            later=Later(0),
+        )
+
+    def few_shot(self) -> Entry:
+        shown = few_shot(self.judge, self.split.train, self.by_id, seed=self.seed)
+        return self._tested(Entry("few-shot", "reference", judge=shown))
+
+    def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
+        """Let it learn, and put what it proposes to the test; what goes wrong is its reason."""
+        started = time.monotonic()
+        try:
+            learned = harness.learn(
+                self.judge,
+                optimizer,
+                self.split,
+                self.by_id,
+                earlier=self.earlier,
+                max_failure_share=self.max_failure_share,
+                progress=False,
+            )
+        except ReplayError:
+            raise
+        except Exception as error:
+            return self._failed(Entry(name, "failed", seconds=time.monotonic() - started), error)
+        entry = Entry(
+            name,
+            "unchanged",
+            judge=learned.judge,
+            calls=learned.calls,
+            reflection_calls=learned.reflection_calls,
+            embedding_calls=learned.embedding_calls,
+            known=learned.known,
+            tokens=learned.tokens,
+            cost=learned.cost,
+            seconds=time.monotonic() - started,
+            notes=learned.notes,
+        )
+        return self._tested(entry, learned.stopped)
+
+    def _tested(self, entry: Entry, stopped: str = "") -> Entry:
+        assert entry.judge is not None
+        try:
+            later = self._later(entry.judge)
+            tested = harness.put_to_test(
+                self.judge, entry.judge, self.split.test, self.by_id, progress=False
+            )
+        except ReplayError:
+            raise
+        except Exception as error:
+            return self._failed(entry, error)
+        comparison = compare(tested.before, tested.after, seed=self.seed)
+        entry = replace(
+            entry,
+            agreement=comparison.after,
+            comparison=comparison,
+            later=later,
+            notes=(*entry.notes, *(f"{entry.name}: {note}" for note in tested.notes)),
+        )
+        if entry.status == "reference":
+            return entry
+        same = fingerprint(entry.judge) == fingerprint(self.judge)
+        status, reason = decide(comparison, self.gate, same, stopped, tested.lost)
+        return replace(entry, status=status, reason=reason)
+
+    def _failed(self, entry: Entry, error: Exception) -> Entry:
+        said = " ".join(scrub(str(error), self.judge).split()) or type(error).__name__
+        return replace(entry, status="failed", reason=said[:600], judge=None)
+
+    def _later(self, judge: Judge) -> Later:
+        """What one judgement of a new item takes, measured on one that none learned from."""
+        with metering() as meter, without_dspy_answers():
+            verdict = run(judge, [self.first], cache=None, scale=self.split.test.scale)[0]
+        if verdict.error is not None:
+            return Later()
+        calls = verdict.calls + meter.embedding.requests + meter.reflection.requests
+        return Later(calls, meter.words or None, verdict.input_tokens)
+
+
+# -- what is logged ---------------------------------------------------------------------------
+
+
+def _logged(found: OptimizerComparison) -> OptimizerComparison:
+    """Log the comparison as an MLflow run; where that fails the result is kept and says so."""
+    try:
+        run_id = _log_run(found)
+    except (MlflowException, OSError) as error:
+        message = f"The comparison could not be logged as an MLflow run: {error}"
+        warnings.warn(message, stacklevel=3)
+        return replace(found, notes=(*found.notes, message))
+    return replace(found, run_id=run_id)
+
+
+def _log_run(found: OptimizerComparison) -> str:
+    judge = found.entries[0].judge
+    assert judge is not None
+    table = found.table
+    with mlflow.start_run(
+        run_name=f"compare optimizers of {judge.name}", nested=mlflow.active_run() is not None
+    ) as active:
+        mlflow.log_params(
+            {
+                "judge": judge.name,
+                "model": judge.model,
+                "optimizers": ", ".join(e.name for e in found.entries if e.status != "reference"),
+                "seed": found.seed,
+                "pairs": len(found.pairs),
+                "train": len(found.split.train),
+                "dev": len(found.split.dev),
+                "test": len(found.split.test),
+            }
+        )
+        mlflow.set_tags(
+            {
+                "workbench.fingerprint.original": fingerprint(judge),
+                "workbench.dataset_digest": dataset_digest(found.pairs),
+                "workbench.split_digest": found.split.digest,
+                "mlflow.note.content": found.conclusion,
+            }
+        )
+        mlflow.log_metrics({"seconds": found.seconds})
+        mlflow.log_text(table.to_csv(), "comparison.csv")
+        mlflow.log_dict(
+            plain({"table": table.reset_index().astype(object), "notes": list(found.notes)}),
+            "comparison.json",
+        )
+        mlflow.log_dict(found.split.to_dict(), "split.json")
+        for entry in found.entries[1:]:
+            if entry.judge is not None:
+                _log_entry(found, entry, fingerprint(judge))
+        return str(active.info.run_id)
+
+
+def _log_entry(found: OptimizerComparison, entry: Entry, original: str) -> None:
+    """A run for each judge, so that what it learned on is known when it is aligned again."""
+    assert entry.judge is not None
+    with mlflow.start_run(run_name=entry.name, nested=True):
+        mlflow.set_tags(
+            {
+                "workbench.status": entry.status,
+                "workbench.fingerprint.original": original,
+                "workbench.fingerprint.aligned": fingerprint(entry.judge),
+                "workbench.split_digest": found.split.digest,
+                looks.TAG: looks.test_digest(found.split.test),
+            }
+        )
+        row: dict[Any, Any] = found.table.loc[entry.name].to_dict()
+        figures = {
+            re.sub(r"\W+", "_", str(name)): float(value)
+            for name, value in row.items()
+            if name not in ("status", "reason") and not pd.isna(value)
+        }
+        mlflow.log_metrics(figures)
+        mlflow.log_dict(found.split.to_dict(), "split.json")
+        mlflow.log_text(str(getattr(entry.judge, "instructions", "")), "instructions.txt")

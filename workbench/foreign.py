@@ -1,0 +1,181 @@
+"""Other people's optimizers, MLflow's above all, under the workbench's harness.
+
+They get the traces of train and dev with one human label each, the consensus that the judge is
+tested on as well, and try their candidates with all options of the judge. Their calls are
+counted, and calls that fail are failures and no disagreements (`workbench.metering`).
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.genai.judges.base import AlignmentOptimizer
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+from workbench import store
+from workbench.cache import AnswerCache
+from workbench.errors import CancelledError
+from workbench.judge import with_instructions
+from workbench.metering import Meter, metering
+from workbench.pairing import Pairs, Split
+from workbench.reflection import _endpoint_options
+from workbench.tape import not_recorded
+from workbench.watch import CANCELLED
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+def learn(
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    *,
+    max_failure_share: float = 0.05,
+    progress: bool = True,
+    stop: threading.Event | None = None,
+) -> tuple[Judge, Meter]:
+    """The judge that the optimizer proposes, with all options of the original, and the calls.
+
+    ``progress`` lets the optimizer write what it writes. Once ``stop`` is set, each further call
+    of a model fails at once.
+
+    Raises
+    ------
+    CancelledError
+        When ``stop`` was set, whatever the optimizer made of that.
+    ModelError
+        When more than ``max_failure_share`` of the judge's, the reflection model's or the
+        embedding model's answers were lost, whatever the optimizer made of that.
+    """
+    who = type(optimizer).__name__
+    not_recorded(who)
+    traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
+    scale = split.train.scale
+    cache = AnswerCache()
+    try:
+        with (
+            metering(
+                max_failure_share=max_failure_share, scale=scale, cache=cache, stop=stop
+            ) as meter,
+            _options_kept(optimizer, judge),
+            _endpoint_kept(judge),
+            nullcontext() if progress else _silence(),
+        ):
+            proposed = judge.align(traces, optimizer)
+    except Exception as error:
+        _unless_cancelled(stop)
+        if failure := meter.failure(who, error):
+            # Not chained: the provider's own words may repeat a key.
+            raise failure from None
+        raise
+    finally:
+        cache.close()
+    _unless_cancelled(stop)
+    if failure := meter.failure(who):
+        raise failure
+    if type(proposed) is InstructionsJudge:
+        proposed = with_instructions(judge, proposed.instructions)
+    return proposed, meter
+
+
+def _unless_cancelled(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise CancelledError(CANCELLED) from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the optimizer's bars and remarks back; what is logged is logged."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _traces(pairs: Pairs) -> list[Trace]:
+    return store.fetch_traces(pairs.trace_ids) if len(pairs) else []
+
+
+def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
+    """The trace with one human label: the consensus that the judge is tested on as well.
+
+    MLflow's optimizers would choose one among several annotators' labels by a rule of their own.
+    """
+    rows = pairs.table.set_index("trace_id")
+    row = rows.loc[trace.info.trace_id]
+    label = Feedback(
+        name=pairs.name,
+        value=row["human"],
+        rationale=row["human_rationale"] or None,
+        source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
+        trace_id=trace.info.trace_id,
+    )
+    info = copy.copy(trace.info)
+    others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
+    info.assessments = [*others, label]
+    return Trace(info, trace.data)
+
+
+@contextmanager
+def _options_kept(optimizer: AlignmentOptimizer, judge: Judge) -> Iterator[None]:
+    """Let MLflow's dspy optimizers try candidates with all options of the judge.
+
+    They rebuild the judge from name, instructions, model and type alone, and would so call the
+    provider's public address where the judge has a base URL of its own.
+    """
+    make = getattr(optimizer, "_create_judge_from_dspy_program", None)
+    if make is None:
+        yield
+        return
+
+    def keeping(optimized_program: Any, original_judge: Judge) -> Judge:
+        return with_instructions(judge, make(optimized_program, original_judge).instructions)
+
+    optimizer._create_judge_from_dspy_program = keeping
+    try:
+        yield
+    finally:
+        del optimizer._create_judge_from_dspy_program
+
+
+@contextmanager
+def _endpoint_kept(judge: Judge) -> Iterator[None]:
+    """Let MLflow's optimizers that reflect with the judge's own model reach it where it is.
+
+    They know the model by its name alone, and would send what people wrote to the provider's
+    public address where the judge has a base URL of its own.
+    """
+    options = _endpoint_options(judge) if isinstance(judge, InstructionsJudge) else {}
+    places = [m for name in _MAKERS if (m := sys.modules.get(name)) and hasattr(m, _MAKE_LM)]
+    if not options or not places:
+        yield
+        return
+    import dspy
+
+    made = [getattr(place, _MAKE_LM) for place in places]
+
+    def reaching(model: str) -> Any:
+        if model != judge.model:
+            return made[0](model)
+        return dspy.LM(model.replace(":/", "/", 1), **options)
+
+    for place in places:
+        setattr(place, _MAKE_LM, reaching)
+    try:
+        yield
+    finally:
+        for place, make in zip(places, made, strict=True):
+            setattr(place, _MAKE_LM, make)
+
+
+_MAKE_LM = "construct_dspy_lm"
+_MAKERS = (
+    "mlflow.genai.judges.optimizers.dspy",
+    "mlflow.genai.judges.optimizers.memalign.utils",
+)
