@@ -12,21 +12,24 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from mlflow.entities import Feedback, Trace
 
 from workbench.feedback import AFTER_VERDICT_KEY as AFTER_VERDICT_KEY
-from workbench.feedback import Logged, log_feedback_table
+from workbench.feedback import DECISION_KEY, RUBRIC_KEY, Logged, log_feedback_table
 from workbench.scale import is_missing
 from workbench.tables import read_table
 
 
 @dataclass(frozen=True)
 class Label:
-    """What one annotator says about one trace, the value as it was given."""
+    """What one annotator says about one trace, the value as it was given.
+
+    ``rubric_version`` is that of the rubric it was made under, None where it was not recorded.
+    """
 
     trace_id: str
     annotator: str
@@ -34,6 +37,20 @@ class Label:
     rationale: str | None
     created_ms: int
     after_verdict: bool
+    rubric_version: int | None = None
+    assessment_id: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an adjudicator decided about one trace; the labels stay beside it."""
+
+    trace_id: str
+    by: str
+    value: Any
+    rationale: str | None
+    created_ms: int
+    after_verdict: bool = False
 
 
 def log_labels(
@@ -116,6 +133,7 @@ def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
     records = []
     for trace in traces:
         given = [f for f in _human_feedback(trace) if f.name == name]
+        given = [f for f in given if not _is_decision(f, given)]
         chosen: dict[str, Feedback] = {}
         for feedback in sorted(given, key=_rank):
             if _counts(feedback, given):
@@ -128,10 +146,39 @@ def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
                 rationale=feedback.rationale or None,
                 created_ms=int(feedback.create_time_ms or 0),
                 after_verdict=_is_after_verdict(feedback),
+                rubric_version=_rubric_version(feedback),
+                assessment_id=feedback.assessment_id or "",
             )
             for annotator, feedback in sorted(chosen.items())
         ]
     return records
+
+
+def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
+    """The decisions that stand, at most one a trace: the latest, whoever made it."""
+    records = []
+    for trace in traces:
+        standing = [f for f in decision_feedback(trace, name) if f.valid is not False]
+        if standing:
+            latest = standing[-1]
+            records.append(
+                Decision(
+                    trace_id=trace.info.trace_id,
+                    by=_annotator(latest),
+                    value=latest.value,
+                    rationale=latest.rationale or None,
+                    created_ms=int(latest.create_time_ms or 0),
+                    after_verdict=_is_after_verdict(latest),
+                )
+            )
+    return records
+
+
+def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
+    """All that was ever decided about a trace, overridden decisions too, the latest last."""
+    given = [f for f in _human_feedback(trace) if f.name == name]
+    made = [f for f in given if _is_decision(f, given) and _holds_a_value(f)]
+    return sorted(made, key=lambda f: (f.create_time_ms or 0, f.assessment_id or ""))
 
 
 def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
@@ -161,7 +208,7 @@ def _human_feedback(trace: Trace) -> Iterator[Feedback]:
 
 
 def _counts(feedback: Feedback, given: list[Feedback]) -> bool:
-    if feedback.feedback.error is not None or is_missing(feedback.value):
+    if not _holds_a_value(feedback):
         return False
     if feedback.valid is not False:
         return True
@@ -187,6 +234,30 @@ def _rank(feedback: Feedback) -> tuple[bool, int, str]:
 
 def _is_after_verdict(feedback: Feedback) -> bool:
     return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def _holds_a_value(feedback: Feedback) -> bool:
+    return feedback.feedback.error is None and not is_missing(feedback.value)
+
+
+def _is_decision(feedback: Feedback, given: list[Feedback]) -> bool:
+    """Whether it is marked as a decision, or is what overrode one in MLflow's own page."""
+    by_id = {f.assessment_id: f for f in given if f.assessment_id}
+    seen: set[str] = set()
+    one: Feedback | None = feedback
+    while one is not None:
+        if str((one.metadata or {}).get(DECISION_KEY, "")).lower() == "true":
+            return True
+        if not one.overrides or one.overrides in seen:
+            return False
+        seen.add(one.overrides)
+        one = by_id.get(one.overrides)
+    return False
+
+
+def _rubric_version(feedback: Feedback) -> int | None:
+    text = str((feedback.metadata or {}).get(RUBRIC_KEY, ""))
+    return int(text) if text.isdecimal() else None
 
 
 def _annotator(feedback: Feedback) -> str:

@@ -11,13 +11,20 @@ import json
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from workbench import labels as human_labels
 from workbench import store
-from workbench.consensus import HumanLabel, check_consensus, labels_by_trace, read_label
+from workbench.consensus import (
+    HumanLabel,
+    check_consensus,
+    decisions_by_trace,
+    labels_by_trace,
+    read_label,
+)
 from workbench.errors import (
     ArgumentError,
     NoLabelsError,
@@ -25,9 +32,9 @@ from workbench.errors import (
     ScaleError,
     one_of,
 )
-from workbench.judge import scale_of
-from workbench.labels import Label
+from workbench.labels import Decision, Label
 from workbench.scale import ABSTAIN, Scale
+from workbench.schemas import scale_of_question
 from workbench.splits import groups_from_traces, stratified
 from workbench.verdicts import Recorded, choose_version, read_verdict, recorded_verdicts, where
 
@@ -274,12 +281,15 @@ def pair(
         None (the active experiment), traces, trace ids, or an MLflow filter string.
     consensus
         How several annotators' labels become one: ``"majority"``, ``"unanimous"``,
-        ``"latest"``, or the name of an annotator whose labels alone count.
+        ``"latest"``, or the name of an annotator whose labels alone count. Where a trace was
+        adjudicated (`workbench.adjudicate`), the decision counts in place of the first three;
+        the labels stay the votes.
     ties
         What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` label
         among the tied, or raise an ``"error"``.
     scale
-        The rating scale; by default the judge's, else that of the observed values.
+        The rating scale; by default the judge's, else that of MLflow's label schema of this
+        name, else that of the observed values.
     source
         With a name: only verdicts by this source count, which is the model of a judge that ran
         here and what `workbench.log_verdicts` was told of one that ran elsewhere.
@@ -312,7 +322,8 @@ def pair(
     name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
     fetched = store.fetch_traces(traces, spans=False)
     by_trace = labels_by_trace(fetched, name)
-    if not by_trace:
+    decisions = decisions_by_trace(fetched, name)
+    if not by_trace and not decisions:
         raise NoLabelsError(_no_labels_message(name, fetched))
     check_consensus(consensus, by_trace)
     recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in fetched}
@@ -325,9 +336,8 @@ def pair(
     if not any(chosen.values()):
         raise NoVerdictsError(_no_verdicts_message(judge_or_name, by_trace, recorded))
     given = scale
-    if not isinstance(judge_or_name, str):
-        scale = scale or scale_of(judge_or_name)
-    scale = scale or _observed_scale(by_trace, chosen)
+    scale = scale or _told_scale(judge_or_name, fetched)
+    scale = scale or _observed_scale([*chain(*by_trace.values()), *decisions.values()], chosen)
     if positive is not None:
         scale = scale.with_positive(positive)
     elif given is None and not scale.positive_is_known:
@@ -339,8 +349,11 @@ def pair(
 
     rows, excluded, all_votes = [], [], {}
     outside: list[HumanLabel] = []
+    decided = 0
     for trace_id in sorted(recorded):
-        human = read_label(by_trace.get(trace_id, []), scale, consensus, ties)
+        decision = decisions.get(trace_id)
+        human = read_label(by_trace.get(trace_id, []), scale, consensus, ties, decision)
+        decided += human.decided_by is not None
         if human.votes:
             all_votes[trace_id] = human.votes
         if human.outside:
@@ -354,6 +367,8 @@ def pair(
         assert verdict is not None
         row = (trace_id, human.value, verdict[0], human.rationale, verdict[1], human.votes)
         rows.append((*row, human.blind))
+    if decided:
+        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
     if outside and not all_votes:
         raise ScaleError(
             f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
@@ -437,11 +452,18 @@ def _no_verdicts_message(
     )
 
 
+def _told_scale(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
+    """The scale that the judge's type tells, else the label schema of its name."""
+    experiments = {trace.info.experiment_id for trace in traces}
+    where = experiments.pop() if len(experiments) == 1 else None
+    return scale_of_question(judge_or_name, experiment=where)
+
+
 def _observed_scale(
-    by_trace: Mapping[str, Sequence[Label]], chosen: Mapping[str, Sequence[Recorded]]
+    given: Iterable[Label | Decision], chosen: Mapping[str, Sequence[Recorded]]
 ) -> Scale:
     """The scale of all values seen; of the labels alone where the verdicts would blur it."""
-    labelled = [label.value for labels in by_trace.values() for label in labels]
+    labelled = [one.value for one in given]
     judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
     both = Scale.from_values([*labelled, *judged])
     if both.kind == "nominal":
