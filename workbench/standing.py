@@ -1,0 +1,256 @@
+"""Where one annotator stands on one trace, read from what the store holds of it.
+
+Labels are assessments. What is no label is kept in tags of the trace, one tag for each thing
+that happened, so that writing it again changes nothing and two writers never overwrite each other:
+
+- ``workbench.skipped.<action>``: the item was put off;
+- ``workbench.undone.<action>``: the action was taken back, which holds for good: written again,
+  it has no effect;
+- ``workbench.revealed.<annotator and question>``: the annotator has seen the verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
+
+from workbench.answers import LabelQuestion
+from workbench.errors import ScaleError
+from workbench.feedback import AFTER_VERDICT_KEY
+from workbench.labels import Label, decision_feedback, label_records
+from workbench.scale import is_missing
+
+ACTION_KEY: Final = "workbench.action"
+CHOSEN_KEY: Final = "workbench.chosen"
+PROBABILITY_KEY: Final = "workbench.probability"
+DRAW_KEY: Final = "workbench.draw"
+POOL_KEY: Final = "workbench.pool"
+SECONDS_KEY: Final = "workbench.seconds"
+CLOCK_KEY: Final = "workbench.at"
+"""The browser's clock when the label was given, milliseconds since the epoch."""
+
+SKIPPED: Final = "workbench.skipped."
+UNDONE: Final = "workbench.undone."
+REVEALED: Final = "workbench.revealed."
+
+
+def who_and_what(annotator: str, questions: Sequence[LabelQuestion]) -> str:
+    """What tells one annotator's work on these questions apart: 16 hexadecimal digits."""
+    names = sorted(question.name for question in questions)
+    return hashlib.sha256(json.dumps([annotator, names]).encode()).hexdigest()[:16]
+
+
+def revealed_tag(annotator: str, question: LabelQuestion) -> str:
+    """The tag that says that the annotator has seen the verdict on a question."""
+    return f"{REVEALED}{who_and_what(annotator, [question])}"
+
+
+def assessment_id(action: str, trace_id: str, question: str) -> str:
+    """The id of the label that an action makes: the same however often it is written."""
+    said = json.dumps([action, trace_id, question])
+    return f"a-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How an item came to be labelled: the ``number`` of its draw (from 1) out of ``pool``."""
+
+    how: str
+    probability: float | None
+    number: int
+    pool: int
+
+    def to_metadata(self) -> dict[str, str]:
+        """As it is kept with a label."""
+        made = {CHOSEN_KEY: self.how, DRAW_KEY: str(self.number), POOL_KEY: str(self.pool)}
+        if self.probability is not None:
+            made[PROBABILITY_KEY] = f"{self.probability:.9g}"
+        return made
+
+    @classmethod
+    def of_metadata(cls, told: Mapping[str, Any]) -> Draw | None:
+        """As it was kept; None where it was not."""
+        try:
+            probability = told.get(PROBABILITY_KEY)
+            return cls(
+                str(told[CHOSEN_KEY]),
+                None if probability is None else float(probability),
+                int(told[DRAW_KEY]),
+                int(told[POOL_KEY]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A label of the annotator's as it stands; ``value`` is canonical or `ABSTAIN`."""
+
+    value: Any
+    label: Label
+    metadata: Mapping[str, str]
+
+    @property
+    def rationale(self) -> str:
+        return self.label.rationale or ""
+
+    @property
+    def created_ms(self) -> int:
+        return self.label.created_ms
+
+    @property
+    def action(self) -> str | None:
+        """The action that made it; None for a label that was given elsewhere."""
+        return self.metadata.get(ACTION_KEY)
+
+    def number(self, key: str) -> float | None:
+        """A number of the metadata."""
+        try:
+            return float(self.metadata[key])
+        except (KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the annotator stands on one trace.
+
+    ``answers`` and ``changed`` are by question: the labels that count, and what the annotator
+    said otherwise after seeing the verdict. ``off_scale`` are labels that no question can read.
+    ``skips`` are the skips that hold, by action, with how the item was chosen. ``seen`` are all
+    actions that the store knows, ``undone`` those that were taken back, with what took them
+    back. ``revealed`` names the questions on which the annotator has seen the verdict.
+    """
+
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    changed: Mapping[str, Answer] = field(default_factory=dict)
+    off_scale: Mapping[str, str] = field(default_factory=dict)
+    skips: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
+    undone: Mapping[str, str] = field(default_factory=dict)
+    revealed: frozenset[str] = frozenset()
+    done: bool = False
+
+    @property
+    def skipped(self) -> bool:
+        return bool(self.skips) and not self.done
+
+    @property
+    def since_ms(self) -> int:
+        """When it came to stand so; 0 for an open item."""
+        return max((answer.created_ms for answer in self.answers.values()), default=0)
+
+
+def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str) -> Standing:
+    """The annotator's standing on a trace."""
+    key = who_and_what(annotator, questions)
+    tags = info.tags or {}
+    undone = {k[len(UNDONE) :]: str(v) for k, v in tags.items() if k.startswith(UNDONE)}
+    skips = {}
+    seen = {*undone, *undone.values()}
+    for tag, text in tags.items():
+        if tag.startswith(SKIPPED):
+            told = _json(text)
+            if told.get("key") == key:
+                action = tag[len(SKIPPED) :]
+                seen.add(action)
+                if action not in undone:
+                    skips[action] = told
+    own = own_feedback(info, annotator)
+    seen |= {a for f in own if (a := (f.metadata or {}).get(ACTION_KEY))}
+    answers: dict[str, Answer] = {}
+    changed: dict[str, Answer] = {}
+    off_scale: dict[str, str] = {}
+    by_id = {f.assessment_id: f for f in own}
+    for question in questions if own else ():
+        for label in _own_labels(info, question.name, annotator):
+            try:
+                answers[question.name] = _answer(label, by_id, question)
+            except ScaleError as error:
+                off_scale[question.name] = str(error)
+        counting = answers.get(question.name)
+        if counting is not None and not counting.label.after_verdict:
+            later = valid_feedback(own, question.name, after_verdict=True)[-1:]
+            # Read by itself, it is the label that counts.
+            alone = replace(info, assessments=list(later))
+            for label in _own_labels(alone, question.name, annotator):
+                with contextlib.suppress(ScaleError):
+                    changed[question.name] = _answer(label, by_id, question)
+    return Standing(
+        answers=answers,
+        changed=changed,
+        off_scale=off_scale,
+        skips=skips,
+        seen=frozenset(seen),
+        undone=undone,
+        revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in tags),
+        done=all(q.name in answers for q in questions if q.required),
+    )
+
+
+def draw_of(standing: Standing) -> Draw | None:
+    """How an item was chosen when it was first labelled or skipped."""
+    told = [answer.metadata for answer in standing.answers.values()]
+    told += list(standing.skips.values())
+    draws = [draw for one in told if (draw := Draw.of_metadata(one)) is not None]
+    return min(draws, key=lambda draw: draw.number) if draws else None
+
+
+def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
+    """All labels of one person on a trace, valid or not, under whatever name; no decisions."""
+    own = [
+        a
+        for a in info.assessments or []
+        if isinstance(a, Feedback)
+        and a.source.source_type == "HUMAN"
+        and (a.source.source_id or "default") == annotator
+    ]
+    trace = Trace(info, TraceData(spans=[]))
+    decided = {
+        d.assessment_id for name in {f.name for f in own} for d in decision_feedback(trace, name)
+    }
+    return [f for f in own if f.assessment_id not in decided]
+
+
+def is_after_verdict(feedback: Feedback) -> bool:
+    return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def valid_feedback(own: Sequence[Feedback], name: str, *, after_verdict: bool) -> list[Feedback]:
+    """What holds of one person's feedback under a name, the latest last."""
+    return sorted(
+        (
+            f
+            for f in own
+            if f.name == name
+            and f.valid is not False
+            and f.feedback.error is None
+            and not is_missing(f.value)
+            and is_after_verdict(f) == after_verdict
+        ),
+        key=lambda f: (f.create_time_ms or 0, f.assessment_id or ""),
+    )
+
+
+def _own_labels(info: TraceInfo, name: str, annotator: str) -> list[Label]:
+    found = label_records([Trace(info, TraceData(spans=[]))], name)
+    return [label for label in found if label.annotator == annotator]
+
+
+def _answer(label: Label, by_id: Mapping[str | None, Feedback], question: LabelQuestion) -> Answer:
+    feedback = by_id[label.assessment_id]
+    return Answer(question.read(label.value), label, dict(feedback.metadata or {}))
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
