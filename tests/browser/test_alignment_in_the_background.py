@@ -1,0 +1,69 @@
+"""An alignment in the background of a real notebook: real kernel, browser, store and server."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from embedded import embedded
+from hosts import Host
+from playwright.sync_api import Browser, expect
+from test_background import NAME, TEXT, judge_at, labelled
+
+KEY = "sk-background-123456"
+BEGIN = (
+    "slow = workbench.SIMBA(concurrency=4)\n"
+    "running = workbench.align_in_background(judge, optimizer=slow)\n"
+    "running"
+)
+
+
+def setup(store: str, url: str) -> str:
+    return (
+        f"import os; os.environ['OPENAI_API_KEY'] = {KEY!r}\n"
+        "from typing import Literal\n"
+        "import mlflow, workbench\n"
+        f"mlflow.set_tracking_uri({store!r})\n"
+        "mlflow.set_experiment('test')\n"
+        f"judge = workbench.make_judge({NAME!r}, {TEXT!r}, model='openai:/any', base_url={url!r},\n"
+        "    feedback_value_type=Literal['yes', 'no'])"
+    )
+
+
+def test_the_notebook_is_usable_while_it_learns(
+    browser: Browser, lab: Host, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures change while other cells run; Cancel ends it, and the same cell takes it up again."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with embedded() as model:
+        labelled(judge_at(model.url))
+        model.hold_after(10)
+        cells = [setup(store, model.url), BEGIN, "print(6 * 7)", "print(running.result(60).status)"]
+        with lab.notebook(browser, cells) as notebook:
+            notebook.run(0, 1)
+            view = notebook.page.locator(".wbp").last
+            expect(view).to_have_attribute("data-stage", "learning")
+            expect(view).to_have_attribute("data-calls", re.compile("[1-9]"))
+            model.wait_until_held()
+            before = view.get_attribute("data-calls") or ""
+            notebook.run(2)
+            assert notebook.output(2) == "42\n"
+            expect(view).to_have_attribute("data-stage", "learning")
+
+            model.hold_after(8)
+            expect(view).not_to_have_attribute("data-calls", before)
+            view.get_by_role("button", name="Cancel").click()
+            expect(view).to_contain_text("cancelling")
+            model.release()
+            expect(view).to_have_attribute("data-stage", "cancelled")
+            expect(view).to_contain_text("the same call takes it up again")
+            expect(view.get_by_role("button")).to_be_hidden()
+
+            notebook.run(1)
+            expect(view).to_have_attribute("data-stage", "done")
+            expect(view).to_contain_text("improved")
+            rule = view.locator("ins").filter(has_text="number").first
+            expect(rule).to_be_visible()
+            notebook.run(3)
+            assert notebook.output(3) == "improved\n"
+            assert not notebook.outside

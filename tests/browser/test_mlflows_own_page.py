@@ -1,0 +1,78 @@
+"""MLflow's own web page beside the panel: one queue, and each sees the other's labels."""
+
+from __future__ import annotations
+
+import re
+
+import mlflow
+import pandas as pd
+from hosts import Host
+from playwright.sync_api import Browser, Page, expect
+
+import workbench
+from workbench.answers import LabelQuestion
+
+NAME = "quality"
+# Without log-in MLflow's page calls whoever reads it so.
+VISITOR = "default"
+
+
+def open_item(page: Page, server: str, queue: workbench.ReviewQueue, trace_id: str) -> None:
+    """One item of the queue in MLflow's page, loaded anew."""
+    where = f"#/experiments/{queue.experiment_id}/review-queue?workflowType=genai"
+    page.goto("about:blank")
+    page.goto(f"{server}/{where}&selectedQueueId={queue.queue_id}&selectedItemId={trace_id}")
+    expect(page.get_by_text("reviewed", exact=False).first).to_be_visible()
+
+
+def test_what_is_labelled_in_one_is_labelled_in_the_other(
+    browser: Browser, lab: Host, server: str
+) -> None:
+    """An answer given in MLflow's page is done in the panel and counts in pairs; one given in the
+    panel stands in MLflow's page, finished."""
+    table = pd.DataFrame({"question": [f"What is {i}?" for i in range(3)], "answer": "So."})
+    made = workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
+    question = LabelQuestion(NAME, workbench.Scale.of(["poor", "fair", "good"]))
+    queue = workbench.review_queue("pilot", [question])
+    queue.add(made)
+    there = made.trace_ids[1]
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(40_000)
+    open_item(page, server, queue, there)
+    page.get_by_text("Select an option").click()
+    page.get_by_role("option", name="good").click()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text(re.compile("1 of 3 reviewed"))).to_be_visible()
+
+    cells = [
+        "import mlflow, workbench\n"
+        f"mlflow.set_tracking_uri({server!r})\n"
+        "mlflow.set_experiment('remote')",
+        "queue = workbench.review_queue('pilot')\n"
+        f"workbench.LabelPanel(traces=queue, annotator={VISITOR!r})",
+        "import time\n"
+        "for _ in range(300):\n"
+        "    if (queue.items['status'] == 'complete').sum() == 2: break\n"
+        "    time.sleep(0.1)",
+    ]
+    with lab.notebook(browser, cells) as notebook:
+        notebook.run(0, 1)
+        panel = notebook.new_panel()
+        expect(panel.root.locator(".wb-counts")).to_contain_text("1 of 3 labelled")
+        expect(panel.root).to_have_attribute("data-trace", re.compile("."))
+        assert panel.trace_id != there
+        here = panel.trace_id
+        panel.focus()
+        panel.press("1", "Enter")
+        panel.all_saved()
+        notebook.run(2)  # MLflow's status follows in a thread of its own
+    verdicts = pd.DataFrame({"trace_id": made.trace_ids, "v": ["poor", "fair", "good"]})
+    workbench.log_verdicts(verdicts, name=NAME, source="m", value="v", progress=False)
+    pairs = workbench.pair(NAME).table.set_index("trace_id")
+    assert pairs["human"].to_dict() == {there: "good", here: "poor"}
+
+    open_item(page, server, queue, here)
+    expect(page.get_by_text(re.compile("2 of 3 reviewed"))).to_be_visible()
+    expect(page.get_by_text("poor").first).to_be_visible()
+    page.context.close()
+    assert mlflow.get_trace(here).info.assessments[0].source.source_id == VISITOR
