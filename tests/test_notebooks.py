@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import nbformat
+import pandas as pd
 import pytest
 from mlflow.genai.scorers import get_scorer
 from PIL import Image
@@ -63,6 +64,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WORKBENCH_CACHE", str(folder / "cache"))
+        patch.setenv("DSPY_CACHEDIR", str(folder / "cache" / "dspy"))
         patch.setenv("OPENAI_API_KEY", SECRET)
         patch.delenv("WORKBENCH_MODEL", raising=False)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -75,16 +77,39 @@ def beside() -> set[Path]:
     return set(FOLDER.iterdir())
 
 
+def ran(name: str, output: Path) -> Ran:
+    """Run a notebook with a store of its own, whatever tests before it made the active one.
+
+    MLflow puts the URI of the active store into the environment, which the notebook's kernel
+    would inherit, and tests come in any order when several processes share them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        return run_notebook(name, output=output, progress=False)
+
+
 @pytest.fixture(scope="module")
 def aligned(isolated: Path, beside: set[Path]) -> Ran:
     """4_align on the sample data, with the embedded model."""
-    return run_notebook("4_align", output=isolated / "out", progress=False)
+    return ran("4_align", isolated / "out")
 
 
 @pytest.fixture(scope="module")
 def walked(isolated: Path, beside: set[Path]) -> Ran:
     """1_quickstart with the embedded model."""
-    return run_notebook("1_quickstart", output=isolated / "quick", progress=False)
+    return ran("1_quickstart", isolated / "quick")
+
+
+@pytest.fixture(scope="module")
+def labelled(isolated: Path, beside: set[Path]) -> Ran:
+    """2_label on the sample data, with the embedded model and nobody at the panels."""
+    return ran("2_label", isolated / "labelled")
+
+
+@pytest.fixture(scope="module")
+def compared(isolated: Path, beside: set[Path]) -> Ran:
+    """5_compare on the sample data, with the embedded model."""
+    return ran("5_compare", isolated / "compared")
 
 
 @pytest.fixture
@@ -144,19 +169,22 @@ def test_the_report_stands_by_itself(aligned: Ran) -> None:
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", text)
 
 
-def test_no_secret_is_written_anywhere(aligned: Ran, walked: Ran) -> None:
-    for path in [*files(aligned.output), *files(walked.output)]:
+def test_no_secret_is_written_anywhere(
+    aligned: Ran, walked: Ran, labelled: Ran, compared: Ran
+) -> None:
+    for path in [p for ran in (aligned, walked, labelled, compared) for p in files(ran.output)]:
         assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_nothing_is_written_beside_the_output(
-    aligned: Ran, walked: Ran, isolated: Path, beside: set[Path]
+    aligned: Ran, walked: Ran, labelled: Ran, compared: Ran, isolated: Path, beside: set[Path]
 ) -> None:
-    assert {path.name for path in isolated.iterdir()} <= {"out", "quick", "cache"}
+    made = {path.name for path in isolated.iterdir()}
+    assert made <= {"out", "quick", "labelled", "compared", "cache"}
     assert set(FOLDER.iterdir()) == beside
 
 
-@pytest.mark.parametrize("name", ["aligned", "walked"])
+@pytest.mark.parametrize("name", ["aligned", "walked", "labelled", "compared"])
 def test_every_picture_is_shown_and_nothing_is_amiss(
     name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -233,6 +261,27 @@ def test_the_sample_is_stored_whole(aligned: Ran, open_store: Any) -> None:
     }
 
 
+def test_the_comparison_is_logged_with_a_row_for_each_judge(
+    compared: Ran, open_store: Any, tmp_path: Path
+) -> None:
+    """The run of 5_compare holds the table, and its embedded SIMBA beats the original there."""
+    open_store(f"sqlite:///{compared.output}/mlflow.db", "compare-optimizers")
+    (run,) = mlflow.search_runs(
+        filter_string="tags.mlflow.runName LIKE 'compare optimizers%'", output_format="list"
+    )
+    path = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="comparison.csv", dst_path=str(tmp_path)
+    )
+    table = pd.read_csv(path, index_col="judge")
+    assert list(table.index) == [
+        "original", "majority label", "few-shot", "workbench SIMBA", "MLflow GEPA",
+    ]  # fmt: skip
+    assert table["n"].nunique() == 1
+    assert table.loc["workbench SIMBA", "accuracy"] > table.loc["original", "accuracy"]
+    assert table.loc["MLflow GEPA", "judge calls"] > 0
+    assert "failed" not in set(table["status"])
+
+
 def test_the_quickstart_walks_through_every_step(walked: Ran, open_store: Any) -> None:
     open_store(f"sqlite:///{walked.output}/mlflow.db", "quickstart")
     name = "answer_quality"
@@ -241,6 +290,26 @@ def test_the_quickstart_walks_through_every_step(walked: Ran, open_store: Any) -
     assert assessments() == counted
     assert re.search(r"0\.\d\d before, 0\.\d\d after, on 35 traces", printed(walked, "improvement"))
     assert workbench.load_judge(name).instructions.strip() in printed(walked, "judge.align(")
+
+
+def test_the_labelling_notebook_decides_and_marks_what_is_earlier(
+    labelled: Ran, open_store: Any
+) -> None:
+    """A table stands for each panel; one item is decided, and its labels stay."""
+    open_store(f"sqlite:///{labelled.output}/mlflow.db", "labelling")
+    name = "answer_quality"
+    for source, said in (("workbench.LabelPanel(", "labelled by"), ("AdjudicationPanel(", "51")):
+        (shown,) = outputs(labelled, source)
+        assert set(shown.data) == {"text/plain", "text/html"}
+        assert said in shown.data["text/html"]
+    decisions = workbench.disagreements(name)["decision"]["by"]
+    assert decisions.value_counts().to_dict() == {"you": 1}
+    assert len(workbench.rubric_history(name)) == 2
+    assert len(workbench.earlier_labels(name)) == 456
+    queue = workbench.review_queue("pilot")
+    assert queue.annotators == ("ana", "ben", "chloe", "you")
+    assert queue.items["done"].any()
+    assert not queue.items["done"].all()
 
 
 def test_a_column_that_the_file_lacks_ends_the_run_before_anything_is_stored(
