@@ -20,21 +20,33 @@ LAYERS = {
     "errors": ["errors"],
     "scale": ["scale", "progress"],
     "level 1": [
-        "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest", "judge",
-        "labels", "offline", "rows", "store", "tables", "throttle", "traces", "transaction",
-        "transport", "workers",
+        "assignment", "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest",
+        "judge", "labels", "offline", "prices", "rows", "rubrics", "schemas", "store", "tables",
+        "tape", "throttle", "traces", "transaction", "transport", "workers",
     ],
-    "assessment": ["question", "calls", "assessment"],
-    "pairing": ["consensus", "verdicts", "splits", "pairing"],
+    "assessment": ["question", "replay", "calls", "assessment"],
+    "pairing": ["consensus", "verdicts", "splits", "pairing", "adjudication"],
     "metrics": [
         "coefficients", "coding", "rendering", "annotators", "comparison", "concordance",
-        "correction", "metrics",
+        "correction", "metrics", "sampling",
     ],
-    "simba": ["candidate", "reflection", "ascent", "simba"],
-    "alignment": ["preflight", "alignment"],
+    "labelling": [
+        "actions", "agenda", "answers", "asking", "contents", "deciding", "labelling", "ordering",
+        "reviews", "saving", "standing", "tally", "writing",
+    ],
+    "simba": [
+        "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "ascent",
+        "crossfit", "checkpoint", "simba",
+    ],
+    "alignment": [
+        "looks", "preflight", "watch", "metering", "foreign", "harness", "alignment", "lineup",
+    ],
     "registry": ["record", "registry"],
     "workspace": ["workspace"],
-    "edge": ["parameters", "console", "execution", "experiments", "plots", "report", "panel"],
+    "edge": [
+        "parameters", "background", "console", "contest", "execution", "experiments",
+        "leaderboard", "plots", "report", "panel",
+    ],
     "command line": ["cli"],
 }  # fmt: skip
 RANK = {module: rank for rank, layer in enumerate(LAYERS.values()) for module in layer}
@@ -56,11 +68,11 @@ HOMES = {
     "anywidget": {"panel"},
     "click": {"cli"},
     "diskcache": {"cache"},
-    "dspy": {"simba", "reflection"},
+    "dspy": {"foreign", "simba", "reflection"},
     "ipywidgets": {"panel"},
     "jinja2": {"report"},
     "jupyter_client": {"execution"},
-    "litellm": {"offline", "transport", "calls"},
+    "litellm": {"offline", "prices", "transport", "calls"},
     "matplotlib": {"plots"},
     "nbclient": {"execution"},
     "nbformat": {"execution", "parameters"},
@@ -68,8 +80,8 @@ HOMES = {
     "papermill": {"execution"},
     "platformdirs": {"cache"},
     "pyarrow": {"tables"},
-    "scipy": {"coefficients", "concordance"},
-    "sklearn": {"coefficients", "concordance"},
+    "scipy": {"coefficients", "concordance", "grouping", "sampling"},
+    "sklearn": {"coefficients", "concordance", "ordering"},
     "statsmodels": {"coefficients"},
 }
 

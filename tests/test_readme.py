@@ -274,5 +274,5 @@ def test_environment_variables_are_those_that_the_library_reads() -> None:
 
 
 def test_it_is_short_and_names_no_place_to_install_from() -> None:
-    assert len(README.splitlines()) <= 205
+    assert len(README.splitlines()) <= 245
     assert "http" not in README.replace("http://localhost:8000/v1", "")
