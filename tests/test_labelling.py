@@ -232,6 +232,52 @@ def test_blind_until_the_own_label_is_saved(ids: list[str]) -> None:
     assert pair("quality", consensus="ana").table["blind"].tolist() == [True]
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_blind_label_is_not_taken_back_after_the_verdict(ids: list[str], knows: bool) -> None:
+    """Only what is said after the reveal can be; also by a session that has not heard of it."""
+    verdicts = pd.DataFrame({"trace_id": ids, "v": ["yes"] * 8})
+    log_verdicts(verdicts, name="quality", source="m", value="v", progress=False)
+    view = begin(reveal=True)
+    trace_id = view.session.trace_ids[0]
+    other = view if knows else None
+    first = view.save(0, "no")
+    view.act(first)
+    other = other or begin(reveal=True)
+    position = other.session.trace_ids.index(trace_id)
+    view.send(type="reveal", trace_id=trace_id)
+    assert view.session.flush(20)
+    undo = other.action("undo", position, undoes=first["id"])
+    assert other.act(undo) == []
+    assert (other.told[-1]["type"], other.told[-1]["retry"]) == ("unsaved", False)
+    assert "before the verdict was shown" in other.told[-1]["error"]
+    second = other.save(position, "yes", after_reveal=True)
+    other.act(second)
+    assert stored() == {trace_id: "no"}
+    pairs = pair("quality", scale=SCALE).table
+    assert pairs[["human", "blind"]].values.tolist() == [["no", True]]
+    row = begin().session.labels.iloc[0]
+    assert (row.value, row.changed_to, row.after_verdict) == ("no", "yes", False)
+    # What was said after the look at the verdict may be taken back.
+    back = other.action("undo", position, undoes=second["id"])
+    assert other.act(back) == [back["id"]]
+    assert stored() == {trace_id: "no"}
+    assert begin().session.labels.iloc[0].changed_to is None
+
+
+def test_a_verdict_is_not_shown_while_the_label_is_taken_back(ids: list[str]) -> None:
+    """Else the new label would not be blind, and the blind one gone."""
+    view = begin(reveal=True)
+    trace_id = view.session.trace_ids[0]
+    save = view.save(0, "no")
+    view.act(save)
+    # As a session leaves it that ends between saying so and deleting the label.
+    mlflow.set_trace_tag(trace_id, f"workbench.undone.{save['id']}", "u")
+    view.send(type="reveal", trace_id=trace_id)
+    assert view.session.flush(20)
+    assert view.told[-1]["type"] == "problem"
+    assert "workbench.revealed" not in str(fetch_traces([trace_id], spans=False)[0].info.tags)
+
+
 @pytest.mark.parametrize(
     "message",
     [

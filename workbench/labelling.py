@@ -41,7 +41,7 @@ from workbench.standing import (
 )
 from workbench.tally import label_table, refused_table, summary_table
 from workbench.traces import as_example
-from workbench.writing import Recorder, Revealed
+from workbench.writing import KeptLabelError, Recorder, Revealed
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -369,9 +369,12 @@ class LabelSession:
             if action.kind == "undo":
                 # What is meant is settled now, so that two in a row take back two actions.
                 target, trace_id = self._target(action)
+                aimed = self._agenda.items.get(trace_id)
+                if aimed is not None and aimed.standing.keeps(target):
+                    raise KeptLabelError
                 action = replace(action, undoes=target, trace_id=trace_id)
             job = self._job(action)
-        except (ArgumentError, ScaleError) as error:
+        except (ArgumentError, ScaleError, KeptLabelError) as error:
             return [self._refuse(action, str(error))]
         self._actions[action.id] = "waiting"
         if action.kind != "undo":

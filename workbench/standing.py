@@ -125,7 +125,8 @@ class Standing:
     said otherwise after seeing the verdict. ``off_scale`` are labels that no question can read.
     ``skips`` are the skips that hold, by action, with how the item was chosen. ``seen`` are all
     actions that the store knows, ``undone`` those that were taken back, with what took them
-    back. ``revealed`` names the questions on which the annotator has seen the verdict.
+    back. ``revealed`` names the questions on which the annotator has seen the verdict. ``blind``
+    are the actions whose labels were given before, by question.
     """
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
@@ -135,11 +136,22 @@ class Standing:
     seen: frozenset[str] = frozenset()
     undone: Mapping[str, str] = field(default_factory=dict)
     revealed: frozenset[str] = frozenset()
+    blind: Mapping[str, frozenset[str]] = field(default_factory=dict)
     done: bool = False
 
     @property
     def skipped(self) -> bool:
         return bool(self.skips) and not self.done
+
+    @property
+    def going(self) -> bool:
+        """Whether a label that counts has been taken back and is about to be deleted."""
+        return any(answer.action in self.undone for answer in self.answers.values())
+
+    def keeps(self, action: str) -> bool:
+        """Whether an action can no longer be taken back: it made a label blind, and the
+        annotator has seen the verdict since."""
+        return any(action in self.blind.get(name, ()) for name in self.revealed)
 
     @property
     def since_ms(self) -> int:
@@ -190,6 +202,7 @@ def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator
         seen=frozenset(seen),
         undone=undone,
         revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in tags),
+        blind={q.name: _blind_actions(own, q.name) for q in questions} if own else {},
         done=all(q.name in answers for q in questions if q.required),
     )
 
@@ -220,6 +233,16 @@ def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
 
 def is_after_verdict(feedback: Feedback) -> bool:
     return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def _blind_actions(own: Sequence[Feedback], name: str) -> frozenset[str]:
+    return frozenset(
+        str(action)
+        for f in own
+        if f.name == name
+        and not is_after_verdict(f)
+        and (action := (f.metadata or {}).get(ACTION_KEY))
+    )
 
 
 def valid_feedback(own: Sequence[Feedback], name: str, *, after_verdict: bool) -> list[Feedback]:

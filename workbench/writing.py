@@ -17,7 +17,7 @@ from mlflow.tracing.client import TracingClient
 
 from workbench.actions import Action
 from workbench.answers import LabelQuestion
-from workbench.errors import ScaleError, StoreError
+from workbench.errors import ScaleError, StoreError, WorkbenchError
 from workbench.feedback import AFTER_VERDICT_KEY, RUBRIC_KEY, now_ms
 from workbench.labels import label_records
 from workbench.saving import TraceGone
@@ -42,6 +42,16 @@ if TYPE_CHECKING:
 
 class OvertakenError(Exception):
     """Another writer came in between; the next try will see what it did."""
+
+
+class KeptLabelError(WorkbenchError):
+    """A label that was given blind is to be taken back after the verdict was seen."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This label was given before the verdict was shown, so it stays: it is what "
+            "agreement is measured on. Give another answer, and it is recorded beside it."
+        )
 
 
 @dataclass(frozen=True)
@@ -155,12 +165,25 @@ class Recorder:
 
     def undo(self, action: Action) -> TraceInfo:
         """Take a save or a skip back, for good: its labels are deleted, what they had replaced
-        holds again, and the same save, sent once more, has no effect."""
-        trace_id, target = action.trace_id, action.undoes
+        holds again, and the same save, sent once more, has no effect.
+
+        Raises
+        ------
+        KeptLabelError
+            For a label that was given before the annotator saw the verdict, once they have.
+        """
+        trace_id, target = action.trace_id, str(action.undoes)
         info = self._read(trace_id)
-        if target not in self._standing(info).undone:
+        standing = self._standing(info)
+        if target not in standing.undone:
+            if standing.keeps(target):
+                raise KeptLabelError
             self._client.set_trace_tag(trace_id, f"{UNDONE}{target}", action.id)
             info = self._read(trace_id)
+            if self._standing(info).keeps(target):
+                # Another session of the annotator's has shown the verdict in between.
+                self._client.delete_trace_tag(trace_id, f"{UNDONE}{target}")
+                raise KeptLabelError
         made = [
             f.assessment_id
             for f in own_feedback(info, self._annotator)
@@ -182,13 +205,16 @@ class Recorder:
         """
         info = self._read(trace_id)
         standing = self._standing(info)
-        if not standing.done:
+        if not standing.done or standing.going:
             raise StoreError("The verdict is shown once your own label is saved.")
         for question in self._questions:
             if question.name not in standing.revealed:
                 tag = revealed_tag(self._annotator, question)
                 self._client.set_trace_tag(trace_id, tag, str(now_ms()))
         info = self._read(trace_id)
+        if self._standing(info).going:
+            # Another session of the annotator's takes the label back at this moment.
+            raise OvertakenError("the label is being taken back")
         trace = Trace(info, TraceData(spans=[]))
         verdicts, others = {}, []
         for question in self._questions:
