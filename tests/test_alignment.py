@@ -128,6 +128,24 @@ def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
     assert not (groups[0] | groups[1]) & groups[2]
 
 
+def test_what_is_learned_from_knows_its_group(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who parts the items again can keep those of one group together."""
+    labelled(40, judge)
+    given: list[Any] = []
+
+    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
+        given.extend([*train, *dev])
+        return learns(self, judge, train, dev, **options)
+
+    learns = workbench.SIMBA.learn
+    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
+    assert [item.group for item in given] == [part_of[item.trace_id] for item in given]
+
+
 def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
     """Without groups, copies of an item are still not on both sides of the split."""
     rows = pd.concat([table(20)] * 3, ignore_index=True)

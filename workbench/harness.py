@@ -182,13 +182,26 @@ EARLIER = 0.25
 
 
 def items_of(
-    pairs: Pairs, by_id: Mapping[str, Example], earlier: Collection[str] = ()
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    earlier: Collection[str] = (),
+    group_of: Mapping[str, str] | None = None,
 ) -> list[Item]:
-    """The pairs as what is learned from; people's standards drift, so newer labels weigh more."""
+    """The pairs as what is learned from; people's standards drift, so newer labels weigh more.
+
+    ``group_of`` tells what must stay together where the items are parted again.
+    """
     rows = pairs.table.to_dict("records")
     weights = dict.fromkeys(earlier, EARLIER)
+    groups = group_of or {}
     return [
-        Item(by_id[i], row["human"], row["human_rationale"], weights.get(i, 1.0))
+        Item(
+            by_id[i],
+            row["human"],
+            row["human_rationale"],
+            weight=weights.get(i, 1.0),
+            group=groups.get(i, ""),
+        )
         for row in rows
         for i in [row["trace_id"]]
     ]
@@ -226,8 +239,8 @@ def learn(
         with watch.learning(optimizer, purse):
             proposed = optimizer.learn(
                 judge,
-                items_of(split.train, by_id, earlier),
-                items_of(split.dev, by_id, earlier),
+                items_of(split.train, by_id, earlier, split.group_of),
+                items_of(split.dev, by_id, earlier, split.group_of),
                 scale=split.train.scale,
                 known=known,
                 budget=purse,

@@ -193,6 +193,7 @@ class Pairs:
             test=self.subset(parts["test"]),
             seed=seed,
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
+            group_of=group_of,
         )
 
     def group_of(self, groups: Groups) -> dict[str, str]:
@@ -233,8 +234,8 @@ class Pairs:
 class Split:
     """Train, dev and test pairs: disjoint by trace and by group.
 
-    ``groups`` names what was kept together. ``digest`` identifies the split: equal digests
-    mean the same traces in the same parts.
+    ``groups`` names what was kept together, ``group_of`` tells the group of each trace.
+    ``digest`` identifies the split: equal digests mean the same traces in the same parts.
     """
 
     train: Pairs
@@ -242,6 +243,7 @@ class Split:
     test: Pairs
     seed: int
     groups: str | None = None
+    group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def digest(self) -> str:

@@ -54,13 +54,15 @@ ATTEMPTS = 4
 class Item:
     """One labelled example: what is learned from, selected on or tested on.
 
-    ``weight``, above 0, says how much it counts when candidates are scored.
+    ``weight``, above 0, says how much it counts when candidates are scored. Items of the same
+    ``group`` must stay on one side wherever items are parted; "" where nobody said so.
     """
 
     example: Example
     label: Any
     rationale: str = ""
     weight: float = 1.0
+    group: str = ""
 
     @property
     def trace_id(self) -> str:
