@@ -62,3 +62,10 @@ def notebook_7(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> It
 
     with running("notebook", tmp_path_factory.mktemp("notebook")) as host:
         yield host
+
+
+@pytest.fixture(scope="package", params=["lab", "notebook_7"])
+def host(request: pytest.FixtureRequest) -> Host:
+    """JupyterLab, then Notebook 7: a test that takes it holds in both."""
+    found: Host = request.getfixturevalue(request.param)
+    return found

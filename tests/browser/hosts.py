@@ -35,6 +35,51 @@ _SETTINGS = {
     "docmanager-extension/plugin": {"autosave": False},
 }  # fmt: skip
 
+# Measures in the page: from the time that the browser gives the Enter key to the end of the frame
+# in which the next item stands there. After a frame is drawn tasks run again: a message posted
+# within its callback is one of them.
+STOPWATCH = """
+window.taken = [];
+document.addEventListener('keydown', (event) => {
+    const root = event.target.closest?.('.wb');
+    if (event.key !== 'Enter' || !root) return;
+    const from = root.dataset.position;
+    const look = () => {
+        const {position, trace} = root.dataset;
+        if (position === from || !trace || !root.querySelector('.wb-section')) {
+            requestAnimationFrame(look);
+            return;
+        }
+        const {port1, port2} = new MessageChannel();
+        port1.onmessage = () => window.taken.push(performance.now() - event.timeStamp);
+        port2.postMessage(0);
+    };
+    requestAnimationFrame(look);
+}, true);
+"""
+
+# Takes messages between the page and the kernel away: the next one each that matches a pattern in
+# `losing.sent` or `losing.got`. What was taken is in `losing.lost`.
+LOSING = r"""
+window.losing = {sent: [], got: [], lost: []};
+const isLost = (patterns, data) => {
+    if (!patterns.length) return false;
+    const said = typeof data === 'string' ? data : new TextDecoder().decode(data);
+    const at = patterns.findIndex((each) => new RegExp(each).test(said));
+    if (at >= 0) losing.lost.push(patterns.splice(at, 1)[0]);
+    return at >= 0;
+};
+const {send} = WebSocket.prototype;
+WebSocket.prototype.send = function (data) {
+    if (!isLost(losing.sent, data)) send.call(this, data);
+};
+const {get, set} = Object.getOwnPropertyDescriptor(WebSocket.prototype, 'onmessage');
+Object.defineProperty(WebSocket.prototype, 'onmessage', {get, set(handler) {
+    const heard = (event) => isLost(losing.got, event.data) || handler.call(this, event);
+    set.call(this, handler && heard);
+}});
+"""
+
 
 class Host:
     """A running JupyterLab or Notebook 7 with a folder of its own."""
@@ -45,11 +90,12 @@ class Host:
 
     @contextlib.contextmanager
     def notebook(
-        self, browser: Browser, cells: Sequence[str], **context: Any
+        self, browser: Browser, cells: Sequence[str], *, script: str = "", **context: Any
     ) -> Iterator[Notebook]:
         """A new notebook with these cells, open in a browser of its own; its kernel ends with it.
 
-        ``context``: options of the browser's context, such as ``viewport``.
+        ``script`` runs in the page before any other. ``context``: options of the browser's
+        context, such as ``viewport``.
         """
         self._made += 1
         path = self.folder / f"labels_{self._made}.ipynb"
@@ -60,6 +106,8 @@ class Host:
         nbformat.write(made, path)
         shown = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
         shown.set_default_timeout(40_000)
+        if script:
+            shown.add_init_script(script)
         address = f"{self.address}/{_APPS[self.app][2]}/{path.name}?reset"
         opened = Notebook(shown.new_page(), address)
         try:
@@ -257,8 +305,8 @@ class Panel:
 
     @property
     def said(self) -> str:
-        """What it says about saving."""
-        return self.root.locator(".wb-saving").inner_text()
+        """What it says about saving; why it takes so long, where it does, is left out."""
+        return self.root.locator(".wb-saving").inner_text().partition("\n")[0]
 
     def all_saved(self) -> None:
         """Wait until the kernel has said that the store has everything."""

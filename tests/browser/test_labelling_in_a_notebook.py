@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
-import pytest
-from hosts import Host, Panel
+from hosts import LOSING, STOPWATCH, Host, Panel
 from large_queue import multiply
 from playwright.sync_api import Browser, expect
 
@@ -88,12 +88,10 @@ class Freezer:
             pass
 
 
-@pytest.mark.parametrize("app", ["lab", "notebook_7"])
 def test_thirty_traces_are_labelled_by_keyboard_alone(
-    app: str, browser: Browser, store: str, tmp_path: Path, request: pytest.FixtureRequest
+    browser: Browser, host: Host, store: str, tmp_path: Path
 ) -> None:
     """Over a reload and a restart nothing is lost or doubled, and the notebook sees no key."""
-    host: Host = request.getfixturevalue(app)
     ids = traces(30)
     told = tmp_path / "labels.json"
     cells = [setup(store), PANEL, f"panel.labels.to_json({str(told)!r}, orient='records')"]
@@ -183,13 +181,13 @@ def test_thirty_traces_are_labelled_by_keyboard_alone(
 
 
 def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
-    browser: Browser, lab: Host, store: str, tmp_path: Path
+    browser: Browser, host: Host, store: str, tmp_path: Path
 ) -> None:
     """They are shown as not saved, written once when the kernel is free, or when a new one is."""
     traces(16)
     freezer = Freezer(tmp_path)
     cells = [setup(store), PANEL, freezer.busy_cell, freezer.cell]
-    with lab.notebook(browser, cells) as notebook:
+    with host.notebook(browser, cells) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)
@@ -245,30 +243,109 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
         assert len(given) == 15
 
 
+def long_and_short(n: int) -> pd.DataFrame:
+    """Items as they come: most of about 2,000 characters, and one of ten is long."""
+    steps = "1. Open *Settings* and choose `Billing`\n2. Pick the **{n}** plan, then confirm\n\n"
+    table = "| plan | seats | price |\n|---|---|---|\n| Basic | 1 | 9 |\n| Team | {n} | 29 |\n\n"
+    usual = steps + table + "It takes effect on the first day of the month. " * 38
+    markdown, plain = (steps + table) * 180, usual * 20  # just short enough to be set, and longer
+    answers = [(plain if i % 20 == 3 else markdown if i % 20 == 11 else usual) for i in range(n)]
+    return pd.DataFrame(
+        {
+            "question": [f"Which plan do {i} people need, and how do we get it?" for i in range(n)],
+            "answer": [answer.replace("{n}", str(i)) for i, answer in enumerate(answers)],
+        }
+    )
+
+
+def written_labels(database: str) -> dict[str, list[Any]]:
+    """What `labelled` says, in a moment where there are 10,000 traces."""
+    with sqlite3.connect(database) as reading:
+        rows = reading.execute("SELECT trace_id, value FROM assessments WHERE valid").fetchall()
+    found: dict[str, list[Any]] = {}
+    for trace_id, value in rows:
+        found.setdefault(trace_id, []).append(json.loads(value))
+    return found
+
+
 def test_the_next_items_of_ten_thousand_come_without_the_kernel(
-    browser: Browser, lab: Host, store: str, tmp_path: Path
+    browser: Browser, host: Host, store: str, tmp_path: Path, record_property: Any
 ) -> None:
-    """Two hundred items are shown, one after each key, while the kernel stands still."""
-    traces(50)
-    multiply(store.removeprefix("sqlite:///"), 10_000)
+    """Two hundred items, long ones among them, are shown each after its key while the kernel
+    stands still.
+
+    So nothing is asked of it before the next item is there. How long that takes is measured in
+    the page and told in the summary; what is held to the 50 ms of the design is the benchmark.
+    """
+    database = store.removeprefix("sqlite:///")
+    workbench.import_traces(long_and_short(50), inputs="question", outputs="answer", progress=False)
+    multiply(database, 10_000)
     freezer = Freezer(tmp_path)
-    with lab.notebook(browser, [setup(store), PANEL, freezer.cell]) as notebook:
+    with host.notebook(browser, [setup(store), PANEL, freezer.cell]) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)
         expect(panel.root.locator(".wb-counts")).to_contain_text("0 of 10,000 labelled")
         panel.holds(199)
+        notebook.page.evaluate(STOPWATCH)
         notebook.run(2, wait=False)
         panel.focus()
-        given = rate(panel, 200)
+        given = rate(panel, 199)
+        notebook.page.wait_for_function("window.taken.length === 199")
+        taken = sorted(notebook.page.evaluate("window.taken"))
+        # The last one that is here; the one after it is not, and comes with the kernel.
+        given |= rate(panel, 1)
         assert len(given) == 200
         assert panel.said == "Not saved yet (200)"
-        assert labelled() == {}
+        assert written_labels(database) == {}
         freezer.release()
         # Those beyond come with the kernel, and all is written.
         panel.holds(150)
         panel.all_saved()
+        assert written_labels(database) == given
+    record_property(
+        "figure",
+        f"Enter to the next item painted, {len(taken)} items of 10,000, {host.app}: median "
+        f"{taken[len(taken) // 2]:.0f} ms, 95 % within {taken[int(0.95 * len(taken))]:.0f} ms, "
+        f"longest {taken[-1]:.0f} ms",
+    )
+
+
+def test_what_is_lost_on_the_way_is_sent_again_and_written_once(
+    browser: Browser, lab: Host, store: str
+) -> None:
+    """A rating that never reaches the kernel, and one of which the page never hears that it is
+    saved, are sent again by themselves and are in the store once each."""
+    traces(6)
+    with lab.notebook(browser, [setup(store), PANEL], script=LOSING) as notebook:
+        page = notebook.page
+        notebook.run(0, 1)
+        panel = notebook.new_panel()
+        panel.at(0)
+        panel.holds(5)
+        panel.focus()
+        page.evaluate('losing.sent.push(\'"type": ?"act"\')')
+        given = rate(panel, 1)
+        page.wait_for_function("losing.lost.length === 1")
+        page.evaluate('losing.got.push(\'"type": ?"saved"\')')
+        given |= rate(panel, 1)
+        page.wait_for_function("losing.lost.length === 2")
+        # Both wait still, and neither holds up the others.
+        expect(panel.root).to_have_attribute("data-unsaved", "2")
+        given |= rate(panel, 2)
+        expect(panel.root).to_have_attribute("data-unsaved", "2")
+        assert panel.said == "Not saved yet (2)"
+        lost, *_ = given
+        assert labelled() == {key: value for key, value in given.items() if key != lost}
+        panel.all_saved()
         assert labelled() == given
+        assert panel.said == "All saved"
+        ids = [
+            a.assessment_id
+            for t in mlflow.search_traces(return_type="list")
+            for a in t.info.assessments
+        ]
+        assert len(ids) == 4
 
 
 HOSTILE = [
@@ -293,7 +370,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_no_trace_runs_anything(browser: Browser, lab: Host, store: str) -> None:
+def test_no_trace_runs_anything(browser: Browser, host: Host, store: str) -> None:
     """Whatever a trace holds is shown as text: no script, no dialog, no request to elsewhere."""
     inputs: list[Any] = [{"text": text} for text in HOSTILE]
     roles = [{"role": "<b>user</b>", "content": HOSTILE[0]}, {"role": "user", "content": [
@@ -309,7 +386,7 @@ def test_no_trace_runs_anything(browser: Browser, lab: Host, store: str) -> None
     )  # fmt: skip
     workbench.set_rubric("quality", HOSTILE[0] + "\n\n" + HOSTILE[6])
     code = PANEL.replace("scale=scale", f"scale=scale, title={HOSTILE[1]!r}")
-    with lab.notebook(browser, [setup(store), code]) as notebook:
+    with host.notebook(browser, [setup(store), code]) as notebook:
         notebook.run(0, 1)
         page, panel = notebook.page, notebook.new_panel()
         panel.focus()
