@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,6 +29,7 @@ from workbench.errors import StoreError
 from workbench.labelling import LabelSession
 from workbench.labels import label_records
 from workbench.saving import Job, Saver, TraceGone, is_refusal
+from workbench.standing import ACTION_KEY
 from workbench.store import fetch_traces
 
 SCALE = Scale.of(["no", "yes"])
@@ -319,3 +328,120 @@ def test_a_server_that_is_down_for_a_while(road: Road) -> None:
     assert sorted(i for m in told if m["type"] == "saved" for i in m["ids"]) == ["x0", "x1", "x2"]
     assert session.state()["store_ok"]
     assert session.unsaved.empty
+
+
+class Server:
+    """A real MLflow server that can be killed, and started again at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database, self._log = folder / "killed.db", folder / "killed.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                    *("--backend-store-uri", f"sqlite:///{self.database}"),
+                    *("--host", "127.0.0.1", "--port", str(self._port)),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.database.parent,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                start_new_session=True,
+            )
+        wait_until(self.is_up, 90)
+
+    def is_up(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.address}/health", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """At once, whatever it is doing; so are its workers, which are in its session."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(20)
+            self._process = None
+
+
+@pytest.fixture
+def mortal(
+    tmp_path: Path, store: str, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """A server that may be killed, active for the test, and MLflow's own settings for retries."""
+    for name in list(os.environ):
+        if name.startswith("MLFLOW_HTTP_REQUEST"):
+            monkeypatch.delenv(name)
+    made = Server(tmp_path)
+    shutil.copy(_empty_store, made.database)
+    try:
+        made.start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", made.address)
+        mlflow.set_tracking_uri(made.address)
+        mlflow.set_experiment("remote")
+        yield made
+    finally:
+        mlflow.set_tracking_uri(store)
+        made.kill()
+
+
+def test_a_server_that_is_killed_and_is_away_for_a_minute(mortal: Server) -> None:
+    """Labels are told as not saved yet all the while, and are in once when it is back.
+
+    MLflow's settings are its own: a call tries again at once and after 4, 8, 16 and 32 seconds
+    more, so it hangs and fails for nobody. The server is away for 40 seconds, which four tries
+    do not survive, and it is the one after a minute that finds it again. Most of the time this
+    test sleeps while others run.
+    """
+    session, told = session_on(30)
+    for position in range(12):
+        save(session, position, "yes")
+    wait_until(lambda: any(message["type"] == "saved" for message in told))
+    mortal.kill()  # in the middle of it: some answers are lost, perhaps that of one it has written
+    away = time.monotonic()
+    begun = saved(told)
+    assert 0 < len(begun) < 12
+    for position in range(12, 20):
+        assert not any(m["type"] == "saved" for m in save(session, position, "no"))
+    wait_until(lambda: ("unsaved", True) in kinds(told))
+    waiting = {f"x{position}" for position in range(20)} - set(begun)
+    assert set(told[-1]["ids"]) == waiting
+    state = session.state()
+    assert (state["position"], state["store_ok"]) == (20, False)
+    assert "Not saved yet" in state["message"]
+    # What is read meanwhile does not hold up the kernel.
+    (problem,) = session.receive({"type": "want", "start": 0, "count": 30})
+    assert problem["type"] == "problem"
+    assert "has not answered" in problem["error"]
+    while time.monotonic() - away < 40:
+        time.sleep(0.5)
+        assert saved(told) == begun
+        assert session.progress["waiting"] == len(waiting)
+    assert (~session.labels["saved"]).sum() == len(waiting)
+
+    mortal.start()
+    wait_until(lambda: session.progress["waiting"] == 0, 240)
+    assert Counter(saved(told)) == Counter(f"x{position}" for position in range(20))
+    assert session.labels["saved"].all()
+    assert session.unsaved.empty
+    assert session.state()["store_ok"]
+    made = Counter(
+        assessment.metadata[ACTION_KEY]
+        for trace in mlflow.search_traces(return_type="list", include_spans=False)
+        for assessment in trace.info.assessments
+    )
+    assert made == Counter(f"x{position}" for position in range(20))
+    assert Counter(stored().values()) == {"yes": 12, "no": 8}
+
+
+def saved(told: list[dict[str, Any]]) -> list[str]:
+    """What was told as saved, as often as it was told."""
+    return [key for message in told if message["type"] == "saved" for key in message["ids"]]
