@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -167,6 +170,149 @@ def test_an_answer_in_another_form_is_read_and_paid_once(
     assert asked.rules == ("Be strict on promises.",)
     assert asked.calls == server.requests == 1
     assert asked.tokens == 110
+
+
+class Moody(http.server.BaseHTTPRequestHandler):
+    """Answers with rules, but refuses (``says``) what is asked with a focus named in ``refused``.
+
+    Where ``status`` is not 200 it fails in this way instead.
+    """
+
+    refused: frozenset[str] = frozenset()
+    says = "I'm sorry, but I can't assist with that."
+    status = 200
+    asked = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        type(self).asked += 1
+        refuses = any(focus in body for focus in self.refused)
+        text = self.says if refuses else '[[ ## rules ## ]]\n["Be strict on promises."]'
+        status = self.status if refuses else 200
+        told: dict[str, object] = {
+            "id": "x", "object": "chat.completion", "created": 1, "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop",
+                         "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        }  # fmt: skip
+        if status != 200:
+            told = {"error": {"message": f"the provider says {status}"}}
+        data = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[type[Moody], str]]]:
+    """Starts a reflection model that refuses some requests; gives its state and its address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-123456")
+    servers = []
+
+    def start(**behaviour: object) -> tuple[type[Moody], str]:
+        state = type("State", (Moody,), behaviour)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), state)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return state, f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def focused(*names: str) -> list[tuple[Request, int]]:
+    return [(replace(request(), focus=f"focus {name}"), 0) for name in names]
+
+
+@pytest.mark.parametrize("says", ["I'm sorry, but I can't assist with that.", "", '["I can\'t."]'])
+def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
+    says: str, moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
+) -> None:
+    """The others' rules are used; the next run asks again for those that are missing."""
+    state, url = moody(refused=frozenset({"focus b"}), says=says)
+    cache = AnswerCache(tmp_path)
+    reflector = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache)
+    asked = focused("a", "b", "c")
+    answers = reflector.propose(asked)
+    assert [answer.rules for answer in answers] == [
+        ("Be strict on promises.",), (), ("Be strict on promises.",)
+    ]  # fmt: skip
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert answers[1].calls == 1
+    assert answers[1].tokens == 110
+    assert (reflector.asked, reflector.failures) == (3, 1)
+    assert [reflector.is_known(*each) for each in asked] == [True, False, True]
+    state.refused = frozenset()
+    again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked)
+    assert [answer.calls for answer in again] == [0, 1, 0]
+
+
+def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
+    """Above the share that is allowed, of twenty at least, with what was said and a way on."""
+    _, url = moody(refused=frozenset({"focus bad"}))
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
+    asked.propose(focused("good", "bad 1"))
+    with pytest.raises(ModelError, match=r"2 of 4 requests.*no usable answer.*5% allowed"):
+        asked.propose(focused("good", "bad 2"))
+    patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.5)
+    patient.propose(focused("good", "bad 1"))
+    patient.propose(focused("bad 2", "bad 3"))  # no later round must have an answer
+    assert patient.failures == 3
+
+
+def test_when_no_first_request_is_answered_it_ends(
+    moody: Callable[..., tuple[type[Moody], str]],
+) -> None:
+    """However much is allowed: a model that never answers is none."""
+    _, url = moody(refused=frozenset({"focus"}))
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
+    with pytest.raises(ModelError, match=r"(?s)openai:/m gave no usable answer.*I'm sorry"):
+        asked.propose(focused("a", "b"))
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refused_key_or_model_ends_it_at_once(
+    status: int, moody: Callable[..., tuple[type[Moody], str]]
+) -> None:
+    """Even where other requests were answered: no later one would be."""
+    _, url = moody(refused=frozenset({"focus b"}), status=status)
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
+    with pytest.raises(ModelError, match=f"the provider says {status}"):
+        asked.propose(focused("a", "b", "c"))
+
+
+def test_a_provider_that_is_out_of_order_is_asked_again(
+    loopback: Callable[..., Loopback],
+) -> None:
+    """Errors that pass are no refusals; each request is counted."""
+    server = loopback(script="500x1,503x1", says='["Be strict on promises."]')
+    asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
+    answer = asked.propose([(request(), 0)])[0]
+    assert answer.rules == ("Be strict on promises.",)
+    assert answer.calls == server.requests == 3
+
+
+def test_a_refusal_is_replayed_as_one(
+    moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
+) -> None:
+    """A file of answers holds what had no answer, so that the same comes of it."""
+    state, url = moody(refused=frozenset({"focus b"}))
+    path = tmp_path / "answers.jsonl"
+    with workbench.recording(path):
+        first = Reflector(judge("openai:/m", base_url=url), SCALE).propose(focused("a", "b"))
+    made = state.asked
+    with workbench.replaying(path):
+        replayed = Reflector(judge("openai:/m"), SCALE)
+        assert replayed.propose(focused("a", "b")) == first
+        assert replayed.failures == 1
+    assert state.asked == made
 
 
 @pytest.mark.parametrize("says", ["", "None.", "I would rather not say."])

@@ -65,6 +65,28 @@ def test_what_is_no_sentence_is_no_rule(text: str) -> None:
     assert rules_in(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.\nThese texts go against my guidelines.",
+        "Unfortunately, I cannot assist with that request.",
+        "Sorry, this is nothing that I may write about.\nPlease ask for something else.",
+        "[[ ## rules ## ]]\nI am unable to write such rules for you.",
+        "As an AI I have no opinion.\nPeople may differ on these items.",
+    ],
+)
+def test_a_refusal_is_no_rule_and_neither_is_its_reason(text: str) -> None:
+    """What a model says instead of rules never gets into a judge's instructions."""
+    assert rules_in(text) is None
+
+
+def test_a_rule_about_refusals_is_one() -> None:
+    """Whom the rule is about is not the model itself."""
+    rule = "Rate answers that say 'I cannot help with that' as bad."
+    assert rules_in(rule) == [rule]
+    assert rules_in(f"Sorry for the delay.\n- {rule}") == [rule]
+
+
 @given(SENTENCES)
 def test_every_form_gives_the_same_rules(rules: list[str]) -> None:
     """However a list of sentences is written down, it is read back in its order."""

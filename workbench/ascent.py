@@ -82,6 +82,7 @@ class Optimised:
     tokens: int | None = None
     cost: float | None = None
     failures: int = 0
+    reflection_failures: int = 0
     evidence: dict[str, list[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -143,6 +144,7 @@ def summed_up(
         tokens=sum(tokens) if tokens else None,
         cost=sum(costs) if costs else None,
         failures=board.failures,
+        reflection_failures=moves.failures,
         evidence={rule: moves.evidence.get(rule, []) for rule in best.rules},
     )
 

@@ -50,7 +50,8 @@ def classify(error: BaseException) -> Failure:
     """
     message = str(error).strip() or type(error).__name__
     for link in _innermost_first(error):
-        status = getattr(link, "status_code", None)
+        # litellm's name for it, and dspy's.
+        status = getattr(link, "status_code", None) or getattr(link, "status", None)
         if isinstance(status, int):
             return _of_status(status, message, _wait_of(link))
         if isinstance(link, (requests.RequestException, ConnectionError, TimeoutError)):

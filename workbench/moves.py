@@ -28,6 +28,7 @@ REWRITE_TASK = (
 class Moves:
     """Makes candidates from disagreements, and keeps count of what the reflection cost.
 
+    ``failures`` counts requests without a usable answer, which gave no rules.
     ``evidence`` has, for each rule, the ids of the items whose disagreement it was made from.
     """
 
@@ -37,7 +38,7 @@ class Moves:
         self.reflect, self.scale, self.fields, self.seed = reflect, scale, fields, seed
         self.rng = random.Random(f"simba-{seed}")
         self.evidence: dict[str, list[str]] = {}
-        self.calls = self.known = 0
+        self.calls = self.known = self.failures = 0
         self.tokens: list[int] = []
         self.costs: list[float] = []
 
@@ -91,7 +92,8 @@ class Moves:
         answers = self.reflect(requests, step)
         for answer in answers:
             self.calls += answer.calls
-            self.known += answer.calls == 0
+            self.failures += bool(answer.error)
+            self.known += answer.calls == 0 and not answer.error
             self.tokens += [answer.tokens] if answer.tokens else []
             self.costs += [answer.cost] if answer.cost else []
         return [answer.rules for answer in answers]

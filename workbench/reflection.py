@@ -28,11 +28,11 @@ from workbench import offline
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.candidate import one_line_json, shortened_json
-from workbench.errors import BudgetError, ModelError
+from workbench.errors import BudgetError, ModelError, ReplayError
 from workbench.faults import cause_of_type, classify
 from workbench.judge import Verdict, scrub
 from workbench.question import answers_from
-from workbench.rulelists import rules_in
+from workbench.rulelists import is_refusal, rules_in
 from workbench.scale import Scale
 from workbench.tape import Batch, Line, Recorder, active, refuse_calls
 from workbench.traces import Example
@@ -118,12 +118,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Reflection:
-    """What one request gave. ``calls`` is 0 where the answer came from the cache."""
+    """What one request gave. ``calls`` is 0 where the answer came from the cache.
+
+    ``error`` says why there is no usable answer, and then no rule; "" where there is one.
+    """
 
     rules: tuple[str, ...]
     calls: int
     tokens: int | None = None
     cost: float | None = None
+    error: str = ""
 
 
 def allowed_values(scale: Scale) -> dict[str, Any]:
@@ -148,6 +152,13 @@ class Reflector:
         Another model URI for the reflection.
     cache
         Where answers are kept; the same request with the same ``sample`` is paid once.
+    max_failure_share
+        Share of failed requests, in [0, 1], above which it gives up.
+
+    Attributes
+    ----------
+    asked, failures
+        Requests so far, known ones included, and those of them without a usable answer.
     """
 
     def __init__(
@@ -158,8 +169,11 @@ class Reflector:
         model: str | None = None,
         cache: AnswerCache | None = None,
         concurrency: int = 8,
+        max_failure_share: float = 0.05,
     ) -> None:
         self.scale, self.cache, self.concurrency = scale, cache, concurrency
+        self.max_failure_share = max_failure_share
+        self.asked = self.failures = 0
         self.judge = judge
         self.model = model or getattr(judge, "model", None) or offline.MODEL
         self._own = model is None or model == getattr(judge, "model", None)
@@ -173,18 +187,26 @@ class Reflector:
     ) -> list[Reflection]:
         """Rules for each (request, sample number), in order.
 
-        ``budget`` counts every request to the model before it is made, repeated ones included.
+        A request that the model refuses, or answers with what holds no rule, has an ``error`` and
+        is not kept, so that another run asks again. ``budget`` counts every request to the model
+        before it is made, repeated ones included.
 
         Raises
         ------
         BudgetError
             When the budget ends; answers that came before are kept in the cache.
         ModelError
-            When the model does not answer; what it said is part of the message.
+            When the model cannot be reached, refuses the key or does not exist, when none of the
+            first requests had a usable answer, or when more failed than are allowed; what the
+            model said is part of the message.
         ReplayError
             While a file of answers is replayed that lacks one.
         """
-        purse = budget or Budget()
+        answers = self._answers(requests, budget or Budget())
+        self._count(answers)
+        return answers
+
+    def _answers(self, requests: Sequence[tuple[Request, int]], purse: Budget) -> list[Reflection]:
         batch = ReflectionBatch([self._tape_key(*each) for each in requests], self.model)
         replayed = batch.replayed(purse, lambda _: f"The reflection model {self.model}")
         if replayed is not None:
@@ -197,6 +219,33 @@ class Reflector:
         finally:
             # An answer that is still under way when this is left is kept for the next run.
             pool.stop(SECONDS_TO_LEAVE)
+
+    def _count(self, answers: Sequence[Reflection]) -> None:
+        """Count answers and failures; raise where there are too many of these."""
+        first = not self.asked
+        said = [answer.error for answer in answers if answer.error]
+        self.asked += len(answers)
+        self.failures += len(said)
+        if not said:
+            return
+        if first and len(said) == len(answers):
+            raise self._unanswered(said[0])
+        # A single one of few is no sign that the next will fail as well.
+        if self.failures > self.max_failure_share * max(20, self.asked):
+            raise ModelError(
+                f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
+                f"had no usable answer, more than the {self.max_failure_share:.0%} allowed. One of "
+                f"them: {said[0]}. Name another model with SIMBA(model=...), or allow more with "
+                "SIMBA(max_failure_share=...). Run again to go on from here: answers that were "
+                "paid for are kept."
+            )
+
+    def _unanswered(self, said: str) -> ModelError:
+        return ModelError(
+            f"The reflection model {self.model} gave no usable answer: {said}. Check the model, "
+            "its key and its endpoint, or name another with SIMBA(model=...). Run again to go on "
+            "from here: answers that were paid for are kept."
+        )
 
     def _key(self, request: Request, sample: int) -> str:
         base_url = getattr(self.judge, "_base_url", None) if self._own else None
@@ -217,33 +266,26 @@ class Reflector:
         lm = self._language_model(budget)
         try:
             stated = _asked(lm, request.as_inputs(self.scale))
-        except BudgetError:
+        except (BudgetError, ReplayError):
             raise
         except Exception as error:
-            spent = cause_of_type(error, BudgetError)
-            if spent is not None:
-                raise spent from None
-            # Not chained: the provider's own words may repeat a key.
-            raise ModelError(
-                f"The reflection model {self.model} gave no usable answer: "
-                f"{scrub(str(error), self.judge)[:600]}. Check the model, its key and its "
-                "endpoint, or name another with SIMBA(model=...). Run again to go on from here: "
-                "answers that were paid for are kept."
-            ) from None
+            ended = cause_of_type(error, (BudgetError, ReplayError))
+            if ended is not None:
+                raise ended from None
+            said = scrub(str(error), self.judge)[:600] or type(error).__name__
+            if classify(error).permanent:
+                # Not chained: the provider's own words may repeat a key.
+                raise self._unanswered(said) from None
+            return Reflection((), lm.made, *_paid(lm), error=said)
         # Rules are shown, logged and registered; a gateway may put into them what it was sent.
         told = (scrub(str(rule), self.judge).strip() for rule in stated)
         rules = tuple(rule for rule in told if rule)
+        if rules and all(map(is_refusal, rules)):
+            return Reflection((), lm.made, *_paid(lm), error=f"it said {rules[0][:300]!r}")
         rules = rules[:MOST_RULES]
         if self.cache is not None:
             self.cache.put(key, {"rules": list(rules)})
-        usage = [entry.get("usage") or {} for entry in lm.history]
-        costs = [entry["cost"] for entry in lm.history if entry.get("cost") is not None]
-        return Reflection(
-            rules,
-            calls=lm.made,
-            tokens=sum(int(u.get("total_tokens") or 0) for u in usage) or None,
-            cost=sum(costs) if costs else None,
-        )
+        return Reflection(rules, lm.made, *_paid(lm))
 
     def _language_model(self, budget: Budget) -> Any:
         provider, _, name = self.model.partition(":/")
@@ -288,9 +330,12 @@ class ReflectionBatch(Batch):
                 continue
             clean = replace(answer, rules=tuple(scrub(rule, judge) for rule in answer.rules))
             paid = {"calls": clean.calls, "tokens": clean.tokens, "cost": clean.cost}
-            told = {"rules": list(clean.rules)}
+            told: dict[str, Any] = {"rules": list(clean.rules)}
+            if clean.error:
+                told["error"] = clean.error
             about = {"model": self.model}
-            self.note(index, "reflection", about, told, paid, repeated=clean.calls == 0)
+            known = clean.calls == 0 and not clean.error
+            self.note(index, "reflection", about, told, paid, repeated=known)
             kept.append(clean)
         if stopped is not None:
             raise stopped
@@ -305,7 +350,16 @@ def _of_line(line: Line) -> Reflection:
         calls=paid.get("calls", 0),
         tokens=paid.get("tokens"),
         cost=paid.get("cost"),
+        error=str(line.answer.get("error", "")),
     )
+
+
+def _paid(lm: Any) -> tuple[int | None, float | None]:
+    """Tokens and US dollars of all requests of a language model, as far as they are known."""
+    usage = [entry.get("usage") or {} for entry in lm.history]
+    costs = [entry["cost"] for entry in lm.history if entry.get("cost") is not None]
+    tokens = sum(int(u.get("total_tokens") or 0) for u in usage)
+    return tokens or None, sum(costs) if costs else None
 
 
 def _endpoint_options(judge: Judge) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def rules_in(text: str) -> list[str] | None:
     else:
         plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
         items = [line for line in plain if _BULLET.match(line)]
+        if not items and any(map(is_refusal, plain)):
+            return None  # what else it says explains why
         cleaned = [" ".join(_BULLET.sub("", line).split()) for line in items or plain]
         lines = [line for line in cleaned if _is_sentence(line)]
     return list(dict.fromkeys(lines)) or None
@@ -50,6 +52,22 @@ _OTHER_MARKER = re.compile(r"\[\[ ## \w+ ## \]\]")
 _FENCED = re.compile(r"```\w*\s*\n(.*?)```", re.DOTALL)
 _BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
 _OF_ITSELF = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
+_REFUSAL = re.compile(
+    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
+    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(line: str) -> bool:
+    """Whether the model says of itself that it will not or cannot do what was asked.
+
+    >>> is_refusal("Unfortunately, I can't help with that.")
+    True
+    >>> is_refusal("Rate answers that say \"I can't help with that\" as bad.")
+    False
+    """
+    return bool(_REFUSAL.match(line))
 
 
 def _is_sentence(line: str) -> bool:

@@ -137,7 +137,8 @@ class SIMBA(AlignmentOptimizer):
     dev_size
         Share of the labels that `align` (MLflow's call) selects on, in (0, 1).
     max_failure_share
-        Share of failed judge calls, in [0, 1], above which it gives up.
+        Share of failed judge calls, in [0, 1], above which it gives up, and so of failed
+        reflections.
     class_weight
         ``"balanced"`` lets every label count the same in the score, so that a rare one is not
         ignored; None counts every item the same.
@@ -315,7 +316,13 @@ class _Asking:
     ) -> None:
         self.simba, self.judge, self.original, self.scale = simba, judge, original, scale
         self.cache, self.budget, self.session = cache, budget, session
-        self.reflector = Reflector(judge, scale, model=simba.model, cache=cache)
+        self.reflector = Reflector(
+            judge,
+            scale,
+            model=simba.model,
+            cache=cache,
+            max_failure_share=simba.settings.max_failure_share,
+        )
         self.judges: dict[str, Judge] = {original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
 
