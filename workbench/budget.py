@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 from workbench.errors import ArgumentError, BudgetError
 from workbench.faults import classify
 from workbench.prices import check_priced, cost
+from workbench.receipt import Bill, Receipt
 
 ASSUMED_OUTPUT: Final = 4096
 """Tokens that an answer is taken to have at most where the request sets no limit to it."""
@@ -62,10 +64,17 @@ class Budget:
     an answer without ``max_tokens`` is longer than 4,096 tokens, as those of reasoning models may
     be, more can be used than was set aside, which a warning tells and later requests heed.
 
+    A budget is of a run, not of a process: an answer that is known already is charged with what
+    it cost when it was paid for (one call where that is not known), so that a run that is
+    repeated, or resumed with the same budget, takes the course that it took or would have taken.
+    What is really paid now is ``spent`` less ``known``.
+
     Attributes
     ----------
     spent, spent_tokens, spent_usd
         Until now.
+    known, known_tokens, known_usd
+        Of these, what was paid before, for answers that were known already.
 
     Raises
     ------
@@ -89,7 +98,9 @@ class Budget:
                 raise ArgumentError(f"budget={limit} ({name}) must not be negative.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
+        self.known, self.known_tokens, self.known_usd = 0, 0, 0.0
         self._kept = {"calls": 0, "tokens": 0, "usd": 0.0}
+        self._requests, self._answers = 0, 0
         self._held: list[Held] = []
         self._excess = 1.0
         self._settled = threading.Condition()
@@ -99,12 +110,21 @@ class Budget:
         """The budget itself; a number is one of calls, None one without limits."""
         return budget if isinstance(budget, Budget) else cls(budget)
 
+    def afresh(self) -> Budget:
+        """Another budget with the same limits, of which nothing is spent."""
+        return Budget(self.limit, tokens=self.tokens, usd=self.usd)
+
+    @property
+    def made(self) -> int:
+        """Requests that were really made with it, those that failed included."""
+        return self.spent - self.known
+
     @property
     def left(self) -> float:
         """Calls; infinite without a limit."""
         if self.limit is None:
             return math.inf
-        return max(0, self.limit - self.spent - self._kept["calls"])
+        return max(0, self.limit - self.spent - self._kept_calls)
 
     @property
     def left_tokens(self) -> float:
@@ -119,6 +139,19 @@ class Budget:
         if self.usd is None:
             return math.inf
         return max(0.0, self.usd - self.spent_usd - self._kept["usd"])
+
+    @property
+    def _kept_calls(self) -> int:
+        """What is kept back, and more of it the more requests have failed until now.
+
+        Twenty answers without a failure are assumed beforehand, since the first few tell little.
+        """
+        calls = self._kept["calls"]
+        each = (self._requests + 20) / (self._answers + 20)
+        if calls == 0 or each <= 1:
+            return int(calls)
+        # One standard deviation of the number of failures above their mean.
+        return math.ceil(calls * each + math.sqrt(calls * each * (each - 1)))
 
     @property
     def is_limited(self) -> bool:
@@ -152,6 +185,9 @@ class Budget:
     @contextmanager
     def keeping(self, *, calls: int = 0, tokens: int = 0, usd: float = 0.0) -> Iterator[None]:
         """Within it so much is kept back for what comes later, where there is a limit.
+
+        ``calls`` are answers that will be asked for; as some take several requests, more is kept
+        back the more have failed until now.
 
         Raises
         ------
@@ -238,38 +274,102 @@ class Budget:
 
     @contextmanager
     def measuring(
-        self, model: str, request: Mapping[str, Any], is_over: Callable[[], bool] | None = None
+        self,
+        model: str,
+        request: Mapping[str, Any],
+        is_over: Callable[[], bool] | None = None,
+        bill: Bill | None = None,
     ) -> Iterator[Callable[[Any], None]]:
         """Within it a request is made, for which `take` has counted a call already.
 
         Gives a function that takes the answer, a dict or an object, and reads what was used. What
-        the provider refused has used nothing; what got lost on its way counts in full.
+        the provider refused has used nothing; what got lost on its way counts in full. All of it
+        is put on the bill, also where nothing is limited.
         """
-        if not self.measures:
-            yield lambda _: None
-            return
+        if self.measures:
+            try:
+                held = self.hold(model, request, is_over)
+            except BudgetError:
+                self.give_back()
+                raise
+        else:
+            held = Held(model, *most_tokens(request))
+        used: tuple[int | None, int | None] = (None, None)
+
+        def read(answer: Any) -> None:
+            nonlocal used
+            used = usage(answer)
+
         try:
-            held = self.hold(model, request, is_over)
-        except BudgetError:
-            self.give_back()
-            raise
-        try:
-            yield lambda answer: self.settle(held, *usage(answer))
+            yield read
         except BaseException as error:
             if _was_refused(error):
-                self.settle(held, 0, 0)
+                used = (0, 0)
             raise
         finally:
-            self.settle(held)
+            most = held.prompt, held.output
+            if bill is not None:
+                bill.add(most, (_or(used[0], most[0]), _or(used[1], most[1])))
+            if self.measures:
+                self.settle(held, *used)
 
-    # -- what a replayed run spends -------------------------------------------------------
+    # -- answers that are known already ---------------------------------------------------
+
+    def charge(self, receipt: Receipt, model: str) -> None:
+        """Count what an answer of the model cost that is known already.
+
+        Raises
+        ------
+        BudgetError
+            When a run that had to pay for it could not have.
+        """
+        with self._settled:
+            calls = int(min(receipt.calls, self.left))
+            usd = self._price(model, receipt.read, receipt.written)
+            self.spent += calls
+            self.known += calls
+            fits = receipt.tokens <= self.left_tokens and usd <= self.left_usd
+            if calls < receipt.calls or not fits:
+                raise self.exhausted()
+            self.spent_tokens += receipt.tokens
+            self.known_tokens += receipt.tokens
+            self.spent_usd += usd
+            self.known_usd += usd
+
+    def close(self, answers: Iterable[tuple[Receipt, str]]) -> None:
+        """Answers that were asked for together are there: (receipt, model) of each.
+
+        Which of them is asked last is left to chance, and whether what is set aside for a request
+        is still there depends on it. So that the same run always ends at the same place, it goes
+        on only where any of them could have been the last.
+
+        Raises
+        ------
+        BudgetError
+            When one of them could not; all are there nevertheless.
+        """
+        told = [(receipt, model) for receipt, model in answers if receipt.calls]
+        with self._settled:
+            self._requests += sum(receipt.calls for receipt, _ in told)
+            self._answers += len(told)
+            if not self.measures or not told:
+                return
+            spare = max(receipt.spare for receipt, _ in told)
+            usd = max(self._price(m, r.spare_read, r.spare_written) for r, m in told)
+            if spare > self.left_tokens or usd > self.left_usd + 1e-12:
+                raise self.exhausted()
+
+    def _price(self, model: str, read: int, written: int) -> float:
+        return 0.0 if self.usd is None else cost(model, read, written) or 0.0
+
+    # -- what a recorded run spent in vain ------------------------------------------------
 
     def state(self) -> dict[str, float]:
         """What is spent, by the names of `amounts`."""
         return {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
 
-    def charge(self, paid: Mapping[str, Any]) -> None:
-        """Count what a recorded run paid; never an error."""
+    def burn(self, paid: Mapping[str, Any]) -> None:
+        """Count what a recorded run paid without an answer; never an error."""
         told = amounts(paid)
         with self._settled:
             self.spent += int(told["calls"])
@@ -307,7 +407,8 @@ class Budget:
             parts.append(f"{self.spent_tokens:,} of {self.tokens:,} tokens")
         if self.usd is not None:
             parts.append(f"${self.spent_usd:.4f} of ${self.usd:.2f}")
-        return ", ".join(parts) or f"{self.spent} calls, no limit"
+        told = ", ".join(parts) or f"{self.spent} calls, no limit"
+        return f"{told} ({self.known} of the calls were paid before)" if self.known else told
 
     def __repr__(self) -> str:
         return f"Budget({self.told()})"
@@ -317,6 +418,10 @@ def amounts(paid: Mapping[str, Any]) -> dict[str, float]:
     """Calls, tokens and US dollars of what was paid for an answer."""
     tokens = sum(paid.get(name) or 0 for name in ("tokens", "input_tokens", "output_tokens"))
     return {"calls": paid.get("calls") or 0, "tokens": tokens, "cost": paid.get("cost") or 0.0}
+
+
+def _or(told: int | None, otherwise: int) -> int:
+    return otherwise if told is None else told
 
 
 _READ: Final = (
@@ -381,8 +486,13 @@ def most_tokens(request: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _plain(value: Any) -> Any:
-    schema = getattr(value, "model_json_schema", None)
-    if isinstance(value, type) and callable(schema):
-        return schema()
+    if isinstance(value, type) and hasattr(value, "model_json_schema"):
+        return _schema(value)
     dumped = getattr(value, "model_dump", None)
     return dumped() if callable(dumped) else str(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _schema(kind: Any) -> Any:
+    """Made once, since every request of a judge has the same."""
+    return kind.model_json_schema()

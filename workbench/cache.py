@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ def question_key(*parts: Any) -> str:
     """
     text = json.dumps([KEY_FORMAT, *parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_CLAIM = "claim:"
+"""Before the key of a question, and the tag, of a claim to be asking it."""
 
 
 class _JsonOnly(diskcache.JSONDisk):  # type: ignore[misc]  # diskcache publishes no types
@@ -86,13 +90,69 @@ class AnswerCache:
             return None
         return answer if isinstance(answer, dict) else None
 
-    def put(self, key: str, answer: dict[str, Any]) -> None:
-        """Keep a JSON-able answer. The first one stays: equal questions have one answer."""
+    def put(self, key: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Keep a JSON-able answer, and return the one that holds.
+
+        The first one stays: equal questions have one answer, in whatever process they were asked.
+        """
         with self._told():
-            self._store.add(key, answer)
+            if self._store.add(key, answer):
+                return answer
+        return self.get(key) or answer
 
     def __len__(self) -> int:
-        return len(self._store)
+        """Answers; claims do not count."""
+        with self._told():
+            rows = self._store._sql(
+                "SELECT COUNT(*) FROM Cache WHERE tag IS NULL OR tag != ?", (_CLAIM,)
+            )
+            return int(rows.fetchone()[0])
+
+    # -- who asks what now (see `workbench.claims`) -----------------------------------------
+
+    def claim(
+        self,
+        keys: Sequence[str],
+        owner: dict[str, Any],
+        seconds: float,
+        is_gone: Callable[[dict[str, Any]], bool],
+    ) -> set[str]:
+        """Claim questions that are neither answered nor claimed; those that were had.
+
+        A claim ends after so many seconds, with `release`, or when ``is_gone`` says so of its
+        owner. Claims of one's own are renewed.
+        """
+        had = set()
+        with self._told(), self._store.transact():
+            for key in keys:
+                if key in self._store:
+                    continue
+                before = self._claimed_by(key)
+                if before is not None and before != owner and not is_gone(before):
+                    continue
+                self._store.set(_CLAIM + key, owner, expire=seconds, tag=_CLAIM)
+                had.add(key)
+        return had
+
+    def release(self, keys: Iterable[str], owner: dict[str, Any]) -> None:
+        """Give claims back; those of others stay."""
+        with self._told(), self._store.transact():
+            for key in keys:
+                if self._claimed_by(key) == owner:
+                    self._store.delete(_CLAIM + key)
+
+    def is_claimed(self, key: str, is_gone: Callable[[dict[str, Any]], bool]) -> bool:
+        """Whether somebody asks it now."""
+        with self._told():
+            owner = self._claimed_by(key)
+        return owner is not None and not is_gone(owner)
+
+    def _claimed_by(self, key: str) -> dict[str, Any] | None:
+        try:
+            owner = self._store.get(_CLAIM + key)
+        except (ValueError, TypeError, zlib.error):
+            return None
+        return owner if isinstance(owner, dict) else None
 
     def close(self) -> None:
         self._store.close()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,11 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
+from workbench.claims import Claims
 from workbench.errors import (
     ArgumentError,
     BudgetError,
+    CancelledError,
     CredentialError,
     ModelError,
     UnreachableModelError,
@@ -31,6 +33,7 @@ from workbench.faults import PERMANENT, Failure, Fault, cause_of_type, classify
 from workbench.judge import Verdict, scrub, without_credentials
 from workbench.progress import bar
 from workbench.question import AnswerError, Plan, Question
+from workbench.receipt import Bill, Receipt
 from workbench.replay import JudgeBatch
 from workbench.scale import Scale
 from workbench.throttle import Throttle
@@ -49,6 +52,9 @@ PERMANENT_FAILURES_TO_STOP = 3
 SECONDS_AFTER_INTERRUPT = 5.0
 """How long Ctrl-C waits for calls under way; what they bring later is still kept in the cache."""
 
+SECONDS_AFTER_CANCEL = 60.0
+"""How long a run that was cancelled waits for calls under way; as above, no answer is lost."""
+
 FAILURES_TO_STOP = 10
 """In a row, of any fault but unusable answers, each after all its attempts."""
 
@@ -64,13 +70,15 @@ def run(
     on_verdict: Callable[[Verdict], None] | None = None,
     scale: Scale | None = None,
     budget: Budget | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Verdict]:
     """Call the judge on every item, in parallel, and return the verdicts in their order.
 
     Parameters
     ----------
     cache
-        Where answers to equal questions are looked up and kept; failures are never kept.
+        Where answers to equal questions are looked up and kept; failures are never kept. What
+        another run asks at the same time is waited for and not asked twice.
     sample
         Number of the sample, from 0: the same item may be judged several times.
     progress
@@ -80,7 +88,10 @@ def run(
     scale
         Values off this scale are failures; the judge's own scale when None.
     budget
-        Counts the requests, and what they use, before they are made.
+        Counts the requests, and what they use, before they are made, and charges known answers
+        with what they cost.
+    stop
+        Once it is set no call is begun any more; those under way are waited for, a minute at most.
 
     Raises
     ------
@@ -89,6 +100,8 @@ def run(
         can be expected to survive.
     BudgetError
         When the budget is spent. Answers that were paid for have been given to ``on_verdict``.
+    CancelledError
+        When ``stop`` is set. Answers that came have been given to ``on_verdict`` and are kept.
     ReplayError
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
@@ -100,6 +113,7 @@ def run(
         on_verdict=on_verdict,
         scale=scale,
         budget=budget,
+        stop=stop,
     )
 
 
@@ -113,10 +127,11 @@ def run_many(
     scale: Scale | None = None,
     budget: Budget | None = None,
     session: Session | None = None,
+    stop: threading.Event | None = None,
 ) -> list[Verdict]:
     """As `run`, for (judge, item, sample number) triples of several judges at once.
 
-    ``session`` is what runs that follow each other share (see `Session`).
+    ``session`` is what runs that follow each other share (see `Session`), ``stop`` among it.
     """
     plans: dict[int, Plan] = {}
     asked = []
@@ -133,12 +148,18 @@ def run_many(
     firsts = [asked[same[0]] for same in positions]
     budget = budget or Budget()
     batch = JudgeBatch(firsts, cached=cache is not None)
-    stored: Sequence[Verdict | None] | None = batch.verdicts(budget)
-    if stored is None:
+    replayed = batch.verdicts(budget)
+    stored: Sequence[Verdict | None]
+    if replayed is not None:
+        stored = replayed
+    else:
         stored = [q.stored(cache) if cache is not None else None for q in firsts]
 
     found: list[Verdict | None] = [None] * len(asked)
-    with bar(total=len(asked), desc=progress, disable=progress is None) as shown:
+    with (
+        bar(total=len(asked), desc=progress, disable=progress is None) as shown,
+        Session(concurrency, stop) if session is None else nullcontext(session) as shared,
+    ):
         tally = _Tally(shown, on_verdict)
 
         def settle(same: Sequence[int], verdict: Verdict) -> None:
@@ -149,21 +170,29 @@ def run_many(
                 found[position] = own
                 tally.add(own)
 
-        for index, read in enumerate(stored):
-            if read is not None:
-                settle(positions[index], batch.keep(index, read))
+        def known(index: int, verdict: Verdict) -> None:
+            if replayed is None:
+                budget.charge(verdict.receipt or Receipt(), firsts[index].model)
+            settle(positions[index], batch.keep(index, verdict))
+
+        def answered(index: int, verdict: Verdict) -> None:
+            settle(positions[index], batch.keep(index, verdict))
+
         pending = [index for index, read in enumerate(stored) if read is None]
         if budget.measures and pending:
             for plan in plans.values():
                 check_measurable(plan.judge)
-        calls = _Calls([firsts[i] for i in pending], concurrency, cache, budget, session)
-
-        def answered(which: int, verdict: Verdict) -> None:
-            index = pending[which]
-            settle(positions[index], batch.keep(index, verdict))
-
         with batch.noted(budget):
-            calls.make(answered)
+            for index, read in enumerate(stored):
+                if read is not None:
+                    known(index, read)
+            asking = _Asking(firsts, concurrency, cache, budget, shared, stop or shared.stop)
+            asking.ask(pending, known, answered)
+            budget.close(
+                (verdict.receipt, question.model)
+                for same, question in zip(positions, firsts, strict=True)
+                if (verdict := found[same[0]]) is not None and verdict.receipt is not None
+            )
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -188,14 +217,16 @@ _UNPAID: dict[str, Any] = {"input_tokens": None, "output_tokens": None, "cost": 
 
 
 class Session:
-    """What several runs share: connections, and whether the model has answered.
+    """What several runs share: connections, whether the model has answered, who can stop them.
 
     The first call of all goes alone; once something was answered, later runs start with all
-    their calls at once. A context manager that closes the connections.
+    their calls at once. Once ``stop`` is set, no call is begun any more. A context manager that
+    closes the connections.
     """
 
-    def __init__(self, concurrency: int = 64) -> None:
+    def __init__(self, concurrency: int = 64, stop: threading.Event | None = None) -> None:
         self.transport = Transport(concurrency)
+        self.stop = stop or threading.Event()
         self.answered = 0
 
     def close(self) -> None:
@@ -212,6 +243,71 @@ class _StoppedError(Exception):
     """The run has ended before this request was made."""
 
 
+class _Asking:
+    """Asks what this run has claimed, and waits for what others ask at the same time."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        concurrency: int,
+        cache: AnswerCache | None,
+        budget: Budget,
+        session: Session,
+        stop: threading.Event,
+    ) -> None:
+        if concurrency < 1:
+            raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
+        self.questions, self.concurrency, self.cache = questions, concurrency, cache
+        self.budget, self.session, self.stop = budget, session, stop
+
+    def ask(
+        self,
+        pending: Sequence[int],
+        known: Callable[[int, Verdict], None],
+        answered: Callable[[int, Verdict], None],
+    ) -> None:
+        """Get all ``pending`` questions settled: ``known(index, verdict)`` by others."""
+        with Claims(self.cache) as claims:
+            while pending:
+                mine = self._mine(pending, claims)
+                self._make([index for index in pending if index in mine], claims, answered)
+                left = [index for index in pending if index not in mine]
+                if left:
+                    claims.wait([self.questions[index].key for index in left], self.stop)
+                pending = []
+                for index in left:
+                    read = self.questions[index].stored(self.cache) if self.cache else None
+                    if read is None:
+                        pending.append(index)
+                    else:
+                        known(index, read)
+
+    def _mine(self, pending: Sequence[int], claims: Claims) -> set[int]:
+        """The questions that this run has to ask."""
+        if self.cache is None:
+            return set(pending)
+        keys = {i: self.questions[i].key for i in pending if self.questions[i].plan.lasting}
+        had = claims.take([*keys.values()])
+        free = {index for index in pending if index not in keys or keys[index] in had}
+        # What is there, and off this run's scale, must be asked anew.
+        return free | {i for i in keys.keys() - free if self.cache.get(keys[i]) is not None
+                       and self.questions[i].stored(self.cache) is None}  # fmt: skip
+
+    def _make(
+        self, mine: Sequence[int], claims: Claims, answered: Callable[[int, Verdict], None]
+    ) -> None:
+        calls = _Calls(
+            [self.questions[index] for index in mine],
+            self.concurrency,
+            self.cache,
+            self.budget,
+            self.session,
+            self.stop,
+            claims.renew,
+        )
+        calls.make(lambda which, verdict: answered(mine[which], verdict))
+
+
 class _Calls:
     """The calls of one run: in parallel, slowed by rate limits, stopped when all is in vain."""
 
@@ -221,18 +317,18 @@ class _Calls:
         concurrency: int,
         cache: AnswerCache | None,
         budget: Budget,
-        session: Session | None,
+        session: Session,
+        stop: threading.Event,
+        renew: Callable[[], None],
     ) -> None:
-        if concurrency < 1:
-            raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
         self.questions = questions
         self.concurrency = min(concurrency, max(1, len(questions)))
         self.cache = cache
         self.budget = budget
         self.throttle = Throttle(self.concurrency)
         self.stopped = threading.Event()
-        self.session = session
-        self.answered = session.answered if session is not None else 0
+        self.session, self.stop, self.renew = session, stop, renew
+        self.answered = session.answered
         self._held: list[tuple[int, _Outcome]] = []
         self._in_a_row: list[_Outcome] = []
 
@@ -244,27 +340,33 @@ class _Calls:
         """
         if not self.questions:
             return
-        session = self.session or Session(self.concurrency)
-        transport = session.transport
+        transport = self.session.transport
         workers = Workers[_Outcome](self.concurrency, "judge")
         patience: float | None = None
         running: dict[Future[_Outcome], int] = {}
         done: queue.SimpleQueue[Future[_Outcome]] = queue.SimpleQueue()
         try:
             alone = 0 if self.answered else 1
+            self._check()
             if alone:
-                self._take(0, self._answer(self.questions[0], transport), settle)
+                first = self._answer(self.questions[0], transport)
+                if first.verdict.error is not None:
+                    self._check()
+                self._take(0, first, settle)
             for index, question in enumerate(self.questions[alone:], start=alone):
                 future = workers.submit(self._answer, question, transport)
                 running[future] = index
                 future.add_done_callback(done.put)
             while running:
-                future = _next(done)
+                future = self._next(done)
                 self._take(running.pop(future), future.result(), settle)
             self._give_up(settle)
         except BaseException as error:
             # Whoever interrupts is not kept waiting by a call that hangs.
-            patience = None if isinstance(error, Exception) else SECONDS_AFTER_INTERRUPT
+            if isinstance(error, CancelledError):
+                patience = SECONDS_AFTER_CANCEL
+            elif not isinstance(error, Exception):
+                patience = SECONDS_AFTER_INTERRUPT
             raise
         finally:
             # Calls under way end in their threads, nothing new is started, and what came too
@@ -272,10 +374,25 @@ class _Calls:
             self.stopped.set()
             self.throttle.release()
             workers.stop(patience)
-            session.answered = self.answered
-            if self.session is None:
-                session.close()
+            self.session.answered = self.answered
             self._keep(running, settle)
+
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise CancelledError("This was cancelled. Answers that were paid for are kept.")
+
+    def _next(self, done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
+        while True:
+            self._check()
+            self.renew()
+            try:
+                # Woken now and then to see that it is over. Where a wait without an end cannot be
+                # interrupted, Ctrl-C is seen in between as well.
+                future = done.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            self._check()
+            return future
 
     def _take(self, index: int, outcome: _Outcome, settle: Callable[[int, Verdict], None]) -> None:
         if outcome.fault not in (None, "answer"):
@@ -320,19 +437,16 @@ class _Calls:
 
     def _answer(self, question: Question, transport: Transport) -> _Outcome:
         """Ask until there is an answer or no hope of one; runs in a thread of the pool."""
-        requests, asked_at = 0, 0.0
+        asked_at, bill = 0.0, Bill()
 
         def count() -> None:
-            nonlocal requests
-            if self.stopped.is_set():
+            if self.stopped.is_set() or self.stop.is_set():
                 raise _StoppedError
             self.budget.take()
-            requests += 1
-
-        model = str(getattr(question.plan.judge, "model", None) or "")
+            bill.calls += 1
 
         def measured(request: Mapping[str, Any]) -> AbstractContextManager[Callable[[Any], None]]:
-            return self.budget.measuring(model, request, self.stopped.is_set)
+            return self.budget.measuring(question.model, request, self.stopped.is_set, bill)
 
         def once() -> tuple[Verdict, Any]:
             nonlocal asked_at
@@ -374,13 +488,15 @@ class _Calls:
                 trace_id=question.item.trace_id,
                 error=scrub(failure.message, question.plan.judge)[:2000],
                 fingerprint=question.plan.mark,
-                calls=requests,
+                calls=bill.calls,
+                receipt=bill.receipt,
             )
             return _Outcome(failed, failure.fault, asked_at, time.monotonic())
         self.throttle.speed_up()
+        verdict = replace(verdict, calls=bill.calls, receipt=bill.receipt)
         if self.cache is not None:
-            question.keep(self.cache, value, verdict.rationale)
-        return _Outcome(replace(verdict, calls=requests), None, asked_at)
+            verdict = question.keep(self.cache, value, verdict)
+        return _Outcome(verdict, None, asked_at)
 
     def _refusal(self, question: Question, outcome: _Outcome) -> ModelError:
         judge = question.plan.judge
@@ -419,15 +535,6 @@ class _Outcome:
     fault: Fault | None
     asked_at: float
     failed_at: float = 0.0
-
-
-def _next(done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
-    while True:
-        try:
-            # Where a wait without an end cannot be interrupted, Ctrl-C is seen in between.
-            return done.get(timeout=1.0)
-        except queue.Empty:
-            continue
 
 
 def after_the_first(count: Callable[[], None]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,6 +21,7 @@ from workbench import offline
 from workbench.credentials import public_query, secret_params, without_secret_params
 from workbench.credentials import without_credentials as without_credentials
 from workbench.errors import ArgumentError
+from workbench.receipt import Receipt
 from workbench.scale import Scale
 from workbench.tape import MODEL_VARIABLE, replays
 
@@ -41,7 +42,8 @@ class Verdict:
     Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
     where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
     None where the provider does not count them. ``calls`` counts the requests made for it, retries
-    included, and ``cached`` tells that nothing was paid.
+    included, and ``cached`` tells that nothing was paid. ``receipt`` says what was paid for it at
+    whatever time; None where no model was asked.
     """
 
     trace_id: str
@@ -54,6 +56,7 @@ class Verdict:
     cost: float | None = None
     cached: bool = False
     calls: int = 0
+    receipt: Receipt | None = field(default=None, compare=False, repr=False)
 
 
 def default_model() -> str:

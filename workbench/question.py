@@ -20,8 +20,9 @@ from workbench.cache import AnswerCache, question_key
 from workbench.credentials import public_query, without_credentials
 from workbench.errors import ReplayError, ScaleError
 from workbench.judge import Verdict, fingerprint, is_cacheable, scale_of, scrub
+from workbench.receipt import Receipt
 from workbench.scale import ABSTAIN, Scale, is_missing
-from workbench.tape import Line, active
+from workbench.tape import Line, active, charged
 from workbench.traces import Example, item_digest
 from workbench.transport import prepared
 
@@ -146,6 +147,11 @@ class Question:
         where = self.item.trace_id if "trace" in self.plan.fields else ""
         return question_key(self.plan.mark, self.plan.source, digest, where, self.sample)
 
+    @property
+    def model(self) -> str:
+        """URI of the judge's model; "" where it has none."""
+        return str(getattr(self.plan.judge, "model", None) or "")
+
     def tape_key(self, *, kept: bool) -> str:
         """What the answer has in a file of answers: the same on every machine and in every store.
 
@@ -188,6 +194,7 @@ class Question:
             input_tokens=line.paid.get("input_tokens"),
             output_tokens=line.paid.get("output_tokens"),
             cost=line.paid.get("cost"),
+            receipt=charged(line.paid),
         )
         if verdict.error is not None:
             return verdict
@@ -253,24 +260,39 @@ class Question:
             rationale=str(answer.get("rationale") or ""),
             fingerprint=self.plan.mark,
             cached=True,
+            receipt=Receipt.of(answer.get("paid")),
         )
 
-    def keep(self, cache: AnswerCache, value: Any, rationale: str) -> None:
-        """Store an answer, its value as the judge gave it, where answers may be kept."""
-        if self.plan.lasting:
-            cache.put(self.key, {"value": value, "rationale": rationale})
+    def keep(self, cache: AnswerCache, value: Any, verdict: Verdict) -> Verdict:
+        """Store an answer, its value as the judge gave it, where answers may be kept.
+
+        Returns the verdict that holds: another one's, where that was there first.
+        """
+        if not self.plan.lasting:
+            return verdict
+        answer = {"value": value, "rationale": verdict.rationale}
+        if verdict.receipt is not None:
+            answer["paid"] = verdict.receipt.to_dict()
+        if cache.put(self.key, answer) is answer:
+            return verdict
+        first = self.stored(cache)
+        if first is None:
+            return verdict
+        return replace(verdict, value=first.value, rationale=first.rationale)
 
 
 def answer_of(verdict: Verdict) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answer and price of a verdict as a file of answers holds them."""
     answer: dict[str, Any] = {"rationale": verdict.rationale} if verdict.rationale else {}
     answer |= {"value": verdict.value} if verdict.error is None else {"error": verdict.error}
-    paid = {
+    paid: dict[str, Any] = {
         "calls": verdict.calls,
         "input_tokens": verdict.input_tokens,
         "output_tokens": verdict.output_tokens,
         "cost": verdict.cost,
     }
+    if verdict.receipt is not None:
+        paid["charged"] = verdict.receipt.to_dict()
     return answer, paid
 
 

@@ -25,7 +25,7 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -33,6 +33,7 @@ from typing import Any, Final, Literal, NamedTuple
 from workbench.budget import Budget, amounts
 from workbench.cache import question_key
 from workbench.errors import ArgumentError, BudgetError, ReplayError
+from workbench.receipt import Receipt
 
 RECORD_VARIABLE: Final = "WORKBENCH_RECORD"
 REPLAY_VARIABLE: Final = "WORKBENCH_REPLAY"
@@ -155,6 +156,10 @@ def _line(line: str) -> Line:
     elif kind == "reflection":
         _check_texts(answer)
     for name, amount in paid.items():
+        if name == "charged":
+            if not isinstance(amount, dict) or not all(map(_whole, amount.values())):
+                raise _BadLineError("paid 'charged' is no receipt")
+            continue
         fits = _whole(amount) if name in _COUNTS else name == "cost" and _amount(amount)
         if not fits:
             raise _BadLineError(f"paid {str(name)[:40]!r} is no amount")
@@ -326,11 +331,23 @@ class Player(_Tape):
         if not before:
             return None
         last = turns[max(before)]
-        paid = last.paid if last.kind == "uncached" else {}
+        paid = last.paid if last.kind == "uncached" else _receipt_alone(last.paid)
         return last._replace(turn=turn, paid=paid)
 
     def __repr__(self) -> str:
         return f"<Player of {len(self)} answers from {self.path}>"
+
+
+def charged(paid: Mapping[str, Any]) -> Receipt:
+    """What a budget is charged with for an answer, whoever paid for it and when."""
+    if "charged" in paid:
+        return Receipt.of(paid["charged"])
+    told = amounts(paid)
+    return Receipt(int(told["calls"]), int(told["tokens"]))
+
+
+def _receipt_alone(paid: Mapping[str, Any]) -> dict[str, Any]:
+    return {"charged": paid["charged"]} if "charged" in paid else {}
 
 
 # -- the tape that is active ----------------------------------------------------------------
@@ -516,7 +533,7 @@ class Batch:
     def __init__(self, keys: Sequence[str], tape: Recorder | Player | None) -> None:
         self.tape, self.keys = tape, list(keys)
         self.turns = [tape.turn(key) for key in keys] if tape is not None else []
-        self._paid: list[dict[str, Any]] = []
+        self._paid: list[Receipt] = []
 
     @property
     def key(self) -> str:
@@ -541,12 +558,12 @@ class Batch:
         found = [player.find(key, turn) for key, turn in zip(self.keys, self.turns, strict=True)]
         for line in found:
             if line is not None:
-                budget.charge(line.paid)
+                budget.charge(charged(line.paid), str(line.about.get("model") or ""))
         missing = [index for index, line in enumerate(found) if line is None]
         if missing:
             stop = player.find(self.key, 0)
             if stop is not None and budget.is_limited:
-                budget.charge(stop.paid)
+                budget.burn(stop.paid)
                 raise budget.exhausted()
             more = f" (and {len(missing) - 1} more of {len(found)})" if len(missing) > 1 else ""
             raise ReplayError(
@@ -575,7 +592,7 @@ class Batch:
                 for name, amount in paid.items()
                 if amount is not None and (amount or name != "calls")
             }
-            self._paid.append(given)
+            self._paid.append(charged(paid))
             line = Line(self.keys[index], self.turns[index], kind, about, answer, given)
             self.tape.keep(line, repeated=repeated)
 
@@ -591,10 +608,12 @@ class Batch:
         except BaseException as error:
             if isinstance(error, BudgetError):
                 # What was spent without an answer that anyone got.
-                told = [amounts(paid) for paid in self._paid]
+                after = budget.state()
                 lost = {
-                    name: spent - before[name] - sum(paid[name] for paid in told)
-                    for name, spent in budget.state().items()
+                    "calls": after["calls"] - before["calls"] - sum(r.calls for r in self._paid),
+                    "tokens": after["tokens"]
+                    - before["tokens"]
+                    - sum(r.tokens for r in self._paid),
                 }
                 paid = {name: amount for name, amount in lost.items() if amount > 0}
                 self.tape.keep(Line(self.key, 0, "stop", {}, {"stopped": "budget"}, paid))
