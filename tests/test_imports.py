@@ -20,8 +20,8 @@ LAYERS = {
     "errors": ["errors"],
     "scale": ["scale", "progress"],
     "level 1": [
-        "assignment", "budget", "cache", "credentials", "dataset", "faults", "feedback", "ingest",
-        "judge", "labels", "offline", "prices", "rows", "rubrics", "schemas", "store", "tables",
+        "assignment", "budget", "cache", "claims", "credentials", "dataset", "faults", "feedback", "ingest",
+        "judge", "labels", "offline", "prices", "receipt", "rows", "rubrics", "schemas", "store", "tables",
         "tape", "throttle", "traces", "transaction", "transport", "workers",
     ],
     "assessment": ["question", "replay", "calls", "assessment"],

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
@@ -28,13 +28,15 @@ from workbench import offline
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.candidate import one_line_json, shortened_json
+from workbench.claims import Claims
 from workbench.errors import BudgetError, ModelError, ReplayError
 from workbench.faults import cause_of_type, classify
 from workbench.judge import Verdict, scrub
 from workbench.question import answers_from
+from workbench.receipt import Bill, Receipt
 from workbench.rulelists import is_refusal, rules_in
 from workbench.scale import Scale
-from workbench.tape import Batch, Line, Recorder, active, refuse_calls
+from workbench.tape import Batch, Line, Recorder, active, charged, refuse_calls
 from workbench.traces import Example
 from workbench.workers import Workers
 
@@ -127,6 +129,7 @@ class Reflection:
     calls: int
     tokens: int | None = None
     cost: float | None = None
+    receipt: Receipt | None = field(default=None, compare=False, repr=False)
     error: str = ""
 
 
@@ -210,12 +213,12 @@ class Reflector:
         batch = ReflectionBatch([self._tape_key(*each) for each in requests], self.model)
         replayed = batch.replayed(purse, lambda _: f"The reflection model {self.model}")
         if replayed is not None:
-            return [_of_line(line) for line in replayed]
+            return self._closed([_of_line(line) for line in replayed], purse)
         pool = Workers[Reflection](min(self.concurrency, max(1, len(requests))), "reflect")
-        running = [pool.submit(self._ask, request, sample, purse) for request, sample in requests]
+        running = [pool.submit(self._answer, asked, sample, purse) for asked, sample in requests]
         try:
             with batch.noted(purse):
-                return batch.keep(running, self.judge)
+                return self._closed(batch.keep(running, self.judge), purse)
         finally:
             # An answer that is still under way when this is left is kept for the next run.
             pool.stop(SECONDS_TO_LEAVE)
@@ -258,12 +261,24 @@ class Reflector:
         asked = request.as_inputs(self.scale)
         return question_key("reflection", self.model, TASK_DIGEST, asked, sample)
 
-    def _ask(self, request: Request, sample: int, budget: Budget) -> Reflection:
+    def _closed(self, answers: list[Reflection], purse: Budget) -> list[Reflection]:
+        purse.close((a.receipt, self.model) for a in answers if a.receipt is not None)
+        return answers
+
+    def _answer(self, request: Request, sample: int, budget: Budget) -> Reflection:
+        """What is known, or asked by another run now, else what the model says."""
         key = self._key(request, sample)
-        stored = self.cache.get(key) if self.cache is not None else None
-        if stored is not None:
-            return Reflection(tuple(stored["rules"]), calls=0)
-        lm = self._language_model(budget)
+        with Claims(self.cache) as claims:
+            stored = claims.known_or_mine(key, lambda: self.cache.get(key) if self.cache else None)
+            if stored is not None:
+                receipt = Receipt.of(stored.get("paid"))
+                budget.charge(receipt, self.model)
+                return Reflection(tuple(stored["rules"]), calls=0, receipt=receipt)
+            bill = Bill()
+            return replace(self._ask(request, key, budget, bill), receipt=bill.receipt)
+
+    def _ask(self, request: Request, key: str, budget: Budget, bill: Bill) -> Reflection:
+        lm = self._language_model(budget, bill)
         try:
             stated = _asked(lm, request.as_inputs(self.scale))
         except (BudgetError, ReplayError):
@@ -284,10 +299,12 @@ class Reflector:
             return Reflection((), lm.made, *_paid(lm), error=f"it said {rules[0][:300]!r}")
         rules = rules[:MOST_RULES]
         if self.cache is not None:
-            self.cache.put(key, {"rules": list(rules)})
+            answer = {"rules": list(rules), "paid": bill.receipt.to_dict()}
+            # Where another run was faster, its answer holds for both.
+            rules = tuple(self.cache.put(key, answer)["rules"])
         return Reflection(rules, lm.made, *_paid(lm))
 
-    def _language_model(self, budget: Budget) -> Any:
+    def _language_model(self, budget: Budget, bill: Bill) -> Any:
         provider, _, name = self.model.partition(":/")
         options: dict[str, Any] = {}
         if self._own:
@@ -302,6 +319,7 @@ class Reflector:
             f"{provider}/{name.lstrip('/')}",
             self.model,
             budget,
+            bill,
             cache=False,
             num_retries=0,
             **options,
@@ -329,7 +347,8 @@ class ReflectionBatch(Batch):
                 stopped = stopped or error
                 continue
             clean = replace(answer, rules=tuple(scrub(rule, judge) for rule in answer.rules))
-            paid = {"calls": clean.calls, "tokens": clean.tokens, "cost": clean.cost}
+            paid: dict[str, Any] = {"calls": clean.calls, "tokens": clean.tokens}
+            paid |= {"cost": clean.cost, "charged": (clean.receipt or Receipt()).to_dict()}
             told: dict[str, Any] = {"rules": list(clean.rules)}
             if clean.error:
                 told["error"] = clean.error
@@ -350,6 +369,7 @@ def _of_line(line: Line) -> Reflection:
         calls=paid.get("calls", 0),
         tokens=paid.get("tokens"),
         cost=paid.get("cost"),
+        receipt=charged(paid),
         error=str(line.answer.get("error", "")),
     )
 
@@ -389,9 +409,15 @@ def _counted_lm() -> Any:
     import dspy
 
     class CountedLM(dspy.LM):  # type: ignore[misc]  # dspy publishes no types
-        def __init__(self, model: str, uri: str, budget: Budget, **options: Any) -> None:
+        def __init__(
+            self, model: str, uri: str, budget: Budget, bill: Bill, **options: Any
+        ) -> None:
             super().__init__(model, **options)
-            self.uri, self.budget, self.made = uri, budget, 0
+            self.uri, self.budget, self.bill = uri, budget, bill
+
+        @property
+        def made(self) -> int:
+            return self.bill.calls
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             retrying = Retrying(
@@ -408,8 +434,8 @@ def _counted_lm() -> Any:
             request = {**self.kwargs, **kwargs}
             request["messages"] = kwargs.get("messages") or [*args, kwargs.get("prompt")]
             before = len(self.history)
-            with self.budget.measuring(self.uri, request) as used:
-                self.made += 1
+            with self.budget.measuring(self.uri, request, bill=self.bill) as used:
+                self.bill.calls += 1
                 answer = super().__call__(*args, **kwargs)
                 used(self.history[-1] if len(self.history) > before else None)
             return answer

@@ -51,8 +51,10 @@ where K is 2, or the number of values where these have no order (`most_calls`). 
 part of it: about 240 calls for 50 labels and 530 for 200 in the simulation of
 ``tests/benchmarks/bench_simba.py`` (a judge that is wrong systematically). All calls of a heat
 run together, so a step takes about six times the latency of the model. Verdicts of the original
-judge that are known already, and answers in the cache, cost nothing; ``budget=`` ends the loop
-before the first call that would exceed it, with the best candidate until then.
+judge that are known already, and answers in the cache, are not paid again. ``budget=`` ends the
+loop before the first call that would exceed it, with the best candidate until then; an answer in
+the cache is charged with what it cost when it was paid for, so that a run that is repeated or
+resumed takes the same course.
 
 How it differs from dspy's SIMBA
 --------------------------------
@@ -153,8 +155,8 @@ class SIMBA(AlignmentOptimizer):
         Called after each step with a dict: ``step``, ``best_score``, ``calls``,
         ``reflections``, ``failures``, ``best`` (instructions). None for nothing.
     stop
-        A `threading.Event`; once set, learning ends before its next batch of calls with
-        what is best until then.
+        A `threading.Event`; once set no call is begun any more, and learning ends with what is
+        best until then as soon as those under way have come in.
     """
 
     def __init__(
@@ -241,7 +243,7 @@ class SIMBA(AlignmentOptimizer):
         train, dev = (sorted(part, key=_content) for part in (train, dev))
         original = Candidate.from_instructions(options(judge)["instructions"])
         budget = Budget.of(self.budget) if budget is None else budget
-        spent_before = budget.spent
+        spent_before, made_before = budget.spent, budget.made
         model = str(getattr(judge, "model", None) or "")
         budget.check(model, self.model or model)
         if budget.measures:
@@ -256,7 +258,7 @@ class SIMBA(AlignmentOptimizer):
         def on_step(state: dict[str, Any]) -> None:
             limit = "" if budget.limit is None else f" of {budget.limit}"
             shown.set_postfix_str(
-                f"dev {state['best_score']:.3f}, {state['calls'] + state['reflections']}{limit} "
+                f"dev {state['best_score']:.3f}, {budget.spent - spent_before}{limit} "
                 f"calls, {state['failures']} failed",
                 refresh=False,
             )
@@ -267,7 +269,7 @@ class SIMBA(AlignmentOptimizer):
 
         few = len(train) + len(dev) < FEW
         try:
-            with shown, Session(self.concurrency) as session:
+            with shown, Session(self.concurrency, self.stop) as session:
                 asking = _Asking(self, judge, original, scale, known, answers, budget, session)
                 given: dict[str, Any] = {
                     "scale": scale,
@@ -288,7 +290,7 @@ class SIMBA(AlignmentOptimizer):
         checkpoint.finish(self.last)
         self.seconds = time.monotonic() - started
         # A batch that the budget cut short was paid for all the same.
-        self.last.judge_calls = budget.spent - spent_before - self.last.reflection_calls
+        self.last.judge_calls = budget.made - made_before - self.last.reflection_calls
         return asking.judges[self.last.best.key]
 
     def _run_key(
