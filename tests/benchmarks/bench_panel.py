@@ -2,10 +2,13 @@
 
     python tests/benchmarks/bench_panel.py [--items 200] [--queue 10000]
 
-Items are rated one after another with a number and Enter, in a queue of so many traces of about
-2,000 characters. Measured in the page: from the time that the browser gives the Enter key to the
-end of the frame in which the next item is painted. "Standing still" is a kernel that runs nothing,
-not even a thread; the ratings of the other one are written to SQLite meanwhile.
+Items are rated one after another with a number and Enter, in a queue of so many traces: most of
+about 2,000 characters, and one of ten long (some 24,000 of Markdown, or 40,000 of plain text).
+Measured in the page: from the time that the browser gives the Enter key to the end of the frame in
+which the next item is painted. "Standing still" is a kernel that runs nothing, not even a thread;
+the ratings of the other one are written to SQLite meanwhile.
+
+The design asks for 50 ms in 95 of 100 cases: it ends with code 1 where that is not reached.
 """
 
 from __future__ import annotations
@@ -22,48 +25,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "browser"))
 
 import mlflow
-import pandas as pd
-from hosts import Notebook, running
-from large_queue import multiply
+from hosts import STOPWATCH, Notebook, running
+from large_queue import long_and_short, multiply
 from playwright.sync_api import sync_playwright
 
 import workbench
 
-# After a frame is drawn tasks run again: a message posted within its callback is one of them.
-MEASURE = """
-window.taken = [];
-document.addEventListener('keydown', (event) => {
-    if (event.key !== 'Enter') return;
-    const root = document.querySelector('.wb'), from = root.dataset.position;
-    requestAnimationFrame(() => {
-        const {port1, port2} = new MessageChannel();
-        port1.onmessage = () => window.taken.push(
-            root.dataset.position === from ? null : performance.now() - event.timeStamp);
-        port2.postMessage(0);
-    });
-}, true);
-"""
-
-ANSWER = (
-    """The **{n}** plan fits you best.
-
-1. Open *Settings* and choose `Billing`
-2. Pick the plan, then confirm
-
-| plan | seats | price |
-|---|---|---|
-| Basic | 1 | 9 |
-| Team | {n} | 29 |
-
-"""
-    + "It takes effect on the first day of the month that follows, and can be changed. " * 18
-)
+TARGET = 50  # milliseconds, 95 % of the items
 
 
 def measure(notebook: Notebook, items: int) -> list[float]:
     panel = notebook.panel
     panel.focus()
-    notebook.page.evaluate(MEASURE)
+    notebook.page.evaluate(STOPWATCH)
     for _ in range(items):
         position = panel.position
         panel.press("2", "Enter")
@@ -72,13 +46,10 @@ def measure(notebook: Notebook, items: int) -> list[float]:
         )
         panel.page.wait_for_function("window.taken.length > (window.seen ?? 0)")
         notebook.page.evaluate("window.seen = window.taken.length")
-    taken = notebook.page.evaluate("window.taken")
-    late = sum(each is None for each in taken)
-    assert not late, f"{late} items were not there within the frame after their key"
-    return list(taken)
+    return list(notebook.page.evaluate("window.taken"))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--queue", type=int, default=10_000)
@@ -87,12 +58,9 @@ def main() -> None:
         database = f"{folder}/mlflow.db"
         mlflow.set_tracking_uri(f"sqlite:///{database}")
         mlflow.set_experiment("panel")
-        table = pd.DataFrame({"n": range(50)})
-        table["question"] = [
-            f"Which plan do {n} people need, and how do we get it?" for n in table.n
-        ]
-        table["answer"] = [ANSWER.format(n=n) for n in table.n]
-        workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
+        workbench.import_traces(
+            long_and_short(50), inputs="question", outputs="answer", progress=False
+        )
         multiply(database, options.queue)
         os.mkfifo(f"{folder}/frozen")
         cells = [
@@ -130,11 +98,18 @@ def main() -> None:
                     )
             browser.close()
     print(f"Enter to the next item painted, queue of {options.queue:,}, {os.cpu_count()} cores")
-    print(f"{'kernel':<16}{'items':>6}{'median':>10}{'95 %':>10}{'longest':>10}{'all saved':>12}")
+    print(
+        f"{'kernel':<16}{'items':>6}{'median':>10}{'95 %':>10}{'target':>10}{'longest':>10}"
+        f"{'all saved':>12}"
+    )
     for kernel, n, *times, seconds in rows:
-        told = "".join(f"{each:>7.1f} ms" for each in times)
+        told = "".join(f"{each:>7.1f} ms" for each in (times[0], times[1], TARGET, times[2]))
         print(f"{kernel:<16}{n:>6}{told}{seconds:>10.1f} s")
+    missed = [kernel for kernel, _, _, last, _, _ in rows if last > TARGET]
+    if missed:
+        print(f"Above the target with the kernel {' and '.join(missed)}.", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A store with many traces in a second; to import them would take a minute."""
+"""Items long and short, and a store with many in a second; to import them would take a minute."""
 
 from __future__ import annotations
 
@@ -7,8 +7,25 @@ import itertools
 import sqlite3
 import uuid
 
+import pandas as pd
+
 # Tables with rows of a trace, and the column that names it.
 _TABLES = {"trace_info": "request_id", "trace_tags": "request_id", "spans": "trace_id"}
+
+
+def long_and_short(n: int) -> pd.DataFrame:
+    """Items as they come: most of about 2,000 characters, and one of ten is long."""
+    steps = "1. Open *Settings* and choose `Billing`\n2. Pick the **{n}** plan, then confirm\n\n"
+    table = "| plan | seats | price |\n|---|---|---|\n| Basic | 1 | 9 |\n| Team | {n} | 29 |\n\n"
+    usual = steps + table + "It takes effect on the first day of the month. " * 38
+    markdown, plain = (steps + table) * 180, usual * 20  # just short enough to be set, and longer
+    answers = [(plain if i % 20 == 3 else markdown if i % 20 == 11 else usual) for i in range(n)]
+    return pd.DataFrame(
+        {
+            "question": [f"Which plan do {i} people need, and how do we get it?" for i in range(n)],
+            "answer": [answer.replace("{n}", str(i)) for i, answer in enumerate(answers)],
+        }
+    )
 
 
 def multiply(database: str, n: int) -> None:

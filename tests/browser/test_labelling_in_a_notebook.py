@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from hosts import LOSING, STOPWATCH, Host, Panel
-from large_queue import multiply
+from large_queue import long_and_short, multiply
 from playwright.sync_api import Browser, expect
 
 import workbench
@@ -241,21 +241,6 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
         panel.all_saved()
         assert labelled() == given
         assert len(given) == 15
-
-
-def long_and_short(n: int) -> pd.DataFrame:
-    """Items as they come: most of about 2,000 characters, and one of ten is long."""
-    steps = "1. Open *Settings* and choose `Billing`\n2. Pick the **{n}** plan, then confirm\n\n"
-    table = "| plan | seats | price |\n|---|---|---|\n| Basic | 1 | 9 |\n| Team | {n} | 29 |\n\n"
-    usual = steps + table + "It takes effect on the first day of the month. " * 38
-    markdown, plain = (steps + table) * 180, usual * 20  # just short enough to be set, and longer
-    answers = [(plain if i % 20 == 3 else markdown if i % 20 == 11 else usual) for i in range(n)]
-    return pd.DataFrame(
-        {
-            "question": [f"Which plan do {i} people need, and how do we get it?" for i in range(n)],
-            "answer": [answer.replace("{n}", str(i)) for i, answer in enumerate(answers)],
-        }
-    )
 
 
 def written_labels(database: str) -> dict[str, list[Any]]:
