@@ -20,10 +20,11 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import store
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
-from workbench.errors import CancelledError
+from workbench.errors import BudgetError, CancelledError
 from workbench.judge import with_instructions
-from workbench.metering import Meter, metering
+from workbench.metering import KINDS, Meter, metering
 from workbench.pairing import Pairs, Split
 from workbench.reflection import _endpoint_options
 from workbench.tape import not_recorded
@@ -38,6 +39,7 @@ def learn(
     optimizer: AlignmentOptimizer,
     split: Split,
     *,
+    budget: Budget | None = None,
     max_failure_share: float = 0.05,
     progress: bool = True,
     stop: threading.Event | None = None,
@@ -45,10 +47,13 @@ def learn(
     """The judge that the optimizer proposes, with all options of the original, and the calls.
 
     ``progress`` lets the optimizer write what it writes. Once ``stop`` is set, each further call
-    of a model fails at once.
+    of a model fails at once. Requests of judges, reflection and embedding models are taken from
+    ``budget`` before they are made, and what is known already is charged with what it cost.
 
     Raises
     ------
+    BudgetError
+        When the budget did not suffice, whatever the optimizer made of that.
     CancelledError
         When ``stop`` was set, whatever the optimizer made of that.
     ModelError
@@ -59,11 +64,17 @@ def learn(
     not_recorded(who)
     traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
     scale = split.train.scale
+    purse = budget or Budget()
+    purse.check(str(judge.model))
     cache = AnswerCache()
     try:
         with (
             metering(
-                max_failure_share=max_failure_share, scale=scale, cache=cache, stop=stop
+                max_failure_share=max_failure_share,
+                scale=scale,
+                cache=cache,
+                stop=stop,
+                budget=purse,
             ) as meter,
             _options_kept(optimizer, judge),
             _endpoint_kept(judge),
@@ -72,6 +83,7 @@ def learn(
             proposed = judge.align(traces, optimizer)
     except Exception as error:
         _unless_cancelled(stop)
+        _unless_exhausted(meter, who)
         if failure := meter.failure(who, error):
             # Not chained: the provider's own words may repeat a key.
             raise failure from None
@@ -79,6 +91,7 @@ def learn(
     finally:
         cache.close()
     _unless_cancelled(stop)
+    _unless_exhausted(meter, who)
     if failure := meter.failure(who):
         raise failure
     if type(proposed) is InstructionsJudge:
@@ -89,6 +102,43 @@ def learn(
 def _unless_cancelled(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
         raise CancelledError(CANCELLED) from None
+
+
+def _unless_exhausted(meter: Meter, who: str) -> None:
+    """An optimizer that calls on may take the failures for disagreements, so none is heard."""
+    if meter.exhausted is None:
+        return
+    asked = ", ".join(
+        f"{meter.count(kind).requests} {kind}" for kind in KINDS if meter.count(kind).requests
+    )
+    raise BudgetError(
+        f"{who} was stopped, since what it wanted to ask goes beyond the budget; it cannot say "
+        f"what is best until then, so the judge stays as it was. {meter.exhausted} Requests made "
+        f"now: {asked or 'none'}. The same call with a higher budget goes on from what is kept."
+    ) from None
+
+
+def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
+    """Requests that one verdict of a judge takes that the optimizer makes, as far as is known.
+
+    MemAlign's judges look up examples by an embedding before they answer.
+    """
+    return 2 if getattr(optimizer, "_embedding_model", None) else 1
+
+
+@contextmanager
+def others_counted(judge: Judge, budget: Budget | None = None) -> Iterator[Meter | None]:
+    """Within it requests of the judge to other models than its own are counted as well.
+
+    Such a judge is none that is made from instructions alone, and came of an optimizer that has
+    loaded a library to ask by. None where there is nothing to count.
+    """
+    loaded = {"dspy", "litellm"} & set(sys.modules)
+    if type(judge) is InstructionsJudge or not loaded:
+        yield None
+        return
+    with metering(max_failure_share=1.0, budget=budget) as meter:
+        yield meter
 
 
 @contextmanager

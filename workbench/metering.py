@@ -23,11 +23,11 @@ import importlib
 import importlib.util
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlflow.entities import AssessmentSource, Feedback
 from mlflow.tracing.constant import AssessmentMetadataKey
@@ -38,13 +38,21 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import after_the_first
-from workbench.errors import CredentialError, ModelError, ScaleError, UnreachableModelError
+from workbench.errors import (
+    BudgetError,
+    CredentialError,
+    ModelError,
+    ScaleError,
+    UnreachableModelError,
+)
 from workbench.faults import Failure, cause_of_type, classify
 from workbench.judge import fingerprint, scrub
 from workbench.progress import say
 from workbench.question import Plan, Question
+from workbench.receipt import Bill, Receipt
 from workbench.scale import Scale, is_missing
 from workbench.throttle import Throttle
 from workbench.traces import Example
@@ -54,6 +62,8 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 Kind = Literal["judge", "reflection", "embedding"]
+
+KINDS: Final[tuple[Kind, ...]] = ("judge", "reflection", "embedding")
 
 TRANSIENT_ATTEMPTS = 4
 RATE_LIMIT_ATTEMPTS = 12
@@ -93,7 +103,7 @@ class Count:
 
 
 class StoppedError(Exception):
-    """Nothing more is asked, since the models have failed or someone has cancelled."""
+    """Nothing more is asked: the models have failed, the budget is spent, someone has cancelled."""
 
 
 class Meter:
@@ -107,6 +117,10 @@ class Meter:
         Of all answers together, cost in US dollars; None where none was told.
     words
         Of all prompts to judges.
+    budget
+        What is counted is taken from it before it is asked.
+    exhausted
+        The error that said that it does not suffice; None where it does.
     """
 
     def __init__(
@@ -115,11 +129,14 @@ class Meter:
         scale: Scale | None,
         cache: AnswerCache | None,
         stop: threading.Event | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.judge, self.reflection, self.embedding = Count(), Count(), Count()
         self.tokens: int | None = None
         self.cost: float | None = None
         self.words = 0
+        self.budget = budget or Budget()
+        self.exhausted: BudgetError | None = None
         self.max_failure_share, self.scale, self.cache = max_failure_share, scale, cache
         self.failures: dict[Kind, Failure] = {}
         self._causes: list[BaseException] = []
@@ -145,20 +162,58 @@ class Meter:
 
     def request(self, kind: Kind) -> None:
         """A request is about to be made; raises `StoppedError` when it must not be."""
+        if self.exhausted is not None:
+            raise StoppedError("The budget is spent, so nothing more is asked.") from self.exhausted
         if self._stopped.is_set():
             raise StoppedError("The models have failed, so nothing more is asked.")
         if self._cancelled.is_set():
             raise StoppedError("This was cancelled, so nothing more is asked.")
+        with self._within_budget():
+            self.budget.take()
         with self._lock:
             self.count(kind).requests += 1
+
+    @contextmanager
+    def measuring(
+        self, kind: Kind, model: str, request: Mapping[str, Any], bill: Bill | None = None
+    ) -> Iterator[Callable[[Any], None]]:
+        """Within it the request that was counted is made; see `Budget.measuring`.
+
+        Raises
+        ------
+        StoppedError
+            When not enough is left for it, so that it is not made.
+        """
+        made = False
+        with self._within_budget():
+            try:
+                with self.budget.measuring(model, request, self._stopped.is_set, bill) as used:
+                    made = True
+                    yield used
+            except BudgetError:
+                if not made:
+                    with self._lock:
+                        self.count(kind).requests -= 1
+                raise
+
+    @contextmanager
+    def _within_budget(self) -> Iterator[None]:
+        try:
+            yield
+        except BudgetError as error:
+            self.exhausted = self.exhausted or error
+            self._stopped.set()
+            raise StoppedError("The budget is spent, so nothing more is asked.") from error
 
     def request_failed(self, kind: Kind) -> None:
         """The request got no answer; another may follow."""
         with self._lock:
             self.count(kind).failed += 1
 
-    def known(self, kind: Kind) -> None:
-        """An answer was known already."""
+    def known(self, kind: Kind, model: str = "", receipt: Receipt | None = None) -> None:
+        """An answer was known already; raises `StoppedError` when the budget cannot pay for it."""
+        with self._within_budget():
+            self.budget.charge(receipt or Receipt(), model)
         with self._lock:
             self.count(kind).known += 1
 
@@ -210,10 +265,9 @@ class Meter:
 
     def failure(self, who: str, error: BaseException | None = None) -> ModelError | None:
         """What to raise: more failed than is borne, or the given error came of a failed call."""
-        kinds: tuple[Kind, ...] = ("judge", "reflection", "embedding")
         kind = next(
-            (k for k in kinds if self.count(k).share_lost > self.max_failure_share), None
-        ) or next((k for k in kinds if k in self.failures and self._caused(error)), None)
+            (k for k in KINDS if self.count(k).share_lost > self.max_failure_share), None
+        ) or next((k for k in KINDS if k in self.failures and self._caused(error)), None)
         if kind is None:
             return None
         count, failure = self.count(kind), self.failures[kind]
@@ -243,7 +297,7 @@ class Meter:
     def notes(self, who: str) -> tuple[str, ...]:
         """What failed and was borne, in words."""
         notes = []
-        for kind in ("judge", "reflection", "embedding"):
+        for kind in KINDS:
             count = self.count(kind)
             if count.failed or count.lost:
                 notes.append(
@@ -259,8 +313,9 @@ class Meter:
         """One judge call: answered from the cache, or repeated until there is hope no more."""
         question = self._question(judge, item)
         answer = self.cache.get(question.key) if question and self.cache else None
+        model = str(judge.model or "")
         if answer is not None:
-            self.known("judge")
+            self.known("judge", model, Receipt.of(answer.get("paid")))
             return Feedback(
                 name=judge.name,
                 value=answer.get("value"),
@@ -268,16 +323,23 @@ class Meter:
                 source=AssessmentSource(source_type="LLM_JUDGE", source_id=str(judge.model)),
             )
         prepared = question.plan.call if question else judge
-        asked_at = 0.0
+        asked_at, bill = 0.0, Bill()
+
+        def count() -> None:
+            self.request("judge")
+            bill.calls += 1
+
+        def measure(request: Mapping[str, Any]) -> AbstractContextManager[Callable[[Any], None]]:
+            return self.measuring("judge", model, request, bill)
 
         def once() -> Any:
             nonlocal asked_at
             with self._throttle.slot() as asked_at:
                 # Counted here, for judges whose requests pass by the transport; what a judge
                 # asks beyond its first request is counted there.
-                self.request("judge")
+                count()
                 try:
-                    with self._transport.carrying(after_the_first(lambda: self.request("judge"))):
+                    with self._transport.carrying(after_the_first(count), measure):
                         return call(prepared, **item)
                 except Exception as error:
                     if classify(error).fault != "answer":
@@ -294,20 +356,27 @@ class Meter:
             self.lost("judge", error, judge)
             raise
         self._throttle.speed_up()
-        self._read(feedback, judge, question)
-        return feedback
+        return self._read(feedback, judge, question, bill.receipt)
 
-    def _read(self, feedback: Any, judge: Judge, question: Question | None) -> None:
+    def _read(
+        self, feedback: Any, judge: Judge, question: Question | None, receipt: Receipt
+    ) -> Any:
+        """Count and keep the answer; gives the one that holds."""
         told = getattr(feedback, "metadata", None) or {}
         read = told.get(AssessmentMetadataKey.JUDGE_INPUT_TOKENS)
         written = told.get(AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS)
         tokens = int(float(read or 0)) + int(float(written or 0))
         if problem := self._unusable(feedback):
             self.lost("judge", ValueError(problem), judge, tokens)
-            return
+            return feedback
         self.answered("judge", tokens, told.get(AssessmentMetadataKey.JUDGE_COST))
-        if question and self.cache:
-            question.keep(self.cache, feedback.value, feedback.rationale or "")
+        if question and self.cache and question.plan.lasting:
+            said = {"value": feedback.value, "rationale": feedback.rationale or ""}
+            held = self.cache.put(question.key, {**said, "paid": receipt.to_dict()})
+            # Where another run was faster, its answer holds for both.
+            feedback.feedback.value = held.get("value")
+            feedback.rationale = str(held.get("rationale") or "") or None
+        return feedback
 
     def _unusable(self, feedback: Any) -> str:
         """Why the judge's answer is no rating; "" where it is one."""
@@ -347,14 +416,20 @@ class Meter:
     def embed(self, call: Callable[..., Any], *given: Any, **options: Any) -> Any:
         """One call of an embedding model."""
         options.setdefault("max_retries", 0)
+        model = str(options.get("model") or (given[0] if given else ""))
+        # An embedding is read and nothing is written.
+        sent = {"input": options.get("input") or given[1:], "max_tokens": 0}
 
         def once() -> Any:
             self.request("embedding")
-            try:
-                return call(*given, **options)
-            except Exception:
-                self.request_failed("embedding")
-                raise
+            with self.measuring("embedding", model, sent) as used:
+                try:
+                    answer = call(*given, **options)
+                except Exception:
+                    self.request_failed("embedding")
+                    raise
+                used(answer)
+                return answer
 
         try:
             answer = self._repeated(once)
@@ -428,6 +503,7 @@ def metering(
     scale: Scale | None = None,
     cache: AnswerCache | None = None,
     stop: threading.Event | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[Meter]:
     """Count the calls of other people's code within this context.
 
@@ -442,11 +518,14 @@ def metering(
         Where answers of judges are looked up and kept.
     stop
         Once it is set, every further call fails at once.
+    budget
+        Each request is taken from it before it is made; once it does not suffice, every further
+        call fails at once (`Meter.exhausted`).
     """
     if not _ONE_AT_A_TIME.acquire(blocking=False):
         say("Another optimizer is at work in this process; waiting for its end.")
         _ONE_AT_A_TIME.acquire()
-    meter = Meter(max_failure_share, scale, cache, stop)
+    meter = Meter(max_failure_share, scale, cache, stop, budget)
     try:
         with ExitStack() as undo:
             for owner, name, wrap in _SEAMS:
@@ -560,13 +639,29 @@ def _lm_request(meter: Meter, original: Any) -> Any:
         if _own(lm):
             return original(lm, *given, **options)
         meter.request("reflection")
-        try:
-            return original(lm, *given, **options)
-        except Exception:
-            meter.request_failed("reflection")
-            raise
+        with meter.measuring("reflection", *_lm_sent(lm, given)) as used:
+            try:
+                result = original(lm, *given, **options)
+            except Exception:
+                meter.request_failed("reflection")
+                raise
+            used(_lm_used(given))
+        return result
 
     return attempt
+
+
+def _lm_sent(lm: Any, given: tuple[Any, ...]) -> tuple[str, Mapping[str, Any]]:
+    """Model and request of dspy's own form of a call."""
+    provider, _, name = str(getattr(lm, "model", "")).partition("/")
+    sent = getattr(given[0], "legacy", None) if given else None
+    return f"{provider}:/{name}" if name else provider, sent if isinstance(sent, dict) else {}
+
+
+def _lm_used(given: tuple[Any, ...]) -> Any:
+    """What dspy notes of the answer; None where it does not say what was used."""
+    results = given[-1] if given else None
+    return results[-1] if isinstance(results, list) and results else None
 
 
 def _lm_request_later(meter: Meter, original: Any) -> Any:
@@ -575,11 +670,14 @@ def _lm_request_later(meter: Meter, original: Any) -> Any:
         if _own(lm):
             return await original(lm, *given, **options)
         meter.request("reflection")
-        try:
-            return await original(lm, *given, **options)
-        except Exception:
-            meter.request_failed("reflection")
-            raise
+        with meter.measuring("reflection", *_lm_sent(lm, given)) as used:
+            try:
+                result = await original(lm, *given, **options)
+            except Exception:
+                meter.request_failed("reflection")
+                raise
+            used(_lm_used(given))
+        return result
 
     return attempt
 
@@ -590,12 +688,15 @@ def _completion(meter: Meter, original: Any) -> Any:
         if is_carrying() or _counted.get():
             return original(*given, **options)
         meter.request("reflection")
-        try:
-            answer = original(*given, **options)
-        except Exception as error:
-            meter.request_failed("reflection")
-            meter.lost("reflection", error)
-            raise
+        model = str(options.get("model") or (given[0] if given else "")).replace("/", ":/", 1)
+        with meter.measuring("reflection", model, options) as used:
+            try:
+                answer = original(*given, **options)
+            except Exception as error:
+                meter.request_failed("reflection")
+                meter.lost("reflection", error)
+                raise
+            used(answer)
         meter.answered("reflection", *_spent(answer))
         return answer
 

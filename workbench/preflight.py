@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from workbench.ascent import Settings
 from workbench.budget import ASSUMED_OUTPUT, Budget
+from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
+from workbench.forecast import Forecast, forecast
 from workbench.judge import Verdict
 from workbench.pairing import Pairs, Split
-from workbench.simba import MINIMUM_LABELS, most_calls
+from workbench.prices import cost
+from workbench.receipt import Receipt
+from workbench.reflection import Case, Item
+from workbench.simba import MINIMUM_LABELS, judge_fields
 from workbench.traces import Example
 
 if TYPE_CHECKING:
@@ -24,6 +31,9 @@ if TYPE_CHECKING:
 
 ADVISED_PAIRS = 50
 ADVISED_SHARE = 0.3
+
+PROBE = -1
+"""Number of the sample that only a probe asks for, so that no other answer stands in for it."""
 
 
 def check_pairs(pairs: Pairs) -> None:
@@ -39,33 +49,53 @@ def check_pairs(pairs: Pairs) -> None:
     )
 
 
-def preflight(
+def probed(
     judge: Judge,
-    pairs: Pairs,
-    split: Split,
     example: Example,
-    annotators: AnnotatorAgreement | None = None,
+    pairs: Pairs,
     *,
-    settings: Settings | None = None,
     budget: Budget | None = None,
-    purse: Budget | None = None,
-) -> tuple[pd.DataFrame, Verdict]:
-    """What an alignment will do, and the verdict of one real judge call on ``example``.
-
-    ``settings`` are those of SIMBA, None where another optimizer is used, whose calls cannot be
-    foretold. The table has the columns ``check``, ``finding``, ``advice``.
+    cache: bool = True,
+) -> Verdict:
+    """The verdict of one real judge call, made now or when the same alignment was begun before.
 
     Raises
     ------
     ModelError
         When the judge does not answer, or not with a usable verdict.
     """
-    probe = run(judge, [example], cache=None, scale=pairs.scale, budget=purse)[0]
-    if probe.error is not None:
+    with AnswerCache() if cache else nullcontext() as answers:
+        verdict = run(
+            judge, [example], cache=answers, sample=PROBE, scale=pairs.scale, budget=budget
+        )[0]
+    if verdict.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
-            f"{probe.error}. Mend this before aligning; nothing was changed."
+            f"{verdict.error}. Mend this before aligning; nothing was changed."
         )
+    return verdict
+
+
+def preflight(
+    judge: Judge,
+    pairs: Pairs,
+    split: Split,
+    by_id: Mapping[str, Example],
+    probe: Verdict,
+    annotators: AnnotatorAgreement | None = None,
+    *,
+    settings: Settings | None = None,
+    reflection_model: str | None = None,
+    budget: Budget | None = None,
+    purse: Budget | None = None,
+) -> pd.DataFrame:
+    """What an alignment will do, and what it takes at most.
+
+    ``probe`` is the verdict of a first call (`probed`). ``settings`` are those of SIMBA and
+    ``reflection_model`` its own model; None where another optimizer is used, whose calls cannot
+    be foretold. ``budget`` is that of learning, ``purse`` that of the whole. The table has the
+    columns ``check``, ``finding``, ``advice``.
+    """
     rows = [("usable pairs", str(len(pairs)), _pairs_advice(len(pairs)))]
     rows += [
         (f"left out: {row.reason}", f"{row.traces} traces", "")
@@ -86,8 +116,47 @@ def preflight(
     small = "too few held-out pairs to prove much" if len(split.test) < 30 else ""
     rows.append(("split", parts, small))
     rows.append(("judge answers", f"yes: {probe.value!r}", ""))
-    rows += _cost(split, probe, settings, budget, budget is purse)
-    return pd.DataFrame(rows, columns=["check", "finding", "advice"]), probe
+    test = len(split.test)
+    if settings is None:
+        limited = Budget.of(budget).is_limited
+        told = "the budget ends it" if limited else "budget= sets a limit"
+        rows.append(("calls", "not known: the optimizer does not say", told))
+    else:
+        most = forecast_of(judge, split, by_id, settings, reflection_model, probe)
+        rows += _cost(judge, most, test, probe, Budget.of(budget), whole=budget is purse)
+    return pd.DataFrame(rows, columns=["check", "finding", "advice"])
+
+
+def forecast_of(
+    judge: Judge,
+    split: Split,
+    by_id: Mapping[str, Example],
+    settings: Settings,
+    reflection_model: str | None,
+    probe: Verdict | None,
+) -> Forecast:
+    """What learning on the split takes at most."""
+    cases = [
+        Case(
+            Item(by_id[row["trace_id"]], row["human"], row["human_rationale"] or ""),
+            Verdict(row["trace_id"], row["judge"], row["judge_rationale"] or ""),
+        )
+        for part in (split.train, split.dev)
+        for row in part.table.to_dict("records")
+    ]
+    other = reflection_model not in (None, getattr(judge, "model", None))
+    return forecast(
+        judge,
+        cases,
+        len(split.dev),
+        settings,
+        split.train.scale,
+        fields=judge_fields(judge),
+        reflection_model=reflection_model,
+        probe=probe,
+        # MLflow has told whether there is a price; litellm, which knows it, loads slowly.
+        with_price=other or probe is None or probe.cached or probe.cost is not None,
+    )
 
 
 def _pairs_advice(n: int) -> str:
@@ -109,55 +178,48 @@ def _balance(pairs: Pairs) -> tuple[str, str, str]:
 
 
 def _cost(
-    split: Split, probe: Verdict, settings: Settings | None, budget: Budget | None, whole: bool
+    judge: Judge, most: Forecast, test: int, probe: Verdict, budget: Budget, *, whole: bool
 ) -> list[tuple[str, str, str]]:
-    if settings is None:
-        return [("calls", "not known: the optimizer does not say", "")]
-    test = len(split.test)
-    judge_calls, reflections = most_calls(
-        len(split.train), len(split.dev), settings, split.train.scale
-    )
-    most = judge_calls + reflections
-    purse = Budget.of(budget)
-    kept = to_keep(test, probe) if whole else to_keep(0, probe)
-    most = int(max(0, min(most, purse.left - kept["calls"])))
-    rows = [
-        (
-            "calls at most",
-            f"{most + test} ({most} to learn, {test} to test)",
-            "" if purse.is_limited else "budget= sets a limit; answers known already are free",
-        )
-    ]
-    read, written = probe.input_tokens, probe.output_tokens
-    if read is not None and written is not None:
-        # Instructions grow while rules are added; half as much again covers that.
-        each = math.ceil(1.5 * read + written)
-        tokens = int(min(each * most, max(0, purse.left_tokens - kept["tokens"]))) + each * test
-        rows.append(("tokens at most, about", f"{tokens:,}", _limit(purse.tokens, "{:,}")))
+    kept = to_keep(judge, test if whole else 0, probe, budget)
+    calls = int(max(0, min(most.calls, budget.left - kept["calls"])))
+    free = "repeated ones after failures not counted; "
+    free += "the budget ends it" if budget.is_limited else "budget= sets a limit"
+    rows = [("calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free)]
+    told = probe.receipt or Receipt()
+    each = math.ceil(1.5 * told.read + 2 * told.written)
+    tokens = int(min(most.tokens, max(0, budget.left_tokens - kept["tokens"]))) + each * test
+    rows.append(("tokens at most, about", f"{tokens:,}", _limit(budget.tokens, "{:,}")))
     price = "unknown"
-    if probe.cost is not None:
-        each_usd = 1.5 * probe.cost
-        most_usd = min(each_usd * most, max(0.0, purse.left_usd - kept["usd"]))
-        price = f"${most_usd + each_usd * test:.2f}"
-    rows.append(("money at most, about", price, _limit(purse.usd, "${:.2f}")))
+    if most.usd is not None:
+        a_test = cost(str(judge.model), math.ceil(1.5 * told.read), 2 * told.written) or 0.0
+        usd = min(most.usd, max(0.0, budget.left_usd - kept["usd"])) + a_test * test
+        price = f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
+    rows.append(("money at most, about", price, _limit(budget.usd, "${:.2f}")))
     return rows
 
 
-def to_keep(test: int, probe: Verdict) -> dict[str, Any]:
+def to_keep(
+    judge: Judge, test: int, probe: Verdict, budget: Budget, *, requests: int = 1
+) -> dict[str, Any]:
     """What the held-out test of so many pairs may use, as `Budget.keeping` takes it.
 
     A tenth more than one call a pair, since some are repeated, with instructions half as long
-    again as those of the probe.
+    again as those of the probe. ``requests`` tells how many one verdict takes.
     """
     if not test:
         return {"calls": 0, "tokens": 0, "usd": 0.0}
-    calls = math.ceil(1.1 * test)
-    read, written = probe.input_tokens or 0, probe.output_tokens or 0
+    calls = math.ceil(1.1 * test) * requests
+    told = probe.receipt or Receipt()
+    read = math.ceil(1.5 * told.read)
     # The last request is set aside at the most that it can use, which is far more than it does.
-    last = 6 * read + ASSUMED_OUTPUT
-    tokens = calls * math.ceil(1.5 * read + written) + last
-    each = 1.5 * (probe.cost or 0.0)
-    return {"calls": calls, "tokens": tokens, "usd": each * (calls + last / max(1, read + written))}
+    last = 6 * told.read
+    usd = 0.0
+    if budget.usd is not None:
+        model = str(judge.model)
+        usd = calls * (cost(model, read, told.written) or 0.0)
+        usd += cost(model, last, ASSUMED_OUTPUT) or 0.0
+    tokens = calls * (read + told.written) + last + ASSUMED_OUTPUT
+    return {"calls": calls, "tokens": tokens, "usd": usd}
 
 
 def _limit(limit: float | None, words: str) -> str:
