@@ -31,7 +31,7 @@ from workbench.errors import (
 )
 from workbench.judge import fingerprint, options, with_instructions
 from workbench.offline.provider import answer
-from workbench.preflight import most_calls
+from workbench.forecast import most_calls
 
 NAME = "clarity"
 TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."

@@ -36,7 +36,7 @@ LAYERS = {
     ],
     "simba": [
         "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "ascent",
-        "crossfit", "checkpoint", "simba",
+        "crossfit", "checkpoint", "forecast", "simba",
     ],
     "alignment": [
         "looks", "preflight", "watch", "metering", "foreign", "harness", "alignment", "lineup",

@@ -19,6 +19,7 @@ from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.crossfit import FEW
 from workbench.errors import ArgumentError, one_of
+from workbench.foreign import requests_of_a_verdict
 from workbench.judge import fingerprint, options
 from workbench.metrics import (
     Agreement,
@@ -27,7 +28,7 @@ from workbench.metrics import (
     compare,
 )
 from workbench.pairing import Groups, Pairs, Split, dataset_digest
-from workbench.preflight import check_pairs, preflight, to_keep
+from workbench.preflight import check_pairs, preflight, probed, to_keep
 from workbench.progress import say
 from workbench.rendering import html_table
 from workbench.simba import SIMBA, labelled_items
@@ -152,9 +153,13 @@ def align(
         same inputs together, or, where hardly any differ in these, items equal in all. Equal
         items are never separated. What the judge was aligned on before is never tested on.
     budget
-        Model calls at most, or a `workbench.Budget`, for the whole of it: the first call, what
-        SIMBA learns with, and the held-out test, for which its calls and a tenth more are kept
-        back. A budget given to `SIMBA` itself is for learning alone.
+        Model calls at most, or a `workbench.Budget`, which `assess` can share, for the whole of
+        it: the first call, what the optimizer learns with, and the held-out test, for which its
+        calls and a tenth more are kept back, and more the more calls fail. Answers that are known
+        already are charged with what they cost when they were paid for, so that the same call
+        takes the same course; ``.calls`` tells what was paid now. `SIMBA` ends with what is best
+        until then; another optimizer is stopped, which is a `BudgetError`. A budget given to
+        `SIMBA` itself is for learning alone.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and McNemar's test must
         tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is.
@@ -188,11 +193,6 @@ def align(
     annotators = harness.annotators_of(pairs)
     if optimizer is None:
         optimizer = SIMBA(seed=seed, budget=budget, progress=progress)
-    elif budget is not None and not isinstance(optimizer, SIMBA):
-        raise ArgumentError(
-            f"budget={budget!r} cannot be kept by {type(optimizer).__name__}. Leave it out, or use "
-            "workbench.SIMBA."
-        )
     # A budget given here is for all that is done here, one given to SIMBA for what that does.
     purse = Budget.of(budget)
     if isinstance(optimizer, SIMBA):
@@ -201,14 +201,23 @@ def align(
     else:
         learning = purse
     watch.enter("preflight")
-    checks, probe = preflight(
+    probe = probed(
+        judge,
+        # By content, so that it is the same item in every store.
+        min((by_id[i] for i in split.train.trace_ids), key=item_digest),
+        pairs,
+        budget=purse,
+        cache=optimizer.cache if isinstance(optimizer, SIMBA) else True,
+    )
+    checks = preflight(
         judge,
         pairs,
         split,
-        # By content, so that it is the same item in every store.
-        min((by_id[i] for i in split.train.trace_ids), key=item_digest),
+        by_id,
+        probe,
         annotators,
         settings=optimizer.settings if isinstance(optimizer, SIMBA) else None,
+        reflection_model=optimizer.model if isinstance(optimizer, SIMBA) else None,
         budget=learning,
         purse=purse,
     )
@@ -216,7 +225,8 @@ def align(
         say(checks.to_string(index=False))
 
     watch.enter("learning", preflight=checks)
-    with purse.keeping(**to_keep(len(split.test), probe)):
+    requests = requests_of_a_verdict(optimizer)
+    with purse.keeping(**to_keep(judge, len(split.test), probe, purse, requests=requests)):
         learned = harness.learn(
             judge,
             optimizer,
@@ -257,7 +267,7 @@ def align(
         examples=by_id,
         seed=seed,
         calls=probe.calls + learned.calls + tested.calls,
-        reflection_calls=learned.reflection_calls + learned.embedding_calls,
+        reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
         tokens=harness.total(
             learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens
         ),

@@ -18,7 +18,7 @@ from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.candidate import Candidate
-from workbench.errors import ArgumentError, PairingError, TooFewPairsError
+from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judge import Verdict, fingerprint, options
 from workbench.metrics import AnnotatorAgreement, annotator_agreement
 from workbench.pairing import Groups, Pairs, Split, pair
@@ -57,12 +57,14 @@ class Learned:
 class Tested:
     """Held-out pairs with the verdicts of both judges, on the items that both rated.
 
-    ``lost`` is the share of items without a usable verdict of the proposed judge.
+    ``lost`` is the share of items without a usable verdict of the proposed judge, and
+    ``other_calls`` counts what it asked of other models than its own.
     """
 
     before: Pairs
     after: Pairs
     calls: int = 0
+    other_calls: int = 0
     tokens: int | None = None
     cost: float | None = None
     lost: float = 0.0
@@ -263,6 +265,7 @@ def learn(
         judge,
         optimizer,
         split,
+        budget=Budget.of(budget),
         max_failure_share=max_failure_share,
         progress=progress,
         stop=watch.stop,
@@ -290,35 +293,40 @@ def put_to_test(
     """Score both judges once on test: the original's verdicts are known from the pairs."""
     if fingerprint(proposed) == fingerprint(original):
         return Tested(test, test)
-    cache = AnswerCache()
-    try:
-        verdicts = run(
-            proposed,
-            [by_id[i] for i in test.trace_ids],
-            cache=cache,
-            scale=test.scale,
-            budget=budget,
-            progress="testing on held-out traces" if progress else None,
-        )
-    finally:
-        cache.close()
+    verdicts: list[Verdict] = []
+    notes: tuple[str, ...] = ()
+    with AnswerCache() as cache, foreign.others_counted(proposed, budget) as meter:
+        try:
+            run(
+                proposed,
+                [by_id[i] for i in test.trace_ids],
+                cache=cache,
+                scale=test.scale,
+                budget=budget,
+                progress="testing on held-out traces" if progress else None,
+                on_verdict=verdicts.append,
+            )
+        except BudgetError as error:
+            # More calls failed than were reckoned with; what came is a test all the same.
+            notes = (f"The held-out test was not finished. {error}",)
+    verdicts.sort(key=lambda verdict: test.trace_ids.index(verdict.trace_id))
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v)}
-    lost = len(verdicts) - len(answers)
-    notes = (
-        (f"The proposed judge gave no usable verdict on {lost} of {len(verdicts)} held-out traces;"
-         " both judges are compared on the others.",)
-        if lost
-        else ()
-    )  # fmt: skip
+    lost = len(test) - len(answers)
+    if lost:
+        notes += (
+            f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; "
+            "both judges are compared on the others.",
+        )
     after = test.with_verdicts(answers, fingerprint(proposed))
     before = test.subset(after.trace_ids)
     return Tested(
         before,
         after,
         calls=sum(v.calls for v in verdicts),
+        other_calls=meter.embedding.requests + meter.reflection.requests if meter else 0,
         tokens=total(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
         cost=total(*(v.cost for v in verdicts)),
-        lost=lost / len(verdicts),
+        lost=lost / len(test),
         notes=notes,
     )
 

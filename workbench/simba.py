@@ -84,7 +84,6 @@ from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.ascent import Optimised, Settings, optimise
-from workbench.ascent import most_calls as ascent_calls
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.calls import Session, check_measurable, run_many
@@ -92,11 +91,11 @@ from workbench.candidate import Candidate
 from workbench.checkpoint import Checkpoint
 from workbench.consensus import decisions_by_trace, labels_by_trace, read_label
 from workbench.crossfit import FEW, crossfit
-from workbench.crossfit import most_calls as crossfit_calls
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
+from workbench.forecast import announcement, forecast
 from workbench.judge import Verdict, fingerprint, options, scale_of, with_instructions
-from workbench.progress import bar
-from workbench.reflection import Item, Reflection, Reflector, Request
+from workbench.progress import bar, say
+from workbench.reflection import Case, Item, Reflection, Reflector, Request
 from workbench.scale import Scale
 from workbench.splits import default_groups, stratified
 from workbench.traces import as_example, item_digest
@@ -216,12 +215,28 @@ class SIMBA(AlignmentOptimizer):
             self.seed,
         )
         by_id = {item.trace_id: item for item in items}
+        known = known_verdicts(judge, traces, scale)
+        budget = Budget.of(self.budget)
+        if self.progress:
+            said = {verdict.trace_id: verdict for verdict in known}
+            cases = [Case(i, said.get(i.trace_id, Verdict(i.trace_id))) for i in items]
+            most = forecast(
+                judge,
+                cases,
+                len(parts["dev"]),
+                self.settings,
+                scale,
+                fields=judge_fields(judge),
+                reflection_model=self.model,
+            )
+            say(f"SIMBA: {announcement(most, budget)}")
         return self.learn(
             judge,
             [by_id[i] for i in parts["train"]],
             [by_id[i] for i in parts["dev"]],
             scale=scale,
-            known=known_verdicts(judge, traces, scale),
+            known=known,
+            budget=budget,
         )
 
     def learn(
@@ -362,13 +377,6 @@ class _Asking:
 
 
 ANSWERS_ARE_KEPT = "Answers that were paid for are kept; the same call takes it up again."
-
-
-def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of `SIMBA.learn` on so many labels."""
-    if train + dev < FEW:
-        return crossfit_calls(train + dev)
-    return ascent_calls(train, dev, settings, scale)
 
 
 def _content(item: Item) -> tuple[str, str, str]:
