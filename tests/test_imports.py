@@ -31,15 +31,17 @@ LAYERS = {
         "correction", "metrics", "sampling",
     ],
     "labelling": [
-        "actions", "agenda", "answers", "asking", "contents", "deciding", "labelling", "ordering",
-        "reviews", "saving", "standing", "tally", "writing",
+        "actions", "agenda", "answers", "asking", "contents", "deciding", "draws", "evidence",
+        "labelling", "ordering", "rereading", "reviews", "saving", "showing", "standing", "tally",
+        "writing",
     ],
     "simba": [
         "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "ascent",
         "crossfit", "checkpoint", "forecast", "simba",
     ],
     "alignment": [
-        "looks", "preflight", "watch", "metering", "foreign", "harness", "alignment", "lineup",
+        "watch", "ancestry", "looks", "preflight", "gate", "metering", "foreign", "harness",
+        "logbook", "alignment", "lineup",
     ],
     "registry": ["record", "registry"],
     "workspace": ["workspace"],

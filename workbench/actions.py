@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from workbench.draws import Draw
 from workbench.errors import ArgumentError
 
 Kind = Literal["save", "skip", "undo"]
@@ -31,7 +32,8 @@ class Action:
     """A save, a skip or an undo. ``id`` is the same however often it is sent.
 
     ``seconds`` were spent on the item; ``at_ms`` is the clock of the browser, which may be
-    wrong. ``undoes`` is the action to take back; None for the last one.
+    wrong. ``undoes`` is the action to take back; None for the last one. ``chosen`` is how the
+    item was chosen, as it was told with the item; None where that is not sent.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Action:
     at_ms: int | None = None
     undoes: str | None = None
     after_reveal: bool = False
+    chosen: Draw | None = None
 
     @classmethod
     def parse(cls, raw: Any) -> Action:
@@ -74,6 +77,7 @@ class Action:
             at_ms=None if (at := _number(raw.get("at"), 1e15)) is None else int(at),
             undoes=undoes,
             after_reveal=raw.get("after_reveal") is True,
+            chosen=Draw.of_json(raw.get("chosen")),
         )
 
 

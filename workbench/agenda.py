@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Mapping, Sequence
+import hashlib
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.entities import TraceInfo
 
 from workbench.actions import Action
 from workbench.answers import LabelQuestion
-from workbench.errors import ScaleError
-from workbench.labels import label_records
-from workbench.ordering import Chosen, Known, put_in_order
+from workbench.draws import Draw
+from workbench.evidence import known_of
+from workbench.ordering import Chosen, Drawn, Known, Replayed, put_in_order
 from workbench.scale import ABSTAIN
-from workbench.standing import Draw, Standing, draw_of, read_standing
-from workbench.verdicts import choose_version, recorded_verdicts
+from workbench.standing import Standing, draw_of, read_standing
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -26,24 +27,63 @@ Mark = Literal["open", "done", "skipped", "gone"]
 RECENT: Final = 30
 """Items that the own rate is taken from."""
 
+_FORESIGHT: Final = 400
+"""Draws that are worked out where the order is made again as labels come in."""
+
 
 @dataclass
 class Item:
     """One trace of the queue.
 
     ``chosen`` is how the order chose it, ``draw`` how it was chosen when it was first labelled or
-    skipped. ``again``: it is offered again although it is labelled. ``waiting`` are the actions
-    that are not in the store yet; ``mark`` is how it stands when they are counted in.
+    skipped, ``told`` what the view was told of that. ``batch`` and ``joined`` say since when it
+    could be drawn, ``planned`` when its place was drawn: from the items of its batch and those
+    before that had joined by then. ``again``: it is offered again although it is labelled.
+    ``waiting`` are the actions that are not in the store yet; ``mark`` is how it stands when they
+    are counted in. ``learned`` is when the store was last read of it, by the monotonic clock.
     """
 
     info: TraceInfo
     standing: Standing
     chosen: Chosen
     draw: Draw | None = None
+    told: Draw | None = None
+    batch: int = 0
+    joined: int = 0
+    planned: int = 0
     gone: bool = False
     again: bool = False
     mark: Mark = "open"
     waiting: list[Action] = field(default_factory=list)
+    learned: float = 0.0
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it was drawn, or labelled before it could be."""
+        return self.mark != "open" or self.again or self.draw is not None
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was said of it here or elsewhere."""
+        return not self.waiting and not self.standing.answers
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the rest of the queue is drawn from, so that the order can be made without a lock.
+
+    ``keep`` is the position from which on it is made, ``planned`` which plan it is.
+    """
+
+    keep: int
+    planned: int
+    items: tuple[Known, ...]
+    ahead: tuple[Known, ...]
+    before: tuple[Known, ...]
+    labelled: Mapping[str, Any]
+    drawn: int
+    pool: str
+    settled: Mapping[str, Replayed | str]
 
 
 class Agenda:
@@ -77,14 +117,26 @@ class Agenda:
         self.balance: dict[str, Counter[Any]] = {q.name: Counter() for q in self.questions}
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.notes: tuple[str, ...] = ()
+        self.spellings: set[str] = set()
         self._order, self._seed, self._random_share = order, seed, random_share
         self._judge = judge
         self._skips: OrderedDict[str, None] = OrderedDict()
+        self._plans = 0
+        self._pool = ""
+        self._known: dict[str, Known] = {}
+        self._settled: Mapping[str, Replayed | str] = {}
 
     # -- what is in it ------------------------------------------------------------------
 
-    def add(self, infos: Mapping[str, TraceInfo]) -> None:
-        """Put traces at the end of the queue: what is done, what was skipped, what is open."""
+    def add(self, infos: Mapping[str, TraceInfo], batches: Mapping[str, int]) -> None:
+        """Put traces at the end of the queue: what is done, what was skipped, what is open.
+
+        Where the open ones stand is settled when the order is made next (`outlook`, `follow`).
+        """
+        if not infos:
+            return
+        if self.items:
+            self._plans += 1
         standings = {i: read_standing(t, self.questions, self.annotator) for i, t in infos.items()}
         done = sorted((i for i in infos if standings[i].done), key=lambda i: standings[i].since_ms)
         skipped = sorted(
@@ -92,48 +144,50 @@ class Agenda:
             key=lambda i: max(float(s.get("at") or 0) for s in standings[i].skips.values()),
         )
         rest = [i for i in infos if not standings[i].done and not standings[i].skipped]
-        first = self.questions[0].name
-        drawn = put_in_order(
-            self._known(rest, infos),
-            self._order,
-            seed=self._seed,
-            random_share=self._random_share,
-            labelled={
-                i: standings[i].answers[first].value for i in done if first in standings[i].answers
-            },
-            before=[Known(i, _text(infos[i])) for i in done],
-        )
-        self.notes = drawn.notes
-        elsewhere = {i: Chosen(i, "elsewhere", None) for i in [*done, *skipped]}
-        by_id = {**elsewhere, **{one.trace_id: one for one in drawn.queue}}
-        for trace_id in [*done, *skipped, *(one.trace_id for one in drawn.queue)]:
-            standing = standings[trace_id]
+        for trace_id in [*done, *skipped, *rest]:
             self.items[trace_id] = Item(
-                infos[trace_id], Standing(), by_id[trace_id], draw=draw_of(standing)
+                infos[trace_id],
+                Standing(),
+                Chosen(trace_id, self._order if trace_id in rest else "elsewhere", None),
+                draw=draw_of(standings[trace_id]),
+                batch=batches.get(trace_id, 0),
+                joined=self._plans,
+                planned=self._plans,
             )
             self.place[trace_id] = len(self.queue)
             self.queue.append(trace_id)
-            self.learn(infos[trace_id], standing)
+            self.learn(infos[trace_id], standings[trace_id])
+        self._pool_changed()
 
-    def _known(self, ids: Sequence[str], infos: Mapping[str, TraceInfo]) -> list[Known]:
-        """What orders may go by. Nothing of it is ever shown."""
-        if self._order == "random":
-            return [Known(i) for i in ids]
-        question = self.questions[0]
-        verdicts = _verdicts(self._judge or question.name, question, infos)
-        known = []
-        for trace_id in ids:
-            trace = Trace(infos[trace_id], TraceData(spans=[]))
-            others = [
-                value
-                for label in label_records([trace], question.name)
-                if label.annotator != self.annotator
-                and (value := canonical(question, label.value)) is not None
-            ]
-            known.append(
-                Known(trace_id, _text(infos[trace_id]), verdicts.get(trace_id, ()), tuple(others))
-            )
-        return known
+    def drop(self, trace_ids: Iterable[str]) -> None:
+        """Take traces out of the queue."""
+        gone = set(trace_ids)
+        if not gone:
+            return
+        for trace_id in gone:
+            for name, answer in self.items.pop(trace_id).standing.answers.items():
+                self.balance[name][answer.value] -= 1
+            self._skips.pop(trace_id, None)
+        self.queue = [i for i in self.queue if i not in gone]
+        self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
+        self._pool_changed()
+
+    def _pool_changed(self) -> None:
+        ids = "".join(sorted(self.items))
+        self._pool = hashlib.sha256(ids.encode()).hexdigest()[:16]
+
+    def news(self, infos: Mapping[str, TraceInfo], *, since: float) -> list[TraceInfo]:
+        """Those of the traces of the queue that differ from what is known of them.
+
+        ``since`` is when reading them began: what was learned after that is later news.
+        """
+        return [
+            info
+            for trace_id, info in infos.items()
+            if (item := self.items.get(trace_id)) is not None
+            and item.learned <= since
+            and (item.gone or _said(info) != _said(item.info))
+        ]
 
     def learn(self, info: TraceInfo, standing: Standing | None = None) -> Standing | None:
         """Take in what the store holds of a trace of the queue now; how it stands there."""
@@ -144,9 +198,13 @@ class Agenda:
         for counts, sign in ((item.standing, -1), (new, 1)):
             for name, answer in counts.answers.items():
                 self.balance[name][answer.value] += sign
+        for answer in new.answers.values():
+            if answer.label.annotator != self.annotator:
+                self.spellings.add(answer.label.annotator)
         if new.answers and new.since_ms > item.standing.since_ms:
             item.again = False
         item.info, item.standing, item.gone = info, new, False
+        item.learned = time.monotonic()
         self.touch(info.trace_id)
         return new
 
@@ -175,6 +233,108 @@ class Agenda:
             self._skips[trace_id] = None
             self._skips.move_to_end(trace_id)
         item.mark = mark
+
+    # -- in which order -----------------------------------------------------------------
+
+    @property
+    def adapts(self) -> bool:
+        """Whether labels change what is best labelled next."""
+        return self._order in ("balance", "mix")
+
+    def known(self, infos: Mapping[str, TraceInfo]) -> dict[str, Known]:
+        """What the order may go by, of these traces; empty where it goes by nothing.
+
+        Reads nothing of the queue, so it may be called without a lock.
+        """
+        if self._order == "random":
+            return {}
+        return known_of(infos, self.questions[0], self.annotator, self._judge)
+
+    def consider(self, known: Mapping[str, Known]) -> None:
+        """Let the order go by this from now on."""
+        self._known.update(known)
+        self._settled = {}
+
+    def outlook(self, keep: int) -> Outlook:
+        """What the queue from position ``keep`` on is drawn from."""
+        free = [place for place, i in enumerate(self.queue) if not self.items[i].drawn]
+        ahead = [self.queue[place] for place in free if place < keep]
+        labelled = self._labelled() if self._order != "random" else {}
+        return Outlook(
+            keep=keep,
+            planned=self._plans,
+            items=tuple(self._of(self.queue[place]) for place in free if place >= keep),
+            ahead=tuple(map(self._of, ahead)),
+            before=tuple(map(self._of, labelled)),
+            labelled={i: value for i, value in labelled.items() if value is not ABSTAIN},
+            drawn=len(self.queue) - len(free) + len(ahead),
+            pool=self._pool,
+            settled=self._settled,
+        )
+
+    def drawn_from(self, outlook: Outlook) -> Drawn:
+        """The order of what is ahead. May be called without a lock."""
+        return put_in_order(
+            outlook.items,
+            self._order,
+            seed=self._seed,
+            random_share=self._random_share,
+            labelled=outlook.labelled,
+            before=outlook.before,
+            ahead=outlook.ahead,
+            drawn=outlook.drawn,
+            pool=outlook.pool,
+            settled=outlook.settled,
+            limit=_FORESIGHT if self.adapts else None,
+        )
+
+    def follow(self, drawn: Drawn, outlook: Outlook) -> list[int]:
+        """Put what is open from a position on in the order drawn; the positions that changed.
+
+        What was drawn or labelled meanwhile, and what was there before, keeps its place.
+        """
+        free = [
+            place
+            for place in range(outlook.keep, len(self.queue))
+            if not self.items[self.queue[place]].drawn
+        ]
+        mine = {self.queue[place] for place in free}
+        order = [one for one in drawn.queue if one.trace_id in mine]
+        order.sort(key=lambda one: self.items[one.trace_id].batch)
+        there = {one.trace_id for one in order}
+        order += [self.items[i].chosen for i in self.queue if i in mine and i not in there]
+        changed = []
+        for place, one in zip(free, order, strict=True):
+            item = self.items[one.trace_id]
+            if one.trace_id in there:
+                item.chosen, item.planned = one, outlook.planned
+            if self.queue[place] != one.trace_id:
+                changed.append(place)
+                self.queue[place] = one.trace_id
+                self.place[one.trace_id] = place
+                # Who rates it still goes by where it stood.
+                item.told = None
+        self.notes = drawn.notes
+        self._settled = drawn.settled
+        return changed
+
+    def _of(self, trace_id: str) -> Known:
+        return self._known.get(trace_id) or Known(trace_id)
+
+    def _labelled(self) -> dict[str, Any]:
+        """What was said to the first question, what waits to be written counted in."""
+        question = self.questions[0]
+        said = {}
+        for trace_id, item in self.items.items():
+            stored = item.standing.answers.get(question.name)
+            if stored is not None:
+                said[trace_id] = stored.value
+            for action in item.waiting:
+                if action.kind == "save" and (given := action.answers.get(question.name)):
+                    said[trace_id] = question.answer(given.value, abstain=given.abstain)
+                elif action.kind == "undo":
+                    said.pop(trace_id, None)
+        return said
 
     # -- how far it is ------------------------------------------------------------------
 
@@ -221,53 +381,89 @@ class Agenda:
         """The actions that are not in the store yet."""
         return [action for item in self.items.values() for action in item.waiting]
 
-    def draw(self, trace_id: str) -> Draw:
-        """How the item that is labelled now was chosen."""
+    # -- how items are drawn ------------------------------------------------------------
+
+    def draw(self, trace_id: str, told: Draw | None = None) -> Draw:
+        """How the item that is labelled now was chosen.
+
+        ``told`` is what the view says of it. Where that is not what the view was last told here,
+        the item was rated by an order that was made before, perhaps by a kernel that is gone:
+        then it is right, and where the item stands now says nothing.
+        """
         item = self.items.get(trace_id)
+        if item is not None and item.draw is not None:
+            return item.draw
+        if told is not None and (item is None or told != item.told):
+            return told
         if item is None:
             return Draw("not in the queue", None, 0, len(self.queue))
-        if item.draw is not None:
-            return item.draw
-        drawn = sum(one.mark != "open" or one.again for one in self.items.values())
-        pool = len(self.queue)
-        if item.mark != "open":
+        if item.mark != "open" or item.again:
             # A label from elsewhere is corrected: it was never drawn here.
-            return Draw("elsewhere", None, drawn, pool)
-        if self.place[trace_id] != self.position:
+            return self._elsewhere()
+        if any(not self.items[i].drawn for i in self.queue[: self.place[trace_id]]):
             # Gone to by hand, past items that are open still.
-            return Draw("picked", None, drawn + 1, pool)
-        how = item.chosen.how
-        return Draw(how, 1 / (pool - drawn) if how == "random" else None, drawn + 1, pool)
+            return Draw("picked", None, self._count_drawn() + 1, len(self.queue))
+        return self._next(item, self._count_drawn(), *self._group(item))
+
+    def tell(self, places: Sequence[int]) -> dict[str, Draw]:
+        """How the items at some positions are drawn where those before them are drawn first.
+
+        The view is told so, and tells it again with the rating.
+        """
+        wanted = set(places)
+        drawn = self._count_drawn()
+        groups: dict[tuple[int, int], list[int]] = {}
+        passed: list[Item] = []
+        made = {}
+        for place, trace_id in enumerate(self.queue[: max(wanted, default=-1) + 1]):
+            item = self.items[trace_id]
+            if place in wanted:
+                if item.draw is not None:
+                    made[trace_id] = item.draw
+                elif item.drawn:
+                    made[trace_id] = self._elsewhere()
+                else:
+                    key = item.batch, item.planned
+                    if key not in groups:
+                        pool, gone = self._group(item)
+                        ahead = sum(one.batch <= key[0] and one.joined <= key[1] for one in passed)
+                        groups[key] = [pool, gone + ahead]
+                    made[trace_id] = self._next(item, drawn + len(passed), *groups[key])
+                item.told = made[trace_id]
+            if not item.drawn:
+                passed.append(item)
+                for (batch, planned), counts in groups.items():
+                    counts[1] += item.batch <= batch and item.joined <= planned
+        return made
+
+    @staticmethod
+    def _next(item: Item, before: int, pool: int, drawn: int) -> Draw:
+        chance = 1 / (pool - drawn) if item.chosen.how == "random" else None
+        return Draw(item.chosen.how, chance, before + 1, pool)
+
+    def _elsewhere(self) -> Draw:
+        return Draw("elsewhere", None, self._count_drawn(), len(self.queue))
+
+    def _count_drawn(self) -> int:
+        return sum(item.drawn for item in self.items.values())
+
+    def _group(self, item: Item) -> tuple[int, int]:
+        """How many items one is drawn from, and how many of them were drawn already: those of its
+        batch and the batches before that had joined when its place was drawn."""
+        pool = drawn = 0
+        for other in self.items.values():
+            if other.batch <= item.batch and other.joined <= item.planned:
+                pool += 1
+                drawn += other.drawn
+        return pool, drawn
 
 
-# -- what orders may go by ------------------------------------------------------------------
-
-
-def _verdicts(
-    judge_or_name: Judge | str, question: LabelQuestion, infos: Mapping[str, TraceInfo]
-) -> dict[str, tuple[Any, ...]]:
-    """All samples of one version of the judge, canonical, by trace."""
-    recorded = {
-        i: recorded_verdicts(Trace(info, TraceData(spans=[])), question.name)
-        for i, info in infos.items()
-    }
-    chosen, _, _ = choose_version(judge_or_name, recorded)
-    found: dict[str, list[Any]] = defaultdict(list)
-    for trace_id, verdicts in chosen.items():
-        for verdict in verdicts:
-            if verdict.usable and (value := canonical(question, verdict.value)) is not None:
-                found[trace_id].append(value)
-    return {i: tuple(values) for i, values in found.items()}
-
-
-def canonical(question: LabelQuestion, raw: Any) -> Any:
-    """The canonical value; None for abstentions and for what lies off the scale."""
-    try:
-        value = question.read(raw)
-    except ScaleError:
-        return None
-    return None if value is ABSTAIN else value
-
-
-def _text(info: TraceInfo) -> str:
-    return f"{info.request_preview or ''} {info.response_preview or ''}"
+def _said(info: TraceInfo) -> tuple[Any, ...]:
+    """What may have changed of a trace."""
+    return (
+        info.tags,
+        [
+            (a.assessment_id, a.valid, a.last_update_time_ms, a.name, a.source.source_id)
+            for a in info.assessments or []
+        ],
+    )

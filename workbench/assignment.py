@@ -76,10 +76,23 @@ class Assignment:
             self._ranks[trace_id] = found
         return found
 
+    def batch_of(self, trace_id: str) -> int:
+        """The batch of a trace, counted from 0; one that came later lies behind all others."""
+        return self._places.get(trace_id, len(self.trace_ids)) // self._size
+
     @property
     def batches(self) -> int:
         """How many batches there are."""
-        return len(range(0, len(self.trace_ids), self.batch_size or max(1, len(self.trace_ids))))
+        return len(range(0, len(self.trace_ids), self._size))
+
+    @property
+    def _size(self) -> int:
+        # Where all are one batch, what comes later belongs to it.
+        return self.batch_size or len(self.trace_ids) + 1
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {trace_id: place for place, trace_id in enumerate(self.trace_ids)}
 
     def _batch(self, batch: int | None) -> Sequence[str]:
         if batch is None:
@@ -88,16 +101,14 @@ class Assignment:
             raise ArgumentError(
                 f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
             )
-        size = self.batch_size or len(self.trace_ids)
-        return self.trace_ids[batch * size : (batch + 1) * size]
+        return self.trace_ids[batch * self._size : (batch + 1) * self._size]
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row a trace and annotator: ``trace_id``, ``annotator``, ``batch``."""
-        size = self.batch_size or max(1, len(self.trace_ids))
         rows = [
-            (trace_id, annotator, place // size)
-            for place, trace_id in enumerate(self.trace_ids)
+            (trace_id, annotator, self.batch_of(trace_id))
+            for trace_id in self.trace_ids
             for annotator in sorted(self.annotators_of(trace_id))
         ]
         return pd.DataFrame(rows, columns=["trace_id", "annotator", "batch"])

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -27,24 +28,29 @@ from workbench.agenda import RECENT, Agenda
 from workbench.answers import LabelQuestion
 from workbench.asking import asked, with_rubric
 from workbench.assignment import Assignment
-from workbench.contents import Contents, content
+from workbench.contents import Contents
 from workbench.errors import ArgumentError, ScaleError, WorkbenchError
+from workbench.feedback import now_ms
+from workbench.rereading import Rereader
+from workbench.reviews import QueueKeeper, ReviewQueue
 from workbench.rubrics import RubricHistory, rubric_history
 from workbench.saving import Job, Saver
-from workbench.scale import ABSTAIN, Scale
+from workbench.scale import Scale
+from workbench.showing import Message, done_json, item_json
 from workbench.standing import (
     CLOCK_KEY,
     SECONDS_KEY,
-    Answer,
     Standing,
+    folded,
+    same_person,
     who_and_what,
 )
 from workbench.tally import label_table, refused_table, summary_table
-from workbench.traces import as_example
 from workbench.writing import KeptLabelError, Recorder, Revealed
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+    from mlflow.genai.label_schemas import LabelSchema
 
 PROTOCOL = 1
 
@@ -53,9 +59,37 @@ _MOST_WANTED = 500
 _PATIENCE = 2.0
 _HURRIED = 0.05
 
+_FIXED = 60
+"""Items ahead of the annotator that keep their places when the order is made again: as many as
+can be rated before the browser hears of it."""
+
+_LABELS_A_PLAN = 10
+_NEAR_THE_END = 150
+_LATE_MS = 5_000
+_TOLD_BACK = 20
+
 _log = logging.getLogger(__name__)
 
-Message = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Fetched:
+    """What there is to label: the annotator's traces, their batches, and whether those that are
+    not among them are no longer the annotator's."""
+
+    infos: dict[str, TraceInfo]
+    batches: Mapping[str, int]
+    is_share: bool
+
+
+@dataclass(frozen=True)
+class _News:
+    """What was found when the store was read again: ids of traces that ``joined`` or ``left``
+    the queue, the labels that changed, and the positions."""
+
+    joined: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    labelled: Mapping[str, Message | None] = field(default_factory=dict)
+    moved: tuple[int, ...] = ()
 
 
 class LabelSession:
@@ -67,15 +101,19 @@ class LabelSession:
         The judge (or its name) whose question is answered; None when ``questions`` are given.
     traces
         What to label, as `workbench.store.fetch_traces` takes it; None: the active experiment.
+        Of a `workbench.review_queue` the annotator's share, batch by batch; its questions are
+        asked where none are given, and its status in MLflow's page is kept in step.
     annotator
-        Who labels.
+        Who labels. Capital letters do not tell people apart (`workbench.standing.same_person`).
     questions
-        Instead of the judge's own question: one or several `LabelQuestion`.
+        Instead of the judge's own question: one or several `LabelQuestion`, MLflow label schemas
+        or names of these.
     order, seed, random_share
         See `workbench.ordering.put_in_order`.
     assign
-        Which of the traces this annotator is to label: a `workbench.assignment.Assignment`, or a
-        function from all trace ids to some of them. None: all.
+        Which of the traces this annotator is to label: a `workbench.assignment.Assignment`,
+        whose batches come one after the other, or a function from all trace ids to some of them.
+        None: all.
     reveal
         Whether the judge's verdict and the others' labels may be seen after one's own is saved.
     title
@@ -87,7 +125,11 @@ class LabelSession:
         Name or id; the active one by default.
     on_message
         Is called with each message that comes later than the answer to `receive`, from another
-        thread: "saved", "unsaved", "revealed", "items", "problem". May be set afterwards.
+        thread: "saved", "unsaved", "revealed", "items", "queue", "state" (nothing but that the
+        state has changed), "problem". May be set afterwards.
+    refresh_every
+        Seconds between two readings of the store for what was done elsewhere, once a view has
+        said hello; longer where reading takes long. None: only when `refresh` is called.
 
     Examples
     --------
@@ -103,11 +145,15 @@ class LabelSession:
     - ``act`` (``actions``): ``saved`` at once for those that are in the store already, else
       nothing, and later by ``on_message`` ``saved``, or ``unsaved`` (``retry`` true: it waits and
       is tried again; false: it never will be, see `unsaved`);
-    - ``reveal`` (``trace_id``): later ``revealed``, or at once a ``problem``.
+    - ``reveal`` (``trace_id``): later ``revealed``, or at once a ``problem``;
+    - ``refresh``: as `refresh`; ``offer_again`` (``trace_ids``, may be left out): as
+      `offer_again`. Both answer ``queue``, or a ``problem`` and the ``queue`` later.
     - Anything else, and anything malformed: ``{"type": "problem", "error": ..., "about": ...}``.
 
     An item is ``{"position", "trace_id", "inputs", "outputs", "expectations", "cuts"?, "chosen":
-    {"how", "probability"}, "done", "partial", "skipped", "gone"}``. ``done`` is None or
+    {"how", "probability", "number", "pool"}, "done", "partial", "again", "skipped", "gone"}``. An
+    action may carry the ``chosen`` of its item as it was told when it was shown: what is recorded
+    is then right whatever became of the order since. ``done`` is None or
     ``{"answers": {question: {"value", "abstain"}}, "rationale": {question: str}, "changed":
     {question: {"value", "abstain"}}, "earlier_rubric", "elsewhere", "action"}``: what the store
     holds, never what only waits. ``partial`` is the same of an item on which some required
@@ -127,7 +173,7 @@ class LabelSession:
         traces: Any = None,
         *,
         annotator: str,
-        questions: Sequence[LabelQuestion] | None = None,
+        questions: Sequence[LabelQuestion | LabelSchema | str] | None = None,
         order: str = "random",
         seed: int = 0,
         random_share: float | None = None,
@@ -137,6 +183,7 @@ class LabelSession:
         scale: Scale | None = None,
         experiment: str | None = None,
         on_message: Callable[[Message], None] | None = None,
+        refresh_every: float | None = 30.0,
     ) -> None:
         if not isinstance(annotator, str) or not annotator.strip():
             raise ArgumentError(f"annotator={annotator!r} must be a non-empty text.")
@@ -144,16 +191,25 @@ class LabelSession:
         self.on_message = on_message
         self.reveal = reveal
         self._assign, self._traces = assign, traces
+        self.keeper: QueueKeeper | None = None
+        self._notes: tuple[str, ...] = ()
+        if isinstance(traces, ReviewQueue):
+            self.keeper = QueueKeeper(traces, self._say_state)
+            experiment = experiment or traces.experiment_id
+            if judge_or_name is None and questions is None:
+                questions = traces.questions
+                self._notes = _left_out(traces)
         # Where the labels go stays what it is now, whatever is made active later.
         self._client = TracingClient()
         self._experiment = store.experiment_id(experiment, create=False)
-        infos = self._fetch()
+        fetched = self._fetch()
         self._judge = judge_or_name
-        questions = asked(judge_or_name, questions, scale, infos.values(), self._experiment)
-        self._rubrics = {q.name: self._rubric_history(q.name) for q in questions}
-        self.questions = tuple(with_rubric(q, self._rubrics[q.name]) for q in questions)
+        asks = asked(judge_or_name, questions, scale, fetched.infos.values(), self._experiment)
+        self._rubrics = {q.name: self._rubric_history(q.name) for q in asks}
+        self.questions = tuple(with_rubric(q, self._rubrics[q.name]) for q in asks)
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
         self._lock = threading.RLock()
+        self._rereading = threading.Lock()
         self._agenda = Agenda(
             self.questions,
             annotator,
@@ -168,9 +224,16 @@ class LabelSession:
         self._contents = Contents(self._client)
         self._trouble = ""
         self._late = 0
+        self._sent = 0
+        self._acted_at = -1
+        self._unplanned = 0
+        self._least_delay: int | None = None
         self._recorder = Recorder(self._client, self.questions, annotator)
         self._saver = Saver(self)
-        self._load(infos)
+        self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
+        self._load(fetched)
+        if self.keeper is not None:
+            self.keeper.sync()
 
     # -- what the view is told ----------------------------------------------------------
 
@@ -192,17 +255,43 @@ class LabelSession:
     def key(self) -> str:
         """The same for one store, experiment, annotator and questions, also after a restart."""
         place = json.dumps([store.address(), self._experiment])
-        return f"{who_and_what(place, ())}-{who_and_what(self.annotator, self.questions)}"
+        return f"{who_and_what(place, ())}-{who_and_what(folded(self.annotator), self.questions)}"
 
     def state(self) -> Message:
-        """What changes: position, progress and whether the store answers."""
+        """What changes: position, progress, whether the store answers, and the ``history``.
+
+        The history is what the annotator did last, here or anywhere, the oldest of it first:
+        ``{"id", "trace_id", "kind", "position", "kept"}``, without what was taken back. It may be
+        taken back but where it is ``kept``, since the verdict was seen after it.
+        """
         with self._lock:
             return {
                 "position": self.position,
                 "progress": self.progress,
                 "message": self._trouble or " ".join(self.notes),
                 "store_ok": not self._trouble,
+                "history": self._told_back(),
             }
+
+    def _told_back(self) -> list[Message]:
+        told = []
+        for key, trace_id in self._history[-_TOLD_BACK:]:
+            item = self._agenda.items.get(trace_id)
+            if item is None or self._actions.get(key) == "refused":
+                continue
+            skipped = key in item.standing.skips or any(
+                one.id == key and one.kind == "skip" for one in item.waiting
+            )
+            told.append(
+                {
+                    "id": key,
+                    "trace_id": trace_id,
+                    "kind": "skip" if skipped else "save",
+                    "position": self._agenda.place[trace_id],
+                    "kept": item.standing.keeps(key),
+                }
+            )
+        return told
 
     @property
     def position(self) -> int:
@@ -221,8 +310,16 @@ class LabelSession:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What there is to say of the order: a rule that has nothing to go by, say."""
-        return self._agenda.notes
+        """What there is to say: of a rule that has nothing to go by, of questions that are not
+        asked, of labels under another spelling of the annotator's name, of a queue's status."""
+        with self._lock:
+            spelled = ", ".join(sorted(map(repr, self._agenda.spellings)))
+        return (
+            *self._notes,
+            *self._agenda.notes,
+            *([f"Labels by {spelled} count as yours: {self.annotator!r}."] if spelled else []),
+            *([self.keeper.note_of_trouble] if self.keeper and self.keeper.note_of_trouble else []),
+        )
 
     def receive(self, message: Any) -> list[Message]:
         """Take one message of the view and answer it (see the class). Never raises for what the
@@ -237,6 +334,11 @@ class LabelSession:
                 return self._act(message.get("actions"))
             if kind == "reveal":
                 return self._reveal(message.get("trace_id"))
+            if kind == "refresh":
+                return self._soon(self.refresh, "refresh")
+            if kind == "offer_again":
+                ids = _trace_ids(message.get("trace_ids"))
+                return self._soon(lambda: self.offer_again(ids), "offer_again")
         except WorkbenchError as error:
             return [_problem(str(error), kind)]
         except Exception as error:
@@ -248,9 +350,11 @@ class LabelSession:
     def _hello(self, message: Mapping[str, Any]) -> list[Message]:
         pending = message.get("pending")
         answers = self._act([] if pending is None else pending)
+        if self._rereader is not None:
+            self._rereader.start()
         try:
             start = max(0, self.position - _AROUND[0])
-            return [self._shown(start, sum(_AROUND)), *answers]
+            return [*self._shown(start, sum(_AROUND)), *answers]
         except Exception as error:
             return [*answers, _problem(f"Items cannot be read: {store.told(error)}", "hello")]
 
@@ -260,84 +364,73 @@ class LabelSession:
         for given in (start, count):
             if not isinstance(given, int) or isinstance(given, bool) or given < 0:
                 raise ArgumentError(f"start and count must be counts, not {given!r:.40}.")
-        return [self._shown(start, min(count, _MOST_WANTED), full=message.get("full") is True)]
+        return self._shown(start, min(count, _MOST_WANTED), full=message.get("full") is True)
 
-    def _shown(self, start: int, count: int, *, full: bool = False) -> Message:
-        """The items; where the store takes its time, a problem, and the items when it answers.
+    def _shown(self, start: int, count: int, *, full: bool = False) -> list[Message]:
+        return self._soon(lambda: [self._items(start, count, full=full)], "want")
+
+    def _soon(self, work: Callable[[], list[Message]], about: str) -> list[Message]:
+        """What ``work`` answers; where the store takes its time, a problem, and the answer later.
 
         MLflow tries for minutes before it says that a server is down, and the kernel must go on.
         """
-        read: Future[Message] = Future()
+        answer: Future[list[Message]] = Future()
 
-        def work() -> None:
+        def run() -> None:
             try:
-                read.set_result(self._items(start, count, full=full))
+                answer.set_result(work())
             except Exception as error:
-                read.set_exception(error)
+                answer.set_exception(error)
 
-        threading.Thread(target=work, name="items", daemon=True).start()
+        threading.Thread(target=run, name=about, daemon=True).start()
         try:
-            return read.result(_HURRIED if self._late else _PATIENCE)
+            return answer.result(_HURRIED if self._late else _PATIENCE)
         except FutureTimeoutError:
-            if read.done():
+            if answer.done():
                 # The store's own error, which bears the same name.
                 raise
         self._late += 1
-        read.add_done_callback(self._arrived)
-        return _problem("The store has not answered yet; the items come when it does.", "want")
+        answer.add_done_callback(lambda done: self._arrived(done, about))
+        return [_problem(f"The store has not answered yet; {_LATER[about]}.", about)]
 
-    def _arrived(self, read: Future[Message]) -> None:
+    def _arrived(self, answer: Future[list[Message]], about: str) -> None:
         self._late -= 1
-        error = read.exception()
+        error = answer.exception()
         if error is None:
-            self._tell(read.result())
+            for message in answer.result():
+                self._tell(message)
         else:
-            self._tell(_problem(f"Items cannot be read: {store.told(error)}", "want"))
+            self._tell(_problem(f"The store cannot be read: {store.told(error)}", about))
 
-    def _items(self, start: int, count: int, *, full: bool) -> Message:
+    def _items(self, start: int, count: int, *, full: bool = False) -> Message:
         with self._lock:
-            ids = self._agenda.queue[start : start + count]
+            places = range(start, min(start + count, len(self._agenda.queue)))
+            self._sent = max(self._sent, places.stop)
+        return {"type": "items", "start": start, "items": self._items_at(places, full=full)}
+
+    def _items_at(self, places: Sequence[int], *, full: bool = False) -> list[Message]:
+        with self._lock:
+            ids = [self._agenda.queue[place] for place in places]
             infos = [self._agenda.items[i].info for i in ids]
         traces = self._contents.read(infos)
-        items = []
         with self._lock:
-            for offset, trace_id in enumerate(ids):
-                item = self._agenda.items[trace_id]
-                trace = traces.get(trace_id) or Trace(item.info, TraceData(spans=[]))
-                done = self._done(item.standing)
-                items.append(
-                    {
-                        "position": start + offset,
-                        "trace_id": trace_id,
-                        **content(as_example(trace), full=full),
-                        "chosen": {
-                            "how": item.draw.how if item.draw else item.chosen.how,
-                            "probability": item.draw.probability
-                            if item.draw
-                            else item.chosen.probability,
-                        },
-                        "done": done if item.standing.done else None,
-                        "partial": None if item.standing.done else done,
-                        "again": item.again,
-                        "skipped": item.standing.skipped,
-                        "gone": item.gone,
-                    }
+            # The queue may have changed meanwhile: each is told where it stands now.
+            ids = [i for i in ids if i in self._agenda.items]
+            draws = self._agenda.tell([self._agenda.place[i] for i in ids])
+            return [
+                item_json(
+                    self._agenda.place[trace_id],
+                    item := self._agenda.items[trace_id],
+                    traces.get(trace_id) or Trace(item.info, TraceData(spans=[])),
+                    draws[trace_id],
+                    self._rubrics,
+                    full=full,
                 )
-        return {"type": "items", "start": start, "items": items}
+                for trace_id in ids
+            ]
 
     def _done(self, standing: Standing) -> Message | None:
-        if not standing.answers:
-            return None
-        return {
-            "answers": {name: _answer_json(one) for name, one in standing.answers.items()},
-            "rationale": {name: one.rationale for name, one in standing.answers.items()},
-            "changed": {name: _answer_json(one) for name, one in standing.changed.items()},
-            "earlier_rubric": any(
-                self._rubrics[name].is_earlier(one.label) for name, one in standing.answers.items()
-            ),
-            "elsewhere": all(one.action is None for one in standing.answers.values()),
-            "action": max(standing.answers.values(), key=lambda one: one.created_ms).action,
-        }
+        return done_json(standing, self._rubrics)
 
     # -- what the annotator does --------------------------------------------------------
 
@@ -369,9 +462,6 @@ class LabelSession:
             if action.kind == "undo":
                 # What is meant is settled now, so that two in a row take back two actions.
                 target, trace_id = self._target(action)
-                aimed = self._agenda.items.get(trace_id)
-                if aimed is not None and aimed.standing.keeps(target):
-                    raise KeptLabelError
                 action = replace(action, undoes=target, trace_id=trace_id)
             job = self._job(action)
         except (ArgumentError, ScaleError, KeptLabelError) as error:
@@ -383,6 +473,7 @@ class LabelSession:
             item.waiting.append(action)
             self._agenda.touch(action.trace_id)
         self._saver.put(Job(action.id, action.trace_id, job))
+        self._plan_ahead(action)
         return [_unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
 
     def _job(self, action: Action) -> Callable[[], TraceInfo]:
@@ -391,7 +482,7 @@ class LabelSession:
         if action.kind == "undo":
             return lambda: recorder.undo(action)
         item = self._agenda.items.get(action.trace_id)
-        draw = self._agenda.draw(action.trace_id)
+        draw = self._agenda.draw(action.trace_id, action.chosen)
         if item is not None:
             item.draw = draw
         if action.kind == "skip":
@@ -429,6 +520,9 @@ class LabelSession:
             if action.undoes in (None, key) and key not in gone:
                 if self._actions.get(key) == "refused":
                     continue
+                item = self._agenda.items.get(trace_id)
+                if item is not None and item.standing.keeps(key):
+                    raise KeptLabelError
                 return key, trace_id
         if action.undoes is not None and action.trace_id:
             return action.undoes, action.trace_id
@@ -472,6 +566,8 @@ class LabelSession:
                     "ids": [job.key],
                     "labelled": {job.trace_id: self._done_now(job.trace_id)},
                 }
+        if self.keeper is not None and message["type"] == "saved":
+            self.keeper.note(message["labelled"])
         self._tell(message)
 
     def delayed(self, error: str) -> None:
@@ -519,6 +615,9 @@ class LabelSession:
         item = self._agenda.items.get(trace_id)
         return self._done(item.standing) if item is not None and item.standing.done else None
 
+    def _say_state(self) -> None:
+        self._tell({"type": "state"})
+
     def _tell(self, message: Message) -> None:
         if self.on_message is not None:
             try:
@@ -530,20 +629,78 @@ class LabelSession:
     # -- the queue ----------------------------------------------------------------------
 
     def refresh(self) -> list[Message]:
-        """Read the store again: new traces join the queue at its end, labels made elsewhere
-        count as done, the rubric is the latest. Returns the messages to send: ``queue``."""
-        infos = self._fetch()
+        """Read the store again: new traces join the queue, those that are no longer the
+        annotator's leave it, labels made elsewhere count as done, the rubric is the latest.
+        Returns the messages to send: ``queue``."""
         self._read_rubrics()
+        self._reread()
+        if self.keeper is not None:
+            self.keeper.sync()
         with self._lock:
-            for trace_id, info in infos.items():
-                if trace_id in self._agenda.items:
-                    self._learn(info)
-            self._add({i: info for i, info in infos.items() if i not in self._agenda.items})
-            for trace_id in set(self._agenda.items) - set(infos):
-                # A filter may no longer match what was labelled; what is deleted is gone.
-                self._agenda.items[trace_id].gone = self._recorder.is_gone(trace_id)
-                self._agenda.touch(trace_id)
             return [self._queue_message()]
+
+    def reread(self) -> None:
+        """Read the store again in the background, and tell what has changed of what is shown.
+
+        What has changed far ahead is told with the items. Only near the end of the queue, where
+        it tells how much there is left, is the view told that there is more, or less, of it.
+        """
+        with self._lock:
+            if self._trouble or self._agenda.waiting:
+                return
+        news = self._reread()
+        messages: list[Message] = []
+        if news.labelled:
+            messages.append({"type": "saved", "ids": [], "labelled": dict(news.labelled)})
+        with self._lock:
+            near_the_end = len(self._agenda.queue) - self.position < _NEAR_THE_END
+            if (news.joined or news.left) and near_the_end:
+                messages.append(self._queue_message())
+        for message in messages:
+            self._tell(message)
+        if not any(message["type"] == "queue" for message in messages):
+            self._show_moved(news.moved)
+
+    def _reread(self) -> _News:
+        with self._rereading:
+            since = time.monotonic()
+            fetched = self._fetch()
+            infos = fetched.infos
+            with self._lock:
+                agenda = self._agenda
+                news = agenda.news(infos, since=since)
+                joined = {i: info for i, info in infos.items() if i not in agenda.items}
+            known = agenda.known(infos) if news or joined else {}
+            with self._lock:
+                before = {info.trace_id: self._done_now(info.trace_id) for info in news}
+                for info in news:
+                    self._learn(info)
+                self._add(joined, fetched.batches)
+                lacking = set(agenda.items) - set(infos)
+                left = {i for i in lacking if fetched.is_share and self._may_leave(i)}
+                places = sorted(agenda.place[i] for i in left)
+                agenda.drop(left)
+                for trace_id in lacking - left:
+                    # A filter may no longer match what was labelled; what is deleted is gone.
+                    agenda.items[trace_id].gone = self._recorder.is_gone(trace_id)
+                    agenda.touch(trace_id)
+                labelled = {
+                    i: now for i, was in before.items() if (now := self._done_now(i)) != was
+                }
+                if known:
+                    agenda.consider(known)
+                outlook = agenda.outlook(self._keep())
+            moved = set(range(places[0], self._sent)) if places else set()
+            if joined or known:
+                # Without the lock: on large queues it takes a while.
+                drawn = agenda.drawn_from(outlook)
+                with self._lock:
+                    moved |= set(agenda.follow(drawn, outlook))
+            return _News(tuple(joined), tuple(sorted(left)), labelled, tuple(sorted(moved)))
+
+    def _may_leave(self, trace_id: str) -> bool:
+        item = self._agenda.items[trace_id]
+        return item.untouched and item.mark in ("open", "skipped") and not item.again
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
         """Open labelled items again; a new label replaces the first. By default those that were
@@ -568,7 +725,61 @@ class LabelSession:
             self._recorder.ask(self.questions)
 
     def _queue_message(self) -> Message:
+        # The view forgets what it holds, and asks again from where it is.
+        self._sent = min(self._sent, self._keep())
         return {"type": "queue", "total": len(self._agenda.queue), "position": self.position}
+
+    # -- the order ahead ----------------------------------------------------------------
+
+    def _keep(self) -> int:
+        """The position from which on the order may be made again."""
+        if not self._sent:
+            return self.position
+        at = max(self.position, self._acted_at + 1)
+        return min(at + _FIXED, max(self._sent, at))
+
+    def _plan_ahead(self, action: Action) -> None:
+        """Make the order ahead again where enough was labelled since, by what it tells."""
+        if action.kind != "save" or action.trace_id not in self._agenda.place:
+            return
+        self._acted_at = self._agenda.place[action.trace_id]
+        self._unplanned += 1
+        if not self._agenda.adapts or self._unplanned < _LABELS_A_PLAN or self._is_late(action):
+            return
+        self._unplanned = 0
+        outlook = self._agenda.outlook(self._keep())
+        moved = self._agenda.follow(self._agenda.drawn_from(outlook), outlook)
+        if any(place < self._sent for place in moved):
+            threading.Thread(
+                target=self._show_moved, args=(tuple(moved),), name="items", daemon=True
+            ).start()
+
+    def _is_late(self, action: Action) -> bool:
+        """Whether the action has waited for the kernel, so that the browser may be far ahead.
+
+        The clocks of browser and kernel differ: the quickest message tells by how much.
+        """
+        if action.at_ms is None:
+            return False
+        delay = now_ms() - action.at_ms
+        if self._least_delay is None or delay < self._least_delay:
+            self._least_delay = delay
+        return delay - self._least_delay > _LATE_MS
+
+    def _show_moved(self, places: Sequence[int]) -> None:
+        """Tell the view what stands at positions that it holds and that have changed."""
+        with self._lock:
+            until = min(self._sent, len(self._agenda.queue))
+            shown = [place for place in places if place < until]
+        if not shown:
+            return
+        try:
+            items = self._items_at(shown)
+        except Exception:
+            # It shows what it holds, and what is labelled there is recorded as what it is.
+            _log.debug("items could not be read", exc_info=True)
+            return
+        self._tell({"type": "items", "start": shown[0], "items": items})
 
     @property
     def trace_ids(self) -> list[str]:
@@ -576,16 +787,27 @@ class LabelSession:
         with self._lock:
             return list(self._agenda.queue)
 
-    def _fetch(self) -> dict[str, TraceInfo]:
+    def _fetch(self) -> _Fetched:
+        assign = self._assign
+        if isinstance(self._traces, ReviewQueue) and assign is None:
+            share = self._traces.share_of(self.annotator)
+            infos = {i: share.infos[i] for i in share.trace_ids}
+            return _Fetched(infos, share.batches, is_share=True)
         found = store.fetch_traces(self._traces, spans=False, experiment=self._experiment)
         infos = {trace.info.trace_id: trace.info for trace in found}
-        if self._assign is None:
-            return infos
-        if isinstance(self._assign, Assignment):
-            ids = [i for i in infos if self.annotator in self._assign.annotators_of(i)]
+        if assign is None:
+            return _Fetched(infos, {}, is_share=False)
+        batches: dict[str, int] = {}
+        if isinstance(assign, Assignment):
+            ids = [
+                i
+                for i in infos
+                if any(same_person(self.annotator, who) for who in assign.annotators_of(i))
+            ]
+            batches = {i: assign.batch_of(i) for i in ids}
         else:
-            ids = list(self._assign(list(infos)))
-        return {i: infos[i] for i in ids if i in infos}
+            ids = list(assign(list(infos)))
+        return _Fetched({i: infos[i] for i in ids if i in infos}, batches, is_share=True)
 
     def _rubric_history(self, name: str) -> RubricHistory:
         return rubric_history(name, experiment=self._experiment)
@@ -595,8 +817,8 @@ class LabelSession:
         if standing is not None:
             self._note(standing)
 
-    def _add(self, infos: Mapping[str, TraceInfo]) -> None:
-        self._agenda.add(infos)
+    def _add(self, infos: Mapping[str, TraceInfo], batches: Mapping[str, int]) -> None:
+        self._agenda.add(infos, batches)
         for trace_id in infos:
             self._note(self._agenda.items[trace_id].standing)
 
@@ -608,9 +830,12 @@ class LabelSession:
         if standing.undone:
             self._history = [one for one in self._history if one[0] not in standing.undone]
 
-    def _load(self, infos: Mapping[str, TraceInfo]) -> None:
+    def _load(self, fetched: _Fetched) -> None:
         self._epoch = uuid.uuid4().hex
-        self._add(infos)
+        self._add(fetched.infos, fetched.batches)
+        self._agenda.consider(self._agenda.known(fetched.infos))
+        outlook = self._agenda.outlook(0)
+        self._agenda.follow(self._agenda.drawn_from(outlook), outlook)
         made = [
             (answer.created_ms, answer.action, trace_id, answer)
             for trace_id, item in self._agenda.items.items()
@@ -662,6 +887,11 @@ class LabelSession:
         """Wait until all is written, or so long at most; whether all is written."""
         return self._saver.flush(seconds)
 
+    def close(self) -> None:
+        """Stop reading the store again by itself; what waits to be written is written."""
+        if self._rereader is not None:
+            self._rereader.stop()
+
     def __repr__(self) -> str:
         progress = self.progress
         return (
@@ -673,16 +903,24 @@ class LabelSession:
 # -- small readings -------------------------------------------------------------------------
 
 
-def _answer_json(answer: Answer) -> Message:
-    return {"value": _plain(answer.value), "abstain": answer.value is ABSTAIN}
+_LATER = {
+    "want": "the items come when it does",
+    "refresh": "the queue is read again when it does",
+    "offer_again": "they are offered again when it does",
+}
 
 
-def _plain(value: Any) -> Any:
-    return None if value is ABSTAIN else value
+def _trace_ids(raw: Any) -> list[str] | None:
+    if raw is None or (isinstance(raw, list) and all(isinstance(one, str) for one in raw)):
+        return raw
+    raise ArgumentError(f"trace_ids must be a list of texts, not {raw!r:.80}.")
 
 
-def _time(created_ms: int) -> pd.Timestamp:
-    return pd.Timestamp(created_ms, unit="ms", tz="UTC")
+def _left_out(queue: ReviewQueue) -> tuple[str, ...]:
+    names = ", ".join(map(repr, queue.left_out))
+    if not names:
+        return ()
+    return (f"Not asked here, since they ask for expectations: {names}. Use MLflow's page.",)
 
 
 def _unsaved(ids: Sequence[str], error: str, *, retry: bool) -> Message:

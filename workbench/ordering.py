@@ -6,14 +6,21 @@ of items left. Where a draw follows a rule (the item on which people differ most
 none: nothing but that item could have been drawn. Labels chosen by a rule say nothing by
 themselves about all items; the random draws among them do, and `workbench.sampling` weighs both
 together so that the estimate is unbiased. Therefore every rule takes a ``random_share``.
+
+An order may be made again for what is left of it, as labels come in, and when items join. It then
+goes on where the former one ended: with the random share that is owed, and with the rule whose
+turn it is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from workbench.errors import ArgumentError, one_of
@@ -31,6 +38,9 @@ BALANCED_SHARE: Final = 0.3
 
 MIX_SHARE: Final = 0.3
 """The random share of a mix, unless another is asked for."""
+
+_TRUST = 4
+"""Labels that a verdict is worth as a guess before there are labels to compare it with."""
 
 _DIMENSIONS = 128
 _FEATURES = 2**14
@@ -50,6 +60,12 @@ class Known:
     verdicts: tuple[Any, ...] = ()
     labels: tuple[Any, ...] = ()
 
+    @cached_property
+    def guess(self) -> str | None:
+        """Its class by the judge, or by other people where the judge is silent."""
+        votes = Counter(map(repr, self.verdicts)) or Counter(map(repr, self.labels))
+        return min(votes, key=lambda value: (-votes[value], value)) if votes else None
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -65,10 +81,34 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The order, and what to tell of it: a rule that had nothing to go by, say."""
+    """The order, and what to tell of it: a rule that had nothing to go by, say.
+
+    ``settled`` are the orders of those rules that what is labelled has no influence on, or why
+    there is none; they may be given again to make the rest of the order anew at little cost.
+    """
 
     queue: tuple[Chosen, ...]
     notes: tuple[str, ...] = field(default=())
+    settled: Mapping[str, Replayed | str] = field(default_factory=dict, repr=False, compare=False)
+
+
+class Replayed:
+    """An iterator that may be gone through several times; each step is computed once."""
+
+    def __init__(self, source: Iterator[str]) -> None:
+        self._source = source
+        self._seen: list[str] = []
+
+    def __iter__(self) -> Iterator[str]:
+        place = 0
+        while True:
+            if place == len(self._seen):
+                try:
+                    self._seen.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._seen[place]
+            place += 1
 
 
 def put_in_order(
@@ -79,6 +119,11 @@ def put_in_order(
     random_share: float | None = None,
     labelled: Mapping[str, Any] | None = None,
     before: Sequence[Known] = (),
+    ahead: Sequence[Known] = (),
+    drawn: int | None = None,
+    pool: str = "",
+    settled: Mapping[str, Replayed | str] | None = None,
+    limit: int | None = None,
 ) -> Drawn:
     """Put open items in the order in which to label them.
 
@@ -89,17 +134,31 @@ def put_in_order(
     order
         ``"random"``; ``"disagreement"``: first where the judge's samples or people differ most;
         ``"balance"``: so that each class gets 30 % of the labels, the judge's verdict being the
-        guess; ``"unlike"``: what is least like all before; ``"mix"``: the three rules in turn.
+        guess, and what was labelled telling how good a guess it is; ``"unlike"``: what is least
+        like all before; ``"mix"``: the three rules in turn.
     seed
         The same seed gives the same order of the same items, whatever the order they come in.
-        Items that are added or gone do not change the random order of the others.
     random_share
         Share of draws that are random whatever the order, in [0, 1]; by default 0, for a mix 0.3.
         A draw that a rule has nothing to say about is random as well.
     labelled
         Labels that were given already, trace_id -> canonical value, for `balance`.
     before
-        The items labelled already, for `unlike`.
+        The items labelled already, for `unlike`, and for how good the verdicts are as guesses.
+    ahead
+        Items that are not labelled yet but will be before the first of these.
+    drawn
+        How many draws were made already, those of ``ahead`` counted in; by default as many as
+        there are items in ``before`` and ``ahead``. The random share is owed over all of them.
+    pool
+        Names what is drawn from. Another name gives another random order: when items join, those
+        that waited and those that are new have equal chances only if all are shuffled anew.
+        Within a pool, items that are gone move no others.
+    settled
+        Of an earlier order of the same items, see `Drawn`.
+    limit
+        Draws that are worked out; what comes later is put in no particular order and is counted
+        as chosen by the rule, without probability. For an order that is made anew before that.
 
     Raises
     ------
@@ -111,65 +170,84 @@ def put_in_order(
     if isinstance(share, bool) or not 0 <= share <= 1:
         raise ArgumentError(f"random_share={share!r} must lie in [0, 1].")
     # The order of rules among equals is not the random order, which must tell nothing of it.
-    shuffled = sorted(items, key=lambda item: _dice(seed, "random", item.trace_id))
-    ranked = sorted(items, key=lambda item: _dice(seed, "rule", item.trace_id))
+    purpose = f"random{pool}"
+    shuffled = sorted(items, key=lambda item: _dice(seed, purpose, item.trace_id))
+    known = dict(settled or {})
     rules: list[tuple[str, Iterator[str]]] = []
-    notes: list[str] = []
+    lacking: list[tuple[str, str]] = []
     if order != "random" and share < 1:
+        ranked = sorted(items, key=lambda item: _dice(seed, "rule", item.trace_id))
         for name in ("disagreement", "balance", "unlike") if order == "mix" else (order,):
-            made = _RULES[name](ranked, labelled or {}, before)
-            if made is None:
-                notes.append(f"order={order!r}: {_NOTHING[name]}")
+            rule: Iterable[str] | str
+            if name in known:
+                rule = known[name]
             else:
-                rules.append((name, made))
-    return Drawn(tuple(_draws(shuffled, rules, share)), tuple(notes))
+                rule = _RULES[name](ranked, labelled or {}, before, ahead)
+                if name != "balance":
+                    rule = known[name] = rule if isinstance(rule, str) else Replayed(rule)
+            if isinstance(rule, str):
+                lacking.append((name, rule))
+            else:
+                rules.append((name, iter(rule)))
+    otherwise = "so {} chooses no trace." if rules else "so the order is random."
+    notes = [f"order={order!r}: {why}, {otherwise.format(repr(name))}" for name, why in lacking]
+    past = len(before) + len(ahead) if drawn is None else drawn
+    made_draws = list(islice(_draws(shuffled, rules, share, past), limit if rules else None))
+    if len(made_draws) < len(shuffled):
+        taken = {one.trace_id for one in made_draws}
+        made_draws += [Chosen(i.trace_id, order, None) for i in shuffled if i.trace_id not in taken]
+    return Drawn(tuple(made_draws), tuple(notes), known)
 
 
 def _draws(
-    shuffled: Sequence[Known], rules: list[tuple[str, Iterator[str]]], share: float
+    shuffled: Sequence[Known], rules: list[tuple[str, Iterator[str]]], share: float, past: int
 ) -> Iterator[Chosen]:
-    left = len(shuffled)
-    taken: set[str] = set()
+    left = {item.trace_id for item in shuffled}
     by_chance = iter(shuffled)
     turns = deque(rules)
-    owed = 0.0
+    due = share * past
+    owed = max(0.0, due - math.floor(due + 1e-9))
+    turns.rotate(-(past - math.floor(due + 1e-9)))
     while left:
         owed += share if turns else 1.0
         choice = None
         if owed < 1 - 1e-9:
-            choice = _by_rule(turns, taken)
+            choice = _by_rule(turns, left)
         else:
             owed -= 1
         if choice is None:
-            trace_id = next(item.trace_id for item in by_chance if item.trace_id not in taken)
-            choice = Chosen(trace_id, "random", 1 / left)
-        taken.add(choice.trace_id)
-        left -= 1
+            trace_id = next(item.trace_id for item in by_chance if item.trace_id in left)
+            choice = Chosen(trace_id, "random", 1 / len(left))
+        left.remove(choice.trace_id)
         yield choice
 
 
-def _by_rule(turns: deque[tuple[str, Iterator[str]]], taken: set[str]) -> Chosen | None:
+def _by_rule(turns: deque[tuple[str, Iterator[str]]], left: set[str]) -> Chosen | None:
     """The next choice of the rule whose turn it is; rules that have nothing more to say leave."""
     while turns:
         name, rule = turns[0]
         for trace_id in rule:
-            if trace_id not in taken:
+            if trace_id in left:
                 turns.rotate(-1)
                 return Chosen(trace_id, name, None)
         turns.popleft()
     return None
 
 
+@lru_cache(maxsize=2**17)
 def _dice(seed: int, purpose: str, trace_id: str) -> bytes:
     return hashlib.sha256(f"{seed} {purpose} {trace_id}".encode()).digest()
 
 
-# -- rules: each gives trace ids in its order, or None where it has nothing to go by -----------
+# -- rules: each gives trace ids in its order, or says why it has nothing to go by -------------
 
 
 def _disagreement(
-    items: Sequence[Known], labelled: Mapping[str, Any], before: Sequence[Known]
-) -> Iterator[str] | None:
+    items: Sequence[Known],
+    labelled: Mapping[str, Any],
+    before: Sequence[Known],
+    ahead: Sequence[Known],
+) -> Iterator[str] | str:
     split = {item.trace_id: max(_split(item.verdicts), _split(item.labels)) for item in items}
     across = {
         item.trace_id: float(bool({*item.verdicts} and {*item.labels} - {*item.verdicts}))
@@ -177,7 +255,7 @@ def _disagreement(
     }
     scored = [i for i in items if split[i.trace_id] or across[i.trace_id]]
     if not scored:
-        return None
+        return "no trace has verdicts or labels that differ"
     # People or samples that differ among themselves, then people who differ from the judge.
     scored.sort(key=lambda i: (split[i.trace_id], across[i.trace_id]), reverse=True)
     return iter([item.trace_id for item in scored])
@@ -191,46 +269,84 @@ def _split(values: Sequence[Any]) -> float:
 
 
 def _balance(
-    items: Sequence[Known], labelled: Mapping[str, Any], before: Sequence[Known]
-) -> Iterator[str] | None:
+    items: Sequence[Known],
+    labelled: Mapping[str, Any],
+    before: Sequence[Known],
+    ahead: Sequence[Known],
+) -> Iterator[str] | str:
     by_class: dict[str, deque[str]] = {}
     for item in items:
-        if guess := _guess(item):
-            by_class.setdefault(guess, deque()).append(item.trace_id)
-    if not by_class:
-        return None
-    counts = Counter(map(repr, labelled.values()))
-    return _balanced(by_class, counts)
+        if item.guess:
+            by_class.setdefault(item.guess, deque()).append(item.trace_id)
+    said = {*by_class, *(g for item in [*before, *ahead] if (g := item.guess))}
+    if not said:
+        return "no trace has a verdict to guess its class by"
+    if len(said) == 1:
+        return (
+            f"the verdict is {next(iter(said))} on every trace, which tells no class from another"
+        )
+    counts: dict[str, float] = dict(Counter(map(repr, labelled.values())))
+    likely = _likely(said, labelled, before)
+    for item in ahead:
+        for value, chance in likely.get(item.guess or "", {}).items():
+            counts[value] = counts.get(value, 0) + chance
+    return _balanced(by_class, counts, likely)
 
 
-def _guess(item: Known) -> str | None:
-    votes = Counter(map(repr, item.verdicts)) or Counter(map(repr, item.labels))
-    return min(votes, key=lambda value: (-votes[value], value)) if votes else None
+def _likely(
+    said: set[str], labelled: Mapping[str, Any], before: Sequence[Known]
+) -> dict[str, dict[str, float]]:
+    """How likely each class is by the verdict, ``likely[verdict][class]``: the shares among what
+    is labelled, the verdict itself counting as four labels."""
+    seen = {guess: Counter({guess: _TRUST}) for guess in said}
+    for item in before:
+        if item.guess and item.trace_id in labelled:
+            seen[item.guess][repr(labelled[item.trace_id])] += 1
+    return {
+        guess: {value: n / votes.total() for value, n in votes.items()}
+        for guess, votes in seen.items()
+    }
 
 
-def _balanced(by_class: dict[str, deque[str]], counts: Counter[str]) -> Iterator[str]:
-    classes = sorted({*by_class, *counts})
+def _balanced(
+    by_class: dict[str, deque[str]],
+    counts: dict[str, float],
+    likely: Mapping[str, Mapping[str, float]],
+) -> Iterator[str]:
+    classes = sorted({*by_class, *counts, *(value for one in likely.values() for value in one)})
     share = min(BALANCED_SHARE, 1 / len(classes))
-    while by_class:
-        total = sum(counts.values()) + 1
-        # What lacks most of its share; where none lacks any, what there is most of.
-        lacking = [c for c in sorted(by_class) if counts[c] < share * total]
-        if lacking:
-            pick = max(lacking, key=lambda c: share * total - counts[c])
-        else:
-            pick = max(sorted(by_class), key=lambda c: len(by_class[c]))
+    total = sum(counts.values()) + 1
+    # With one kind left there is nothing to choose: chance draws as well, and says how likely.
+    while len(by_class) > 1:
+        # What lacks most of its share, from where it is likeliest; where none lacks any, what
+        # there is most of.
+        lacking = [c for c in classes if counts.get(c, 0) < share * total]
+        lacking.sort(key=lambda c: share * total - counts.get(c, 0), reverse=True)
+        pick = None
+        for value in lacking:
+            best = max(sorted(by_class), key=lambda guess: likely[guess].get(value, 0))
+            if likely[best].get(value, 0) > 0:
+                pick = best
+                break
+        if pick is None:
+            pick = max(sorted(by_class), key=lambda guess: len(by_class[guess]))
         yield by_class[pick].popleft()
-        counts[pick] += 1
+        for value, chance in likely[pick].items():
+            counts[value] = counts.get(value, 0) + chance
+        total += 1
         if not by_class[pick]:
             del by_class[pick]
 
 
 def _unlike(
-    items: Sequence[Known], labelled: Mapping[str, Any], before: Sequence[Known]
-) -> Iterator[str] | None:
+    items: Sequence[Known],
+    labelled: Mapping[str, Any],
+    before: Sequence[Known],
+    ahead: Sequence[Known],
+) -> Iterator[str] | str:
     if not any(item.text.strip() for item in items):
-        return None
-    return _farthest_first(items, before)
+        return "no trace has a text to compare"
+    return _farthest_first(items, [*before, *ahead])
 
 
 def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> Iterator[str]:
@@ -275,18 +391,12 @@ def _vectors(texts: Sequence[str]) -> Vectors:
 
 
 _Rule = Callable[
-    [Sequence[Known], Mapping[str, Any], Sequence[Known]],
-    "Iterator[str] | None",
+    [Sequence[Known], Mapping[str, Any], Sequence[Known], Sequence[Known]],
+    "Iterator[str] | str",
 ]
 
 _RULES: Final[dict[str, _Rule]] = {
     "disagreement": _disagreement,
     "balance": _balance,
     "unlike": _unlike,
-}
-
-_NOTHING: Final = {
-    "disagreement": "no trace has verdicts or labels that differ, so the order is random.",
-    "balance": "no trace has a verdict to guess its class by, so the order is random.",
-    "unlike": "no trace has a text to compare, so the order is random.",
 }

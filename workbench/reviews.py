@@ -14,25 +14,35 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Trace, TraceData
+from mlflow.entities import Trace, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 
 from workbench import store
 from workbench.answers import LabelQuestion
+from workbench.asking import question_of
 from workbench.assignment import Assignment, assign
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labels import label_records
 from workbench.rubrics import rubric
 from workbench.saving import Job, Saver
 from workbench.scale import Scale
-from workbench.schemas import find_schema, list_schemas, make_schema, scale_of_question, understood
+from workbench.schemas import (
+    asks_for_feedback,
+    every_schema,
+    find_schema,
+    make_schema,
+    scale_of_question,
+    understood,
+)
+from workbench.standing import folded
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -54,6 +64,16 @@ class Synced:
 
     finished: int
     reopened: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """One annotator's part of a queue: ``trace_ids`` in order; ``infos`` and ``batches`` (from 0)
+    are of all of the queue's traces."""
+
+    trace_ids: tuple[str, ...]
+    infos: Mapping[str, TraceInfo]
+    batches: Mapping[str, int]
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,8 +117,16 @@ class ReviewQueue:
 
     @property
     def schemas(self) -> list[LabelSchema]:
-        """The label schemas of its questions."""
-        found = list_schemas(experiment=self.experiment_id)
+        """The label schemas of its questions that ask for feedback."""
+        return [one for one in self._schemas() if asks_for_feedback(one)]
+
+    @property
+    def left_out(self) -> list[str]:
+        """The names of its label schemas that ask for expectations, which no panel takes."""
+        return [one.name for one in self._schemas() if not asks_for_feedback(one)]
+
+    def _schemas(self) -> list[LabelSchema]:
+        found = every_schema(experiment=self.experiment_id)
         queue = _queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
             return found
@@ -121,7 +149,7 @@ class ReviewQueue:
             told: dict[str, Any] = {}
             if now is not None:
                 told = {"rubric": now.text, "rubric_version": now.version}
-            made.append(LabelQuestion.of_schema(schema, required=required, **told))
+            made.append(question_of(schema, required=required, **told))
         return made
 
     @store.discreet()
@@ -172,13 +200,25 @@ class ReviewQueue:
         """
         return [one.trace_id for one in self._mine(annotator, batch)]
 
+    def share_of(self, annotator: str) -> Share:
+        """What `of` says, with the traces and their batches, from one reading of the store."""
+        entries = self._entries()
+        infos = store.trace_infos(list(entries), experiment=self.experiment_id)
+        every = self._standing(entries, infos)
+        size = self.batch_size or len(every) + 1
+        return Share(
+            trace_ids=tuple(one.trace_id for one in self._mine(annotator, None, every)),
+            infos=infos,
+            batches={one.trace_id: place // size for place, one in enumerate(every)},
+        )
+
     def open_for(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Those of `of` on which the annotator has not answered every required question."""
-        who = _folded(annotator)
+        who = folded(annotator)
         return [
             one.trace_id
             for one in self._mine(annotator, batch)
-            if who not in map(_folded, one.labelled_by)
+            if who not in map(folded, one.labelled_by)
         ]
 
     @property
@@ -274,11 +314,13 @@ class ReviewQueue:
             seed=self.seed,
         )
 
-    def _mine(self, annotator: str, batch: int | None) -> list[_Item]:
-        every = self._standing()
-        who = _folded(annotator)
+    def _mine(
+        self, annotator: str, batch: int | None, every: list[_Item] | None = None
+    ) -> list[_Item]:
+        every = self._standing() if every is None else every
+        who = folded(annotator)
         if self.annotators:
-            names = {_folded(name): name for name in self.annotators}
+            names = {folded(name): name for name in self.annotators}
             one_of("annotator", annotator, self.annotators) if who not in names else None
             own = set(self._assignment([x.trace_id for x in every]).of(names[who], batch=batch))
             mine = [x for x in every if x.trace_id in own]
@@ -289,20 +331,27 @@ class ReviewQueue:
             mine = [
                 x for x in every if len(x.handled_by - {who}) < self.each or who in x.handled_by
             ]
-        return [x for x in mine if x.status != "declined" or who in map(_folded, x.labelled_by)]
+        return [x for x in mine if x.status != "declined" or who in map(folded, x.labelled_by)]
 
     def _required(self) -> list[str]:
         """The names of the questions without whose answers an item is not labelled."""
         scales = {one.name: Scale.from_schema(one) for one in self.schemas}
         return [name for name, scale in scales.items() if scale is not None] or list(scales)
 
-    def _standing(self, entries: Mapping[str, tuple[str, str | None]] | None = None) -> list[_Item]:
+    def _entries(self) -> dict[str, tuple[str, str | None]]:
+        return {x.item_id: (str(x.status), x.completed_by) for x in self._items()}
+
+    def _standing(
+        self,
+        entries: Mapping[str, tuple[str, str | None]] | None = None,
+        infos: Mapping[str, TraceInfo] | None = None,
+    ) -> list[_Item]:
         """Where items stand; ``entries`` are trace id -> (status, who finished it) in MLflow, by
-        default those of all."""
-        if entries is None:
-            entries = {x.item_id: (str(x.status), x.completed_by) for x in self._items()}
+        default those of all; ``infos`` the traces, where they were just read."""
+        entries = self._entries() if entries is None else entries
         ids = list(entries)
-        infos = store.trace_infos(ids, experiment=self.experiment_id)
+        if infos is None:
+            infos = store.trace_infos(ids, experiment=self.experiment_id)
         traces = [Trace(info, TraceData(spans=[])) for info in infos.values()]
         required = self._required()
         by_question: list[dict[str, dict[str, tuple[int, str]]]] = []
@@ -310,9 +359,9 @@ class ReviewQueue:
             said: dict[str, dict[str, tuple[int, str]]] = {}
             for label in label_records(traces, name):
                 when = (label.created_ms, label.annotator)
-                said.setdefault(label.trace_id, {})[_folded(label.annotator)] = when
+                said.setdefault(label.trace_id, {})[folded(label.annotator)] = when
             by_question.append(said)
-        own_writing = {_folded(name): name for name in self.annotators}
+        own_writing = {folded(name): name for name in self.annotators}
         parts = self._assignment(ids) if self.annotators else None
         made = []
         for trace_id, (status, finished_by) in entries.items():
@@ -347,30 +396,57 @@ class QueueKeeper:
 
     It works in a thread of its own and tries again until the store answers, so that nobody who
     labels waits for it. What it could not do, `ReviewQueue.sync` does.
+
+    ``on_change`` is called, from that thread, when ``note_of_trouble`` has changed.
     """
 
-    def __init__(self, queue: ReviewQueue) -> None:
+    def __init__(self, queue: ReviewQueue, on_change: Callable[[], None] | None = None) -> None:
         self.queue = queue
+        self.note_of_trouble = ""
+        self._on_change = on_change
         self._saver = Saver(self)
+        self._syncing = threading.Lock()
 
     def note(self, trace_ids: Iterable[str]) -> None:
         """These have been labelled, or their labels taken back; returns at once."""
         for trace_id in trace_ids:
             self._saver.put(Job(trace_id, trace_id, partial(self.queue.settle, [trace_id])))
 
+    def sync(self) -> None:
+        """Have the status of all items brought in step; returns at once."""
+        # One that waits will see what this one would.
+        if self._syncing.acquire(blocking=False):
+            self._saver.put(Job("sync", "sync", self.queue.sync))
+
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until MLflow's status is in step, or so long at most; whether it is."""
         return self._saver.flush(seconds)
 
     def written(self, job: Job, result: Any) -> None:
-        """The status of an item is in step."""
+        """The status of an item, or of all, is in step."""
+        self._settled(job)
+        self._say("")
 
     def delayed(self, error: str) -> None:
         """Nothing is written just now; the labels themselves say so where people look."""
+        self._say(f"The queue {self.queue.name!r} in MLflow's page lags behind: {error}")
 
     def refused(self, job: Job, error: str) -> None:
         """An item's status stays as it is, for instance since it was taken out of the queue."""
+        self._settled(job)
+        if job.key == "sync":
+            self._say(f"The queue {self.queue.name!r} in MLflow's page was not updated: {error}")
         _log.info("the status of %s in queue %r stays: %s", job.trace_id, self.queue.name, error)
+
+    def _settled(self, job: Job) -> None:
+        if job.key == "sync":
+            self._syncing.release()
+
+    def _say(self, note: str) -> None:
+        if note != self.note_of_trouble:
+            self.note_of_trouble = note
+            if self._on_change is not None:
+                self._on_change()
 
 
 @dataclass(frozen=True)
@@ -387,14 +463,14 @@ class _Item:
     @property
     def handled_by(self) -> set[str]:
         """Who labelled it or finished it in MLflow, folded."""
-        finished = {_folded(self.finished_by)} if self.finished_by else set()
-        return {*map(_folded, self.labelled_by), *finished}
+        finished = {folded(self.finished_by)} if self.finished_by else set()
+        return {*map(folded, self.labelled_by), *finished}
 
     @property
     def done(self) -> bool:
-        there = set(map(_folded, self.labelled_by))
+        there = set(map(folded, self.labelled_by))
         if self.asked is not None:
-            return set(map(_folded, self.asked)) <= there
+            return set(map(folded, self.asked)) <= there
         return len(there) >= self.wanted
 
 
@@ -478,7 +554,7 @@ def review_queue(
                 ) from None
     if team is not None and str(found.queue_type) != "user":
         users = list(team) if len(team) <= MAX_USERS else []
-        if [_folded(one) for one in users] != found.users:
+        if [folded(one) for one in users] != found.users:
             with understood("review queues"):
                 api.update_review_queue(found.queue_id, users=users)
     there = _settings(where, found)
@@ -580,8 +656,7 @@ def _team(annotators: Iterable[str]) -> tuple[str, ...]:
     if isinstance(annotators, str):
         raise ArgumentError(f"annotators={annotators!r} is one text. Give a list of names.")
     team = tuple(annotators)
-    folded = [_folded(name) for name in team]
-    if len(set(folded)) < len(folded):
+    if len({folded(name) for name in team}) < len(team):
         raise ArgumentError(
             f"annotators={list(team)!r} names someone twice; MLflow does not tell small from "
             "capital letters in names."
@@ -603,7 +678,3 @@ def _settings(experiment_id: str, found: Any) -> ReviewQueue:
         team, order = (tuple(told.get(key, ())) for key in ("annotators", "order"))
         queue = replace(queue, annotators=team, order=order, **known)
     return queue
-
-
-def _folded(name: str) -> str:
-    return str(name).strip().casefold()

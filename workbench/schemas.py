@@ -58,6 +58,18 @@ def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
     StoreError
         Where MLflow or the store has no label schemas.
     """
+    return [one for one in every_schema(experiment=experiment) if asks_for_feedback(one)]
+
+
+@store.discreet()
+def every_schema(*, experiment: str | None = None) -> list[LabelSchema]:
+    """All label schemas of the experiment but MLflow's default question, oldest first.
+
+    Raises
+    ------
+    StoreError
+        Where MLflow or the store has no label schemas.
+    """
     api = needed_api()
     where = store.experiment_id(experiment, create=False)
     found: list[LabelSchema] = []
@@ -69,8 +81,13 @@ def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
             token = page.token
             if not token:
                 break
-    kept = [one for one in found if str(one.type) == "feedback" and not one.is_default]
+    kept = [one for one in found if not one.is_default]
     return sorted(kept, key=lambda one: (one.created_at or 0, one.schema_id or ""))
+
+
+def asks_for_feedback(schema: LabelSchema) -> bool:
+    """Whether it asks for a rating or a remark; else for what the application ought to say."""
+    return str(schema.type) == "feedback"
 
 
 def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:

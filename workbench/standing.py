@@ -21,16 +21,13 @@ from typing import Any, Final
 from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
 
 from workbench.answers import LabelQuestion
+from workbench.draws import Draw
 from workbench.errors import ScaleError
 from workbench.feedback import AFTER_VERDICT_KEY
 from workbench.labels import Label, decision_feedback, label_records
 from workbench.scale import is_missing
 
 ACTION_KEY: Final = "workbench.action"
-CHOSEN_KEY: Final = "workbench.chosen"
-PROBABILITY_KEY: Final = "workbench.probability"
-DRAW_KEY: Final = "workbench.draw"
-POOL_KEY: Final = "workbench.pool"
 SECONDS_KEY: Final = "workbench.seconds"
 CLOCK_KEY: Final = "workbench.at"
 """The browser's clock when the label was given, milliseconds since the epoch."""
@@ -38,6 +35,21 @@ CLOCK_KEY: Final = "workbench.at"
 SKIPPED: Final = "workbench.skipped."
 UNDONE: Final = "workbench.undone."
 REVEALED: Final = "workbench.revealed."
+
+
+def folded(name: str) -> str:
+    """A person's name as it is compared: MLflow's page keeps names in small letters."""
+    return str(name).strip().casefold()
+
+
+def same_person(one: str, other: str) -> bool:
+    """Whether two names are one person's: "Ben" and "ben" are.
+
+    A team cannot hold both (`workbench.review_queue`), so whoever is "Ben" in the notebook and
+    "ben" in MLflow's page has one standing, and labels a trace once. `workbench.pair` counts names
+    as they are written; a label that is given again in a panel replaces the one it finds.
+    """
+    return folded(one) == folded(other)
 
 
 def who_and_what(annotator: str, questions: Sequence[LabelQuestion]) -> str:
@@ -48,44 +60,13 @@ def who_and_what(annotator: str, questions: Sequence[LabelQuestion]) -> str:
 
 def revealed_tag(annotator: str, question: LabelQuestion) -> str:
     """The tag that says that the annotator has seen the verdict on a question."""
-    return f"{REVEALED}{who_and_what(annotator, [question])}"
+    return f"{REVEALED}{who_and_what(folded(annotator), [question])}"
 
 
 def assessment_id(action: str, trace_id: str, question: str) -> str:
     """The id of the label that an action makes: the same however often it is written."""
     said = json.dumps([action, trace_id, question])
     return f"a-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How an item came to be labelled: the ``number`` of its draw (from 1) out of ``pool``."""
-
-    how: str
-    probability: float | None
-    number: int
-    pool: int
-
-    def to_metadata(self) -> dict[str, str]:
-        """As it is kept with a label."""
-        made = {CHOSEN_KEY: self.how, DRAW_KEY: str(self.number), POOL_KEY: str(self.pool)}
-        if self.probability is not None:
-            made[PROBABILITY_KEY] = f"{self.probability:.9g}"
-        return made
-
-    @classmethod
-    def of_metadata(cls, told: Mapping[str, Any]) -> Draw | None:
-        """As it was kept; None where it was not."""
-        try:
-            probability = told.get(PROBABILITY_KEY)
-            return cls(
-                str(told[CHOSEN_KEY]),
-                None if probability is None else float(probability),
-                int(told[DRAW_KEY]),
-                int(told[POOL_KEY]),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
 
 
 @dataclass(frozen=True)
@@ -161,7 +142,7 @@ class Standing:
 
 def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str) -> Standing:
     """The annotator's standing on a trace."""
-    key = who_and_what(annotator, questions)
+    key = who_and_what(folded(annotator), questions)
     tags = info.tags or {}
     undone = {k[len(UNDONE) :]: str(v) for k, v in tags.items() if k.startswith(UNDONE)}
     skips = {}
@@ -216,13 +197,16 @@ def draw_of(standing: Standing) -> Draw | None:
 
 
 def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
-    """All labels of one person on a trace, valid or not, under whatever name; no decisions."""
+    """All labels of one person on a trace, valid or not, under whatever name; no decisions.
+
+    Whose they are `same_person` says.
+    """
     own = [
         a
         for a in info.assessments or []
         if isinstance(a, Feedback)
         and a.source.source_type == "HUMAN"
-        and (a.source.source_id or "default") == annotator
+        and same_person(a.source.source_id or "default", annotator)
     ]
     trace = Trace(info, TraceData(spans=[]))
     decided = {
@@ -262,8 +246,11 @@ def valid_feedback(own: Sequence[Feedback], name: str, *, after_verdict: bool) -
 
 
 def _own_labels(info: TraceInfo, name: str, annotator: str) -> list[Label]:
+    """The label that counts, or none: of several spellings of one name as of one."""
     found = label_records([Trace(info, TraceData(spans=[]))], name)
-    return [label for label in found if label.annotator == annotator]
+    own = [label for label in found if same_person(label.annotator, annotator)]
+    own.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
+    return own[-1:]
 
 
 def _answer(label: Label, by_id: Mapping[str | None, Feedback], question: LabelQuestion) -> Answer:

@@ -28,9 +28,11 @@ from workbench.standing import (
     UNDONE,
     Standing,
     assessment_id,
+    folded,
     own_feedback,
     read_standing,
     revealed_tag,
+    same_person,
     valid_feedback,
     who_and_what,
 )
@@ -157,7 +159,7 @@ class Recorder:
         """Note that the item was put off."""
         info = self._read(action.trace_id)
         if action.id not in self._standing(info).seen:
-            key = who_and_what(self._annotator, self._questions)
+            key = who_and_what(folded(self._annotator), self._questions)
             told = json.dumps({"key": key, "at": now_ms(), **metadata})
             self._client.set_trace_tag(action.trace_id, f"{SKIPPED}{action.id}", told)
             info = self._read(action.trace_id)
@@ -229,7 +231,7 @@ class Recorder:
                     "rationale": label.rationale or "",
                 }
                 for label in label_records([trace], name)
-                if label.annotator != self._annotator
+                if not same_person(label.annotator, self._annotator)
             ]
         return Revealed(info, verdicts, others)
 

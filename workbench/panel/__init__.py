@@ -3,7 +3,7 @@
 `LabelPanel` is a view of `LabelSession`, `AdjudicationPanel` one of `DecisionSession`. A widget
 forwards what the browser sends and returns what the session answers; queue, undo, progress and
 writing are the session's. Without a front end that someone sits at (papermill, an
-exported page) a table stands in its place.
+exported page) a table stands in its place (`workbench.panel.table`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import html
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,12 @@ import traitlets
 from workbench.answers import LabelQuestion
 from workbench.deciding import DecisionSession
 from workbench.labelling import LabelSession
+from workbench.panel.table import VIEW, StandingTable, put_out
 from workbench.rendering import html_table
-from workbench.reviews import QueueKeeper, ReviewQueue
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+    from mlflow.genai.label_schemas import LabelSchema
 
     from workbench.assignment import Assignment
     from workbench.scale import Scale
@@ -59,7 +59,9 @@ class SessionPanel(anywidget.AnyWidget):
     def _show(self, session: LabelSession | DecisionSession) -> None:
         self.session = session
         self._telling = threading.Lock()
-        super().__init__(setup=session.setup(), state=session.state())
+        setup = session.setup()
+        super().__init__(setup=setup, state=session.state())
+        self._table = StandingTable(self._bundle, setup["epoch"])
         session.on_message = self._tell
         self.on_msg(self._on_browser)
 
@@ -88,18 +90,44 @@ class SessionPanel(anywidget.AnyWidget):
             for message in messages:
                 if message.get("type") == "queue":
                     self.setup = self.session.setup()
-                self.send(message)
+                if message.get("type") != "state":
+                    self.send(message)
             self.state = self.session.state()
+        if any(message.get("type") in ("saved", "queue") for message in messages):
+            self._table.changed()
+
+    def close(self) -> None:
+        """End the view and what goes on behind it; what waits to be written is written."""
+        # Also called for one that could not be made.
+        if isinstance(session := getattr(self, "session", None), LabelSession):
+            session.close()
+        super().close()
+
+    # -- in a notebook ----------------------------------------------------------------------
+
+    def _ipython_display_(self) -> None:
+        if not self._has_view:
+            put_out(self._bundle())
+            return
+        # Two outputs: the view, which is never touched again, and the table, which is.
+        put_out({"text/plain": f"<{type(self).__name__}>", **self._view()})
+        self._table.show()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        if self.comm is not None and someone_is_there():
-            bundle["application/vnd.jupyter.widget-view+json"] = {
-                "version_major": 2,
-                "version_minor": 1,
-                "model_id": self.model_id,
-            }
-        return bundle
+        return {**self._bundle(), **(self._view() if self._has_view else {})}
+
+    @property
+    def _has_view(self) -> bool:
+        return self.comm is not None and someone_is_there()
+
+    def _view(self) -> dict[str, Any]:
+        return {VIEW: {"version_major": 2, "version_minor": 1, "model_id": self.model_id}}
+
+    def _bundle(self) -> dict[str, Any]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def _repr_html_(self) -> str:
+        raise NotImplementedError
 
 
 class LabelPanel(SessionPanel):
@@ -115,12 +143,14 @@ class LabelPanel(SessionPanel):
         The judge whose question is answered, or its name; None when ``questions`` are given.
     traces
         What to label: None (the active experiment), MLflow traces, trace ids or a filter string;
-        or a `workbench.review_queue`, of which the annotator's share is labelled, whose questions
-        are asked where none are given, and whose status in MLflow's page is kept in step.
+        or a `workbench.review_queue`, of which the annotator's share is labelled, batch by batch,
+        whose questions are asked where none are given, and whose status in MLflow's page is kept
+        in step.
     annotator
-        Who labels.
+        Who labels. "Ben" and "ben" are one person.
     questions
-        One or several `LabelQuestion` instead of the judge's own.
+        Instead of the judge's own one or several `LabelQuestion`, MLflow label schemas or names
+        of these.
     order
         What comes next: "random", "disagreement", "balance", "unlike" or "mix".
     seed
@@ -139,6 +169,9 @@ class LabelPanel(SessionPanel):
         The rating scale where neither the judge, a label schema nor the values observed tell it.
     experiment
         Name or id; the active one by default.
+    refresh_every
+        Seconds between two looks at the store for what was done elsewhere while the panel is open;
+        None: only when `refresh` is called, or the panel's button pressed.
 
     Raises
     ------
@@ -162,7 +195,7 @@ class LabelPanel(SessionPanel):
         traces: Any = None,
         *,
         annotator: str,
-        questions: Sequence[LabelQuestion] | None = None,
+        questions: Sequence[LabelQuestion | LabelSchema | str] | None = None,
         order: str = "random",
         seed: int = 0,
         random_share: float | None = None,
@@ -171,14 +204,8 @@ class LabelPanel(SessionPanel):
         title: str = "",
         scale: Scale | None = None,
         experiment: str | None = None,
+        refresh_every: float | None = 30.0,
     ) -> None:
-        self._keeper: QueueKeeper | None = None
-        if isinstance(traces, ReviewQueue):
-            self._keeper = QueueKeeper(traces)
-            share = partial(_share_of, traces, annotator)
-            assign, experiment = assign or share, experiment or traces.experiment_id
-            if judge_or_name is None and questions is None:
-                questions = traces.questions
         self._show(
             LabelSession(
                 judge_or_name,
@@ -193,8 +220,10 @@ class LabelPanel(SessionPanel):
                 title=title,
                 scale=scale,
                 experiment=experiment,
+                refresh_every=refresh_every,
             )
         )
+        self._keeper = self.session.keeper
 
     @property
     def labels(self) -> pd.DataFrame:
@@ -208,13 +237,6 @@ class LabelPanel(SessionPanel):
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> None:
         """Open labelled items again; by default those labelled under an earlier rubric."""
         self._tell(*self.session.offer_again(trace_ids))
-
-    def _tell(self, *messages: dict[str, Any]) -> None:
-        super()._tell(*messages)
-        if self._keeper is not None:
-            for message in messages:
-                if message.get("type") == "saved":
-                    self._keeper.note(message["labelled"])
 
     # -- in a notebook ----------------------------------------------------------------------
 
@@ -338,12 +360,6 @@ class AdjudicationPanel(SessionPanel):
                 html_table(table.map(_brief)) if len(table) else "",
             ]
         )
-
-
-def _share_of(queue: ReviewQueue, annotator: str, trace_ids: list[str]) -> list[str]:
-    """Those of the traces that the queue has for the annotator."""
-    known = set(trace_ids)
-    return [trace_id for trace_id in queue.of(annotator) if trace_id in known]
 
 
 def someone_is_there() -> bool:
