@@ -13,11 +13,14 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from mlflow.entities import AssessmentSource
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench import offline
+from workbench import harness, offline
+from workbench.ancestry import Earlier
 from workbench.candidate import Candidate
 from workbench.errors import (
     ArgumentError,
@@ -29,9 +32,12 @@ from workbench.errors import (
     TooFewPairsError,
     WorkbenchError,
 )
+from workbench.forecast import most_calls
 from workbench.judge import fingerprint, options, with_instructions
 from workbench.offline.provider import answer
-from workbench.forecast import most_calls
+from workbench.pairing import Pairs
+from workbench.scale import Scale
+from workbench.traces import Example
 
 NAME = "clarity"
 TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
@@ -388,6 +394,60 @@ def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
     split = json.loads((folder / "split.json").read_text())
     assert split["traces"]["test"] == alignment.split.test.trace_ids
     assert (folder / "instructions" / "proposed.txt").read_text() == CURED
+    comparison = alignment.comparison
+    for name in ("fixed", "broken", "still_wrong"):
+        stored = pd.read_csv(folder / "items" / f"{name}.csv")
+        assert list(stored["trace_id"]) == list(getattr(comparison, name)["trace_id"])
+    fixed = pd.read_csv(folder / "items" / "fixed.csv")
+    assert len(fixed)
+    assert set(fixed["human_rationale"]) <= {"gives the width", "no figure"}
+    assert fixed["after_rationale"].notna().all()
+
+
+def test_a_run_keeps_what_each_rule_was_made_from(store: str, judge: Any) -> None:
+    """Rule -> ids of the traces, as an artifact beside the instructions."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
+    assert alignment.evidence
+    assert json.loads((folder / "evidence.json").read_text()) == alignment.evidence
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.lists(st.integers(0, 14), min_size=40, max_size=40),
+    contents=st.lists(st.integers(0, 35), min_size=40, max_size=40),
+    before=st.sets(st.integers(0, 39), max_size=20),
+)
+def test_train_dev_and_test_share_no_trace_group_or_item(
+    seed: int, groups: list[int], contents: list[int], before: set[int]
+) -> None:
+    """Whatever the seed, the groups, the copies among the items and what was learned before."""
+    ids = [f"t{i:02}" for i in range(40)]
+    pairs = Pairs(
+        name="q",
+        table=pd.DataFrame(
+            {"trace_id": ids, "human": ["yes", "no"] * 20, "judge": "yes", "human_rationale": "",
+             "judge_rationale": "", "votes": [{} for _ in ids], "blind": True}
+        ),
+        excluded=pd.DataFrame(columns=["trace_id", "reason"]),
+        scale=Scale.of(["no", "yes"]),
+    )  # fmt: skip
+    by_id = {i: Example(i, {"q": c}, "a", {}) for i, c in zip(ids, contents, strict=True)}
+    group_of = dict(zip(ids, groups, strict=True))
+    learned = frozenset(ids[i] for i in before)
+    earlier = Earlier(learned, frozenset())
+    try:
+        split = harness.split_pairs(pairs, by_id, group_of, earlier, 0.4, seed)
+    except (ArgumentError, TooFewPairsError):
+        assume(False)
+    parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 40
+    assert not learned & parts[2]
+    for kind in (group_of, split.group_of, {i: contents[int(i[1:])] for i in ids}):
+        train, dev, test = ({kind[i] for i in part} for part in parts)
+        assert not train & dev
+        assert not (train | dev) & test
 
 
 def test_too_few_pairs_says_why(store: str, judge: Any) -> None:
@@ -453,6 +513,7 @@ def served() -> Iterator[dict[str, Any]]:
         "keys": set(),
         "fail_reflection": False,
         "flaky": 0,
+        "refused": 0,
         "repeats_key": False,
     }
 
@@ -470,6 +531,9 @@ def served() -> Iterator[dict[str, Any]]:
                 key = self.headers.get("Authorization")
                 text = text.replace('["', f'["Sent for {key}.", "')
                 text = text.replace('"rationale": "', f'"rationale": "Sent for {key}. ')
+            if kind == "reflect" and state["refused"] and "ll disagreements" not in str(body):
+                state["refused"] -= 1
+                text = "I'm sorry, but I can't help with that."
             status, told = 200, {
                 "id": "x", "object": "chat.completion", "created": 1, "model": "rubric",
                 "choices": [{"index": 0, "finish_reason": "stop",
@@ -556,6 +620,48 @@ def test_a_reflection_model_that_fails_is_an_error(
     told = "".join(traceback.format_exception(caught.value))
     assert "sk-loopback" not in told
     assert mlflow.search_runs().empty
+
+
+def test_a_refused_reflection_does_not_end_it(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """The rules of the others are tried, and the result says what was lost."""
+    labelled(60, remote)
+    served["refused"] = 1
+    alignment = workbench.align(remote, max_failure_share=0.5, progress=False)
+    assert alignment.status == "improved"
+    assert alignment.reflection_failures == 1
+    assert any("1 reflection failed, was refused" in note for note in alignment.notes)
+    run = mlflow.get_run(alignment.run_id)
+    assert run.data.metrics["reflection_failures"] == 1
+
+
+@pytest.mark.parametrize("given", [None, 0.05, 0.9])
+def test_the_share_of_failures_that_is_borne_is_that_of_the_call(
+    store: str, judge: Any, given: float | None
+) -> None:
+    """SIMBA made by align bears what align is told; one that is given keeps its own unless told."""
+    labelled(40, judge)
+    seen: list[float] = []
+
+    class Noting(workbench.SIMBA):
+        def learn(self, judge: Any, *items: Any, **options: Any) -> Any:
+            seen.append(self.settings.max_failure_share)
+            return super().learn(judge, *items, **options)
+
+    own = Noting(max_failure_share=0.3, progress=False)
+    workbench.align(judge, optimizer=own, max_failure_share=given, progress=False)
+    assert seen == [0.3 if given is None else given]
+    assert own.settings.max_failure_share == 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workbench.alignment.SIMBA", Noting)
+        workbench.align(judge, max_failure_share=given, progress=False)
+    assert seen[-1] == (given or 0.05)
+
+
+def test_a_share_that_is_none_is_refused(store: str, judge: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"max_failure_share=5 must lie in \[0, 1\]"):
+        workbench.align(judge, max_failure_share=5, progress=False)
 
 
 def test_repeated_reflections_are_counted(store: str, served: dict[str, Any], remote: Any) -> None:
@@ -666,10 +772,71 @@ def test_each_look_at_held_out_pairs_is_counted(store: str, judge: Any) -> None:
     other = workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
     nothing = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
     assert [each.looks for each in (first, again, other, nothing)] == [1, 1, 2, 0]
-    assert any("2nd judge" in note for note in other.notes)
-    assert not any("judge that is scored" in note for note in again.notes)
+    assert any("score 2 different judges" in note for note in other.notes)
+    assert not any("looked at before" in note for note in again.notes)
     logged = mlflow.get_run(other.run_id)
     assert logged.data.metrics["looks_at_test"] == 2
+
+
+def test_another_seed_or_experiment_is_another_look(store: str, judge: Any) -> None:
+    """Test sets of different seeds overlap, and an experiment is no other set of labels."""
+    ids = labelled(60, judge)
+    proposals = [f"{CURED}{' ' * i}" for i in range(3)]
+    first = workbench.align(judge, ids, optimizer=Proposing(proposals[0]), progress=False)
+    second = workbench.align(judge, ids, optimizer=Proposing(proposals[1]), seed=1, progress=False)
+    assert set(first.split.test.trace_ids) != set(second.split.test.trace_ids)
+    mlflow.set_experiment("elsewhere")
+    third = workbench.align(judge, ids, optimizer=Proposing(proposals[2]), progress=False)
+    assert [each.looks for each in (first, second, third)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, ModelError])
+def test_a_look_counts_whatever_happens_afterwards(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, ends: type[BaseException]
+) -> None:
+    """What was scored and then interrupted has been looked at; its run tells how it ended."""
+    labelled(60, judge)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise ends
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.alignment.compare", interrupted)
+        with pytest.raises(ends):
+            workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == ("KILLED" if ends is KeyboardInterrupt else "FAILED")
+    after = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert after.looks == 2
+
+
+def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
+    store: str, judge: Any
+) -> None:
+    """Each of its judges is a look, and what came before is said."""
+    labelled(60, judge)
+    first = workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
+    assert not any("looked at before" in note for note in first.notes)
+    aligned = workbench.align(judge, optimizer=Proposing(CURED + " "), progress=False)
+    assert aligned.looks == 3  # few-shot, the first proposal and this one
+    other = workbench.compare_optimizers(judge, None, [Proposing(WORSE)], progress=False)
+    assert any("score 4 different judges" in note for note in other.notes)
+
+
+def test_a_look_at_a_comparison_counts_whatever_happens_afterwards(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is interrupted while it scores has looked as well."""
+    labelled(60, judge)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.contest.harness.put_to_test", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
+    assert workbench.align(judge, optimizer=Proposing(CURED), progress=False).looks == 2
 
 
 def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
@@ -713,6 +880,49 @@ def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) 
     rules = [line for line in second.judge.instructions.splitlines() if line.startswith("- ")]
     assert len(rules) == len(set(rules))
     assert second.judge.instructions.count("People who rated items") == 1
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_a_label_that_was_changed_is_as_new_as_any(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, dated: bool
+) -> None:
+    """On what was learned before, people may say something else now: that weighs in full.
+
+    Where a run tells nothing of its labels (``dated``), those given after it are the new ones.
+    """
+    ids = labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert first.run_id
+    if dated:
+        folder = mlflow.get_run(first.run_id).info.artifact_uri
+        Path(folder.removeprefix("file://"), "labels.json").unlink()
+    learned = first.split.train.trace_ids
+    changed = learned[:9]
+    human = dict(zip(first.pairs.table["trace_id"], first.pairs.table["human"], strict=True))
+    newer = pd.DataFrame(
+        {
+            "trace_id": learned[:12],
+            # Of the last three people say the same once more.
+            "ana": [{"yes": "no", "no": "yes"}[human[i]] for i in changed]
+            + [human[i] for i in learned[9:12]],
+        }
+    )
+    workbench.log_labels(
+        newer.iloc[: 9 if dated else 12], name=NAME, annotator="ana", value="ana", progress=False
+    )
+    workbench.assess(first.judge, ids, progress=False)
+    given: dict[str, float] = {}
+
+    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
+        given.update({item.trace_id: item.weight for item in [*train, *dev]})
+        return learns(self, judge, train, dev, **options)
+
+    learns = workbench.SIMBA.learn
+    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
+    second = workbench.align(first.judge, ids, progress=False)
+    assert not set(learned) & set(second.split.test.trace_ids)
+    assert {given[i] for i in changed} == {1.0}
+    assert {given[i] for i in learned[9:]} == {0.25}
 
 
 def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench import harness, looks, store
+from workbench import harness, store
+from workbench.ancestry import earlier_alignments, origin_note
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.crossfit import FEW
 from workbench.errors import ArgumentError, one_of
 from workbench.foreign import requests_of_a_verdict
+from workbench.gate import Gate, Status, decide, majority_note
 from workbench.judge import fingerprint, options
+from workbench.logbook import Logbook, write_before_test
+from workbench.looks import Looks, looks, marks
 from workbench.metrics import (
     Agreement,
     AnnotatorAgreement,
@@ -33,13 +35,10 @@ from workbench.progress import say
 from workbench.rendering import html_table
 from workbench.simba import SIMBA, labelled_items
 from workbench.traces import Example, examples, item_digest
-from workbench.watch import Place, Watch
+from workbench.watch import Run, Watch
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-Gate = Literal["better", "significant", "none"]
-Status = Literal["improved", "unchanged", "rejected"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,8 +65,11 @@ class Alignment:
     evidence
         Learned rule -> ids of the train traces whose disagreement it was made from.
     looks
-        Number of this judge among those scored on the same held-out pairs, from 1; 0 where
-        nothing was put to the test (see `workbench.looks`).
+        Judges that have been scored on one and the same held-out item until now, at most, this
+        one included; 0 where nothing was put to the test (see `workbench.looks`).
+    failures, reflection_failures
+        Verdicts while learning, and reflections, that never came or could not be read. They count
+        neither for nor against anything (`SIMBA` only).
     calls, reflection_calls, tokens, cost
         What was spent; None where it is not known. Calls count the held-out test as well;
         reflection calls of other optimizers count those of their embedding model.
@@ -100,6 +102,8 @@ class Alignment:
     fingerprints: Mapping[str, str]
     dataset_digest: str
     looks: int = 0
+    failures: int = 0
+    reflection_failures: int = 0
     run_id: str | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -122,7 +126,7 @@ def align(
     groups: Groups = None,
     budget: Budget | int | None = None,
     gate: Gate = "better",
-    max_failure_share: float = 0.05,
+    max_failure_share: float | None = None,
     progress: bool = True,
     watch: Watch | None = None,
 ) -> Alignment:
@@ -133,8 +137,9 @@ def align(
     taken only if it passes the gate. A judge that was aligned before is taken up where it stands:
     its rules are kept, rewritten or dropped as newer labels demand, which count four times as
     much as those that it learned from before, and it is compared with itself on fresh ones. The
-    whole is logged as an MLflow run. Answers are cached,
-    so the same call resumes an interrupted alignment and pays nothing twice.
+    whole is logged as an MLflow run, which begins before the held-out test: each look at held-out
+    pairs is counted, also one that was interrupted. Answers are cached, so the same call resumes
+    an interrupted alignment and pays nothing twice.
 
     Parameters
     ----------
@@ -162,10 +167,13 @@ def align(
         `SIMBA` itself is for learning alone.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and McNemar's test must
-        tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is.
+        tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is. The first
+        two also reject a judge that tells items apart no better than always giving one value
+        (see `workbench.gate`).
     max_failure_share
-        Share of lost answers, in [0, 1], above which an optimizer other than SIMBA is stopped,
-        of its judge, reflection and embedding calls each; `SIMBA` has a setting of its own.
+        Share of lost answers, in [0, 1], above which the optimizer is stopped, of its judge,
+        reflection and embedding calls each. None is 0.05, and of a `SIMBA` that is given its own
+        setting.
     progress
         Show the preflight table and progress bars.
     watch
@@ -182,13 +190,15 @@ def align(
         When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
+    if max_failure_share is not None and not 0 <= max_failure_share <= 1:
+        raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
     started = time.monotonic()
     watch = watch or Watch()
     pairs = harness.own_pairs(judge, pairs_or_traces)
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    earlier = harness.earlier_alignments(judge)
+    earlier = earlier_alignments(judge, watch.place)
     split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
     annotators = harness.annotators_of(pairs)
     if optimizer is None:
@@ -233,19 +243,33 @@ def align(
             split,
             by_id,
             learning,
-            earlier=earlier.all,
+            earlier=earlier.unchanged(pairs),
             max_failure_share=max_failure_share,
             progress=progress,
             watch=watch,
         )
     watch.enter("testing")
-    tested = harness.put_to_test(judge, learned.judge, split.test, by_id, progress, purse)
-    comparison = compare(tested.before, tested.after, seed=seed)
     same = fingerprint(learned.judge) == fingerprint(judge)
-    status, reason = decide(comparison, gate, same, learned.stopped, tested.lost)
+    aligned = fingerprint(learned.judge)
+    book = Logbook(watch.place, f"align {judge.name}")
+    seen = Looks() if same else looks(split.test, by_id, aligned, place=watch.place)
+
+    def begin(run: Run) -> None:
+        own = {} if same else marks(split.test, by_id, aligned)
+        write_before_test(
+            run, judge, learned.judge, pairs, split, own,
+            optimizer=type(optimizer).__name__, seed=seed,
+        )  # fmt: skip
+
+    with book.kept(begin):
+        tested = harness.put_to_test(judge, learned.judge, split.test, by_id, progress, purse)
+        comparison = compare(tested.before, tested.after, seed=seed)
+        status, reason = decide(
+            comparison, gate, same, learned.stopped, tested.lost,
+            train=split.train, after=tested.after,
+        )  # fmt: skip
     if status == "improved" and len(pairs) < FEW:
         reason += f" With {len(pairs)} pairs in all this is a hint and no proof."
-    count = 0 if same else looks.looks(split.test, fingerprint(learned.judge), watch.place)
     alignment = Alignment(
         judge=learned.judge if status == "improved" else judge,
         status=status,
@@ -273,23 +297,26 @@ def align(
         ),
         cost=harness.total(learned.cost, tested.cost, probe.cost),
         seconds=time.monotonic() - started,
-        fingerprints={"original": fingerprint(judge), "aligned": fingerprint(learned.judge)},
+        fingerprints={"original": fingerprint(judge), "aligned": aligned},
         dataset_digest=dataset_digest(pairs),
-        looks=count,
+        looks=seen.most,
+        failures=learned.failures,
+        reflection_failures=learned.reflection_failures,
         notes=tuple(
             filter(
                 None,
                 (
                     *pairs.notes,
-                    harness.origin_note(judge, earlier),
+                    origin_note(judge, earlier),
                     *learned.notes,
                     *tested.notes,
-                    looks.looks_note(count),
+                    "" if same else majority_note(split.train, tested.after),
+                    seen.note,
                 ),
             )
         ),
     )
-    return _logged(alignment, watch.place)
+    return book.finish(alignment)
 
 
 def alignment_improvement(
@@ -339,95 +366,3 @@ def alignment_improvement(
         "improvement": after - before,
         "n": n,
     }
-
-
-# -- the verdict on it ----------------------------------------------------------------------
-
-
-MOST_LOST = 0.05
-"""Share of held-out traces without a usable verdict above which a judge is not taken."""
-
-
-def decide(
-    comparison: Comparison, gate: Gate, same: bool, stopped: str, lost: float
-) -> tuple[Status, str]:
-    """Whether the proposed judge is taken, and why.
-
-    ``same`` tells that nothing was found, ``stopped`` why; ``lost`` is the share of held-out
-    traces on which the proposed judge gave no usable verdict.
-    """
-    if same:
-        why = f" ({stopped})" if stopped else ""
-        return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
-    said = comparison.summary
-    if comparison.n == 0:
-        return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
-    if gate == "none":
-        return "improved", f"{said} The gate is off, so the judge is taken as it is."
-    if lost > MOST_LOST:
-        # A judge that answers only where it is sure would look better than it is.
-        return "rejected", (
-            f"The proposed judge gave no usable verdict on {lost:.0%} of the held-out traces, more "
-            f"than {MOST_LOST:.0%}; the original judge stays. {said}"
-        )
-    if not comparison.improved:
-        return "rejected", f"{said} Not better on held-out pairs; the original judge stays."
-    upwards = len(comparison.fixed) > len(comparison.broken)
-    if gate == "significant" and not (comparison.significant and upwards):
-        return "rejected", f"{said} Not significant; the original judge stays."
-    return "improved", " ".join([said, *comparison.notes])
-
-
-def _logged(alignment: Alignment, place: Place) -> Alignment:
-    """Log the alignment as an MLflow run; where that fails the result is kept and says so."""
-    try:
-        run_id = _log_run(alignment, place)
-    except (MlflowException, OSError) as error:
-        message = f"The alignment could not be logged as an MLflow run: {error}"
-        warnings.warn(message, stacklevel=3)
-        return replace(alignment, notes=(*alignment.notes, message))
-    return replace(alignment, run_id=run_id)
-
-
-def _log_run(alignment: Alignment, place: Place) -> str:
-    with place.run(f"align {alignment.original.name}") as run:
-        run.log_params(
-            {
-                "judge": alignment.original.name,
-                "model": getattr(alignment.original, "model", ""),
-                "optimizer": alignment.optimizer,
-                "seed": alignment.seed,
-                "pairs": len(alignment.pairs),
-                "train": len(alignment.split.train),
-                "dev": len(alignment.split.dev),
-                "test": len(alignment.split.test),
-            }
-        )
-        run.set_tags(
-            {
-                "workbench.status": alignment.status,
-                "workbench.fingerprint.original": alignment.fingerprints["original"],
-                "workbench.fingerprint.aligned": alignment.fingerprints["aligned"],
-                "workbench.dataset_digest": alignment.dataset_digest,
-                "workbench.split_digest": alignment.split.digest,
-                **({looks.TAG: looks.test_digest(alignment.split.test)} if alignment.looks else {}),
-            }
-        )
-        figures = {
-            "calls": float(alignment.calls),
-            "reflection_calls": float(alignment.reflection_calls),
-            "seconds": alignment.seconds,
-            "looks_at_test": float(alignment.looks),
-        }
-        for when, measured in (("before", alignment.before), ("after", alignment.after)):
-            figures[f"{when}_accuracy"] = measured.accuracy
-            figures[f"{when}_kappa"] = measured.kappa
-        # An undefined statistic is no number, and MLflow plots would show it as one.
-        run.log_metrics({k: v for k, v in figures.items() if v == v})
-        run.log_dict(alignment.split.to_dict(), "split.json")
-        run.log_dict(alignment.comparison.to_dict(), "comparison.json")
-        run.log_text(alignment.preflight.to_csv(index=False), "preflight.csv")
-        run.log_text(alignment.history.to_csv(index=False), "history.csv")
-        run.log_text(alignment.original.instructions, "instructions/original.txt")
-        run.log_text(alignment.proposed.instructions, "instructions/proposed.txt")
-        return run.run_id

@@ -18,21 +18,24 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.base import AlignmentOptimizer
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from workbench import harness, looks
-from workbench.alignment import Gate, decide
+from workbench import harness, logbook, looks
+from workbench.ancestry import earlier_alignments
 from workbench.calls import run
 from workbench.errors import ReplayError, one_of
+from workbench.gate import Gate, decide
 from workbench.judge import fingerprint, options, scrub
 from workbench.leaderboard import Entry, Later, OptimizerComparison, adjusted, remarks_on, told
 from workbench.lineup import few_shot, lineup, majority
 from workbench.metering import metering, without_dspy_answers
 from workbench.metrics import compare
-from workbench.pairing import Groups, Split, dataset_digest
+from workbench.pairing import Groups, Pairs, Split, dataset_digest
 from workbench.preflight import check_pairs, preflight
 from workbench.progress import say
 from workbench.rendering import plain
 from workbench.traces import Example, examples, item_digest
+from workbench.watch import Place
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -48,7 +51,7 @@ def compare_optimizers(
     groups: Groups = None,
     gate: Gate = "better",
     embedding_model: str | None = None,
-    max_failure_share: float = 0.05,
+    max_failure_share: float | None = None,
     progress: bool = True,
 ) -> OptimizerComparison:
     """Run several optimizers on the same split and score each once on the same held-out pairs.
@@ -96,9 +99,11 @@ def compare_optimizers(
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    earlier = harness.earlier_alignments(judge)
+    earlier = earlier_alignments(judge)
     split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
-    field_ = _Field(judge, split, by_id, gate, seed, max_failure_share, earlier.all)
+    field_ = _Field(
+        judge, pairs, split, by_id, gate, seed, max_failure_share, earlier.unchanged(pairs)
+    )
     if progress:
         say(f"{split!r}: {', '.join(entrants)}, beside the original, the majority, few-shot")
     entries = [field_.original(), field_.majority(), field_.few_shot()]
@@ -116,7 +121,16 @@ def compare_optimizers(
         split=split,
         seed=seed,
         seconds=time.monotonic() - started,
-        notes=(*pairs.notes, *remarks_on(entries, len(split.test))),
+        notes=tuple(
+            filter(
+                None,
+                (
+                    *pairs.notes,
+                    *remarks_on(entries, len(split.test)),
+                    field_.looked(entries),
+                ),
+            )
+        ),
     )
     return _logged(found)
 
@@ -127,15 +141,17 @@ class _Field:
     def __init__(
         self,
         judge: Judge,
+        pairs: Pairs,
         split: Split,
         by_id: Mapping[str, Example],
         gate: Gate,
         seed: int,
-        max_failure_share: float,
+        max_failure_share: float | None,
         earlier: Collection[str] = (),
     ) -> None:
         self.earlier = earlier
-        self.judge, self.split, self.by_id = judge, split, by_id
+        self.judge, self.pairs, self.split, self.by_id = judge, pairs, split, by_id
+        self.place = Place.active()
         self.gate, self.seed, self.max_failure_share = gate, seed, max_failure_share
         # By content, so that it is the same item in every store.
         self.first = min((by_id[i] for i in split.test.trace_ids), key=item_digest)
@@ -205,6 +221,7 @@ class _Field:
         assert entry.judge is not None
         try:
             later = self._later(entry.judge)
+            entry = replace(entry, run_id=self._mark(entry))
             tested = harness.put_to_test(
                 self.judge, entry.judge, self.split.test, self.by_id, progress=False
             )
@@ -223,8 +240,34 @@ class _Field:
         if entry.status == "reference":
             return entry
         same = fingerprint(entry.judge) == fingerprint(self.judge)
-        status, reason = decide(comparison, self.gate, same, stopped, tested.lost)
+        status, reason = decide(
+            comparison, self.gate, same, stopped, tested.lost,
+            train=self.split.train, after=tested.after,
+        )  # fmt: skip
         return replace(entry, status=status, reason=reason)
+
+    def _mark(self, entry: Entry) -> str | None:
+        """The run that tells of the test before it is made, so that the look counts in any case."""
+        assert entry.judge is not None
+        if fingerprint(entry.judge) == fingerprint(self.judge):
+            return None
+        try:
+            run = self.place.begin(entry.name)
+            logbook.write_before_test(
+                run, self.judge, entry.judge, self.pairs, self.split,
+                looks.marks(self.split.test, self.by_id, fingerprint(entry.judge)),
+                optimizer=entry.name, seed=self.seed,
+            )  # fmt: skip
+            run.end()
+        except (MlflowException, OSError) as error:
+            warnings.warn(f"The look at held-out pairs could not be logged: {error}", stacklevel=2)
+            return None
+        return run.run_id
+
+    def looked(self, entries: Sequence[Entry]) -> str:
+        """What is to be said of judges that were scored on the held-out pairs before these."""
+        tested = [fingerprint(e.judge) for e in entries if e.run_id and e.judge is not None]
+        return looks.looks(self.split.test, self.by_id, *tested, place=self.place).note
 
     def _failed(self, entry: Entry, error: Exception) -> Entry:
         said = " ".join(scrub(str(error), self.judge).split()) or type(error).__name__
@@ -297,14 +340,15 @@ def _log_run(found: OptimizerComparison) -> str:
 def _log_entry(found: OptimizerComparison, entry: Entry, original: str) -> None:
     """A run for each judge, so that what it learned on is known when it is aligned again."""
     assert entry.judge is not None
-    with mlflow.start_run(run_name=entry.name, nested=True):
+    above = mlflow.active_run()
+    with mlflow.start_run(run_id=entry.run_id, run_name=entry.name, nested=True):
         mlflow.set_tags(
             {
+                MLFLOW_PARENT_RUN_ID: above.info.run_id if above else "",
                 "workbench.status": entry.status,
                 "workbench.fingerprint.original": original,
                 "workbench.fingerprint.aligned": fingerprint(entry.judge),
                 "workbench.split_digest": found.split.digest,
-                looks.TAG: looks.test_digest(found.split.test),
             }
         )
         row: dict[Any, Any] = found.table.loc[entry.name].to_dict()

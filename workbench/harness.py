@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench import foreign
+from workbench.ancestry import Earlier
+from workbench.ascent import Optimised
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
-from workbench.candidate import Candidate
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
-from workbench.judge import Verdict, fingerprint, options
+from workbench.judge import Verdict, fingerprint
 from workbench.metrics import AnnotatorAgreement, annotator_agreement
 from workbench.pairing import Groups, Pairs, Split, pair
 from workbench.reflection import Item
@@ -38,6 +39,8 @@ class Learned:
     """What an optimizer proposes, and what it cost to find.
 
     Calls count requests, repeated ones included; ``known`` answers more were known from before.
+    ``failures`` of the judge and ``reflection_failures`` are answers that never came or could not
+    be read, and count for nothing else (`SIMBA` only).
     """
 
     judge: Judge
@@ -50,6 +53,8 @@ class Learned:
     stopped: str = ""
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -81,58 +86,6 @@ def own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
             "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
         )
     return pairs_or_traces
-
-
-@dataclass(frozen=True)
-class Earlier:
-    """Traces of the alignments that a judge, and those that it was aligned from, came out of.
-
-    On ``learned`` it was learned or selected, on ``tested`` it was put to the test.
-    """
-
-    learned: frozenset[str]
-    tested: frozenset[str]
-
-    @property
-    def all(self) -> frozenset[str]:
-        return self.learned | self.tested
-
-
-def earlier_alignments(judge: Judge) -> Earlier:
-    """What this judge has come from, as far as it is logged in the active experiment."""
-    learned: set[str] = set()
-    tested: set[str] = set()
-    todo, seen = [fingerprint(judge)], set[str]()
-    while todo:
-        mark = todo.pop()
-        seen.add(mark)
-        for logged in mlflow.search_runs(
-            filter_string=f"tags.`workbench.fingerprint.aligned` = '{mark}'", output_format="list"
-        ):
-            parent = logged.data.tags.get("workbench.fingerprint.original", mark)
-            if parent == mark:
-                continue  # that alignment found nothing, so nothing of it is in the judge
-            parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
-            learned |= {*parts["train"], *parts["dev"]}
-            tested |= {*parts["test"]}
-            if parent not in seen:
-                todo.append(parent)
-    return Earlier(frozenset(learned), frozenset(tested))
-
-
-def origin_note(judge: Judge, earlier: Earlier) -> str:
-    """What is to be said of a judge that has learned, nobody knows on what; else empty.
-
-    It was edited since it was aligned, say, or that is logged in another experiment.
-    """
-    shown = Candidate.from_instructions(options(judge)["instructions"])
-    if earlier.all or not (shown.rules or shown.examples):
-        return ""
-    return (
-        "This judge's instructions hold learned rules or examples, but no run in this experiment "
-        "tells on which traces they were learned. These may be among the held-out ones, so that "
-        "both figures may be better than they are: test on traces that are new to it."
-    )
 
 
 LEAST_FRESH = 10
@@ -191,7 +144,8 @@ def items_of(
 ) -> list[Item]:
     """The pairs as what is learned from; people's standards drift, so newer labels weigh more.
 
-    ``group_of`` tells what must stay together where the items are parted again.
+    ``earlier`` are traces whose labels are not new. ``group_of`` tells what must stay together
+    where the items are parted again.
     """
     rows = pairs.table.to_dict("records")
     weights = dict.fromkeys(earlier, EARLIER)
@@ -217,16 +171,15 @@ def learn(
     budget: Budget | int | None = None,
     *,
     earlier: Collection[str] = (),
-    max_failure_share: float = 0.05,
+    max_failure_share: float | None = None,
     progress: bool = True,
     watch: Watch | None = None,
 ) -> Learned:
     """Let the optimizer learn on train and select on dev.
 
-    ``earlier`` are traces that the judge learned from before, which weigh less (`SIMBA` only).
-
-    ``max_failure_share`` holds for optimizers other than `SIMBA`, which has its own, and so does
-    ``progress``.
+    ``earlier`` are traces with labels that the judge learned from before, which weigh less
+    (`SIMBA` only). ``max_failure_share`` None means a `SIMBA`'s own, and 0.05 for others;
+    ``progress`` holds for others only.
     """
     watch = watch or Watch()
     if isinstance(optimizer, SIMBA):
@@ -238,7 +191,7 @@ def learn(
             for part in (split.train, split.dev)
             for row in part.table.to_dict("records")
         ]
-        with watch.learning(optimizer, purse):
+        with watch.learning(optimizer, purse), _bearing(optimizer, max_failure_share):
             proposed = optimizer.learn(
                 judge,
                 items_of(split.train, by_id, earlier, split.group_of),
@@ -259,14 +212,16 @@ def learn(
             stopped=found.stopped,
             history=found.history,
             evidence=found.evidence,
-            notes=found.notes,
+            failures=found.failures,
+            reflection_failures=found.reflection_failures,
+            notes=(*found.notes, *_failure_notes(found)),
         )
     proposed, spent = foreign.learn(
         judge,
         optimizer,
         split,
         budget=Budget.of(budget),
-        max_failure_share=max_failure_share,
+        max_failure_share=0.05 if max_failure_share is None else max_failure_share,
         progress=progress,
         stop=watch.stop,
     )
@@ -280,6 +235,36 @@ def learn(
         cost=spent.cost,
         notes=spent.notes(type(optimizer).__name__),
     )
+
+
+@contextmanager
+def _bearing(optimizer: SIMBA, max_failure_share: float | None) -> Iterator[None]:
+    """Within it the optimizer bears this share of failures; None: its own."""
+    own = optimizer.settings
+    if max_failure_share is not None:
+        optimizer.settings = replace(own, max_failure_share=max_failure_share)
+    try:
+        yield
+    finally:
+        optimizer.settings = own
+
+
+def _failure_notes(found: Optimised) -> Iterator[str]:
+    """What was lost while learning, of the judge and of the reflection model."""
+    if found.failures:
+        yield (
+            f"While learning, {_counted(found.failures, 'verdict')} failed or could not be read, "
+            "and counted neither for nor against any candidate."
+        )
+    if found.reflection_failures:
+        yield (
+            f"{_counted(found.reflection_failures, 'reflection')} failed, was refused or could not "
+            "be read, and gave no rule. They are not kept: the same call asks again."
+        )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def put_to_test(

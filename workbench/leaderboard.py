@@ -38,7 +38,7 @@ class Entry:
     ``judge`` and ``agreement`` are None where it failed, ``judge`` also for the majority label;
     ``comparison`` with the original on held-out pairs is None for the original itself. Calls are
     requests while learning, repeated ones included; ``known`` answers more were known from
-    before and cost nothing.
+    before and cost nothing. ``run_id`` is the MLflow run that counts the look at held-out pairs.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Entry:
     seconds: float | None = None
     later: Later = field(default_factory=Later)
     notes: tuple[str, ...] = ()
+    run_id: str | None = None
 
 
 @dataclass(frozen=True, repr=False)

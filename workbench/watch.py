@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,38 +79,43 @@ class Place:
         return cls(mlflow.get_tracking_uri(), where, run.info.run_id if run else None)
 
     def runs(self, filter_string: str) -> list[Any]:
-        """The runs in the experiment that the filter finds, oldest first."""
+        """The runs in all active experiments of the store that the filter finds, oldest first."""
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
+        everywhere = [e.experiment_id for e in _all(client.search_experiments)]
         found: list[Any] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(
-                [self.experiment_id],
-                filter_string,
-                order_by=["attributes.start_time ASC"],
-                page_token=token or None,
-            )
-            found += page
-            token = page.token or None
-        return found
+        for begin in range(0, len(everywhere), EXPERIMENTS_AT_ONCE):
+            some = everywhere[begin : begin + EXPERIMENTS_AT_ONCE]
+            found += _all(client.search_runs, some, filter_string)
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
-    @contextmanager
-    def run(self, name: str) -> Iterator[Run]:
+    def begin(self, name: str) -> Run:
         """A new run here, whatever is active meanwhile in this thread or another."""
         client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
         above = {MLFLOW_PARENT_RUN_ID: self.parent_run_id} if self.parent_run_id else {}
         made = client.create_run(self.experiment_id, run_name=name, tags=resolve_tags(above))
-        run_id = made.info.run_id
-        try:
-            yield Run(client, run_id)
-        except BaseException:
-            client.set_terminated(run_id, "FAILED")
-            raise
-        client.set_terminated(run_id)
+        return Run(client, made.info.run_id)
+
+
+EXPERIMENTS_AT_ONCE = 200
+"""Experiments that one search names."""
+
+
+def _all(search: Callable[..., Any], *given: Any) -> list[Any]:
+    """All pages of what a search finds."""
+    found: list[Any] = []
+    token: str | None = ""
+    while token is not None:
+        page = search(*given, page_token=token or None)
+        found += page
+        token = page.token or None
+    return found
 
 
 class Run:
-    """A run that is written to, by the names of MLflow's functions for the active run."""
+    """A run that is written to, by the names of MLflow's functions for the active run.
+
+    It stays open until `end`; what a process leaves open that is killed stays in the store.
+    """
 
     def __init__(self, client: mlflow.MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
@@ -133,3 +138,6 @@ class Run:
 
     def log_text(self, text: str, path: str) -> None:
         self.client.log_text(self.run_id, text, path)
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        self.client.set_terminated(self.run_id, status)

@@ -1,0 +1,147 @@
+"""What a judge has come from: the alignments that made it, and those that made its parents.
+
+What it learned on is never tested on. What people said of it then weighs less than what they say
+now; where they have changed their mind since, the label is as new as any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from workbench import store
+from workbench.candidate import Candidate
+from workbench.consensus import decisions_by_trace, labels_by_trace
+from workbench.judge import fingerprint, options
+from workbench.pairing import Pairs, Split
+from workbench.watch import Place
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Traces of the alignments that a judge, and those that it was aligned from, came out of.
+
+    On ``learned`` it was learned or selected, on ``tested`` it was put to the test. ``labels``
+    has the digest of the label that a trace had in the latest of them, ``times`` when that was
+    (milliseconds since 1970) where it tells no label.
+    """
+
+    learned: frozenset[str]
+    tested: frozenset[str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    times: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.learned | self.tested
+
+    def unchanged(self, pairs: Pairs) -> set[str]:
+        """The traces of which people say what they said then."""
+        now = label_digests(pairs)
+        same = {i for i, digest in now.items() if self.labels.get(i) == digest}
+        dated = sorted(self.times.keys() & now.keys())
+        if dated:
+            traces = store.fetch_traces(dated, spans=False)
+            said = labels_by_trace(traces, pairs.name)
+            decided = decisions_by_trace(traces, pairs.name)
+            for i in dated:
+                times = [label.created_ms for label in said.get(i, [])]
+                times += [decided[i].created_ms] if i in decided else []
+                if max(times, default=0) <= self.times[i]:
+                    same.add(i)
+        return same
+
+
+def label_digests(*pairs: Pairs) -> dict[str, str]:
+    """Trace -> what identifies the label that it has, without telling it."""
+    return {
+        str(trace_id): _label_digest(trace_id, label)
+        for part in pairs
+        for trace_id, label in zip(part.table["trace_id"], part.table["human"], strict=True)
+    }
+
+
+def _label_digest(trace_id: str, label: Any) -> str:
+    text = json.dumps([trace_id, label], default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+LABELS_FILE = "labels.json"
+"""Of a run: the label digests of all its traces."""
+
+
+def labels_of(split: Split) -> dict[str, str]:
+    """What a run tells of the labels that were learned from and tested on."""
+    return label_digests(split.train, split.dev, split.test)
+
+
+def earlier_alignments(judge: Judge, place: Place | None = None) -> Earlier:
+    """What this judge has come from, as far as it is logged in the store that is active.
+
+    Raises
+    ------
+    mlflow.exceptions.MlflowException
+        Where a run cannot tell on what it was learned.
+    """
+    place = place or Place.active()
+    learned: set[str] = set()
+    tested: set[str] = set()
+    found: list[Any] = []
+    todo, seen = [fingerprint(judge)], set[str]()
+    while todo:
+        mark = todo.pop()
+        seen.add(mark)
+        for logged in place.runs(f"tags.`workbench.fingerprint.aligned` = '{mark}'"):
+            parent = logged.data.tags.get("workbench.fingerprint.original", mark)
+            if parent == mark:
+                continue  # that alignment found nothing, so nothing of it is in the judge
+            found.append(logged)
+            if parent not in seen:
+                todo.append(parent)
+    labels: dict[str, str] = {}
+    times: dict[str, int] = {}
+    for logged in sorted(found, key=lambda run: int(run.info.start_time)):
+        parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
+        learned |= {*parts["train"], *parts["dev"]}
+        tested |= {*parts["test"]}
+        told = _labels_in(logged.info.run_id)
+        for trace_id in (i for ids in parts.values() for i in ids):
+            labels.pop(trace_id, None)
+            times.pop(trace_id, None)
+            if trace_id in told:
+                labels[trace_id] = told[trace_id]
+            else:
+                times[trace_id] = logged.info.start_time
+    return Earlier(frozenset(learned), frozenset(tested), labels, times)
+
+
+def _labels_in(run_id: str) -> dict[str, str]:
+    """The label digests of a run; empty where it was logged before there were any."""
+    try:
+        return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{LABELS_FILE}"))
+    except (MlflowException, OSError):
+        return {}
+
+
+def origin_note(judge: Judge, earlier: Earlier) -> str:
+    """What is to be said of a judge that has learned, nobody knows on what; else empty.
+
+    It was edited since it was aligned, say, or that is logged in another store.
+    """
+    shown = Candidate.from_instructions(options(judge)["instructions"])
+    if earlier.all or not (shown.rules or shown.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this store "
+        "tells on which traces they were learned. These may be among the held-out ones, so that "
+        "both figures may be better than they are: test on traces that are new to it."
+    )
