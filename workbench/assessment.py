@@ -6,6 +6,7 @@ verdicts of a judge that was run elsewhere. The calls themselves are made by `wo
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -18,18 +19,23 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench import store
+from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, BudgetError
 from workbench.feedback import Logged, log_feedback_table
 from workbench.judge import FINGERPRINT_KEY, RECORDED_KEY, Verdict, fingerprint
 from workbench.question import Plan, Question
+from workbench.receipt import Receipt
 from workbench.replay import note_known
 from workbench.tape import active
 from workbench.traces import Example, as_example
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+RECEIPT_KEY = "workbench.paid"
+"""Metadata key of a logged verdict: what was paid for it (`workbench.receipt`), as JSON."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ def assess(
     concurrency: int = 64,
     cache: bool = True,
     log: bool = True,
+    budget: Budget | int | None = None,
     progress: bool = True,
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
@@ -111,6 +118,12 @@ def assess(
         Take answers to equal questions from the disk cache, and put new ones there.
     log
         Log the verdicts to the traces, each with the judge's fingerprint.
+    budget
+        Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
+        exceeded by a single call; where it ends before all is judged, what was judged is kept and
+        logged. Verdicts that are there already are charged with what they cost when they were
+        paid for, so that a run that is resumed with the same budget ends as if it had never
+        been interrupted.
     progress
         Show a progress bar.
 
@@ -118,6 +131,8 @@ def assess(
     ------
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
+    BudgetError
+        When the budget is too small; it says how much is needed.
     ReplayError
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
@@ -134,6 +149,8 @@ def assess(
     fetched = store.fetch_traces(traces, spans=False)
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
+    purse = Budget.of(budget)
+    purse.check(str(getattr(judge, "model", None) or ""))
     todo = _examples([i for i in earlier if i not in known], traces)
     if active() is not None:
         # A run that is recorded uses these answers as well, which another store will not have.
@@ -155,14 +172,21 @@ def assess(
             if writer is not None and not said_before:
                 writer.put(as_feedback(verdict, judge))
 
-        run(
-            judge,
-            todo,
-            concurrency=concurrency,
-            cache=answers,
-            progress=f"judging with {judge.name}" if progress else None,
-            on_verdict=keep,
-        )
+        try:
+            _charge(purse, known.values(), judge)
+            run(
+                judge,
+                todo,
+                concurrency=concurrency,
+                cache=answers,
+                progress=f"judging with {judge.name}" if progress else None,
+                on_verdict=keep,
+                budget=purse,
+            )
+        except BudgetError as error:
+            missing = len(todo) - len(verdicts)
+            if missing:
+                raise _too_small(error, len(fetched), missing, log) from None
     rows = [known.get(t.info.trace_id) or verdicts[t.info.trace_id] for t in fetched]
     fresh = [v for v in verdicts.values() if not v.cached]
     return Assessed(
@@ -216,6 +240,23 @@ def log_verdicts(
     )
 
 
+def _charge(budget: Budget, known: Iterable[Verdict], judge: Judge) -> None:
+    model = str(getattr(judge, "model", None) or "")
+    receipts = [verdict.receipt or Receipt() for verdict in known]
+    for receipt in receipts:
+        budget.charge(receipt, model)
+    budget.close((receipt, model) for receipt in receipts)
+
+
+def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> BudgetError:
+    kept = "kept and logged" if log else "kept"
+    return BudgetError(
+        f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} more "
+        f"need a call each, and failed ones are repeated. A budget for all of them has at least "
+        f"{traces} calls, and more if an alignment shares it."
+    )
+
+
 # -- verdicts and the store -----------------------------------------------------------------
 
 
@@ -232,6 +273,8 @@ def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
     ):
         if value is not None:
             metadata[key] = str(value)
+    if verdict.receipt is not None:
+        metadata[RECEIPT_KEY] = json.dumps(verdict.receipt.to_dict())
     error = None
     if verdict.error is not None:
         error = AssessmentError(error_code="JUDGE_FAILED", error_message=verdict.error)
@@ -275,8 +318,16 @@ def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
             error=error,
             fingerprint=mark,
             cached=True,
+            receipt=_receipt(metadata.get(RECEIPT_KEY)),
         )
     return latest
+
+
+def _receipt(stored: Any) -> Receipt:
+    try:
+        return Receipt.of(json.loads(stored))
+    except (TypeError, ValueError):
+        return Receipt()
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
