@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -128,6 +128,17 @@ def _made(name: str, judge: Judge, seed: int, embedding_model: str | None) -> Al
     if name == "MLflow GEPA":
         return optimizers.GEPAAlignmentOptimizer(model=judge.model)
     return optimizers.MemAlignOptimizer(reflection_lm=judge.model, embedding_model=embedding_model)
+
+
+def examples_shown(optimizers: Iterable[AlignmentOptimizer]) -> int:
+    """How many labelled items plain few-shot shows beside these.
+
+    As many as the `SIMBA` among them shows at most, of several the one that shows most, so that
+    what it gains beyond few-shot is not owed to more examples; its default where there is none,
+    or none of them shows any.
+    """
+    shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
+    return max(shown, default=0) or Settings.max_examples
 
 
 def few_shot(
