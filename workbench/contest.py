@@ -2,7 +2,8 @@
 
 All learn from the same train and dev pairs and are scored once on the same held-out pairs, in
 the harness that `workbench.align` uses. Beside them stand the original judge, always giving the
-majority label of train, and plain few-shot: labelled items in the instructions, nothing else.
+majority label of train, and plain few-shot: labelled items in the instructions, nothing else, as
+many as the SIMBA among them shows at most (`workbench.lineup.examples_shown`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -22,18 +24,27 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench import harness, logbook, looks
 from workbench.ancestry import earlier_alignments
+from workbench.ascent import Settings
+from workbench.budget import Budget
+from workbench.cache import AnswerCache, question_key
 from workbench.calls import run
 from workbench.errors import ReplayError, one_of
 from workbench.gate import Gate, decide
-from workbench.judge import fingerprint, options, scrub
+from workbench.forecast import announcement
+from workbench.foreign import requests_of_a_verdict
+from workbench.judge import Verdict, fingerprint, is_cacheable, options, scrub
 from workbench.leaderboard import Entry, Later, OptimizerComparison, adjusted, remarks_on, told
-from workbench.lineup import few_shot, lineup, majority
+from workbench.lineup import examples_shown, few_shot, lineup, majority
 from workbench.metering import metering, without_dspy_answers
 from workbench.metrics import compare
 from workbench.pairing import Groups, Pairs, Split, dataset_digest
-from workbench.preflight import check_pairs, preflight
+from workbench.preflight import check_pairs, forecast_of, probed, to_keep
 from workbench.progress import say
+from workbench.question import answers_from
+from workbench.receipt import Receipt
 from workbench.rendering import plain
+from workbench.simba import SIMBA
+from workbench.tape import active
 from workbench.traces import Example, examples, item_digest
 from workbench.watch import Place
 
@@ -50,6 +61,7 @@ def compare_optimizers(
     test_size: float = 0.4,
     groups: Groups = None,
     gate: Gate = "better",
+    budget: Budget | int | None = None,
     embedding_model: str | None = None,
     max_failure_share: float | None = None,
     progress: bool = True,
@@ -78,6 +90,11 @@ def compare_optimizers(
         As in `align`.
     gate
         What makes a judge ``improved``, as in `align`.
+    budget
+        Model calls at most, or a `workbench.Budget`, of *each* optimizer: what it learns with and
+        the held-out test of its judge, for which its calls are kept back. One that wants more is
+        a row with its reason, `SIMBA` ends with what is best until then. The original judge and
+        few-shot, which are tested as well, take none of it.
     embedding_model
         Of MemAlign, which takes part by default only where this is given.
     max_failure_share
@@ -104,12 +121,13 @@ def compare_optimizers(
     field_ = _Field(
         judge, pairs, split, by_id, gate, seed, max_failure_share, earlier.unchanged(pairs)
     )
+    field_.budget, field_.examples = Budget.of(budget), examples_shown(entrants.values())
     if progress:
         say(f"{split!r}: {', '.join(entrants)}, beside the original, the majority, few-shot")
     entries = [field_.original(), field_.majority(), field_.few_shot()]
     for name, optimizer in entrants.items():
         if progress:
-            say(f"{name} ...")
+            say(f"{name}: {field_.announced(optimizer)}")
         entry = field_.optimizer(name, optimizer)
         if progress:
             say(f"{name}: {told(entry)}")
@@ -153,21 +171,30 @@ class _Field:
         self.judge, self.pairs, self.split, self.by_id = judge, pairs, split, by_id
         self.place = Place.active()
         self.gate, self.seed, self.max_failure_share = gate, seed, max_failure_share
+        self.budget, self.probe = Budget(), Verdict("")
+        self.examples = Settings.max_examples
         # By content, so that it is the same item in every store.
         self.first = min((by_id[i] for i in split.test.trace_ids), key=item_digest)
 
     def original(self) -> Entry:
         """The judge as it is; raises where it does not answer."""
-        with metering() as meter:
-            _, probe = preflight(self.judge, self.split.train, self.split, self.first)
-        read = probe.input_tokens
+        self.probe = probed(self.judge, self.first, self.split.train)
         return Entry(
             "original",
             "reference",
             judge=self.judge,
             agreement=compare(self.split.test, self.split.test, seed=self.seed).before,
-            later=Later(probe.calls, meter.words or None, read),
+            later=self._later(self.judge),
         )
+
+    def announced(self, optimizer: AlignmentOptimizer) -> str:
+        """What it takes at most, where that is known."""
+        if not isinstance(optimizer, SIMBA):
+            limit = f"the budget, {self.budget.told()}" if self.budget.is_limited else "no limit"
+            return f"how many calls it makes is not known beforehand; {limit} ..."
+        settings, model = optimizer.settings, optimizer.model
+        most = forecast_of(self.judge, self.split, self.by_id, settings, model, self.probe)
+        return f"{announcement(most, self.budget)} ..."
 
     def majority(self) -> Entry:
         value, rated = majority(self.split.train, self.split.test)
@@ -182,18 +209,21 @@ class _Field:
         )
 
     def few_shot(self) -> Entry:
-        shown = few_shot(self.judge, self.split.train, self.by_id, seed=self.seed)
+        shown = few_shot(
+            self.judge, self.split.train, self.by_id, seed=self.seed, count=self.examples
+        )
         return self._tested(Entry("few-shot", "reference", judge=shown))
 
     def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
         """Let it learn, and put what it proposes to the test; what goes wrong is its reason."""
         started = time.monotonic()
+        # Without limits of its own where none are given, since SIMBA may bring some.
+        brought = optimizer.budget if isinstance(optimizer, SIMBA) else None
+        purse = self.budget.afresh() if self.budget.is_limited else Budget.of(brought)
         try:
-            learned = harness.learn(
-                self.judge,
+            learned = self._learned(
                 optimizer,
-                self.split,
-                self.by_id,
+                purse,
                 earlier=self.earlier,
                 max_failure_share=self.max_failure_share,
                 progress=False,
@@ -215,15 +245,27 @@ class _Field:
             seconds=time.monotonic() - started,
             notes=learned.notes,
         )
-        return self._tested(entry, learned.stopped)
+        return self._tested(entry, learned.stopped, purse if self.budget.is_limited else None)
 
-    def _tested(self, entry: Entry, stopped: str = "") -> Entry:
+    def _learned(
+        self, optimizer: AlignmentOptimizer, purse: Budget, **options: Any
+    ) -> harness.Learned:
+        """What it finds with what is left of its budget beside its test."""
+        kept: dict[str, Any] = {}
+        if self.budget.is_limited:
+            # One call more, since it is measured what a later judgement takes.
+            tested, each = len(self.split.test) + 1, requests_of_a_verdict(optimizer)
+            kept = to_keep(self.judge, tested, self.probe, purse, requests=each)
+        with purse.keeping(**kept) if kept else nullcontext():
+            return harness.learn(self.judge, optimizer, self.split, self.by_id, purse, **options)
+
+    def _tested(self, entry: Entry, stopped: str = "", purse: Budget | None = None) -> Entry:
         assert entry.judge is not None
         try:
-            later = self._later(entry.judge)
+            later = self._later(entry.judge, purse)
             entry = replace(entry, run_id=self._mark(entry))
             tested = harness.put_to_test(
-                self.judge, entry.judge, self.split.test, self.by_id, progress=False
+                self.judge, entry.judge, self.split.test, self.by_id, False, purse
             )
         except ReplayError:
             raise
@@ -273,14 +315,32 @@ class _Field:
         said = " ".join(scrub(str(error), self.judge).split()) or type(error).__name__
         return replace(entry, status="failed", reason=said[:600], judge=None)
 
-    def _later(self, judge: Judge) -> Later:
-        """What one judgement of a new item takes, measured on one that none learned from."""
-        with metering() as meter, without_dspy_answers():
-            verdict = run(judge, [self.first], cache=None, scale=self.split.test.scale)[0]
-        if verdict.error is not None:
-            return Later()
-        calls = verdict.calls + meter.embedding.requests + meter.reflection.requests
-        return Later(calls, meter.words or None, verdict.input_tokens)
+    def _later(self, judge: Judge, budget: Budget | None = None) -> Later:
+        """What one judgement of a new item takes, measured on one that none learned from.
+
+        It is measured once, so that a comparison that is resumed does not pay for it again.
+        """
+        source = answers_from(judge.model, getattr(judge, "_base_url", None))
+        key = question_key("later", fingerprint(judge), source, item_digest(self.first))
+        with AnswerCache() as cache:
+            lasting = is_cacheable(judge) and active() is None
+            known = cache.get(key) if lasting else None
+            if known is not None:
+                if budget is not None:
+                    budget.charge(Receipt.of(known.get("paid")), str(judge.model))
+                return Later(known.get("calls"), known.get("words"), known.get("tokens"))
+            with metering(budget=budget) as meter, without_dspy_answers():
+                scale = self.split.test.scale
+                verdict = run(judge, [self.first], cache=None, scale=scale, budget=budget)[0]
+            if verdict.error is not None:
+                return Later()
+            others = meter.embedding.requests + meter.reflection.requests
+            later = Later(verdict.calls + others, meter.words or None, verdict.input_tokens)
+            if lasting:
+                paid = verdict.receipt or Receipt()
+                paid = replace(paid, calls=paid.calls + others)
+                cache.put(key, {**asdict(later), "paid": paid.to_dict()})
+            return later
 
 
 # -- what is logged ---------------------------------------------------------------------------
