@@ -251,8 +251,8 @@ def _charge(budget: Budget, known: Iterable[Verdict], judge: Judge) -> None:
 def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> BudgetError:
     kept = "kept and logged" if log else "kept"
     return BudgetError(
-        f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} more "
-        f"need a call each, and failed ones are repeated. A budget for all of them has at least "
+        f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} "
+        f"more need a call each, and failed ones are repeated. A budget for all of them has at least "
         f"{traces} calls, and more if an alignment shares it."
     )
 
