@@ -141,8 +141,28 @@ def test_it_holds_every_section(page: Page) -> None:
     for origin in ("aaaa1111", "bbbb2222", "5p117d16e57", "da7a5e7", "run-1", "Python", "mlflow"):
         assert origin in page.text
     assert "topic kept together" in page.text
-    assert "2 learned rules" in page.text
-    assert "2 traces: t000, t001" in page.text
+
+
+def test_each_rule_stands_with_cases_that_it_was_made_from(html: str, page: Page) -> None:
+    """What people and judge said of some of them, and how many there are; all of it escaped."""
+    assert "Made from 2 disagreements." in page.text
+    assert "It is not recorded what it was made from." in page.text
+    section = html[html.index("<h2>Learned rules</h2>") : html.index("<h2>Items</h2>")]
+    assert section.count("<article>") == 2
+    assert section.count("people say &lt;script&gt;") == 2
+    assert section.count("the judge says &lt;script&gt;") == 2
+    assert "&lt;script&gt;alert(1)" in section
+    assert "<script" not in section
+
+
+def test_of_many_cases_some_are_shown_first_those_with_a_reason() -> None:
+    given = make_alignment(evidence={"Rude answers fail.": [f"t{i:03}" for i in range(9)]})
+    given.pairs.table["human_rationale"] = [""] * 5 + ["since it is rude"] * 35
+    html = render(given)
+    section = html[html.index("<h2>Learned rules</h2>") : html.index("<h2>Items</h2>")]
+    assert "Made from 9 disagreements, of which 3 are shown." in section
+    assert section.count("since it is rude") == 3
+    assert "All: t000, t001, t002" in section
 
 
 def test_the_change_of_instructions_is_a_readable_diff(html: str, page: Page) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("judge-workbench", "mlflow", "dspy", "litellm", "pandas")
 _LONGEST_TEXT = 400
 _MOST_ITEMS = 40
+_MOST_CASES = 3
 _MOST_ROWS = 200
 
 _Table = dict[str, list[Any]]
@@ -111,7 +112,7 @@ def _content(alignment: Any, title: str | None) -> dict[str, Any]:
         "matrices": matrices,
         "metrics": _intervals(comparison, people) if comparison else None,
         "instructions": _instructions(get),
-        "evidence": _evidence(get("evidence")),
+        "evidence": _evidence(get),
         "groups": _groups(get, comparison) if comparison else [],
         "balance": _balance(pairs) if pairs is not None else None,
         "people": _table(people.pairwise) if people and len(people.pairwise) else None,
@@ -273,15 +274,34 @@ def _instructions(get: _Getter) -> dict[str, Any] | None:
     }
 
 
-def _evidence(evidence: Mapping[str, list[str]] | None) -> _Table | None:
-    """Each learned rule with the traces whose disagreement it was made from."""
-    if not evidence:
-        return None
-    rows = []
+def _evidence(get: _Getter) -> list[dict[str, Any]]:
+    """Each learned rule with some of the cases whose disagreement it was made from."""
+    evidence: Mapping[str, list[str]] = get("evidence") or {}
+    rows, examples = _rows(get("pairs")), get("examples") or {}
+    found = []
     for rule, ids in evidence.items():
-        told = f"{len(ids)} traces: {', '.join(ids[:2])}{', …' * (len(ids) > 2)}"
-        rows.append([rule, told if ids else "not recorded"])
-    return {"columns": ["rule", "learned from"], "rows": rows}
+        known = [i for i in map(str, ids) if i in rows]
+        # A case whose label has a reason explains most.
+        told = sorted(known, key=lambda i: not _short(rows[i].get("human_rationale")))
+        found.append(
+            {
+                "rule": rule,
+                "count": len(ids),
+                "shown": [
+                    {
+                        "trace_id": i,
+                        "parts": _parts(examples.get(i)),
+                        "human": rows[i]["human"],
+                        "human_rationale": _short(rows[i].get("human_rationale")),
+                        "judge": rows[i]["judge"],
+                        "judge_rationale": _short(rows[i].get("judge_rationale")),
+                    }
+                    for i in told[:_MOST_CASES]
+                ],
+                "traces": ids[:_MOST_ROWS],
+            }
+        )
+    return found
 
 
 def _groups(get: _Getter, comparison: Comparison) -> list[dict[str, Any]]:
