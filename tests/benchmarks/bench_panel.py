@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_panel.py [--items 200] [--queue 10000]
 
 Items are rated one after another with a number and Enter, in a queue of so many traces: most of
-about 2,000 characters, and one of ten long (some 24,000 of Markdown, or 40,000 of plain text).
+about 2,000 characters, and one of ten long (28,000 of Markdown, or 39,000 of plain text).
 Measured in the page: from the time that the browser gives the Enter key to the end of the frame in
 which the next item is painted. "Standing still" is a kernel that runs nothing, not even a thread;
 the ratings of the other one are written to SQLite meanwhile.
