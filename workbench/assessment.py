@@ -252,8 +252,8 @@ def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> Budg
     kept = "kept and logged" if log else "kept"
     return BudgetError(
         f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} "
-        f"more need a call each, and failed ones are repeated. A budget for all of them has at least "
-        f"{traces} calls, and more if an alignment shares it."
+        f"more need a call each, and failed ones are repeated. A budget for all of them has at "
+        f"least {traces} calls, and more if an alignment shares it."
     )
 
 

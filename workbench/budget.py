@@ -280,7 +280,7 @@ class Budget:
         is_over: Callable[[], bool] | None = None,
         bill: Bill | None = None,
     ) -> Iterator[Callable[[Any], None]]:
-        """Within it a request is made, for which `take` has counted a call already.
+        """Within it a request is made, for which `take`, and the bill, have counted a call already.
 
         Gives a function that takes the answer, a dict or an object, and reads what was used. What
         the provider refused has used nothing; what got lost on its way counts in full. All of it
@@ -291,6 +291,8 @@ class Budget:
                 held = self.hold(model, request, is_over)
             except BudgetError:
                 self.give_back()
+                if bill is not None:
+                    bill.calls -= 1
                 raise
         else:
             held = Held(model, *most_tokens(request))

@@ -20,6 +20,7 @@ import diskcache
 import platformdirs
 
 from workbench.errors import StoreError
+from workbench.receipt import Receipt
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 
@@ -45,6 +46,10 @@ def question_key(*parts: Any) -> str:
 
 _CLAIM = "claim:"
 """Before the key of a question, and the tag, of a claim to be asking it."""
+
+
+_OWED = "owed:"
+"""The same for what was paid without an answer."""
 
 
 class _JsonOnly(diskcache.JSONDisk):  # type: ignore[misc]  # diskcache publishes no types
@@ -101,12 +106,27 @@ class AnswerCache:
         return self.get(key) or answer
 
     def __len__(self) -> int:
-        """Answers; claims do not count."""
+        """Answers; claims and debts do not count."""
         with self._told():
-            rows = self._store._sql(
-                "SELECT COUNT(*) FROM Cache WHERE tag IS NULL OR tag != ?", (_CLAIM,)
-            )
+            rows = self._store._sql("SELECT COUNT(*) FROM Cache WHERE tag IS NULL")
             return int(rows.fetchone()[0])
+
+    # -- what was paid without an answer ----------------------------------------------------
+
+    def owe(self, key: str, paid: Receipt) -> None:
+        """Note what a question has cost that is not answered yet, since its run was ended.
+
+        The budget of a run that takes it up is charged with that as well.
+        """
+        with self._told(), self._store.transact():
+            before = self.owed(key)
+            total = paid if before is None else before + paid
+            self._store.set(_OWED + key, total.to_dict(), tag=_OWED)
+
+    def owed(self, key: str) -> Receipt | None:
+        """What `owe` noted; None where nothing was paid in vain."""
+        stored = self.get(_OWED + key)
+        return None if stored is None else Receipt.of(stored)
 
     # -- who asks what now (see `workbench.claims`) -----------------------------------------
 

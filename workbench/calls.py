@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from workbench.errors import (
     CancelledError,
     CredentialError,
     ModelError,
+    StoreError,
     UnreachableModelError,
 )
 from workbench.faults import PERMANENT, Failure, Fault, cause_of_type, classify
@@ -270,7 +271,8 @@ class _Asking:
         with Claims(self.cache) as claims:
             while pending:
                 mine = self._mine(pending, claims)
-                self._make([index for index in pending if index in mine], claims, answered)
+                owed = {index: self._owed(index) for index in pending if index in mine}
+                self._make(owed, claims, answered)
                 left = [index for index in pending if index not in mine]
                 if left:
                     claims.wait([self.questions[index].key for index in left], self.stop)
@@ -293,11 +295,24 @@ class _Asking:
         return free | {i for i in keys.keys() - free if self.cache.get(keys[i]) is not None
                        and self.questions[i].stored(self.cache) is None}  # fmt: skip
 
+    def _owed(self, index: int) -> Receipt:
+        """What the question has cost a run that was ended before it was answered."""
+        question = self.questions[index]
+        owed = self.cache.owed(question.key) if self.cache and question.plan.lasting else None
+        if owed is None:
+            return Receipt(0)
+        self.budget.charge(owed, question.model)
+        return owed
+
     def _make(
-        self, mine: Sequence[int], claims: Claims, answered: Callable[[int, Verdict], None]
+        self,
+        owed: Mapping[int, Receipt],
+        claims: Claims,
+        answered: Callable[[int, Verdict], None],
     ) -> None:
+        mine = list(owed)
         calls = _Calls(
-            [self.questions[index] for index in mine],
+            [(self.questions[index], owed[index]) for index in mine],
             self.concurrency,
             self.cache,
             self.budget,
@@ -313,7 +328,7 @@ class _Calls:
 
     def __init__(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[tuple[Question, Receipt]],
         concurrency: int,
         cache: AnswerCache | None,
         budget: Budget,
@@ -349,12 +364,12 @@ class _Calls:
             alone = 0 if self.answered else 1
             self._check()
             if alone:
-                first = self._answer(self.questions[0], transport)
+                first = self._answer(*self.questions[0], transport)
                 if first.verdict.error is not None:
                     self._check()
                 self._take(0, first, settle)
-            for index, question in enumerate(self.questions[alone:], start=alone):
-                future = workers.submit(self._answer, question, transport)
+            for index, (question, owed) in enumerate(self.questions[alone:], start=alone):
+                future = workers.submit(self._answer, question, owed, transport)
                 running[future] = index
                 future.add_done_callback(done.put)
             while running:
@@ -401,9 +416,9 @@ class _Calls:
             permanent = [one for one in self._in_a_row if one.fault in PERMANENT]
             enough = PERMANENT_FAILURES_TO_STOP if self.answered else 1
             if len(permanent) >= enough:
-                raise self._refusal(self.questions[index], permanent[-1])
+                raise self._refusal(self.questions[index][0], permanent[-1])
             if len(self._in_a_row) >= FAILURES_TO_STOP:
-                raise self._refusal(self.questions[index], outcome)
+                raise self._refusal(self.questions[index][0], outcome)
             return
         self._in_a_row.clear()
         # A model that answers what was asked after a failure has not failed for good.
@@ -435,9 +450,12 @@ class _Calls:
                 except Exception:
                     return  # the error that ended the run is on its way already
 
-    def _answer(self, question: Question, transport: Transport) -> _Outcome:
-        """Ask until there is an answer or no hope of one; runs in a thread of the pool."""
-        asked_at, bill = 0.0, Bill()
+    def _answer(self, question: Question, owed: Receipt, transport: Transport) -> _Outcome:
+        """Ask until there is an answer or no hope of one; runs in a thread of the pool.
+
+        ``owed`` is what the question has cost before, and is put on its receipt.
+        """
+        asked_at, bill = 0.0, Bill(owed)
 
         def count() -> None:
             if self.stopped.is_set() or self.stop.is_set():
@@ -479,6 +497,10 @@ class _Calls:
         try:
             verdict, value = retrying(once)
         except Exception as error:
+            ended = cause_of_type(error, (BudgetError, _StoppedError))
+            if ended and bill.calls and self.cache is not None and question.plan.lasting:
+                with suppress(StoreError):  # what ended the run is on its way already
+                    self.cache.owe(question.key, bill.own)
             # MLflow's adapters wrap whatever is raised within them.
             if spent := cause_of_type(error, BudgetError):
                 raise spent from None

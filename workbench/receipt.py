@@ -36,6 +36,14 @@ class Receipt:
         """Tokens that were set aside and not used."""
         return self.spare_read + self.spare_written
 
+    def __add__(self, other: Receipt) -> Receipt:
+        spare = max(
+            (self.spare_read, self.spare_written), (other.spare_read, other.spare_written), key=sum
+        )
+        return Receipt(
+            self.calls + other.calls, self.read + other.read, self.written + other.written, *spare
+        )
+
     def to_dict(self) -> dict[str, int]:
         """As JSON holds it; what is 0 is left out, but for the calls."""
         return {k: v for k, v in asdict(self).items() if v or k == "calls"}
@@ -58,9 +66,13 @@ class Receipt:
 
 
 class Bill:
-    """Adds up what is paid for one answer while it is asked for."""
+    """Adds up what is paid for one answer while it is asked for.
 
-    def __init__(self) -> None:
+    ``before`` is what an earlier run paid for it without getting it.
+    """
+
+    def __init__(self, before: Receipt | None = None) -> None:
+        self.before = before or Receipt(0)
         self.calls = self.read = self.written = 0
         self._spare = (0, 0)
 
@@ -72,6 +84,11 @@ class Bill:
         self._spare = max(self._spare, spare, key=sum)
 
     @property
-    def receipt(self) -> Receipt:
-        """Until now."""
+    def own(self) -> Receipt:
+        """What was paid now."""
         return Receipt(self.calls, self.read, self.written, *self._spare)
+
+    @property
+    def receipt(self) -> Receipt:
+        """What was paid at whatever time."""
+        return self.before + self.own
