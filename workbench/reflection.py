@@ -274,8 +274,14 @@ class Reflector:
                 receipt = Receipt.of(stored.get("paid"))
                 budget.charge(receipt, self.model)
                 return Reflection(tuple(stored["rules"]), calls=0, receipt=receipt)
-            bill = Bill()
-            return replace(self._ask(request, key, budget, bill), receipt=bill.receipt)
+            bill = Bill(self.cache.owed(key) if self.cache else None)
+            budget.charge(bill.before, self.model)
+            try:
+                return replace(self._ask(request, key, budget, bill), receipt=bill.receipt)
+            except BudgetError:
+                if self.cache and bill.calls:
+                    self.cache.owe(key, bill.own)
+                raise
 
     def _ask(self, request: Request, key: str, budget: Budget, bill: Bill) -> Reflection:
         lm = self._language_model(budget, bill)
@@ -431,11 +437,11 @@ def _counted_lm() -> Any:
         def _once(self, *args: Any, **kwargs: Any) -> Any:
             refuse_calls(f"The reflection model {self.model}")
             self.budget.take()
+            self.bill.calls += 1
             request = {**self.kwargs, **kwargs}
             request["messages"] = kwargs.get("messages") or [*args, kwargs.get("prompt")]
             before = len(self.history)
             with self.budget.measuring(self.uri, request, bill=self.bill) as used:
-                self.bill.calls += 1
                 answer = super().__call__(*args, **kwargs)
                 used(self.history[-1] if len(self.history) > before else None)
             return answer
