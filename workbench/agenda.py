@@ -122,6 +122,7 @@ class Agenda:
         self._judge = judge
         self._skips: OrderedDict[str, None] = OrderedDict()
         self._plans = 0
+        self._batched = False
         self._pool = ""
         self._known: dict[str, Known] = {}
         self._settled: Mapping[str, Replayed | str] = {}
@@ -157,6 +158,7 @@ class Agenda:
             self.place[trace_id] = len(self.queue)
             self.queue.append(trace_id)
             self.learn(infos[trace_id], standings[trace_id])
+        self._batched = self._batched or any(batches.get(i, 0) for i in infos)
         self._pool_changed()
 
     def drop(self, trace_ids: Iterable[str]) -> None:
@@ -257,17 +259,20 @@ class Agenda:
 
     def outlook(self, keep: int) -> Outlook:
         """What the queue from position ``keep`` on is drawn from."""
-        free = [place for place, i in enumerate(self.queue) if not self.items[i].drawn]
-        ahead = [self.queue[place] for place in free if place < keep]
+        ahead: list[str] = []
+        items: list[str] = []
+        for place, trace_id in enumerate(self.queue):
+            if not self.items[trace_id].drawn:
+                (items if place >= keep else ahead).append(trace_id)
         labelled = self._labelled() if self._order != "random" else {}
         return Outlook(
             keep=keep,
             planned=self._plans,
-            items=tuple(self._of(self.queue[place]) for place in free if place >= keep),
+            items=tuple(map(self._of, items)),
             ahead=tuple(map(self._of, ahead)),
             before=tuple(map(self._of, labelled)),
             labelled={i: value for i, value in labelled.items() if value is not ABSTAIN},
-            drawn=len(self.queue) - len(free) + len(ahead),
+            drawn=len(self.queue) - len(items),
             pool=self._pool,
             settled=self._settled,
         )
@@ -285,38 +290,45 @@ class Agenda:
             drawn=outlook.drawn,
             pool=outlook.pool,
             settled=outlook.settled,
-            limit=_FORESIGHT if self.adapts else None,
+            limit=_FORESIGHT if self.adapts and not self._batched else None,
         )
 
     def follow(self, drawn: Drawn, outlook: Outlook) -> list[int]:
         """Put what is open from a position on in the order drawn; the positions that changed.
 
-        What was drawn or labelled meanwhile, and what was there before, keeps its place.
+        What was drawn or labelled meanwhile, and what stands before, keeps its place; what the
+        order does not reach to comes behind it.
         """
-        free = [
-            place
-            for place in range(outlook.keep, len(self.queue))
-            if not self.items[self.queue[place]].drawn
+        keep, changed = outlook.keep, set()
+        order = [
+            one
+            for one in drawn.queue
+            if (place := self.place.get(one.trace_id, -1)) >= keep
+            and not self.items[one.trace_id].drawn
         ]
-        mine = {self.queue[place] for place in free}
-        order = [one for one in drawn.queue if one.trace_id in mine]
-        order.sort(key=lambda one: self.items[one.trace_id].batch)
-        there = {one.trace_id for one in order}
-        order += [self.items[i].chosen for i in self.queue if i in mine and i not in there]
-        changed = []
-        for place, one in zip(free, order, strict=True):
+        if self._batched:
+            order.sort(key=lambda one: self.items[one.trace_id].batch)
+        place = keep - 1
+        for one in order:
+            place += 1
+            while self.items[self.queue[place]].drawn:
+                place += 1
             item = self.items[one.trace_id]
-            if one.trace_id in there:
-                item.chosen, item.planned = one, outlook.planned
-            if self.queue[place] != one.trace_id:
-                changed.append(place)
-                self.queue[place] = one.trace_id
-                self.place[one.trace_id] = place
-                # Who rates it still goes by where it stood.
-                item.told = None
+            item.chosen, item.planned = one, outlook.planned
+            if self.queue[place] == one.trace_id:
+                continue
+            changed |= {place, self.place[one.trace_id]}
+            # What stood here waits where this one comes from, until its turn is drawn anew.
+            other = self.items[self.queue[place]]
+            other.chosen = Chosen(other.info.trace_id, self._order, None)
+            for moved, to in ((other, self.place[one.trace_id]), (item, place)):
+                self.queue[to] = moved.info.trace_id
+                self.place[moved.info.trace_id] = to
+                # Who rates it yet goes by where it stood.
+                moved.told = None
         self.notes = drawn.notes
         self._settled = drawn.settled
-        return changed
+        return sorted(changed)
 
     def _of(self, trace_id: str) -> Known:
         return self._known.get(trace_id) or Known(trace_id)

@@ -63,7 +63,7 @@ _FIXED = 60
 """Items ahead of the annotator that keep their places when the order is made again: as many as
 can be rated before the browser hears of it."""
 
-_LABELS_A_PLAN = 10
+_LABELS_A_PLAN = 20
 _NEAR_THE_END = 150
 _LATE_MS = 5_000
 _TOLD_BACK = 20

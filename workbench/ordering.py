@@ -157,8 +157,8 @@ def put_in_order(
     settled
         Of an earlier order of the same items, see `Drawn`.
     limit
-        Draws that are worked out; what comes later is put in no particular order and is counted
-        as chosen by the rule, without probability. For an order that is made anew before that.
+        Draws that are worked out, where they go by a rule. For an order that is made anew before
+        they are used up.
 
     Raises
     ------
@@ -192,11 +192,8 @@ def put_in_order(
     otherwise = "so {} chooses no trace." if rules else "so the order is random."
     notes = [f"order={order!r}: {why}, {otherwise.format(repr(name))}" for name, why in lacking]
     past = len(before) + len(ahead) if drawn is None else drawn
-    made_draws = list(islice(_draws(shuffled, rules, share, past), limit if rules else None))
-    if len(made_draws) < len(shuffled):
-        taken = {one.trace_id for one in made_draws}
-        made_draws += [Chosen(i.trace_id, order, None) for i in shuffled if i.trace_id not in taken]
-    return Drawn(tuple(made_draws), tuple(notes), known)
+    made = islice(_draws(shuffled, rules, share, past), limit if rules else None)
+    return Drawn(tuple(made), tuple(notes), known)
 
 
 def _draws(
