@@ -20,9 +20,9 @@ LAYERS = {
     "errors": ["errors"],
     "scale": ["scale", "progress"],
     "level 1": [
-        "assignment", "budget", "cache", "claims", "credentials", "dataset", "faults", "feedback", "ingest",
-        "judge", "labels", "offline", "prices", "receipt", "rows", "rubrics", "schemas", "store", "tables",
-        "tape", "throttle", "traces", "transaction", "transport", "workers",
+        "assignment", "budget", "cache", "claims", "credentials", "dataset", "faults", "feedback",
+        "ingest", "judge", "labels", "offline", "prices", "receipt", "rows", "rubrics", "schemas",
+        "store", "tables", "tape", "throttle", "traces", "transaction", "transport", "workers",
     ],
     "assessment": ["question", "replay", "calls", "assessment"],
     "pairing": ["consensus", "verdicts", "splits", "pairing", "adjudication"],

@@ -29,9 +29,9 @@ from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.calls import run
 from workbench.errors import ReplayError, one_of
-from workbench.gate import Gate, decide
 from workbench.forecast import announcement
 from workbench.foreign import requests_of_a_verdict
+from workbench.gate import Gate, decide
 from workbench.judge import Verdict, fingerprint, is_cacheable, options, scrub
 from workbench.leaderboard import Entry, Later, OptimizerComparison, adjusted, remarks_on, told
 from workbench.lineup import examples_shown, few_shot, lineup, majority
