@@ -63,6 +63,22 @@ def names_promises(requests: Sequence[Request], step: int) -> list[Reflection]:
     ]
 
 
+def obedient(questions: Questions) -> list[Verdict]:
+    """Follows each rule to the letter and says so: the last that fires has the say.
+
+    A rule reads "Rate it VALUE when WORD ...": it fires where the item's text has the word.
+    """
+    found = []
+    for candidate, item in questions:
+        value, why = "good", "nothing to say"
+        for rule in candidate.rules:
+            said = rule.strip(".").split()
+            if len(said) > 4 and said[4] in item.example.outputs:
+                value, why = said[2], f"there is {said[4]}"
+        found.append(Verdict(item.trace_id, value, why, calls=1))
+    return found
+
+
 class Chance:
     """A judge and a reflection model that answer anything, and count what they are asked."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from promises import Chance
+from promises import Chance, obedient
 
 import workbench
 from workbench.ascent import Optimised, Settings, _Ascent, most_calls, optimise
@@ -420,6 +420,57 @@ def test_a_wavering_judge_does_not_lose_its_rules_by_chance() -> None:
     course = {"train": labelled(items(50)), "dev": labelled(items(30, 100)), "ask": wavering}
     for seed in range(6):
         assert {RULE, late} <= set(run(**course, reflect=wordy(RULE, late), seed=seed).best.rules)
+
+
+CHANGED = "Rate it good when a promise is made."
+ALIGNED = BASE.with_rules(["Rate it poor when promise is made.", IDLE], "earlier")
+
+
+def changed_their_mind(n: int, start: int) -> list[Item]:
+    """People have come to like promises, and say so."""
+    return [
+        Item(i.example, "good", "a promise is good" * (i.label == "poor")) for i in items(n, start)
+    ]
+
+
+@pytest.mark.parametrize("old", [0, 20])
+def test_a_rule_that_newer_labels_speak_against_is_dropped(old: int) -> None:
+    """Though more of the earlier labels, of less weight, ask for it; what they do not contradict
+    stays, even where none of the labels tells what it is good for."""
+    earlier = [Item(i.example, i.label, i.rationale, weight=0.25) for i in items(old, 500)]
+    newer = changed_their_mind(20, 0)
+    found = optimise(
+        ALIGNED, [*earlier, *newer], changed_their_mind(12, 200), ask=obedient,
+        reflect=wordy(), **SILENT,
+    )  # fmt: skip
+    assert found.best.rules == (IDLE,)
+    assert found.best_score == pytest.approx(1.0, abs=0.01)  # less the price of its words
+
+
+def test_a_rule_that_newer_labels_bear_out_stays() -> None:
+    found = optimise(
+        ALIGNED, items(20), items(12, 200), ask=obedient, reflect=wordy(CHANGED), **SILENT
+    )
+    assert found.best == ALIGNED
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 20), st.integers(1, 6))
+def test_an_aligned_judge_costs_no_more_than_is_told(seed: int, n: int, k: int, rules: int) -> None:
+    """With rules to leave out, and reasons where the judge is right, too."""
+    chance = Chance(seed)
+    aligned = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
+
+    def told(some: list[Item]) -> list[Item]:
+        return [Item(i.example, i.label, "because", 1.0 if int(i.trace_id[3:]) % 3 else 0.25)
+                for i in some]  # fmt: skip
+
+    given_items = (told(items(n)), told(items(k, 100)))
+    with contextlib.suppress(ModelError):
+        optimise(aligned, *given_items, ask=chance.ask, reflect=chance.reflect, seed=seed, **SILENT)
+    judged, reflected = most_calls(n, k, Settings(), SCALE, rules)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from promises import BASE, RULE, SCALE, Chance, Questions, always_good, items, names_promises
+from promises import (
+    BASE,
+    RULE,
+    SCALE,
+    Chance,
+    Questions,
+    always_good,
+    items,
+    names_promises,
+    obedient,
+)
 
 from workbench.ascent import Optimised, Settings
 from workbench.crossfit import FOLDS, crossfit, most_calls
@@ -161,5 +172,73 @@ def test_no_run_costs_more_than_is_told(seed: int, n: int) -> None:
     chance = Chance(seed)
     run(items=items(n), ask=chance.ask, reflect=chance.reflect, seed=seed)
     judged, reflected = most_calls(n)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected
+
+
+@pytest.mark.parametrize("reasons", [False, True])
+def test_where_the_judge_is_right_people_are_asked_for_their_reasons(reasons: bool) -> None:
+    """Blind, once a fold and once for all; not where they gave none."""
+    seen: list[Request] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        seen.extend(requests)
+        return [Reflection((), 1) for _ in requests]
+
+    learned = [replace(i, rationale="because" * reasons) for i in items(16)]
+    run(items=learned, reflect=reflect)
+    assert sum(request.blind for request in seen) == (FOLDS + 1) * reasons
+
+
+def test_items_of_one_group_are_in_one_fold() -> None:
+    """What was made from one of them is never scored on another."""
+    shown: dict[str, set[str]] = {}
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        rules = [f"Rate it poor when promise is made, {n}." for n, _ in enumerate(requests)]
+        for rule, request in zip(rules, requests, strict=True):
+            shown[rule] = {c.item.group for c in (*request.disagreements, *request.agreements)}
+        return [Reflection((rule,), 1) for rule in rules]
+
+    batches: list[Questions] = []
+
+    def ask(questions: Questions) -> list[Verdict]:
+        batches.append(questions)
+        return always_good(questions)
+
+    grouped = [replace(item, group=f"conversation {n // 4}") for n, item in enumerate(items(20))]
+    run(items=grouped, ask=ask, reflect=reflect)
+    met = [(c, i) for c, i in batches[1] if c.rules]
+    assert met
+    assert not any(item.group in shown[rule] for c, item in met for rule in c.rules)
+
+
+def test_a_rule_that_the_labels_speak_against_is_dropped() -> None:
+    """What they say nothing of stays."""
+    stays = "Rate it fair when pigs fly."
+    aligned = BASE.with_rules(["Rate it poor when promise is made.", stays], "earlier")
+    learned = [replace(item, label="good", rationale="") for item in items(20)]
+
+    def nothing(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection((), 1) for _ in requests]
+
+    found = crossfit(
+        aligned, learned, scale=SCALE, fields=("outputs",), ask=obedient, reflect=nothing
+    )
+    assert found.best.rules == (stays,)
+    assert set(found.evidence) == {stays}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(10, 29), st.integers(1, 5))
+def test_an_aligned_judge_costs_no_more_than_is_told(seed: int, n: int, rules: int) -> None:
+    chance = Chance(seed)
+    aligned = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
+    learned = [replace(item, rationale="because") for item in items(n)]
+    crossfit(
+        aligned, learned, scale=SCALE, fields=("outputs",), ask=chance.ask,
+        reflect=chance.reflect, seed=seed,
+    )  # fmt: skip
+    judged, reflected = most_calls(n, rules)
     assert chance.judged <= judged
     assert chance.reflected <= reflected

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from promises import BASE, RULE, SCALE, case, items
 
-from workbench.moves import SUSPECTS, Moves, newest, strongest, suspects
+from workbench.moves import CRITERIA, SUSPECTS, Moves, newest, spoken_of, strongest, suspects
 from workbench.reflection import Reflection, Request
 
 RULES = [
@@ -100,6 +103,75 @@ def test_a_rule_keeps_the_evidence_that_it_was_first_made_from() -> None:
     one.note([RULE], [case(item) for item in items(2)])
     one.note([RULE, "Another."], [case(item) for item in items(2, start=50)])
     assert one.evidence == {RULE: ["tr-000", "tr-001"], "Another.": ["tr-050", "tr-051"]}
+
+
+def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
+    """Of the cases that were shown with it, those whose reason speaks of the rule."""
+    about = [
+        case(replace(item, rationale=reason))
+        for item, reason in zip(
+            items(4), ["No promise, please.", "A kind joke.", "", "Such a promise!"], strict=True
+        )
+    ]
+    one = moves()
+    one.note(RULES, about)
+    assert one.evidence[RULES[0]] == ["tr-000", "tr-003"]
+    assert one.evidence[RULES[1]] == ["tr-001"]
+    assert one.evidence[RULES[2]] == [f"tr-00{i}" for i in range(4)]  # no reason speaks of it
+
+
+@given(st.lists(st.text(min_size=1), max_size=9), st.text())
+def test_a_reason_speaks_of_rules_that_exist(rules: list[str], reason: str) -> None:
+    """And of none where it shares no word with any."""
+    found = spoken_of(rules, reason)
+    assert set(found) <= set(range(len(rules)))
+    assert spoken_of(rules, "") == []
+
+
+_ORDER = """
+from workbench.moves import suspects
+rules = [f"Rate it poor when {' '.join(f'w{(7 * i + j) % 41:03}' for j in range(20))}."
+         for i in range(12)]
+said = " ".join(f"w{i:03}" for i in range(41))
+print([suspects(rules, said[k:], 0) for k in range(0, 160, 4)])
+"""
+
+
+def test_what_a_verdict_speaks_of_is_the_same_in_every_process() -> None:
+    """Sets of words come in another order in each process; sums over them do not differ."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", _ORDER],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True, check=True, text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(told) == 1
+
+
+def test_people_are_asked_for_by_where_the_judge_is_right() -> None:
+    """In the first step, blind, on all cases; not where no reason is given on those."""
+    seen: list[Request] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        seen.extend(requests)
+        return [Reflection((f"Rule of {r.focus[:8]}.",), 1) for r in requests]
+
+    one = Moves(reflect, SCALE, ("outputs",), seed=0)
+    wrong = [case(item, "fair") for item in items(4)]
+    silent = [case(item, item.label) for item in items(9, start=50) if not item.rationale]
+    telling = [case(item, item.label) for item in items(9, start=50) if item.rationale]
+    one.reflected(BASE, wrong, silent, [], 1)
+    one.reflected(BASE, wrong, [*silent, *telling], [], 2)
+    assert not any(request.blind for request in seen)
+    seen.clear()
+    children = one.reflected(BASE, wrong, [*silent, *telling], [], 1)
+    (blind,) = [request for request in seen if request.blind]
+    assert {c.item.trace_id for c in blind.disagreements} == {
+        c.item.trace_id for c in [*wrong, *silent, *telling]
+    }
+    assert f"rules: {CRITERIA}" in [child.origin for child in children]
 
 
 def test_a_rewrite_settles_no_case_both_ways() -> None:

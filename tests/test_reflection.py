@@ -56,6 +56,15 @@ def test_a_case_shows_both_sides_with_their_reasons() -> None:
     assert shown["outputs"] == "it is 0 cm"
 
 
+def test_a_blind_request_leaves_out_what_the_judge_said() -> None:
+    """Labels and people's reasons alone, and it is another question to the cache."""
+    blind = replace(request(), blind=True).as_inputs(SCALE)
+    for line in [*blind["disagreements"].splitlines(), *blind["agreements"].splitlines()]:
+        assert {"human_label", "human_rationale", "outputs"} <= set(json.loads(line))
+        assert "judge" not in line
+    assert blind != request().as_inputs(SCALE)
+
+
 def test_only_what_the_judge_sees_is_shown() -> None:
     """A judge of outputs alone is not explained by inputs or gold answers."""
     shown = json.loads(

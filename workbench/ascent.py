@@ -17,7 +17,8 @@ import pandas as pd
 from workbench.candidate import Candidate
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
 from workbench.grouping import MOST_PARTS
-from workbench.moves import SUSPECTS, Moves, Reflect, newest, suspects
+from workbench.moves import SUSPECTS, Moves, Reflect, newest
+from workbench.pruning import MOST_PRUNED_ON, left_out, prunings
 from workbench.reflection import Item
 from workbench.scale import Scale
 from workbench.scoreboard import Ask, Scoreboard
@@ -44,9 +45,6 @@ class Settings:
 
 LEAST_WRONG = 3
 """Weight of disagreements from which rules are asked for: what two share may be chance."""
-
-MOST_PRUNED_ON = 6
-"""Wrong items, at most, on which it is tried whether a rule does harm."""
 
 TEMPERATURE = 0.05
 """Of the softmax by which another parent than the best is drawn, in units of the score."""
@@ -163,25 +161,34 @@ def state_after(
     }
 
 
-def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
+def most_calls(
+    train: int, dev: int, settings: Settings, scale: Scale, rules: int = 0
+) -> tuple[int, int]:
     """Upper bound of (judge calls, reflections) of `optimise`, by the formula of `workbench.simba`.
 
-    ``train`` and ``dev`` are numbers of items. Up to six children race in a step, and up to three
-    that came from pruning, each by itself.
+    ``train`` and ``dev`` are numbers of items, ``rules`` those that the judge has learned before.
+    Up to eight children race in a step, and up to three that came from pruning, each by itself.
     """
     selected = min(settings.max_dev, train + dev)
     batch = min(settings.batch_size, train + dev - selected)
     first = _first_heat(selected)
     second = min(math.ceil(selected * SECOND_HEAT), selected - first)
-    race = 6 * first + 3 * second + 2 * (selected - first - second)
+    race = 8 * first + 4 * second + 2 * (selected - first - second)
     pruned = SUSPECTS * 3 * MOST_PRUNED_ON + 3 * selected
-    judge_calls = selected + batch + settings.max_steps * (batch + race + pruned)
+    tried = min(selected, 2 * settings.batch_size)
+    revised = min(SUSPECTS, rules) * tried + 3 * selected if rules else 0
+    judge_calls = selected + batch + revised + settings.max_steps * (batch + race + pruned)
     directions = len(scale.values) if scale.kind == "nominal" else 2
-    return judge_calls, settings.max_steps * (2 + directions * MOST_PARTS)
+    return judge_calls, 1 + settings.max_steps * (2 + directions * MOST_PARTS)
 
 
 def _first_heat(items: int) -> int:
     return min(items, max(SMALLEST_HEAT, math.ceil(items * FIRST_HEAT)))
+
+
+def is_steady(ahead: float, gains: Sequence[float]) -> bool:
+    """Whether to be ahead by that, in all, is more than the `STEADY` share of what chance makes."""
+    return ahead > 1e-9 and ahead >= STEADY * math.sqrt(sum(gain * gain for gain in gains))
 
 
 class _Ascent:
@@ -234,6 +241,9 @@ class _Ascent:
                 break
             try:
                 before = self.score(best)
+                if step == 1:
+                    self.revise(self.original)
+                    best = self.leader()
                 parent = self.parent(best, stale)
                 children = self.offspring(parent, best, batch, step, stale)
                 self.race(children, best, step)
@@ -282,11 +292,9 @@ class _Ascent:
         Verdicts that waver differ on many items in both directions, and that some more of these
         fall to one's side says little; one that differs only for the better is better.
         """
-        gains = [self.gain(one, other, [item]) for item in self.board.items]
-        ahead = (self.score(one) - self.score(other)) * sum(
-            map(self.board.weight, self.board.items)
-        )
-        return ahead > 1e-9 and ahead >= STEADY * math.sqrt(sum(gain * gain for gain in gains))
+        gains = [self.board.gain(one, other, [item]) for item in self.board.items]
+        total = sum(map(self.board.weight, self.board.items))
+        return is_steady((self.score(one) - self.score(other)) * total, gains)
 
     def parent(self, best: Candidate, stale: int) -> Candidate:
         """The best candidate; another one, by softmax of the scores, after a step in vain."""
@@ -321,51 +329,51 @@ class _Ascent:
         return [c for c in fresh.values() if c.text != self.original.text]
 
     def prune(self, candidate: Candidate, step: int) -> None:
-        """Try the candidate without rules that do harm or nothing.
+        """Try the candidate without rules that do harm or nothing."""
+        if len(candidate.rules) > 1:
+            trials = left_out(candidate, self.board, self.moves)
+            self.try_without(candidate, prunings(candidate, trials), step)
 
-        Each rule is left out on some of what the candidate gets wrong and some of what its rules
-        cured, namely where the verdict's rationale speaks of the rule.
+    def revise(self, candidate: Candidate) -> None:
+        """Try an aligned judge without the rules that the newest labels speak against.
+
+        Rules of which these say nothing stay: earlier labels asked for them. Where people have
+        changed their standards, earlier labels that only a rule out of date gets right are out of
+        date as well, and neither learned from nor selected on any more.
         """
-        if len(candidate.rules) < 2:
+        if not candidate.rules:
             return
-        sides = self.board.cases(candidate, self.board.items)
-        gains = [0.0] * len(candidate.rules)
-        touched = [False] * len(candidate.rules)
-        without = [candidate.without_rules([i]) for i in range(len(candidate.rules))]
-        asked: list[tuple[int, Item, float]] = []
-        for side, most in zip(sides, (MOST_PRUNED_ON, 2 * MOST_PRUNED_ON), strict=True):
-            said = {case.item.trace_id: case.verdict.rationale for case in side}
-            some = self.moves.stratified([case.item for case in side], most)
-            asked += [
-                (i, item, len(side) / len(some))
-                for turn, item in enumerate(some)
-                for i in suspects(candidate.rules, said[item.trace_id], turn)
-            ]
-        self.board.judge((without[i], item) for i, item, _ in asked)
-        for i, item, stands_for in asked:
-            gain = self.gain(without[i], candidate, [item])
-            gains[i] += gain * stands_for
-            touched[i] |= abs(gain) > 1e-9
-        harmful = tuple(i for i, gain in enumerate(gains) if gain > 1e-9)
-        idle = tuple(i for i, found in enumerate(touched) if not found)
-        worst = tuple(sorted(harmful, key=lambda i: -gains[i])[:1])
-        for indices in dict.fromkeys([harmful + idle, harmful, worst]):
-            child = candidate.without_rules(indices)
-            if not indices or child.key in self.pool:
+        most, items = self.settings.batch_size, self.board.items
+        recent = [item for item in items if item.weight >= max(i.weight for i in items)]
+        ids = {item.trace_id for item in recent}
+        tried = left_out(candidate, self.board, self.moves, most, most)
+        trials = [trial for trial in tried if trial.item.trace_id in ids]
+        for child in prunings(candidate, trials, drop_idle=False):
+            self.board.judge((child, item) for item in items)
+            gains = [self.board.gain(child, candidate, [item]) for item in recent]
+            if is_steady(sum(gains), gains):
+                self.retire(child, candidate, ids)
+                self.enter([child], 0, self.score(candidate))
+                return
+
+    def retire(self, revised: Candidate, before: Candidate, recent: set[str]) -> None:
+        old = {
+            item.trace_id
+            for item in self.board.items
+            if item.trace_id not in recent and self.board.gain(revised, before, [item]) < 0
+        }
+        self.board.items = [item for item in self.board.items if item.trace_id not in old]
+        self.train = [item for item in self.train if item.trace_id not in old]
+
+    def try_without(self, candidate: Candidate, children: list[Candidate], step: int) -> None:
+        for child in children:
+            if child.key in self.pool:
                 continue
             self.race([child], candidate, step)
             if child.key in self.pool and self.is_better(child, candidate):
                 break
             # That people's reasons speak for a rule outweighs a difference that chance makes.
             self.pool.pop(child.key, None)
-
-    def gain(self, child: Candidate, parent: Candidate, items: Sequence[Item]) -> float:
-        """Credit that the child earns on the items beyond its parent."""
-        return sum(
-            self.board.weight(item)
-            * ((self.board.earned(child, item) or 0.0) - (self.board.earned(parent, item) or 0.0))
-            for item in items
-        )
 
     # -- selection ------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ from workbench.ascent import Optimised, Settings, state_after, summed_up
 from workbench.candidate import Candidate
 from workbench.coefficients import wilson
 from workbench.errors import BudgetError, CancelledError, ModelError
-from workbench.moves import EVERYTHING, Moves, Reflect, strongest
-from workbench.reflection import Case, Item
+from workbench.moves import CRITERIA, EVERYTHING, SUSPECTS, Moves, Reflect, have_reasons, strongest
+from workbench.pruning import harmful, left_out
+from workbench.reflection import Item
 from workbench.scale import Scale
 from workbench.scoreboard import Ask, Scoreboard
 from workbench.splits import default_groups, stratified
@@ -30,7 +31,10 @@ FEW = 30
 
 FOLDS = 5
 
-ARMS = ("rules", "strongest rules", "worked examples")
+REVISED = "the rules that are not contradicted"
+
+ARMS = ("rules", "strongest rules", CRITERIA, "worked examples")
+"""Kinds of candidates; of an aligned judge also ``REVISED``, on which the others then build."""
 
 
 def crossfit(
@@ -47,10 +51,12 @@ def crossfit(
 ) -> Optimised:
     """Learn from few items; arguments and result are those of `workbench.ascent.optimise`.
 
-    At most ``(2 + len(ARMS)) n`` judge calls and `FOLDS` + 1 reflections for ``n`` items.
+    A judge that has learned before is tried without the rules that the labels speak against, those
+    of the other folds for each fold. For the cost see `most_calls`.
     """
     settings = settings or Settings()
     arms = [arm for arm in ARMS if settings.max_examples or arm != "worked examples"]
+    arms += [REVISED] if original.rules else []
     moves = Moves(reflect, scale, fields, seed=seed)
     board = Scoreboard(
         items,
@@ -77,6 +83,8 @@ def crossfit(
 
     if board.is_flawless(original):
         return done(original, "nothing is left to gain on the labelled items")
+    if not have_reasons(board.cases(original, board.items)[1]):
+        arms.remove(CRITERIA)
     try:
         folds = _folds(board.items, seed)
         made = _children(moves, board, original, folds, arms, settings)
@@ -89,7 +97,7 @@ def crossfit(
         arm = max(arms, key=lambda one: scored[one][0])
         score, right, n = scored[arm]
         child = made[arm][-1]
-        better = score > before + 1e-9 and child.key != original.key
+        better = score > before + 1e-9 and child.text != original.text
         if better:
             # What was made from all labels must at least bear out on them.
             board.judge((child, item) for item in board.items)
@@ -105,7 +113,7 @@ def crossfit(
     interval = wilson(right, n)
     note = (
         f"Learned from {len(items)} labels, chosen by cross-validation over {len(folds)} folds: "
-        f"accuracy of {arm} on items they were not made from {right}/{n}, 95% interval "
+        f"accuracy of {arm!r} on items that it was not made from {right}/{n}, 95% interval "
         f"[{interval.low:.2f}, {interval.high:.2f}]. So few labels prove nothing; {FEW} or more "
         "are needed for a dev set, 50 to 100 are advised."
     )
@@ -116,17 +124,24 @@ def crossfit(
     return found
 
 
-def most_calls(items: int) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of `crossfit` on so many items."""
-    return (2 + len(ARMS)) * items, FOLDS + 1
+def most_calls(items: int, rules: int = 0) -> tuple[int, int]:
+    """Upper bound of (judge calls, reflections) of `crossfit` on so many items.
+
+    The original's verdicts, those of each arm on all items, and those of what won in the end;
+    for a judge that has learned ``rules`` before one arm more, and each left out where verdicts
+    speak of it.
+    """
+    of_rules = 1 + min(SUSPECTS, rules) if rules else 0
+    return (2 + len(ARMS) + of_rules) * items, 2 * (FOLDS + 1)
 
 
 def _folds(items: Sequence[Item], seed: int) -> list[list[Item]]:
     """The items in folds, stratified by label; items of one group stay together."""
     count = min(FOLDS, len(items))
+    alike = default_groups([item.example for item in items])
     parts = stratified(
         {item.trace_id: str(item.label) for item in items},
-        default_groups([item.example for item in items]),
+        {item.trace_id: item.group or alike[item.trace_id] for item in items},
         {str(k): 1 / count for k in range(count)},
         seed,
     )
@@ -146,20 +161,45 @@ def _children(
     every = [item for fold in folds for item in fold]
     seen = [[item for item in every if item not in fold] for fold in folds] + [every]
     sides = [board.cases(original, items) for items in seen]
-    requests = [moves.request(original, wrong, right, EVERYTHING) for wrong, right in sides]
-    told = moves.asked(requests, 1)
-    for rules, (wrong, _) in reversed(list(zip(told, sides, strict=True))):
-        moves.note(original.rewritten(rules, "rules").rules, wrong)
+    bases = _revised(moves, board, original, seen)
+    both = list(zip(bases, sides, strict=True))
+    requests = [moves.request(base, wrong, right, EVERYTHING) for base, (wrong, right) in both]
+    if CRITERIA in arms:
+        requests += [moves.for_criteria(base, [*wrong, *right]) for base, (wrong, right) in both]
+    answers = moves.asked(requests, 1)
+    told, criteria = answers[: len(seen)], answers[len(seen) :]
+    # What was made from all labels is noted first: it is what is learned in the end.
+    for k, (wrong, right) in reversed(list(enumerate(sides))):
+        moves.note(original.rewritten(told[k], "rules").rules, wrong)
+        if criteria:
+            moves.note(original.rewritten(criteria[k], CRITERIA).rules, [*wrong, *right])
 
-    def child(arm: str, rules: Sequence[str], wrong: Sequence[Case]) -> Candidate:
+    def child(arm: str, k: int) -> Candidate:
+        if arm == REVISED:
+            return bases[k]
         if arm == "worked examples":
-            return moves.with_examples(original, wrong, settings.max_examples)
-        return original.with_rules(rules if arm == "rules" else strongest(rules), arm)
+            return moves.with_examples(bases[k], sides[k][0], settings.max_examples)
+        if arm == CRITERIA:
+            return bases[k].with_rules(criteria[k], arm)
+        return bases[k].with_rules(told[k] if arm == "rules" else strongest(told[k]), arm)
 
-    return {
-        arm: [child(arm, rules, wrong) for rules, (wrong, _) in zip(told, sides, strict=True)]
-        for arm in arms
-    }
+    return {arm: [child(arm, k) for k in range(len(seen))] for arm in arms}
+
+
+def _revised(
+    moves: Moves, board: Scoreboard, original: Candidate, seen: Sequence[Sequence[Item]]
+) -> list[Candidate]:
+    """For each list of items the original without the rules that these speak against."""
+    if not original.rules:
+        return [original for _ in seen]
+    n = len(board.items)
+    trials = left_out(original, board, moves, n, n)
+    bases = []
+    for items in seen:
+        ids = {item.trace_id for item in items}
+        worst = harmful([trial for trial in trials if trial.item.trace_id in ids])
+        bases.append(original.without_rules(worst) if worst else original)
+    return bases
 
 
 def _out_of_fold(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from workbench.ascent import Settings
 from workbench.ascent import most_calls as ascent_calls
 from workbench.budget import ASSUMED_OUTPUT, Budget
+from workbench.candidate import Candidate
 from workbench.crossfit import FEW
 from workbench.crossfit import most_calls as crossfit_calls
 from workbench.judge import Verdict
@@ -57,11 +58,16 @@ class Forecast:
         return self.judge_calls + self.reflections
 
 
-def most_calls(train: int, dev: int, settings: Settings, scale: Scale) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of `SIMBA.learn` on so many labels."""
+def most_calls(
+    train: int, dev: int, settings: Settings, scale: Scale, rules: int = 0
+) -> tuple[int, int]:
+    """Upper bound of (judge calls, reflections) of `SIMBA.learn` on so many labels.
+
+    ``rules`` is how many the judge has learned before.
+    """
     if train + dev < FEW:
-        return crossfit_calls(train + dev)
-    return ascent_calls(train, dev, settings, scale)
+        return crossfit_calls(train + dev, rules)
+    return ascent_calls(train, dev, settings, scale, rules)
 
 
 def forecast(
@@ -93,7 +99,9 @@ def forecast(
     with_price
         Whether a price is looked up, for which litellm must be loaded.
     """
-    calls, reflections = most_calls(len(cases) - dev, dev, settings, scale)
+    instructions = str(getattr(judge, "instructions", ""))
+    rules = len(Candidate.from_instructions(instructions).rules)
+    calls, reflections = most_calls(len(cases) - dev, dev, settings, scale, rules)
     sizes = sorted((_bytes_of(case, fields, scale) for case in cases), reverse=True)
     ratio = _tokens_per_byte(probe)
     shown = settings.max_examples * sum(sizes) / max(1, len(sizes))
@@ -102,13 +110,12 @@ def forecast(
     if told is not None and told.read:
         read, written = told.read, 2 * told.written
     else:
-        text = str(getattr(judge, "instructions", ""))
-        read = math.ceil(ratio * (len(text.encode()) + max(sizes, default=0) + 1000))
+        read = math.ceil(ratio * (len(instructions.encode()) + max(sizes, default=0) + 1000))
         written = _ANSWER_TOKENS
     read = math.ceil(read + ratio * added)
     most = len(cases) if len(cases) < FEW else min(3 * settings.batch_size, len(cases))
     prompt = len(TASK.encode()) + _FRAME_BYTES + added + sum(sizes[:most])
-    prompt += len(str(getattr(judge, "instructions", "")).encode())
+    prompt += len(instructions.encode())
     prompt = math.ceil(ratio * prompt)
     model = str(getattr(judge, "model", None) or "")
     usd = None

@@ -19,6 +19,11 @@ Reflect = Callable[[Sequence[Request], int], list[Reflection]]
 
 EVERYTHING = "all disagreements"
 REWRITE = "rewrite the rules"
+CRITERIA = "what people go by"
+CRITERIA_TASK = (
+    "By which criteria do people go? The cases show labels and reasons of people, whether or not "
+    "the judge agrees with them; its verdicts are left out."
+)
 REWRITE_TASK = (
     "Write the whole list of rules anew, so that it explains all disagreements: keep what holds, "
     "change or leave out what they contradict, put together what says the same. The rules now:"
@@ -29,7 +34,7 @@ class Moves:
     """Makes candidates from disagreements, and keeps count of what the reflection cost.
 
     ``failures`` counts requests without a usable answer, which gave no rules.
-    ``evidence`` has, for each rule, the ids of the items whose disagreement it was made from.
+    ``evidence`` has, for each rule, the ids of the items that it was made from (see `note`).
     """
 
     def __init__(
@@ -61,6 +66,9 @@ class Moves:
         if parent.rules:
             groups.append((REWRITE, [*wrong, *cured]))
             requests.append(self.to_rewrite(parent, [*wrong, *cured], right))
+        if step == 1 and have_reasons(right):
+            groups.append((CRITERIA, [*wrong, *right]))
+            requests.append(self.for_criteria(parent, [*wrong, *right]))
         told = dict(zip([focus for focus, _ in groups], self.asked(requests, step), strict=True))
         for focus, cases in groups:
             self.note(parent.rewritten(told[focus], focus).rules, cases)
@@ -70,6 +78,8 @@ class Moves:
             parent.with_rules(every, f"rules: {EVERYTHING}"),
             parent.with_rules(strongest(every), f"strongest rules: {EVERYTHING}"),
             parent.with_rules(together, "rules of all groups"),
+            parent.with_rules(told.get(CRITERIA, ()), f"rules: {CRITERIA}"),
+            parent.with_rules(strongest(told.get(CRITERIA, ())), f"strongest rules: {CRITERIA}"),
             parent.rewritten(told.get(REWRITE, parent.rules), REWRITE),
         ]
         return [child for child in children if child.rules and child.rules != parent.rules]
@@ -78,6 +88,13 @@ class Moves:
         self, parent: Candidate, wrong: Sequence[Case], right: Sequence[Case], focus: str
     ) -> Request:
         return Request(parent.text, tuple(wrong), tuple(right), self.fields, focus)
+
+    def for_criteria(self, parent: Candidate, cases: Sequence[Case]) -> Request:
+        """What people say of all items, those included that the judge gets right.
+
+        Where a judge errs by chance, most reasons are given on items that it got right.
+        """
+        return Request(parent.text, tuple(cases), (), self.fields, CRITERIA_TASK, blind=True)
 
     def to_rewrite(
         self, parent: Candidate, settle: Sequence[Case], right: Sequence[Case]
@@ -99,9 +116,17 @@ class Moves:
         return [answer.rules for answer in answers]
 
     def note(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
-        """Keep what rules were made from."""
-        for rule in rules:
-            self.evidence.setdefault(rule, [case.item.trace_id for case in cases])
+        """Keep what each rule was made from: the cases in which people's reasons speak of it.
+
+        All that were shown, where no reason does.
+        """
+        found: list[list[str]] = [[] for _ in rules]
+        for case in cases:
+            for i in spoken_of(rules, case.item.rationale):
+                found[i].append(case.item.trace_id)
+        shown = [case.item.trace_id for case in cases]
+        for rule, ids in zip(rules, found, strict=True):
+            self.evidence.setdefault(rule, ids or shown)
 
     def with_examples(self, parent: Candidate, wrong: Sequence[Case], most: int) -> Candidate:
         """Two disagreements as worked examples, first those that people gave a reason for."""
@@ -161,22 +186,45 @@ def strongest(rules: Sequence[str]) -> Sequence[str]:
     return rules[: math.ceil(len(rules) / 2)]
 
 
+def have_reasons(right: Sequence[Case]) -> bool:
+    """Whether people gave reasons where the judge is right, so that asking about these tells more
+    than asking about disagreements."""
+    return sum(bool(case.item.rationale) for case in right) >= LEAST_TOLD
+
+
 def suspects(rules: Sequence[str], rationale: str, turn: int) -> list[int]:
     """Which rules a verdict's rationale speaks of: the two that share most words with it.
 
-    A word counts the less the more rules have it. Where no rule shares a word, two rules by
-    ``turn``, so that over many verdicts each has its turn.
+    Where no rule shares a word, two rules by ``turn``, so that over many verdicts each has its
+    turn.
     """
-    words = [set(_WORD.findall(rule.casefold())) for rule in rules]
-    said = set(_WORD.findall(rationale.casefold()))
-    shared = [
-        sum(1 / sum(word in other for other in words) for word in own & said) for own in words
-    ]
+    shared = _shared_words(rules, rationale)
     ranked = sorted(range(len(rules)), key=lambda i: -shared[i])
     speaking = [i for i in ranked[:SUSPECTS] if shared[i] > 0]
     every = range(SUSPECTS * turn, SUSPECTS * (turn + 1))
     return speaking or sorted({i % len(rules) for i in every})
 
+
+def spoken_of(rules: Sequence[str], reason: str) -> list[int]:
+    """Which rules a person's reason speaks of; none where it shares no word with any."""
+    shared = _shared_words(rules, reason)
+    least = max(shared, default=0.0) / 2
+    return [i for i, share in enumerate(shared) if share > 0 and share >= least]
+
+
+def _shared_words(rules: Sequence[str], text: str) -> list[float]:
+    """How much of the text each rule has; a word counts the less the more rules have it."""
+    words = [set(_WORD.findall(rule.casefold())) for rule in rules]
+    said = set(_WORD.findall(text.casefold()))
+    return [
+        # Of a set in any order, so the sum is exact: the same in every process.
+        math.fsum(1 / sum(word in other for other in words) for word in own & said)
+        for own in words
+    ]
+
+
+LEAST_TOLD = 2
+"""Reasons given on items that the judge gets right from which these are asked about as well."""
 
 SUSPECTS = 2
 """Rules that one verdict may speak of."""

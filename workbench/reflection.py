@@ -81,13 +81,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the reflection model: tell these disagreements from these agreements."""
+    """One question to the reflection model: tell these disagreements from these agreements.
+
+    A ``blind`` one shows labels and people's reasons without the judge's verdicts: by what do
+    people go, wherever the judge happens to stand?
+    """
 
     instructions: str
     disagreements: tuple[Case, ...]
     agreements: tuple[Case, ...]
     fields: tuple[str, ...]
     focus: str = ""
+    blind: bool = False
 
     def as_inputs(self, scale: Scale) -> dict[str, str]:
         """The input fields of the program, all text."""
@@ -109,12 +114,11 @@ class Request:
         told: dict[str, Any] = {
             name: json.loads(shortened_json(values[name])) for name in self.fields if name in values
         }
-        told |= {
-            "judge_verdict": case.verdict.value,
-            "judge_rationale": case.verdict.rationale,
-            "human_label": case.item.label,
-            "human_rationale": case.item.rationale,
-        }
+        if not self.blind:
+            told["judge_verdict"] = case.verdict.value
+            told["judge_rationale"] = case.verdict.rationale
+        told["human_label"] = case.item.label
+        told["human_rationale"] = case.item.rationale
         return one_line_json(told)
 
 

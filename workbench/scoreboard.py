@@ -171,6 +171,14 @@ class Scoreboard:
             return 0.0 if self.opinion(self.original, item) else None
         return credit(self.scale, verdict.value, item.label)
 
+    def gain(self, child: Candidate, parent: Candidate, items: Sequence[Item]) -> float:
+        """Weighted credit that the child earns on the items beyond its parent."""
+        return sum(
+            self.weight(item)
+            * ((self.earned(child, item) or 0.0) - (self.earned(parent, item) or 0.0))
+            for item in items
+        )
+
     def score(
         self, candidate: Candidate, items: Sequence[Item] | None = None
     ) -> tuple[float, float]:

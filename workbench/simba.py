@@ -11,20 +11,28 @@ stands. ::
 
     A     <- up to 80 items to select on: D, and where D is smaller, items of T as well
     c0    = (I, no rules, no examples);  pool = {c0};  best = c0;  V(c0) on A and a minibatch B
+    if c0 has rules (an aligned judge): leave each out where verdicts speak of it; best = c0 without
+        those that the newest labels speak against, if it is better on these by 0.75 standard
+        errors. Earlier labels that only such a rule gets right are taken out of A and T
     repeat at most S times:
         c     <- best; after a step in vain one of the pool, by softmax of its score
         X, G  <- judged items of T on which V(c) and the label differ, and agree; the newest
         X_k   <- X by direction: rated too high, too low (by label where values have no order);
                  large ones in up to 3 parts whose rationales look alike (k-means on their words)
         R     <- reflect(c, X, G);  R_k <- reflect(c, X_k, G);  W <- rewrite(rules of c, X, cured)
-        N     <- c + R;  c + first half of R;  c + all R_k;  c with W for its rules;
-                 c + two examples of X;  best + R (merge)
+        P     <- in the first step, where people gave reasons on G: by what do they go on X and G?
+                 (the judge's verdicts are not shown)
+        N     <- c + R;  c + first half of R;  c + all R_k;  c + P;  c + first half of P;  c with W
+                 for its rules;  c + two examples of X;  best + R (merge)
         race N on A in three heats of 15 %, 30 % and the rest of A, what best gets wrong first:
             after a heat the worse half drops out, and who cannot win any more
         prune the winner: each of its rules is left out on up to 18 of its items, those whose
             verdicts speak of the rule; without rules that do harm or nothing it races again and
             is taken if it is better by 0.75 standard errors
-        best  <- argmax of the score;  stop when it has not risen, or nothing is wrong
+        best  <- argmax of the score
+        stop when it has not risen for ``patience`` steps, or nothing is wrong on A; also when it
+            has not risen once, if something was learned and B is all of T, which would show the
+            same again
         B     <- a new minibatch of T, stratified by label
     return the judge with the instructions of best
 
@@ -36,8 +44,14 @@ left out of the mean and counted apart; abstaining where the original had an opi
 item that a candidate shows as a worked example counts as the original judged it.
 
 Nothing of D is shown to the reflection model or in an example. A may hold items that rules were
-made from, which favours rules that fit them by heart; that is why `workbench.align` scores the
-result on held-out items that no part of this has seen, and why the figure to quote is that one.
+made from (of 50 labels most of it does), which favours rules that fit them by heart. The score
+on A that is shown while it learns ("best dev score") is therefore no estimate of how the judge
+will do; `workbench.align` scores the result on held-out items that no
+part of this has seen, and the figure to quote is that one.
+
+P is there for judges that waver: where a verdict is wrong by chance, the disagreements show what
+chance picked, while the reasons that people gave on all items still say what they go by. As
+evidence of a rule those items are kept whose reason shares words with it.
 
 With fewer than 30 labels there is no dev set: see `workbench.crossfit`.
 
@@ -45,13 +59,14 @@ Complexity
 ----------
 With ``a = |A|``, ``b`` items of a minibatch beyond A, and heats ``h1 + h2 + h3 = a``, at most
 
-    a + b + S (b + 6 h1 + 3 h2 + 2 h3 + 36 + 3 a)  judge calls  and  S (2 + 3 K)  reflections,
+    a + b + S (b + 8 h1 + 4 h2 + 2 h3 + 36 + 3 a)  judge calls  and  1 + S (2 + 3 K)  reflections,
 
-where K is 2, or the number of values where these have no order (`most_calls`). Usual is a small
-part of it: about 240 calls for 50 labels and 530 for 200 in the simulation of
-``tests/benchmarks/bench_simba.py`` (a judge that is wrong systematically). All calls of a heat
-run together, so a step takes about six times the latency of the model. Verdicts of the original
-judge that are known already, and answers in the cache, are not paid again. ``budget=`` ends the
+and for an aligned judge up to ``5 a`` calls more for the rules that it has, where K is 2, or the
+number of values where these have no order (`most_calls`). Usual is a small part of it: about 220
+calls for 50 labels and 510 for 200 in the simulation of ``tests/benchmarks/bench_simba.py`` (a
+judge that is wrong systematically). All calls of a heat run together, so a step takes about six
+times the latency of the model. Verdicts of the original judge that are known already, and answers
+in the cache, are not paid again. ``budget=`` ends the
 loop before the first call that would exceed it, with the best candidate until then; an answer in
 the cache is charged with what it cost when it was paid for, so that a run that is repeated or
 resumed takes the same course.
@@ -66,8 +81,9 @@ instructions, score every candidate on the whole minibatch, and pick the winner 
 it learned from.
 
 The loop itself, a pure function of its items, its seed and two callables, is in
-`workbench.ascent`, its moves in `workbench.moves` and its scores in `workbench.scoreboard`; here
-it is joined with judges, models, the cache and MLflow.
+`workbench.ascent`, its moves in `workbench.moves`, what is left out of rules in
+`workbench.pruning` and its scores in `workbench.scoreboard`; here it is joined with judges, models,
+the cache and MLflow.
 """
 
 from __future__ import annotations

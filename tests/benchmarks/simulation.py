@@ -711,7 +711,7 @@ def _propose_rules(fields: dict[str, str], salt: str) -> dict[str, Any]:
     cases = [
         _case(
             record,
-            verdict=_value(record.get("judge_verdict", "")),
+            verdict=_value(record["judge_verdict"]) if "judge_verdict" in record else None,
             label=_value(record.get("human_label", "")),
             rationale=str(record.get("human_rationale", "")),
         )

@@ -92,6 +92,10 @@ function render({ model, el }) {
     model.send({ type: "cancel" });
   });
 
+  const hints = {
+    "Best dev score": "On the items that candidates are selected on, some of which were learned from: no estimate of how the judge will do. That comes from the held-out test.",
+  };
+
   const showState = () => {
     const state = model.get("state");
     title.textContent = `Aligning ${visible(model.get("setup").title)}`;
@@ -111,7 +115,7 @@ function render({ model, el }) {
     ].filter(([, value]) => value !== null);
     figures.replaceChildren(
       ...told.map(([name, value, cls]) =>
-        h("div", "", {}, h("div", "wbp-name", {}, name), h("div", `wbp-value ${cls}`, {}, value))),
+        h("div", "", { title: hints[name] ?? "" }, h("div", "wbp-name", {}, name), h("div", `wbp-value ${cls}`, {}, value))),
     );
     figures.hidden = told.length === 0;
     message.textContent = visible(state.stage === "done" ? "" : state.message);
