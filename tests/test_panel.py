@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import nbformat
@@ -13,6 +15,7 @@ import pytest
 import workbench
 from workbench.answers import LabelQuestion
 from workbench.panel import LabelPanel
+from workbench.panel.table import VIEW
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -132,6 +135,84 @@ def test_a_page_made_of_a_saved_notebook_shows_the_table(trace_ids: list[str]) -
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
     assert "0 of 3" in page
     assert "widget-view" not in page
+
+
+class Page:
+    """What a front end stores of what a cell puts out, as it is brought up to date."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.outputs: list[dict[str, Any]] = []
+        self._ids: dict[str, int] = {}
+        monkeypatch.setattr("workbench.panel.someone_is_there", lambda: True)
+        monkeypatch.setattr("workbench.panel.table.put_out", self.put_out)
+        monkeypatch.setattr("workbench.panel.put_out", self.put_out)
+        monkeypatch.setattr("workbench.panel.table._SOONEST", 0.05)
+
+    def put_out(
+        self, bundle: dict[str, Any], display_id: str | None = None, update: bool = False
+    ) -> None:
+        if update:
+            self.outputs[self._ids[str(display_id)]] = bundle
+            return
+        if display_id is not None:
+            self._ids[display_id] = len(self.outputs)
+        self.outputs.append(bundle)
+
+    def exported(self, *, with_state: bool) -> str:
+        """The page that nbconvert makes of the notebook when it is saved now."""
+        from nbconvert import HTMLExporter
+
+        made = [nbformat.v4.new_output("display_data", data=data) for data in self.outputs]
+        cell = nbformat.v4.new_code_cell("panel", outputs=made)
+        notebook = nbformat.v4.new_notebook(cells=[cell])
+        if with_state:
+            models = [data[VIEW]["model_id"] for data in self.outputs if VIEW in data]
+            state = {"model_name": "AnyModel", "model_module": "anywidget", "state": {}}
+            notebook.metadata["widgets"] = {
+                "application/vnd.jupyter.widget-state+json": {
+                    "version_major": 2,
+                    "version_minor": 0,
+                    "state": {key: {**state, "model_module_version": "*"} for key in models},
+                }
+            }
+        return str(HTMLExporter().from_notebook_node(notebook)[0])
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_a_page_made_later_shows_what_was_labelled_since(
+    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch, with_state: bool
+) -> None:
+    """The view stays as it is, the table follows; also where the widget's state is saved."""
+    page = Page(monkeypatch)
+    shown = panel()
+    shown.comm = shown.comm or object()
+    shown._ipython_display_()
+    assert [VIEW in output for output in page.outputs] == [True, False]
+    view = dict(page.outputs[0])
+    assert "0 of 3" in page.exported(with_state=with_state)
+    rate(shown, trace_ids[0], "yes", HOSTILE)
+    deadline = time.monotonic() + 20
+    while "1 of 3" not in page.exported(with_state=with_state):
+        assert time.monotonic() < deadline, "the table was not brought up to date"
+        time.sleep(0.05)
+    made = page.exported(with_state=with_state)
+    assert "0 of 3" not in made
+    assert trace_ids[0] in made
+    assert HOSTILE not in made
+    assert page.outputs[0] == view
+    # Shown is it where no kernel has sent the view an item: see the view's `data-trace`.
+    epoch = shown.setup["epoch"]
+    assert f'body:has(.wb[data-epoch="{epoch}"][data-trace]:not([data-trace=""]))' in made
+
+
+def test_a_panel_that_nobody_looks_at_brings_nothing_up_to_date(
+    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Page(monkeypatch)
+    shown = panel()
+    rate(shown, trace_ids[0], "yes")
+    time.sleep(0.3)
+    assert page.outputs == []
 
 
 def test_a_queue_is_labelled_and_its_status_kept_in_step(trace_ids: list[str]) -> None:

@@ -214,6 +214,8 @@ class DecisionSession:
                 return [self._want(message)]
             if kind == "act":
                 return self._act(message.get("actions"))
+            if kind == "refresh":
+                return self.refresh()
         except WorkbenchError as error:
             return [_problem(str(error), kind)]
         except Exception as error:

@@ -150,6 +150,9 @@ class LabelSession:
       `offer_again`. Both answer ``queue``, or a ``problem`` and the ``queue`` later.
     - Anything else, and anything malformed: ``{"type": "problem", "error": ..., "about": ...}``.
 
+    ``items`` and ``saved`` bear a ``stamp``: items of a smaller one than what was told as saved of
+    a trace were read before it, however late they come, and do not say what stands there now.
+
     An item is ``{"position", "trace_id", "inputs", "outputs", "expectations", "cuts"?, "chosen":
     {"how", "probability", "number", "pool"}, "done", "partial", "again", "skipped", "gone"}``. An
     action may carry the ``chosen`` of its item as it was told when it was shown: what is recorded
@@ -225,6 +228,7 @@ class LabelSession:
         self._trouble = ""
         self._late = 0
         self._sent = 0
+        self._stamp = 0
         self._acted_at = -1
         self._unplanned = 0
         self._least_delay: int | None = None
@@ -406,9 +410,9 @@ class LabelSession:
         with self._lock:
             places = range(start, min(start + count, len(self._agenda.queue)))
             self._sent = max(self._sent, places.stop)
-        return {"type": "items", "start": start, "items": self._items_at(places, full=full)}
+        return self._items_at(start, places, full=full)
 
-    def _items_at(self, places: Sequence[int], *, full: bool = False) -> list[Message]:
+    def _items_at(self, start: int, places: Sequence[int], *, full: bool = False) -> Message:
         with self._lock:
             ids = [self._agenda.queue[place] for place in places]
             infos = [self._agenda.items[i].info for i in ids]
@@ -417,7 +421,7 @@ class LabelSession:
             # The queue may have changed meanwhile: each is told where it stands now.
             ids = [i for i in ids if i in self._agenda.items]
             draws = self._agenda.tell([self._agenda.place[i] for i in ids])
-            return [
+            items = [
                 item_json(
                     self._agenda.place[trace_id],
                     item := self._agenda.items[trace_id],
@@ -428,6 +432,7 @@ class LabelSession:
                 )
                 for trace_id in ids
             ]
+            return {"type": "items", "start": start, "items": items, "stamp": self._stamp}
 
     def _done(self, standing: Standing) -> Message | None:
         return done_json(standing, self._rubrics)
@@ -561,11 +566,8 @@ class LabelSession:
                 if action is not None and action.kind == "save" and action.seconds:
                     self._agenda.recent.append(action.seconds)
                 self._learn(result)
-                message = {
-                    "type": "saved",
-                    "ids": [job.key],
-                    "labelled": {job.trace_id: self._done_now(job.trace_id)},
-                }
+                self._stamp += 1
+                message = self._saved_json([job.key], {job.trace_id: self._done_now(job.trace_id)})
         if self.keeper is not None and message["type"] == "saved":
             self.keeper.note(message["labelled"])
         self._tell(message)
@@ -605,11 +607,11 @@ class LabelSession:
 
     def _saved(self, actions: Sequence[Action]) -> Message:
         ids = {action.trace_id for action in actions}
-        return {
-            "type": "saved",
-            "ids": [action.id for action in actions],
-            "labelled": {i: self._done_now(i) for i in ids if i in self._agenda.items},
-        }
+        labelled = {i: self._done_now(i) for i in ids if i in self._agenda.items}
+        return self._saved_json([action.id for action in actions], labelled)
+
+    def _saved_json(self, ids: list[str], labelled: Mapping[str, Message | None]) -> Message:
+        return {"type": "saved", "ids": ids, "labelled": dict(labelled), "stamp": self._stamp}
 
     def _done_now(self, trace_id: str) -> Message | None:
         item = self._agenda.items.get(trace_id)
@@ -651,7 +653,9 @@ class LabelSession:
         news = self._reread()
         messages: list[Message] = []
         if news.labelled:
-            messages.append({"type": "saved", "ids": [], "labelled": dict(news.labelled)})
+            with self._lock:
+                self._stamp += 1
+                messages.append(self._saved_json([], news.labelled))
         with self._lock:
             near_the_end = len(self._agenda.queue) - self.position < _NEAR_THE_END
             if (news.joined or news.left) and near_the_end:
@@ -774,12 +778,12 @@ class LabelSession:
         if not shown:
             return
         try:
-            items = self._items_at(shown)
+            message = self._items_at(shown[0], shown)
         except Exception:
             # It shows what it holds, and what is labelled there is recorded as what it is.
             _log.debug("items could not be read", exc_info=True)
             return
-        self._tell({"type": "items", "start": shown[0], "items": items})
+        self._tell(message)
 
     @property
     def trace_ids(self) -> list[str]:

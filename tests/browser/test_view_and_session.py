@@ -134,7 +134,6 @@ def test_what_is_not_answered_is_sent_again_until_it_is(wire: Wire) -> None:
     assert len(mlflow.get_trace(trace_id, flush=False).info.assessments) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="what waits of a trace does not go along with what follows")
 def test_a_correction_holds_though_the_first_rating_comes_later(wire: Wire) -> None:
     """The first rating was lost on its way and is sent again after the correction was saved."""
     trace_id = wire.panel.trace_id
@@ -166,7 +165,6 @@ def test_what_was_undone_stays_so_though_the_rating_comes_later(wire: Wire) -> N
     assert counting(trace_id) == []
 
 
-@pytest.mark.xfail(strict=True, reason="items replace what was told as saved since they were read")
 def test_items_that_were_read_before_a_label_was_saved_do_not_hide_it(wire: Wire) -> None:
     """They come after the word that it is saved: the item is shown as saved all the same."""
     trace_id = wire.panel.trace_id

@@ -71,8 +71,9 @@ function visible(text) {
   return parts.filter((part) => part !== "");
 }
 
-/** Text as it is, in pieces that the browser lays out when they come into view. */
-function plainText(text) {
+/** Text as it is, in pieces that the browser lays out when they come into view; `length` is that of
+ * the whole, where only its beginning is here. */
+function plainText(text, length = text.length) {
   const box = h("div", { class: "wb-text", dir: "auto" });
   const show = (from, until) => {
     for (let at = from; at < until; ) {
@@ -97,7 +98,7 @@ function plainText(text) {
             show(until, next);
           },
         },
-        `Show ${number(next - until)} more of ${number(text.length)} characters`,
+        `Show ${number(next - until)} more of ${number(length)} characters`,
       );
       box.append(more);
     }
@@ -283,17 +284,27 @@ function pictureNamed(alt, target) {
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
+/** Where a value stands in an item, and what of the item was cut: `cuts` is path -> true length. */
+const below = (at, name) => ({ ...at, path: typeof name === "number" ? `${at.path}[${name}]` : `${at.path}.${name}` });
+const lengthAt = (value, at) => at.cuts[at.path] ?? (typeof value === "string" ? value.length : 0);
+
+/** The length of a long text, for the line above it. */
+function lengthTold(value, at) {
+  const length = lengthAt(value, at);
+  return length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null;
+}
+
 /** JSON as a tree; what lies deeper is made when it is opened. */
-function tree(value, name = null, level = 0) {
+function tree(value, at, name = null, level = 0) {
   const label = name === null ? null : h("span", { class: "wb-key" }, visible(String(name)), h("span", { class: "wb-quiet" }, ": "));
-  if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value));
+  if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value, at));
   const entries = Array.isArray(value) ? value.map((v, n) => [n, v]) : Object.entries(value);
-  const told = Array.isArray(value) ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
+  const size = Array.isArray(value) ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
   if (!entries.length) return h("div", { class: "wb-leaf" }, label, h("span", { class: "wb-quiet" }, Array.isArray(value) ? "[]" : "{}"));
   const children = h("div", { class: "wb-children" });
   const fill = (from) => {
     const until = Math.min(from + 100, entries.length);
-    for (const [inner, each] of entries.slice(from, until)) children.append(tree(each, inner, level + 1));
+    for (const [each, held] of entries.slice(from, until)) children.append(tree(held, below(at, each), each, level + 1));
     if (until < entries.length) {
       const more = h("button", { type: "button", class: "wb-more", onclick: () => { more.remove(); fill(until); } }, `Show more of ${count(entries.length, "entry", "entries")}`);
       children.append(more);
@@ -302,15 +313,17 @@ function tree(value, name = null, level = 0) {
   const open = level < 2 && entries.length <= 40;
   if (open) fill(0);
   const details = h("details", { class: "wb-node", open, ontoggle: () => details.open && !children.childNodes.length && fill(0) },
-    h("summary", null, label, h("span", { class: "wb-quiet" }, told)), children);
+    h("summary", null, label, h("span", { class: "wb-quiet" }, size)), children);
   return details;
 }
 
-function leaf(value) {
+function leaf(value, at) {
   if (typeof value !== "string") return h("span", { class: "wb-value" }, String(value));
   if (value.length <= 600) return h("span", { class: "wb-string", dir: "auto" }, visible(value));
+  const length = lengthAt(value, at);
   const box = h("span", { class: "wb-string", dir: "auto" }, visible(value.slice(0, 300)), "… ");
-  const more = h("button", { type: "button", class: "wb-more", onclick: () => box.replaceChildren(plainText(value)) }, `Show all ${number(value.length)} characters`);
+  const more = h("button", { type: "button", class: "wb-more", onclick: () => box.replaceChildren(plainText(value, length)) },
+    length > value.length ? `Show ${number(value.length)} of ${number(length)} characters` : `Show all ${number(length)} characters`);
   box.append(more);
   return box;
 }
@@ -321,71 +334,78 @@ const isTurn = (each) => isObject(each) && typeof each.role === "string" && ("co
 const isChat = (value) => Array.isArray(value) && value.length > 0 && value.every(isTurn);
 
 /** A value as a person reads it. */
-function reading(value, raw) {
-  if (raw) return plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
-  if (typeof value === "string") return prose(value);
-  if (isChat(value)) return chat(value);
+function reading(value, at, raw = false) {
+  if (raw) return typeof value === "string" ? plainText(value, lengthAt(value, at)) : plainText(JSON.stringify(value, null, 2));
+  if (typeof value === "string") return prose(value, at);
+  if (isChat(value)) return chat(value, at);
   if (Array.isArray(value?.choices) && value.choices.some((c) => isTurn(c?.message))) {
-    return [chat(value.choices.map((c) => c.message).filter(isTurn)), rest(value, "choices")];
+    const within = below(at, "choices");
+    const turns = value.choices.map((c, n) => [c.message, below(below(within, n), "message")]).filter(([message]) => isTurn(message));
+    return [chat(turns.map(([message]) => message), within, turns.map(([, place]) => place)), rest(value, at, "choices")];
   }
-  if (isChat(value?.messages)) return [chat(value.messages), rest(value, "messages")];
+  if (isChat(value?.messages)) return [chat(value.messages, below(at, "messages")), rest(value, at, "messages")];
   if (isObject(value)) {
     const fields = Object.entries(value);
-    if (fields.length === 1 && typeof fields[0][1] !== "object") return field(...fields[0]);
-    if (fields.length && fields.length <= 20) return fields.map(([name, each]) => field(name, each));
+    if (fields.length === 1 && typeof fields[0][1] !== "object") return field(...fields[0], at);
+    if (fields.length && fields.length <= 20) return fields.map(([name, each]) => field(name, each, at));
   }
   if (Array.isArray(value) && value.length && value.length <= 50 && value.every((each) => typeof each === "string")) {
-    return h("ol", { class: "wb-list" }, value.map((each) => h("li", null, prose(each))));
+    return h("ol", { class: "wb-list" }, value.map((each, n) => h("li", null, lengthTold(each, below(at, n)), prose(each, below(at, n)))));
   }
-  return h("div", { class: "wb-tree" }, tree(value));
+  return h("div", { class: "wb-tree" }, tree(value, at));
 }
 
-function rest(value, without) {
+function rest(value, at, without) {
   const others = Object.fromEntries(Object.entries(value).filter(([name]) => name !== without));
-  return Object.keys(others).length ? h("div", { class: "wb-tree wb-rest" }, tree(others, "other fields", 2)) : null;
+  return Object.keys(others).length ? h("div", { class: "wb-tree wb-rest" }, tree(others, at, "other fields", 2)) : null;
 }
 
-function field(name, value) {
+function field(name, value, around) {
+  const at = below(around, name);
   return h("div", { class: "wb-field" },
-    h("div", { class: "wb-fieldname" }, visible(name), lengthOf(value)),
-    value !== null && typeof value === "object" ? reading(value) : typeof value === "string" ? prose(value) : h("div", { class: "wb-value" }, String(value)));
+    h("div", { class: "wb-fieldname" }, visible(name), lengthTold(value, at)),
+    value !== null && typeof value === "object" ? reading(value, at) : typeof value === "string" ? prose(value, at) : h("div", { class: "wb-value" }, String(value)));
 }
 
-const lengthOf = (value) => typeof value === "string" && value.length > 3000
-  ? h("span", { class: "wb-length" }, ` ${count(value.length, "character")}`) : null;
-
-function prose(text) {
+function prose(text, at) {
   if (!text) return h("div", { class: "wb-quiet" }, "(empty text)");
   const trimmed = text.trimStart();
   if (/^[[{]/.test(trimmed) && text.length <= 200000) {
     try {
       const data = JSON.parse(text);
-      return isChat(data) ? chat(data) : h("div", { class: "wb-tree" }, tree(data));
+      return isChat(data) ? chat(data, at) : h("div", { class: "wb-tree" }, tree(data, at));
     } catch {
       // Text that begins like JSON.
     }
   }
-  if (text.length > LONGEST_MARKDOWN) return plainText(text);
+  if (text.length > LONGEST_MARKDOWN) {
+    return [h("div", { class: "wb-note" }, `Longer than ${number(LONGEST_MARKDOWN)} characters: shown as plain text, without Markdown.`), plainText(text, lengthAt(text, at))];
+  }
   return h("div", { class: "wb-prose", dir: "auto" }, markdown(text));
 }
 
-function chat(turns) {
-  const shown = turns.slice(0, 100).map((turn) => {
+/** Chat messages as turns; `places` where they do not stand one after the other. */
+function chat(turns, at, places = turns.map((_, n) => below(at, n))) {
+  const shown = turns.slice(0, 100).map((turn, n) => {
     const role = /^(system|developer|user|assistant|tool|function)$/.test(turn.role) ? turn.role : "other";
-    const parts = [turn.content ?? []].flat(1).map((part) => {
-      if (typeof part === "string") return prose(part);
-      if (typeof part?.text === "string") return prose(part.text);
+    const place = below(places[n], "content");
+    const parts = [turn.content ?? []].flat(1).map((part, k) => {
+      const within = Array.isArray(turn.content) ? below(place, k) : place;
+      if (typeof part === "string") return [part === turn.content ? null : lengthTold(part, within), prose(part, within)];
+      if (typeof part?.text === "string") return [lengthTold(part.text, below(within, "text")), prose(part.text, below(within, "text"))];
       const address = part?.image_url?.url ?? part?.image_url;
       if (typeof address === "string") return pictureNamed("", address);
-      return h("div", { class: "wb-tree" }, tree(part));
+      return h("div", { class: "wb-tree" }, tree(part, within));
     });
     const calls = Array.isArray(turn.tool_calls) && turn.tool_calls.length
-      ? h("div", { class: "wb-tree" }, tree(turn.tool_calls, "tool calls", 1)) : null;
+      ? h("div", { class: "wb-tree" }, tree(turn.tool_calls, below(places[n], "tool_calls"), "tool calls", 1)) : null;
     const name = [turn.role, turn.name].filter((each) => typeof each === "string" && each).join(" · ");
-    return h("div", { class: `wb-turn wb-${role}` }, h("div", { class: "wb-role" }, visible(name)), h("div", { class: "wb-said" }, parts, calls));
+    return h("div", { class: `wb-turn wb-${role}` },
+      h("div", { class: "wb-role" }, visible(name), lengthTold(turn.content, place)),
+      h("div", { class: "wb-said" }, parts, calls));
   });
   const left = turns.length - shown.length;
-  return h("div", { class: "wb-chat" }, shown, left > 0 ? h("div", { class: "wb-tree" }, tree(turns.slice(100), `${number(left)} more turns`, 2)) : null);
+  return h("div", { class: "wb-chat" }, shown, left > 0 ? h("div", { class: "wb-tree" }, tree(turns.slice(100), { path: "", cuts: {} }, `${number(left)} more turns`, 2)) : null);
 }
 
 // -- what is not saved yet --------------------------------------------------------------------
@@ -461,25 +481,65 @@ const RESERVED = new Set(["u", "s", "r", "x", "t"]);
 /** The answers of a question that have a button: [{value, label, keys}]; empty where one types. */
 function choices(question) {
   let values = question.values ?? [];
-  if (question.kind === "numeric") {
+  const whole = question.kind === "numeric";
+  if (whole) {
     const { low, high, integer } = question;
-    if (!integer || low === null || low === undefined || high === null || high === undefined || high - low > 10) return [];
-    values = Array.from({ length: Math.round(high - low) + 1 }, (_, n) => ({ value: low + n, label: String(low + n) }));
+    // A digit means itself: with numbers of two digits but for 10 one types.
+    const few = integer && Number.isInteger(low) && Number.isInteger(high) && high >= 0 && high <= 10 && high - low <= 10;
+    values = few ? Array.from({ length: high - low + 1 }, (_, n) => ({ value: low + n, label: String(low + n) })) : [];
   }
   const labels = values.map(({ label }) => String(label));
-  const digits = labels.every((label) => /^\d$/.test(label)) && new Set(labels).size === labels.length;
+  const digits = digitKeys(labels, values, whole);
   const initials = labels.map((label) => label[0]?.toLowerCase() ?? "");
   const spare = [..."abcdefghijklmnopqvwyz"].filter((letter) => !initials.includes(letter));
   return values.map(({ value }, n) => {
-    const keys = [];
-    if (digits) keys.push(labels[n]);
-    else if (n < 9) keys.push(String(n + 1));
-    else if (n === 9) keys.push("0");
-    else if (spare.length) keys.push(spare.shift());
+    const keys = digits[n] ? [digits[n]] : [];
     const initial = initials[n];
     if (/^[a-z]$/.test(initial) && !RESERVED.has(initial) && initials.filter((each) => each === initial).length === 1) keys.push(initial);
+    if (!keys.length && spare.length) keys.push(spare.shift());
     return { value, label: labels[n], keys };
   });
+}
+
+/** The digit that chooses each answer, "" for none: the one that it shows, else its place. */
+function digitKeys(labels, values, whole) {
+  const keys = labels.map(() => "");
+  const claim = (digits) => digits.forEach((digit, n) => {
+    if (digit && !keys[n] && !keys.includes(digit) && digits.filter((each) => each === digit).length === 1) keys[n] = digit;
+  });
+  if (!labels.some((label) => /^[-+]?\d/.test(label))) {
+    const numbers = values.map(({ value }) => (Number.isInteger(value) && value >= 0 && value <= 9 ? String(value) : ""));
+    if (numbers.length && numbers.every(Boolean)) claim(numbers);
+    else claim(labels.map((_, n) => (n < 9 ? String(n + 1) : n === 9 ? "0" : "")));
+    return keys;
+  }
+  claim(labels.map((label) => label.match(/^(\d)(?!\d|[.,]\d)/)?.[1] ?? ""));
+  // On a scale from 1 to 10, as on the keyboard.
+  if (keys.includes("1")) claim(labels.map((label) => (/^10(?!\d|[.,]\d)/.test(label) ? "0" : "")));
+  // "10", "20", "30": the first digit, where it stands for nothing else.
+  if (!whole) claim(labels.map((label, n) => (keys[n] ? "" : label.match(/^\d/)?.[0] ?? "")));
+  return keys;
+}
+
+/** What stands on the button of an answer: its key, and the label unless that is the key. */
+function face(label, keys) {
+  const [first] = keys;
+  const shown = (text) => h("span", { dir: "auto" }, text);
+  if (label === first) return shown(h("b", { class: "wb-figure" }, label));
+  if (/^\d$/.test(first) && label.startsWith(first)) return h("span", { dir: "auto" }, key(first), visible(label.slice(1)));
+  const letter = keys.find((each) => /^[a-z]$/.test(each) && label[0]?.toLowerCase() === each);
+  return [
+    first ? key(first) : null,
+    shown(letter && keys.length > 1 ? [h("u", null, label[0]), visible(label.slice(1))] : visible(label)),
+  ];
+}
+
+/** An answer in the words of its question. */
+function inWords(question, value, abstain = false) {
+  if (abstain || value === null || value === undefined) return "Can't judge";
+  const known = (question?.values ?? []).find((each) => same(each.value, value));
+  if (known) return String(known.label);
+  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
 }
 
 // -- the panel --------------------------------------------------------------------------------
@@ -492,7 +552,7 @@ class Panel {
     this.pending = new Pending(this.setup.panel_key ?? "");
     this.items = new Map(); // position -> item
     this.sizes = new Map(); // position -> characters
-    this.drafts = new Map(); // trace id -> {answers, rationale}
+    this.drafts = new Map(); // trace id -> {answers, rationale}, of what someone has touched here
     this.over = new Map(); // trace id -> what stands here until the kernel says it
     this.undoable = this.pending.read("history", []);
     this.revealed = new Map(); // trace id -> what the kernel revealed
@@ -506,10 +566,14 @@ class Panel {
     this.seeking = false; // whether an item that is done is to be passed over when it arrives
     this.asked = null; // the items that were asked for: {start, count, at, wait}
     this.outbox = [];
+    this.heardOf = new Map(); // what was told as saved last, by trace: {stamp, done, skipped?}
     this.spent = 0;
     this.alive = performance.now();
     this.since = null; // when the oldest action that is not saved was sent
     this.note = "";
+    this.refreshing = false; // whether the store is being read again
+    this.offering = false; // whether labels made under an earlier rubric are gone through again
+    this.onTheWay = ""; // what is read out once the item looked for is found
     for (const action of this.pending.list()) this.overlay(action);
 
     this.build(el);
@@ -531,9 +595,10 @@ class Panel {
     // A host that moves the focus to its own element on a click would take the keys away.
     listen(this.root, "mousedown", (event) => {
       event.stopPropagation();
-      if (!event.target.closest("button, a, input, textarea, summary, select, [tabindex]:not(.wb)")) {
-        this.root.focus({ preventScroll: true });
-      }
+      const within = this.help.hidden ? "button, a, input, textarea, summary, select, [tabindex]:not(.wb)" : "button";
+      if (event.target.closest(within)) return;
+      if (this.help.hidden) this.root.focus({ preventScroll: true });
+      else event.preventDefault(); // the focus stays in the dialog
     });
 
     const onMessage = (message) => this.receive(message);
@@ -548,7 +613,7 @@ class Panel {
     this.timer = setInterval(() => this.onTimer(), 1000);
     this.stop = () => {
       clearInterval(this.timer);
-      this.observer.disconnect();
+      this.laid.disconnect();
       model.off("msg:custom", onMessage);
       model.off("change:setup", onSetup);
       model.off("change:state", onState);
@@ -580,15 +645,19 @@ class Panel {
   }
 
   post(action) {
-    this.outbox.push(action);
+    const empty = !this.outbox.length;
+    // What waits of the same trace goes along, before it: it may have been lost on its way, and
+    // sent again later it would undo what is said now.
+    for (const one of this.pending.list()) if (one.trace_id === action.trace_id && !this.outbox.includes(one)) this.outbox.push(one);
     if (this.since === null) this.since = performance.now();
     // After the next item is on the page: writing to the socket takes time.
-    if (this.outbox.length === 1) {
+    if (empty) {
       setTimeout(() => this.send({ type: "act", actions: this.outbox.splice(0) }), 0);
     }
   }
 
   receive(message) {
+    if (this.refreshing && ["items", "queue", "problem"].includes(message?.type)) this.refreshed();
     if (message?.type === "items") this.onItems(message);
     else if (message?.type === "saved") this.onSaved(message);
     else if (message?.type === "unsaved") this.onUnsaved(message);
@@ -597,10 +666,13 @@ class Panel {
     else if (message?.type === "problem") this.say(String(message.error));
   }
 
-  onItems({ items }) {
+  onItems({ items, stamp }) {
     this.asked = null;
     const current = this.items.get(this.position);
     for (const item of items ?? []) {
+      // Read before what was told as saved since, though it comes after.
+      const later = this.heardOf.get(item.trace_id);
+      if (later && stamp < later.stamp) Object.assign(item, { done: later.done, skipped: later.skipped ?? item.skipped, again: false });
       this.items.set(item.position, item);
       this.sizes.set(item.position, JSON.stringify([item.inputs, item.outputs]).length);
     }
@@ -611,14 +683,15 @@ class Panel {
       }
     }
     if (this.seeking) {
-      this.forward(this.position);
+      this.forward(this.position, true, this.onTheWay);
     } else if (!same(current, this.items.get(this.position))) {
       this.paint();
     }
     this.ask();
   }
 
-  onSaved({ ids, labelled }) {
+  onSaved({ ids, labelled, stamp }) {
+    for (const [trace, done] of Object.entries(labelled ?? {})) this.heardOf.set(trace, { stamp, done });
     for (const id of ids ?? []) {
       const action = this.pending.actions.get(id);
       this.pending.remove(id);
@@ -631,6 +704,7 @@ class Panel {
           item.skipped = stands.skipped;
           item.again = false;
         }
+        this.heardOf.set(action.trace_id, { stamp, done: stands.done, skipped: stands.skipped });
         this.over.delete(action.trace_id);
       }
     }
@@ -638,10 +712,12 @@ class Panel {
       const item = this.byTrace(trace);
       if (item && !this.over.has(trace)) item.done = done;
     }
+    if (this.late && !this.pending.actions.size) this.announce("All saved.");
     this.since = this.pending.actions.size ? performance.now() : null;
     this.wait = PATIENCE;
     this.paintStatus();
-    this.paintItemState();
+    // It may have been said in another view; in a field that someone types in nothing changes.
+    this.paintAnswers(!document.activeElement?.matches("input, textarea"));
     this.askReveal();
   }
 
@@ -746,7 +822,7 @@ class Panel {
 
   /** Whether a label is offered again, and nothing has been said about it since. */
   isAgain(item) {
-    return !!item.again && !this.over.has(item.trace_id);
+    return !this.over.has(item.trace_id) && !!(item.again || (this.offering && item.done?.earlier_rubric));
   }
 
   overlay(action, before = null) {
@@ -767,16 +843,19 @@ class Panel {
     return this.items.get(this.position) ?? null;
   }
 
-  /** The answers being given to the item that is shown: those of the label where it has one. */
+  /** The answers to the item that is shown: those being given, else those of its label. */
   draft() {
     const { item } = this;
-    if (!item) return { answers: {}, rationale: {} };
-    let draft = this.drafts.get(item.trace_id);
-    if (!draft) {
-      const given = this.standing(item).done ?? item.partial;
-      draft = { answers: structuredClone(given ? latest(given) : {}), rationale: { ...(given?.rationale ?? {}) } };
-      this.drafts.set(item.trace_id, draft);
-    }
+    const touched = item && this.drafts.get(item.trace_id);
+    if (touched) return touched;
+    const given = item && (this.standing(item).done ?? item.partial);
+    return { answers: structuredClone(given ? latest(given) : {}), rationale: { ...(given?.rationale ?? {}) } };
+  }
+
+  /** The same, kept as something that this person says. */
+  edit() {
+    const draft = this.draft();
+    this.drafts.set(this.item.trace_id, draft);
     return draft;
   }
 
@@ -806,6 +885,7 @@ class Panel {
       rationale: {},
       undoes: null,
       after_reveal: this.seen.has(item.trace_id),
+      chosen: item.chosen ?? null, // as it was told when it was shown, whatever the order is since
       ...extra,
     };
     this.spent = 0;
@@ -822,14 +902,17 @@ class Panel {
   rate(index, answer) {
     const question = this.questions[index];
     if (!this.item || this.item.gone || this.setup.read_only) return;
-    this.draft().answers[question.name] = answer;
+    this.edit().answers[question.name] = answer;
     this.setActive(index);
     this.say("");
     this.paintAnswers();
     // With several questions the next one without an answer is up.
     const open = this.questions.findIndex((each) => !this.draft().answers[each.name] && choices(each).length);
-    if (this.questions.length > 1 && open >= 0) this.setActive(open);
-    this.announce(`${question.title ?? question.name}: ${answer.abstain ? "can't judge" : answer.value}`);
+    if (this.questions.length > 1 && open >= 0) {
+      if (this.answers.contains(document.activeElement)) this.rows[open].box.focus({ preventScroll: true });
+      this.setActive(open);
+    }
+    this.announce(`${question.title || question.name}: ${inWords(question, answer.value, answer.abstain)}`);
   }
 
   save() {
@@ -857,11 +940,18 @@ class Panel {
     if (this.setup.reveal && !action.after_reveal) {
       this.post(action);
       this.paint();
-      this.announce("Sent. What the judge and others said follows; Enter goes on.");
+      this.setActive(0);
+      this.announce(`Saving ${this.spoken(action)}. What the judge and others said follows; Enter goes on.`);
       return;
     }
-    this.forward(this.position + 1);
+    this.forward(this.position + 1, true, `Saving ${this.spoken(action)}.`);
     this.post(action);
+  }
+
+  /** The answers of an action, to be read out. */
+  spoken({ answers }) {
+    return this.questions.filter(({ name }) => answers[name])
+      .map((question) => inWords(question, answers[question.name].value, answers[question.name].abstain)).join(", ");
   }
 
   skip() {
@@ -873,7 +963,7 @@ class Panel {
     this.overlay(action);
     this.remember(action, before);
     this.drafts.delete(item.trace_id);
-    this.forward(this.position + 1);
+    this.forward(this.position + 1, true, "Skipped.");
     this.post(action);
   }
 
@@ -898,35 +988,40 @@ class Panel {
     this.overlay(action, last.before);
     // What was undone is offered again, as a choice that is not saved.
     if (given) this.drafts.set(trace, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
-    if (held || !there) this.go(held?.position ?? last.position);
-    this.say("Undone.");
+    if (held || !there) this.go(held?.position ?? last.position, "Undone.");
+    else this.announce("Undone.");
+    this.say("Undone.", false);
     this.post(action);
   }
 
-  /** To the next item that is neither labelled nor skipped, from `from` on and round the end. */
-  forward(from, open = true) {
+  /** To the next item that is neither labelled nor skipped, from `from` on and round the end;
+   * `said` is read out before the item's number. */
+  forward(from, open = true, said = "") {
     if (!this.total) return;
     if (!open) {
-      this.go(Math.min(from, this.total - 1));
+      this.go(Math.min(from, this.total - 1), said);
       return;
     }
     for (let n = 0; n < this.total; n++) {
       const at = (from + n) % this.total;
+      if (this.offering && from + n >= this.total) break; // once through is enough
       const item = this.items.get(at);
       if (item) {
         const { done, skipped } = this.standing(item);
-        if ((!done || this.isAgain(item)) && !skipped && !item.gone) return this.go(at);
-      } else if (n === 0 || !this.everythingDone()) {
+        if ((!done || this.isAgain(item)) && !skipped && !item.gone) return this.go(at, said);
+      } else if (n === 0 || this.offering || !this.everythingDone()) {
         // Not here: it is asked for, and passed over if it turns out to be done.
-        this.go(at);
+        this.go(at, said);
         this.seeking = true;
+        this.onTheWay = said;
         return;
       } else break;
     }
     this.seeking = false;
+    this.offering = false;
     this.done = true;
     this.paint();
-    this.announce(`Everything is ${this.words.done}.`);
+    this.announce(`${said} You are through: ${this.counts.textContent}.`.trim());
   }
 
   everythingDone() {
@@ -934,21 +1029,30 @@ class Panel {
     return labelled + skipped + this.pending.actions.size >= this.total;
   }
 
-  go(position) {
+  go(position, said = "") {
     if (position < 0 || position >= this.total) return;
     if (!this.done) this.readFields();
     this.done = false;
     this.seeking = false;
     this.position = position;
-    this.active = 0;
+    this.setActive(0);
     this.spent = 0;
     this.say("");
     this.paint();
+    this.announce(`${said} Item ${number(position + 1)} of ${number(this.total)}${this.heard()}`.trim());
     // Items further ahead can wait until this one is on the page.
     setTimeout(() => {
       this.ask();
       this.askReveal();
     }, 0);
+  }
+
+  /** What stands at the item, to be read out behind its number. */
+  heard() {
+    const { item } = this;
+    const { done, skipped } = item ? this.standing(item) : {};
+    if (done) return `, ${this.words.done}: ${this.spoken({ answers: latest(done) })}`;
+    return skipped ? ", skipped" : "";
   }
 
   /** Where the page begins: not at an item that is done but not saved yet. */
@@ -981,44 +1085,42 @@ class Panel {
     };
     const typing = target.matches("input, textarea, select");
     const modified = event.ctrlKey || event.metaKey || event.altKey;
+    if (!this.help.hidden) {
+      if (event.key === "Escape" || event.key === "?") return own(this.toggleHelp);
+      if (event.key === "Tab") return own(this.focusHelp, event.shiftKey ? -1 : 1);
+      return; // what scrolls the keys, or presses the button
+    }
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") return own(this.saveFromField);
     if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s") return own(() => {});
-    if (event.key === "Escape") {
-      if (!this.help.hidden) return own(this.toggleHelp);
-      return own(() => this.root.focus({ preventScroll: true }));
-    }
+    if (event.key === "Escape") return own(() => this.root.focus({ preventScroll: true }));
     if (typing) {
       if (event.key === "Enter" && target.matches("input")) own(this.saveFromField);
       return;
     }
     if (modified) return;
     if (event.key === "?") return own(this.toggleHelp);
-    if (!this.help.hidden) return;
-    const native = target.closest("summary, a, button:not(.wb-choice), [role=dialog]");
+    const native = target.closest("summary, a, button:not(.wb-choice)");
     if (native && (event.key === "Enter" || event.key === " ")) return;
     const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (event.repeat && !pressed.startsWith("Arrow") && !pressed.startsWith("Page")) return own(() => {});
     if (pressed === "Enter") return own(this.done ? this.leaveSummary : this.save);
     if (pressed === " " && target.matches(".wb-choice")) return;
     if (pressed === "ArrowRight") return own(this.go, this.position + 1);
-    if (pressed === "ArrowLeft") return own(this.done ? this.leaveSummary : this.go, this.position - 1);
-    if (pressed === "Tab" && !this.done && this.questions.length > 1) {
-      const next = this.active + (event.shiftKey ? -1 : 1);
-      const inside = target === this.root || target.closest(".wb-answers");
-      if (inside && next >= 0 && next < this.questions.length) own(this.setActive, next, true);
-      return;
-    }
+    if (pressed === "ArrowLeft") return own(this.done ? this.backToItems : this.go, this.position - 1);
     if (pressed === "ArrowDown" || pressed === "ArrowUp") {
       const step = pressed === "ArrowDown" ? 1 : -1;
-      if (this.questions.length > 1) return own(this.setActive, (this.active + step + this.questions.length) % this.questions.length, true);
-      return own(() => this.text.scrollBy({ top: 60 * step }));
+      if (this.questions.length > 1 && !this.text.contains(target)) return own(this.nextQuestion, step);
+      return own(this.scroll, step, false);
     }
     if (pressed === "PageDown" || pressed === "PageUp" || pressed === " ") {
-      const back = pressed === "PageUp" || event.shiftKey;
-      return own(() => this.text.scrollBy({ top: (back ? -0.85 : 0.85) * this.text.clientHeight }));
+      return own(this.scroll, pressed === "PageUp" || event.shiftKey ? -1 : 1);
     }
+    if (pressed === "r" && event.shiftKey) return own(this.refresh);
     if (pressed === "u") return own(this.undo);
-    if (this.done) return;
+    if (this.done) {
+      if (pressed === "a" && !this.againButton.hidden) own(this.offerAgain);
+      return;
+    }
     if (pressed === "s") return own(this.skip);
     if (pressed === "r") return own(this.toRationale);
     if (pressed === "t") return own(this.toggleRaw);
@@ -1028,12 +1130,12 @@ class Panel {
     const chosen = choices(question).find(({ keys }) => keys.includes(pressed));
     if (chosen) return own(this.rate, this.active, { value: chosen.value, abstain: false });
     const { input } = this.rows[this.active];
-    if (input && (question.kind === "text" || /^[\d.-]$/.test(pressed)) && event.key.length === 1) {
+    if (input && (question.kind === "text" || /^[\d.,-]$/.test(pressed)) && event.key.length === 1) {
       own(() => {
         input.value = question.kind === "text" ? input.value + event.key : event.key;
         input.focus();
         this.readFields();
-        this.paintAnswers();
+        this.paintAnswers(false);
       });
     }
   }
@@ -1049,8 +1151,21 @@ class Panel {
   leaveSummary() {
     const skipped = this.skippedAt();
     if (skipped !== null) return this.go(skipped);
-    this.done = false;
-    this.paint();
+    this.backToItems();
+  }
+
+  backToItems() {
+    this.go(this.position);
+  }
+
+  /** Whether some label here was made under an earlier rubric, and may be gone through again. */
+  madeEarlier() {
+    return !this.setup.read_only && [...this.items.values()].some((item) => this.standing(item).done?.earlier_rubric);
+  }
+
+  offerAgain() {
+    this.offering = true;
+    this.forward(0);
   }
 
   skippedAt() {
@@ -1060,10 +1175,8 @@ class Panel {
     return progress.skipped && position < this.total ? position : null;
   }
 
-  toRationale() {
-    const row = this.rows[this.active];
-    row?.rationale.focus();
-    row?.rationale.scrollIntoView({ block: "nearest" });
+  toRationale(index = this.active) {
+    this.rows[index]?.rationale.focus();
   }
 
   toggleRaw() {
@@ -1071,25 +1184,74 @@ class Panel {
     this.paintItem();
   }
 
-  toggleHelp() {
-    this.help.hidden = !this.help.hidden;
-    if (this.help.hidden) this.root.focus({ preventScroll: true });
-    else this.help.querySelector("button").focus();
+  /** Move the text by a page, or by some lines. */
+  scroll(step, page = true) {
+    this.text.scrollBy({ top: step * (page ? 0.85 * this.text.clientHeight : 60) });
   }
 
-  setActive(index, focus = false) {
+  toggleHelp() {
+    const opens = this.help.hidden;
+    if (opens) this.cameFrom = document.activeElement;
+    this.help.hidden = !opens;
+    // Behind the dialog nothing can be reached, by keys or by a screen reader.
+    for (const each of this.root.children) each.inert = opens && each !== this.help;
+    if (opens) return this.focusHelp(0);
+    const back = this.root.contains(this.cameFrom) && this.cameFrom.getClientRects().length ? this.cameFrom : this.root;
+    back.focus({ preventScroll: true });
+  }
+
+  /** Keep the focus within the dialog: on to its next part, round the end. */
+  focusHelp(step) {
+    const parts = [...this.help.querySelectorAll("button, [tabindex]")];
+    const at = Math.max(0, parts.indexOf(document.activeElement));
+    parts[(at + step + parts.length) % parts.length].focus();
+  }
+
+  refresh() {
+    if (this.refreshing) return;
+    this.refreshing = true;
+    this.refreshButton.disabled = true;
+    this.say("The store is being read again …");
+    this.send({ type: "refresh" });
+  }
+
+  refreshed() {
+    this.refreshing = false;
+    this.refreshButton.disabled = false;
+    this.say("");
+    this.announce("The store was read again.");
+  }
+
+  setActive(index) {
     this.active = index;
     this.rows.forEach((row, n) => row.box.classList.toggle("wb-active", n === index && this.rows.length > 1));
-    if (focus) {
-      this.rows[index].box.focus({ preventScroll: true });
-      this.rows[index].box.scrollIntoView({ block: "nearest" });
+    if (this.rows.length > 1) this.which.replaceChildren(`Question ${index + 1} of ${this.rows.length}`);
+    this.keepInView();
+  }
+
+  nextQuestion(step) {
+    this.setActive((this.active + step + this.rows.length) % this.rows.length);
+    this.rows[this.active].box.focus({ preventScroll: true });
+  }
+
+  /** The answers of the question that is up stay in view, whatever else takes the room. */
+  keepInView() {
+    const row = this.rows[this.active];
+    if (!row) return;
+    const pane = this.answers.getBoundingClientRect();
+    for (const part of this.rows.length > 1 ? [row.box, row.choices] : [row.choices]) {
+      const { top, bottom } = part.getBoundingClientRect();
+      // Its end first, but not at the cost of its beginning; the answers before the rest.
+      if (bottom > pane.bottom) this.answers.scrollTop += Math.min(bottom - pane.bottom, top - pane.top);
+      else if (top < pane.top) this.answers.scrollTop -= pane.top - top;
     }
   }
 
-  /** Take over what stands in the fields one types in. */
+  /** Take over what stands in the fields one types in, where it is something else than before. */
   readFields() {
     if (!this.item || this.setup.read_only) return;
-    const draft = this.draft();
+    const before = this.draft();
+    const draft = structuredClone(before);
     this.questions.forEach((question, n) => {
       const { rationale, input } = this.rows[n];
       if (rationale.value || draft.rationale[question.name]) draft.rationale[question.name] = rationale.value;
@@ -1108,6 +1270,7 @@ class Panel {
         else delete draft.answers[question.name];
       }
     });
+    if (!same(draft, before)) this.drafts.set(this.item.trace_id, draft);
   }
 
   // -- building
@@ -1119,60 +1282,83 @@ class Panel {
   build(el) {
     const button = (label, keyName, act, extra) => h("button", {
       type: "button", onclick: (event) => {
-        act.call(this);
         // After a click the keys work on; who came with Tab stays where he is.
-        if (event.detail > 0 && this.help.hidden && !this.root.querySelector("textarea:focus")) this.root.focus({ preventScroll: true });
+        if (event.detail > 0) this.root.focus({ preventScroll: true });
+        act.call(this);
       }, ...extra,
     }, label, keyName ? [" ", key(keyName)] : null);
+    const arrow = (sign, name, keys, act, extra) => button(sign, null, act, { class: "wb-small wb-arrow", "aria-label": name, title: `${name} (${keys})`, ...extra });
 
     this.title = h("div", { class: "wb-title" });
     this.bar = h("div", { class: "wb-bar", role: "progressbar", "aria-label": this.words.done, "aria-valuemin": 0 }, h("div", { class: "wb-fill" }), h("div", { class: "wb-fill wb-waiting" }));
     this.counts = h("div", { class: "wb-counts" });
+    this.refreshButton = button(h("span", null, "Refresh"), "⇧R", this.refresh, { class: "wb-small wb-refresh", "aria-label": "Refresh", "aria-keyshortcuts": "Shift+R", title: "Read the store again: new traces, and what was said elsewhere" });
     this.saving = h("div", { class: "wb-saving" });
     this.banner = h("div", { class: "wb-banner", role: "alert", hidden: true });
     this.lost = h("div", { class: "wb-lost" });
     this.where = h("div", { class: "wb-where" });
-    this.rawButton = button("Plain text", "t", this.toggleRaw, { class: "wb-small", "aria-pressed": "false", title: "Show the text as it is, without Markdown" });
-    this.text = h("div", { class: "wb-reading", tabindex: 0, role: "region", "aria-label": "The item to judge" });
+    this.rawButton = button("Plain text", "t", this.toggleRaw, { class: "wb-small", "aria-pressed": "false", "aria-keyshortcuts": "t", title: "Show the text as it is, without Markdown" });
+    this.scrolling = h("span", { class: "wb-scrolling", role: "group", "aria-label": "Scroll the text" },
+      arrow("↑", "Scroll the text up", "↑, Page Up", () => this.scroll(-1)),
+      button("↓", "Space", () => this.scroll(1), { class: "wb-small wb-arrow", "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
+    this.page = h("div", { class: "wb-page" });
+    this.text = h("div", { class: "wb-reading", tabindex: 0, role: "document", "aria-label": "The item to judge" }, this.page);
+    this.which = h("span", { class: "wb-which" });
+    this.switcher = h("div", { class: "wb-switcher", hidden: true }, this.which,
+      arrow("↑", "Previous question", "↑", () => this.nextQuestion(-1), { "aria-keyshortcuts": "ArrowUp" }),
+      arrow("↓", "Next question", "↓", () => this.nextQuestion(1), { "aria-keyshortcuts": "ArrowDown" }));
     this.answers = h("div", { class: "wb-answers" });
     this.reveal = h("div", { class: "wb-reveal", "aria-live": "polite" });
-    this.hint = h("div", { class: "wb-hint", role: "status" });
-    this.back = button("←", null, () => (this.done ? this.leaveSummary() : this.go(this.position - 1)), { class: "wb-icon", "aria-label": "Previous item", title: "Previous item (left arrow)" });
-    this.next = button("→", null, () => this.go(this.position + 1), { class: "wb-icon", "aria-label": "Next item", title: "Next item (right arrow)" });
+    this.hint = h("div", { class: "wb-hint" });
+    this.back = button("←", null, () => (this.done ? this.backToItems() : this.go(this.position - 1)), { class: "wb-icon", "aria-label": "Previous item", "aria-keyshortcuts": "ArrowLeft", title: "Previous item (←)" });
+    this.next = button("→", null, () => this.go(this.position + 1), { class: "wb-icon", "aria-label": "Next item", "aria-keyshortcuts": "ArrowRight", title: "Next item (→)" });
     this.undoButton = button("Undo", "u", this.undo, { "aria-keyshortcuts": "u" });
     this.skipButton = button("Skip", "s", this.skip, { "aria-keyshortcuts": "s" });
     this.saveButton = button("Save and go on", "↵", () => (this.done ? this.leaveSummary() : this.saveFromField()), { class: "wb-primary", "aria-keyshortcuts": "Enter" });
     this.balance = h("div", { class: "wb-balance" });
     this.live = h("div", { class: "wb-sr", "aria-live": "polite" });
-    this.summary = h("div", { class: "wb-summary" });
+    this.buildSummary(button);
     this.help = this.buildHelp(button);
 
     this.work = h("div", { class: "wb-work" },
-      h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, this.rawButton), this.text),
-      h("section", { class: "wb-right", "aria-label": "Rating" }, this.answers, this.reveal));
+      h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, h("div", { class: "wb-itemkeys" }, this.scrolling, this.rawButton)), this.text),
+      h("section", { class: "wb-right", "aria-label": "Rating" }, this.switcher, this.answers, this.reveal));
     this.root = h("div", { class: "wb", tabindex: 0, role: "application", "aria-label": `${this.words.panel}. Press question mark for the keys.`, "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" },
       h("header", { class: "wb-head" }, this.title, h("div", { class: "wb-headright" }, this.saving, button("Keys", "?", this.toggleHelp, { class: "wb-small", "aria-keyshortcuts": "?" }))),
-      h("div", { class: "wb-progress" }, this.bar, this.counts),
+      h("div", { class: "wb-progress" }, this.bar, h("div", { class: "wb-told" }, this.counts, this.refreshButton)),
       this.banner, this.lost, this.work, this.summary, this.hint,
       h("footer", { class: "wb-foot" }, h("div", { class: "wb-moves" }, this.back, this.next, this.undoButton, this.skipButton), this.balance, this.saveButton),
       this.help, this.live);
     this.buildQuestions();
     el.replaceChildren(h("div", { class: "wb-frame" }, this.root));
-    // In a narrow place the rubric would push the answers out of view.
     let first = true;
-    this.observer = new ResizeObserver(() => {
+    this.laid = new ResizeObserver(() => {
+      this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
       const { clientWidth } = this.root;
       if (!first || !clientWidth) return;
       first = false;
+      // In a narrow place the rubric would push the answers out of view.
       if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
+      this.keepInView();
     });
-    this.observer.observe(this.root);
+    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
+  }
+
+  buildSummary(button) {
+    this.through = h("h3");
+    this.figures = h("div", { class: "wb-two" });
+    this.skippedButton = button("Look at what you skipped", "↵", this.leaveSummary);
+    this.againButton = button("Go again through what was labelled under an earlier rubric", "a", this.offerAgain, { "aria-keyshortcuts": "a" });
+    this.summary = h("div", { class: "wb-summary" }, this.through, this.figures,
+      h("p", { class: "wb-onward" }, this.skippedButton, this.againButton, button("Back to the items", "←", this.backToItems)),
+      h("p", { class: "wb-quiet" }, h("code", null, this.words.table), ` holds ${this.words.holds} as a table`, this.words.summary ? [", ", h("code", null, this.words.summary), " the figures"] : null, "."));
   }
 
   buildQuestions() {
+    const many = this.questions.length > 1;
     this.rows = this.questions.map((question, index) => {
       const offered = choices(question);
-      const id = `wb-${Math.random().toString(36).slice(2)}`;
+      const name = question.title || question.name;
       const abstain = h("button", {
         type: "button", class: "wb-choice wb-abstain", "aria-pressed": "false", "aria-keyshortcuts": "x",
         onclick: () => this.rate(index, { value: null, abstain: true }),
@@ -1181,19 +1367,19 @@ class Panel {
         type: "button", class: "wb-choice", "aria-pressed": "false", "aria-keyshortcuts": keys.join(" "),
         style: `--wb-hue: ${hue(question, n, offered.length)}`,
         onclick: () => this.rate(index, { value, abstain: false }),
-      }, keys.length ? key(keys[0]) : null, named(label, keys)));
+      }, face(label, keys)));
       let input = null;
       if (!offered.length) {
         const range = [question.low, question.high].every((each) => typeof each === "number") ? `${question.low} to ${question.high}` : question.integer ? "a whole number" : "a number";
         input = question.kind === "text"
-          ? h("textarea", { class: "wb-input", rows: 2, "aria-label": question.title || question.name, placeholder: "type your answer" })
-          : h("input", { class: "wb-input", inputmode: "decimal", autocomplete: "off", "aria-label": question.title || question.name, placeholder: range });
+          ? h("textarea", { class: "wb-input", rows: 2, "aria-label": name, placeholder: "type your answer" })
+          : h("input", { class: "wb-input", inputmode: "decimal", autocomplete: "off", "aria-label": name, placeholder: range });
         input.addEventListener("input", () => {
           this.readFields();
           this.paintAnswers(false);
         });
       }
-      const rationale = h("textarea", { class: "wb-rationale", rows: this.questions.length > 1 ? 1 : 2, "aria-label": `Reason: ${question.title || question.name}`, placeholder: "Why? (r)" });
+      const rationale = h("textarea", { class: "wb-rationale", rows: many ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)" });
       const grow = () => {
         rationale.style.height = "auto";
         rationale.style.height = `${Math.min(rationale.scrollHeight + 2, 200)}px`;
@@ -1203,41 +1389,56 @@ class Panel {
         this.readFields();
         this.paintItemState();
       });
-      const scale = buttons.length > 5 && offered.every(({ label }) => label.length <= 3);
-      const box = h("div", { class: `wb-question${scale ? " wb-scale" : ""}`, role: "group", "aria-labelledby": id, tabindex: -1, onfocusin: () => this.setActive(index) },
-        h("div", { class: "wb-asked", id, dir: "auto" }, visible(question.title || question.name), question.required === false ? h("span", { class: "wb-quiet" }, " (may be left out)") : null),
-        this.buildRubric(question),
-        h("div", { class: "wb-choices" }, buttons, input, abstain),
-        h("div", { class: "wb-why" }, rationale));
-      return { box, buttons, abstain, offered, input, rationale, grow };
+      const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => this.toRationale(index) }, "Why? ", key("r"));
+      // Numbers stand in a row, and so do many short answers.
+      const short = offered.every(({ label }) => label.length <= 3);
+      const scale = offered.length && short && (offered.length > 5 || offered.every(({ label }) => /^[-+]?\d+$/.test(label)));
+      const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
+      const optional = question.required === false ? h("span", { class: "wb-quiet" }, " (may be left out)") : null;
+      const box = h("div", { class: `wb-question${scale ? " wb-scale" : ""}`, role: "group", "aria-label": name, tabindex: -1, onfocusin: () => this.setActive(index) },
+        // Where the panel has the question's name above it, once is enough.
+        !many && this.shownTitle() === name ? null : h("div", { class: "wb-asked", dir: "auto" }, visible(name), optional),
+        this.buildRubric(question), answers, h("div", { class: "wb-why" }, why, rationale));
+      return { box, choices: answers, buttons, abstain, offered, input, rationale, grow };
     });
+    this.answers.classList.toggle("wb-many", many);
     this.answers.replaceChildren(...this.rows.map(({ box }) => box));
+    this.switcher.hidden = !many;
     this.setActive(Math.min(this.active, Math.max(this.rows.length - 1, 0)));
+  }
+
+  /** What stands above the panel: its title, unless that only lists the questions below. */
+  shownTitle() {
+    const names = this.questions.map(({ title, name }) => title || name);
+    const { title } = this.setup;
+    if (names.length > 1 && (!title || title === names.join(", "))) return `${names.length} questions`;
+    return title || names[0] || "Labels";
   }
 
   buildRubric(question) {
     if (!question.rubric?.trim()) return null;
-    const told = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
+    const version = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
     return h("details", { class: "wb-rubric", open: this.questions.length === 1 },
-      h("summary", null, "Rubric", h("span", { class: "wb-quiet" }, told)), h("div", { class: "wb-prose", dir: "auto" }, markdown(question.rubric)));
+      h("summary", null, "Rubric", h("span", { class: "wb-quiet" }, version)), h("div", { class: "wb-prose", dir: "auto" }, markdown(question.rubric)));
   }
 
   buildHelp(button) {
     const row = (keys, text) => h("tr", null, h("td", null, keys.map((each) => [key(each), " "])), h("td", null, text));
-    const close = button("Close", "Esc", this.toggleHelp, { class: "wb-small" });
-    return h("div", { class: "wb-help", role: "dialog", "aria-label": "Keys", hidden: true },
+    const close = button("Close", "Esc", this.toggleHelp, { class: "wb-small", "aria-keyshortcuts": "Escape" });
+    return h("div", { class: "wb-help", role: "dialog", "aria-modal": "true", "aria-label": "Keys", hidden: true },
       h("div", { class: "wb-helpbox" }, h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
         h("table", null, h("tbody", null,
-          row(["1", "…", "9"], "give the answer with this number; letters that are underlined work, too"),
+          row(["1", "…", "9"], "give the answer with this key; letters that are underlined work, too"),
           row(["x"], "can't judge"),
           row(["Enter"], "save and go on to the next item without a label"),
           row(["←", "→"], "previous, next item"),
-          row(["↑", "↓", "Tab"], "other question, where there are several; else scroll"),
-          row(["Space", "Page ↓"], "scroll the text"),
+          row(["↑", "↓"], "previous, next question, where there are several; else scroll the text"),
+          row(["Space", "Page ↓"], "scroll the text by a page; back with Shift or Page ↑"),
           row(["r"], "write a reason; Esc leaves the field, Ctrl+Enter saves from within"),
           row(["s"], "skip this item"),
           row(["u"], "undo the last save or skip"),
           row(["t"], "show the text as it is, or with Markdown"),
+          row(["Shift", "r"], "refresh: read the store again"),
           row(["?"], "show or hide the keys"))),
         h("p", { class: "wb-quiet" }, "Keys work while the panel has the focus, and reach nothing else in the notebook.")));
   }
@@ -1250,7 +1451,6 @@ class Panel {
     this.paintAnswers();
     this.paintReveal();
     this.paintStatus();
-    if (this.done) this.paintSummary();
     // What had the focus may have gone, or be hidden now: the keys work on.
     const active = document.activeElement;
     const within = active !== this.root && this.root.contains(active);
@@ -1265,17 +1465,17 @@ class Panel {
     this.root.dataset.trace = item?.trace_id ?? "";
     if (this.done) return;
     this.rawButton.setAttribute("aria-pressed", String(this.raw));
-    const held = this.text.contains(document.activeElement) && document.activeElement !== this.text;
+    const held = this.page.contains(document.activeElement);
     if (!item) {
-      this.text.replaceChildren(h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing));
+      this.page.replaceChildren(h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing));
     } else if (item.gone) {
-      this.text.replaceChildren(h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on."));
+      this.page.replaceChildren(h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on."));
     } else {
       const sections = [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]].filter(([, name]) => {
         const value = item[name];
         return value !== null && value !== undefined && !(name === "expectations" && isObject(value) && !Object.keys(value).length);
       });
-      this.text.replaceChildren(...sections.map(([title, name]) => this.section(title, name, item)));
+      this.page.replaceChildren(...sections.map(([title, name]) => this.section(title, name, item)));
     }
     this.text.scrollTop = 0;
     if (held) this.root.focus({ preventScroll: true });
@@ -1283,15 +1483,16 @@ class Panel {
   }
 
   section(title, name, item) {
+    const at = { path: name, cuts: item.cuts ?? {} };
     let body;
     try {
-      body = reading(item[name], this.raw);
+      body = reading(item[name], at, this.raw);
     } catch {
       body = plainText(String(JSON.stringify(item[name])).slice(0, 200000));
     }
-    const cuts = Object.entries(item.cuts ?? {}).filter(([path]) => path === name || path.startsWith(`${name}.`) || path.startsWith(`${name}[`));
+    const cuts = Object.entries(at.cuts).filter(([path]) => path === name || path.startsWith(`${name}.`) || path.startsWith(`${name}[`));
     return h("section", { class: `wb-section wb-${name}` },
-      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, lengthOf(item[name])),
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, lengthTold(item[name], at)),
       append(h("div", { class: "wb-body" }), [body]),
       cuts.map(([path, length]) => h("div", { class: "wb-cut" },
         `Only the beginning of ${path} is here: it has ${count(length, "character")}. `,
@@ -1363,16 +1564,49 @@ class Panel {
       this.reveal.append(h("p", { class: "wb-quiet" }, "The judge's verdict is shown as soon as your label is saved. Enter goes on without."));
       return;
     }
-    const voices = [];
-    if (said.judge) voices.push(["Judge", said.judge.value, said.judge.rationale, "wb-judge"]);
-    for (const other of said.others ?? []) voices.push([other.annotator, other.value, other.rationale, "wb-person"]);
+    const { done } = this.standing(item);
+    const many = this.questions.length > 1;
+    const groups = this.questions.map((question) => ({ question, voices: this.voices(question, said) }));
+    const alone = groups.filter(({ voices }) => !voices.length).map(({ question }) => question.title || question.name);
     this.reveal.append(
-      h("div", { class: "wb-sectionhead" }, "What others said"),
-      ...(voices.length ? voices.map(([who, value, why, kind]) => h("div", { class: `wb-voice ${kind}` },
-        h("div", null, h("span", { class: "wb-who" }, visible(String(who))), " ", h("span", { class: "wb-chip wb-plain" }, visible(String(value)))),
-        why ? h("div", { class: "wb-prose", dir: "auto" }, markdown(String(why))) : null)) : [h("p", { class: "wb-quiet" }, "No one else has judged this item.")]),
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, "What others said"),
+      ...groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": question.title || question.name },
+        many ? h("div", { class: "wb-about", dir: "auto" }, visible(question.title || question.name)) : null,
+        this.ownVoice(question, done), voices)),
+      alone.length ? h("p", { class: "wb-quiet" }, many ? ["No one else has judged: ", visible(alone.join(", ")), "."] : "No one else has judged this item.") : "",
       h("p", { class: "wb-quiet" }, "Your first label is kept and is the one that counts. If you change your mind now, that is recorded beside it."));
-    this.reveal.scrollIntoView({ block: "nearest" });
+    this.reveal.scrollTop = 0;
+    this.keepInView();
+  }
+
+  /** What the judge and others said to one question. */
+  voices(question, said) {
+    const { name } = question;
+    const verdict = said.judges ? said.judges[name] : name === this.questions[0].name ? said.judge : null;
+    const others = (said.others ?? []).filter((other) => (other.question ?? this.questions[0].name) === name);
+    const voice = (kind, who, { value, rationale }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
+      h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", this.valueChip(question, value)),
+      rationale ? h("div", { class: "wb-prose", dir: "auto" }, markdown(String(rationale))) : null);
+    return [
+      ...(verdict ? [voice("wb-judge", "Judge", verdict)] : []),
+      ...others.map((other) => voice("wb-person", other.annotator, other)),
+    ];
+  }
+
+  ownVoice(question, done) {
+    const first = done.answers?.[question.name];
+    const then = done.changed?.[question.name];
+    return h("div", { class: "wb-own" }, h("span", { class: "wb-who" }, "You:"), " ",
+      first ? this.valueChip(question, first.value) : h("span", { class: "wb-quiet" }, "no answer"),
+      then ? [" first, now ", this.valueChip(question, then.value)] : null);
+  }
+
+  /** An answer in the words of its question, with its colour. */
+  valueChip(question, value) {
+    const offered = choices(question);
+    const at = offered.findIndex((each) => same(each.value, value));
+    return h("span", { class: "wb-chip wb-value-chip", dir: "auto" },
+      at < 0 ? null : h("i", { style: `--wb-hue: ${hue(question, at, offered.length)}` }), visible(inWords(question, value)));
   }
 
   paintStatus() {
@@ -1380,7 +1614,7 @@ class Panel {
     const total = progress.total ?? this.total;
     const labelled = progress.labelled ?? 0;
     const waiting = this.waiting();
-    this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.setup.title || this.questions[0]?.name || "Labels")), " ",
+    this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
       h("span", { class: "wb-quiet" }, "as ", visible(String(this.setup.annotator ?? ""))), this.setup.read_only ? h("span", { class: "wb-chip wb-warn" }, "read only") : "");
     const percent = (n) => `${total ? Math.min(100, (100 * n) / total) : 0}%`;
     this.bar.children[0].style.width = percent(labelled);
@@ -1401,6 +1635,7 @@ class Panel {
     this.next.disabled = this.position >= this.total - 1 || this.done;
     this.skipButton.disabled = this.done || !!this.setup.read_only;
     this.undoButton.disabled = !this.undoable.length || !!this.setup.read_only;
+    if (this.done) this.paintSummary();
   }
 
   /** How many items after the one shown are here. */
@@ -1467,23 +1702,22 @@ class Panel {
     const progress = this.state.progress ?? {};
     const balance = Object.entries(progress.balance ?? {});
     const all = balance.reduce((sum, [, n]) => sum + n, 0);
-    const rows = [[this.words.done, number(progress.labelled ?? 0), "good"], ["skipped", number(progress.skipped ?? 0)], ["not saved yet", number(this.pending.actions.size)]];
+    const rows = [[this.words.done, number(progress.labelled ?? 0)], ["skipped", number(progress.skipped ?? 0)], ["not saved yet", number(this.pending.actions.size)]];
     if (progress.per_hour) rows.push(["an hour", number(Math.round(progress.per_hour))]);
-    this.summary.replaceChildren(
-      h("h3", null, this.pending.actions.size ? "You are through; the last ratings are still being saved" : "You are through"),
-      h("div", { class: "wb-two" },
-        h("table", null, h("tbody", null, rows.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value))))),
-        all ? h("table", null, h("tbody", null, balance.map(([label, n]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(label)), h("td", null, number(n)), h("td", { class: "wb-quiet" }, `${Math.round((100 * n) / all)} %`))))) : null),
-      h("p", null,
-        this.skippedAt() === null ? null : h("button", { type: "button", onclick: () => this.leaveSummary() }, "Look at what you skipped ", key("↵")), " ",
-        h("button", { type: "button", onclick: () => this.go(this.position) }, "Back to the items")),
-      h("p", { class: "wb-quiet" }, h("code", null, this.words.table), ` holds ${this.words.holds} as a table`, this.words.summary ? [", ", h("code", null, this.words.summary), " the figures"] : null, "."));
+    this.through.replaceChildren(this.pending.actions.size ? "You are through; the last ratings are still being saved" : "You are through");
+    this.figures.replaceChildren(
+      h("table", null, h("tbody", null, rows.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value))))),
+      all ? h("table", null, h("tbody", null, balance.map(([label, n]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(label)), h("td", null, number(n)), h("td", { class: "wb-quiet" }, `${Math.round((100 * n) / all)} %`))))) : "");
+    this.skippedButton.hidden = this.skippedAt() === null;
+    this.againButton.hidden = !this.madeEarlier();
   }
 
-  say(text) {
+  /** Show something, and have it read out unless what is read out says it already. */
+  say(text, aloud = true) {
     if (this.note === text) return;
     this.note = text;
     this.hint.replaceChildren(text);
+    if (text && aloud) this.announce(text);
   }
 
   announce(text) {
@@ -1499,12 +1733,6 @@ function hue(question, index, many) {
   if (!question || index < 0 || index >= 99) return 220;
   const ordered = question.kind !== "nominal" && many > 1;
   return ordered ? Math.round(25 + (150 * index) / (many - 1)) : [215, 35, 170, 280, 330, 95, 250, 10, 190][index % 9];
-}
-
-/** A label with the letter underlined that chooses it. */
-function named(label, keys) {
-  const letter = keys.find((each) => /^[a-z]$/.test(each) && label[0]?.toLowerCase() === each);
-  return letter && keys.length > 1 ? h("span", { dir: "auto" }, h("u", null, label[0]), visible(label.slice(1))) : h("span", { dir: "auto" }, visible(label));
 }
 
 function duration(seconds) {
