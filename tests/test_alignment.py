@@ -359,7 +359,7 @@ def test_the_same_call_pays_nothing_twice(store: str, judge: Any) -> None:
     second = workbench.align(judge, progress=False)
     assert second.fingerprints == first.fingerprints
     assert second.reflection_calls == 0
-    assert second.calls == 1  # the one real call of the preflight
+    assert second.calls == 0
     assert first.calls > 20
 
 
@@ -372,13 +372,6 @@ def test_a_budget_is_never_exceeded(store: str, judge: Any, budget: int) -> None
     assert optimizer.last is not None
     assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget
     assert alignment.status in ("improved", "unchanged", "rejected")
-
-
-def test_a_budget_that_an_optimizer_cannot_keep_is_refused(store: str, judge: Any) -> None:
-    """budget= with a foreign optimizer is an error, not a promise that is broken."""
-    labelled(12, judge)
-    with pytest.raises(ArgumentError, match="budget"):
-        workbench.align(judge, optimizer=Proposing(CURED), budget=10, progress=False)
 
 
 def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:

@@ -105,7 +105,7 @@ def result(assessed: workbench.Assessed, alignment: workbench.Alignment) -> dict
     }
 
 
-@pytest.mark.parametrize("budget", [None, 100])
+@pytest.mark.parametrize("budget", [None, 160])
 def test_an_alignment_is_replayed_to_the_same_result(
     budget: int | None,
     tmp_path: Path,

@@ -317,8 +317,10 @@ class Budget:
 
     # -- answers that are known already ---------------------------------------------------
 
-    def charge(self, receipt: Receipt, model: str) -> None:
+    def charge(self, receipt: Receipt, model: str, *, made: int = 0) -> None:
         """Count what an answer of the model cost that is known already.
+
+        ``made`` of its calls count as made: those that a recorded run made, when it is replayed.
 
         Raises
         ------
@@ -329,7 +331,7 @@ class Budget:
             calls = int(min(receipt.calls, self.left))
             usd = self._price(model, receipt.read, receipt.written)
             self.spent += calls
-            self.known += calls
+            self.known += max(0, calls - made)
             fits = receipt.tokens <= self.left_tokens and usd <= self.left_usd
             if calls < receipt.calls or not fits:
                 raise self.exhausted()

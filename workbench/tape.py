@@ -558,7 +558,8 @@ class Batch:
         found = [player.find(key, turn) for key, turn in zip(self.keys, self.turns, strict=True)]
         for line in found:
             if line is not None:
-                budget.charge(charged(line.paid), str(line.about.get("model") or ""))
+                made = int(line.paid.get("calls") or 0)
+                budget.charge(charged(line.paid), str(line.about.get("model") or ""), made=made)
         missing = [index for index, line in enumerate(found) if line is None]
         if missing:
             stop = player.find(self.key, 0)
