@@ -225,8 +225,7 @@ def test_a_second_run_repeats_nothing(aligned: Ran, open_store: Any) -> None:
     before = assessments()
     again = run_notebook("4_align", output=aligned.output, progress=False)
     assert again.summary["judge"] == {"name": "answer_quality", "version": 1, "new": False}
-    # Preflight asks once whether the judge answers; all other answers are known.
-    assert again.summary["calls"] == {"judge": 1, "reflection": 0}
+    assert again.summary["calls"] == {"judge": 0, "reflection": 0}
     assert again.summary["comparison"] == aligned.summary["comparison"]
     assert assessments() == before
     assert len(workbench.history("answer_quality")) == 1
