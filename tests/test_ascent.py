@@ -217,6 +217,33 @@ def test_a_spent_budget_keeps_the_best_so_far() -> None:
     assert RULE in found.best.rules
 
 
+@pytest.mark.parametrize("limit", range(0, 120, 5))
+def test_no_more_candidates_race_than_can_be_scored(limit: int) -> None:
+    """What little is left goes to those that come to the end, or stays unspent."""
+    asked = 0
+
+    def ask(questions: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        nonlocal asked
+        if len(questions) > left():
+            raise BudgetError("spent")
+        asked += len(questions)
+        return always_good(questions)
+
+    def left() -> float:
+        return 50 + limit - asked
+
+    course = {"ask": ask, "reflect": wordy(RULE, IDLE, HARMFUL), "train": items(40)}
+    found = run(**course, dev=items(10, 100), left=left)
+    raced = found.history[found.history["step"] == 1]
+    if limit < 50:  # all 50 items are selected on
+        assert raced.empty
+        assert asked == 50
+        assert found.stopped == "the budget is spent"
+    else:
+        assert raced["dev_score"].notna().any()
+        assert found.best.rules
+
+
 def test_a_rare_label_is_in_every_minibatch() -> None:
     """Minibatches take labels in turn, so that a class with two items is not missed."""
     rare = [Item(Example(f"tr-9{i}", {}, "rare promise"), "fair", "rare") for i in range(2)]

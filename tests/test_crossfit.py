@@ -242,3 +242,21 @@ def test_an_aligned_judge_costs_no_more_than_is_told(seed: int, n: int, rules: i
     judged, reflected = most_calls(n, rules)
     assert chance.judged <= judged
     assert chance.reflected <= reflected
+
+
+@pytest.mark.parametrize("limit", [0, 37, 38, 53, 54, 70, 86])
+def test_no_more_kinds_are_tried_than_can_be_scored(limit: int) -> None:
+    """With too little for one kind and its winner nothing is spent beyond the first verdicts."""
+    asked = 0
+
+    def ask(questions: Questions) -> list[Verdict]:
+        nonlocal asked
+        asked += len(questions)
+        return always_good(questions)
+
+    found = run(items=items(16), ask=ask, left=lambda: 16 + limit - asked)
+    assert asked <= 16 + limit
+    assert bool(found.best.rules) == (limit >= 38)
+    if limit < 38:
+        assert (asked, found.reflection_calls) == (16, 0)
+        assert found.stopped == "the budget is spent"

@@ -97,6 +97,7 @@ def optimise(
     seed: int = 0,
     settings: Settings | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    left: Callable[[], float] | None = None,
 ) -> Optimised:
     """Run the loop that `workbench.simba` describes.
 
@@ -114,10 +115,14 @@ def optimise(
     on_step
         Called after each step with ``step``, ``best_score``, ``calls``, ``reflections``,
         ``failures`` and ``best`` (text).
+    left
+        Tells how many judge calls may still be made, so that no more candidates race than can come
+        to the end. None: as many as it takes.
     """
-    return _Ascent(
-        original, train, dev, scale, fields, ask, reflect, seed, settings or Settings(), on_step
-    ).climb()
+    chosen = settings or Settings()
+    ascent = _Ascent(original, train, dev, scale, fields, ask, reflect, seed, chosen, on_step)
+    ascent.left = left or ascent.left
+    return ascent.climb()
 
 
 def summed_up(
@@ -221,6 +226,7 @@ class _Ascent:
             class_weight=settings.class_weight,
             max_failure_share=settings.max_failure_share,
         )
+        self.left: Callable[[], float] = lambda: math.inf
         self.pool: dict[str, Candidate] = {}
         self.rows: list[dict[str, Any]] = []
 
@@ -378,9 +384,16 @@ class _Ascent:
     # -- selection ------------------------------------------------------------------------
 
     def race(self, candidates: list[Candidate], best: Candidate, step: int) -> None:
-        """Score candidates in heats; the worse half, and who cannot win any more, drop out."""
-        alive, seen = list(candidates), list[Item]()
-        for heat in self.heats(best):
+        """Score candidates in heats; the worse half, and who cannot win any more, drop out.
+
+        Raises
+        ------
+        BudgetError
+            Where what is left is not enough for a single one, before any of it is spent.
+        """
+        heats = self.heats(best)
+        alive, seen = self.affordable(candidates, list(map(len, heats))), list[Item]()
+        for heat in heats:
             self.board.judge((candidate, item) for candidate in alive for item in heat)
             seen += heat
             if len(seen) < len(self.board.items):
@@ -390,6 +403,17 @@ class _Ascent:
                 alive = [c for c in alive if self.board.at_most(c, seen) > top + 1e-9]
         self.enter(alive, step, self.score(best))
         self.enter_dropped([c for c in candidates if c not in alive], step)
+
+    def affordable(self, candidates: list[Candidate], heats: Sequence[int]) -> list[Candidate]:
+        """As many of the candidates, the first ones, as can be scored with the calls left."""
+        left = self.left()
+        for many in range(len(candidates), 0, -1):
+            # As in `race`: after each heat half of them go on.
+            if sum(max(1, many >> n) * size for n, size in enumerate(heats)) <= left:
+                return candidates[:many]
+        if candidates:
+            raise BudgetError("What is left of the budget is not enough to score one candidate.")
+        return []
 
     def heats(self, best: Candidate) -> list[list[Item]]:
         """The items to select on, in heats; what the best gets wrong tells most, so first."""

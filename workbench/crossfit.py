@@ -48,6 +48,7 @@ def crossfit(
     seed: int = 0,
     settings: Settings | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    left: Callable[[], float] | None = None,
 ) -> Optimised:
     """Learn from few items; arguments and result are those of `workbench.ascent.optimise`.
 
@@ -85,6 +86,12 @@ def crossfit(
         return done(original, "nothing is left to gain on the labelled items")
     if not have_reasons(board.cases(original, board.items)[1]):
         arms.remove(CRITERIA)
+    if left is not None:
+        # No more kinds than can be scored, and what is best of them at the end.
+        while arms and _needed(arms, len(board.items)) > left():
+            arms.pop()
+        if not arms:
+            return done(original, "the budget is spent")
     try:
         folds = _folds(board.items, seed)
         made = _children(moves, board, original, folds, arms, settings)
@@ -122,6 +129,11 @@ def crossfit(
     if better:
         found.best_score = score
     return found
+
+
+def _needed(arms: Sequence[str], items: int) -> int:
+    """Calls of both models to try these kinds of candidates, and what is best of them."""
+    return (len(arms) + 1) * items + (FOLDS + 1) * (1 + (CRITERIA in arms))
 
 
 def most_calls(items: int, rules: int = 0) -> tuple[int, int]:

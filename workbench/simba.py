@@ -67,7 +67,8 @@ calls for 50 labels and 510 for 200 in the simulation of ``tests/benchmarks/benc
 judge that is wrong systematically). All calls of a heat run together, so a step takes about six
 times the latency of the model. Verdicts of the original judge that are known already, and answers
 in the cache, are not paid again. ``budget=`` ends the
-loop before the first call that would exceed it, with the best candidate until then; an answer in
+loop before the first call that would exceed it, with the best candidate until then, and no more
+candidates race than can be scored to the end with what is left; an answer in
 the cache is charged with what it cost when it was paid for, so that a run that is repeated or
 resumed takes the same course.
 
@@ -110,6 +111,7 @@ from workbench.crossfit import FEW, crossfit
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.forecast import announcement, forecast
 from workbench.judge import Verdict, fingerprint, options, scale_of, with_instructions
+from workbench.prices import cost
 from workbench.progress import bar, say
 from workbench.reflection import Case, Item, Reflection, Reflector, Request
 from workbench.scale import Scale
@@ -310,6 +312,7 @@ class SIMBA(AlignmentOptimizer):
                     "seed": self.seed,
                     "settings": self.settings,
                     "on_step": on_step,
+                    "left": asking.left,
                 }
                 if few:
                     self.last = crossfit(original, [*train, *dev], **given)
@@ -358,6 +361,7 @@ class _Asking:
         )
         self.judges: dict[str, Judge] = {original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
+        self.said: list[Verdict] = []
 
     def verdicts(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         self._check()
@@ -381,7 +385,22 @@ class _Asking:
         )
         for index, verdict in zip(open_, fresh, strict=True):
             found[index] = verdict
+        self.said += fresh
         return [verdict for verdict in found if verdict is not None]
+
+    def left(self) -> float:
+        """Judge calls that the budget still allows, by what those until now have used."""
+        told = [v.receipt for v in self.said if v.receipt is not None and v.receipt.calls]
+        calls = sum(receipt.calls for receipt in told)
+        left = self.budget.left
+        if calls and self.budget.tokens is not None:
+            used = sum(receipt.tokens for receipt in told) / calls
+            left = min(left, self.budget.left_tokens / max(1, used))
+        if calls and self.budget.usd is not None:
+            model = str(getattr(self.judge, "model", None) or "")
+            usd = sum(cost(model, r.read, r.written) or 0.0 for r in told) / calls
+            left = min(left, self.budget.left_usd / usd) if usd else left
+        return left
 
     def rules(self, requests: Sequence[Request], step: int) -> list[Reflection]:
         self._check()
