@@ -72,7 +72,7 @@ def take(target: Path, theme: str, width: int, *, seed: int = 1, rated: int = 23
                     panel.press("1432343"[n % 7], "Enter")
                 panel.at(rated)
                 panel.all_saved()
-                panel.press("3")
+                panel.press("1")
                 pressed = panel.root.locator('.wb-choice[aria-pressed="true"]')
                 expect(pressed).to_have_count(1)
                 # What it tells of the pace is a script's, not a person's.
@@ -80,8 +80,7 @@ def take(target: Path, theme: str, width: int, *, seed: int = 1, rated: int = 23
                 counts.evaluate("(counts) => counts.replaceChildren(counts.firstChild)")
                 target.parent.mkdir(exist_ok=True)
                 panel.root.screenshot(path=target)
-                # A few colours are enough for it, and make a small file.
-                Image.open(target).convert("RGB").quantize(96).save(target, optimize=True)
+                Image.open(target).convert("RGB").save(target, optimize=True)
             browser.close()
 
 

@@ -1,7 +1,7 @@
 """Optimizers of judges beside each other, on a simulated model with a hidden rubric.
 
-    python tests/benchmarks/bench_simba.py                     # a reduced set, about 5 minutes
-    python tests/benchmarks/bench_simba.py --full              # all, about 45 minutes
+    python tests/benchmarks/bench_simba.py                     # all, about 45 minutes
+    python tests/benchmarks/bench_simba.py --quick             # N = 50, nothing fails: 5 minutes
     python tests/benchmarks/bench_simba.py --n 50 --judges systematic --optimizers workbench
 
 Each optimizer gets the same judge and the same N labelled traces by MLflow's own call,
@@ -280,12 +280,13 @@ def _figure(form: str) -> Any:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, nargs="+", default=[50], help="labelled traces")
+    parser.add_argument("--n", type=int, nargs="+", default=[10, 50, 200], help="labelled traces")
     parser.add_argument("--latency", type=float, default=0.3, help="seconds an answer takes")
     parser.add_argument("--judges", nargs="+", default=["systematic", "noisy"])
-    parser.add_argument("--failures", type=float, nargs="+", default=[0.0], help="share of 500s")
+    failing: dict[str, Any] = {"type": float, "nargs": "+", "default": [0.0, 0.05]}
+    parser.add_argument("--failures", **failing, help="shares of 500s")
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--full", action="store_true", help="N = 10, 50, 200 and 5 %% failures too")
+    parser.add_argument("--quick", action="store_true", help="only N = 50, where nothing fails")
     parser.add_argument("--seed", type=int, default=0, help="of items and failures")
     parser.add_argument(
         "--remarks", type=float, default=REMARKS, help="share of rationales with a side remark"
@@ -300,8 +301,8 @@ def main() -> int:
         options.n, options.failures = options.n[0], options.failures[0]
         print("\n" + json.dumps(run_one(options)))
         return 0
-    if options.full:
-        options.n, options.failures = [10, 50, 200], [0.0, 0.05]
+    if options.quick:
+        options.n, options.failures = [50], [0.0]
 
     print(f"SIMULATION, no language model; {options.latency} s latency, {os.cpu_count()} cores")
     rows = []
