@@ -19,11 +19,12 @@ help: ## Show this list
 run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample data
 	$(BIN)/workbench run $(ARGS)
 
+# More processes than cores: much of a test's time it waits for a browser or a server.
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
 lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(AS_ROOT)

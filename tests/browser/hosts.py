@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
+from playwright.sync_api import Error as PlaywrightError
 
 expect.set_options(timeout=40_000)
 
@@ -199,7 +200,13 @@ class Notebook:
 
     def load(self) -> None:
         """Open the page, or open it again, and wait until its kernel is there."""
-        self.page.goto(self.address)
+        try:
+            self.page.goto(self.address)
+        except PlaywrightError as error:
+            # The app may be about to change its own address when it is opened again.
+            if "ERR_ABORTED" not in str(error):
+                raise
+            self.page.goto(self.address)
         name = urlsplit(self.address).path.rsplit("/", 1)[-1]
         self.page.wait_for_function(
             "(name) => window.jupyterapp?.shell?.currentWidget?.context?.path === name", arg=name
