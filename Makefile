@@ -19,12 +19,13 @@ help: ## Show this list
 run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample data
 	$(BIN)/workbench run $(ARGS)
 
-# More processes than cores: much of a test's time it waits for a browser or a server.
+# More processes than cores, since many tests wait for a browser or a server; by file, since what
+# the tests of a file share, such as notebooks that were run, takes long to make.
 test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(AS_ROOT)

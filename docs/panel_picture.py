@@ -80,7 +80,9 @@ def take(target: Path, theme: str, width: int, *, seed: int = 1, rated: int = 23
                 counts.evaluate("(counts) => counts.replaceChildren(counts.firstChild)")
                 target.parent.mkdir(exist_ok=True)
                 panel.root.screenshot(path=target)
-                Image.open(target).convert("RGB").save(target, optimize=True)
+                # As many colours as one byte holds: the text stays smooth, the file small.
+                seen = Image.open(target).convert("RGB")
+                seen.quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
             browser.close()
 
 

@@ -67,14 +67,12 @@ def test_verdicts_come_in_the_order_of_the_items(loopback: Start) -> None:
 
 
 def test_concurrency_is_reached_and_not_exceeded(loopback: Start) -> None:
-    """As many calls under way as asked for, and a run takes as long as that allows."""
+    """As many calls are under way as were asked for."""
     server = loopback(latency=0.2)
     judge = judge_at(server.url)
     run(judge, items(1))  # what MLflow loads at its first call
-    start = time.monotonic()
     run(judge, items(64), concurrency=16)
     assert server.stats()["most_at_once"] == 16
-    assert time.monotonic() - start < 64 / 16 * 0.2 * 2 + 0.2
 
 
 def test_nothing_to_ask() -> None:

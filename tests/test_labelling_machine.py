@@ -403,7 +403,7 @@ def test_nothing_is_lost_and_nothing_doubled(store: str, monkeypatch: pytest.Mon
     run_state_machine_as_test(
         machine(Store(monkeypatch), monkeypatch),
         settings=settings(
-            max_examples=25,
+            max_examples=12,
             stateful_step_count=14,
             deadline=None,
             # Making a failure smaller would take minutes; its steps are told anyway.

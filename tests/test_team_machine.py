@@ -436,7 +436,7 @@ def test_a_team_loses_nothing_and_doubles_nothing(
     run_state_machine_as_test(
         machine(Store(monkeypatch), monkeypatch),
         settings=settings(
-            max_examples=15,
+            max_examples=8,
             stateful_step_count=18,
             deadline=None,
             # Making a failure smaller would take minutes; its steps are told anyway.
