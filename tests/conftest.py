@@ -28,6 +28,11 @@ settings.load_profile("suite")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest of all files comes first, so that no process is left alone with it."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Figures that tests have measured are told, and never held to a limit: machines differ."""
     told = [
