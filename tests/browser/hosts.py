@@ -18,8 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
-from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
-from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import Browser, Dialog, Locator, Page, Request, Route, expect
 
 expect.set_options(timeout=40_000)
 
@@ -189,7 +188,16 @@ class Notebook:
         self.outside: list[str] = []
         self.dialogs: list[str] = []
         page.route("**/*", self._guard)
-        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("dialog", self._answer)
+
+    def _answer(self, dialog: Dialog) -> None:
+        # The app asks before a notebook is left whose outputs have changed since it was saved, as
+        # they do when the table beside a panel follows what is labelled.
+        if dialog.type == "beforeunload":
+            dialog.accept()
+        else:
+            self.dialogs.append(dialog.message)
+            dialog.dismiss()
 
     def _guard(self, route: Route, request: Request) -> None:
         if request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
@@ -200,13 +208,7 @@ class Notebook:
 
     def load(self) -> None:
         """Open the page, or open it again, and wait until its kernel is there."""
-        try:
-            self.page.goto(self.address)
-        except PlaywrightError as error:
-            # The app may be about to change its own address when it is opened again.
-            if "ERR_ABORTED" not in str(error):
-                raise
-            self.page.goto(self.address)
+        self.page.goto(self.address)
         name = urlsplit(self.address).path.rsplit("/", 1)[-1]
         self.page.wait_for_function(
             "(name) => window.jupyterapp?.shell?.currentWidget?.context?.path === name", arg=name
