@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from promises import Chance, obedient
 
 import workbench
-from workbench.ascent import Optimised, Settings, _Ascent, most_calls, optimise
+from workbench.ascent import _Ascent, most_calls, optimise
 from workbench.candidate import Candidate
 from workbench.errors import ArgumentError, BudgetError, ModelError
 from workbench.judge import Verdict
+from workbench.optimised import Optimised, Settings
 from workbench.reflection import Item, Reflection, Request
 from workbench.scale import Scale
 from workbench.scoreboard import credit

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from promises import BASE
 
-from workbench.ascent import Optimised
 from workbench.checkpoint import Checkpoint
+from workbench.optimised import Optimised
 
 
 @pytest.fixture(autouse=True)

@@ -21,10 +21,10 @@ from promises import (
     obedient,
 )
 
-from workbench.ascent import Optimised, Settings
 from workbench.crossfit import FOLDS, crossfit, most_calls
 from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.judge import Verdict
+from workbench.optimised import Optimised, Settings
 from workbench.reflection import Reflection, Request
 
 

@@ -36,8 +36,8 @@ LAYERS = {
         "writing",
     ],
     "simba": [
-        "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "pruning",
-        "ascent", "crossfit", "checkpoint", "forecast", "simba",
+        "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "optimised",
+        "pruning", "ascent", "crossfit", "checkpoint", "forecast", "simba",
     ],
     "alignment": [
         "watch", "ancestry", "looks", "preflight", "gate", "metering", "foreign", "harness",

@@ -9,39 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import pandas as pd
+from typing import Any
 
 from workbench.candidate import Candidate
-from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
+from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.grouping import MOST_PARTS
 from workbench.moves import SUSPECTS, Moves, Reflect, newest
+from workbench.optimised import Optimised, Settings, row, state_after, summed_up
 from workbench.pruning import MOST_PRUNED_ON, left_out, prunings
 from workbench.reflection import Item
 from workbench.scale import Scale
 from workbench.scoreboard import Ask, Scoreboard
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the loop goes about its work. Every count is at least 1, of ``max_examples`` 0."""
-
-    max_steps: int = 4
-    batch_size: int = 40
-    patience: int = 2
-    max_examples: int = 4
-    max_dev: int = 80
-    class_weight: Literal["balanced"] | None = None
-    max_failure_share: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "patience", "max_dev"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
-        one_of("class_weight", self.class_weight, [None, "balanced"])
-
 
 LEAST_WRONG = 3
 """Weight of disagreements from which rules are asked for: what two share may be chance."""
@@ -56,33 +34,6 @@ SMALLEST_HEAT = 8
 
 STEADY = 0.75
 """Standard errors by which a candidate must be better than another to take its place."""
-
-
-@dataclass
-class Optimised:
-    """What the loop found.
-
-    ``best`` is the winner (the original where nothing was better), ``history`` has a row for
-    each candidate that was scored: ``step``, ``origin``, ``rules``, ``examples``, ``dev_score``
-    (nan where it was dropped early), ``dev_accuracy``, ``added_words``, ``best`` (whether it
-    beat all before its step). ``stopped`` says in words why the loop ended and
-    ``known`` counts the answers that were in the cache.
-    """
-
-    best: Candidate
-    original_score: float
-    best_score: float
-    history: pd.DataFrame
-    stopped: str
-    judge_calls: int = 0
-    reflection_calls: int = 0
-    known: int = 0
-    tokens: int | None = None
-    cost: float | None = None
-    failures: int = 0
-    reflection_failures: int = 0
-    evidence: dict[str, list[str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def optimise(
@@ -120,50 +71,8 @@ def optimise(
         to the end. None: as many as it takes.
     """
     chosen = settings or Settings()
-    ascent = _Ascent(original, train, dev, scale, fields, ask, reflect, seed, chosen, on_step)
-    ascent.left = left or ascent.left
+    ascent = _Ascent(original, train, dev, scale, fields, ask, reflect, seed, chosen, on_step, left)
     return ascent.climb()
-
-
-def summed_up(
-    board: Scoreboard,
-    moves: Moves,
-    original: Candidate,
-    best: Candidate,
-    rows: list[dict[str, Any]],
-    stopped: str,
-) -> Optimised:
-    """What a run found and spent."""
-    tokens, costs = moves.tokens + board.tokens, moves.costs + board.costs
-    return Optimised(
-        best=best,
-        original_score=board.score(original)[0],
-        best_score=board.score(best)[0],
-        history=pd.DataFrame(rows),
-        stopped=stopped,
-        judge_calls=board.calls,
-        reflection_calls=moves.calls,
-        known=board.known + moves.known,
-        tokens=sum(tokens) if tokens else None,
-        cost=sum(costs) if costs else None,
-        failures=board.failures,
-        reflection_failures=moves.failures,
-        evidence={rule: moves.evidence.get(rule, []) for rule in best.rules},
-    )
-
-
-def state_after(
-    step: int, board: Scoreboard, moves: Moves, best: Candidate, score: float
-) -> dict[str, Any]:
-    """What is told of a run after each step."""
-    return {
-        "step": step,
-        "best_score": score,
-        "calls": board.calls,
-        "reflections": moves.calls,
-        "failures": board.failures,
-        "best": best.text,
-    }
 
 
 def most_calls(
@@ -210,10 +119,11 @@ class _Ascent:
         reflect: Reflect,
         seed: int,
         settings: Settings,
-        on_step: Callable[[dict[str, Any]], None] | None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+        left: Callable[[], float] | None = None,
     ) -> None:
         self.original, self.train = original, list(train)
-        self.settings, self.on_step = settings, on_step
+        self.settings, self.on_step, self.left = settings, on_step, left
         self.moves = Moves(reflect, scale, fields, seed=seed)
         chosen = self.moves.stratified(dev, settings.max_dev)
         # A small dev set alone cannot tell candidates apart, so train helps it out.
@@ -226,7 +136,6 @@ class _Ascent:
             class_weight=settings.class_weight,
             max_failure_share=settings.max_failure_share,
         )
-        self.left: Callable[[], float] = lambda: math.inf
         self.pool: dict[str, Candidate] = {}
         self.rows: list[dict[str, Any]] = []
 
@@ -298,7 +207,7 @@ class _Ascent:
         Verdicts that waver differ on many items in both directions, and that some more of these
         fall to one's side says little; one that differs only for the better is better.
         """
-        gains = [self.board.gain(one, other, [item]) for item in self.board.items]
+        gains = [self.board.gain(one, other, item) for item in self.board.items]
         total = sum(map(self.board.weight, self.board.items))
         return is_steady((self.score(one) - self.score(other)) * total, gains)
 
@@ -355,18 +264,20 @@ class _Ascent:
         tried = left_out(candidate, self.board, self.moves, most, most)
         trials = [trial for trial in tried if trial.item.trace_id in ids]
         for child in prunings(candidate, trials, drop_idle=False):
+            self.affordable([child], [len(items)])
             self.board.judge((child, item) for item in items)
-            gains = [self.board.gain(child, candidate, [item]) for item in recent]
+            gains = [self.board.gain(child, candidate, item) for item in recent]
             if is_steady(sum(gains), gains):
                 self.retire(child, candidate, ids)
                 self.enter([child], 0, self.score(candidate))
                 return
 
     def retire(self, revised: Candidate, before: Candidate, recent: set[str]) -> None:
+        """Take out the earlier labels that ``before`` gets right and ``revised`` does not."""
         old = {
             item.trace_id
             for item in self.board.items
-            if item.trace_id not in recent and self.board.gain(revised, before, [item]) < 0
+            if item.trace_id not in recent and self.board.gain(revised, before, item) < 0
         }
         self.board.items = [item for item in self.board.items if item.trace_id not in old]
         self.train = [item for item in self.train if item.trace_id not in old]
@@ -405,8 +316,14 @@ class _Ascent:
         self.enter_dropped([c for c in candidates if c not in alive], step)
 
     def affordable(self, candidates: list[Candidate], heats: Sequence[int]) -> list[Candidate]:
-        """As many of the candidates, the first ones, as can be scored with the calls left."""
-        left = self.left()
+        """As many of the candidates, the first ones, as can be scored with the calls left.
+
+        Raises
+        ------
+        BudgetError
+            Where that is none.
+        """
+        left = self.left() if self.left else math.inf
         for many in range(len(candidates), 0, -1):
             # As in `race`: after each heat half of them go on.
             if sum(max(1, many >> n) * size for n, size in enumerate(heats)) <= left:
@@ -437,23 +354,9 @@ class _Ascent:
             score, accuracy = self.board.score(candidate)
             if not math.isnan(score):
                 self.pool[candidate.key] = candidate
-            self.rows.append(self.row(candidate, step, score, accuracy, to_beat))
+            best = step == 0 or score > to_beat + 1e-9
+            self.rows.append(row(step, candidate, score, accuracy, self.board, best=best))
 
     def enter_dropped(self, candidates: Sequence[Candidate], step: int) -> None:
         for candidate in candidates:
-            self.rows.append(self.row(candidate, step, math.nan, math.nan, math.inf))
-
-    def row(
-        self, candidate: Candidate, step: int, score: float, accuracy: float, to_beat: float
-    ) -> dict[str, Any]:
-        return {
-            "step": step,
-            "origin": candidate.origin,
-            "rules": len(candidate.rules),
-            "examples": len(candidate.examples),
-            "dev_score": score,
-            "dev_accuracy": accuracy,
-            "added_words": candidate.added_words,
-            "best": step == 0 or score > to_beat + 1e-9,
-            "calls": self.board.calls,
-        }
+            self.rows.append(row(step, candidate, math.nan, math.nan, self.board, best=False))

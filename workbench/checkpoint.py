@@ -17,7 +17,7 @@ from workbench.cache import cache_directory
 from workbench.progress import say
 
 if TYPE_CHECKING:
-    from workbench.ascent import Optimised
+    from workbench.optimised import Optimised
 
 
 class Checkpoint:

@@ -24,7 +24,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench import harness, logbook, looks
 from workbench.ancestry import earlier_alignments
-from workbench.ascent import Settings
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.calls import run
@@ -37,6 +36,7 @@ from workbench.leaderboard import Entry, Later, OptimizerComparison, adjusted, r
 from workbench.lineup import examples_shown, few_shot, lineup, majority
 from workbench.metering import metering, without_dspy_answers
 from workbench.metrics import compare
+from workbench.optimised import Settings
 from workbench.pairing import Groups, Pairs, Split, dataset_digest
 from workbench.preflight import check_pairs, forecast_of, probed, to_keep
 from workbench.progress import say

@@ -15,11 +15,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workbench.ascent import Optimised, Settings, state_after, summed_up
 from workbench.candidate import Candidate
 from workbench.coefficients import wilson
 from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.moves import CRITERIA, EVERYTHING, SUSPECTS, Moves, Reflect, have_reasons, strongest
+from workbench.optimised import Optimised, Settings, row, state_after, summed_up
 from workbench.pruning import harmful, left_out
 from workbench.reflection import Item
 from workbench.scale import Scale
@@ -75,7 +75,7 @@ def crossfit(
             "The judge gave no usable verdict on the labelled items, so there is nothing to "
             "improve on. Look at workbench.assess(judge).failures."
         )
-    rows = [_row(0, original, before, accuracy, board, best=True)]
+    rows = [row(0, original, before, accuracy, board, best=True)]
 
     def done(best: Candidate, stopped: str, *notes: str) -> Optimised:
         found = summed_up(board, moves, original, best, rows, stopped)
@@ -88,7 +88,7 @@ def crossfit(
         arms.remove(CRITERIA)
     if left is not None:
         # No more kinds than can be scored, and what is best of them at the end.
-        while arms and _needed(arms, len(board.items)) > left():
+        while arms and _needed(arms, len(board.items), len(original.rules)) > left():
             arms.pop()
         if not arms:
             return done(original, "the budget is spent")
@@ -100,7 +100,7 @@ def crossfit(
         for arm in arms:
             score, right, n = scored[arm]
             child = made[arm][-1]
-            rows.append(_row(1, child, score, right / n if n else math.nan, board, best=False))
+            rows.append(row(1, child, score, right / n if n else math.nan, board, best=False))
         arm = max(arms, key=lambda one: scored[one][0])
         score, right, n = scored[arm]
         child = made[arm][-1]
@@ -131,9 +131,10 @@ def crossfit(
     return found
 
 
-def _needed(arms: Sequence[str], items: int) -> int:
+def _needed(arms: Sequence[str], items: int, rules: int) -> int:
     """Calls of both models to try these kinds of candidates, and what is best of them."""
-    return (len(arms) + 1) * items + (FOLDS + 1) * (1 + (CRITERIA in arms))
+    reflections = (FOLDS + 1) * (1 + (CRITERIA in arms))
+    return (len(arms) + 1 + min(SUSPECTS, rules)) * items + reflections
 
 
 def most_calls(items: int, rules: int = 0) -> tuple[int, int]:
@@ -233,19 +234,3 @@ def _out_of_fold(
     if not weights:
         return -math.inf, 0, 0
     return earned / weights - board.price(candidates[-1]), right, n
-
-
-def _row(
-    step: int, candidate: Candidate, score: float, accuracy: float, board: Scoreboard, *, best: bool
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "origin": candidate.origin,
-        "rules": len(candidate.rules),
-        "examples": len(candidate.examples),
-        "dev_score": score,
-        "dev_accuracy": accuracy,
-        "added_words": candidate.added_words,
-        "best": best,
-        "calls": board.calls,
-    }

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from workbench.ascent import Settings
 from workbench.ascent import most_calls as ascent_calls
 from workbench.budget import ASSUMED_OUTPUT, Budget
 from workbench.candidate import Candidate
 from workbench.crossfit import FEW
 from workbench.crossfit import most_calls as crossfit_calls
 from workbench.judge import Verdict
+from workbench.optimised import Settings
 from workbench.prices import cost
 from workbench.reflection import MOST_RULES, TASK, Case, Request
 from workbench.scale import Scale

@@ -15,13 +15,13 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench import foreign
 from workbench.ancestry import Earlier
-from workbench.ascent import Optimised
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judge import Verdict, fingerprint
 from workbench.metrics import AnnotatorAgreement, annotator_agreement
+from workbench.optimised import Optimised
 from workbench.pairing import Groups, Pairs, Split, pair
 from workbench.reflection import Item
 from workbench.scale import ABSTAIN

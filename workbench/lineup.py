@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench.ascent import Settings
 from workbench.candidate import Candidate, WorkedExample
 from workbench.errors import ArgumentError
 from workbench.judge import options, with_instructions
+from workbench.optimised import Settings
 from workbench.pairing import Pairs
 from workbench.simba import SIMBA, judge_fields
 from workbench.traces import Example

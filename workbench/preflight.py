@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.ascent import Settings
 from workbench.budget import ASSUMED_OUTPUT, Budget
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
 from workbench.forecast import Forecast, forecast
 from workbench.judge import Verdict
+from workbench.optimised import Settings
 from workbench.pairing import Pairs, Split
 from workbench.prices import cost
 from workbench.receipt import Receipt

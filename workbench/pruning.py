@@ -56,7 +56,7 @@ def left_out(
         ]
     board.judge((without[rule], item) for rule, item, _ in wanted)
     return [
-        Trial(rule, item, board.gain(without[rule], candidate, [item]), stands_for)
+        Trial(rule, item, board.gain(without[rule], candidate, item), stands_for)
         for rule, item, stands_for in wanted
     ]
 

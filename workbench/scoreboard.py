@@ -171,13 +171,10 @@ class Scoreboard:
             return 0.0 if self.opinion(self.original, item) else None
         return credit(self.scale, verdict.value, item.label)
 
-    def gain(self, child: Candidate, parent: Candidate, items: Sequence[Item]) -> float:
-        """Weighted credit that the child earns on the items beyond its parent."""
-        return sum(
-            self.weight(item)
-            * ((self.earned(child, item) or 0.0) - (self.earned(parent, item) or 0.0))
-            for item in items
-        )
+    def gain(self, child: Candidate, parent: Candidate, item: Item) -> float:
+        """Weighted credit that the child earns on the item beyond its parent."""
+        mine, before = (self.earned(one, item) or 0.0 for one in (child, parent))
+        return self.weight(item) * (mine - before)
 
     def score(
         self, candidate: Candidate, items: Sequence[Item] | None = None

@@ -46,8 +46,8 @@ item that a candidate shows as a worked example counts as the original judged it
 Nothing of D is shown to the reflection model or in an example. A may hold items that rules were
 made from (of 50 labels most of it does), which favours rules that fit them by heart. The score
 on A that is shown while it learns ("best dev score") is therefore no estimate of how the judge
-will do; `workbench.align` scores the result on held-out items that no
-part of this has seen, and the figure to quote is that one.
+will do; `workbench.align` scores the result on held-out items that no part of this has seen, and
+the figure to quote is that one.
 
 P is there for judges that waver: where a verdict is wrong by chance, the disagreements show what
 chance picked, while the reasons that people gave on all items still say what they go by. As
@@ -66,11 +66,10 @@ number of values where these have no order (`most_calls`). Usual is a small part
 calls for 50 labels and 510 for 200 in the simulation of ``tests/benchmarks/bench_simba.py`` (a
 judge that is wrong systematically). All calls of a heat run together, so a step takes about six
 times the latency of the model. Verdicts of the original judge that are known already, and answers
-in the cache, are not paid again. ``budget=`` ends the
-loop before the first call that would exceed it, with the best candidate until then, and no more
-candidates race than can be scored to the end with what is left; an answer in
-the cache is charged with what it cost when it was paid for, so that a run that is repeated or
-resumed takes the same course.
+in the cache, are not paid again. ``budget=`` ends the loop before the first call that would exceed
+it, with the best candidate until then, and no more candidates race than can be scored to the end
+with what is left; an answer in the cache is charged with what it cost when it was paid for, so that
+a run that is repeated or resumed takes the same course.
 
 How it differs from dspy's SIMBA
 --------------------------------
@@ -100,7 +99,7 @@ from typing import Any, Literal
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
-from workbench.ascent import Optimised, Settings, optimise
+from workbench.ascent import optimise
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.calls import Session, check_measurable, run_many
@@ -111,8 +110,10 @@ from workbench.crossfit import FEW, crossfit
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.forecast import announcement, forecast
 from workbench.judge import Verdict, fingerprint, options, scale_of, with_instructions
+from workbench.optimised import Optimised, Settings
 from workbench.prices import cost
 from workbench.progress import bar, say
+from workbench.receipt import Receipt
 from workbench.reflection import Case, Item, Reflection, Reflector, Request
 from workbench.scale import Scale
 from workbench.splits import default_groups, stratified
@@ -361,7 +362,7 @@ class _Asking:
         )
         self.judges: dict[str, Judge] = {original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
-        self.said: list[Verdict] = []
+        self.paid = Receipt(0)
 
     def verdicts(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         self._check()
@@ -385,21 +386,19 @@ class _Asking:
         )
         for index, verdict in zip(open_, fresh, strict=True):
             found[index] = verdict
-        self.said += fresh
+        for verdict in fresh:
+            self.paid += verdict.receipt or Receipt(0)
         return [verdict for verdict in found if verdict is not None]
 
     def left(self) -> float:
         """Judge calls that the budget still allows, by what those until now have used."""
-        told = [v.receipt for v in self.said if v.receipt is not None and v.receipt.calls]
-        calls = sum(receipt.calls for receipt in told)
-        left = self.budget.left
-        if calls and self.budget.tokens is not None:
-            used = sum(receipt.tokens for receipt in told) / calls
-            left = min(left, self.budget.left_tokens / max(1, used))
-        if calls and self.budget.usd is not None:
+        left, paid = self.budget.left, self.paid
+        if self.budget.tokens is not None and paid.tokens:
+            left = min(left, self.budget.left_tokens * paid.calls / paid.tokens)
+        if self.budget.usd is not None:
             model = str(getattr(self.judge, "model", None) or "")
-            usd = sum(cost(model, r.read, r.written) or 0.0 for r in told) / calls
-            left = min(left, self.budget.left_usd / usd) if usd else left
+            usd = cost(model, paid.read, paid.written)
+            left = min(left, self.budget.left_usd * paid.calls / usd) if usd else left
         return left
 
     def rules(self, requests: Sequence[Request], step: int) -> list[Reflection]:
