@@ -13,8 +13,8 @@ from mlflow.entities import AssessmentSource
 import workbench
 from workbench.adjudication import VOTES_KEY
 from workbench.errors import ArgumentError, PairingError, ScaleError, StoreError
+from workbench.labelled import labelled_items
 from workbench.labels import decision_feedback, label_records
-from workbench.simba import labelled_items
 from workbench.store import fetch_traces
 
 NAME = "quality"

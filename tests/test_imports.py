@@ -37,7 +37,7 @@ LAYERS = {
     ],
     "simba": [
         "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "optimised",
-        "pruning", "ascent", "crossfit", "checkpoint", "forecast", "simba",
+        "pruning", "ascent", "crossfit", "checkpoint", "forecast", "labelled", "simba",
     ],
     "alignment": [
         "watch", "ancestry", "looks", "preflight", "gate", "metering", "foreign", "harness",

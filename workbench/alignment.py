@@ -21,6 +21,7 @@ from workbench.errors import ArgumentError, one_of
 from workbench.foreign import requests_of_a_verdict
 from workbench.gate import Gate, Status, decide, majority_note
 from workbench.judge import fingerprint, options
+from workbench.labelled import labelled_items
 from workbench.logbook import Logbook, write_before_test
 from workbench.looks import Looks, looks, marks
 from workbench.metrics import (
@@ -33,7 +34,7 @@ from workbench.pairing import Groups, Pairs, Split, dataset_digest
 from workbench.preflight import check_pairs, preflight, probed, to_keep
 from workbench.progress import say
 from workbench.rendering import html_table
-from workbench.simba import SIMBA, labelled_items
+from workbench.simba import SIMBA
 from workbench.traces import Example, examples, item_digest
 from workbench.watch import Run, Watch
 

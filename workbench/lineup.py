@@ -13,9 +13,10 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.candidate import Candidate, WorkedExample
 from workbench.errors import ArgumentError
 from workbench.judge import options, with_instructions
+from workbench.labelled import judge_fields
 from workbench.optimised import Settings
 from workbench.pairing import Pairs
-from workbench.simba import SIMBA, judge_fields
+from workbench.simba import SIMBA
 from workbench.traces import Example
 
 if TYPE_CHECKING:

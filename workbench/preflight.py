@@ -16,12 +16,12 @@ from workbench.calls import run
 from workbench.errors import ModelError, TooFewPairsError
 from workbench.forecast import Forecast, forecast
 from workbench.judge import Verdict
+from workbench.labelled import MINIMUM_LABELS, judge_fields
 from workbench.optimised import Settings
 from workbench.pairing import Pairs, Split
 from workbench.prices import cost
 from workbench.receipt import Receipt
 from workbench.reflection import Case, Item
-from workbench.simba import MINIMUM_LABELS, judge_fields
 from workbench.traces import Example
 
 if TYPE_CHECKING:
