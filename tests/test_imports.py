@@ -32,8 +32,8 @@ LAYERS = {
     ],
     "labelling": [
         "actions", "agenda", "answers", "asking", "contents", "deciding", "draws", "evidence",
-        "labelling", "ordering", "rereading", "reviews", "saving", "showing", "standing", "tally",
-        "writing",
+        "labelling", "ordering", "protocol", "rereading", "reviews", "saving", "share", "showing",
+        "soon", "standing", "tally", "writing",
     ],
     "simba": [
         "candidate", "rulelists", "reflection", "grouping", "moves", "scoreboard", "optimised",

@@ -159,7 +159,7 @@ def test_the_kernel_does_not_wait_for_a_store_that_does_not_answer(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told at once, and the queue comes later."""
-    monkeypatch.setattr("workbench.labelling._PATIENCE", 0.1)
+    monkeypatch.setattr("workbench.soon._PATIENCE", 0.1)
     imported(3)
     view = begin()
     go, real = threading.Event(), LabelSession._fetch

@@ -217,7 +217,7 @@ def test_a_locked_database_delays_and_loses_nothing(store: str) -> None:
 
 def test_reading_does_not_hold_up_the_kernel(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that does not answer is told soon, and the items come when it does."""
-    monkeypatch.setattr("workbench.labelling._PATIENCE", 0.2)
+    monkeypatch.setattr("workbench.soon._PATIENCE", 0.2)
     session, told = session_on()
     lock = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")

@@ -26,25 +26,21 @@ from workbench.actions import Action
 from workbench.adjudication import Difference, differences, disagreements, new_decision, told_scale
 from workbench.answers import LabelQuestion
 from workbench.contents import content
-from workbench.errors import ArgumentError, ScaleError, WorkbenchError
+from workbench.errors import ArgumentError, ScaleError
 from workbench.labels import Decision, decision_feedback, decision_records
+from workbench.protocol import AROUND, PROTOCOL, answered, read_actions, unsaved, wanted
 from workbench.rubrics import rubric_history
 from workbench.saving import Job, Saver, TraceGone
 from workbench.scale import ABSTAIN, Scale
+from workbench.showing import Message
+from workbench.soon import Soon
 from workbench.standing import ACTION_KEY, UNDONE, assessment_id, who_and_what
 from workbench.traces import as_example
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-PROTOCOL = 1
-
-_AROUND = (10, 50)
-_MOST_WANTED = 500
-
 _log = logging.getLogger(__name__)
-
-Message = dict[str, Any]
 
 
 @dataclass
@@ -121,6 +117,7 @@ class DecisionSession:
         self._refused: dict[str, tuple[Action, str]] = {}
         self._history: list[tuple[str, str]] = []
         self._trouble = ""
+        self._soon = Soon(self._tell)
         self._saver = Saver(self)
         self._load(fetched)
 
@@ -165,9 +162,9 @@ class DecisionSession:
         """The first open item, else the first that was put off, else the number of items."""
         with self._lock:
             marks = [self._mark(item) for item in self._items.values()]
-        for wanted in ("open", "skipped"):
-            if wanted in marks:
-                return marks.index(wanted)
+        for mark in ("open", "skipped"):
+            if mark in marks:
+                return marks.index(mark)
         return len(marks)
 
     @property
@@ -205,34 +202,24 @@ class DecisionSession:
         An item has besides ``voices``: ``[{"annotator", "value", "rationale",
         "earlier_rubric"}]``, the labels in words, and ``decided_by``, None while it is open.
         """
-        kind = message.get("type") if isinstance(message, Mapping) else None
-        try:
-            if kind == "hello":
-                answers = self._act(message.get("pending") or [])
-                return [self._shown(max(0, self.position - _AROUND[0]), sum(_AROUND)), *answers]
-            if kind == "want":
-                return [self._want(message)]
-            if kind == "act":
-                return self._act(message.get("actions"))
-            if kind == "refresh":
-                return self.refresh()
-        except WorkbenchError as error:
-            return [_problem(str(error), kind)]
-        except Exception as error:
-            # A store that cannot be read must not end the session; it is told and tried again.
-            _log.debug("a message could not be answered", exc_info=True)
-            return [_problem(f"This could not be done: {store.told(error)}", kind)]
-        return [_problem(f"A message of type {kind!r:.80} is not known.", kind)]
+        return answered(
+            message,
+            {
+                "hello": self._hello,
+                "want": lambda m: self._shown(*wanted(m)),
+                "act": lambda m: self._act(m.get("actions")),
+                "refresh": lambda _: self._soon(self.refresh, "refresh"),
+            },
+        )
 
-    def _want(self, message: Mapping[str, Any]) -> Message:
-        start: Any = message.get("start")
-        count: Any = message.get("count", 1)
-        for given in (start, count):
-            if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-                raise ArgumentError(f"start and count must be counts, not {given!r:.40}.")
-        return self._shown(start, min(count, _MOST_WANTED), full=message.get("full") is True)
+    def _hello(self, message: Mapping[str, Any]) -> list[Message]:
+        answers = self._act(message.get("pending") or [])
+        return [*self._shown(max(0, self.position - AROUND[0]), sum(AROUND)), *answers]
 
-    def _shown(self, start: int, count: int, *, full: bool = False) -> Message:
+    def _shown(self, start: int, count: int, full: bool = False) -> list[Message]:
+        return self._soon(lambda: [self._items_at(start, count, full=full)], "want")
+
+    def _items_at(self, start: int, count: int, *, full: bool) -> Message:
         with self._lock:
             items = list(self._items.values())[start : start + count]
         loaded = store.load_spans(self._client, [item.info for item in items])
@@ -292,27 +279,19 @@ class DecisionSession:
     # -- what is decided ----------------------------------------------------------------
 
     def _act(self, raw: Any) -> list[Message]:
-        if not isinstance(raw, list):
-            raise ArgumentError(f"actions must be a list, not {raw!r:.80}.")
-        answers: list[Message] = []
         with self._lock:
-            for one in raw:
-                try:
-                    action = Action.parse(one)
-                except ArgumentError as error:
-                    key = one.get("id") if isinstance(one, Mapping) else None
-                    ids = [key] if isinstance(key, str) else []
-                    answers.append(_unsaved(ids, str(error), retry=False))
-                    continue
-                answers += self._take(action)
-        return answers
+            return [
+                answer
+                for one in read_actions(raw)
+                for answer in (self._take(one) if isinstance(one, Action) else [one])
+            ]
 
     def _take(self, action: Action) -> list[Message]:
         status = self._actions.get(action.id)
         if status == "saved":
             return [self._saved(action.id, action.trace_id)]
         if status == "refused":
-            return [_unsaved([action.id], self._refused[action.id][1], retry=False)]
+            return [unsaved([action.id], self._refused[action.id][1], retry=False)]
         if status == "waiting":
             return []
         try:
@@ -334,7 +313,7 @@ class DecisionSession:
         if item is not None:
             item.waiting.append(action)
         self._saver.put(Job(action.id, action.trace_id, job))
-        return [_unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
+        return [unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
 
     def _aimed(self, action: Action) -> Action:
         """The undo with the action that it takes back, by default the last one."""
@@ -420,7 +399,7 @@ class DecisionSession:
         with self._lock:
             waiting = [a.id for item in self._items.values() for a in item.waiting]
             self._trouble = f"Not saved yet: {error}. It is tried again."
-            message = _unsaved(waiting, self._trouble, retry=True)
+            message = unsaved(waiting, self._trouble, retry=True)
         self._tell(message)
 
     def refused(self, job: Job, error: str) -> None:
@@ -444,7 +423,7 @@ class DecisionSession:
     def _refuse(self, action: Action, error: str) -> Message:
         self._actions[action.id] = "refused"
         self._refused[action.id] = (action, error)
-        return _unsaved([action.id], error, retry=False)
+        return unsaved([action.id], error, retry=False)
 
     def _saved(self, key: str, trace_id: str) -> Message:
         item = self._items.get(trace_id)
@@ -531,11 +510,3 @@ class DecisionSession:
 
 def _name(judge_or_name: Judge | str) -> str:
     return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
-
-
-def _unsaved(ids: Sequence[str], error: str, *, retry: bool) -> Message:
-    return {"type": "unsaved", "ids": list(ids), "error": error, "retry": retry}
-
-
-def _problem(error: str, about: Any) -> Message:
-    return {"type": "problem", "error": error, "about": str(about)[:80] if about else None}

@@ -13,8 +13,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,22 +25,23 @@ from workbench.actions import Action
 from workbench.agenda import RECENT, Agenda
 from workbench.answers import LabelQuestion
 from workbench.asking import asked, with_rubric
-from workbench.assignment import Assignment
 from workbench.contents import Contents
-from workbench.errors import ArgumentError, ScaleError, WorkbenchError
+from workbench.errors import ArgumentError, ScaleError
 from workbench.feedback import now_ms
+from workbench.protocol import AROUND, PROTOCOL, answered, problem, read_actions, unsaved, wanted
 from workbench.rereading import Rereader
 from workbench.reviews import QueueKeeper, ReviewQueue
 from workbench.rubrics import RubricHistory, rubric_history
 from workbench.saving import Job, Saver
 from workbench.scale import Scale
+from workbench.share import Assign, Work, work_of
 from workbench.showing import Message, done_json, item_json
+from workbench.soon import Soon
 from workbench.standing import (
     CLOCK_KEY,
     SECONDS_KEY,
     Standing,
     folded,
-    same_person,
     who_and_what,
 )
 from workbench.tally import label_table, refused_table, summary_table
@@ -51,13 +50,6 @@ from workbench.writing import KeptLabelError, Recorder, Revealed
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
-
-PROTOCOL = 1
-
-_AROUND = (10, 50)
-_MOST_WANTED = 500
-_PATIENCE = 2.0
-_HURRIED = 0.05
 
 _FIXED = 60
 """Items ahead of the annotator that keep their places when the order is made again: as many as
@@ -69,16 +61,6 @@ _LATE_MS = 5_000
 _TOLD_BACK = 20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    """What there is to label: the annotator's traces, their batches, and whether those that are
-    not among them are no longer the annotator's."""
-
-    infos: dict[str, TraceInfo]
-    batches: Mapping[str, int]
-    is_share: bool
 
 
 @dataclass(frozen=True)
@@ -180,7 +162,7 @@ class LabelSession:
         order: str = "random",
         seed: int = 0,
         random_share: float | None = None,
-        assign: Assignment | Callable[[list[str]], Iterable[str]] | None = None,
+        assign: Assign | None = None,
         reveal: bool = False,
         title: str = "",
         scale: Scale | None = None,
@@ -226,7 +208,7 @@ class LabelSession:
         self._history: list[tuple[str, str]] = []
         self._contents = Contents(self._client)
         self._trouble = ""
-        self._late = 0
+        self._soon = Soon(self._tell)
         self._sent = 0
         self._stamp = 0
         self._acted_at = -1
@@ -328,28 +310,21 @@ class LabelSession:
     def receive(self, message: Any) -> list[Message]:
         """Take one message of the view and answer it (see the class). Never raises for what the
         message holds."""
-        kind = message.get("type") if isinstance(message, Mapping) else None
-        try:
-            if kind == "hello":
-                return self._hello(message)
-            if kind == "want":
-                return self._want(message)
-            if kind == "act":
-                return self._act(message.get("actions"))
-            if kind == "reveal":
-                return self._reveal(message.get("trace_id"))
-            if kind == "refresh":
-                return self._soon(self.refresh, "refresh")
-            if kind == "offer_again":
-                ids = _trace_ids(message.get("trace_ids"))
-                return self._soon(lambda: self.offer_again(ids), "offer_again")
-        except WorkbenchError as error:
-            return [_problem(str(error), kind)]
-        except Exception as error:
-            # A store that cannot be read must not end the session; it is told and tried again.
-            _log.debug("a message could not be answered", exc_info=True)
-            return [_problem(f"This could not be done: {store.told(error)}", kind)]
-        return [_problem(f"A message of type {kind!r:.80} is not known.", kind)]
+        return answered(
+            message,
+            {
+                "hello": self._hello,
+                "want": lambda m: self._shown(*wanted(m)),
+                "act": lambda m: self._act(m.get("actions")),
+                "reveal": lambda m: self._reveal(m.get("trace_id")),
+                "refresh": lambda _: self._soon(self.refresh, "refresh"),
+                "offer_again": self._offered_again,
+            },
+        )
+
+    def _offered_again(self, message: Mapping[str, Any]) -> list[Message]:
+        ids = _trace_ids(message.get("trace_ids"))
+        return self._soon(lambda: self.offer_again(ids), "offer_again")
 
     def _hello(self, message: Mapping[str, Any]) -> list[Message]:
         pending = message.get("pending")
@@ -357,54 +332,13 @@ class LabelSession:
         if self._rereader is not None:
             self._rereader.start()
         try:
-            start = max(0, self.position - _AROUND[0])
-            return [*self._shown(start, sum(_AROUND)), *answers]
+            start = max(0, self.position - AROUND[0])
+            return [*self._shown(start, sum(AROUND)), *answers]
         except Exception as error:
-            return [*answers, _problem(f"Items cannot be read: {store.told(error)}", "hello")]
+            return [*answers, problem(f"Items cannot be read: {store.told(error)}", "hello")]
 
-    def _want(self, message: Mapping[str, Any]) -> list[Message]:
-        start: Any = message.get("start")
-        count: Any = message.get("count", 1)
-        for given in (start, count):
-            if not isinstance(given, int) or isinstance(given, bool) or given < 0:
-                raise ArgumentError(f"start and count must be counts, not {given!r:.40}.")
-        return self._shown(start, min(count, _MOST_WANTED), full=message.get("full") is True)
-
-    def _shown(self, start: int, count: int, *, full: bool = False) -> list[Message]:
+    def _shown(self, start: int, count: int, full: bool = False) -> list[Message]:
         return self._soon(lambda: [self._items(start, count, full=full)], "want")
-
-    def _soon(self, work: Callable[[], list[Message]], about: str) -> list[Message]:
-        """What ``work`` answers; where the store takes its time, a problem, and the answer later.
-
-        MLflow tries for minutes before it says that a server is down, and the kernel must go on.
-        """
-        answer: Future[list[Message]] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(work())
-            except Exception as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=run, name=about, daemon=True).start()
-        try:
-            return answer.result(_HURRIED if self._late else _PATIENCE)
-        except FutureTimeoutError:
-            if answer.done():
-                # The store's own error, which bears the same name.
-                raise
-        self._late += 1
-        answer.add_done_callback(lambda done: self._arrived(done, about))
-        return [_problem(f"The store has not answered yet; {_LATER[about]}.", about)]
-
-    def _arrived(self, answer: Future[list[Message]], about: str) -> None:
-        self._late -= 1
-        error = answer.exception()
-        if error is None:
-            for message in answer.result():
-                self._tell(message)
-        else:
-            self._tell(_problem(f"The store cannot be read: {store.told(error)}", about))
 
     def _items(self, start: int, count: int, *, full: bool = False) -> Message:
         with self._lock:
@@ -440,27 +374,19 @@ class LabelSession:
     # -- what the annotator does --------------------------------------------------------
 
     def _act(self, raw: Any) -> list[Message]:
-        if not isinstance(raw, list):
-            raise ArgumentError(f"actions must be a list, not {raw!r:.80}.")
-        answers: list[Message] = []
         with self._lock:
-            for one in raw:
-                try:
-                    action = Action.parse(one)
-                except ArgumentError as error:
-                    key = one.get("id") if isinstance(one, Mapping) else None
-                    ids = [key] if isinstance(key, str) else []
-                    answers.append(_unsaved(ids, str(error), retry=False))
-                    continue
-                answers += self._take(action)
-        return answers
+            return [
+                answer
+                for one in read_actions(raw)
+                for answer in (self._take(one) if isinstance(one, Action) else [one])
+            ]
 
     def _take(self, action: Action) -> list[Message]:
         status = self._actions.get(action.id)
         if status == "saved":
             return [self._saved([action])]
         if status == "refused":
-            return [_unsaved([action.id], self._refused[action.id][1], retry=False)]
+            return [unsaved([action.id], self._refused[action.id][1], retry=False)]
         if status == "waiting":
             return []
         try:
@@ -479,7 +405,7 @@ class LabelSession:
             self._agenda.touch(action.trace_id)
         self._saver.put(Job(action.id, action.trace_id, job))
         self._plan_ahead(action)
-        return [_unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
+        return [unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
 
     def _job(self, action: Action) -> Callable[[], TraceInfo]:
         """What writes the action."""
@@ -577,7 +503,7 @@ class LabelSession:
         with self._lock:
             waiting = [action.id for action in self._agenda.waiting]
             self._trouble = f"Not saved yet: {error}. It is tried again."
-            message = _unsaved(waiting, self._trouble, retry=True)
+            message = unsaved(waiting, self._trouble, retry=True)
         self._tell(message)
 
     def refused(self, job: Job, error: str) -> None:
@@ -592,7 +518,7 @@ class LabelSession:
             else:
                 action = None
             if job.key.startswith("reveal "):
-                message = _problem(error, "reveal")
+                message = problem(error, "reveal")
             else:
                 made = action or Action(job.key, "save", job.trace_id)
                 message = self._refuse(made, error)
@@ -603,7 +529,7 @@ class LabelSession:
     def _refuse(self, action: Action, error: str) -> Message:
         self._actions[action.id] = "refused"
         self._refused[action.id] = (action, error)
-        return _unsaved([action.id], error, retry=False)
+        return unsaved([action.id], error, retry=False)
 
     def _saved(self, actions: Sequence[Action]) -> Message:
         ids = {action.trace_id for action in actions}
@@ -791,27 +717,8 @@ class LabelSession:
         with self._lock:
             return list(self._agenda.queue)
 
-    def _fetch(self) -> _Fetched:
-        assign = self._assign
-        if isinstance(self._traces, ReviewQueue) and assign is None:
-            share = self._traces.share_of(self.annotator)
-            infos = {i: share.infos[i] for i in share.trace_ids}
-            return _Fetched(infos, share.batches, is_share=True)
-        found = store.fetch_traces(self._traces, spans=False, experiment=self._experiment)
-        infos = {trace.info.trace_id: trace.info for trace in found}
-        if assign is None:
-            return _Fetched(infos, {}, is_share=False)
-        batches: dict[str, int] = {}
-        if isinstance(assign, Assignment):
-            ids = [
-                i
-                for i in infos
-                if any(same_person(self.annotator, who) for who in assign.annotators_of(i))
-            ]
-            batches = {i: assign.batch_of(i) for i in ids}
-        else:
-            ids = list(assign(list(infos)))
-        return _Fetched({i: infos[i] for i in ids if i in infos}, batches, is_share=True)
+    def _fetch(self) -> Work:
+        return work_of(self.annotator, self._traces, self._assign, self._experiment)
 
     def _rubric_history(self, name: str) -> RubricHistory:
         return rubric_history(name, experiment=self._experiment)
@@ -834,7 +741,7 @@ class LabelSession:
         if standing.undone:
             self._history = [one for one in self._history if one[0] not in standing.undone]
 
-    def _load(self, fetched: _Fetched) -> None:
+    def _load(self, fetched: Work) -> None:
         self._epoch = uuid.uuid4().hex
         self._add(fetched.infos, fetched.batches)
         self._agenda.consider(self._agenda.known(fetched.infos))
@@ -907,13 +814,6 @@ class LabelSession:
 # -- small readings -------------------------------------------------------------------------
 
 
-_LATER = {
-    "want": "the items come when it does",
-    "refresh": "the queue is read again when it does",
-    "offer_again": "they are offered again when it does",
-}
-
-
 def _trace_ids(raw: Any) -> list[str] | None:
     if raw is None or (isinstance(raw, list) and all(isinstance(one, str) for one in raw)):
         return raw
@@ -925,11 +825,3 @@ def _left_out(queue: ReviewQueue) -> tuple[str, ...]:
     if not names:
         return ()
     return (f"Not asked here, since they ask for expectations: {names}. Use MLflow's page.",)
-
-
-def _unsaved(ids: Sequence[str], error: str, *, retry: bool) -> Message:
-    return {"type": "unsaved", "ids": list(ids), "error": error, "retry": retry}
-
-
-def _problem(error: str, about: Any) -> Message:
-    return {"type": "problem", "error": error, "about": str(about)[:80] if about else None}

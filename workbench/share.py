@@ -1,0 +1,46 @@
+"""What there is to label for one annotator: which traces, in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlflow.entities import TraceInfo
+
+from workbench import store
+from workbench.assignment import Assignment
+from workbench.reviews import ReviewQueue
+from workbench.standing import same_person
+
+Assign = Assignment | Callable[[list[str]], Iterable[str]]
+"""Who labels what: an assignment, or a function from all trace ids to the annotator's."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The annotator's traces by id, the batch of each, and whether those that are not among them
+    are no longer the annotator's."""
+
+    infos: dict[str, TraceInfo]
+    batches: Mapping[str, int] = field(default_factory=dict)
+    is_share: bool = True
+
+
+def work_of(annotator: str, traces: Any, assign: Assign | None, experiment: str | None) -> Work:
+    """Read from the store what the annotator is to label.
+
+    ``traces`` as `workbench.store.fetch_traces` takes them, or a `workbench.review_queue`, whose
+    own shares hold where ``assign`` is None.
+    """
+    if isinstance(traces, ReviewQueue) and assign is None:
+        share = traces.share_of(annotator)
+        return Work({i: share.infos[i] for i in share.trace_ids}, share.batches)
+    found = store.fetch_traces(traces, spans=False, experiment=experiment)
+    infos = {trace.info.trace_id: trace.info for trace in found}
+    if assign is None:
+        return Work(infos, is_share=False)
+    if not isinstance(assign, Assignment):
+        return Work({i: infos[i] for i in assign(list(infos)) if i in infos})
+    own = [i for i in infos if any(same_person(annotator, who) for who in assign.annotators_of(i))]
+    return Work({i: infos[i] for i in own}, {i: assign.batch_of(i) for i in own})
