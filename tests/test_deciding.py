@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from typing import Any
 
 import mlflow
@@ -88,6 +90,24 @@ def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
     ]
     assert (items[0]["inputs"], items[0]["outputs"]) == ({"q": "a"}, "1")
     assert session().setup()["questions"][0]["values"][0] == {"value": "poor", "label": "poor"}
+
+
+def test_a_store_that_hangs_does_not_hold_up_the_kernel(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told soon, and the items come when it answers."""
+    one = session()
+    monkeypatch.setattr("workbench.soon._PATIENCE", 0.1)
+    go, load = threading.Event(), workbench.store.load_spans
+    monkeypatch.setattr("workbench.store.load_spans", lambda *given: (go.wait(20), load(*given))[1])
+    (problem,) = one.receive({"type": "want", "start": 0, "count": 2})
+    assert (problem["type"], problem["about"]) == ("problem", "want")
+    go.set()
+    wait_until = time.monotonic() + 20
+    while not one.told and time.monotonic() < wait_until:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    (items,) = one.told  # type: ignore[attr-defined]
+    assert [item["trace_id"] for item in items["items"]] == ids[:2]
 
 
 def test_a_decision_is_told_as_saved_when_the_store_has_it(ids: list[str]) -> None:

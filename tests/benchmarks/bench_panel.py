@@ -83,7 +83,7 @@ def main() -> int:
             for kernel in ("free", "standing still"):
                 with lab.notebook(browser, cells) as notebook:
                     notebook.run(0, 1)
-                    notebook.new_panel().holds(min(199, options.queue - 2))
+                    notebook.new_panel().holds(min(219, options.queue - 2))
                     if kernel != "free":
                         notebook.run(2, wait=False)
                     begun = time.monotonic()

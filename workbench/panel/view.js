@@ -8,7 +8,7 @@
 // What a trace holds is hostile. Nothing in this file parses HTML: text reaches the page as text
 // nodes and attributes that `h` sets one by one.
 
-const AHEAD = 200; // items held ahead of the one shown
+const AHEAD = 220; // items held ahead of the one shown
 const BEHIND = 60; // and behind it
 const ENOUGH = 8e6; // characters held ahead that are enough, however few items
 const STEP = 20000; // characters of one text shown at once
@@ -566,7 +566,7 @@ class Panel {
     this.seeking = false; // whether an item that is done is to be passed over when it arrives
     this.asked = null; // the items that were asked for: {start, count, at, wait}
     this.outbox = [];
-    this.heardOf = new Map(); // what was told as saved last, by trace: {stamp, done, skipped?}
+    this.lastSaved = new Map(); // by trace: {stamp, done, skipped?}
     this.spent = 0;
     this.alive = performance.now();
     this.since = null; // when the oldest action that is not saved was sent
@@ -671,7 +671,7 @@ class Panel {
     const current = this.items.get(this.position);
     for (const item of items ?? []) {
       // Read before what was told as saved since, though it comes after.
-      const later = this.heardOf.get(item.trace_id);
+      const later = this.lastSaved.get(item.trace_id);
       if (later && stamp < later.stamp) Object.assign(item, { done: later.done, skipped: later.skipped ?? item.skipped, again: false });
       this.items.set(item.position, item);
       this.sizes.set(item.position, JSON.stringify([item.inputs, item.outputs]).length);
@@ -691,7 +691,7 @@ class Panel {
   }
 
   onSaved({ ids, labelled, stamp }) {
-    for (const [trace, done] of Object.entries(labelled ?? {})) this.heardOf.set(trace, { stamp, done });
+    for (const [trace, done] of Object.entries(labelled ?? {})) this.lastSaved.set(trace, { stamp, done });
     for (const id of ids ?? []) {
       const action = this.pending.actions.get(id);
       this.pending.remove(id);
@@ -704,7 +704,7 @@ class Panel {
           item.skipped = stands.skipped;
           item.again = false;
         }
-        this.heardOf.set(action.trace_id, { stamp, done: stands.done, skipped: stands.skipped });
+        this.lastSaved.set(action.trace_id, { stamp, done: stands.done, skipped: stands.skipped });
         this.over.delete(action.trace_id);
       }
     }
