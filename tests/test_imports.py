@@ -40,8 +40,8 @@ LAYERS = {
         "pruning", "ascent", "crossfit", "checkpoint", "forecast", "labelled", "simba",
     ],
     "alignment": [
-        "watch", "ancestry", "looks", "preflight", "gate", "metering", "foreign", "harness",
-        "logbook", "alignment", "lineup",
+        "watch", "ancestry", "looks", "preflight", "gate", "metering", "foreign", "proposal",
+        "harness", "logbook", "alignment", "lineup",
     ],
     "registry": ["record", "registry"],
     "workspace": ["workspace"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,15 @@ from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.genai.judges import AlignmentOptimizer, Judge
 from mlflow.genai.judges.base import JudgeField
+from mlflow.genai.judges.optimizers import GEPAAlignmentOptimizer
 
 import workbench
 from workbench.cache import AnswerCache
 from workbench.calls import run
 from workbench.cli import main
-from workbench.errors import ReplayError
+from workbench.errors import ModelError, ReplayError
 from workbench.experiments import Ran, run_notebook
+from workbench.judge import with_instructions
 from workbench.tape import Player, recording, replaying
 from workbench.traces import Example
 
@@ -41,7 +44,7 @@ TABLE = pd.DataFrame([vars(item) for item in items(60, seed=1)]).drop(columns="t
 
 @pytest.fixture
 def elsewhere(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, store: str, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], None]]:
     """Makes this another machine: no key, no server named, an empty cache, a fresh store."""
 
@@ -50,6 +53,7 @@ def elsewhere(
         monkeypatch.delenv("WORKBENCH_MODEL", raising=False)
         monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
         monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "other-cache"))
+        shutil.copy(_empty_store, tmp_path / "other.db")
         uri = f"sqlite:///{tmp_path}/other.db"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)
@@ -211,42 +215,150 @@ def test_a_value_that_is_none_of_the_judges_is_told(tmp_path: Path) -> None:
         run(judge, [item])
 
 
-def test_no_model_is_called_in_any_other_way(
-    tmp_path: Path, store: str, loopback: Callable[..., Loopback]
-) -> None:
-    """A judge that is called directly, and optimizers that call models themselves."""
-    server = loopback()
-    judge = judge_of("openai:/m", base_url=server.url)
-    embedded = judge_of("offline:/rubric")
-    with recording(tmp_path / "a"):
-        run(judge, [Example("tr-1", {"q": 1}, "answer")])
-    asked = server.requests
+class Other(AlignmentOptimizer):
+    """An optimizer that asks the judge once and proposes what it is told to."""
 
-    class Other(AlignmentOptimizer):
-        def align(self, judge: Judge, traces: list[Any]) -> Judge:
-            judge(inputs={"q": 2}, outputs="b")
-            return judge
+    def __init__(self, text: str | None = None, *, wrapped: bool = False) -> None:
+        self.text, self.wrapped = text, wrapped
 
-    rows = TABLE.assign(label=TABLE["label"])
-    traces = workbench.import_traces(
-        rows,
+    def align(self, judge: Judge, traces: list[Any]) -> Judge:
+        judge(inputs={"message": "2"}, outputs="b")
+        if self.text is None:
+            raise RuntimeError("it fell over")
+        made = with_instructions(judge, self.text)
+        return Wrapped(name=judge.name, inner=made) if self.wrapped else made
+
+
+class Wrapped(Judge):
+    """A judge that holds more than instructions."""
+
+    inner: Any
+
+    @property
+    def instructions(self) -> str:
+        return str(self.inner.instructions)
+
+    @property
+    def feedback_value_type(self) -> Any:
+        return self.inner.feedback_value_type
+
+    def get_input_fields(self) -> list[JudgeField]:
+        return []
+
+    def __call__(self, *, inputs: Any = None, outputs: Any = None) -> Feedback:
+        found: Feedback = self.inner(inputs=inputs, outputs=outputs)
+        return found
+
+
+def labelled() -> workbench.Imported:
+    return workbench.import_traces(
+        TABLE,
         inputs="question",
         outputs="answer",
         labels={"ana": "label"},
         label_name="good",
         progress=False,
     )
+
+
+def test_no_model_is_called_in_any_other_way(
+    tmp_path: Path, store: str, loopback: Callable[..., Loopback]
+) -> None:
+    """A judge that is called directly, and an optimizer that was not recorded."""
+    server = loopback()
+    judge = judge_of("openai:/m", base_url=server.url)
+    embedded = judge_of("offline:/rubric")
+    with recording(tmp_path / "a"):
+        run(judge, [Example("tr-1", {"q": 1}, "answer")])
+    asked = server.requests
     with replaying(tmp_path / "a"):
         for one in (judge, embedded):
             with pytest.raises(Exception, match="where no model is called"):
                 one(inputs={"q": 2}, outputs="b")
+    traces = labelled()
     with recording(tmp_path / "b"):
         workbench.assess(embedded, traces, progress=False)
-        with pytest.warns(UserWarning, match="Other calls models by itself"):
-            workbench.align(embedded, traces, Other(), progress=False)
-    with replaying(tmp_path / "b"), pytest.raises(ReplayError, match="Other was about to call"):
-        workbench.align(embedded, traces, Other(), progress=False)
+        with pytest.warns(UserWarning, match="Other makes judges that hold more"):
+            workbench.align(embedded, traces, Other(TWICE, wrapped=True), progress=False)
+    with replaying(tmp_path / "b"), pytest.raises(ReplayError, match="What Other came to is not"):
+        workbench.align(embedded, traces, Other(TWICE, wrapped=True), progress=False)
     assert server.requests == asked
+
+
+TWICE = f"{INSTRUCTIONS}\n- Disregard friendliness."
+
+
+def test_what_another_optimizer_came_to_is_replayed(tmp_path: Path, store: str) -> None:
+    """Its judge, and the error that it ended with; with other settings it is another run."""
+    judge, traces = judge_of("offline:/rubric"), labelled()
+    path = tmp_path / "a"
+
+    def aligned(optimizer: AlignmentOptimizer) -> workbench.Alignment:
+        return workbench.align(judge, traces, optimizer, gate="none", progress=False)
+
+    with recording(path):
+        workbench.assess(judge, traces, progress=False)
+        before = aligned(Other(TWICE))
+        with pytest.raises(RuntimeError, match="it fell over"):
+            aligned(Other())
+    with replaying(path):
+        after = aligned(Other(TWICE))
+        with pytest.raises(ModelError, match="it fell over"):
+            aligned(Other())
+        with pytest.raises(ReplayError, match="What Other came to is not"):
+            aligned(Other("Is {{ outputs }} good?"))
+    assert after.judge.instructions == before.judge.instructions == TWICE
+    assert (after.calls, after.reason) == (before.calls, before.reason)
+
+
+@pytest.mark.parametrize("change", ['"instructions": 1', '"error": "x", "instructions": "y"'])
+def test_a_damaged_proposal_is_told(tmp_path: Path, store: str, change: str) -> None:
+    """With the number of its line."""
+    judge, traces = judge_of("offline:/rubric"), labelled()
+    path = tmp_path / "a"
+    with recording(path):
+        workbench.assess(judge, traces, progress=False)
+        workbench.align(judge, traces, Other(TWICE), progress=False)
+    told = json.dumps({"instructions": TWICE})[1:-1]
+    assert told in path.read_text()
+    path.write_text(path.read_text().replace(told, change))
+    with pytest.raises(ReplayError, match=r"Line \d+ of .*an optimizer"), replaying(path):
+        pass
+
+
+def test_a_comparison_is_replayed_to_the_same_table(
+    tmp_path: Path, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an optimizer of MLflow's, whose threads ask in an order of their own."""
+    path = tmp_path / "answers.jsonl"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("WORKBENCH_MODEL", "openai:/simulated")
+
+    def compared() -> tuple[pd.DataFrame, dict[str, str]]:
+        traces, judge = labelled(), judge_of()
+        workbench.assess(judge, traces, progress=False)
+        gepa = GEPAAlignmentOptimizer(model="openai:/simulated", max_metric_calls=30)
+        found = workbench.compare_optimizers(
+            judge,
+            traces,
+            {"SIMBA": workbench.SIMBA(progress=False), "GEPA": gepa, "other": Other()},
+            budget=400,
+            progress=False,
+        )
+        judges = {name: one.instructions for name, one in found.judges.items()}
+        return found.table.drop(columns="seconds"), judges
+
+    with Simulation() as server, recording(path):
+        monkeypatch.setenv("OPENAI_API_BASE", server.url)
+        before, judges = compared()
+    assert KEY not in path.read_text()
+    elsewhere()
+    with replaying(path):
+        after, same_judges = compared()
+    assert after.to_csv() == before.to_csv()
+    assert same_judges == judges
+    assert before.loc["GEPA", "judge calls"] > 10
+    assert before.loc["other", "status"] == "failed"
 
 
 def test_a_whole_trace_goes_by_its_content(

@@ -366,19 +366,30 @@ class Budget:
     def _price(self, model: str, read: int, written: int) -> float:
         return 0.0 if self.usd is None else cost(model, read, written) or 0.0
 
-    # -- what a recorded run spent in vain ------------------------------------------------
+    # -- what a recorded run spent -------------------------------------------------------
 
     def state(self) -> dict[str, float]:
         """What is spent, by the names of `amounts`."""
         return {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
 
-    def burn(self, paid: Mapping[str, Any]) -> None:
-        """Count what a recorded run paid without an answer; never an error."""
+    def burn(self, paid: Mapping[str, Any], *, known: int = 0) -> None:
+        """Count what a recorded run paid; never an error. ``known`` of its calls were not made."""
         told = amounts(paid)
         with self._settled:
             self.spent += int(told["calls"])
+            self.known += known
             self.spent_tokens += int(told["tokens"])
             self.spent_usd += told["cost"]
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether more was burnt than there was."""
+        spent = (
+            (self.limit, self.spent),
+            (self.tokens, self.spent_tokens),
+            (self.usd, self.spent_usd),
+        )
+        return any(limit is not None and used > limit for limit, used in spent)
 
     # -- in words -------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ from workbench.question import answers_from
 from workbench.receipt import Receipt
 from workbench.rendering import plain
 from workbench.simba import SIMBA
-from workbench.tape import active
+from workbench.tape import Line, Player, Recorder, active
 from workbench.traces import Example, examples, item_digest
 from workbench.watch import Place
 
@@ -321,9 +321,11 @@ class _Field:
         It is measured once, so that a comparison that is resumed does not pay for it again.
         """
         source = answers_from(judge.model, getattr(judge, "_base_url", None))
-        key = question_key("later", fingerprint(judge), source, item_digest(self.first))
+        about = fingerprint(judge), item_digest(self.first)
+        key = question_key("later", about[0], source, about[1])
+        tape = active()
         with AnswerCache() as cache:
-            lasting = is_cacheable(judge) and active() is None
+            lasting = is_cacheable(judge) and tape is None
             known = cache.get(key) if lasting else None
             if known is not None:
                 if budget is not None:
@@ -336,11 +338,25 @@ class _Field:
                 return Later()
             others = meter.embedding.requests + meter.reflection.requests
             later = Later(verdict.calls + others, meter.words or None, verdict.input_tokens)
+            if tape is not None:
+                return replace(
+                    later, words=_noted_words(tape, question_key("later", *about), later)
+                )
             if lasting:
                 paid = verdict.receipt or Receipt()
                 paid = replace(paid, calls=paid.calls + others)
                 cache.put(key, {**asdict(later), "paid": paid.to_dict()})
             return later
+
+
+def _noted_words(tape: Recorder | Player, key: str, later: Later) -> int | None:
+    """The words of a prompt, which nobody can count where none is written."""
+    if isinstance(tape, Player):
+        line = tape.find(key, 0)
+        return line.answer.get("words") if line else None
+    if later.words:
+        tape.keep(Line(key, 0, "measured", {}, {"words": later.words}, {}))
+    return later.words
 
 
 # -- what is logged ---------------------------------------------------------------------------

@@ -23,11 +23,10 @@ from workbench import store
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
 from workbench.errors import BudgetError, CancelledError
-from workbench.judge import with_instructions
+from workbench.judge import scrub, with_instructions
 from workbench.metering import KINDS, Meter, metering
 from workbench.pairing import Pairs, Split
 from workbench.reflection import _endpoint_options
-from workbench.tape import not_recorded
 from workbench.watch import CANCELLED
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ def learn(
         embedding model's answers were lost, whatever the optimizer made of that.
     """
     who = type(optimizer).__name__
-    not_recorded(who)
     traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
     scale = split.train.scale
     purse = budget or Budget()
@@ -95,7 +93,8 @@ def learn(
     if failure := meter.failure(who):
         raise failure
     if type(proposed) is InstructionsJudge:
-        proposed = with_instructions(judge, proposed.instructions)
+        # They are shown, logged and registered; a gateway may put into them what it was sent.
+        proposed = with_instructions(judge, scrub(proposed.instructions, judge))
     return proposed, meter
 
 

@@ -23,6 +23,7 @@ from workbench.judge import Verdict, fingerprint
 from workbench.metrics import AnnotatorAgreement, annotator_agreement
 from workbench.optimised import Optimised
 from workbench.pairing import Groups, Pairs, Split, pair
+from workbench.proposal import propose
 from workbench.reflection import Item
 from workbench.scale import ABSTAIN
 from workbench.simba import SIMBA
@@ -216,25 +217,17 @@ def learn(
             reflection_failures=found.reflection_failures,
             notes=(*found.notes, *_failure_notes(found)),
         )
-    proposed, spent = foreign.learn(
+    proposal = propose(
         judge,
         optimizer,
         split,
+        by_id,
         budget=Budget.of(budget),
         max_failure_share=0.05 if max_failure_share is None else max_failure_share,
         progress=progress,
         stop=watch.stop,
     )
-    return Learned(
-        judge=proposed,
-        calls=spent.judge.requests,
-        reflection_calls=spent.reflection.requests,
-        embedding_calls=spent.embedding.requests,
-        known=spent.judge.known + spent.reflection.known,
-        tokens=spent.tokens,
-        cost=spent.cost,
-        notes=spent.notes(type(optimizer).__name__),
-    )
+    return Learned(**vars(proposal))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from workbench.labelled import judge_fields
 from workbench.optimised import Settings
 from workbench.pairing import Pairs
 from workbench.simba import SIMBA
-from workbench.traces import Example
+from workbench.traces import Example, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -160,7 +160,14 @@ def few_shot(
     queues: dict[Any, list[dict[str, Any]]] = {
         label: [] for label in sorted(frequency, key=lambda one: (frequency[one], str(one)))
     }
-    for row in sorted(rows, key=lambda one: (not one["human_rationale"], _drawn(seed, one))):
+
+    def drawn(row: dict[str, Any]) -> tuple[bool, str, str]:
+        # By content, so that the same items are shown in every store.
+        of_item = f"{seed}:{item_digest(by_id[row['trace_id']])}"
+        place = hashlib.sha256(of_item.encode()).hexdigest()
+        return not row["human_rationale"], place, row["trace_id"]
+
+    for row in sorted(rows, key=drawn):
         queues[row["human"]].append(row)
     picked: list[dict[str, Any]] = []
     while len(picked) < count and any(queues.values()):
@@ -179,10 +186,6 @@ def few_shot(
     ]
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)
-
-
-def _drawn(seed: int, row: dict[str, Any]) -> str:
-    return hashlib.sha256(f"{seed}:{row['trace_id']}".encode()).hexdigest()
 
 
 def majority(train: Pairs, test: Pairs) -> tuple[Any, Pairs]:

@@ -1,8 +1,9 @@
 """The model answers of a run in one file: noted while it runs, and replayed without a model.
 
 `recording` writes every answer that a run uses, of judges and of the reflection model, be it
-fresh, from the cache or from the store. `replaying` takes them from that file and calls no model,
-so that someone without a key, or CI, gets the same result; what is not in the file is an error.
+fresh, from the cache or from the store, and what other people's optimizers came to (see
+`workbench.proposal`). `replaying` takes them from that file and calls no model, so that someone
+without a key, or CI, gets the same result; what is not in the file is an error.
 
 The file is text, one JSON object a line (gzip where its name ends in ``.gz``). The first line says
 what it is; every other one holds a ``key``, which follows from the judge and the content that was
@@ -22,7 +23,6 @@ import math
 import os
 import re
 import threading
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,8 +45,9 @@ LONGEST_LINE: Final = 2**26
 
 Kind = Literal["judge", "uncached", "reflection"]
 
-KINDS: Final = ("judge", "uncached", "reflection", "stop")
-"""``uncached``: a judge's answer that was asked for anew; ``stop``: where a budget ended."""
+KINDS: Final = ("judge", "uncached", "reflection", "optimizer", "measured", "stop")
+"""``uncached``: a judge's answer that was asked for anew; ``optimizer``: what one that is not the
+workbench's came to; ``measured``: what a judgement takes; ``stop``: where a budget ended."""
 
 Answer = dict[str, Any]
 
@@ -155,6 +156,10 @@ def _line(line: str) -> Line:
             raise _BadLineError("an answer has either a value or an error")
     elif kind == "reflection":
         _check_texts(answer)
+    elif kind == "optimizer":
+        _check_proposal(answer)
+    elif kind == "measured" and not all(_whole(n) for n in answer.values()):
+        raise _BadLineError("what was measured is no count")
     for name, amount in paid.items():
         if name == "charged":
             if not isinstance(amount, dict) or not all(map(_whole, amount.values())):
@@ -171,6 +176,20 @@ def _check_texts(answer: Answer) -> None:
         fits = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         if not fits and not isinstance(texts, str):
             raise _BadLineError(f"{str(name)[:40]!r} of a reflection is neither text nor texts")
+
+
+def _check_proposal(answer: Answer) -> None:
+    if isinstance(answer.get("instructions"), str) == isinstance(answer.get("error"), str):
+        raise _BadLineError("an optimizer has either instructions or an error")
+    for name, told in answer.items():
+        if name in ("instructions", "error", "kind"):
+            fits = isinstance(told, str)
+        elif name == "notes":
+            fits = isinstance(told, list) and all(isinstance(note, str) for note in told)
+        else:
+            fits = _amount(told) if name == "cost" else _whole(told)
+        if not fits:
+            raise _BadLineError(f"{str(name)[:40]!r} of an optimizer is not what it must be")
 
 
 _COUNTS = ("calls", "input_tokens", "output_tokens", "tokens")
@@ -402,20 +421,8 @@ def refuse_calls(who: str) -> None:
     if player is not None:
         raise ReplayError(
             f"{who} was about to call a model while {player.path} is replayed, where no model is "
-            "called. Only workbench.assess, workbench.align with workbench.SIMBA and what they "
-            "call can be replayed; run the rest outside workbench.replaying(...)."
-        )
-
-
-def not_recorded(who: str) -> None:
-    """Say that ``who`` calls models by itself; an error where no model is called."""
-    refuse_calls(who)
-    tape = active()
-    if tape is not None:
-        warnings.warn(
-            f"{who} calls models by itself, which {tape.path} does not record: what it finds "
-            "cannot be replayed.",
-            stacklevel=3,
+            "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
+            "run the rest outside workbench.replaying(...)."
         )
 
 
@@ -435,7 +442,8 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     end by an error or Ctrl-C included. Threads that run within the context are recorded too, and
     processes that are started within it.
 
-    Not recorded are the calls of optimizers that are not the workbench's.
+    Of an optimizer that is not the workbench's what it came to is noted and not what it asked; not
+    noted is one whose judges hold more than instructions, as MemAlign's do.
 
     Raises
     ------
