@@ -20,7 +20,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench import harness, offline
-from workbench.ancestry import Earlier
+from workbench.ancestry import Earlier, earlier_alignments
 from workbench.candidate import Candidate
 from workbench.errors import (
     ArgumentError,
@@ -37,7 +37,7 @@ from workbench.judge import fingerprint, options, with_instructions
 from workbench.offline.provider import answer
 from workbench.pairing import Pairs
 from workbench.scale import Scale
-from workbench.traces import Example
+from workbench.traces import Example, item_digest
 
 NAME = "clarity"
 TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
@@ -925,3 +925,36 @@ def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> 
     assert "These may be among the held-out" in " ".join(
         workbench.align(held, progress=False).notes
     )
+
+
+def test_items_that_are_imported_anew_are_known_by_their_content(store: str, judge: Any) -> None:
+    """In another experiment they have other ids; what was learned on is not tested on there."""
+    labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), gate="none", progress=False)
+    by_id = first.examples
+    learned = {item_digest(by_id[i]) for p in ("train", "dev") for i in ids_of(first, p)}
+    tested = {item_digest(by_id[i]) for i in ids_of(first, "test")}
+    mlflow.set_experiment("anew")
+    anew = labelled(60, first.judge)
+    assert not set(anew) & set(by_id)
+    second = workbench.align(first.judge, optimizer=Proposing(WORSE), progress=False)
+    again = {item_digest(second.examples[i]) for i in ids_of(second, "test")}
+    assert again <= tested
+    assert not again & learned
+    earlier = earlier_alignments(first.judge, second.examples)
+    assert earlier.unchanged(second.pairs) == set(anew)
+
+
+def ids_of(alignment: workbench.Alignment, part: str) -> list[str]:
+    pairs: Pairs = getattr(alignment.split, part)
+    return pairs.trace_ids
+
+
+def test_one_budget_is_given_and_not_two(store: str, judge: Any) -> None:
+    """One of align would else silently take the place of SIMBA's own."""
+    labelled(12, judge)
+    simba = workbench.SIMBA(budget=50, progress=False)
+    with pytest.raises(ArgumentError, match="budget=1000 is given, and SIMBA has budget=50"):
+        workbench.align(judge, optimizer=simba, budget=1000, progress=False)
+    with pytest.raises(ArgumentError, match="Give one of them"):
+        workbench.compare_optimizers(judge, None, [simba], budget=1000, progress=False)

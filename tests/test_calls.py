@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -476,3 +477,17 @@ def test_a_session_that_was_never_answered_stays_careful(loopback: Start) -> Non
         assert server.requests == 2
         verdicts = run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
     assert all(verdict.error is None for verdict in verdicts)
+
+
+def test_a_damaged_answer_is_asked_for_anew(loopback: Start, cache: AnswerCache) -> None:
+    """It is no answer, holds nobody up, and is replaced."""
+    server = loopback()
+    judge = judge_at(server.url)
+    first = run(judge, items(3), cache=cache)
+    with sqlite3.connect(cache.directory / "cache.db") as database:
+        database.execute("UPDATE Cache SET mode = 4 WHERE tag IS NULL")
+    database.close()
+    again = run(judge, items(3), cache=cache)
+    assert (server.requests, found(again)) == (6, found(first))
+    assert run(judge, items(3), cache=cache)[0].cached
+    assert server.requests == 6

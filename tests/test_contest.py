@@ -97,6 +97,13 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
     assert set(found.judges) == {"original", "few-shot", "Proposing", "Proposing (2)"}
 
 
+def test_an_optimizer_is_not_called_like_what_stands_beside_it(judge: Any) -> None:
+    """Before anything is paid for."""
+    for name in ("original", "majority label", "few-shot"):
+        with pytest.raises(ArgumentError, match=f"names one '{name}'"):
+            workbench.compare_optimizers(judge, None, {name: Failing()}, progress=False)
+
+
 def test_figures_are_those_of_align(judge: Any) -> None:
     """The same split, verdicts and gate as workbench.align with the same seed."""
     alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)

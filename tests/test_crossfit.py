@@ -260,3 +260,36 @@ def test_no_more_kinds_are_tried_than_can_be_scored(limit: int) -> None:
     if limit < 38:
         assert (asked, found.reflection_calls) == (16, 0)
         assert found.stopped == "the budget is spent"
+
+
+def test_what_is_asked_does_not_depend_on_the_ids_of_traces() -> None:
+    """The same labels in another store have other ids, and must have the same reflections."""
+    asked: list[list[dict[str, str]]] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        asked.append([request.as_inputs(SCALE) for request in requests])
+        return names_promises(requests, step)
+
+    learned = items(16)
+    ids = [item.trace_id for item in learned]
+    for other in (ids, ids[::-1]):
+        renamed = [
+            replace(item, example=replace(item.example, trace_id=trace_id))
+            for item, trace_id in zip(learned, other, strict=True)
+        ]
+        run(items=renamed, reflect=reflect)
+    assert asked[0] == asked[1]
+
+
+def test_abstentions_are_neither_right_nor_wrong_in_the_interval() -> None:
+    """They are no opinion, so the quoted share leaves them out."""
+
+    def ask(questions: Questions) -> list[Verdict]:
+        return [
+            replace(verdict, value="N/A")
+            if candidate.rules and item.example.inputs["q"] < 4
+            else verdict
+            for verdict, (candidate, item) in zip(always_good(questions), questions, strict=True)
+        ]
+
+    assert "12/12, 95% interval" in run(ask=ask).notes[0]

@@ -70,3 +70,22 @@ def test_it_costs_two_calls_an_item_at_most(seed: int, rules: int, n: int, most:
     assert asked - n <= min(SUSPECTS, rules) * min(n, 2 * most)
     pairs = [(trial.rule, trial.item.trace_id) for trial in trials]
     assert len(set(pairs)) == len(pairs)
+
+
+def test_a_call_that_failed_speaks_neither_for_a_rule_nor_against_it() -> None:
+    """Where every trial of a rule failed nobody knows, so it is neither harmful nor idle."""
+    candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
+
+    def failing(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(item.trace_id, None, error="503", calls=1) if len(c.rules) == 2 else verdict
+            for verdict, (c, item) in zip(obedient(questions), questions, strict=True)
+        ]
+
+    board = Scoreboard(items(20), BASE, SCALE, failing, max_failure_share=1)
+    board.judge((candidate, item) for item in board.items)
+    moves = Moves(lambda requests, step: [Reflection((), 1)] * len(requests), SCALE, (), seed=0)
+    trials = left_out(candidate, board, moves)
+    assert {trial.gain for trial in trials} == {0.0}
+    assert harmful(trials) == ()
+    assert not {trial.rule for trial in trials} & set(idle(3, trials))

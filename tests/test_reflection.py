@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from loopback import Loopback
 import workbench
 from workbench import offline
 from workbench.cache import AnswerCache
-from workbench.errors import ModelError
+from workbench.errors import CancelledError, ModelError
 from workbench.judge import Verdict
 from workbench.reflection import Case, Item, Reflector, Request, allowed_values
 from workbench.scale import Scale
@@ -343,3 +344,22 @@ def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
     answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([(request(), 0)])[0]
     assert answer.rules == ()
     assert answer.calls == 1
+
+
+def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> None:
+    """Neither of those that wait for their turn, nor again of one that failed."""
+    server = loopback(script="500x99", latency=0.3)
+    stop = threading.Event()
+    asking = Reflector(
+        judge("openai:/m", base_url=server.url),
+        SCALE,
+        concurrency=2,
+        stop=stop,  # type: ignore[arg-type]
+    )
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(CancelledError):
+        asking.propose([(request(n=n), 0) for n in range(1, 9)])
+    begun = server.requests
+    assert begun <= 4
+    time.sleep(0.7)
+    assert server.requests == begun

@@ -28,6 +28,7 @@ from workbench.cli import main
 from workbench.errors import ModelError, ReplayError
 from workbench.experiments import Ran, run_notebook
 from workbench.judge import with_instructions
+from workbench.proposal import _settings
 from workbench.tape import Player, recording, replaying
 from workbench.traces import Example
 
@@ -220,6 +221,7 @@ class Other(AlignmentOptimizer):
 
     def __init__(self, text: str | None = None, *, wrapped: bool = False) -> None:
         self.text, self.wrapped = text, wrapped
+        self.more: dict[str, Any] = {}
 
     def align(self, judge: Judge, traces: list[Any]) -> Judge:
         judge(inputs={"message": "2"}, outputs="b")
@@ -250,12 +252,12 @@ class Wrapped(Judge):
         return found
 
 
-def labelled() -> workbench.Imported:
+def labelled(table: pd.DataFrame = TABLE) -> workbench.Imported:
     return workbench.import_traces(
-        TABLE,
+        table,
         inputs="question",
         outputs="answer",
-        labels={"ana": "label"},
+        labels={"ana": ("label", "rationale")},
         label_name="good",
         progress=False,
     )
@@ -326,6 +328,73 @@ def test_a_damaged_proposal_is_told(tmp_path: Path, store: str, change: str) -> 
         pass
 
 
+def test_settings_tell_runs_apart_whatever_stands_beside_them(tmp_path: Path, store: str) -> None:
+    """What is no plain data hides nothing of what is, and a secret is no setting."""
+    one, other = Other(TWICE), Other(TWICE)
+    for optimizer, size in ((one, 3), (other, 9)):
+        optimizer.more = {"size": size, "callbacks": [print, object()], "api_key": KEY}
+    assert _settings(one) != _settings(other)
+    assert KEY not in str(_settings(one))
+    other.more["size"] = 3
+    assert _settings(one) == _settings(other)
+
+
+def test_the_same_judge_at_another_address_is_replayed(
+    tmp_path: Path, loopback: Callable[..., Loopback]
+) -> None:
+    """Where a model was reached when the run was recorded is nobody's matter."""
+    server = loopback()
+    item = Example("tr-1", {"q": "is it?"}, "yes")
+    with recording(tmp_path / "a"):
+        told = run(judge_of("openai:/m", base_url=server.url), [item])[0]
+    with replaying(tmp_path / "a"):
+        for where in ({}, {"base_url": "http://127.0.0.1:9/v1"}):
+            assert run(judge_of("openai:/m", **where), [item])[0].value == told.value
+
+
+def test_what_is_run_again_within_a_recording_is_replayed(tmp_path: Path, store: str) -> None:
+    """The first time it failed, so that the answer is the second one."""
+    judge, traces = judge_of("offline:/rubric"), labelled()
+
+    class Twice(Other):
+        def align(self, judge: Judge, traces: list[Any]) -> Judge:
+            if not (tmp_path / "began").exists():
+                (tmp_path / "began").touch()
+                raise KeyboardInterrupt
+            return super().align(judge, traces)
+
+    with recording(tmp_path / "a"):
+        workbench.assess(judge, traces, progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            workbench.align(judge, traces, Twice(TWICE), progress=False)
+        workbench.align(judge, traces, Twice(TWICE), gate="none", progress=False)
+    with replaying(tmp_path / "a"):
+        again = workbench.align(judge, traces, Twice(TWICE), gate="none", progress=False)
+    assert again.judge.instructions == TWICE
+
+
+def test_few_labels_are_replayed_in_another_store(
+    tmp_path: Path, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cross-validation asks the same whatever the ids of traces are."""
+    path = tmp_path / "answers.jsonl"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("WORKBENCH_MODEL", "openai:/simulated")
+
+    def few() -> str:
+        traces, judge = labelled(TABLE[:24]), judge_of()
+        workbench.assess(judge, traces, progress=False)
+        return workbench.align(judge, traces, gate="none", progress=False).judge.instructions
+
+    with Simulation() as server, recording(path):
+        monkeypatch.setenv("OPENAI_API_BASE", server.url)
+        before = few()
+    assert before != INSTRUCTIONS
+    elsewhere()
+    with replaying(path):
+        assert few() == before
+
+
 def test_a_comparison_is_replayed_to_the_same_table(
     tmp_path: Path, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +420,10 @@ def test_a_comparison_is_replayed_to_the_same_table(
     with Simulation() as server, recording(path):
         monkeypatch.setenv("OPENAI_API_BASE", server.url)
         before, judges = compared()
+        spent = server.stats()["judge"]
+        compared()
+        # Resumed, nothing is paid for again, what a judgement takes included.
+        assert server.stats()["judge"] == spent
     assert KEY not in path.read_text()
     elsewhere()
     with replaying(path):

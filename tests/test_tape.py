@@ -21,6 +21,10 @@ from workbench.tape import Batch, Line, Player, Recorder, recording, replaying
 A, B, C = (letter * 64 for letter in "abc")
 
 
+class JudgeLines(Batch):
+    kinds = ("judge",)
+
+
 def line(key: str, value: Any = "good", *, turn: int = 0, **paid: Any) -> Line:
     return Line(
         key, turn, "judge", {"judge": "q"}, {"value": value, "rationale": "é好\u2028"}, paid
@@ -43,8 +47,8 @@ def test_equal_runs_write_equal_bytes(tmp_path: Path, name: str) -> None:
     assert one == two
     player = Player(tmp_path / name)
     assert len(player) == 3
-    assert player.find(A, 0) == lines[0]
-    assert player.find(B, 2) == lines[2]
+    assert player.find(A, 0, "judge") == lines[0]
+    assert player.find(B, 2, "judge") == lines[2]
 
 
 def test_a_line_can_be_read(tmp_path: Path) -> None:
@@ -60,10 +64,20 @@ def test_a_line_can_be_read(tmp_path: Path) -> None:
 def test_a_question_has_its_answers_in_turn(tmp_path: Path) -> None:
     """Asked more often than it was, the last one, for which nothing is paid."""
     player = Player(recorded(tmp_path / "a", line(A, "no", calls=2), line(A, "yes", turn=2)))
-    answers = [player.find(A, turn) for turn in range(4)]
+    answers = [player.find(A, turn, "judge") for turn in range(4)]
     assert [a.answer["value"] for a in answers if a] == ["no", "no", "yes", "yes"]
     assert [a.paid for a in answers if a] == [{"calls": 2}, {}, {}, {}]
-    assert player.find(B, 0) is None
+    assert player.find(B, 0, "judge") is None
+    # An answer of another kind is none, whatever a file says.
+    assert player.find(A, 0, "reflection", "stop") is None
+
+
+def test_a_first_time_that_left_no_answer_is_passed_over(tmp_path: Path) -> None:
+    """It was interrupted, say, and what was run again has the second turn."""
+    player = Player(recorded(tmp_path / "a", line(A, turn=1, calls=1)))
+    found = player.find(A, 0, "judge")
+    assert found is not None
+    assert (found.answer["value"], found.paid) == ("good", {"calls": 1})
 
 
 def test_a_repeated_answer_is_written_once(tmp_path: Path) -> None:
@@ -80,7 +94,7 @@ def test_a_file_that_is_there_is_added_to(tmp_path: Path) -> None:
     recorded(path, line(A, "new"), line(C))
     player = Player(path)
     assert len(player) == 3
-    found = player.find(A, 0)
+    found = player.find(A, 0, "judge")
     assert found is not None
     assert found.answer["value"] == "new"
 
@@ -144,6 +158,22 @@ GOOD = {"key": A, "kind": "judge", "answer": {"value": 1}}
         (
             json.dumps({"key": A, "kind": "reflection", "answer": {"rules": [1]}}),
             "'rules' of a reflection is neither text nor texts",
+        ),
+        (
+            json.dumps({"key": A, "kind": "stop", "answer": {"instructions": "x"}}),
+            "stopped by its budget or not at all",
+        ),
+        (
+            json.dumps({"key": A, "kind": "measured", "answer": {"calls": "many"}}),
+            "what was measured is no count",
+        ),
+        (
+            json.dumps({"key": A, "kind": "optimizer", "answer": {}}),
+            "either instructions or an error",
+        ),
+        (
+            json.dumps({"key": A, "kind": "optimizer", "answer": {"error": "", "known": -1}}),
+            "'known' of an optimizer is not what it must be",
         ),
     ],
 )
@@ -234,7 +264,7 @@ def test_a_budget_ends_a_replayed_run_where_it_ended_the_recorded_one(tmp_path: 
 
     def stopped() -> None:
         with recording(path) as tape:
-            batch, budget = Batch([A, B, C], tape), Budget(3)
+            batch, budget = JudgeLines([A, B, C], tape), Budget(3)
             with batch.noted(budget):
                 budget.take()
                 batch.note(0, "judge", {}, {"value": 1}, {"calls": 1})
@@ -247,10 +277,28 @@ def test_a_budget_ends_a_replayed_run_where_it_ended_the_recorded_one(tmp_path: 
         with replaying(path) as player:
             spent = Budget(limit)
             with pytest.raises(BudgetError):
-                Batch([A, B, C], player).replayed(spent, str)
+                JudgeLines([A, B, C], player).replayed(spent, str)
             assert spent.spent == 3
     with (
         replaying(path) as player,
         pytest.raises(ReplayError, match=r"1 \(and 1 more of 3\) has no"),
     ):
-        Batch([A, B, C], player).replayed(Budget(), str)
+        JudgeLines([A, B, C], player).replayed(Budget(), str)
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Each reads what the others wrote before it writes."""
+    code = (
+        "import sys; from workbench.tape import Line, recording\n"
+        "with recording(sys.argv[1]) as tape:\n"
+        "    for n in range(40):\n"
+        "        key = f'{int(sys.argv[2]) * 1000 + n:064x}'\n"
+        "        tape.keep(Line(key, 0, 'judge', {}, {'value': n}, {}))\n"
+        "        tape.save()\n"
+    )
+    path = tmp_path / "a"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(path), str(which)]) for which in range(3)
+    ]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    assert len(Player(path)) == 120

@@ -73,7 +73,9 @@ class Alignment:
         neither for nor against anything (`SIMBA` only).
     calls, reflection_calls, tokens, cost
         What was spent; None where it is not known. Calls count the held-out test as well;
-        reflection calls of other optimizers count those of their embedding model.
+        reflection calls of other optimizers count those of their embedding model. Of calls that
+        were made together when the budget ended, tokens and cost are left out, and reflections
+        are among ``calls``.
     """
 
     judge: Judge
@@ -165,7 +167,7 @@ def align(
         already are charged with what they cost when they were paid for, so that the same call
         takes the same course; ``.calls`` tells what was paid now. `SIMBA` ends with what is best
         until then; another optimizer is stopped, which is a `BudgetError`. A budget given to
-        `SIMBA` itself is for learning alone.
+        `SIMBA` itself is for learning alone; there may be only one of the two.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and McNemar's test must
         tell the difference at 5 %; ``"none"``: the proposed judge is taken as it is. The first
@@ -184,6 +186,8 @@ def align(
     ------
     TooFewPairsError, NoLabelsError, NoVerdictsError, PairingError
         When there is too little, or the wrong thing, to learn from.
+    ArgumentError
+        When ``budget`` is given both here and to `SIMBA`, among others.
     ModelError
         When the judge, the reflection model or the embedding model does not answer; the judge
         stays as it was.
@@ -193,13 +197,15 @@ def align(
     one_of("gate", gate, ["better", "significant", "none"])
     if max_failure_share is not None and not 0 <= max_failure_share <= 1:
         raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
+    if optimizer is not None:
+        harness.check_one_budget(optimizer, budget)
     started = time.monotonic()
     watch = watch or Watch()
     pairs = harness.own_pairs(judge, pairs_or_traces)
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    earlier = earlier_alignments(judge, watch.place)
+    earlier = earlier_alignments(judge, by_id, watch.place)
     split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
     annotators = harness.annotators_of(pairs)
     if optimizer is None:
@@ -258,7 +264,7 @@ def align(
     def begin(run: Run) -> None:
         own = {} if same else marks(split.test, by_id, aligned)
         write_before_test(
-            run, judge, learned.judge, pairs, split, own,
+            run, judge, learned.judge, pairs, split, by_id, own,
             optimizer=type(optimizer).__name__, seed=seed,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from workbench.candidate import Candidate
 from workbench.consensus import decisions_by_trace, labels_by_trace
 from workbench.judge import fingerprint, options
 from workbench.pairing import Pairs, Split
+from workbench.traces import Example, item_digest
 from workbench.watch import Place
 
 if TYPE_CHECKING:
@@ -32,13 +34,15 @@ class Earlier:
 
     On ``learned`` it was learned or selected, on ``tested`` it was put to the test. ``labels``
     has the digest of the label that a trace had in the latest of them, ``times`` when that was
-    (milliseconds since 1970) where it tells no label.
+    (milliseconds since 1970) where it tells no label. ``known_as`` tells the id that an item had
+    then, of items with the same content as one of theirs that were imported anew since.
     """
 
     learned: frozenset[str]
     tested: frozenset[str]
     labels: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, int] = field(default_factory=dict)
+    known_as: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def all(self) -> frozenset[str]:
@@ -46,7 +50,7 @@ class Earlier:
 
     def unchanged(self, pairs: Pairs) -> set[str]:
         """The traces of which people say what they said then."""
-        now = label_digests(pairs)
+        now = label_digests(pairs, known_as=self.known_as)
         same = {i for i, digest in now.items() if self.labels.get(i) == digest}
         dated = sorted(self.times.keys() & now.keys())
         if dated:
@@ -61,10 +65,11 @@ class Earlier:
         return same
 
 
-def label_digests(*pairs: Pairs) -> dict[str, str]:
+def label_digests(*pairs: Pairs, known_as: Mapping[str, str] | None = None) -> dict[str, str]:
     """Trace -> what identifies the label that it has, without telling it."""
+    ids = known_as or {}
     return {
-        str(trace_id): _label_digest(trace_id, label)
+        str(trace_id): _label_digest(ids.get(trace_id, trace_id), label)
         for part in pairs
         for trace_id, label in zip(part.table["trace_id"], part.table["human"], strict=True)
     }
@@ -79,13 +84,27 @@ LABELS_FILE = "labels.json"
 """Of a run: the label digests of all its traces."""
 
 
+CONTENT_FILE = "content.json"
+"""Of a run: trace -> digest of its item, by which it is known when it is imported anew."""
+
+
+def content_of(split: Split, items: Mapping[str, Example]) -> dict[str, str]:
+    """What a run tells of the content of its items."""
+    ids = (i for part in (split.train, split.dev, split.test) for i in part.trace_ids)
+    return {i: item_digest(items[i]) for i in ids}
+
+
 def labels_of(split: Split) -> dict[str, str]:
     """What a run tells of the labels that were learned from and tested on."""
     return label_digests(split.train, split.dev, split.test)
 
 
-def earlier_alignments(judge: Judge, place: Place | None = None) -> Earlier:
+def earlier_alignments(
+    judge: Judge, items: Mapping[str, Example], place: Place | None = None
+) -> Earlier:
     """What this judge has come from, as far as it is logged in the store that is active.
+
+    ``items`` are those at hand: which of them it has come from is told by id and by content.
 
     Raises
     ------
@@ -109,25 +128,32 @@ def earlier_alignments(judge: Judge, place: Place | None = None) -> Earlier:
                 todo.append(parent)
     labels: dict[str, str] = {}
     times: dict[str, int] = {}
+    known_as: dict[str, str] = {}
+    here: dict[str, list[str]] = defaultdict(list)
+    for trace_id, item in items.items():
+        here[item_digest(item)].append(trace_id)
     for logged in sorted(found, key=lambda run: int(run.info.start_time)):
         parts = mlflow.artifacts.load_dict(f"runs:/{logged.info.run_id}/split.json")["traces"]
-        learned |= {*parts["train"], *parts["dev"]}
-        tested |= {*parts["test"]}
-        told = _labels_in(logged.info.run_id)
-        for trace_id in (i for ids in parts.values() for i in ids):
-            labels.pop(trace_id, None)
-            times.pop(trace_id, None)
-            if trace_id in told:
-                labels[trace_id] = told[trace_id]
-            else:
-                times[trace_id] = logged.info.start_time
-    return Earlier(frozenset(learned), frozenset(tested), labels, times)
+        told = _told(logged.info.run_id, LABELS_FILE)
+        content = _told(logged.info.run_id, CONTENT_FILE)
+        for part, then in ((part, i) for part, ids in parts.items() for i in ids):
+            anew = [i for i in here.get(content.get(then, ""), ()) if i != then]
+            known_as |= dict.fromkeys(anew, then)
+            for trace_id in (then, *anew):
+                (tested if part == "test" else learned).add(trace_id)
+                labels.pop(trace_id, None)
+                times.pop(trace_id, None)
+                if then in told:
+                    labels[trace_id] = told[then]
+                else:
+                    times[trace_id] = logged.info.start_time
+    return Earlier(frozenset(learned), frozenset(tested), labels, times, known_as)
 
 
-def _labels_in(run_id: str) -> dict[str, str]:
-    """The label digests of a run; empty where it was logged before there were any."""
+def _told(run_id: str, name: str) -> dict[str, str]:
+    """A file of a run; empty where it was logged before there was such a file."""
     try:
-        return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{LABELS_FILE}"))
+        return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{name}"))
     except (MlflowException, OSError):
         return {}
 

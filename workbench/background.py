@@ -92,7 +92,8 @@ class AlignmentState:
         Of the best instructions so far, on the items that candidates are selected on: the mean
         credit less a small price for length. None before the first step.
     calls, budget
-        Model calls made while learning, those under way included, and at most; None: no limit.
+        Of the budget: model calls until now, those under way, those that were paid for before and
+        those of whatever else shares it included, and at most; None: no limit.
     spent, share_spent
         Of the budget in calls, tokens and money, in words, and the share in [0, 1] of the limit
         that is nearest; None without a limit.

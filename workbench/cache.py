@@ -103,7 +103,11 @@ class AnswerCache:
         with self._told():
             if self._store.add(key, answer):
                 return answer
-        return self.get(key) or answer
+        held = self.get(key)
+        if held is None:  # damaged, so that it holds nothing
+            with self._told():
+                self._store.set(key, answer)
+        return held or answer
 
     def __len__(self) -> int:
         """Answers; claims and debts do not count."""
@@ -145,7 +149,7 @@ class AnswerCache:
         had = set()
         with self._told(), self._store.transact():
             for key in keys:
-                if key in self._store:
+                if key in self._store and self.get(key) is not None:
                     continue
                 before = self._claimed_by(key)
                 if before is not None and before != owner and not is_gone(before):

@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_e
 
 from workbench.budget import Budget
 from workbench.cache import AnswerCache
-from workbench.claims import Claims
+from workbench.claims import CANCELLED, Claims
 from workbench.errors import (
     ArgumentError,
     BudgetError,
@@ -270,6 +270,8 @@ class _Asking:
         """Get all ``pending`` questions settled: ``known(index, verdict)`` by others."""
         with Claims(self.cache) as claims:
             while pending:
+                if self.stop.is_set():
+                    raise CancelledError(CANCELLED)
                 mine = self._mine(pending, claims)
                 owed = {index: self._owed(index) for index in pending if index in mine}
                 self._make(owed, claims, answered)
@@ -394,7 +396,7 @@ class _Calls:
 
     def _check(self) -> None:
         if self.stop.is_set():
-            raise CancelledError("This was cancelled. Answers that were paid for are kept.")
+            raise CancelledError(CANCELLED)
 
     def _next(self, done: queue.SimpleQueue[Future[_Outcome]]) -> Future[_Outcome]:
         while True:

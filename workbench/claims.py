@@ -31,6 +31,8 @@ SECONDS_TO_RENEW: Final = 60.0
 PAUSES: Final = (0.02, 0.05, 0.1, 0.2)
 """Seconds between two looks at what others ask; the last one from then on."""
 
+CANCELLED: Final = "This was cancelled. Answers that were paid for are kept."
+
 _here = socket.gethostname()
 _alive: set[str] = set()
 """The runs of this process that hold claims."""
@@ -94,13 +96,20 @@ class Claims:
         ):
             self.renew()
             if stop.wait(PAUSES[min(turn, len(PAUSES) - 1)]):
-                raise CancelledError("This was cancelled. Answers that were paid for are kept.")
+                raise CancelledError(CANCELLED)
             turn += 1
 
-    def known_or_mine(self, key: str, read: Callable[[], T | None]) -> T | None:
+    def known_or_mine(
+        self, key: str, read: Callable[[], T | None], stop: threading.Event | None = None
+    ) -> T | None:
         """What ``read`` gives once there is an answer; None once the question is claimed.
 
         ``read`` looks the answer up, and gives None where there is none that it can use.
+
+        Raises
+        ------
+        CancelledError
+            When ``stop`` is set while another run asks it.
         """
         while True:
             found = read()
@@ -109,7 +118,7 @@ class Claims:
             if self.take([key]) or self.cache.get(key) is not None:
                 # An answer that is there and cannot be used is asked for anew.
                 return read()
-            self.wait([key])
+            self.wait([key], stop)
 
     def close(self) -> None:
         """Give everything back."""

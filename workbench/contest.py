@@ -44,7 +44,7 @@ from workbench.question import answers_from
 from workbench.receipt import Receipt
 from workbench.rendering import plain
 from workbench.simba import SIMBA
-from workbench.tape import Line, Player, Recorder, active
+from workbench.tape import Line, Player, Recorder, active, charged
 from workbench.traces import Example, examples, item_digest
 from workbench.watch import Place
 
@@ -112,11 +112,13 @@ def compare_optimizers(
     one_of("gate", gate, ["better", "significant", "none"])
     started = time.monotonic()
     entrants, left_out = lineup(judge, optimizers, seed=seed, embedding_model=embedding_model)
+    for optimizer in entrants.values():
+        harness.check_one_budget(optimizer, budget)
     pairs = harness.own_pairs(judge, pairs_or_traces)
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    earlier = earlier_alignments(judge)
+    earlier = earlier_alignments(judge, by_id)
     split = harness.split_pairs(pairs, by_id, groups, earlier, test_size, seed)
     field_ = _Field(
         judge, pairs, split, by_id, gate, seed, max_failure_share, earlier.unchanged(pairs)
@@ -296,7 +298,7 @@ class _Field:
         try:
             run = self.place.begin(entry.name)
             logbook.write_before_test(
-                run, self.judge, entry.judge, self.pairs, self.split,
+                run, self.judge, entry.judge, self.pairs, self.split, self.by_id,
                 looks.marks(self.split.test, self.by_id, fingerprint(entry.judge)),
                 optimizer=entry.name, seed=self.seed,
             )  # fmt: skip
@@ -320,43 +322,54 @@ class _Field:
 
         It is measured once, so that a comparison that is resumed does not pay for it again.
         """
+        tape, tape_key = active(), self._later_key(fingerprint(judge, place=False))
+        if isinstance(tape, Player):
+            return _replayed(tape, tape_key, judge, budget)
         source = answers_from(judge.model, getattr(judge, "_base_url", None))
-        about = fingerprint(judge), item_digest(self.first)
-        key = question_key("later", about[0], source, about[1])
-        tape = active()
+        key = self._later_key(fingerprint(judge), source)
         with AnswerCache() as cache:
-            lasting = is_cacheable(judge) and tape is None
-            known = cache.get(key) if lasting else None
+            known = cache.get(key) if is_cacheable(judge) else None
+            later, paid, made = Later(), Receipt(0), 0
             if known is not None:
+                later = Later(known.get("calls"), known.get("words"), known.get("tokens"))
+                paid = Receipt.of(known.get("paid"))
                 if budget is not None:
-                    budget.charge(Receipt.of(known.get("paid")), str(judge.model))
-                return Later(known.get("calls"), known.get("words"), known.get("tokens"))
-            with metering(budget=budget) as meter, without_dspy_answers():
-                scale = self.split.test.scale
-                verdict = run(judge, [self.first], cache=None, scale=scale, budget=budget)[0]
-            if verdict.error is not None:
-                return Later()
-            others = meter.embedding.requests + meter.reflection.requests
-            later = Later(verdict.calls + others, meter.words or None, verdict.input_tokens)
-            if tape is not None:
-                return replace(
-                    later, words=_noted_words(tape, question_key("later", *about), later)
-                )
-            if lasting:
+                    budget.charge(paid, str(judge.model))
+            else:
+                with metering(budget=budget) as meter, without_dspy_answers():
+                    scale = self.split.test.scale
+                    verdict = run(judge, [self.first], cache=None, scale=scale, budget=budget)[0]
+                others = meter.embedding.requests + meter.reflection.requests
                 paid = verdict.receipt or Receipt()
                 paid = replace(paid, calls=paid.calls + others)
-                cache.put(key, {**asdict(later), "paid": paid.to_dict()})
-            return later
+                made = paid.calls
+                if verdict.error is None:
+                    calls = verdict.calls + others
+                    later = Later(calls, meter.words or None, verdict.input_tokens)
+                    if is_cacheable(judge):
+                        cache.put(key, {**asdict(later), "paid": paid.to_dict()})
+        if isinstance(tape, Recorder):
+            told = {name: n for name, n in asdict(later).items() if n is not None}
+            spent = {"calls": made, "charged": paid.to_dict()}
+            tape.keep(Line(tape_key, 0, "measured", {}, told, spent), repeated=not made)
+        return later
+
+    def _later_key(self, *about: Any) -> str:
+        return question_key("later", *about, item_digest(self.first))
 
 
-def _noted_words(tape: Recorder | Player, key: str, later: Later) -> int | None:
-    """The words of a prompt, which nobody can count where none is written."""
-    if isinstance(tape, Player):
-        line = tape.find(key, 0)
-        return line.answer.get("words") if line else None
-    if later.words:
-        tape.keep(Line(key, 0, "measured", {}, {"words": later.words}, {}))
-    return later.words
+def _replayed(player: Player, key: str, judge: Judge, budget: Budget | None) -> Later:
+    """What one more judgement took when the run was recorded."""
+    line = player.find(key, 0, "measured")
+    if line is None:
+        raise ReplayError(
+            f"What a judgement of {judge.name!r} takes is not in {player.path}, which is replayed, "
+            "so that no model is called. This run is not the recorded one: record it anew."
+        )
+    if budget is not None:
+        made = int(line.paid.get("calls") or 0)
+        budget.charge(charged(line.paid), str(judge.model), made=made)
+    return Later(**{name: line.answer.get(name) for name in ("calls", "words", "tokens")})
 
 
 # -- what is logged ---------------------------------------------------------------------------

@@ -158,8 +158,9 @@ def _folds(items: Sequence[Item], seed: int) -> list[list[Item]]:
         {str(k): 1 / count for k in range(count)},
         seed,
     )
-    by_id = {item.trace_id: item for item in items}
-    return [[by_id[i] for i in part] for part in parts.values() if part]
+    # In the order given: ids differ from store to store, and what is asked must not.
+    within = [set(part) for part in parts.values() if part]
+    return [[item for item in items if item.trace_id in ids] for ids in within]
 
 
 def _children(
@@ -218,7 +219,7 @@ def _revised(
 def _out_of_fold(
     board: Scoreboard, candidates: Sequence[Candidate], folds: Sequence[Sequence[Item]]
 ) -> tuple[float, int, int]:
-    """(weighted mean credit less the price of length, right verdicts, verdicts)."""
+    """(weighted mean credit less the price of length, right ones of its opinions, opinions)."""
     earned = weights = 0.0
     right = n = 0
     for candidate, fold in zip(candidates, folds, strict=False):
@@ -229,8 +230,9 @@ def _out_of_fold(
             earned += board.weight(item) * got
             weights += board.weight(item)
             verdict = board.opinion(candidate, item)
-            right += verdict is not None and verdict.value == item.label
-            n += 1
+            if verdict is not None:
+                right += verdict.value == item.label
+                n += 1
     if not weights:
         return -math.inf, 0, 0
     return earned / weights - board.price(candidates[-1]), right, n

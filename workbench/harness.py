@@ -89,6 +89,16 @@ def own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
     return pairs_or_traces
 
 
+def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
+    """Raise `ArgumentError` where a `SIMBA` has a budget of its own and another is given."""
+    own = optimizer.budget if isinstance(optimizer, SIMBA) else None
+    if budget is not None and own is not None and own is not budget:
+        raise ArgumentError(
+            f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
+            "them: the former is for learning and the held-out test, SIMBA's for learning alone."
+        )
+
+
 LEAST_FRESH = 10
 """Fresh pairs from which an aligned judge is tested on these alone."""
 

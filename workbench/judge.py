@@ -211,13 +211,14 @@ def scale_of(judge: Judge) -> Scale | None:
     return Scale.from_type(getattr(judge, "feedback_value_type", None))
 
 
-def fingerprint(judge: Judge) -> str:
+def fingerprint(judge: Judge, *, place: bool = True) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
     Instructions, model, inference parameters, value type, order of rationale and verdict, API
     and base URL count, of its query what is no credential; name, description, headers and
     aggregations do not. Of a class that is not MLflow's, source and public fields count; what
-    else such a judge holds is not known (see `is_cacheable`).
+    else such a judge holds is not known (see `is_cacheable`). Without ``place``, the base URL does
+    not count either: the same judge wherever its model is reached.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -236,8 +237,9 @@ def fingerprint(judge: Judge) -> str:
         # A key that is renewed makes no other judge.
         deciding["inference_params"] = without_secret_params(opts["inference_params"])
         deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
-        deciding["base_url"] = without_credentials(opts["base_url"]) if opts["base_url"] else None
-        if opts["base_url"] and (query := public_query(opts["base_url"])):
+        base_url = opts["base_url"] if place else None
+        deciding["base_url"] = without_credentials(base_url) if base_url else None
+        if base_url and (query := public_query(base_url)):
             deciding["query"] = query
         deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
         deciding |= _own_code(judge)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NAMES: Final = ("workbench SIMBA", "MLflow SIMBA", "MLflow GEPA", "MLflow MemAlign")
 """Optimizers that can be asked for by name; all of them by default."""
 
+REFERENCES: Final = ("original", "majority label", "few-shot")
+"""What every comparison shows beside the optimizers."""
+
 NEEDS: Final = {
     "MLflow SIMBA": ("dspy",),
     "MLflow GEPA": ("dspy", "gepa"),
@@ -49,7 +52,7 @@ def lineup(
     Raises
     ------
     ArgumentError
-        For an unknown name, an object that is no optimizer, or nothing at all.
+        For an unknown name, one of `REFERENCES`, an object that is no optimizer, or nothing at all.
     """
     if wanted is None:
         found: dict[str, AlignmentOptimizer] = {}
@@ -63,6 +66,11 @@ def lineup(
     named = wanted if isinstance(wanted, Mapping) else dict(_with_names(wanted))
     if not named:
         raise ArgumentError("optimizers is empty. Give optimizers, or None for the known ones.")
+    if taken := sorted(set(named) & set(REFERENCES)):
+        raise ArgumentError(
+            f"optimizers names one {taken[0]!r}, which every comparison shows as it is. Give it "
+            "another name."
+        )
     found = {}
     for shown, one in named.items():
         if isinstance(one, str):

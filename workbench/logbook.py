@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from workbench.ancestry import LABELS_FILE, labels_of
+from workbench.ancestry import CONTENT_FILE, LABELS_FILE, content_of, labels_of
 from workbench.judge import fingerprint
 from workbench.looks import JUDGE
 from workbench.pairing import Pairs, Split, dataset_digest
+from workbench.traces import Example
 from workbench.watch import Place, Run
 
 if TYPE_CHECKING:
@@ -91,12 +92,14 @@ def write_before_test(
     proposed: Judge,
     pairs: Pairs,
     split: Split,
+    items: Mapping[str, Example],
     marks: Mapping[str, str],
     **settings: Any,
 ) -> None:
     """What is known before the test: judges, data, split, and by ``marks`` the look itself."""
     run.log_dict(split.to_dict(), "split.json")
     run.log_dict(labels_of(split), LABELS_FILE)
+    run.log_dict(content_of(split, items), CONTENT_FILE)
     run.set_tags(
         {
             "workbench.fingerprint.original": fingerprint(original),

@@ -136,13 +136,13 @@ class _Noted:
         self.key, self.turn = "", 0
         if self.tape is not None:
             parts = [_content(part, by_id) for part in (split.train, split.dev)]
-            mark = fingerprint(judge)
+            mark = fingerprint(judge, place=False)
             self.key = question_key("optimizer", self.who, _settings(optimizer), mark, parts)
             self.turn = self.tape.turn(self.key)
 
     def replayed(self, player: Player, budget: Budget) -> Proposal:
         """The proposal that the file holds, taken from the budget; its error where it is one."""
-        line = player.find(self.key, self.turn)
+        line = player.find(self.key, self.turn, "optimizer")
         if line is None:
             raise ReplayError(
                 f"What {self.who} came to is not in {player.path}, which is replayed, so that no "
@@ -153,7 +153,8 @@ class _Noted:
         budget.burn(line.paid, known=line.answer.get("known_before", 0))
         answer = line.answer
         if "error" in answer:
-            raise ERRORS.get(str(answer.get("kind")), ModelError)(answer["error"])
+            kind = answer.get("kind", "")
+            raise ERRORS.get(kind, ModelError)(answer["error"] or kind)
         if budget.is_exceeded:
             raise budget.exhausted()
         return Proposal(
@@ -180,7 +181,7 @@ class _Noted:
             "notes": list(proposal.notes),
         }
         answer |= {name: getattr(proposal, name) for name in (*COUNTS, "tokens", "cost")}
-        self.keep({k: v for k, v in answer.items() if v}, before, budget)
+        self.keep({k: v for k, v in answer.items() if v is not None}, before, budget)
 
     def keep(self, answer: dict[str, Any], before: dict[str, float], budget: Budget) -> None:
         """Note the answer with what the budget was charged for it, and write the file."""
@@ -209,13 +210,17 @@ def _content(part: Pairs, by_id: Mapping[str, Example]) -> list[Any]:
 
 
 def _settings(optimizer: AlignmentOptimizer) -> dict[str, Any]:
-    """What an optimizer was made with, as far as it is plain data, without secrets."""
-    return dict(without_secret_params({k: v for k, v in vars(optimizer).items() if _is_plain(v)}))
+    """What an optimizer was made with, without secrets; of what is no plain data, what it is."""
+    return dict(without_secret_params(_plain(vars(optimizer))))
 
 
-def _is_plain(value: Any) -> bool:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+        return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (str, int, float, bool))
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    named = value if isinstance(value, type) or callable(value) else type(value)
+    name = getattr(named, "__qualname__", type(value).__qualname__)
+    return f"<{type(value).__module__}.{name}>"

@@ -23,13 +23,15 @@ MOST_PRUNED_ON = 6
 class Trial:
     """A rule left out on an item: the credit that was gained by it, weighted.
 
-    ``stands_for`` is how many items of its side (wrong or right) the item was drawn to speak for.
+    ``stands_for`` is how many items of its side (wrong or right) the item was drawn to speak for;
+    ``told`` is False where the call failed, so that nobody knows.
     """
 
     rule: int
     item: Item
     gain: float
     stands_for: float
+    told: bool = True
 
 
 def left_out(
@@ -56,7 +58,13 @@ def left_out(
         ]
     board.judge((without[rule], item) for rule, item, _ in wanted)
     return [
-        Trial(rule, item, board.gain(without[rule], candidate, item), stands_for)
+        Trial(
+            rule,
+            item,
+            board.gain(without[rule], candidate, item),
+            stands_for,
+            board.earned(without[rule], item) is not None,
+        )
         for rule, item, stands_for in wanted
     ]
 
@@ -72,7 +80,7 @@ def harmful(trials: Sequence[Trial]) -> tuple[int, ...]:
 
 def idle(rules: int, trials: Sequence[Trial]) -> tuple[int, ...]:
     """Those of so many rules without which nothing that was tried came out otherwise."""
-    felt = {trial.rule for trial in trials if abs(trial.gain) > 1e-9}
+    felt = {trial.rule for trial in trials if abs(trial.gain) > 1e-9 or not trial.told}
     return tuple(rule for rule in range(rules) if rule not in felt)
 
 

@@ -39,7 +39,8 @@ class Plan:
     """One judge, made ready to be called many times.
 
     ``mark`` is its fingerprint, ``source`` what else decides its answers (`answers_from`) and
-    ``lasting`` whether they may be kept for another run.
+    ``lasting`` whether they may be kept for another run. ``anywhere`` is its fingerprint wherever
+    its model is reached.
     """
 
     judge: Judge
@@ -49,6 +50,10 @@ class Plan:
     scale: Scale | None
     fields: tuple[str, ...]
     lasting: bool = True
+
+    @cached_property
+    def anywhere(self) -> str:
+        return fingerprint(self.judge, place=False)
 
     @classmethod
     def of(cls, judge: Judge, scale: Scale | None) -> Plan:
@@ -73,8 +78,7 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
 
     The model that stands behind no name at all; the server, be it named by the base URL or by
     the environment, without credentials; the version of the embedded model. Answers are kept
-    for this source alone. It is no part of a judge's fingerprint: a judge that is taken to
-    another server stays the same judge.
+    for this source alone. What the environment says of it is no part of a judge's fingerprint.
     """
     model = model or get_default_model()
     provider = model.partition(":")[0]
@@ -165,12 +169,12 @@ class Question:
         if "trace" in self.plan.fields:
             digest = question_key(item_digest(self.item), _content(self.item.trace_id))
             place = tape.place(digest, self.item.trace_id) if tape is not None else 0
-        return question_key("judge", kept, self.plan.mark, digest, place, self.sample)
+        return question_key("judge", kept, self.plan.anywhere, digest, place, self.sample)
 
     def told(self) -> dict[str, Any]:
         """What is asked, for those who read a file of answers."""
         judge = self.plan.judge
-        about = {"judge": judge.name, "fingerprint": self.plan.mark, "sample": self.sample}
+        about = {"judge": judge.name, "fingerprint": self.plan.anywhere, "sample": self.sample}
         return {**about, "model": getattr(judge, "model", None) or type(judge).__name__}
 
     def __str__(self) -> str:

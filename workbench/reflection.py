@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from tenacity import (
     Retrying,
     retry_if_exception,
+    sleep_using_event,
     stop_after_attempt,
     wait_random_exponential,
 )
@@ -28,8 +30,8 @@ from workbench import offline
 from workbench.budget import Budget
 from workbench.cache import AnswerCache, question_key
 from workbench.candidate import one_line_json, shortened_json
-from workbench.claims import Claims
-from workbench.errors import BudgetError, ModelError, ReplayError
+from workbench.claims import CANCELLED, Claims
+from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError
 from workbench.faults import cause_of_type, classify
 from workbench.judge import Verdict, scrub
 from workbench.question import answers_from
@@ -50,6 +52,9 @@ SECONDS_TO_LEAVE = 5.0
 
 ATTEMPTS = 4
 """Requests that one question to the reflection model may take."""
+
+_ENDED: Final = (BudgetError, CancelledError, ReplayError)
+"""What ends a run, and is no failure of the model."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,8 @@ class Reflector:
         Where answers are kept; the same request with the same ``sample`` is paid once.
     max_failure_share
         Share of failed requests, in [0, 1], above which it gives up.
+    stop
+        Once it is set no request is begun any more.
 
     Attributes
     ----------
@@ -177,8 +184,10 @@ class Reflector:
         cache: AnswerCache | None = None,
         concurrency: int = 8,
         max_failure_share: float = 0.05,
+        stop: threading.Event | None = None,
     ) -> None:
         self.scale, self.cache, self.concurrency = scale, cache, concurrency
+        self.stop = stop or threading.Event()
         self.max_failure_share = max_failure_share
         self.asked = self.failures = 0
         self.judge = judge
@@ -202,6 +211,8 @@ class Reflector:
         ------
         BudgetError
             When the budget ends; answers that came before are kept in the cache.
+        CancelledError
+            When ``stop`` is set; the same holds.
         ModelError
             When the model cannot be reached, refuses the key or does not exist, when none of the
             first requests had a usable answer, or when more failed than are allowed; what the
@@ -273,7 +284,8 @@ class Reflector:
         """What is known, or asked by another run now, else what the model says."""
         key = self._key(request, sample)
         with Claims(self.cache) as claims:
-            stored = claims.known_or_mine(key, lambda: self.cache.get(key) if self.cache else None)
+            read = functools.partial(self.cache.get, key) if self.cache else lambda: None
+            stored = claims.known_or_mine(key, read, self.stop)
             if stored is not None:
                 receipt = Receipt.of(stored.get("paid"))
                 budget.charge(receipt, self.model)
@@ -282,7 +294,7 @@ class Reflector:
             budget.charge(bill.before, self.model)
             try:
                 return replace(self._ask(request, key, budget, bill), receipt=bill.receipt)
-            except BudgetError:
+            except (BudgetError, CancelledError):
                 if self.cache and bill.calls:
                     self.cache.owe(key, bill.own)
                 raise
@@ -291,10 +303,10 @@ class Reflector:
         lm = self._language_model(budget, bill)
         try:
             stated = _asked(lm, request.as_inputs(self.scale))
-        except (BudgetError, ReplayError):
+        except _ENDED:
             raise
         except Exception as error:
-            ended = cause_of_type(error, (BudgetError, ReplayError))
+            ended = cause_of_type(error, _ENDED)
             if ended is not None:
                 raise ended from None
             said = scrub(str(error), self.judge)[:600] or type(error).__name__
@@ -330,6 +342,7 @@ class Reflector:
             self.model,
             budget,
             bill,
+            self.stop,
             cache=False,
             num_retries=0,
             **options,
@@ -338,6 +351,8 @@ class Reflector:
 
 class ReflectionBatch(Batch):
     """Questions to the reflection model that are asked together (see `workbench.tape.Batch`)."""
+
+    kinds = ("reflection",)
 
     def __init__(self, keys: Sequence[str], model: str) -> None:
         super().__init__(keys, active())
@@ -420,10 +435,16 @@ def _counted_lm() -> Any:
 
     class CountedLM(dspy.LM):  # type: ignore[misc]  # dspy publishes no types
         def __init__(
-            self, model: str, uri: str, budget: Budget, bill: Bill, **options: Any
+            self,
+            model: str,
+            uri: str,
+            budget: Budget,
+            bill: Bill,
+            stop: threading.Event,
+            **options: Any,
         ) -> None:
             super().__init__(model, **options)
-            self.uri, self.budget, self.bill = uri, budget, bill
+            self.uri, self.budget, self.bill, self.stopped = uri, budget, bill, stop
 
         @property
         def made(self) -> int:
@@ -434,12 +455,15 @@ def _counted_lm() -> Any:
                 retry=retry_if_exception(_passing),
                 stop=stop_after_attempt(ATTEMPTS),
                 wait=wait_random_exponential(multiplier=0.5, max=20),
+                sleep=sleep_using_event(self.stopped),
                 reraise=True,
             )
             return retrying(self._once, *args, **kwargs)
 
         def _once(self, *args: Any, **kwargs: Any) -> Any:
             refuse_calls(f"The reflection model {self.model}")
+            if self.stopped.is_set():
+                raise CancelledError(CANCELLED)
             self.budget.take()
             self.bill.calls += 1
             request = {**self.kwargs, **kwargs}
@@ -454,7 +478,7 @@ def _counted_lm() -> Any:
 
 
 def _passing(error: BaseException) -> bool:
-    return not isinstance(error, BudgetError) and classify(error).fault in ("rate", "transient")
+    return not isinstance(error, _ENDED) and classify(error).fault in ("rate", "transient")
 
 
 def _asked(lm: Any, inputs: dict[str, str]) -> Sequence[Any]:

@@ -17,6 +17,8 @@ class JudgeBatch(Batch):
     ``cached`` tells whether answers that are known already may be taken.
     """
 
+    kinds = ("judge", "uncached")
+
     def __init__(self, questions: Sequence[Question], *, cached: bool) -> None:
         tape = active()
         self.questions, self.cached = questions, cached

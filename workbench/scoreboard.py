@@ -172,9 +172,12 @@ class Scoreboard:
         return credit(self.scale, verdict.value, item.label)
 
     def gain(self, child: Candidate, parent: Candidate, item: Item) -> float:
-        """Weighted credit that the child earns on the item beyond its parent."""
-        mine, before = (self.earned(one, item) or 0.0 for one in (child, parent))
-        return self.weight(item) * (mine - before)
+        """Weighted credit that the child earns on the item beyond its parent.
+
+        0 where a call of either failed, which says nothing about the other.
+        """
+        mine, before = (self.earned(one, item) for one in (child, parent))
+        return 0.0 if mine is None or before is None else self.weight(item) * (mine - before)
 
     def score(
         self, candidate: Candidate, items: Sequence[Item] | None = None

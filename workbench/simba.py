@@ -353,6 +353,7 @@ class _Asking:
             model=simba.model,
             cache=cache,
             max_failure_share=simba.settings.max_failure_share,
+            stop=simba.stop,
         )
         self.judges: dict[str, Judge] = {original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}

@@ -28,10 +28,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
+
+import filelock
 
 from workbench.budget import Budget, amounts
-from workbench.cache import question_key
+from workbench.cache import cache_directory, question_key
 from workbench.errors import ArgumentError, BudgetError, ReplayError
 from workbench.receipt import Receipt
 
@@ -158,8 +160,10 @@ def _line(line: str) -> Line:
         _check_texts(answer)
     elif kind == "optimizer":
         _check_proposal(answer)
-    elif kind == "measured" and not all(_whole(n) for n in answer.values()):
+    elif kind == "measured" and not all(map(_whole, answer.values())):
         raise _BadLineError("what was measured is no count")
+    elif kind == "stop" and answer != {"stopped": "budget"}:
+        raise _BadLineError("a run was stopped by its budget or not at all")
     for name, amount in paid.items():
         if name == "charged":
             if not isinstance(amount, dict) or not all(map(_whole, amount.values())):
@@ -289,22 +293,31 @@ class Recorder(_Tape):
         with self._lock:
             if not self._changed and self.path.exists():
                 return
-            self._read()
-            own = {line.key for line in self._lines.values()}
-            lines = [line for line in self._kept if line.key not in own]
-            data = _written(self.path, self.head, [*lines, *self._lines.values()])
             beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
             try:
-                beside.write_bytes(data)
-                beside.replace(self.path)
-            except OSError as error:
+                # Else what another process adds between reading and writing would be lost.
+                with self._alone():
+                    self._read()
+                    own = {line.key for line in self._lines.values()}
+                    lines = [line for line in self._kept if line.key not in own]
+                    data = _written(self.path, self.head, [*lines, *self._lines.values()])
+                    beside.write_bytes(data)
+                    beside.replace(self.path)
+                    self._seen = self._state()
+            except (OSError, filelock.Timeout) as error:
                 raise ReplayError(
                     f"The answers could not be written to {self.path}: {error}. Name another file; "
                     "the same run again pays nothing twice."
                 ) from None
             finally:
                 beside.unlink(missing_ok=True)
-            self._seen, self._changed = self._state(), False
+            self._changed = False
+
+    def _alone(self) -> filelock.BaseFileLock:
+        """Held while the file is changed; the lock lies with the cache, which leaves no trace."""
+        folder = cache_directory() / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder / f"{question_key(str(self.path))[:16]}.lock", timeout=60)
 
     def _read(self) -> None:
         """What others wrote to the file."""
@@ -338,17 +351,20 @@ class Player(_Tape):
         lines = (line for turns in self._lines.values() for line in turns.values())
         return sum(line.kind != "stop" for line in lines)
 
-    def find(self, key: str, turn: int) -> Line | None:
-        """The answer that the recorded run got at that turn.
+    def find(self, key: str, turn: int, *kinds: str) -> Line | None:
+        """The answer, of one of these kinds, that the recorded run got at that turn.
 
-        Asked more often than it was, a question has its last answer, for which nothing is paid.
+        Asked more often than it was, a question has its last answer, for which nothing is paid. A
+        first time that was interrupted has left none; then the next one's is the first.
         """
-        turns = self._lines.get(key, {})
+        turns = {n: line for n, line in self._lines.get(key, {}).items() if line.kind in kinds}
+        if not turns:
+            return None
         if turn in turns:
             return turns[turn]
         before = [number for number in turns if number < turn]
         if not before:
-            return None
+            return turns[min(turns)]._replace(turn=turn)
         last = turns[max(before)]
         paid = last.paid if last.kind == "uncached" else _receipt_alone(last.paid)
         return last._replace(turn=turn, paid=paid)
@@ -538,6 +554,8 @@ class Batch:
         The active one.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ()
+
     def __init__(self, keys: Sequence[str], tape: Recorder | Player | None) -> None:
         self.tape, self.keys = tape, list(keys)
         self.turns = [tape.turn(key) for key in keys] if tape is not None else []
@@ -563,14 +581,17 @@ class Batch:
         player = self.tape
         if not isinstance(player, Player):
             return None
-        found = [player.find(key, turn) for key, turn in zip(self.keys, self.turns, strict=True)]
+        found = [
+            player.find(key, turn, *self.kinds)
+            for key, turn in zip(self.keys, self.turns, strict=True)
+        ]
         for line in found:
             if line is not None:
                 made = int(line.paid.get("calls") or 0)
                 budget.charge(charged(line.paid), str(line.about.get("model") or ""), made=made)
         missing = [index for index, line in enumerate(found) if line is None]
         if missing:
-            stop = player.find(self.key, 0)
+            stop = player.find(self.key, 0, "stop")
             if stop is not None and budget.is_limited:
                 budget.burn(stop.paid)
                 raise budget.exhausted()
