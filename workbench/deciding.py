@@ -148,13 +148,15 @@ class DecisionSession:
         }
 
     def state(self) -> Message:
-        """What changes: position, progress and whether the store answers."""
+        """What changes: position, progress, whether the store answers, and how many actions are
+        ``lost`` (see `unsaved`)."""
         with self._lock:
             return {
                 "position": self.position,
                 "progress": self.progress,
                 "message": self._trouble,
                 "store_ok": not self._trouble,
+                "lost": len(self._refused),
             }
 
     @property

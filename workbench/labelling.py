@@ -129,7 +129,8 @@ class LabelSession:
       is tried again; false: it never will be, see `unsaved`);
     - ``reveal`` (``trace_id``): later ``revealed``, or at once a ``problem``;
     - ``refresh``: as `refresh`; ``offer_again`` (``trace_ids``, may be left out): as
-      `offer_again`. Both answer ``queue``, or a ``problem`` and the ``queue`` later.
+      `offer_again`. Both answer ``queue``, or a ``problem`` and the ``queue`` later. One that
+      nobody asked for bears ``"stay": True``.
     - Anything else, and anything malformed: ``{"type": "problem", "error": ..., "about": ...}``.
 
     ``items`` and ``saved`` bear a ``stamp``: items of a smaller one than what was told as saved of
@@ -244,7 +245,8 @@ class LabelSession:
         return f"{who_and_what(place, ())}-{who_and_what(folded(self.annotator), self.questions)}"
 
     def state(self) -> Message:
-        """What changes: position, progress, whether the store answers, and the ``history``.
+        """What changes: position, progress, whether the store answers, how many actions are
+        ``lost`` (see `unsaved`), and the ``history``.
 
         The history is what the annotator did last, here or anywhere, the oldest of it first:
         ``{"id", "trace_id", "kind", "position", "kept"}``, without what was taken back. It may be
@@ -256,6 +258,7 @@ class LabelSession:
                 "progress": self.progress,
                 "message": self._trouble or " ".join(self.notes),
                 "store_ok": not self._trouble,
+                "lost": len(self._refused),
                 "history": self._told_back(),
             }
 
@@ -524,7 +527,11 @@ class LabelSession:
                 message = self._refuse(made, error)
             if item is not None:
                 self._agenda.touch(job.trace_id)
+            place = self._agenda.place.get(job.trace_id) if item is not None and item.gone else None
         self._tell(message)
+        if place is not None:
+            # Else the view would come back to it for ever.
+            self._show_moved([place])
 
     def _refuse(self, action: Action, error: str) -> Message:
         self._actions[action.id] = "refused"
@@ -585,7 +592,8 @@ class LabelSession:
         with self._lock:
             near_the_end = len(self._agenda.queue) - self.position < _NEAR_THE_END
             if (news.joined or news.left) and near_the_end:
-                messages.append(self._queue_message())
+                # Nobody asked for it, so the view stays where it is.
+                messages.append({**self._queue_message(), "stay": True})
         for message in messages:
             self._tell(message)
         if not any(message["type"] == "queue" for message in messages):
@@ -610,9 +618,13 @@ class LabelSession:
                 left = {i for i in lacking if fetched.is_share and self._may_leave(i)}
                 places = sorted(agenda.place[i] for i in left)
                 agenda.drop(left)
+                moved = set(range(places[0], self._sent)) if places else set()
                 for trace_id in lacking - left:
                     # A filter may no longer match what was labelled; what is deleted is gone.
-                    agenda.items[trace_id].gone = self._recorder.is_gone(trace_id)
+                    gone = self._recorder.is_gone(trace_id)
+                    if gone != agenda.items[trace_id].gone:
+                        moved.add(agenda.place[trace_id])
+                    agenda.items[trace_id].gone = gone
                     agenda.touch(trace_id)
                 labelled = {
                     i: now for i, was in before.items() if (now := self._done_now(i)) != was
@@ -620,7 +632,6 @@ class LabelSession:
                 if known:
                     agenda.consider(known)
                 outlook = agenda.outlook(self._keep())
-            moved = set(range(places[0], self._sent)) if places else set()
             if joined or known:
                 # Without the lock: on large queues it takes a while.
                 drawn = agenda.drawn_from(outlook)

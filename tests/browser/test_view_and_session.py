@@ -7,6 +7,7 @@ are late and which are lost.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlflow
@@ -62,7 +63,7 @@ class Wire:
         self.page.evaluate(STAND_IN, {"code": str(code), **news})
         self.panel = Panel(self.page.locator(".wb"))
         self.carry()
-        self.panel.at(0)
+        self.panel.at(session.position)
         self.panel.focus()
 
     def sent(self) -> list[dict[str, Any]]:
@@ -89,15 +90,36 @@ class Wire:
         self.page.evaluate("([said, news]) => tell(said, news)", [said, news])
 
 
+SCALE = workbench.Scale.of(["poor", "fair", "good"])
+
+
+def imported(begin: int, end: int) -> list[str]:
+    """Traces of sums, by the numbers that are added."""
+    table = pd.DataFrame({"question": [f"What is {i} + {i}?" for i in range(begin, end)]})
+    table["answer"] = [f"It is **{2 * i}**." for i in range(begin, end)]
+    made = workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
+    return made.trace_ids
+
+
+@contextmanager
+def wired(browser: Browser) -> Iterator[Wire]:
+    made = Wire(browser, LabelSession("quality", annotator="ana", scale=SCALE))
+    try:
+        yield made
+    finally:
+        made.page.context.close()
+
+
 @pytest.fixture
 def wire(browser: Browser, store: str) -> Iterator[Wire]:
-    table = pd.DataFrame({"question": [f"What is {i} + {i}?" for i in range(6)]})
-    table["answer"] = [f"It is **{2 * i}**." for i in range(6)]
-    workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
-    scale = workbench.Scale.of(["poor", "fair", "good"])
-    made = Wire(browser, LabelSession("quality", annotator="ana", scale=scale))
-    yield made
-    made.page.context.close()
+    imported(0, 6)
+    with wired(browser) as made:
+        yield made
+
+
+def delete(trace_id: str) -> None:
+    experiment = mlflow.get_experiment_by_name("test")
+    mlflow.MlflowClient().delete_traces(experiment.experiment_id, trace_ids=[trace_id])
 
 
 def counting(trace_id: str) -> list[Any]:
@@ -179,3 +201,78 @@ def test_items_that_were_read_before_a_label_was_saved_do_not_hide_it(wire: Wire
     expect(wire.panel.root).to_have_attribute("data-unsaved", "0")
     chosen = wire.panel.root.locator(".wb-choice[aria-pressed=true]")
     expect(chosen).to_contain_text("fair", timeout=5_000)
+
+
+def test_traces_that_join_leave_the_item_where_it_is(wire: Wire) -> None:
+    """Someone has gone back to it and is writing a reason, of which no letter is lost."""
+    for _ in range(4):
+        wire.panel.press("2", "Enter")
+    wire.carry()
+    wire.panel.press("ArrowLeft", "ArrowLeft", "ArrowLeft", "r")
+    wire.panel.at(1)
+    trace_id = wire.panel.trace_id
+    wire.page.keyboard.type("it is ")
+    imported(6, 9)
+    wire.session.reread()
+    assert [m["type"] for m in wire.to_page].count("queue") == 1
+    wire.tell()
+    wire.page.keyboard.type("so")  # before the items come again
+    wire.carry()
+    wire.page.keyboard.type(" then")
+    assert (wire.session.progress["total"], wire.panel.trace_id) == (9, trace_id)
+    expect(wire.panel.root.locator(".wb-rationale")).to_have_value("it is so then")
+    expect(wire.panel.root.locator(".wb-counts")).to_contain_text("4 of 9 labelled")
+    wire.panel.press("Control+Enter")
+    wire.panel.at(4)
+
+
+def test_a_deleted_trace_does_not_keep_one_from_the_end(browser: Browser, store: str) -> None:
+    """In a queue that is longer than what the page holds, which is gone through once."""
+    ids = imported(0, 800)
+    table = pd.DataFrame({"trace_id": ids[1:], "value": "fair"})
+    workbench.log_labels(table, name="quality", annotator="ana", value="value", progress=False)
+    with wired(browser) as wire:
+        assert wire.panel.trace_id == ids[0]
+        delete(ids[0])
+        wire.panel.press("2", "Enter")
+        wire.carry()
+        wire.panel.at("done")
+        expect(wire.panel.root.locator("h3")).to_contain_text("You are through")
+
+
+def test_what_could_not_be_saved_is_not_said_to_be(wire: Wire) -> None:
+    """Also once the message was read, and once the page was loaded anew."""
+    delete(wire.panel.trace_id)
+    wire.panel.press("2", "Enter")
+    wire.carry()
+    wire.panel.press("ArrowLeft")
+    expect(wire.panel.root.locator(".wb-page")).to_contain_text("was deleted")
+    wire.panel.press("Enter")
+    saving = wire.panel.root.locator(".wb-saving")
+    expect(saving).to_have_text("1 could not be saved")
+    wire.panel.root.get_by_role("button", name="I have seen it").click()
+    expect(saving).to_have_text("1 could not be saved")
+    wire.panel.press("2", "Enter")
+    wire.carry()
+    expect(saving).to_have_text("1 could not be saved")
+    assert wire.session.state()["lost"] == 1
+
+
+def test_a_line_that_is_made_to_take_long_takes_no_time(browser: Browser, store: str) -> None:
+    """Headings and tables are read once over, however many spaces they hold."""
+    spaces = " " * 25_000
+    answers = [
+        f"## a{spaces}b",
+        f"# a{'#' * 25_000} b",
+        f"a|b\n|{spaces}x",
+        f"a | b\n{spaces}-|x{spaces}",
+    ]
+    table = pd.DataFrame({"question": range(4), "answer": answers})
+    workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
+    with wired(browser) as wire:
+        for position in range(4):
+            wire.panel.at(position)
+            expect(wire.panel.root.locator(".wb-outputs")).to_contain_text("a")
+            wire.panel.press("2", "Enter")
+        wire.carry()
+        assert wire.session.progress["labelled"] == 4

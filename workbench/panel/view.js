@@ -130,9 +130,9 @@ function markdown(text, depth = 0) {
       for (i += 1; i < lines.length && !lines[i].trimStart().startsWith(fence); i++) body.push(lines[i]);
       i += 1;
       out.push(h("pre", { class: "wb-code", tabindex: 0 }, h("code", null, visible(body.join("\n")))));
-    } else if ((found = line.match(/^\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*$/))) {
+    } else if ((found = line.match(/^\s{0,3}(#{1,6})\s+(.*)$/))) {
       // The panel's own headings come first: those of a text are under them.
-      out.push(h("div", { class: `wb-h wb-h${found[1].length}`, role: "heading", "aria-level": Math.min(found[1].length + 3, 6), dir: "auto" }, inline(found[2])));
+      out.push(h("div", { class: `wb-h wb-h${found[1].length}`, role: "heading", "aria-level": Math.min(found[1].length + 3, 6), dir: "auto" }, inline(unclosed(found[2]))));
       i += 1;
     } else if (/^\s{0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) {
       out.push(h("hr"));
@@ -145,7 +145,7 @@ function markdown(text, depth = 0) {
       const [list, next] = listFrom(lines, i, depth, isItem);
       out.push(list);
       i = next;
-    } else if (line.includes("|") && i + 1 < lines.length && /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/.test(lines[i + 1]) && lines[i + 1].includes("-")) {
+    } else if (line.includes("|") && i + 1 < lines.length && /^\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?$/.test(lines[i + 1].trim())) {
       const rows = [cells(line)];
       for (i += 2; i < lines.length && lines[i].includes("|") && lines[i].trim(); i++) rows.push(cells(lines[i]));
       const [head, ...body] = rows;
@@ -167,6 +167,14 @@ function markdown(text, depth = 0) {
     }
   }
   return out;
+}
+
+/** A heading without the signs that may close it. Not by one pattern, which would try every split
+ * of the spaces within: a line of a trace may be made to hold up whoever reads it. */
+function unclosed(heading) {
+  let end = heading.trimEnd().length;
+  while (heading[end - 1] === "#") end -= 1;
+  return heading.slice(0, end).trimEnd();
 }
 
 function cells(line) {
@@ -564,6 +572,8 @@ class Panel {
     this.raw = false;
     this.done = false; // whether the summary is shown
     this.seeking = false; // whether an item that is done is to be passed over when it arrives
+    this.passed = 0; // items that were passed over since the search began
+    this.kept = ""; // the trace that is shown while the items are fetched anew
     this.asked = null; // the items that were asked for: {start, count, at, wait}
     this.outbox = [];
     this.lastSaved = new Map(); // by trace: {stamp, done, skipped?}
@@ -682,8 +692,12 @@ class Panel {
         this.sizes.delete(position);
       }
     }
+    const found = this.kept && this.byTrace(this.kept);
+    this.kept = "";
+    // Whoever reads an item keeps it, wherever it stands now.
+    if (found) this.position = found.position;
     if (this.seeking) {
-      this.forward(this.position, true, this.onTheWay);
+      this.forward(this.position, true, this.onTheWay, this.passed);
     } else if (!same(current, this.items.get(this.position))) {
       this.paint();
     }
@@ -712,7 +726,7 @@ class Panel {
       const item = this.byTrace(trace);
       if (item && !this.over.has(trace)) item.done = done;
     }
-    if (this.late && !this.pending.actions.size) this.announce("All saved.");
+    if (this.late && !this.pending.actions.size && !this.failed.length) this.announce("All saved.");
     this.since = this.pending.actions.size ? performance.now() : null;
     this.wait = PATIENCE;
     this.paintStatus();
@@ -730,6 +744,7 @@ class Panel {
       if (this.over.get(action.trace_id)?.id === id) this.over.delete(action.trace_id);
       this.pending.remove(id);
     }
+    if (!this.pending.actions.size) this.since = null;
     this.paintStatus();
     this.paintItemState();
   }
@@ -741,16 +756,29 @@ class Panel {
     this.paintReveal();
   }
 
-  onQueue({ total, position }) {
+  /** There is more of the queue, or less, or it is in another order. `stay`: nobody asked for that,
+   * so whoever is at an item stays there. */
+  onQueue({ total, position, stay = false }) {
     const grew = total > this.total;
+    const before = this.done ? null : this.item;
     this.total = total;
+    const moves = position !== null && position !== undefined && (this.done || !(stay || grew));
+    const at = Math.min(moves ? position : this.position, Math.max(0, total - 1));
+    const done = moves ? total > 0 && position >= total : this.done;
     this.items.clear();
     this.sizes.clear();
-    if (position !== null && position !== undefined && (this.done || !grew)) {
-      this.done = total > 0 && position >= total;
-      this.position = Math.min(position, Math.max(0, total - 1));
-    }
     this.asked = null;
+    if (before && total && !done && at === this.position) {
+      // It stays on the page, with what is being typed, until it comes again.
+      this.items.set(at, before);
+      this.kept = before.trace_id;
+      this.want(at, Math.min(AHEAD, total - at));
+      this.paintStatus();
+      return;
+    }
+    if (!this.done) this.readFields();
+    this.position = at;
+    this.done = done;
     this.ask();
     this.paint();
   }
@@ -758,7 +786,6 @@ class Panel {
   onSetup() {
     const before = this.setup;
     this.setup = this.model.get("setup") ?? {};
-    this.total = this.setup.total ?? this.total;
     if (!same(before.questions, this.setup.questions)) this.buildQuestions();
     this.paint();
   }
@@ -995,14 +1022,15 @@ class Panel {
   }
 
   /** To the next item that is neither labelled nor skipped, from `from` on and round the end;
-   * `said` is read out before the item's number. */
-  forward(from, open = true, said = "") {
+   * `said` is read out before the item's number. `passed` items were passed over on the way: once
+   * round is enough, whatever the kernel counts. */
+  forward(from, open = true, said = "", passed = 0) {
     if (!this.total) return;
     if (!open) {
       this.go(Math.min(from, this.total - 1), said);
       return;
     }
-    for (let n = 0; n < this.total; n++) {
+    for (let n = 0; passed + n < this.total; n++) {
       const at = (from + n) % this.total;
       if (this.offering && from + n >= this.total) break; // once through is enough
       const item = this.items.get(at);
@@ -1013,6 +1041,7 @@ class Panel {
         // Not here: it is asked for, and passed over if it turns out to be done.
         this.go(at, said);
         this.seeking = true;
+        this.passed = passed + n;
         this.onTheWay = said;
         return;
       } else break;
@@ -1182,6 +1211,7 @@ class Panel {
   toggleRaw() {
     this.raw = !this.raw;
     this.paintItem();
+    this.text.scrollTop = 0;
   }
 
   /** Move the text by a page, or by some lines. */
@@ -1461,6 +1491,7 @@ class Panel {
 
   paintItem() {
     const { item } = this;
+    const again = !!item && this.root.dataset.trace === item.trace_id;
     this.root.dataset.position = this.done ? "done" : String(this.position);
     this.root.dataset.trace = item?.trace_id ?? "";
     if (this.done) return;
@@ -1477,7 +1508,7 @@ class Panel {
       });
       this.page.replaceChildren(...sections.map(([title, name]) => this.section(title, name, item)));
     }
-    this.text.scrollTop = 0;
+    if (!again) this.text.scrollTop = 0;
     if (held) this.root.focus({ preventScroll: true });
     this.paintItemState();
   }
@@ -1656,17 +1687,20 @@ class Panel {
     this.root.dataset.ahead = String(this.ahead());
     this.root.dataset.unsaved = String(n);
     this.root.dataset.epoch = this.setup.epoch ?? "";
-    let text = n ? `Not saved yet (${n})` : "All saved";
-    let hint = n ? "These ratings are kept in this browser and written as soon as the kernel is free." : "Everything that you rated is in the store.";
+    const lost = Math.max(this.state.lost ?? 0, this.failed.length);
+    let text = n ? `Not saved yet (${n})` : lost ? `${number(lost)} could not be saved` : "All saved";
+    let hint = n ? "These ratings are kept in this browser and written as soon as the kernel is free."
+      : lost ? "All else that you rated is in the store. panel.unsaved tells what could not be written, and why."
+      : "Everything that you rated is in the store.";
     const oldest = this.since === null ? 0 : performance.now() - this.since;
     if (n && (this.late || oldest > PATIENCE)) hint += " The kernel is busy, or it was restarted; then run the cell again.";
     if (n && !this.pending.kept) hint = "This browser keeps nothing when the page is closed: leave it open until all is saved.";
     if (!n) this.late = false;
-    if (!n && !this.undoable.length && !this.failed.length) text = "";
+    if (!n && !lost && !this.undoable.length) text = "";
     const shown = `${text}|${hint}`;
     if (this.shownSaving === shown) return;
     this.shownSaving = shown;
-    this.saving.className = `wb-saving ${n ? "wb-warn" : "wb-good"}`;
+    this.saving.className = `wb-saving ${n || lost ? "wb-warn" : "wb-good"}`;
     this.saving.title = hint;
     this.saving.replaceChildren(text);
     const stuck = n && (this.late || oldest > PATIENCE || !this.pending.kept);
