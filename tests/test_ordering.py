@@ -150,3 +150,19 @@ def test_wrong_arguments_are_told() -> None:
         put_in_order([], "best", seed=0)
     with pytest.raises(ArgumentError, match=r"\[0, 1\]"):
         put_in_order([], "mix", seed=0, random_share=1.5)
+
+
+@pytest.mark.parametrize("order", [one for one in ORDERS if one != "random"])
+@given(YES_NO, YES_NO)
+def test_what_is_told_of_an_order_holds_no_verdict_and_no_label(
+    order: str, verdicts: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
+    """They are read before anything is labelled: whatever the values, the words are the same."""
+    other = {"yes": "no", "no": "yes"}
+    notes = []
+    for name in (str, other.__getitem__):
+        said = tuple(map(name, verdicts)), tuple(map(name, labels))
+        items = [Known(f"t{n}", "", *said) for n in range(3)]
+        notes.append(put_in_order(items, order, seed=0).notes)
+    assert notes[0] == notes[1]
+    assert not any(f"{value!r}" in note for note in notes[0] for value in other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from pathlib import Path
@@ -244,3 +245,25 @@ def test_a_queue_is_labelled_and_its_status_kept_in_step(trace_ids: list[str]) -
     queue.add(trace_ids[2:])
     ana.refresh()
     assert ana.setup["total"] == 3
+
+
+@pytest.mark.parametrize("order", ["disagreement", "balance", "unlike", "mix"])
+def test_nothing_tells_a_verdict_before_a_label(trace_ids: list[str], order: str) -> None:
+    """Neither the message of a rule that has nothing to go by nor anything else that the browser
+    is given; the questions name the values that there are, whoever has said them."""
+    scale = workbench.Scale.of(["kept", "refunded"])
+    table = pd.DataFrame({"trace_id": trace_ids, "v": "refunded"})
+    workbench.log_verdicts(table, name="right", source="m", value="v", progress=False)
+    workbench.log_labels(table, name="right", annotator="ben", value="v")
+    shown = panel(order=order, scale=scale, reveal=True)
+    assert "refunded" not in shown.session.state()["message"]
+    assert order == "unlike" or shown.session.state()["message"]
+    given = {"setup": {**shown.setup, "questions": []}, "state": dict(shown.state)}
+    assert given["state"]["progress"].pop("balance") == {"kept": 0, "refunded": 0}
+    assert given["state"]["progress"].pop("balances") == {"right": {"kept": 0, "refunded": 0}}
+    items = shown.session.receive({"type": "want", "start": 0, "count": 3})
+    assert "refunded" not in json.dumps([given, items])
+    assert "refunded" not in json.dumps(
+        {k: v for k, v in shown.get_state().items() if k not in ("setup", "state", "_esm", "_css")},
+        default=str,
+    )

@@ -83,6 +83,7 @@ class Chosen:
 class Drawn:
     """The order, and what to tell of it: a rule that had nothing to go by, say.
 
+    ``notes`` are read by who labels, and so hold no verdict and nobody's label.
     ``settled`` are the orders of those rules that what is labelled has no influence on, or why
     there is none; they may be given again to make the rest of the order anew at little cost.
     """
@@ -279,9 +280,8 @@ def _balance(
     if not said:
         return "no trace has a verdict to guess its class by"
     if len(said) == 1:
-        return (
-            f"the verdict is {next(iter(said))} on every trace, which tells no class from another"
-        )
+        # Not which one: whoever reads this has yet to label blind.
+        return "the verdicts tell no class from another"
     counts: dict[str, float] = dict(Counter(map(repr, labelled.values())))
     likely = _likely(said, labelled, before)
     for item in ahead:
