@@ -82,7 +82,8 @@ class LabelSession:
     judge_or_name
         The judge (or its name) whose question is answered; None when ``questions`` are given.
     traces
-        What to label, as `workbench.store.fetch_traces` takes it; None: the active experiment.
+        What to label, as `workbench.store.fetch_traces` takes it; None: the active experiment, or
+        the traces of an `Assignment`.
         Of a `workbench.review_queue` the annotator's share, batch by batch; its questions are
         asked where none are given, and its status in MLflow's page is kept in step.
     annotator
@@ -148,7 +149,8 @@ class LabelSession:
     Raises
     ------
     ArgumentError
-        For an annotator without a name, unknown orders, or no scale to rate on.
+        For an annotator without a name, or one whom ``assign`` does not name, unknown orders, or no
+        scale to rate on.
     StoreError
         When the traces cannot be read.
     """

@@ -10,6 +10,7 @@ from mlflow.entities import TraceInfo
 
 from workbench import store
 from workbench.assignment import Assignment
+from workbench.errors import one_of
 from workbench.reviews import ReviewQueue
 from workbench.standing import same_person
 
@@ -31,13 +32,30 @@ def work_of(annotator: str, traces: Any, assign: Assign | None, experiment: str 
     """Read from the store what the annotator is to label.
 
     ``traces`` as `workbench.store.fetch_traces` takes them, or a `workbench.review_queue`, whose
-    own shares hold where ``assign`` is None.
+    own shares hold where ``assign`` is None. With an `Assignment` None takes its traces and no
+    others of the experiment; those that are no longer in the store are left out.
+
+    Raises
+    ------
+    ArgumentError
+        For an annotator whom the assignment or the queue's team does not name.
+    StoreError
+        When the traces cannot be read.
     """
+    if isinstance(assign, Assignment) and not any(
+        same_person(annotator, who) for who in assign.annotators
+    ):
+        # A name with a typing error would have nothing to do, and look as if all was done.
+        one_of("annotator", annotator, assign.annotators)
     if isinstance(traces, ReviewQueue) and assign is None:
         share = traces.share_of(annotator)
         return Work({i: share.infos[i] for i in share.trace_ids}, share.batches)
-    found = store.fetch_traces(traces, spans=False, experiment=experiment)
-    infos = {trace.info.trace_id: trace.info for trace in found}
+    if traces is None and isinstance(assign, Assignment):
+        infos = store.trace_infos(assign.trace_ids, experiment=experiment)
+        infos = {i: infos[i] for i in assign.trace_ids if i in infos}
+    else:
+        found = store.fetch_traces(traces, spans=False, experiment=experiment)
+        infos = {trace.info.trace_id: trace.info for trace in found}
     if assign is None:
         return Work(infos, is_share=False)
     if not isinstance(assign, Assignment):
