@@ -15,6 +15,7 @@ from mlflow.genai.label_schemas import InputCategorical, InputNumeric, InputPass
 import workbench
 from workbench.answers import LabelQuestion
 from workbench.errors import ArgumentError, StoreError
+from workbench.labelling import LabelSession
 from workbench.scale import Scale
 from workbench.schemas import find_schema, list_schemas, make_schema, schema_scale
 
@@ -221,6 +222,58 @@ def test_what_was_declined_is_offered_to_nobody(store: str) -> None:
     finish(queue, ids[0], "ana", "declined")
     assert ids[0] not in queue.of("ana") + queue.of("ben")
     assert queue.sync().reopened == 0
+
+
+def kept(queue: workbench.ReviewQueue, trace_id: str, *kinds: str) -> str:
+    """The status of an item after ben has done this with it in a panel."""
+    session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
+    assert session.keeper is not None
+    for number, kind in enumerate(kinds):
+        action = {"id": f"{kind}{number}", "kind": kind, "trace_id": trace_id}
+        if kind == "save":
+            action["answers"] = {NAME: {"value": "good", "abstain": False}}
+        if kind == "undo":
+            action["undoes"] = f"{kinds[number - 1]}{number - 1}"
+        session.receive({"type": "act", "actions": [action]})
+        assert session.flush(30)
+        assert session.keeper.flush(30)
+    return statuses(queue)[trace_id]
+
+
+def test_what_the_lead_declined_stays_declined_when_it_is_labelled(store: str) -> None:
+    """By one who held it already; as where all items are brought in step."""
+    ids = imported(1)
+    queue = workbench.review_queue("pilot", [judge()], annotators=["ben"])
+    queue.add(ids)
+    session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
+    assert session.keeper is not None
+    assert session.keeper.flush(30)
+    finish(queue, ids[0], "lead", "declined")
+    answers = {NAME: {"value": "good", "abstain": False}}
+    action = {"id": "a", "kind": "save", "trace_id": ids[0], "answers": answers}
+    session.receive({"type": "act", "actions": [action]})
+    assert session.flush(30)
+    assert session.keeper.flush(30)
+    assert statuses(queue) == {ids[0]: "declined"}
+    assert queue.sync().finished == 0
+
+
+def test_a_skip_opens_nothing_that_an_expert_finished(store: str) -> None:
+    """Where one is enough; where two are asked for it is still needed."""
+    ids = imported(1)
+    queue = workbench.review_queue("pilot", [judge()])
+    queue.add(ids)
+    finish(queue, ids[0], "expert")
+    assert kept(queue, ids[0], "skip") == "complete"
+    twice = workbench.review_queue("pilot", each=2)
+    assert kept(twice, ids[0], "skip") == "pending"
+
+
+def test_a_label_that_is_taken_back_opens_what_it_finished(store: str) -> None:
+    ids = imported(1)
+    queue = workbench.review_queue("pilot", [judge()])
+    queue.add(ids)
+    assert kept(queue, ids[0], "save", "undo") == "pending"
 
 
 def test_an_item_is_done_when_all_ratings_are_there(store: str) -> None:

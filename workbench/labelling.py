@@ -182,7 +182,7 @@ class LabelSession:
         self.keeper: QueueKeeper | None = None
         self._notes: tuple[str, ...] = ()
         if isinstance(traces, ReviewQueue):
-            self.keeper = QueueKeeper(traces, self._say_state)
+            self.keeper = QueueKeeper(traces, annotator, self._say_state)
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
                 questions = traces.questions

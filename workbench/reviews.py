@@ -42,7 +42,7 @@ from workbench.schemas import (
     scale_of_question,
     understood,
 )
-from workbench.standing import folded
+from workbench.standing import folded, same_person
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -241,9 +241,30 @@ class ReviewQueue:
         labelled it is opened again, so that it reaches them in MLflow's page too. One that was
         declined stays so.
         """
+        return self._bring_in_step(self._standing())
+
+    @store.discreet()
+    def settle(self, trace_ids: Sequence[str], by: str | None = None) -> Synced:
+        """What `sync` does, for a few items that have just been labelled or skipped, or whose
+        label was taken back, ``by`` someone.
+
+        What that person had finished and has no label on any more is opened again, though one
+        person alone is to label it.
+        """
+        # What MLflow says of them now: what people set there since is theirs.
+        entries = self._entries()
+        asked = {i: entries[i] for i in trace_ids if i in entries}
+        return self._bring_in_step(self._standing(asked), by)
+
+    def _bring_in_step(self, standing: Iterable[_Item], by: str | None = None) -> Synced:
+        """Set the statuses that are not as the labels say.
+
+        An item that is wanted once and was finished without a label stays finished: whoever did
+        that in MLflow's page has had their say. Only ``by`` may take back what was theirs.
+        """
         api = _api()
         finished = reopened = 0
-        for one in self._standing():
+        for one in standing:
             if one.done and one.status == "pending":
                 api.set_review_queue_item_status(
                     self.queue_id,
@@ -252,34 +273,16 @@ class ReviewQueue:
                     completed_by=one.labelled_by[-1],
                 )
                 finished += 1
-            elif not one.done and one.status == "complete" and one.wanted > 1:
+            elif (
+                not one.done
+                and one.status == "complete"
+                and (one.wanted > 1 or (by is not None and one.was_finished_by(by)))
+            ):
                 api.set_review_queue_item_status(
                     self.queue_id, item_id=one.trace_id, status="pending"
                 )
                 reopened += 1
         return Synced(finished, reopened)
-
-    @store.discreet()
-    def settle(self, trace_ids: Sequence[str]) -> None:
-        """What `sync` does, for a few items that have just been labelled or whose label was
-        taken back."""
-        api = _api()
-        standing = self._standing(dict.fromkeys(trace_ids, ("", None)))
-        for one in standing:
-            if one.done:
-                api.set_review_queue_item_status(
-                    self.queue_id,
-                    item_id=one.trace_id,
-                    status="complete",
-                    completed_by=one.labelled_by[-1],
-                )
-        if not all(one.done for one in standing):
-            finished = {x.item_id for x in self._items() if str(x.status) == "complete"}
-            for one in standing:
-                if not one.done and one.trace_id in finished:
-                    api.set_review_queue_item_status(
-                        self.queue_id, item_id=one.trace_id, status="pending"
-                    )
 
     # -- reading ------------------------------------------------------------------------
 
@@ -400,8 +403,11 @@ class QueueKeeper:
     ``on_change`` is called, from that thread, when ``note_of_trouble`` has changed.
     """
 
-    def __init__(self, queue: ReviewQueue, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, queue: ReviewQueue, annotator: str, on_change: Callable[[], None] | None = None
+    ) -> None:
         self.queue = queue
+        self._annotator = annotator
         self.note_of_trouble = ""
         self._on_change = on_change
         self._saver = Saver(self)
@@ -410,7 +416,8 @@ class QueueKeeper:
     def note(self, trace_ids: Iterable[str]) -> None:
         """These have been labelled, or their labels taken back; returns at once."""
         for trace_id in trace_ids:
-            self._saver.put(Job(trace_id, trace_id, partial(self.queue.settle, [trace_id])))
+            settle = partial(self.queue.settle, [trace_id], self._annotator)
+            self._saver.put(Job(trace_id, trace_id, settle))
 
     def sync(self) -> None:
         """Have the status of all items brought in step; returns at once."""
@@ -459,6 +466,10 @@ class _Item:
     labelled_by: tuple[str, ...]
     wanted: int
     asked: tuple[str, ...] | None
+
+    def was_finished_by(self, name: str) -> bool:
+        """Whether it was this person who finished it in MLflow."""
+        return self.finished_by is not None and same_person(self.finished_by, name)
 
     @property
     def handled_by(self) -> set[str]:
