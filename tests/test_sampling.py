@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -83,6 +85,83 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     )
     held = sum(0.2 in sampled_prevalence(one, "yes").interval for one in rows)
     assert 0.85 <= held / 200 <= 1.0
+
+
+def test_by_hand_in_two_batches() -> None:
+    """All of the first batch is a yes, all of the second a no, and all are labelled: a half is."""
+    rows = [(f"a{n}", n + 1, 100, 1 / (100 - n), "yes") for n in range(100)]
+    rows += [(f"b{n}", n + 101, 200, 1 / (100 - n), "no") for n in range(100)]
+    assert sampled_prevalence(table(*rows[:60]), "yes").value == 1.0
+    estimate = sampled_prevalence(table(*rows), "yes")
+    assert estimate.value == pytest.approx(0.5)
+    assert tuple(estimate.interval) == pytest.approx((0.5, 0.5))
+    assert (estimate.n, estimate.random) == (200, 100)
+
+
+def in_parts(parts: list[list[Known]], counts: list[int], truth: dict[str, str], seed: int) -> Any:
+    """Labels of a queue that grows: so many of the items of each part and those before it that
+    are left, some of them by a rule."""
+    labels: list[tuple[object, ...]] = []
+    waiting: list[Known] = []
+    pool = 0
+    for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+        waiting, pool = [*waiting, *part], pool + len(part)
+        how = {"order": "disagreement", "random_share": 0.7, "seed": seed, "pool": str(number)}
+        drawn = put_in_order(waiting, drawn=len(labels), **how).queue[:count]  # type: ignore[arg-type]
+        for one in drawn:
+            labels.append(
+                (one.trace_id, len(labels) + 1, pool, one.probability, truth[one.trace_id])
+            )
+        done = {one.trace_id for one in drawn}
+        waiting = [item for item in waiting if item.trace_id not in done]
+    return table(*labels)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [20, 12, 9],  # batches: each is labelled to its end before the next one begins
+        [7, 6, 12],  # traces that join while most of those before them still wait
+    ],
+)
+def test_it_is_unbiased_where_the_queue_grows(counts: list[int]) -> None:
+    """A half of the first part is a yes, 2 of 12 of the second, a quarter of the third."""
+    share = [0.5, 0.16, 0.25]
+    parts, truth = [], {}
+    for part, size in enumerate([20, 12, 20]):
+        names = [f"{part}-{n}" for n in range(size)]
+        truth.update({i: "yes" if n < share[part] * size else "no" for n, i in enumerate(names)})
+        verdicts = {"yes": ("yes", "no"), "no": ("no", "no")}
+        parts.append([Known(i, verdicts=verdicts[truth[i]]) for i in names])
+    yes = sum(value == "yes" for value in truth.values())
+    assert (yes, len(truth)) == (17, 52)
+    found = [
+        sampled_prevalence(in_parts(parts, counts, truth, seed), "yes").value for seed in range(400)
+    ]
+    error = statistics.stdev(found) / math.sqrt(len(found))
+    assert error < 0.02
+    assert abs(statistics.fmean(found) - yes / 52) < 4 * error
+
+
+def test_items_that_others_have_taken_cost_no_draws() -> None:
+    """Where they leave the queue at random the draws from before still tell of it."""
+    truth = {f"t{n}": "yes" if n % 4 == 0 else "no" for n in range(60)}
+    found = []
+    for seed in range(500):
+        chance = random.Random(seed)
+        left = list(truth)
+        rows: list[tuple[object, ...]] = []
+        for number in range(20):
+            taken = chance.choice(left)
+            left.remove(taken)
+            pool = len(left) + len(rows)
+            drawn = chance.choice(left)
+            left.remove(drawn)
+            rows.append((drawn, number + 1, pool, 1 / (len(left) + 1), truth[drawn]))
+        estimate = sampled_prevalence(table(*rows), "yes")
+        assert estimate.random == 20
+        found.append(estimate.value)
+    assert abs(statistics.fmean(found) - 0.25) < 4 * statistics.stdev(found) / math.sqrt(500)
 
 
 def test_what_has_no_answer_counts_neither_way() -> None:

@@ -12,6 +12,11 @@ is unbiased whatever rules chose the others, since given what was drawn before, 
 total of the rest as its mean (Des Raj, "Some estimators in sampling with varying probabilities
 without replacement", Journal of the American Statistical Association 51, 1956). The z_t are
 uncorrelated, which gives the variance.
+
+A draw tells of what it was drawn from, and of nothing that joined the queue later: the next batch,
+or new traces. So only draws made since the queue last grew are averaged, over the pool as it has
+been since. The labels from before are known by then, and count as such in each z_t. A queue gets
+smaller when others label what is in it; a draw from before that tells of what has left as well.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ _COLUMNS = ["trace_id", "draw", "pool", "probability"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A share among all items of a queue, estimated from its labels.
+    """A share among all items of a queue at its last random draw, estimated from its labels.
 
     Attributes
     ----------
@@ -48,7 +53,8 @@ class Estimate:
         By Student's t, cut to [0, 1]; nan for fewer than two random draws. With few of them,
         or a rare value, it is rough, and rather too short.
     n, random
-        Labels used, and those among them that were drawn at random.
+        Labels used, and the random draws that the estimate is the mean of: those made since the
+        queue last grew.
     """
 
     value: float
@@ -74,6 +80,12 @@ def sampled_share(
     confidence: float = 0.95,
 ) -> Estimate:
     """The share of items that are so, in the whole queue that labels were drawn from.
+
+    The queue is what the last random draw was from: all batches up to the present one, and all
+    traces that had joined. It is unbiased for that, whatever was labelled before the queue grew.
+    Soon after it grew there are few draws, and the interval is wide, or nan. Where the queue only
+    got smaller, since others took items of it, draws from before that are averaged with the rest:
+    that is right where what left is like what stayed, as when the others draw at random too.
 
     Parameters
     ----------
@@ -114,11 +126,17 @@ def sampled_share(
     else:
         outcomes = dict(is_so)
     draws = _draws(labels, outcomes)
-    # The totals of what is so and of what has an answer, one of each for each random draw.
+    # The totals of what is so and of what has an answer, one of each for each random draw, as
+    # shares of the pool.
     totals: list[tuple[float, float]] = []
     before_so = before_all = 0.0
+    size = 0
     for so, answered, probability, pool in draws:
         if probability is not None:
+            if pool > size:
+                # What has joined had no chance in the draws before this one.
+                totals.clear()
+            size = pool
             rest = 1 / probability
             totals.append(((before_so + so * rest) / pool, (before_all + answered * rest) / pool))
         before_so, before_all = before_so + so, before_all + answered
