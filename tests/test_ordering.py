@@ -166,3 +166,12 @@ def test_what_is_told_of_an_order_holds_no_verdict_and_no_label(
         notes.append(put_in_order(items, order, seed=0).notes)
     assert notes[0] == notes[1]
     assert not any(f"{value!r}" in note for note in notes[0] for value in other)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_each_has_an_order_of_their_own(order: str) -> None:
+    """The same again for the same name, also among equals of a rule; shares of chance stay."""
+    items = [Known(f"t{n}", verdicts=("yes", "no")) for n in range(20)]
+    orders = [put_in_order(items, order, seed=0, whose=who) for who in ("", "ana", "ben", "ana")]
+    assert orders[1] == orders[3]
+    assert len({tuple(one.trace_id for one in made.queue) for made in orders}) == 3

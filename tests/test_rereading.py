@@ -218,6 +218,82 @@ def test_what_another_has_done_leaves_the_queue(store: str) -> None:
     assert sorted(r.annotator for r in records if r.trace_id == done[0]) == ["ana", "ben"]
 
 
+def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
+    """What they have done is passed over by the one who holds it; nothing moves under the hands."""
+    ids = imported(6)
+    queue = queue_of(ids)
+    ana, ben = (begin(queue, annotator=who, refresh_every=None) for who in ("ana", "ben"))
+    ben.send(type="hello", pending=[])
+    order = ben.session.trace_ids
+    for n in (0, 2, 5):
+        ana.act(ana.save(ana.session.trace_ids.index(order[n]), "yes"))
+    before = len(ben.told)
+    ben.session.reread()
+    assert ben.session.trace_ids == order
+    assert ben.session.position == 0
+    (told,) = ben.told[before:]
+    assert told["type"] == "items"
+    assert [(i["position"], i["trace_id"], i["skipped"]) for i in told["items"]] == [
+        (n, order[n], True) for n in (2, 5)
+    ]
+    # The one on the page may be rated all the same, and then what is left comes.
+    ben.act(ben.save(0, "no"))
+    assert ben.session.position == 1
+    ben.act(ben.save(1, "no"))
+    assert ben.session.position == 3
+    ben.session.reread()
+    assert ben.session.trace_ids == order
+    assert ben.session.progress["skipped"] == 0
+    # What is free again is offered again.
+    records = fetch_traces([order[2]], spans=False)[0].info.assessments
+    mlflow.delete_assessment(trace_id=order[2], assessment_id=records[0].assessment_id)
+    queue.sync()
+    review_queues.set_review_queue_item_status(queue.queue_id, item_id=order[2], status="pending")
+    ben.session.reread()
+    assert ben.session.position == 2
+    ben.send(type="refresh")
+    assert set(ben.session.trace_ids) == set(order) - {order[5]}
+
+
+def test_what_others_have_done_far_ahead_leaves_the_queue(store: str) -> None:
+    """Behind all that a browser may show before it hears of it; it is told, and stays where it
+    is."""
+    queue = queue_of(imported(70))
+    view = begin(queue, refresh_every=None)
+    view.send(type="hello", pending=[])
+    view.send(type="want", start=0, count=70)
+    order = view.session.trace_ids
+    for trace_id in order[58:63]:
+        label(trace_id, "ben")
+    view.session.reread()
+    assert view.session.trace_ids == order[:60] + order[63:]
+    told = [m for m in view.told if m["type"] == "queue"]
+    assert told == [{"type": "queue", "total": 67, "position": None}]
+    assert [item["skipped"] for item in view.items(57, 4)] == [False, True, True, False]
+
+
+def test_people_who_label_the_same_traces_have_orders_of_their_own(store: str) -> None:
+    """One person's is always the same, however the name is written; and where it is settled who
+    labels what all have the same, so that what they share is compared soon."""
+    ids = imported(8)
+
+    def order(who: str, traces: Any = ids, **more: Any) -> list[str]:
+        return begin(traces, annotator=who, **more).session.trace_ids
+
+    assert order("ana") == order("Ana ") == order("ana")
+    assert order("ana") != order("ben")
+    assert order("ana", seed=1) != order("ana")
+    queue = queue_of(ids)
+    assert order("ana", queue) != order("ben", queue)
+    parts = workbench.assign(ids, ["ana", "ben"], each=2)
+    assert order("ana", assign=parts) == order("ben", assign=parts)
+    assert order("ana", assign=list) == order("ben", assign=list)
+    twice = workbench.review_queue("pilot", each=2)
+    assert order("ana", twice) == order("ben", twice)
+    team = workbench.review_queue("pilot", each=2, annotators=["ana", "ben"])
+    assert order("ana", team) == order("ben", team)
+
+
 def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
     """When another opens the queue here, and when it is read again."""
     ids = imported(2)

@@ -17,12 +17,12 @@ from workbench.draws import Draw
 from workbench.evidence import known_of
 from workbench.ordering import Chosen, Drawn, Known, Replayed, put_in_order
 from workbench.scale import ABSTAIN
-from workbench.standing import Standing, draw_of, read_standing
+from workbench.standing import Standing, draw_of, folded, read_standing
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-Mark = Literal["open", "done", "skipped", "gone"]
+Mark = Literal["open", "done", "skipped", "taken", "gone"]
 
 RECENT: Final = 30
 """Items that the own rate is taken from."""
@@ -39,6 +39,7 @@ class Item:
     skipped, ``told`` what the view was told of that. ``batch`` and ``joined`` say since when it
     could be drawn, ``planned`` when its place was drawn: from the items of its batch and those
     before that had joined by then. ``again``: it is offered again although it is labelled.
+    ``taken``: others have done it, so that it is passed over; it keeps its place.
     ``waiting`` are the actions that are not in the store yet; ``mark`` is how it stands when they
     are counted in. ``learned`` is when the store was last read of it, by the monotonic clock.
     """
@@ -53,6 +54,7 @@ class Item:
     planned: int = 0
     gone: bool = False
     again: bool = False
+    taken: bool = False
     mark: Mark = "open"
     waiting: list[Action] = field(default_factory=list)
     learned: float = 0.0
@@ -95,6 +97,9 @@ class Agenda:
         What is answered, and by whom.
     order, seed, random_share
         See `workbench.ordering.put_in_order`.
+    in_common
+        Whether the order is the same for all annotators. Else each has one of their own: people
+        who label the same traces in the same order get in each other's way.
     judge
         Whose verdicts the order may go by; by default any under the first question's name.
     """
@@ -108,6 +113,7 @@ class Agenda:
         seed: int,
         random_share: float | None,
         judge: Judge | str | None,
+        in_common: bool = False,
     ) -> None:
         self.questions = tuple(questions)
         self.annotator = annotator
@@ -120,6 +126,7 @@ class Agenda:
         self.spellings: set[str] = set()
         self._order, self._seed, self._random_share = order, seed, random_share
         self._judge = judge
+        self._whose = "" if in_common else folded(annotator)
         self._skips: OrderedDict[str, None] = OrderedDict()
         self._plans = 0
         self._batched = False
@@ -174,6 +181,16 @@ class Agenda:
         self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
         self._pool_changed()
 
+    def take(self, trace_ids: Iterable[str]) -> list[int]:
+        """Pass over these, and no others, as done by others; the positions that changed."""
+        taken, changed = set(trace_ids), []
+        for trace_id, item in self.items.items():
+            if item.taken != (trace_id in taken):
+                item.taken = not item.taken
+                self.touch(trace_id)
+                changed.append(self.place[trace_id])
+        return sorted(changed)
+
     def _pool_changed(self) -> None:
         ids = "".join(sorted(self.items))
         self._pool = hashlib.sha256(ids.encode()).hexdigest()[:16]
@@ -216,6 +233,8 @@ class Agenda:
         mark: Mark = "open"
         if item.standing.done and not item.again:
             mark = "done"
+        elif item.taken:
+            mark = "taken"
         elif item.standing.skipped:
             mark = "skipped"
         before: list[tuple[str, Mark]] = []
@@ -283,6 +302,7 @@ class Agenda:
             outlook.items,
             self._order,
             seed=self._seed,
+            whose=self._whose,
             random_share=self._random_share,
             labelled=outlook.labelled,
             before=outlook.before,

@@ -34,7 +34,7 @@ from workbench.reviews import QueueKeeper, ReviewQueue
 from workbench.rubrics import RubricHistory, rubric_history
 from workbench.saving import Job, Saver
 from workbench.scale import Scale
-from workbench.share import Assign, Work, work_of
+from workbench.share import Assign, Work, in_common, work_of
 from workbench.showing import Message, done_json, item_json
 from workbench.soon import Soon
 from workbench.standing import (
@@ -92,7 +92,9 @@ class LabelSession:
         Instead of the judge's own question: one or several `LabelQuestion`, MLflow label schemas
         or names of these.
     order, seed, random_share
-        See `workbench.ordering.put_in_order`.
+        See `workbench.ordering.put_in_order`. Each annotator has an order of their own, the same
+        whenever they come back; where it is settled who labels what (``assign``, a review queue
+        with a team or with ``each`` above 1) it is common to all.
     assign
         Which of the traces this annotator is to label: a `workbench.assignment.Assignment`,
         whose batches come one after the other, or a function from all trace ids to some of them.
@@ -205,6 +207,7 @@ class LabelSession:
             seed=seed,
             random_share=random_share,
             judge=judge_or_name,
+            in_common=in_common(traces, assign),
         )
         self._actions: dict[str, str] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
@@ -570,7 +573,7 @@ class LabelSession:
         annotator's leave it, labels made elsewhere count as done, the rubric is the latest.
         Returns the messages to send: ``queue``."""
         self._read_rubrics()
-        self._reread()
+        self._reread(in_place=False)
         if self.keeper is not None:
             self.keeper.sync()
         with self._lock:
@@ -580,12 +583,13 @@ class LabelSession:
         """Read the store again in the background, and tell what has changed of what is shown.
 
         What has changed far ahead is told with the items. Only near the end of the queue, where
-        it tells how much there is left, is the view told that there is more, or less, of it.
+        it tells how much there is left, is the view told that there is more, or less, of it. What
+        others have done meanwhile is passed over, but nothing moves on the page or right ahead.
         """
         with self._lock:
             if self._trouble or self._agenda.waiting:
                 return
-        news = self._reread()
+        news = self._reread(in_place=True)
         messages: list[Message] = []
         if news.labelled:
             with self._lock:
@@ -601,7 +605,7 @@ class LabelSession:
         if not any(message["type"] == "queue" for message in messages):
             self._show_moved(news.moved)
 
-    def _reread(self) -> _News:
+    def _reread(self, *, in_place: bool) -> _News:
         with self._rereading:
             since = time.monotonic()
             fetched = self._fetch()
@@ -618,9 +622,14 @@ class LabelSession:
                 self._add(joined, fetched.batches)
                 lacking = set(agenda.items) - set(infos)
                 left = {i for i in lacking if fetched.is_share and self._may_leave(i)}
+                # Taking an item out would move all behind it, also the one on the page.
+                until, at = (self._held_until() if in_place else 0), self._at
+                held = {i for i in left if agenda.place[i] < until}
+                left -= held
+                taken = agenda.take(i for i in held if agenda.place[i] != at)
                 places = sorted(agenda.place[i] for i in left)
                 agenda.drop(left)
-                moved = set(range(places[0], self._sent)) if places else set()
+                moved = {*taken, *(range(places[0], self._sent) if places else ())}
                 for trace_id in lacking - left:
                     # A filter may no longer match what was labelled; what is deleted is gone.
                     gone = self._recorder.is_gone(trace_id)
@@ -643,7 +652,7 @@ class LabelSession:
 
     def _may_leave(self, trace_id: str) -> bool:
         item = self._agenda.items[trace_id]
-        return item.untouched and item.mark in ("open", "skipped") and not item.again
+        return item.untouched and item.mark in ("open", "skipped", "taken") and not item.again
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
         """Open labelled items again; a new label replaces the first. By default those that were
@@ -678,8 +687,16 @@ class LabelSession:
         """The position from which on the order may be made again."""
         if not self._sent:
             return self.position
-        at = max(self.position, self._acted_at + 1)
-        return min(at + _FIXED, max(self._sent, at))
+        return min(self._held_until(), max(self._sent, self._at))
+
+    @property
+    def _at(self) -> int:
+        """The position that the view shows, as far as is known here."""
+        return max(self.position, self._acted_at + 1)
+
+    def _held_until(self) -> int:
+        """The position up to which the view may show an item before it hears of a change."""
+        return self._at + _FIXED if self._sent else 0
 
     def _plan_ahead(self, action: Action) -> None:
         """Make the order ahead again where enough was labelled since, by what it tells."""

@@ -117,6 +117,7 @@ def put_in_order(
     order: str = "random",
     *,
     seed: int,
+    whose: str = "",
     random_share: float | None = None,
     labelled: Mapping[str, Any] | None = None,
     before: Sequence[Known] = (),
@@ -139,6 +140,9 @@ def put_in_order(
         like all before; ``"mix"``: the three rules in turn.
     seed
         The same seed gives the same order of the same items, whatever the order they come in.
+    whose
+        Whoever labels in an order of their own; another name gives another order. Empty: the
+        order that is common to all.
     random_share
         Share of draws that are random whatever the order, in [0, 1]; by default 0, for a mix 0.3.
         A draw that a rule has nothing to say about is random as well.
@@ -171,13 +175,14 @@ def put_in_order(
     if isinstance(share, bool) or not 0 <= share <= 1:
         raise ArgumentError(f"random_share={share!r} must lie in [0, 1].")
     # The order of rules among equals is not the random order, which must tell nothing of it.
-    purpose = f"random{pool}"
+    purpose = f"random{pool} {whose}".rstrip()
+    among_equals = f"rule {whose}".rstrip()
     shuffled = sorted(items, key=lambda item: _dice(seed, purpose, item.trace_id))
     known = dict(settled or {})
     rules: list[tuple[str, Iterator[str]]] = []
     lacking: list[tuple[str, str]] = []
     if order != "random" and share < 1:
-        ranked = sorted(items, key=lambda item: _dice(seed, "rule", item.trace_id))
+        ranked = sorted(items, key=lambda item: _dice(seed, among_equals, item.trace_id))
         for name in ("disagreement", "balance", "unlike") if order == "mix" else (order,):
             rule: Iterable[str] | str
             if name in known:

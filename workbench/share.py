@@ -28,6 +28,16 @@ class Work:
     is_share: bool = True
 
 
+def in_common(traces: Any, assign: Assign | None) -> bool:
+    """Whether all annotators label in the same order: where it is settled who labels what, or how
+    many label an item. What several of them label then comes to them early, and to all alike, so
+    that it can be compared soon. Elsewhere they would all label the same items at the same time.
+    """
+    if assign is not None:
+        return True
+    return isinstance(traces, ReviewQueue) and (bool(traces.annotators) or traces.each > 1)
+
+
 def work_of(annotator: str, traces: Any, assign: Assign | None, experiment: str | None) -> Work:
     """Read from the store what the annotator is to label.
 

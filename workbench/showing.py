@@ -38,7 +38,8 @@ def item_json(
         "done": done if standing.done else None,
         "partial": None if standing.done else done,
         "again": item.again,
-        "skipped": standing.skipped,
+        # To a view what others have done is like what was put off: it is not offered.
+        "skipped": standing.skipped or item.taken,
         "gone": item.gone,
     }
 
