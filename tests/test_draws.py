@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections import Counter
 from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow.entities import TraceInfo, TraceLocation, TraceState
 from test_labelling import SCALE, View
 
 from workbench import assign, import_traces, log_verdicts
+from workbench.agenda import Agenda
+from workbench.answers import LabelQuestion
 from workbench.draws import Draw
 from workbench.errors import ArgumentError
 from workbench.labelling import LabelSession
+from workbench.ordering import Known
+from workbench.sampling import sampled_prevalence
 
 
 def imported(count: int, name: str = "question", **verdicts: int) -> list[str]:
@@ -111,6 +118,84 @@ def test_what_is_gone_to_by_hand_is_recorded_as_picked(store: str) -> None:
     assert drawn(view) == [
         ("picked", None, 1, 5), ("random", chance(4), 2, 5), ("random", chance(3), 3, 5)
     ]  # fmt: skip
+
+
+def test_an_item_that_is_passed_by_is_drawn_like_one_that_is_skipped(store: str) -> None:
+    """What comes after it is drawn as it was told; it keeps its own draw, whenever it is rated."""
+    imported(8)
+    view = begin()
+    items = view.items()
+    for n in range(1, 8):
+        view.act(rated(items[n], f"a{n}"))
+    rest = [("random", chance(8 - n), n + 1, 8) for n in range(1, 8)]
+    assert drawn(view) == rest
+    assert view.session.position == 0
+    view.act(rated(view.items()[0], "late"))
+    assert drawn(view) == [("random", chance(8), 1, 8), *rest]
+
+
+def test_after_a_jump_one_goes_on_in_the_order(store: str) -> None:
+    """The jump alone has no probability: it may have been made for what the item says."""
+    imported(8)
+    view = begin()
+    items = view.items()
+    for n in (4, 5, 7, 6, 0, 1):
+        view.act(rated(items[n], f"a{n}"))
+    # Of the four that were passed by two are rated later, with the draws that they had.
+    assert drawn(view) == [
+        ("picked", None, 1, 8),
+        ("random", chance(7), 2, 8), ("random", chance(6), 3, 8),
+        ("random", chance(3), 6, 8), ("random", chance(2), 7, 8), ("random", chance(1), 8, 8),
+    ]  # fmt: skip
+
+
+def test_estimates_are_unbiased_whatever_is_passed_by_for_what_it_says() -> None:
+    """Someone passes by what looks like a yes, and comes back to it in the end."""
+    truth = {f"t{n}": "yes" if n < 5 else "no" for n in range(12)}
+    estimates, random_draws = [], 0
+    for seed in range(300):
+        agenda = agenda_of(len(truth), seed)
+        passed: list[str] = []
+        rows: list[tuple[Any, ...]] = []
+
+        def rate(trace_id: str, to: Any = agenda, rows: list[tuple[Any, ...]] = rows) -> None:
+            item = to.items[trace_id]
+            item.draw = draw = to.draw(trace_id, to.tell([to.place[trace_id]])[trace_id])
+            item.mark = "done"
+            rows.append((trace_id, draw.number, draw.pool, draw.probability, truth[trace_id]))
+
+        before = ""
+        for trace_id in agenda.queue[:9]:
+            if truth[trace_id] == "yes" and before not in passed:
+                passed.append(trace_id)
+            else:
+                rate(trace_id)
+            before = trace_id
+        for trace_id in passed:
+            rate(trace_id)
+        columns = ["trace_id", "draw", "pool", "probability", "value"]
+        estimate = sampled_prevalence(pd.DataFrame(rows, columns=columns), "yes")
+        random_draws += estimate.random
+        estimates.append(estimate.value)
+    assert random_draws > 8 * 300
+    error = statistics.stdev(estimates) / math.sqrt(len(estimates))
+    assert error < 0.01
+    assert abs(statistics.fmean(estimates) - 5 / 12) < 4 * error
+
+
+def agenda_of(count: int, seed: int) -> Agenda:
+    """A queue of traces that nobody has labelled, without a store."""
+    where = TraceLocation.from_experiment_id("0")
+    infos = {
+        i: TraceInfo(i, where, request_time=0, state=TraceState.OK)
+        for i in (f"t{n}" for n in range(count))
+    }
+    how = {"order": "random", "seed": seed, "random_share": None, "judge": None}
+    made = Agenda([LabelQuestion("quality", SCALE)], "ana", **how)  # type: ignore[arg-type]
+    made.add(infos, {})
+    outlook = made.outlook(0)
+    made.follow(made.drawn_from(outlook), outlook)
+    return made
 
 
 @pytest.mark.parametrize(
@@ -223,12 +308,6 @@ def test_batches_come_one_after_the_other(store: str) -> None:
 def test_planning_is_quick(store: str) -> None:
     """A few milliseconds a label at ten thousand traces; twenty are planned for at once."""
     import time
-
-    from mlflow.entities import TraceInfo, TraceLocation, TraceState
-
-    from workbench.agenda import Agenda
-    from workbench.answers import LabelQuestion
-    from workbench.ordering import Known
 
     where = TraceLocation.from_experiment_id("0")
     infos = {

@@ -35,10 +35,11 @@ _FORESIGHT: Final = 400
 class Item:
     """One trace of the queue.
 
-    ``chosen`` is how the order chose it, ``draw`` how it was chosen when it was first labelled or
-    skipped, ``told`` what the view was told of that. ``batch`` and ``joined`` say since when it
-    could be drawn, ``planned`` when its place was drawn: from the items of its batch and those
-    before that had joined by then. ``again``: it is offered again although it is labelled.
+    ``chosen`` is how the order chose it, ``draw`` how it was chosen when it was first labelled,
+    skipped or passed by, ``told`` what the view was told of that. ``batch`` and ``joined`` say
+    since when it could be drawn, ``planned`` when its place was drawn: from the items of its batch
+    and those before that had joined by then. ``again``: it is offered again although it is
+    labelled.
     ``taken``: others have done it, so that it is passed over; it keeps its place.
     ``waiting`` are the actions that are not in the store yet; ``mark`` is how it stands when they
     are counted in. ``learned`` is when the store was last read of it, by the monotonic clock.
@@ -128,6 +129,7 @@ class Agenda:
         self._judge = judge
         self._whose = "" if in_common else folded(annotator)
         self._skips: OrderedDict[str, None] = OrderedDict()
+        self._last: str | None = None
         self._plans = 0
         self._batched = False
         self._pool = ""
@@ -421,7 +423,10 @@ class Agenda:
         ``told`` is what the view says of it. Where that is not what the view was last told here,
         the item was rated by an order that was made before, perhaps by a kernel that is gone:
         then it is right, and where the item stands now says nothing.
+
+        Open items that one has passed by on the way are drawn with it: nothing was said of them.
         """
+        before, self._last = self._last, trace_id
         item = self.items.get(trace_id)
         if item is not None and item.draw is not None:
             return item.draw
@@ -432,10 +437,28 @@ class Agenda:
         if item.mark != "open" or item.again:
             # A label from elsewhere is corrected: it was never drawn here.
             return self._elsewhere()
-        if any(not self.items[i].drawn for i in self.queue[: self.place[trace_id]]):
-            # Gone to by hand, past items that are open still.
+        passed = [i for i in self.queue[: self.place[trace_id]] if not self.items[i].drawn]
+        if passed and not self._goes_on(before, trace_id):
+            # Gone to by hand, past items that are open still, perhaps for what it says.
             return Draw("picked", None, self._count_drawn() + 1, len(self.queue))
-        return self._next(item, self._count_drawn(), *self._group(item))
+        # What is passed by has been drawn: people see it, and pass it by for what it says. So it
+        # keeps the draw that it had, number and probability, as what is skipped does. Until it is
+        # answered it counts neither way; once it is, its draw and the others tell of all items
+        # without a bias. Without a draw of its own it would be missing among the draws for what
+        # it says, and those that are left would be biased.
+        draws = self.tell([self.place[i] for i in (*passed, trace_id)])
+        for one in passed:
+            self.items[one].draw = draws[one]
+        return draws[trace_id]
+
+    def _goes_on(self, before: str | None, trace_id: str) -> bool:
+        """Whether someone who was at an item goes on to another in the order drawn.
+
+        One open item between them may be passed by; who goes past more at once looks for something.
+        """
+        start = self.place.get(before, -1) + 1 if before is not None else 0
+        end = self.place[trace_id]
+        return start <= end and sum(not self.items[i].drawn for i in self.queue[start:end]) <= 1
 
     def tell(self, places: Sequence[int]) -> dict[str, Draw]:
         """How the items at some positions are drawn where those before them are drawn first.

@@ -22,9 +22,9 @@ _MOST = 10**9
 class Draw:
     """One draw: the ``number`` of it (from 1) out of ``pool`` items, those drawn before counted in.
 
-    ``how`` is "random", the name of a rule, "picked" (gone to by hand), "elsewhere" (labelled
-    before it was drawn) or "not in the queue". ``probability`` is that of the item among those
-    that were left; None unless it was drawn at random.
+    ``how`` is "random", the name of a rule, "picked" (gone to by hand, past several open items),
+    "elsewhere" (labelled before it was drawn) or "not in the queue". ``probability`` is that of the
+    item among those that were left; None unless it was drawn at random.
     """
 
     how: str
