@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from workbench import (
+    LabelQuestion,
     Scale,
     earlier_labels,
     import_traces,
@@ -21,7 +26,7 @@ from workbench import (
     set_rubric,
 )
 from workbench.actions import Action
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, WorkbenchError
 from workbench.labelling import LabelSession
 from workbench.labels import label_records
 from workbench.store import fetch_traces
@@ -182,6 +187,65 @@ def test_what_is_sent_again_is_not_written_again(ids: list[str]) -> None:
     other.act(action)
     assert stored() == {}
     assert sum(len(t.info.assessments) for t in fetch_traces(spans=False)) == 0
+
+
+@pytest.mark.parametrize("kind", ["save", "undo"])
+def test_what_is_written_by_half_is_not_told_as_saved(
+    kind: str, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends between two labels of one action: sent again, the rest of it is done."""
+    asks = [LabelQuestion("quality", SCALE), LabelQuestion("comment", None, required=False)]
+
+    def two_questions() -> View:
+        return View(LabelSession(annotator="ana", questions=asks))
+
+    def left() -> dict[str, Any]:
+        info = mlflow.get_trace(trace_id).info
+        return {a.name: a.value for a in info.assessments}
+
+    view = two_questions()
+    trace_id = view.session.trace_ids[0]
+    said = {"quality": "yes", "comment": "as promised"}
+    answers = {name: {"value": value, "abstain": False} for name, value in said.items()}
+    save = view.action("save", 0, answers=answers)
+    # The view need not know what an undo took back.
+    undo = view.action("undo", 0, undoes=None) | {"trace_id": ""}
+    if kind == "undo":
+        view.act(save)
+    name = {"save": "create_assessment", "undo": "delete_assessment"}[kind]
+    real, calls, locked = getattr(SqlAlchemyStore, name), [], threading.Event()
+
+    def once(*arguments: Any, **named: Any) -> Any:
+        calls.append(named)
+        if len(calls) > 1:
+            locked.set()
+            raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
+        return real(*arguments, **named)
+
+    def ended(*_: Any) -> Any:
+        raise WorkbenchError("this kernel is no more")
+
+    monkeypatch.setattr(SqlAlchemyStore, name, once)
+    action = {"save": save, "undo": undo}[kind]
+    view.send(type="act", actions=[action])
+    assert locked.wait(20)
+    assert not any(m["type"] == "saved" and action["id"] in m["ids"] for m in view.told)
+    # The kernel ends: what its thread has not written yet, it never will.
+    monkeypatch.setattr(view.session._recorder, kind, ended)
+    assert view.session.flush(20)
+    monkeypatch.setattr(SqlAlchemyStore, name, real)
+    assert len(left()) == 1
+
+    again = two_questions()
+    told = again.send(type="hello", pending=[action])
+    assert not any(m["type"] == "saved" for m in told)
+    assert again.session.flush(20)
+    assert [m["ids"] for m in again.told if m["type"] == "saved"] == [[action["id"]]]
+    assert left() == (said if kind == "save" else {})
+    assert len(again.session.state()["history"]) == (kind == "save")
+    # What is there as a whole is told at once, by a kernel that knows it from the store only.
+    third = two_questions()
+    assert [m["ids"] for m in third.send(type="act", actions=[action])] == [[action["id"]]]
 
 
 def test_labels_made_elsewhere_are_done(ids: list[str]) -> None:

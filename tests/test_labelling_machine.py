@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,12 +29,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from mlflow.entities import AssessmentSource, TraceInfo
+from mlflow.entities import AssessmentSource, Trace, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from workbench import Scale, import_traces, log_verdicts, writing
+from workbench import LabelQuestion, Scale, import_traces, log_verdicts, writing
 from workbench.feedback import now_ms
 from workbench.labelling import LabelSession
 from workbench.labels import AFTER_VERDICT_KEY, label_records
@@ -44,20 +46,33 @@ TRACES = 3
 PANELS = st.integers(0, 1)
 PLACES = st.integers(0, TRACES - 1)
 VALUES = st.sampled_from(["yes", "no", None])
+COMMENTS = st.sampled_from([None, "so", "or so"])
+QUESTIONS = (LabelQuestion("quality", SCALE), LabelQuestion("comment", None, required=False))
 
 
 class Store:
-    """MLflow's own store, which can be made to fail at the seam that the workbench uses."""
+    """MLflow's own store, which can be made to fail at the seam that the workbench uses.
+
+    ``fails_after`` is how many writes it takes until it is down.
+    """
 
     WRITES = ("create_assessment", "set_trace_tag", "delete_assessment")
     READS = ("get_trace_info", "search_traces")
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.down = False
-        self.lose_answers = 0
+        self.mend()
         self._mine = threading.local()
         for name in (*self.WRITES, *self.READS):
             monkeypatch.setattr(SqlAlchemyStore, name, self._failing(name))
+
+    def mend(self) -> None:
+        self.down, self.lose_answers, self.fails_after = False, 0, math.inf
+
+    def settle(self, session: LabelSession) -> None:
+        """Wait until all is written, or the store is down."""
+        deadline = time.monotonic() + 30
+        while not self.down and not session.flush(0.1):
+            assert time.monotonic() < deadline
 
     def _failing(self, name: str) -> Callable[..., Any]:
         real = getattr(SqlAlchemyStore, name)
@@ -65,6 +80,9 @@ class Store:
         def method(*arguments: Any, **named: Any) -> Any:
             if getattr(self._mine, "open", False):
                 return real(*arguments, **named)
+            if name in self.WRITES:
+                self.down = self.down or self.fails_after <= 0
+                self.fails_after -= 1
             if self.down:
                 raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
             result = real(*arguments, **named)
@@ -135,7 +153,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
     class Labelling(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            store.down, store.lose_answers = False, 0
+            store.mend()
             self.number = next(numbers)
             self.skew = 0
             monkeypatch.setattr(writing, "now_ms", lambda: now_ms() + self.skew)
@@ -162,7 +180,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             def make() -> LabelSession:
                 with store.open():
                     return LabelSession(
-                        "quality", annotator="ana", scale=SCALE, reveal=True, seed=self.number
+                        annotator="ana", questions=QUESTIONS, reveal=True, seed=self.number
                     )
 
             return Browser(make, self.told, self.revealed)
@@ -183,17 +201,20 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                     self.seen_before.add(key)
             browser.pending[key] = action
             browser.send({"type": "act", "actions": [action]})
-            if not store.down:
-                assert browser.session.flush(30)
+            store.settle(browser.session)
 
         def action(self, kind: str, place: int, **more: Any) -> dict[str, Any]:
             key = f"action-{self.number}-{len(self.sent)}"
             made = {"id": key, "kind": kind, "position": place, "trace_id": self.ids[place]}
             return {**made, "seconds": 1.5, "at": 10**12 + self.skew, **more}
 
-        @rule(panel=PANELS, place=PLACES, value=VALUES)
-        def save(self, panel: int, place: int, value: str | None) -> None:
+        @rule(panel=PANELS, place=PLACES, value=VALUES, comment=COMMENTS)
+        def save(
+            self, panel: int, place: int, value: str | None, comment: str | None = "so"
+        ) -> None:
             answers = {"quality": {"value": value, "abstain": value is None}}
+            if comment is not None:
+                answers["comment"] = {"value": comment, "abstain": False}
             self.act(panel, self.action("save", place, answers=answers, rationale={}))
 
         @rule(panel=PANELS, place=PLACES)
@@ -234,8 +255,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
         def reveal(self, panel: int, place: int) -> None:
             browser = self.panels[panel]
             browser.send({"type": "reveal", "trace_id": self.ids[place]})
-            if not store.down:
-                assert browser.session.flush(30)
+            store.settle(browser.session)
 
         # -- what goes wrong ------------------------------------------------------------
 
@@ -253,8 +273,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
         def restart(self, panel: int) -> None:
             self.panels[panel].kill()
             self.panels[panel].start()
-            if not store.down:
-                assert self.panels[panel].session.flush(30)
+            store.settle(self.panels[panel].session)
 
         @precondition(lambda self: not store.down)
         @rule()
@@ -264,9 +283,27 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
         @precondition(lambda self: store.down)
         @rule()
         def store_is_back(self) -> None:
-            store.down = False
+            store.mend()
             for browser in self.panels:
                 assert browser.session.flush(30)
+
+        @precondition(lambda self: not store.down)
+        @rule(panel=PANELS, place=PLACES, undone=st.booleans(), count=st.integers(1, 2))
+        def the_store_fails_between_two_writes(
+            self, panel: int, place: int, undone: bool, count: int
+        ) -> None:
+            """Of one action, and the kernel is restarted before the store is back."""
+            if undone:
+                self.save(panel, place, "yes")
+            store.fails_after = count
+            if undone:
+                target = self.order[-1]
+                self.act(panel, self.action("undo", place, undoes=target))
+            else:
+                self.save(panel, place, "no")
+            self.restart(panel)
+            self.what_is_told_as_saved_is_in_the_store_once()
+            self.store_is_back()
 
         @precondition(lambda self: not store.down)
         @rule(count=st.integers(1, 3))
@@ -319,7 +356,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             told = set(self.told)
             infos = self.infos()
             made = Counter(
-                key
+                (key, a.name)
                 for info in infos.values()
                 for a in info.assessments
                 if (key := (a.metadata or {}).get(ACTION_KEY))
@@ -338,7 +375,8 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                 if action["trace_id"] in self.deleted:
                     continue
                 if action["kind"] == "save":
-                    assert key in made or key in taken_back, f"{key} is lost"
+                    lacking = [name for name in action["answers"] if (key, name) not in made]
+                    assert not lacking or key in taken_back, f"{lacking} of {key} is lost"
                 elif action["kind"] == "undo" and action["trace_id"]:
                     assert key in undone_by or action["undoes"] in taken_back
 
@@ -357,14 +395,14 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                 if trace_id in self.elsewhere or trace_id in self.mixed:
                     continue
                 alive.sort(key=lambda a: self.order.index(a.metadata[ACTION_KEY]))
-                blind = [a for a in alive if AFTER_VERDICT_KEY not in a.metadata]
-                expected = [a.value for a in (blind or alive)[-1:]]
-                assert self.counting(info) == expected
+                for name in ("quality", "comment"):
+                    said = [a for a in alive if a.name == name]
+                    blind = [a for a in said if AFTER_VERDICT_KEY not in a.metadata]
+                    expected = [a.value for a in (blind or said)[-1:]]
+                    assert self.counting(info, name) == expected
 
-        def counting(self, info: TraceInfo) -> list[Any]:
-            from mlflow.entities import Trace, TraceData
-
-            records = label_records([Trace(info, TraceData(spans=[]))], "quality")
+        def counting(self, info: TraceInfo, name: str) -> list[Any]:
+            records = label_records([Trace(info, TraceData(spans=[]))], name)
             return [r.value for r in records if r.annotator == "ana"]
 
         def compare(self, browser: Browser) -> None:
@@ -374,17 +412,22 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             infos = self.infos()
             table = browser.session.labels
             assert table["saved"].all()
-            shown = dict(zip(table["trace_id"], table["value"], strict=True))
+            keys = zip(table["trace_id"], table["question"], strict=True)
+            shown = dict(zip(keys, table["value"], strict=True))
             for trace_id, info in infos.items():
-                counting = [None if v == "N/A" else v for v in self.counting(info)]
-                assert [shown[i] for i in [trace_id] if i in shown] == counting
+                for name in ("quality", "comment"):
+                    counting = [None if v == "N/A" else v for v in self.counting(info, name)]
+                    assert [shown[k] for k in [(trace_id, name)] if k in shown] == counting
             progress = browser.session.progress
             assert progress["waiting"] == 0
-            assert progress["labelled"] >= len([i for i in infos if self.counting(infos[i])])
-            assert sum(progress["balance"].values()) == len(table)
+            assert progress["labelled"] >= len(
+                [i for i in infos if self.counting(infos[i], "quality")]
+            )
+            balances = [sum(counts.values()) for counts in progress["balances"].values()]
+            assert sum(balances) == len(table)
 
         def teardown(self) -> None:
-            store.down, store.lose_answers = False, 0
+            store.mend()
             if hasattr(self, "panels"):
                 for browser in self.panels:
                     assert browser.session.flush(30)

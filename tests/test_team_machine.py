@@ -29,16 +29,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from mlflow.entities import Trace, TraceData, TraceInfo
-from test_labelling_machine import Store
+from test_labelling_machine import COMMENTS, QUESTIONS, Store
 
-from workbench import Scale, assign, import_traces, writing
+from workbench import assign, import_traces, writing
 from workbench.feedback import now_ms
 from workbench.labelling import LabelSession
 from workbench.labels import label_records
 from workbench.standing import ACTION_KEY, UNDONE
 from workbench.store import fetch_traces
 
-SCALE = Scale.of(["no", "yes"])
 TEAM = ("ana", "ben", "cleo")
 EACH = 2
 TRACES = 4
@@ -153,7 +152,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
     class Team(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            store.down, store.lose_answers = False, 0
+            store.mend()
             self.number = next(numbers)
             self.skew = 0
             monkeypatch.setattr(writing, "now_ms", lambda: now_ms() + self.skew)
@@ -176,7 +175,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             def make() -> LabelSession:
                 with store.open():
                     return LabelSession(
-                        "quality", annotator=who, scale=SCALE, assign=self.parts, seed=self.number
+                        annotator=who, questions=QUESTIONS, assign=self.parts, seed=self.number
                     )
 
             return make
@@ -204,11 +203,19 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
 
         def carry(self, page: Page, way: str, fate: str) -> None:
             page.carry(way, fate)
-            if not store.down:
-                assert page.session.flush(30)
+            store.settle(page.session)
 
-        def save(self, page: Page, trace_id: str, value: str | None, fate: str) -> str:
+        def save(
+            self,
+            page: Page,
+            trace_id: str,
+            value: str | None,
+            fate: str,
+            comment: str | None = "so",
+        ) -> str:
             answers = {"quality": {"value": value, "abstain": value is None}}
+            if comment is not None:
+                answers["comment"] = {"value": comment, "abstain": False}
             return self.act(page, "save", trace_id, fate, answers=answers)
 
         def undo(self, page: Page, fate: str) -> None:
@@ -216,10 +223,12 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                 last = page.undoable.pop()
                 self.act(page, "undo", last["trace_id"], fate, undoes=last["id"])
 
-        @rule(panel=PANELS, place=PLACES, value=VALUES, fate=FATES)
-        def someone_rates(self, panel: int, place: int, value: str | None, fate: str) -> None:
+        @rule(panel=PANELS, place=PLACES, value=VALUES, comment=COMMENTS, fate=FATES)
+        def someone_rates(
+            self, panel: int, place: int, value: str | None, comment: str | None, fate: str
+        ) -> None:
             page = self.pages[panel]
-            self.save(page, self.trace(page, place), value, fate)
+            self.save(page, self.trace(page, place), value, fate, comment)
 
         @rule(panel=PANELS, place=PLACES, fate=FATES)
         def someone_skips(self, panel: int, place: int, fate: str) -> None:
@@ -262,7 +271,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             for thread in sending:
                 thread.join(30)
             for page in self.pages:
-                assert store.down or page.session.flush(30)
+                store.settle(page.session)
 
         # -- what happens to them -------------------------------------------------------
 
@@ -301,9 +310,30 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
         @precondition(lambda self: store.down)
         @rule()
         def the_store_is_back(self) -> None:
-            store.down = False
+            store.mend()
             for page in self.pages:
                 assert page.session.flush(30)
+
+        @precondition(lambda self: not store.down)
+        @rule(panel=PANELS, place=PLACES, undone=st.booleans(), count=st.integers(1, 2))
+        def the_store_fails_between_two_writes(
+            self, panel: int, place: int, undone: bool, count: int
+        ) -> None:
+            """Of one action, and the kernel is restarted before the store is back."""
+            page = self.pages[panel]
+            trace_id = self.trace(page, place)
+            page.carry_all()
+            if undone:
+                self.save(page, trace_id, "yes", "comes")
+            store.fails_after = count
+            if undone:
+                self.undo(page, "comes")
+            else:
+                self.save(page, trace_id, "no", "comes")
+            page.restart()
+            page.carry_all()
+            self.what_a_page_was_told_is_saved_is_there_once()
+            self.the_store_is_back()
 
         @precondition(lambda self: not store.down)
         @rule(count=st.integers(1, 3))
@@ -341,10 +371,11 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                 for a in info.assessments
             )
             assert all(count == 1 for count in made.values()), made
-            keys = {key for key, *_ in made}
+            keys = {(key, name) for key, name, *_ in made}
             assert len(keys) == len(made)
             for key, name, who, trace_id in made:
-                assert (name, who) == ("quality", self.by[key].who)
+                assert name in self.acted[key]["answers"]
+                assert who == self.by[key].who
                 assert trace_id == self.acted[key]["trace_id"]
                 assert who in self.parts.annotators_of(trace_id)
             undone = {t[len(UNDONE) :] for i in infos for t in i.tags if t.startswith(UNDONE)}
@@ -354,7 +385,8 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                     if action["trace_id"] in self.deleted:
                         continue
                     if action["kind"] == "save":
-                        assert key in keys or key in undone, f"{key} is lost"
+                        lacking = [name for name in action["answers"] if (key, name) not in keys]
+                        assert not lacking or key in undone, f"{lacking} of {key} is lost"
                     if action["kind"] == "undo":
                         assert action["undoes"] in undone
 
@@ -364,36 +396,40 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             if not hasattr(self, "pages") or store.down:
                 return
             for trace_id, info in self.infos().items():
-                for who in TEAM:
+                for who, name in itertools.product(TEAM, ("quality", "comment")):
                     pages = [page for page in self.pages if page.who == who]
                     waiting = [a for page in pages for a in page.pending.values()]
                     if any(a["trace_id"] == trace_id for a in waiting):
                         continue
-                    words = [self.last_word(page, trace_id) for page in pages]
+                    words = [self.last_word(page, trace_id, name) for page in pages]
                     said = [word for word in words if word is not None]
-                    counting = self.counting(info, who)
-                    assert len(counting) == min(1, len(said)), (trace_id, who, counting, said)
-                    assert not counting or counting[0] in said, (trace_id, who, counting, said)
+                    counting = self.counting(info, who, name)
+                    told = trace_id, who, name, counting, said
+                    assert len(counting) == min(1, len(said)), told
+                    assert not counting or counting[0] in said, told
 
-        def last_word(self, page: Page, trace_id: str) -> Any:
+        def last_word(self, page: Page, trace_id: str, name: str) -> Any:
             """The value of the last rating on a page that was not taken back there."""
             mine = [a for k, a in self.acted.items() if self.by[k] is page]
             undone = {a["undoes"] for a in mine}
             saves = [
-                a["answers"]["quality"]
+                a["answers"][name]
                 for a in mine
-                if a["kind"] == "save" and a["trace_id"] == trace_id and a["id"] not in undone
+                if a["kind"] == "save"
+                and a["trace_id"] == trace_id
+                and a["id"] not in undone
+                and name in a["answers"]
             ]
             if not saves:
                 return None
             return "N/A" if saves[-1]["abstain"] else saves[-1]["value"]
 
-        def counting(self, info: TraceInfo, who: str) -> list[Any]:
-            records = label_records([Trace(info, TraceData(spans=[]))], "quality")
+        def counting(self, info: TraceInfo, who: str, name: str) -> list[Any]:
+            records = label_records([Trace(info, TraceData(spans=[]))], name)
             return [record.value for record in records if record.annotator == who]
 
         def teardown(self) -> None:
-            store.down, store.lose_answers = False, 0
+            store.mend()
             if not hasattr(self, "pages"):
                 return
             # Nothing is lost any more, and what was not answered is sent again.
@@ -418,10 +454,11 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
                 assert there == set(page.session.trace_ids) - self.deleted
                 table = page.session.labels
                 assert table["saved"].all()
-                shown = dict(zip(table["trace_id"], table["value"], strict=True))
-                for trace_id in there:
-                    counting = self.counting(infos[trace_id], page.who)
-                    own = [shown[trace_id] or "N/A"] if trace_id in shown else []
+                keys = zip(table["trace_id"], table["question"], strict=True)
+                shown = dict(zip(keys, table["value"], strict=True))
+                for trace_id, name in itertools.product(there, ("quality", "comment")):
+                    counting = self.counting(infos[trace_id], page.who, name)
+                    own = [shown[k] or "N/A" for k in [(trace_id, name)] if k in shown]
                     # What others said of it is neither shown nor in the way.
                     assert own == counting
                 assert page.session.progress["waiting"] == 0

@@ -42,6 +42,7 @@ from workbench.standing import (
     SECONDS_KEY,
     Standing,
     folded,
+    lacks,
     who_and_what,
 )
 from workbench.tally import label_table, refused_table, summary_table
@@ -391,6 +392,13 @@ class LabelSession:
 
     def _take(self, action: Action) -> list[Message]:
         status = self._actions.get(action.id)
+        known = status == "seen"
+        if known:
+            action = self._as_known(action)
+            item = self._agenda.items.get(action.trace_id)
+            aimless = action.kind == "undo" and action.undoes is None
+            if aimless or (item is not None and not lacks(item.info, action)):
+                return [self._saved([action])]
         if status == "saved":
             return [self._saved([action])]
         if status == "refused":
@@ -398,7 +406,7 @@ class LabelSession:
         if status == "waiting":
             return []
         try:
-            if action.kind == "undo":
+            if action.kind == "undo" and not known:
                 # What is meant is settled now, so that two in a row take back two actions.
                 target, trace_id = self._target(action)
                 action = replace(action, undoes=target, trace_id=trace_id)
@@ -406,7 +414,7 @@ class LabelSession:
         except (ArgumentError, ScaleError, KeptLabelError) as error:
             return [self._refuse(action, str(error))]
         self._actions[action.id] = "waiting"
-        if action.kind != "undo":
+        if action.kind != "undo" and not known:
             self._history.append((action.id, action.trace_id))
         if item := self._agenda.items.get(action.trace_id):
             item.waiting.append(action)
@@ -414,6 +422,15 @@ class LabelSession:
         self._saver.put(Job(action.id, action.trace_id, job))
         self._plan_ahead(action)
         return [unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
+
+    def _as_known(self, action: Action) -> Action:
+        """An action that the store knows: an undo takes back what it took back there."""
+        if action.kind == "undo":
+            for trace_id, item in self._agenda.items.items():
+                for target, by in item.standing.undone.items():
+                    if by == action.id:
+                        return replace(action, undoes=target, trace_id=trace_id)
+        return action
 
     def _job(self, action: Action) -> Callable[[], TraceInfo]:
         """What writes the action."""
@@ -497,6 +514,7 @@ class LabelSession:
                 if item is not None and action is not None:
                     item.waiting.remove(action)
                 self._actions[job.key] = "saved"
+                self._refused.pop(job.key, None)
                 if action is not None and action.kind == "save" and action.seconds:
                     self._agenda.recent.append(action.seconds)
                 self._learn(result)
@@ -764,10 +782,11 @@ class LabelSession:
             self._note(self._agenda.items[trace_id].standing)
 
     def _note(self, standing: Standing) -> None:
-        """Which actions the store holds, whoever has written them."""
+        """Which actions the store knows, whoever has written them, though perhaps not all of
+        each: only what was written here is known to be there as a whole."""
         for action in standing.seen:
-            if self._actions.get(action) != "waiting":
-                self._actions[action] = "saved"
+            if self._actions.get(action) not in ("waiting", "saved"):
+                self._actions[action] = "seen"
         if standing.undone:
             self._history = [one for one in self._history if one[0] not in standing.undone]
 

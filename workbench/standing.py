@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
 
+from workbench.actions import Action
 from workbench.answers import LabelQuestion
 from workbench.draws import Draw
 from workbench.errors import ScaleError
@@ -106,7 +107,8 @@ class Standing:
     said otherwise after seeing the verdict. ``off_scale`` are labels that no question can read.
     ``skips`` are the skips that hold, by action, with how the item was chosen. ``seen`` are all
     actions that the store knows, ``undone`` those that were taken back, with what took them
-    back. ``revealed`` names the questions on which the annotator has seen the verdict. ``blind``
+    back; an action of several labels is ``seen`` as soon as one of them is there (`lacks`).
+    ``revealed`` names the questions on which the annotator has seen the verdict. ``blind``
     are the actions whose labels were given before, by question.
     """
 
@@ -185,6 +187,23 @@ def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator
         revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in tags),
         blind={q.name: _blind_actions(own, q.name) for q in questions} if own else {},
         done=all(q.name in answers for q in questions if q.required),
+    )
+
+
+def lacks(info: TraceInfo, action: Action) -> bool:
+    """Whether something of an action is not in the store yet: a label of a save, the deletion of
+    one of an undo. A save that was taken back lacks nothing, nor does a skip.
+
+    Labels are written one by one, so that a kernel may end between two of one action.
+    """
+    there = {a.assessment_id: a for a in info.assessments or []}
+    if action.kind == "undo":
+        made = {(a.metadata or {}).get(ACTION_KEY) for a in there.values()}
+        return action.undoes in made
+    if action.kind == "skip" or f"{UNDONE}{action.id}" in (info.tags or {}):
+        return False
+    return any(
+        assessment_id(action.id, action.trace_id, name) not in there for name in action.answers
     )
 
 
