@@ -214,6 +214,25 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     assert shown(one)[0]["gone"]
 
 
+def test_after_a_refusal_nothing_is_said_to_be_tried_again(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session()
+    where = mlflow.get_experiment_by_name("test").experiment_id
+    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
+    read, failures = DecisionSession._read, [ConnectionError("down")]
+
+    def failing(self: DecisionSession, trace_id: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(self, trace_id)
+
+    monkeypatch.setattr(DecisionSession, "_read", failing)
+    told = send(one, action(ids[0]))
+    assert [m["retry"] for m in told] == [True, False]
+    assert (one.state()["store_ok"], one.state()["message"]) == (True, "")
+
+
 def test_decisions_made_elsewhere_are_seen(ids: list[str]) -> None:
     one = session()
     workbench.adjudicate(ids[0], "fair", name=NAME, by="emil")

@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from workbench import Scale, import_traces
 from workbench.errors import StoreError
@@ -249,6 +250,33 @@ def test_a_deleted_trace_is_listed(store: str) -> None:
     assert [item["gone"] for item in items["items"]] == [False, True, False, False]
     assert session.state()["position"] == 3
     assert save(session, 1, "no")[0]["retry"] is False
+
+
+def test_after_a_refusal_nothing_is_said_to_be_tried_again(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is done elsewhere is looked for again."""
+    session, told = session_on()
+    experiment = mlflow.get_experiment_by_name("test")
+    gone, other = session.trace_ids[:2]
+    mlflow.MlflowClient().delete_traces(experiment.experiment_id, trace_ids=[gone])
+    real, failures = SqlAlchemyStore.get_trace_info, [ConnectionError("down")]
+
+    def failing(self: SqlAlchemyStore, trace_id: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(self, trace_id)
+
+    monkeypatch.setattr(SqlAlchemyStore, "get_trace_info", failing)
+    save(session, 0, "no")
+    assert session.flush(30)
+    assert (kinds(told)[0], kinds(told)[-1]) == (("unsaved", True), ("unsaved", False))
+    assert session.state()["store_ok"]
+    assert session.state()["message"] == ""
+    source = mlflow.entities.AssessmentSource("HUMAN", session.annotator)
+    mlflow.log_feedback(trace_id=other, name="quality", value="no", source=source)
+    session.reread()
+    assert session.progress["labelled"] == 1
 
 
 class Road:

@@ -407,6 +407,9 @@ class DecisionSession:
     def refused(self, job: Job, error: str) -> None:
         """A job will never be done."""
         with self._lock:
+            if len(self._saver) <= 1:
+                # This was the last: nothing is tried again any more.
+                self._trouble = ""
             action = self._settle(job.key, job.trace_id, "refused")
             item = self._items.get(job.trace_id)
             if item is not None and error.endswith("was deleted."):

@@ -535,6 +535,9 @@ class LabelSession:
     def refused(self, job: Job, error: str) -> None:
         """A job will never be done."""
         with self._lock:
+            if len(self._saver) <= 1:
+                # This was the last: nothing is tried again any more.
+                self._trouble = ""
             item = self._agenda.items.get(job.trace_id)
             if item is not None:
                 action = next((a for a in item.waiting if a.id == job.key), None)
