@@ -27,6 +27,7 @@ from workbench import (
 )
 from workbench.actions import Action
 from workbench.errors import ArgumentError, WorkbenchError
+from workbench.feedback import RUBRIC_KEY
 from workbench.labelling import LabelSession
 from workbench.labels import label_records
 from workbench.store import fetch_traces
@@ -389,6 +390,54 @@ def test_half_an_emoji_in_a_reason_does_not_keep_it_from_being_saved() -> None:
     given = {"id": "a", "kind": "save", "trace_id": "tr", "answers": {"q": {"value": "yes"}}}
     action = Action.parse({**given, "rationale": {"q": "fine \ud83d"}})
     assert action.answers["q"].rationale == "fine ?"
+
+
+def versions(session: LabelSession) -> list[Any]:
+    """The rubric version that each label of the session records, in the order of the queue."""
+    infos = [fetch_traces([i], spans=False)[0].info for i in session.trace_ids]
+    return [a.metadata.get(RUBRIC_KEY) for info in infos for a in info.assessments]
+
+
+def test_a_label_is_of_the_rubric_that_was_shown(ids: list[str]) -> None:
+    """It waited in the browser while the rubric was changed."""
+    view = begin()
+    none = view.save(0, "yes", rubrics={"quality": 0})
+    set_rubric("quality", "Facts first.")
+    view.session.refresh()
+    (question,) = view.session.setup()["questions"]
+    first = view.save(1, "yes", rubrics={"quality": question["rubric_version"]})
+    set_rubric("quality", "Facts first, and no promises.")
+    view.session.refresh()
+    actions = [none, first, view.save(2, "yes", rubrics={"other": 7}), view.save(3, "no")]
+    view.send(type="act", actions=actions)
+    assert list(view.session.labels["rubric_version"]) == [0, 1, 2, 2]
+    assert view.session.flush(20)
+    assert list(view.session.labels["rubric_version"]) == [0, 1, 2, 2]
+    assert versions(view.session) == ["0", "1", "2", "2"]
+    assert set(earlier_labels("quality").trace_id) == set(view.session.trace_ids[:2])
+
+
+def test_a_rubric_that_only_the_view_has_heard_of_is_looked_up(ids: list[str]) -> None:
+    """Another kernel showed it; one that nobody wrote is refused."""
+    set_rubric("quality", "Facts first.")
+    view = begin()
+    set_rubric("quality", "Facts first, and no promises.")
+    unknown = view.save(1, "yes", rubrics={"quality": 3})
+    view.act(view.save(0, "yes", rubrics={"quality": 2}), unknown)
+    assert versions(view.session) == ["2"]
+    assert list(view.session.unsaved["id"]) == [unknown["id"]]
+    assert "no version 3" in view.session.unsaved["error"][0]
+
+
+@pytest.mark.parametrize(
+    "rubrics", [7, ["quality"], {"quality": True}, {"quality": "1"}, {"quality": 1.0},
+                {"quality": -1}, {"quality": None}, {"quality": 10**30}, {"quality": {}}]
+)  # fmt: skip
+def test_a_rubric_version_that_is_none_is_refused(ids: list[str], rubrics: Any) -> None:
+    view = begin()
+    assert view.act(view.save(0, "yes", rubrics=rubrics)) == []
+    assert (view.told[-1]["type"], view.told[-1]["retry"]) == ("unsaved", False)
+    assert stored() == {}
 
 
 def test_a_new_rubric_reaches_an_open_session(ids: list[str]) -> None:

@@ -16,6 +16,7 @@ Kind = Literal["save", "skip", "undo"]
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _LONGEST_RATIONALE = 100_000
 _LONGEST_SECONDS = 86_400.0
+_LARGEST_VERSION = 10**9
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Action:
 
     ``seconds`` were spent on the item; ``at_ms`` is the clock of the browser, which may be
     wrong. ``undoes`` is the action to take back; None for the last one. ``chosen`` is how the
-    item was chosen, as it was told with the item; None where that is not sent.
+    item was chosen, as it was told with the item; None where that is not sent. ``rubrics`` are the
+    versions of the rubrics that were shown, by question, 0 for none; it may lack any of them.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Action:
     undoes: str | None = None
     after_reveal: bool = False
     chosen: Draw | None = None
+    rubrics: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, raw: Any) -> Action:
@@ -78,6 +81,7 @@ class Action:
             undoes=undoes,
             after_reveal=raw.get("after_reveal") is True,
             chosen=Draw.of_json(raw.get("chosen")),
+            rubrics=_rubrics(raw.get("rubrics")),
         )
 
 
@@ -105,6 +109,20 @@ def _answers(raw: Mapping[str, Any]) -> dict[str, Given]:
         because = (because or "").encode("utf-8", "replace").decode()
         found[str(name)] = Given(one.get("value"), abstain, because.strip())
     return found
+
+
+def _rubrics(raw: Any) -> dict[str, int]:
+    versions = {} if raw is None else raw
+    if not isinstance(versions, Mapping):
+        raise ArgumentError(f"rubrics must be an object by question, not {raw!r:.80}.")
+    for name, version in versions.items():
+        whole = isinstance(version, int) and not isinstance(version, bool)
+        if not whole or not 0 <= version <= _LARGEST_VERSION:
+            raise ArgumentError(
+                f"The rubric version of {name!r:.80} must be a whole number from 0 on, "
+                f"not {version!r:.80}."
+            )
+    return {str(name): version for name, version in versions.items()}
 
 
 def _number(raw: Any, most: float) -> float | None:

@@ -143,7 +143,10 @@ class LabelSession:
     An item is ``{"position", "trace_id", "inputs", "outputs", "expectations", "cuts"?, "chosen":
     {"how", "probability", "number", "pool"}, "done", "partial", "again", "skipped", "gone"}``. An
     action may carry the ``chosen`` of its item as it was told when it was shown: what is recorded
-    is then right whatever became of the order since. ``done`` is None or
+    is then right whatever became of the order since. So it may carry ``rubrics``, ``{question:
+    version}``, the ``rubric_version`` of each question of the setup as it was shown, 0 where there
+    was none: the label is recorded with it, though the rubric was changed before the kernel came
+    to it. ``done`` is None or
     ``{"answers": {question: {"value", "abstain"}}, "rationale": {question: str}, "changed":
     {question: {"value", "abstain"}}, "earlier_rubric", "elsewhere", "action"}``: what the store
     holds, never what only waits. ``partial`` is the same of an item on which some required
@@ -195,7 +198,9 @@ class LabelSession:
         self._experiment = store.experiment_id(experiment, create=False)
         fetched = self._fetch()
         self._judge = judge_or_name
-        asks = asked(judge_or_name, questions, scale, fetched.infos.values(), self._experiment)
+        asks = self._asked = asked(
+            judge_or_name, questions, scale, fetched.infos.values(), self._experiment
+        )
         self._rubrics = {q.name: self._rubric_history(q.name) for q in asks}
         self.questions = tuple(with_rubric(q, self._rubrics[q.name]) for q in asks)
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
@@ -410,6 +415,7 @@ class LabelSession:
                 # What is meant is settled now, so that two in a row take back two actions.
                 target, trace_id = self._target(action)
                 action = replace(action, undoes=target, trace_id=trace_id)
+            action = replace(action, rubrics=self._rubrics_shown(action))
             job = self._job(action)
         except (ArgumentError, ScaleError, KeptLabelError) as error:
             return [self._refuse(action, str(error))]
@@ -449,7 +455,31 @@ class LabelSession:
             metadata[SECONDS_KEY] = f"{action.seconds:.1f}"
         if action.at_ms is not None:
             metadata[CLOCK_KEY] = str(action.at_ms)
-        return lambda: recorder.save(action, answers, metadata)
+        return lambda: recorder.save(self._known_rubrics(action), answers, metadata)
+
+    def _rubrics_shown(self, action: Action) -> dict[str, int]:
+        """The rubric version that each answer was given under: as the view says, which may have
+        waited while the rubric was changed, else the present one."""
+        present = {q.name: q.rubric_version for q in self.questions}
+        versions = {n: action.rubrics.get(n, present.get(n)) for n in action.answers}
+        return {name: version for name, version in versions.items() if version is not None}
+
+    def _known_rubrics(self, action: Action) -> Action:
+        """The action, if there are such versions. Another session may have shown one that this
+        one has not heard of, so that the store is asked: not to be called by the kernel.
+
+        Raises
+        ------
+        ArgumentError
+            For a version that does not exist.
+        """
+        own = {q.name: q.rubric_version for q in self._asked}
+        for name, version in action.rubrics.items():
+            known = {0, own[name], *(one.version for one in self._rubrics[name])}
+            if version in known or version in {v.version for v in self._rubric_history(name)}:
+                continue
+            raise ArgumentError(f"The rubric of {name!r} has no version {version}.")
+        return action
 
     def _checked(self, action: Action) -> dict[str, Any]:
         """The canonical answers by question."""

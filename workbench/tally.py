@@ -65,7 +65,7 @@ def _of_action(action: Action, question: LabelQuestion) -> dict[str, Any]:
         "seconds": action.seconds,
         "at": _time(action.at_ms or now_ms()),
         "saved": False,
-        "rubric_version": question.rubric_version,
+        "rubric_version": action.rubrics.get(question.name),
         "after_verdict": action.after_reveal,
         "elsewhere": False,
     }

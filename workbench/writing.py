@@ -98,7 +98,8 @@ class Recorder:
     ) -> TraceInfo:
         """Write the answers (question -> canonical value) as labels.
 
-        A label replaces the annotator's former one under the same name by overriding it, except
+        The rubric version recorded is the action's, and where it has none the question's. A label
+        replaces the annotator's former one under the same name by overriding it, except
         that one given after a look at the verdict stands beside the one given blind.
         """
         info = self._read(action.trace_id)
@@ -137,8 +138,9 @@ class Recorder:
         # Clocks differ: what is said later must be the later one to whoever reads.
         at = max([now_ms(), *((f.create_time_ms or 0) + 1 for f in own if f.name == name)])
         told = {**metadata, ACTION_KEY: action.id}
-        if question.rubric_version is not None:
-            told[RUBRIC_KEY] = str(question.rubric_version)
+        version = action.rubrics.get(name, question.rubric_version)
+        if version is not None:
+            told[RUBRIC_KEY] = str(version)
         if after:
             told[AFTER_VERDICT_KEY] = "true"
         feedback = Feedback(

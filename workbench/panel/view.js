@@ -913,11 +913,18 @@ class Panel {
       undoes: null,
       after_reveal: this.seen.has(item.trace_id),
       chosen: item.chosen ?? null, // as it was told when it was shown, whatever the order is since
+      rubrics: this.rubricsShown(), // likewise, whatever the rubric is since
       ...extra,
     };
     this.spent = 0;
     this.pending.add(action);
     return action;
+  }
+
+  /** The version of the rubric beside each question, 0 where there is none. */
+  rubricsShown() {
+    const versions = this.questions.map(({ name, rubric_version: version }) => [name, version ?? 0]);
+    return Object.fromEntries(versions.filter(([, version]) => Number.isInteger(version)));
   }
 
   remember(action, before) {
