@@ -455,3 +455,72 @@ def test_a_new_rubric_reaches_an_open_session(ids: list[str]) -> None:
     assert stored() == {first: "no", second: "yes"}
     assert view.session.state()["position"] == 1
     assert list(earlier_labels("quality").trace_id) == [second]
+
+
+def test_after_the_verdict_a_new_answer_ends_that_an_item_is_offered_again(ids: list[str]) -> None:
+    """It stays beside the first label, as a change, and the panel and the table say the same."""
+    verdicts = pd.DataFrame({"trace_id": ids, "v": ["yes"] * 8})
+    log_verdicts(verdicts, name="quality", source="m", value="v", progress=False)
+    set_rubric("quality", "Facts first.")
+    view = begin(reveal=True)
+    first, second = view.session.trace_ids[:2]
+    view.act(view.save(0, "yes"), view.save(1, "yes"))
+    for trace_id in (first, second):
+        view.send(type="reveal", trace_id=trace_id)
+    assert view.session.flush(20)
+    set_rubric("quality", "Facts first, and no promises.")
+    view.send(type="offer_again")
+    assert [item["again"] for item in view.items(0, 2)] == [True, True]
+    assert (view.session.position, view.session.progress["again"]) == (0, 2)
+    view.act(view.save(0, "no"))
+    one, other = view.items(0, 2)
+    assert (one["again"], one["done"]["earlier_rubric"]) == (False, False)
+    assert (other["again"], other["done"]["earlier_rubric"]) == (True, True)
+    assert list(earlier_labels("quality").trace_id) == [second]
+    view.act(view.save(1, "yes"))
+    assert (view.session.position, view.session.progress["again"]) == (2, 0)
+    assert earlier_labels("quality").empty
+    assert stored() == {first: "yes", second: "yes"}
+    assert view.session.labels["changed_to"].tolist() == ["no", "yes"]
+    # Asked again, nothing is left to offer; nor has another session anything.
+    assert view.session.offer_again()[0]["position"] == 2
+    assert not any(item["done"]["earlier_rubric"] for item in begin().items(0, 2))
+
+
+def test_no_verdict_is_shown_of_what_is_offered_again(ids: list[str]) -> None:
+    """What was never revealed is answered blind once more; then the verdict is shown."""
+    verdicts = pd.DataFrame({"trace_id": ids, "v": ["yes"] * 8})
+    log_verdicts(verdicts, name="quality", source="m", value="v", progress=False)
+    set_rubric("quality", "Facts first.")
+    view = begin(reveal=True)
+    trace_id = view.session.trace_ids[0]
+    view.act(view.save(0, "yes"))
+    set_rubric("quality", "Facts first, and no promises.")
+    view.send(type="offer_again")
+    assert [m["type"] for m in view.send(type="reveal", trace_id=trace_id)] == ["problem"]
+    view.act(view.save(0, "no"))
+    assert stored() == {trace_id: "no"}
+    assert view.session.labels["after_verdict"].tolist() == [False]
+    view.send(type="reveal", trace_id=trace_id)
+    assert view.session.flush(20)
+    assert view.told[-1]["type"] == "revealed"
+
+
+def test_each_question_is_of_the_rubric_of_its_own_latest_answer(ids: list[str]) -> None:
+    """One that is answered anew says nothing of the others."""
+    asks = [LabelQuestion("quality", SCALE), LabelQuestion("tone", SCALE)]
+    for name in ("quality", "tone"):
+        set_rubric(name, "As it was.")
+    view = View(LabelSession(annotator="ana", questions=asks))
+    yes = {"value": "yes", "abstain": False}
+    view.act(view.action("save", 0, answers={"quality": yes, "tone": yes}))
+    for name in ("quality", "tone"):
+        set_rubric(name, "As it is.")
+    view.session.refresh()
+    view.act(view.action("save", 0, answers={"quality": yes}, after_reveal=True))
+    assert view.items()[0]["done"]["earlier_rubric"]
+    assert earlier_labels("quality").empty
+    assert len(earlier_labels("tone")) == 1
+    view.act(view.action("save", 0, answers={"tone": yes}, after_reveal=True))
+    assert not view.items()[0]["done"]["earlier_rubric"]
+    assert earlier_labels("tone").empty

@@ -39,8 +39,8 @@ class Item:
     skipped or passed by, ``told`` what the view was told of that. ``batch`` and ``joined`` say
     since when it could be drawn, ``planned`` when its place was drawn: from the items of its batch
     and those before that had joined by then. ``again``: it is offered again although it is
-    labelled.
-    ``taken``: others have done it, so that it is passed over; it keeps its place.
+    labelled, until something newer is said of it. ``taken``: others have done it, so that it is
+    passed over; it keeps its place.
     ``waiting`` are the actions that are not in the store yet; ``mark`` is how it stands when they
     are counted in. ``learned`` is when the store was last read of it, by the monotonic clock.
     """
@@ -222,7 +222,7 @@ class Agenda:
         for answer in new.answers.values():
             if answer.label.annotator != self.annotator:
                 self.spellings.add(answer.label.annotator)
-        if new.answers and new.since_ms > item.standing.since_ms:
+        if new.adds_to(item.standing):
             item.again = False
         item.info, item.standing, item.gone = info, new, False
         item.learned = time.monotonic()
@@ -385,7 +385,8 @@ class Agenda:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """``labelled`` and ``skipped`` of ``total``, ``waiting`` actions not in the store yet,
+        """``labelled`` and ``skipped`` of ``total``, ``again`` of the labelled that are offered
+        again, ``waiting`` actions not in the store yet,
         ``balance`` (labels by value, of the first question), ``balances`` (of each question),
         ``per_hour`` (own rate over the last items) and ``seconds_left``; None where not known."""
         labelled = sum(item.standing.done for item in self.items.values())
@@ -402,6 +403,7 @@ class Agenda:
         return {
             "labelled": labelled,
             "skipped": len(self._skips),
+            "again": sum(item.again for item in self.items.values()),
             "total": len(self.queue),
             "waiting": sum(len(item.waiting) for item in self.items.values()),
             "balance": balances[self.questions[0].name],

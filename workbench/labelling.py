@@ -151,6 +151,8 @@ class LabelSession:
     {question: {"value", "abstain"}}, "earlier_rubric", "elsewhere", "action"}``: what the store
     holds, never what only waits. ``partial`` is the same of an item on which some required
     question is open, else None. ``changed`` is what was said otherwise after the reveal.
+    ``earlier_rubric``: whether some question has no answer, ``changed`` included, that was given
+    under the rubric as it reads now.
 
     Raises
     ------
@@ -302,7 +304,8 @@ class LabelSession:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """``labelled`` and ``skipped`` of ``total``, ``waiting`` actions not in the store yet,
+        """``labelled`` and ``skipped`` of ``total``, ``again`` of the labelled that are offered
+        again, ``waiting`` actions not in the store yet,
         ``balance`` (labels by value, of the first question), ``balances`` (of each question),
         ``per_hour`` (own rate over the last items) and ``seconds_left``; None where not known."""
         with self._lock:
@@ -706,8 +709,14 @@ class LabelSession:
         return item.untouched and item.mark in ("open", "skipped", "taken") and not item.again
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
-        """Open labelled items again; a new label replaces the first. By default those that were
-        labelled under an earlier rubric. Returns the messages to send: ``queue``."""
+        """Open labelled items again, until each has a newer answer. By default those that were
+        labelled under an earlier rubric. Returns the messages to send: ``queue``.
+
+        A new label replaces the first where the verdict was not shown yet; it is shown again only
+        after the new label is saved. A label that is given after the verdict was seen stays
+        beside the first: the first is what agreement is measured on, and what is said under the
+        new rubric is kept as a change of it (``changed_to`` in `labels`).
+        """
         self._read_rubrics()
         with self._lock:
             chosen = set(self._agenda.items) if trace_ids is None else set(trace_ids)

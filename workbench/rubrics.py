@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from workbench import store
 from workbench.errors import ArgumentError, StoreError
 from workbench.labels import Label, label_records
+from workbench.standing import latest_label
 from workbench.tables import has_lone_surrogate
 
 MAX_LENGTH: Final = 100_000
@@ -230,7 +231,9 @@ def earlier_labels(
     """The labels that were made under an earlier rubric than the current one.
 
     A label counts as such if the rubric reads differently now: one that was made under a text
-    which was changed and changed back is as good as new.
+    which was changed and changed back is as good as new. It no longer does once its annotator
+    has answered again under the current rubric, also after seeing the verdict: such an answer
+    stays beside the first label, which agreement is measured on, and is kept as a change of it.
 
     Parameters
     ----------
@@ -251,10 +254,13 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = store.fetch_traces(traces, spans=False, experiment=experiment)
+    infos = {trace.info.trace_id: trace.info for trace in fetched}
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
-        if annotator in (None, one.annotator) and history.is_earlier(one)
+        if annotator in (None, one.annotator)
+        and history.is_earlier(one)
+        and history.is_earlier(latest_label(infos[one.trace_id], name, one.annotator) or one)
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
     return pd.DataFrame(rows, columns=columns).astype({"value": object})

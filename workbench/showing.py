@@ -53,7 +53,9 @@ def done_json(standing: Standing, rubrics: Mapping[str, RubricHistory]) -> Messa
         "rationale": {name: one.rationale for name, one in standing.answers.items()},
         "changed": {name: _answer_json(one) for name, one in standing.changed.items()},
         "earlier_rubric": any(
-            rubrics[name].is_earlier(one.label) for name, one in standing.answers.items()
+            rubrics[name].is_earlier(latest.label)
+            for name in standing.answers
+            if (latest := standing.latest(name)) is not None
         ),
         "elsewhere": all(one.action is None for one in standing.answers.values()),
         "action": max(standing.answers.values(), key=lambda one: one.created_ms).action,

@@ -136,6 +136,19 @@ class Standing:
         annotator has seen the verdict since."""
         return any(action in self.blind.get(name, ()) for name in self.revealed)
 
+    def latest(self, name: str) -> Answer | None:
+        """What was said last to a question, whether or not it is what counts."""
+        given = [of[name] for of in (self.answers, self.changed) if name in of]
+        return max(given, key=lambda answer: answer.created_ms, default=None)
+
+    def adds_to(self, other: Standing) -> bool:
+        """Whether some question has a later answer than in another standing on the trace."""
+        for name in self.answers:
+            now, then = self.latest(name), other.latest(name)
+            if now is not None and (then is None or now.created_ms > then.created_ms):
+                return True
+        return False
+
     @property
     def since_ms(self) -> int:
         """When it came to stand so; 0 for an open item."""
@@ -172,9 +185,7 @@ def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator
         counting = answers.get(question.name)
         if counting is not None and not counting.label.after_verdict:
             later = valid_feedback(own, question.name, after_verdict=True)[-1:]
-            # Read by itself, it is the label that counts.
-            alone = replace(info, assessments=list(later))
-            for label in _own_labels(alone, question.name, annotator):
+            for label in _read_alone(info, later, question.name, annotator):
                 with contextlib.suppress(ScaleError):
                     changed[question.name] = _answer(label, by_id, question)
     return Standing(
@@ -234,6 +245,14 @@ def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
     return [f for f in own if f.assessment_id not in decided]
 
 
+def latest_label(info: TraceInfo, name: str, annotator: str) -> Label | None:
+    """What one person said last to a question, before or after a look at the verdict."""
+    own = own_feedback(info, annotator)
+    later = valid_feedback(own, name, after_verdict=True)[-1:]
+    given = [*_own_labels(info, name, annotator), *_read_alone(info, later, name, annotator)]
+    return max(given, key=lambda label: label.created_ms, default=None)
+
+
 def is_after_verdict(feedback: Feedback) -> bool:
     return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
 
@@ -270,6 +289,13 @@ def _own_labels(info: TraceInfo, name: str, annotator: str) -> list[Label]:
     own = [label for label in found if same_person(label.annotator, annotator)]
     own.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
     return own[-1:]
+
+
+def _read_alone(
+    info: TraceInfo, feedback: Sequence[Feedback], name: str, annotator: str
+) -> list[Label]:
+    """Feedback read as if it were all there is: then it is the label that counts."""
+    return _own_labels(replace(info, assessments=list(feedback)), name, annotator)
 
 
 def _answer(label: Label, by_id: Mapping[str | None, Feedback], question: LabelQuestion) -> Answer:

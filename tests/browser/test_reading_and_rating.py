@@ -461,3 +461,33 @@ def test_labels_of_an_earlier_rubric_are_gone_through_again(
         expect(again).to_be_hidden()
     assert sorted(seen) == sorted(ids[:2])
     assert [labels(trace_id)["quality"] for trace_id in (*seen, ids[2])] == ["good", "fair", "poor"]
+
+
+def test_what_is_offered_again_is_answered_before_the_verdict_is_shown(
+    browser: Browser, lab: Host, store: str
+) -> None:
+    """Where it was never shown, the new answer is as blind as the first one; then it is shown."""
+    (trace_id,) = traces(["It is 4."])
+    workbench.set_rubric("quality", "First.")
+    table = pd.DataFrame({"trace_id": [trace_id], "value": "good"})
+    workbench.log_labels(table, name="quality", annotator="ana", value="value", progress=False)
+    workbench.log_verdicts(table, name="quality", source="m", value="value", progress=False)
+    workbench.set_rubric("quality", "Second, and stricter.")
+    with lab.notebook(browser, [setup(store), panel_of(reveal=True)]) as notebook:
+        notebook.run(0, 1)
+        panel = notebook.new_panel()
+        panel.at("done")
+        panel.focus()
+        panel.press("a")
+        expect(panel.root.locator(".wb-where")).to_contain_text("offered again")
+        expect(panel.root.locator(".wb-reveal")).to_be_empty()
+        panel.press("2", "Enter")
+        expect(panel.root.locator(".wb-reveal")).to_contain_text("Judge")
+        panel.all_saved()
+    (made,) = [
+        a
+        for a in mlflow.get_trace(trace_id, flush=False).info.assessments
+        if "workbench.action" in (a.metadata or {})
+    ]
+    assert (made.value, made.metadata.get("workbench.after_verdict")) == ("fair", None)
+    assert made.metadata["workbench.rubric_version"] == "2"

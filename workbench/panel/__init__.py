@@ -235,7 +235,12 @@ class LabelPanel(SessionPanel):
         return self.session.summary()
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> None:
-        """Open labelled items again; by default those labelled under an earlier rubric."""
+        """Open labelled items again; by default those labelled under an earlier rubric.
+
+        Where the verdict was not seen yet, the new label replaces the first. One that is given
+        after the verdict was seen stays beside the first, which agreement is measured on, and is
+        kept as a change of it (``changed_to`` in `labels`); the item counts as labelled again.
+        """
         self._tell(*self.session.offer_again(trace_ids))
 
     # -- in a notebook ----------------------------------------------------------------------

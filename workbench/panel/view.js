@@ -672,7 +672,10 @@ class Panel {
     else if (message?.type === "saved") this.onSaved(message);
     else if (message?.type === "unsaved") this.onUnsaved(message);
     else if (message?.type === "revealed") this.onRevealed(message);
-    else if (message?.type === "queue") this.onQueue(message);
+    else if (message?.type === "queue") {
+      if (this.offering) this.say("");
+      this.onQueue(message);
+    }
     else if (message?.type === "problem") this.say(String(message.error));
   }
 
@@ -1061,8 +1064,8 @@ class Panel {
   }
 
   everythingDone() {
-    const { labelled = 0, skipped = 0 } = this.state.progress ?? {};
-    return labelled + skipped + this.pending.actions.size >= this.total;
+    const { labelled = 0, skipped = 0, again = 0 } = this.state.progress ?? {};
+    return labelled - again + skipped + this.pending.actions.size >= this.total;
   }
 
   go(position, said = "") {
@@ -1100,6 +1103,7 @@ class Panel {
   askReveal() {
     const { item } = this;
     if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
+    if (this.isAgain(item)) return; // first it is said anew, then it is compared
     // Only after one's own label is in the store.
     if (item.done && !this.over.has(item.trace_id)) this.send({ type: "reveal", trace_id: item.trace_id });
   }
@@ -1199,9 +1203,12 @@ class Panel {
     return !this.setup.read_only && [...this.items.values()].some((item) => this.standing(item).done?.earlier_rubric);
   }
 
+  /** The kernel offers them again, so that it shows no verdict before the new answer, and says
+   * where to begin. */
   offerAgain() {
     this.offering = true;
-    this.forward(0);
+    this.say("Labels made under an earlier rubric are offered again as soon as the kernel is free …");
+    this.send({ type: "offer_again" });
   }
 
   skippedAt() {
@@ -1597,6 +1604,7 @@ class Panel {
     const { item } = this;
     this.reveal.replaceChildren();
     if (!this.setup.reveal || !item || this.done || !this.standing(item).done) return;
+    if (this.isAgain(item)) return;
     const said = this.revealed.get(item.trace_id);
     if (!said) {
       this.reveal.append(h("p", { class: "wb-quiet" }, "The judge's verdict is shown as soon as your label is saved. Enter goes on without."));
