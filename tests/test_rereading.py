@@ -268,7 +268,7 @@ def test_what_others_have_done_far_ahead_leaves_the_queue(store: str) -> None:
     view.session.reread()
     assert view.session.trace_ids == order[:60] + order[63:]
     told = [m for m in view.told if m["type"] == "queue"]
-    assert told == [{"type": "queue", "total": 67, "position": None}]
+    assert told == [{"type": "queue", "total": 67, "position": 0, "stay": True}]
     assert [item["skipped"] for item in view.items(57, 4)] == [False, True, True, False]
 
 
