@@ -11,7 +11,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,12 +130,30 @@ def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
     traces
         Traces with their assessments, as `workbench.store.fetch_traces` gives them.
     """
+    return _records(traces, name, _rank)
+
+
+def latest_records(traces: Iterable[Trace], name: str) -> list[Label]:
+    """What each annotator said last about each trace, before or after a look at the verdict.
+
+    As `label_records`, except that a label given after the look is as good as one given blind.
+    """
+    return _records(traces, name, lambda feedback: _rank(feedback)[1:])
+
+
+def folded(name: str) -> str:
+    """A person's name as it is compared: MLflow's page keeps names in small letters."""
+    return str(name).strip().casefold()
+
+
+def _records(traces: Iterable[Trace], name: str, rank: Callable[[Feedback], Any]) -> list[Label]:
+    """Of each annotator's feedback on a trace that counts the one with the highest rank."""
     records = []
     for trace in traces:
         given = [f for f in _human_feedback(trace) if f.name == name]
         given = [f for f in given if not _is_decision(f, given)]
         chosen: dict[str, Feedback] = {}
-        for feedback in sorted(given, key=_rank):
+        for feedback in sorted(given, key=rank):
             if _counts(feedback, given):
                 chosen[_annotator(feedback)] = feedback
         records += [

@@ -24,8 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from workbench import store
 from workbench.errors import ArgumentError, StoreError
-from workbench.labels import Label, label_records
-from workbench.standing import latest_label
+from workbench.labels import Label, folded, label_records, latest_records
 from workbench.tables import has_lone_surrogate
 
 MAX_LENGTH: Final = 100_000
@@ -254,13 +253,15 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = store.fetch_traces(traces, spans=False, experiment=experiment)
-    infos = {trace.info.trace_id: trace.info for trace in fetched}
+    latest: dict[tuple[str, str], Label] = {}
+    for one in sorted(latest_records(fetched, name), key=lambda label: label.created_ms):
+        latest[one.trace_id, folded(one.annotator)] = one
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
         if annotator in (None, one.annotator)
         and history.is_earlier(one)
-        and history.is_earlier(latest_label(infos[one.trace_id], name, one.annotator) or one)
+        and history.is_earlier(latest[one.trace_id, folded(one.annotator)])
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
     return pd.DataFrame(rows, columns=columns).astype({"value": object})

@@ -26,6 +26,7 @@ from workbench.draws import Draw
 from workbench.errors import ScaleError
 from workbench.feedback import AFTER_VERDICT_KEY
 from workbench.labels import Label, decision_feedback, label_records
+from workbench.labels import folded as folded
 from workbench.scale import is_missing
 
 ACTION_KEY: Final = "workbench.action"
@@ -36,11 +37,6 @@ CLOCK_KEY: Final = "workbench.at"
 SKIPPED: Final = "workbench.skipped."
 UNDONE: Final = "workbench.undone."
 REVEALED: Final = "workbench.revealed."
-
-
-def folded(name: str) -> str:
-    """A person's name as it is compared: MLflow's page keeps names in small letters."""
-    return str(name).strip().casefold()
 
 
 def same_person(one: str, other: str) -> bool:
@@ -185,7 +181,9 @@ def read_standing(info: TraceInfo, questions: Sequence[LabelQuestion], annotator
         counting = answers.get(question.name)
         if counting is not None and not counting.label.after_verdict:
             later = valid_feedback(own, question.name, after_verdict=True)[-1:]
-            for label in _read_alone(info, later, question.name, annotator):
+            # Read by itself, it is the label that counts.
+            alone = replace(info, assessments=list(later))
+            for label in _own_labels(alone, question.name, annotator):
                 with contextlib.suppress(ScaleError):
                     changed[question.name] = _answer(label, by_id, question)
     return Standing(
@@ -245,14 +243,6 @@ def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
     return [f for f in own if f.assessment_id not in decided]
 
 
-def latest_label(info: TraceInfo, name: str, annotator: str) -> Label | None:
-    """What one person said last to a question, before or after a look at the verdict."""
-    own = own_feedback(info, annotator)
-    later = valid_feedback(own, name, after_verdict=True)[-1:]
-    given = [*_own_labels(info, name, annotator), *_read_alone(info, later, name, annotator)]
-    return max(given, key=lambda label: label.created_ms, default=None)
-
-
 def is_after_verdict(feedback: Feedback) -> bool:
     return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
 
@@ -289,13 +279,6 @@ def _own_labels(info: TraceInfo, name: str, annotator: str) -> list[Label]:
     own = [label for label in found if same_person(label.annotator, annotator)]
     own.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
     return own[-1:]
-
-
-def _read_alone(
-    info: TraceInfo, feedback: Sequence[Feedback], name: str, annotator: str
-) -> list[Label]:
-    """Feedback read as if it were all there is: then it is the label that counts."""
-    return _own_labels(replace(info, assessments=list(feedback)), name, annotator)
 
 
 def _answer(label: Label, by_id: Mapping[str | None, Feedback], question: LabelQuestion) -> Answer:
