@@ -81,6 +81,18 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     view.session.close()
 
 
+def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
+    """What is done to the others shows up all the same."""
+    first, second, third = imported(3)
+    view = begin([first, second, third], refresh_every=None)
+    experiment = mlflow.get_experiment_by_name("test")
+    mlflow.MlflowClient().delete_traces(experiment.experiment_id, trace_ids=[first])
+    label(second, "ana")
+    view.session.reread()
+    assert view.session.progress["labelled"] == 1
+    assert set(view.session.trace_ids) == {first, second, third}
+
+
 def test_nothing_is_read_before_a_view_is_there_or_where_it_is_switched_off(store: str) -> None:
     imported(2)
     quiet, off = begin(refresh_every=0.05), begin(refresh_every=None)

@@ -662,7 +662,8 @@ class LabelSession:
     def _reread(self, *, in_place: bool) -> _News:
         with self._rereading:
             since = time.monotonic()
-            fetched = self._fetch()
+            # Of traces that are named, some may have been deleted since.
+            fetched = self._fetch(missing_ok=True)
             infos = fetched.infos
             with self._lock:
                 agenda = self._agenda
@@ -807,8 +808,10 @@ class LabelSession:
         with self._lock:
             return list(self._agenda.queue)
 
-    def _fetch(self) -> Work:
-        return work_of(self.annotator, self._traces, self._assign, self._experiment)
+    def _fetch(self, *, missing_ok: bool = False) -> Work:
+        return work_of(
+            self.annotator, self._traces, self._assign, self._experiment, missing_ok=missing_ok
+        )
 
     def _rubric_history(self, name: str) -> RubricHistory:
         return rubric_history(name, experiment=self._experiment)

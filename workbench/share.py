@@ -38,12 +38,20 @@ def in_common(traces: Any, assign: Assign | None) -> bool:
     return isinstance(traces, ReviewQueue) and (bool(traces.annotators) or traces.each > 1)
 
 
-def work_of(annotator: str, traces: Any, assign: Assign | None, experiment: str | None) -> Work:
+def work_of(
+    annotator: str,
+    traces: Any,
+    assign: Assign | None,
+    experiment: str | None,
+    *,
+    missing_ok: bool = False,
+) -> Work:
     """Read from the store what the annotator is to label.
 
     ``traces`` as `workbench.store.fetch_traces` takes them, or a `workbench.review_queue`, whose
     own shares hold where ``assign`` is None. With an `Assignment` None takes its traces and no
-    others of the experiment; those that are no longer in the store are left out.
+    others of the experiment; those that are no longer in the store are left out, with
+    ``missing_ok`` also of traces that are named one by one.
 
     Raises
     ------
@@ -64,7 +72,9 @@ def work_of(annotator: str, traces: Any, assign: Assign | None, experiment: str 
         infos = store.trace_infos(assign.trace_ids, experiment=experiment)
         infos = {i: infos[i] for i in assign.trace_ids if i in infos}
     else:
-        found = store.fetch_traces(traces, spans=False, experiment=experiment)
+        found = store.fetch_traces(
+            traces, spans=False, experiment=experiment, missing_ok=missing_ok
+        )
         infos = {trace.info.trace_id: trace.info for trace in found}
     if assign is None:
         return Work(infos, is_share=False)

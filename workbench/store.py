@@ -118,7 +118,11 @@ def experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
 
 @discreet()
 def fetch_traces(
-    traces: Any = None, *, spans: bool = True, experiment: str | None = None
+    traces: Any = None,
+    *,
+    spans: bool = True,
+    experiment: str | None = None,
+    missing_ok: bool = False,
 ) -> list[Trace]:
     """Traces with their assessments as they are in the store now.
 
@@ -133,6 +137,8 @@ def fetch_traces(
         Whether spans (inputs and outputs) are needed; without them reading is ten times faster.
     experiment
         Name or id for None and filter strings; the active experiment by default.
+    missing_ok
+        Whether unknown trace ids are left out: they were there before, and have been deleted.
 
     Returns
     -------
@@ -155,13 +161,14 @@ def fetch_traces(
         ids = _trace_ids(traces, given)
         by_id = trace_infos(ids, experiment=experiment)
         unknown = [i for i in ids if i not in by_id and i not in given]
-        if unknown:
+        if unknown and not missing_ok:
             raise StoreError(
                 f"{len(unknown)} of {len(ids)} trace ids are not in the store at "
                 f"{address()}: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}. Check the ids and the tracking URI."
             )
-        infos = [by_id[i] if i in by_id else given[i].info for i in ids]
+        held = {i: one.info for i, one in given.items()} | by_id
+        infos = [held[i] for i in ids if i in held]
     if not spans:
         return [Trace(info, TraceData(spans=[])) for info in infos]
     loaded = {i: t.data for i, t in given.items() if t.data.spans}
