@@ -137,8 +137,8 @@ def test_what_was_read_before_a_label_was_saved_does_not_take_it_back(
     real = LabelSession._fetch
     read, go = threading.Event(), threading.Event()
 
-    def slow(self: LabelSession) -> Any:
-        found = real(self)
+    def slow(self: LabelSession, **how: Any) -> Any:
+        found = real(self, **how)
         read.set()
         go.wait(20)
         return found
@@ -175,7 +175,7 @@ def test_the_kernel_does_not_wait_for_a_store_that_does_not_answer(
     imported(3)
     view = begin()
     go, real = threading.Event(), LabelSession._fetch
-    monkeypatch.setattr(LabelSession, "_fetch", lambda self: (go.wait(20), real(self))[1])
+    monkeypatch.setattr(LabelSession, "_fetch", lambda self, **_: (go.wait(20), real(self))[1])
     assert view.send(type="refresh")[0]["type"] == "problem"
     go.set()
     wait_until(lambda: view.told[-1]["type"] == "queue")
@@ -431,7 +431,7 @@ def test_a_store_that_fails_while_it_is_read_again_changes_nothing(
     imported(2)
     view = begin()
 
-    def down(self: LabelSession) -> Any:
+    def down(self: LabelSession, **_: Any) -> Any:
         raise MlflowException("database is locked")
 
     monkeypatch.setattr(LabelSession, "_fetch", down)
