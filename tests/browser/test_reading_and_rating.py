@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlflow
@@ -25,8 +27,36 @@ new MutationObserver(() => window.heard.push(live.textContent)).observe(live, {c
 """
 
 
+class Desk:
+    """A notebook with a running kernel, in which one test after the other shows what it needs."""
+
+    def __init__(self, notebook: Notebook) -> None:
+        self.notebook = notebook
+
+    @contextmanager
+    def shows(self, cells: list[str], viewport: Any = None) -> Iterator[Notebook]:
+        """The notebook with these cells, not run yet, as if nothing had been shown before."""
+        page = self.notebook.page
+        page.set_viewport_size(viewport or {"width": 1280, "height": 900})
+        page.evaluate("localStorage.clear(); document.querySelector('#as-wide')?.remove()")
+        self.notebook.app(
+            "await commands.execute('notebook:clear-all-cell-outputs');"
+            "panel.content.widgets.forEach((each, n) =>"
+            " each.model.sharedModel.setSource(argument[n] ?? ''))",
+            cells,
+        )
+        yield self.notebook
+
+
+@pytest.fixture(scope="module")
+def desk(browser: Browser, lab: Host) -> Iterator[Desk]:
+    with lab.notebook(browser, [""] * 4) as notebook:
+        yield Desk(notebook)
+
+
 def setup(store: str) -> str:
     return (
+        "if 'panel' in globals(): panel.close()\n"
         "import mlflow, workbench\n"
         "from workbench import LabelQuestion, Scale\n"
         f"mlflow.set_tracking_uri({store!r})\n"
@@ -65,7 +95,8 @@ def labels(trace_id: str) -> dict[str, Any]:
 def opened(notebook: Notebook, width: int | None = None) -> Panel:
     """The panel of the second cell, as wide as that."""
     if width:
-        notebook.page.add_style_tag(content=f".wb-frame {{width: {width}px !important}}")
+        rule = f".wb-frame {{width: {width}px !important}}"
+        notebook.page.add_style_tag(content=rule).evaluate("(style) => { style.id = 'as-wide' }")
     notebook.run(0, 1)
     panel = notebook.new_panel()
     panel.at(0)
@@ -92,7 +123,7 @@ def out_of_sight(panel: Panel, what: str) -> list[str]:
     )
 
 
-def test_a_digit_means_the_number_that_it_shows(browser: Browser, lab: Host, store: str) -> None:
+def test_a_digit_means_the_number_that_it_shows(desk: Desk, store: str) -> None:
     """On whole numbers and on labels that begin with one; what has no key is typed."""
     (trace_id,) = traces(["It is 4."])
     cell = panel_of(
@@ -103,7 +134,7 @@ def test_a_digit_means_the_number_that_it_shows(browser: Browser, lab: Host, sto
         "LabelQuestion('percent', Scale('numeric', low=0, high=100, integer=True))",
         "LabelQuestion('signed', Scale('numeric', low=-2, high=2, integer=True))",
     )
-    with lab.notebook(browser, [setup(store), cell]) as notebook:
+    with desk.shows([setup(store), cell]) as notebook:
         panel = opened(notebook)
         questions = panel.root.locator(".wb-question")
 
@@ -134,9 +165,7 @@ def test_a_digit_means_the_number_that_it_shows(browser: Browser, lab: Host, sto
 
 
 @pytest.mark.parametrize("width", [400, 1000])
-def test_the_rating_stays_in_sight_beside_a_long_text(
-    browser: Browser, lab: Host, store: str, width: int
-) -> None:
+def test_the_rating_stays_in_sight_beside_a_long_text(desk: Desk, store: str, width: int) -> None:
     """Narrow or wide, before the verdict is shown and after."""
     ids = traces([LONG] * 4)
     said = pd.DataFrame({"trace_id": ids, "value": "fair", "why": LONG[:3000]})
@@ -148,7 +177,7 @@ def test_the_rating_stays_in_sight_beside_a_long_text(
         "panel = workbench.LabelPanel('quality', annotator='ana', scale=scale, reveal=True)\npanel"
     )
     shape = {"viewport": {"width": 1500, "height": 700}}
-    with lab.notebook(browser, [setup(store), cell], **shape) as notebook:
+    with desk.shows([setup(store), cell], **shape) as notebook:
         panel = opened(notebook, width)
         expect(panel.root.locator(".wb-choice")).to_have_count(5)
         assert out_of_sight(panel, ".wb-choice, .wb-foot button") == []
@@ -165,9 +194,7 @@ def test_the_rating_stays_in_sight_beside_a_long_text(
         panel.all_saved()
 
 
-def test_what_annotators_said_leaves_room_for_the_answers(
-    browser: Browser, lab: Host, store: str
-) -> None:
+def test_what_annotators_said_leaves_room_for_the_answers(desk: Desk, store: str) -> None:
     """At 400 pixels, with long reasons: the answers are in sight, and so is which is chosen."""
     ids = traces([LONG] * 2)
     for n, who in enumerate(["ben", "chloe", "dan", "eva"]):
@@ -177,7 +204,7 @@ def test_what_annotators_said_leaves_room_for_the_answers(
         )
     cell = "panel = workbench.AdjudicationPanel('quality', by='dora', scale=scale)\npanel"
     shape = {"viewport": {"width": 900, "height": 760}}
-    with lab.notebook(browser, [setup(store), cell], **shape) as notebook:
+    with desk.shows([setup(store), cell], **shape) as notebook:
         panel = opened(notebook, 400)
         expect(panel.root.locator(".wb-voice")).to_have_count(4)
         assert out_of_sight(panel, ".wb-choice") == []
@@ -186,7 +213,7 @@ def test_what_annotators_said_leaves_room_for_the_answers(
         assert out_of_sight(panel, ".wb-choice") == []
 
 
-def test_nothing_moves_when_an_answer_is_chosen(browser: Browser, lab: Host, store: str) -> None:
+def test_nothing_moves_when_an_answer_is_chosen(desk: Desk, store: str) -> None:
     """Several questions side by side: words stay whole, and each thing is said once."""
     traces(["It is 4."])
     cell = panel_of(
@@ -203,7 +230,7 @@ def test_nothing_moves_when_an_answer_is_chosen(browser: Browser, lab: Host, sto
     }"""
     for width in (1000, 400):
         shape = {"viewport": {"width": 1500, "height": 1300}}
-        with lab.notebook(browser, [setup(store), cell], **shape) as notebook:
+        with desk.shows([setup(store), cell], **shape) as notebook:
             panel = opened(notebook, width)
             before = panel.root.evaluate(places)
             for key in "324":
@@ -217,10 +244,10 @@ def test_nothing_moves_when_an_answer_is_chosen(browser: Browser, lab: Host, sto
             assert asked == ["How good is it?", "safe", "stars"]
 
 
-def test_the_summary_follows_what_is_saved(browser: Browser, lab: Host, store: str) -> None:
+def test_the_summary_follows_what_is_saved(desk: Desk, store: str) -> None:
     """The end says what the line above it says, as soon as the kernel has said it."""
     traces(["It is 4."] * 12)
-    with lab.notebook(browser, [setup(store), panel_of()]) as notebook:
+    with desk.shows([setup(store), panel_of()]) as notebook:
         panel = opened(notebook)
         for position in range(12):
             panel.press("s" if position == 5 else "3")
@@ -237,9 +264,7 @@ def test_the_summary_follows_what_is_saved(browser: Browser, lab: Host, store: s
         expect(panel.root.locator(".wb-title")).to_have_text("quality as ana")
 
 
-def test_what_others_said_is_in_words_and_by_question(
-    browser: Browser, lab: Host, store: str
-) -> None:
+def test_what_others_said_is_in_words_and_by_question(desk: Desk, store: str) -> None:
     """One's own answer first, then the judge's to each question, and what others could not say."""
     ids = traces(["It is 4."])
     said = pd.DataFrame({"trace_id": ids, "quality": "poor", "safe": True, "none": "N/A"})
@@ -250,7 +275,7 @@ def test_what_others_said_is_in_words_and_by_question(
         "LabelQuestion('quality', scale)", "LabelQuestion('safe', Scale.from_type(bool))",
         "LabelQuestion('short', Scale.from_type(bool))", reveal=True,
     )  # fmt: skip
-    with lab.notebook(browser, [setup(store), cell]) as notebook:
+    with desk.shows([setup(store), cell]) as notebook:
         panel = opened(notebook)
         panel.press("3", "1", "2", "Enter")
         expect(panel.root.locator(".wb-voice")).to_have_count(4)
@@ -267,7 +292,7 @@ def test_what_others_said_is_in_words_and_by_question(
         expect(panel.root.locator(".wb-own").first).to_have_text("You: good first, now fair")
 
 
-def test_lengths_are_those_of_the_whole(browser: Browser, lab: Host, store: str) -> None:
+def test_lengths_are_those_of_the_whole(desk: Desk, store: str) -> None:
     """Of what is cut, of a turn in a chat; and that long text is shown without Markdown is said."""
     chat = [
         {"role": "user", "content": "Say **something** long"},
@@ -275,7 +300,7 @@ def test_lengths_are_those_of_the_whole(browser: Browser, lab: Host, store: str)
         {"role": "user", "content": [{"type": "text", "text": "*again* " * 50_000}]},
     ]
     traces(["x" * 5_000_000, "short"], [{"q": "**Why**?"}, {"messages": chat}])
-    with lab.notebook(browser, [setup(store), panel_of()]) as notebook:
+    with desk.shows([setup(store), panel_of()]) as notebook:
         panel = opened(notebook)
         for _ in range(2):
             output = panel.root.locator(".wb-outputs")
@@ -299,10 +324,10 @@ def test_lengths_are_those_of_the_whole(browser: Browser, lab: Host, store: str)
             panel.press("ArrowRight")
 
 
-def test_what_happens_is_read_out(browser: Browser, lab: Host, store: str) -> None:
+def test_what_happens_is_read_out(desk: Desk, store: str) -> None:
     """Going on, saving, skipping and undoing; and the text is one that can be read."""
     traces(["It is 4."] * 5)
-    with lab.notebook(browser, [setup(store), panel_of()]) as notebook:
+    with desk.shows([setup(store), panel_of()]) as notebook:
         panel = opened(notebook)
         page = notebook.page
         page.evaluate(HEARD)
@@ -321,10 +346,10 @@ def test_what_happens_is_read_out(browser: Browser, lab: Host, store: str) -> No
         expect(page.get_by_role("document", name="The item to judge")).to_be_visible()
 
 
-def test_the_keys_are_a_dialog_of_their_own(browser: Browser, lab: Host, store: str) -> None:
+def test_the_keys_are_a_dialog_of_their_own(desk: Desk, store: str) -> None:
     """The focus stays within it, Esc ends it from anywhere, and it goes back where it was."""
     traces(["It is 4."] * 2)
-    with lab.notebook(browser, [setup(store), panel_of()]) as notebook:
+    with desk.shows([setup(store), panel_of()]) as notebook:
         panel, page = opened(notebook), notebook.page
         dialog = panel.root.get_by_role("dialog", name="Keys")
         skip = panel.root.get_by_role("button", name="Skip")
@@ -350,13 +375,13 @@ def test_the_keys_are_a_dialog_of_their_own(browser: Browser, lab: Host, store: 
         assert page.locator(".jp-Dialog").count() == 0
 
 
-def test_every_key_has_a_button(browser: Browser, lab: Host, store: str) -> None:
+def test_every_key_has_a_button(desk: Desk, store: str) -> None:
     """A button does what its key does, and tells it."""
     traces([LONG] * 3)
     cell = panel_of(
         "LabelQuestion('quality', scale)", "LabelQuestion('safe', Scale.from_type(bool))"
     )
-    with lab.notebook(browser, [setup(store), cell]) as notebook:
+    with desk.shows([setup(store), cell]) as notebook:
         panel = opened(notebook)
         told = panel.root.evaluate(
             """(root) => [...root.querySelectorAll('button')].filter((b) => b.checkVisibility())
@@ -381,13 +406,11 @@ def test_every_key_has_a_button(browser: Browser, lab: Host, store: str) -> None
         expect(panel.root.get_by_role("textbox", name="Reason: quality")).to_be_focused()
 
 
-def test_what_was_said_elsewhere_is_no_change_made_here(
-    browser: Browser, lab: Host, store: str
-) -> None:
+def test_what_was_said_elsewhere_is_no_change_made_here(desk: Desk, store: str) -> None:
     """A second view of the panel, and a label from elsewhere at an item that one has looked at."""
     ids = traces(["It is 4."] * 4)
     cells = [setup(store), panel_of(), "panel", "panel.refresh()"]
-    with lab.notebook(browser, cells, viewport={"width": 1280, "height": 2000}) as notebook:
+    with desk.shows(cells, viewport={"width": 1280, "height": 2000}) as notebook:
         opened(notebook)
         notebook.run(2)
         views = notebook.page.locator(".wb")
@@ -428,7 +451,7 @@ def test_what_was_said_elsewhere_is_no_change_made_here(
 
 @pytest.mark.parametrize("way", ["key", "button"])
 def test_labels_of_an_earlier_rubric_are_gone_through_again(
-    way: str, browser: Browser, lab: Host, store: str
+    way: str, desk: Desk, store: str
 ) -> None:
     """From the end: each comes once more, and is confirmed or changed."""
     ids = traces(["It is 4."] * 3)
@@ -436,7 +459,7 @@ def test_labels_of_an_earlier_rubric_are_gone_through_again(
     table = pd.DataFrame({"trace_id": ids[:2], "value": "good"})
     workbench.log_labels(table, name="quality", annotator="ana", value="value", progress=False)
     workbench.set_rubric("quality", "Second, and stricter.")
-    with lab.notebook(browser, [setup(store), panel_of()]) as notebook:
+    with desk.shows([setup(store), panel_of()]) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         expect(panel.root).to_have_attribute("data-trace", ids[2])
@@ -464,7 +487,7 @@ def test_labels_of_an_earlier_rubric_are_gone_through_again(
 
 
 def test_what_is_offered_again_is_answered_before_the_verdict_is_shown(
-    browser: Browser, lab: Host, store: str
+    desk: Desk, store: str
 ) -> None:
     """Where it was never shown, the new answer is as blind as the first one; then it is shown."""
     (trace_id,) = traces(["It is 4."])
@@ -473,7 +496,7 @@ def test_what_is_offered_again_is_answered_before_the_verdict_is_shown(
     workbench.log_labels(table, name="quality", annotator="ana", value="value", progress=False)
     workbench.log_verdicts(table, name="quality", source="m", value="value", progress=False)
     workbench.set_rubric("quality", "Second, and stricter.")
-    with lab.notebook(browser, [setup(store), panel_of(reveal=True)]) as notebook:
+    with desk.shows([setup(store), panel_of(reveal=True)]) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at("done")
