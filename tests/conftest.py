@@ -22,7 +22,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 # Enough to find what is wrong over many runs, and little enough for each of them.
-settings.register_profile("suite", max_examples=40)
+settings.register_profile("suite", max_examples=30)
 settings.load_profile("suite")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

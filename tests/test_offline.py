@@ -73,17 +73,20 @@ def test_it_is_deterministic_across_processes() -> None:
         "f = j(inputs={'question': 'How wide?'}, outputs='About 40 cm, a lovely thing!');"
         "print(f.value, f.rationale)"
     )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(said) == 1
+    other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": other},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    judge = workbench.make_judge(
+        "q", "Rate {{ outputs }} for {{ inputs }}.", model="offline:/rubric",
+        feedback_value_type=bool,
+    )  # fmt: skip
+    here = judge(inputs={"question": "How wide?"}, outputs="About 40 cm, a lovely thing!")
+    assert said == f"{here.value} {here.rationale}\n"
 
 
 RULES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -111,8 +112,9 @@ def chosen(question: Locator) -> list[str]:
 
 
 def out_of_sight(panel: Panel, what: str) -> list[str]:
-    """Those of the elements that are not seen, whole, where they stand."""
-    return panel.root.evaluate(  # type: ignore[no-any-return]
+    """Those of the elements that are not seen, whole, where they stand once nothing moves."""
+    return settled(  # type: ignore[no-any-return]
+        panel,
         """(root, what) => [...root.querySelectorAll(what)].filter((each) => {
             const {x, y, width, height} = each.getBoundingClientRect();
             const ends = [[0.5, 0.1], [0.5, 0.9], [0.05, 0.5], [0.95, 0.5]];
@@ -121,6 +123,21 @@ def out_of_sight(panel: Panel, what: str) -> list[str]:
         }).map((each) => each.innerText)""",
         what,
     )
+
+
+def settled(panel: Panel, script: str, argument: Any = None) -> Any:
+    """What a script finds of the panel once the notebook around it has come to rest."""
+    found, seen, since = None, object(), time.monotonic()
+    while time.monotonic() - since < 10:
+        found = panel.root.evaluate(
+            f"(root, given) => [({script})(root, given), root.getBoundingClientRect().toJSON()]",
+            argument,
+        )
+        if found == seen:
+            break
+        seen = found
+        panel.page.wait_for_timeout(150)
+    return found[0] if found else None
 
 
 def test_a_digit_means_the_number_that_it_shows(desk: Desk, store: str) -> None:
@@ -232,11 +249,11 @@ def test_nothing_moves_when_an_answer_is_chosen(desk: Desk, store: str) -> None:
         shape = {"viewport": {"width": 1500, "height": 1300}}
         with desk.shows([setup(store), cell], **shape) as notebook:
             panel = opened(notebook, width)
-            before = panel.root.evaluate(places)
+            before = settled(panel, places)
             for key in "324":
                 panel.press(key)
             assert chosen(panel.root) == ["3 good", "2 yes", "4"]
-            assert panel.root.evaluate(places) == before
+            assert settled(panel, places) == before
             # One line each.
             assert max(height for *_, height in before[:5]) < 40
             assert panel.root.locator(".wb-title").inner_text() == "3 questions as ana"
@@ -501,6 +518,8 @@ def test_what_is_offered_again_is_answered_before_the_verdict_is_shown(
         panel = notebook.new_panel()
         panel.at("done")
         panel.focus()
+        # Once the items are here that tell of it.
+        expect(panel.root.get_by_role("button", name="under an earlier rubric")).to_be_visible()
         panel.press("a")
         expect(panel.root.locator(".wb-where")).to_contain_text("offered again")
         expect(panel.root.locator(".wb-reveal")).to_be_empty()
