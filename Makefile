@@ -27,6 +27,7 @@ test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all t
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lab: $(VENV)/.installed ## Open JupyterLab on the notebooks

@@ -30,7 +30,7 @@ def main() -> None:
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    from workbench.experiments import run_notebook
+    from workbench.experiments.notebook import run_notebook
 
     for variable in ("WORKBENCH_MODEL", "MLFLOW_TRACKING_URI"):
         os.environ.pop(variable, None)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from workbench.offline.provider import answer
+from workbench.models.offline.provider import answer
 
 
 class Embedded(http.server.ThreadingHTTPServer):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from workbench.candidate import Candidate
-from workbench.judge import Verdict
-from workbench.reflection import Case, Item, Reflection, Request
+from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.traces import Example
+from workbench.simba.candidate import Candidate
+from workbench.simba.reflection import Case, Item, Reflection, Request
+from workbench.store.traces import Example
 
 BASE = Candidate("Rate {{ outputs }}.")
 SCALE = Scale.of(["poor", "fair", "good"])

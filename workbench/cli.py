@@ -13,6 +13,7 @@ from workbench.errors import NotebookError, WorkbenchError
 
 T = TypeVar("T")
 
+
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
 
@@ -63,8 +64,7 @@ def run(
     With --replay the run gives the result of the recorded one, byte for byte, if the notebook, its
     parameters and the data are the same; what the file does not hold is an error.
     """
-    from workbench.experiments import find_notebook
-    from workbench.parameters import notebook_parameters, parse_parameters
+    from workbench.experiments.notebook import find_notebook, notebook_parameters, parse_parameters
 
     source = _or_exit(lambda: find_notebook(notebook), code=2)
     known = _or_exit(lambda: notebook_parameters(source), code=1)
@@ -78,7 +78,7 @@ def run(
 def _run(
     source: Path, values: dict[str, Any], output: Path, record: Path | None, replay: Path | None
 ) -> None:
-    from workbench.experiments import run_notebook
+    from workbench.experiments.notebook import run_notebook
 
     click.echo(f"Running {source}", err=True)
     if replay:
@@ -129,8 +129,7 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
 @click.argument("notebook", default=_NOTEBOOK)
 def params(notebook: str) -> None:
     """List the parameters of NOTEBOOK with their defaults."""
-    from workbench.experiments import find_notebook
-    from workbench.parameters import notebook_parameters
+    from workbench.experiments.notebook import find_notebook, notebook_parameters
 
     source = _or_exit(lambda: find_notebook(notebook), code=2)
     known = _or_exit(lambda: notebook_parameters(source), code=1)

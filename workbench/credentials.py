@@ -24,22 +24,58 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from workbench.errors import CredentialError
 
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+def scrub(text: str, judge: Judge | None = None) -> str:
+    """The text with every known secret replaced by ``***``.
+
+    Known are the values of environment variables that name a key, token, secret or password,
+    and the judge's header values, base URL credentials and secret parameters. Providers repeat
+    them in messages.
+    """
+    secrets = {
+        value
+        for name, value in os.environ.items()
+        if any(word in name.upper() for word in _SECRET_WORDS)
+    }
+    for value in (getattr(judge, "_extra_headers", None) or {}).values():
+        secrets |= {value, value.rsplit(" ", 1)[-1]}
+    secrets |= {str(v) for _, v in secret_params(getattr(judge, "_inference_params", None))}
+    base_url = getattr(judge, "_base_url", None)
+    if base_url:
+        parts = urlsplit(base_url)
+        secrets |= {parts.query, parts.fragment, parts.username or "", parts.password or ""}
+    # Very short values would blot out ordinary words.
+    for secret in sorted((s for s in secrets if len(s) >= 6), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
 URL_VARIABLE: Final = "WORKBENCH_BASE_URL_CREDENTIALS"
+
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|passw(or)?d|passphrase|authorization|credential|cookie"
     r"|(^|_)(access|auth|api|bearer|id|refresh|session|security|private)_?(key|token)($|_)"
     r"|^(key|token)$"
 )
+
 _HEADER_NAMES = re.compile(r"(^|_)headers?$")
+
 
 # Query parameters that choose an API and open nothing. A query of others is withheld as a whole.
 _HARMLESS_QUERY = frozenset({"api-version", "api_version"})
+
 
 # In a query also shorter words stand for a secret: signatures, codes, one's own abbreviations.
 _SECRET_QUERY = re.compile(
@@ -101,6 +137,7 @@ def _capitals(name: str) -> str:
 
 _USER = re.compile(r"[^:/@?]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
 """User and password as databases take them: a password may hold any sign but ``@``."""
+
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 

@@ -12,9 +12,18 @@ import types
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from workbench.errors import ArgumentError, ScaleError
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+def scale_of(judge: Judge) -> Scale | None:
+    """The judge's rating scale; None when its value type is plain str."""
+    return Scale.from_type(getattr(judge, "feedback_value_type", None))
+
 
 Kind = Literal["binary", "nominal", "ordinal", "numeric"]
 
@@ -39,6 +48,7 @@ _ABSTENTIONS: Final = _words(
     "abstain, don't know, unknown"
 )
 
+
 # What people write for the two sides of a yes/no question, the negative side first.
 _BINARY_WORDS: Final = (
     _words(
@@ -50,6 +60,7 @@ _BINARY_WORDS: Final = (
         "acceptable, thumbs up, relevant, safe, ok"
     ),
 )
+
 
 # Graded words in common use, worst to best. A scale all of whose words are found in one
 # of these, in the same order or its reverse, is ordinal.

@@ -25,7 +25,7 @@ import pandas as pd
 from mlflow.entities import AssessmentSource
 
 from workbench import import_traces
-from workbench.store import fetch_traces
+from workbench.store.traces import fetch_traces
 
 ANNOTATORS = ("ana", "bo", "cy")
 

@@ -7,8 +7,8 @@ from hosts import Host
 from playwright.sync_api import Browser, expect
 
 import workbench
-from workbench.labels import decision_records
-from workbench.store import fetch_traces
+from workbench.store.labels import decision_records
+from workbench.store.traces import fetch_traces
 
 NAME = "quality"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>"

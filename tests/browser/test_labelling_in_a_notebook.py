@@ -16,7 +16,7 @@ from large_queue import long_and_short, multiply
 from playwright.sync_api import Browser, expect
 
 import workbench
-from workbench.labels import label_records
+from workbench.store.labels import label_records
 
 VALUES = ["poor", "fair", "good"]
 PANEL = "panel = workbench.LabelPanel('quality', annotator='ana', scale=scale)\npanel"

@@ -10,7 +10,7 @@ from hosts import Host, Panel
 from playwright.sync_api import Browser, Page, expect
 
 import workbench
-from workbench.answers import LabelQuestion
+from workbench.labeling.questions import LabelQuestion
 
 NAME = "quality"
 # Without log-in MLflow's page calls whoever reads it so.

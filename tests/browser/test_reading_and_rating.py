@@ -15,7 +15,7 @@ from mlflow.entities import AssessmentSource
 from playwright.sync_api import Browser, Locator, expect
 
 import workbench
-from workbench.labels import label_records
+from workbench.store.labels import label_records
 
 VALUES = ["poor", "fair", "good", "excellent"]
 LONG = "\n\n".join(f"Part {i}: " + "all that there is to say about it. " * 6 for i in range(60))

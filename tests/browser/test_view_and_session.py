@@ -17,8 +17,8 @@ from hosts import Panel
 from playwright.sync_api import Browser, expect
 
 import workbench
-from workbench.labelling import LabelSession
-from workbench.panel import LabelPanel
+from workbench.labeling.session import LabelSession
+from workbench.widgets.label_panel import LabelPanel
 
 PATIENCE = 16_000  # milliseconds after which the view sends again what was not answered
 

@@ -1,0 +1,960 @@
+"""Alignment over a real store: statuses, gate, errors, what is logged and what is kept."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from mlflow.entities import AssessmentSource
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+import workbench
+from workbench.alignment.align import split_pairs
+from workbench.alignment.runs import Earlier, earlier_alignments
+from workbench.compat import options
+from workbench.errors import (
+    ArgumentError,
+    BudgetError,
+    ModelError,
+    NoLabelsError,
+    NoVerdictsError,
+    PairingError,
+    TooFewPairsError,
+    WorkbenchError,
+)
+from workbench.judging.judge import fingerprint, with_instructions
+from workbench.models.offline import MODEL
+from workbench.models.offline.provider import answer
+from workbench.pairing.pairs import Pairs
+from workbench.scale import Scale
+from workbench.simba.candidate import Candidate
+from workbench.simba.optimizer import most_calls
+from workbench.store.traces import Example, item_digest
+
+NAME = "clarity"
+TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
+CURE = "- Raise the rating by one step when the outputs give a number."
+
+
+def table(n: int) -> pd.DataFrame:
+    """Answers with a number are good to people, others bad; long ones please the plain judge."""
+    padding = "which is a thing that one may well wish to know about before one goes and buys it"
+    rows = []
+    for i in range(n):
+        good = i % 2 == 0
+        answer_text = (
+            f"It is {10 + i} cm wide."
+            if good
+            else f"It is quite wide {padding}, so {'no' * (i + 1)}."
+        )
+        rows.append(
+            {
+                "question": f"How wide is part {i // 2}?",
+                "answer": answer_text,
+                "part": str(i // 2),
+                "ana": "yes" if good else "no",
+                "why": "gives the width" if good else "no figure",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def labelled(n: int, judge: Any) -> list[str]:
+    """``n`` imported, labelled and judged traces."""
+    imported = workbench.import_traces(
+        table(n),
+        inputs="question",
+        outputs="answer",
+        tags=["part"],
+        labels={"ana": ("ana", "why")},
+        label_name=NAME,
+        progress=False,
+    )
+    workbench.assess(judge, progress=False)
+    return imported.trace_ids
+
+
+@pytest.fixture
+def judge() -> Any:
+    return workbench.make_judge(NAME, TEXT, model=MODEL, feedback_value_type=Literal["yes", "no"])
+
+
+class Proposing(AlignmentOptimizer):
+    """An optimizer that returns the judge with given instructions."""
+
+    def __init__(self, instructions: str) -> None:
+        self.instructions = instructions
+        self.seen: list[Any] = []
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        self.seen = traces
+        return with_instructions(judge, self.instructions)
+
+
+CURED = f'{TEXT}\n- Start from "no" and disregard length and friendliness.\n{CURE}'
+WORSE = CURED.replace('"no"', '"yes"').replace("Raise", "Lower")
+
+
+def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, judge: Any) -> None:
+    """SIMBA cures a systematic error, and the gain is measured on pairs it never saw."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    assert alignment.status == "improved"
+    assert alignment.after.accuracy > alignment.before.accuracy
+    assert alignment.after.accuracy >= 0.9
+    parts = [
+        set(p.trace_ids) for p in (alignment.split.train, alignment.split.dev, alignment.split.test)
+    ]
+    assert sum(map(len, parts)) == 60
+    assert set().union(*parts) == set(alignment.pairs.trace_ids)
+    assert set(alignment.test_after.trace_ids) == parts[2]
+    assert all(set(ids) <= parts[0] for ids in alignment.evidence.values())
+    assert "improved" in repr(alignment)
+    assert "<script" not in alignment._repr_html_()
+
+
+def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
+    """Traces of one group lie in one part only."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
+    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
+    split = alignment.split
+    groups = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
+    assert not groups[0] & groups[1]
+    assert not (groups[0] | groups[1]) & groups[2]
+
+
+def test_what_is_learned_from_knows_its_group(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who parts the items again can keep those of one group together."""
+    labelled(40, judge)
+    given: list[Any] = []
+
+    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
+        given.extend([*train, *dev])
+        return learns(self, judge, train, dev, **options)
+
+    learns = workbench.SIMBA.learn
+    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
+    assert [item.group for item in given] == [part_of[item.trace_id] for item in given]
+
+
+def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
+    """Without groups, copies of an item are still not on both sides of the split."""
+    rows = pd.concat([table(20)] * 3, ignore_index=True)
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", labels={"ana": "ana"}, label_name=NAME
+    )
+    workbench.assess(judge, progress=False)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    said = {i: e.outputs for i, e in alignment.examples.items()}
+    test = {said[i] for i in alignment.split.test.trace_ids}
+    assert not test & {said[i] for i in alignment.split.train.trace_ids}
+
+
+def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
+    """Without groups, two answers to one question are never on both sides of the split."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    asked = {i: e.inputs["question"] for i, e in alignment.examples.items()}
+    split = alignment.split
+    parts = [{asked[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & parts[2]
+
+
+def test_equal_items_of_different_groups_stay_together(store: str, judge: Any) -> None:
+    """Copies of an item are on one side even where a group column sets them apart."""
+    rows = pd.concat([table(30), table(30)], ignore_index=True)
+    rows["part"] = [str(i) for i in range(60)]
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", tags=["part"], labels={"ana": "ana"},
+        label_name=NAME,
+    )  # fmt: skip
+    workbench.assess(judge, progress=False)
+    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
+    said = {i: e.outputs for i, e in alignment.examples.items()}
+    test = {said[i] for i in alignment.split.test.trace_ids}
+    assert not test & {said[i] for i in alignment.split.train.trace_ids}
+    assert not test & {said[i] for i in alignment.split.dev.trace_ids}
+
+
+def test_what_a_judge_learned_on_is_never_tested_on(store: str, judge: Any) -> None:
+    """Aligning an aligned judge again tests on other traces; without any it says so."""
+    ids = labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    learned = {*first.split.train.trace_ids, *first.split.dev.trace_ids}
+    workbench.assess(first.judge, ids, progress=False)
+    second = workbench.align(first.judge, ids, optimizer=Proposing(WORSE), seed=1, progress=False)
+    assert not learned & set(second.split.test.trace_ids)
+    with pytest.raises(TooFewPairsError, match="aligned on these traces before"):
+        workbench.align(first.judge, sorted(learned), progress=False)
+
+
+class Shy(Proposing):
+    """Proposes a judge that answers only on a few items, all of them right."""
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        proposed = with_instructions(judge, CURED)
+        kind = type(proposed)
+
+        class Sparing(kind):  # type: ignore[misc, valid-type]
+            def __call__(self, **item: Any) -> Any:
+                feedback = super().__call__(**item)
+                if "10" not in str(item["outputs"]) and "no" in str(item["outputs"]):
+                    feedback.value = "N/A"
+                return feedback
+
+        return Sparing(**options(proposed))
+
+
+def test_a_judge_that_hardly_answers_is_rejected(store: str, judge: Any) -> None:
+    """Being right on the few items that it answers does not pass the gate."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, optimizer=Shy(CURED), progress=False)
+    assert alignment.status == "rejected"
+    assert "no usable verdict" in alignment.reason
+
+
+def test_a_budget_given_to_align_counts_for_a_given_optimizer(store: str, judge: Any) -> None:
+    """align(..., SIMBA(...), budget=) keeps the budget of the call."""
+    labelled(60, judge)
+    optimizer = workbench.SIMBA(progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, budget=60, progress=False)
+    assert alignment.calls + alignment.reflection_calls <= 60
+    assert optimizer.last is not None
+    # What the held-out test needs is kept back.
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= 60 - 1 - 24
+
+
+def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any) -> None:
+    """Before anything is learned, and with the calls that the test would take."""
+    labelled(60, judge)
+    with pytest.raises(BudgetError, match=r"27 calls.*kept back for the held-out test"):
+        workbench.align(judge, budget=27, progress=False)
+    assert mlflow.search_runs().empty
+
+
+def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:
+    """It learns from the label that the judge is tested on, not from one annotator's."""
+    ids = labelled(40, judge)
+    for who in ("ben", "cleo"):
+        rows = table(40).assign(trace_id=ids)
+        rows["ana"] = ["no" if v == "yes" else "yes" for v in rows["ana"]]
+        workbench.log_labels(rows, name=NAME, annotator=who, value="ana", progress=False)
+    optimizer = Proposing(CURED)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    wanted = dict(
+        zip(alignment.pairs.table["trace_id"], alignment.pairs.table["human"], strict=True)
+    )
+    for trace in optimizer.seen:
+        human = [a for a in trace.info.assessments if a.source.source_type == "HUMAN"]
+        assert [a.feedback.value for a in human] == [wanted[trace.info.trace_id]]
+
+
+def test_any_optimizer_is_held_to_the_same_gate(store: str, judge: Any) -> None:
+    """An optimizer sees train and dev only; a better proposal passes, a worse one is rejected."""
+    labelled(40, judge)
+    better = Proposing(CURED)
+    alignment = workbench.align(judge, optimizer=better, progress=False)
+    assert alignment.status == "improved"
+    assert alignment.judge.instructions == CURED
+    seen = {t.info.trace_id for t in better.seen}
+    assert not seen & set(alignment.split.test.trace_ids)
+    assert len(seen) == len(alignment.split.train) + len(alignment.split.dev)
+
+    rejected = workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    assert rejected.status == "rejected"
+    assert rejected.judge is judge
+    assert rejected.after.accuracy < rejected.before.accuracy or rejected.after.accuracy == 0
+
+    same = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
+    assert same.status == "unchanged"
+    assert same.judge is judge
+    assert same.comparison.accuracy_change == 0
+
+
+def test_gates(store: str, judge: Any) -> None:
+    """gate='none' takes whatever comes, an unknown gate is named."""
+    labelled(40, judge)
+    taken = workbench.align(judge, optimizer=Proposing(WORSE), gate="none", progress=False)
+    assert taken.judge.instructions == WORSE
+    strict = workbench.align(judge, optimizer=Proposing(CURED), gate="significant", progress=False)
+    assert strict.status == ("improved" if strict.comparison.significant else "rejected")
+    with pytest.raises(ArgumentError, match="better"):
+        workbench.align(judge, gate="best")  # type: ignore[arg-type]
+
+
+def test_a_small_test_set_says_so(store: str, judge: Any) -> None:
+    """With a dozen pairs the result is not called proven."""
+    labelled(12, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert not alignment.comparison.enough
+    assert alignment.comparison.power_note in alignment.reason
+
+
+def test_mlflows_own_simba_runs_under_the_same_harness(store: str, judge: Any) -> None:
+    """MLflow's optimizer is accepted, and its loss of options is repaired."""
+    from mlflow.genai.judges.optimizers import SIMBAAlignmentOptimizer
+
+    full = workbench.make_judge(
+        NAME,
+        TEXT,
+        model=MODEL,
+        feedback_value_type=Literal["yes", "no"],
+        description="kept",
+        inference_params={"temperature": 0.0},
+        generate_rationale_first=True,
+    )
+    labelled(24, full)
+    optimizer = SIMBAAlignmentOptimizer(
+        model=MODEL,
+        batch_size=10,
+        simba_kwargs={"max_steps": 1, "num_candidates": 2, "num_threads": 4},
+    )
+    alignment = workbench.align(full, optimizer=optimizer, gate="none", progress=False)
+    assert alignment.optimizer == "SIMBAAlignmentOptimizer"
+    kept, original = options(alignment.judge), options(full)
+    assert {k: v for k, v in kept.items() if k != "instructions"} == {
+        k: v for k, v in original.items() if k != "instructions"
+    }
+    assert "_create_judge_from_dspy_program" not in vars(optimizer)
+
+
+def test_mlflows_own_call_works(store: str, judge: Any) -> None:
+    """Judge.align(traces, optimizer=SIMBA()) returns a plain judge with every option kept."""
+    labelled(30, judge)
+    traces = mlflow.search_traces(return_type="list")
+    optimizer = workbench.SIMBA(progress=False)
+    aligned = judge.align(traces, optimizer=optimizer)
+    assert aligned.instructions != judge.instructions
+    assert aligned.instructions.startswith(TEXT)
+    changed = {k for k, v in options(aligned).items() if v != options(judge)[k]}
+    assert changed == {"instructions"}
+    improvement = workbench.alignment_improvement(judge, aligned, traces, progress=False)
+    assert improvement["n"] == 30
+    assert improvement["aligned_accuracy"] > improvement["original_accuracy"]
+    assert improvement["improvement"] == pytest.approx(
+        improvement["aligned_accuracy"] - improvement["original_accuracy"]
+    )
+
+
+def test_the_same_call_pays_nothing_twice(store: str, judge: Any) -> None:
+    """A second alignment with the same seed finds the same judge from answers on disk."""
+    labelled(40, judge)
+    first = workbench.align(judge, progress=False)
+    second = workbench.align(judge, progress=False)
+    assert second.fingerprints == first.fingerprints
+    assert second.reflection_calls == 0
+    assert second.calls == 0
+    assert first.calls > 20
+
+
+@pytest.mark.parametrize("budget", [30, 57, 100])
+def test_a_budget_is_never_exceeded(store: str, judge: Any, budget: int) -> None:
+    """Judge and reflection calls while learning stay within the budget to the single call."""
+    labelled(60, judge)
+    optimizer = workbench.SIMBA(budget=budget, progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget
+    assert alignment.status in ("improved", "unchanged", "rejected")
+
+
+def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
+    """The MLflow run holds split, seed, scores and both instructions."""
+    labelled(40, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)
+    assert alignment.run_id
+    run = mlflow.get_run(alignment.run_id)
+    assert run.data.params["seed"] == "3"
+    assert run.data.metrics["after_accuracy"] == alignment.after.accuracy
+    assert run.data.tags["workbench.status"] == "improved"
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
+    split = json.loads((folder / "split.json").read_text())
+    assert split["traces"]["test"] == alignment.split.test.trace_ids
+    assert (folder / "instructions" / "proposed.txt").read_text() == CURED
+    comparison = alignment.comparison
+    for name in ("fixed", "broken", "still_wrong"):
+        stored = pd.read_csv(folder / "items" / f"{name}.csv")
+        assert list(stored["trace_id"]) == list(getattr(comparison, name)["trace_id"])
+    fixed = pd.read_csv(folder / "items" / "fixed.csv")
+    assert len(fixed)
+    assert set(fixed["human_rationale"]) <= {"gives the width", "no figure"}
+    assert fixed["after_rationale"].notna().all()
+
+
+def test_a_run_keeps_what_each_rule_was_made_from(store: str, judge: Any) -> None:
+    """Rule -> ids of the traces, as an artifact beside the instructions."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
+    assert alignment.evidence
+    assert json.loads((folder / "evidence.json").read_text()) == alignment.evidence
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.lists(st.integers(0, 14), min_size=40, max_size=40),
+    contents=st.lists(st.integers(0, 35), min_size=40, max_size=40),
+    before=st.sets(st.integers(0, 39), max_size=20),
+)
+def test_train_dev_and_test_share_no_trace_group_or_item(
+    seed: int, groups: list[int], contents: list[int], before: set[int]
+) -> None:
+    """Whatever the seed, the groups, the copies among the items and what was learned before."""
+    ids = [f"t{i:02}" for i in range(40)]
+    pairs = Pairs(
+        name="q",
+        table=pd.DataFrame(
+            {"trace_id": ids, "human": ["yes", "no"] * 20, "judge": "yes", "human_rationale": "",
+             "judge_rationale": "", "votes": [{} for _ in ids], "blind": True}
+        ),
+        excluded=pd.DataFrame(columns=["trace_id", "reason"]),
+        scale=Scale.of(["no", "yes"]),
+    )  # fmt: skip
+    by_id = {i: Example(i, {"q": c}, "a", {}) for i, c in zip(ids, contents, strict=True)}
+    group_of = dict(zip(ids, groups, strict=True))
+    learned = frozenset(ids[i] for i in before)
+    earlier = Earlier(learned, frozenset())
+    try:
+        split = split_pairs(pairs, by_id, group_of, earlier, 0.4, seed)
+    except (ArgumentError, TooFewPairsError):
+        assume(False)
+    parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 40
+    assert not learned & parts[2]
+    for kind in (group_of, split.group_of, {i: contents[int(i[1:])] for i in ids}):
+        train, dev, test = ({kind[i] for i in part} for part in parts)
+        assert not train & dev
+        assert not (train | dev) & test
+
+
+def test_too_few_pairs_says_why(store: str, judge: Any) -> None:
+    """Nine pairs are an error that counts the reasons and says what to do."""
+    labelled(9, judge)
+    with pytest.raises(TooFewPairsError, match=r"9 usable pairs.*at least 10.*Label more"):
+        workbench.align(judge, progress=False)
+    traces = mlflow.search_traces(return_type="list")
+    with pytest.raises(TooFewPairsError, match=r"at least 10"):
+        judge.align(traces, optimizer=workbench.SIMBA(progress=False))
+
+
+def test_a_renamed_judge_finds_no_labels_and_names_the_near_miss(store: str, judge: Any) -> None:
+    """Labels under another name are reported with their count and a remedy."""
+    labelled(12, judge)
+    renamed = workbench.make_judge(
+        "Clarity ", TEXT, model=MODEL, feedback_value_type=Literal["yes", "no"]
+    )
+    with pytest.raises(NoLabelsError, match=r"'clarity' \(12 labels\)"):
+        workbench.align(renamed, progress=False)
+
+
+def test_missing_verdicts_say_to_assess(store: str, judge: Any) -> None:
+    """Labels without verdicts of this very version are an error that names the call."""
+    labelled(12, judge)
+    other = with_instructions(judge, TEXT + " Be strict.")
+    with pytest.raises(NoVerdictsError, match="assess"):
+        workbench.align(other, progress=False)
+    pairs = workbench.pair(judge)
+    with pytest.raises(PairingError, match="another judge"):
+        workbench.align(other, pairs, progress=False)
+
+
+def test_labels_off_the_scale_are_listed(store: str, judge: Any) -> None:
+    """A label outside the scale is excluded with its value and the allowed ones named."""
+    ids = labelled(12, judge)
+    mlflow.log_feedback(
+        trace_id=ids[0],
+        name=NAME,
+        value="superb",
+        source=AssessmentSource(source_type="HUMAN", source_id="ana"),
+    )
+    pairs = workbench.pair(judge)
+    assert len(pairs) == 11
+    assert "'superb'" in pairs.excluded["reason"].iloc[0]
+    assert "'yes'" in pairs.excluded["reason"].iloc[0]
+
+
+def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
+    """A judge whose instructions cannot be replaced is an error that says what to make."""
+    from mlflow.genai.scorers import RelevanceToQuery
+
+    with pytest.raises(WorkbenchError):
+        workbench.align(RelevanceToQuery(name=NAME), progress=False)
+
+
+@pytest.fixture
+def served() -> Iterator[dict[str, Any]]:
+    """The embedded model behind a real HTTP server of OpenAI's kind; it can be told to fail."""
+    state: dict[str, Any] = {
+        "judge": 0,
+        "reflect": 0,
+        "keys": set(),
+        "fail_reflection": False,
+        "flaky": 0,
+        "refused": 0,
+        "repeats_key": False,
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            text = answer(body["messages"])
+            kind = "reflect" if "[[ ## " in text else "judge"
+            state[kind] += 1
+            state["keys"].add(self.headers.get("Authorization"))
+            state["team"] = self.headers.get("X-Team")
+            if state["repeats_key"]:
+                key = self.headers.get("Authorization")
+                text = text.replace('["', f'["Sent for {key}.", "')
+                text = text.replace('"rationale": "', f'"rationale": "Sent for {key}. ')
+            if kind == "reflect" and state["refused"] and "ll disagreements" not in str(body):
+                state["refused"] -= 1
+                text = "I'm sorry, but I can't help with that."
+            status, told = 200, {
+                "id": "x", "object": "chat.completion", "created": 1, "model": "rubric",
+                "choices": [{"index": 0, "finish_reason": "stop",
+                             "message": {"role": "assistant", "content": text}}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
+            }  # fmt: skip
+            if kind == "reflect" and state["fail_reflection"]:
+                key = self.headers.get("Authorization")
+                status, told = 404, {"error": {"message": f"no such model as rubric for {key}"}}
+            if kind == "reflect" and state["flaky"]:
+                state["flaky"] -= 1
+                status, told = 500, {"error": {"message": "out of order"}}
+            data = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    state["base_url"] = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def remote(served: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-123456")
+    return workbench.make_judge(
+        NAME,
+        TEXT,
+        model="openai:/rubric",
+        feedback_value_type=Literal["yes", "no"],
+        base_url=served["base_url"],
+        extra_headers={"X-Team": "judges-7"},
+    )
+
+
+def test_judge_and_reflection_use_the_named_endpoint(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """With a base URL both kinds of call go there, with key and headers, and are counted."""
+    labelled(40, remote)
+    before = served["judge"]
+    alignment = workbench.align(remote, progress=False)
+    assert alignment.status == "improved"
+    assert served["reflect"] == alignment.reflection_calls > 0
+    assert served["judge"] - before == alignment.calls
+    assert served["team"] == "judges-7"
+    assert alignment.tokens
+    assert served["keys"] == {"Bearer sk-loopback-123456"}
+    assert options(alignment.judge)["extra_headers"] == {"X-Team": "judges-7"}
+    stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
+    assert b"sk-loopback-123456" not in stored
+    assert b"judges-7" not in stored
+
+
+def test_a_key_that_a_model_repeats_is_kept_nowhere(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """Neither rationales nor rules carry it into judge, store, runs, cache or checkpoint."""
+    served["repeats_key"] = True
+    labelled(40, remote)
+    alignment = workbench.align(remote, gate="none", progress=False)
+    assert "Sent for Bearer ***" in alignment.judge.instructions
+    stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
+    assert b"sk-loopback-123456" not in stored
+
+
+def test_a_reflection_model_that_fails_is_an_error(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """When the reflection model does not answer, align raises with what came back."""
+    labelled(20, remote)
+    served["fail_reflection"] = True
+    with pytest.raises(ModelError, match="no such model") as caught:
+        workbench.align(remote, progress=False)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "sk-loopback" not in told
+    assert mlflow.search_runs().empty
+
+
+def test_a_refused_reflection_does_not_end_it(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """The rules of the others are tried, and the result says what was lost."""
+    labelled(60, remote)
+    served["refused"] = 1
+    alignment = workbench.align(remote, max_failure_share=0.5, progress=False)
+    assert alignment.status == "improved"
+    assert alignment.reflection_failures == 1
+    assert any("1 reflection failed, was refused" in note for note in alignment.notes)
+    run = mlflow.get_run(alignment.run_id)
+    assert run.data.metrics["reflection_failures"] == 1
+
+
+@pytest.mark.parametrize("given", [None, 0.05, 0.9])
+def test_the_share_of_failures_that_is_borne_is_that_of_the_call(
+    store: str, judge: Any, given: float | None
+) -> None:
+    """SIMBA made by align bears what align is told; one that is given keeps its own unless told."""
+    labelled(40, judge)
+    seen: list[float] = []
+
+    class Noting(workbench.SIMBA):
+        def learn(self, judge: Any, *items: Any, **options: Any) -> Any:
+            seen.append(self.settings.max_failure_share)
+            return super().learn(judge, *items, **options)
+
+    own = Noting(max_failure_share=0.3, progress=False)
+    workbench.align(judge, optimizer=own, max_failure_share=given, progress=False)
+    assert seen == [0.3 if given is None else given]
+    assert own.settings.max_failure_share == 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("workbench.simba.optimizer.SIMBA", Noting)
+        workbench.align(judge, max_failure_share=given, progress=False)
+    assert seen[-1] == (given or 0.05)
+
+
+def test_a_share_that_is_none_is_refused(store: str, judge: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"max_failure_share=5 must lie in \[0, 1\]"):
+        workbench.align(judge, max_failure_share=5, progress=False)
+
+
+def test_repeated_reflections_are_counted(store: str, served: dict[str, Any], remote: Any) -> None:
+    """Every request to the reflection model counts against the budget, failed ones included."""
+    labelled(40, remote)
+    served["flaky"] = 2
+    before = served["judge"]
+    optimizer = workbench.SIMBA(budget=60, progress=False)
+    alignment = workbench.align(remote, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    assert optimizer.last.reflection_calls == served["reflect"] > 2
+    asked = served["judge"] - before + served["reflect"]
+    assert asked == alignment.calls + alignment.reflection_calls
+    assert optimizer.last.judge_calls + served["reflect"] <= 60
+
+
+@pytest.mark.parametrize("budget", [10, 33])
+def test_the_provider_sees_no_call_beyond_the_budget(
+    store: str, served: dict[str, Any], remote: Any, budget: int
+) -> None:
+    """What the server counts, less the probe and the held-out test, is within the budget."""
+    labelled(60, remote)
+    before = served["judge"]
+    optimizer = workbench.SIMBA(budget=budget, progress=False)
+    alignment = workbench.align(remote, optimizer=optimizer, progress=False)
+    assert optimizer.last is not None
+    spent = optimizer.last.judge_calls + optimizer.last.reflection_calls
+    assert spent <= budget
+    assert served["judge"] - before == alignment.calls
+    assert served["reflect"] == alignment.reflection_calls
+
+
+@pytest.mark.parametrize("budget", [40, 75])
+def test_the_provider_sees_no_more_than_the_budget_of_align(
+    store: str, served: dict[str, Any], remote: Any, budget: int
+) -> None:
+    """A budget given to align is for all of it: first call, learning and held-out test."""
+    labelled(60, remote)
+    before = served["judge"]
+    alignment = workbench.align(remote, budget=budget, progress=False)
+    assert served["judge"] - before + served["reflect"] <= budget
+    assert served["judge"] - before == alignment.calls
+
+
+@pytest.mark.parametrize("kind", ["nominal", "binary", "ordinal"])
+def test_the_announced_calls_are_an_upper_bound(store: str, kind: str) -> None:
+    """The preflight never promises fewer calls than are made."""
+    values = {"nominal": ["a", "b", "c", "d", "e"], "binary": ["no", "yes"],
+              "ordinal": ["poor", "fair", "good"]}[kind]  # fmt: skip
+    judge = workbench.make_judge(
+        NAME, TEXT, model=MODEL, feedback_value_type=Literal[tuple(values)]
+    )
+    rows = table(60)
+    rows["ana"] = [values[(i * 7) % len(values)] for i in range(60)]
+    workbench.import_traces(
+        rows, inputs="question", outputs="answer", labels={"ana": "ana"}, label_name=NAME
+    )
+    workbench.assess(judge, progress=False)
+    optimizer = workbench.SIMBA(max_steps=2, progress=False)
+    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
+    split = alignment.split
+    most, reflections = most_calls(
+        len(split.train), len(split.dev), optimizer.settings, split.train.scale
+    )
+    assert optimizer.last is not None
+    assert optimizer.last.judge_calls <= most
+    assert optimizer.last.reflection_calls <= reflections
+
+
+def test_a_dead_endpoint_is_found_before_anything_is_done(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """A judge whose server is gone fails at the first call, and nothing is logged."""
+    labelled(12, remote)
+    gone = workbench.make_judge(
+        NAME,
+        TEXT,
+        model="openai:/rubric",
+        feedback_value_type=Literal["yes", "no"],
+        base_url="http://127.0.0.1:9/v1",
+    )
+    pairs = workbench.pair(remote)
+    moved = pd.DataFrame({"trace_id": pairs.trace_ids, "judge": list(pairs.table["judge"])})
+    own = pairs.with_verdicts(
+        {r.trace_id: (r.judge, "") for r in moved.itertuples()}, fingerprint(gone)
+    )
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1"):
+        workbench.align(gone, own, progress=False)
+    assert mlflow.search_runs().empty
+
+
+def test_nothing_unusable_makes_an_improvement(store: str, judge: Any) -> None:
+    """alignment_improvement over no common items is nan, not 0."""
+    ids = labelled(12, judge)
+    dead = workbench.make_judge(
+        NAME, TEXT + " {{ expectations }}", model=MODEL, feedback_value_type=bool
+    )
+    result = workbench.alignment_improvement(judge, dead, ids, progress=False)
+    assert result["n"] == 0
+    assert result["improvement"] != result["improvement"]
+
+
+def test_each_look_at_held_out_pairs_is_counted(store: str, judge: Any) -> None:
+    """Another judge on the same held-out pairs is a second look, the same judge again is none."""
+    labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    again = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    other = workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    nothing = workbench.align(judge, optimizer=Proposing(TEXT), progress=False)
+    assert [each.looks for each in (first, again, other, nothing)] == [1, 1, 2, 0]
+    assert any("score 2 different judges" in note for note in other.notes)
+    assert not any("looked at before" in note for note in again.notes)
+    logged = mlflow.get_run(other.run_id)
+    assert logged.data.metrics["looks_at_test"] == 2
+
+
+def test_another_seed_or_experiment_is_another_look(store: str, judge: Any) -> None:
+    """Test sets of different seeds overlap, and an experiment is no other set of labels."""
+    ids = labelled(60, judge)
+    proposals = [f"{CURED}{' ' * i}" for i in range(3)]
+    first = workbench.align(judge, ids, optimizer=Proposing(proposals[0]), progress=False)
+    second = workbench.align(judge, ids, optimizer=Proposing(proposals[1]), seed=1, progress=False)
+    assert set(first.split.test.trace_ids) != set(second.split.test.trace_ids)
+    mlflow.set_experiment("elsewhere")
+    third = workbench.align(judge, ids, optimizer=Proposing(proposals[2]), progress=False)
+    assert [each.looks for each in (first, second, third)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, ModelError])
+def test_a_look_counts_whatever_happens_afterwards(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, ends: type[BaseException]
+) -> None:
+    """What was scored and then interrupted has been looked at; its run tells how it ended."""
+    labelled(60, judge)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise ends
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.metrics.comparison.compare", interrupted)
+        with pytest.raises(ends):
+            workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == ("KILLED" if ends is KeyboardInterrupt else "FAILED")
+    after = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert after.looks == 2
+
+
+def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
+    store: str, judge: Any
+) -> None:
+    """Each of its judges is a look, and what came before is said."""
+    labelled(60, judge)
+    first = workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
+    assert not any("looked at before" in note for note in first.notes)
+    aligned = workbench.align(judge, optimizer=Proposing(CURED + " "), progress=False)
+    assert aligned.looks == 3  # few-shot, the first proposal and this one
+    other = workbench.compare_optimizers(judge, None, [Proposing(WORSE)], progress=False)
+    assert any("score 4 different judges" in note for note in other.notes)
+
+
+def test_a_look_at_a_comparison_counts_whatever_happens_afterwards(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is interrupted while it scores has looked as well."""
+    labelled(60, judge)
+
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.alignment.benchmark.harness.put_to_test", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
+    assert workbench.align(judge, optimizer=Proposing(CURED), progress=False).looks == 2
+
+
+def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
+    """With fewer than 30 pairs selection is by cross-validation, and the result says what it is."""
+    labelled(24, judge)
+    alignment = workbench.align(judge, groups="part", progress=False)
+    assert any("cross-validation" in note and "95% interval" in note for note in alignment.notes)
+    if alignment.status == "improved":
+        assert "no proof" in alignment.reason
+
+
+def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) -> None:
+    """When people change their mind, what they said before is replaced and not piled upon."""
+    early = labelled(60, judge)
+    first = workbench.align(judge, groups="part", progress=False).judge
+    newer = (
+        table(120)
+        .iloc[60:]
+        .assign(
+            ana=lambda t: t["ana"].map({"yes": "no", "no": "yes"}),
+            why=lambda t: t["why"].map(
+                {"gives the width": "figures put off", "no figure": "in words"}
+            ),
+        )
+    )
+    late = workbench.import_traces(
+        newer,
+        inputs="question",
+        outputs="answer",
+        tags=["part"],
+        labels={"ana": ("ana", "why")},
+        label_name=NAME,
+        progress=False,
+    ).trace_ids
+    workbench.assess(first, progress=False)
+    second = workbench.align(first, [*early, *late], groups="part", progress=False)
+    assert set(second.split.test.trace_ids) <= set(late)
+    assert second.status == "improved"
+    assert second.before.accuracy < 0.2
+    assert second.after.accuracy > 0.8
+    rules = [line for line in second.judge.instructions.splitlines() if line.startswith("- ")]
+    assert len(rules) == len(set(rules))
+    assert second.judge.instructions.count("People who rated items") == 1
+
+
+@pytest.mark.parametrize("dated", [False, True])
+def test_a_label_that_was_changed_is_as_new_as_any(
+    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, dated: bool
+) -> None:
+    """On what was learned before, people may say something else now: that weighs in full.
+
+    Where a run tells nothing of its labels (``dated``), those given after it are the new ones.
+    """
+    ids = labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    assert first.run_id
+    if dated:
+        folder = mlflow.get_run(first.run_id).info.artifact_uri
+        Path(folder.removeprefix("file://"), "labels.json").unlink()
+    learned = first.split.train.trace_ids
+    changed = learned[:9]
+    human = dict(zip(first.pairs.table["trace_id"], first.pairs.table["human"], strict=True))
+    newer = pd.DataFrame(
+        {
+            "trace_id": learned[:12],
+            # Of the last three people say the same once more.
+            "ana": [{"yes": "no", "no": "yes"}[human[i]] for i in changed]
+            + [human[i] for i in learned[9:12]],
+        }
+    )
+    workbench.log_labels(
+        newer.iloc[: 9 if dated else 12], name=NAME, annotator="ana", value="ana", progress=False
+    )
+    workbench.assess(first.judge, ids, progress=False)
+    given: dict[str, float] = {}
+
+    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
+        given.update({item.trace_id: item.weight for item in [*train, *dev]})
+        return learns(self, judge, train, dev, **options)
+
+    learns = workbench.SIMBA.learn
+    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
+    second = workbench.align(first.judge, ids, progress=False)
+    assert not set(learned) & set(second.split.test.trace_ids)
+    assert {given[i] for i in changed} == {1.0}
+    assert {given[i] for i in learned[9:]} == {0.25}
+
+
+def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
+    """Edited since, or aligned elsewhere: what it was learned on may be in the test."""
+    held = with_instructions(judge, Candidate(TEXT).with_rules(["Be strict."], "x").text)
+    labelled(20, held)
+    assert "These may be among the held-out" in " ".join(
+        workbench.align(held, progress=False).notes
+    )
+
+
+def test_items_that_are_imported_anew_are_known_by_their_content(store: str, judge: Any) -> None:
+    """In another experiment they have other ids; what was learned on is not tested on there."""
+    labelled(60, judge)
+    first = workbench.align(judge, optimizer=Proposing(CURED), gate="none", progress=False)
+    by_id = first.examples
+    learned = {item_digest(by_id[i]) for p in ("train", "dev") for i in ids_of(first, p)}
+    tested = {item_digest(by_id[i]) for i in ids_of(first, "test")}
+    mlflow.set_experiment("anew")
+    anew = labelled(60, first.judge)
+    assert not set(anew) & set(by_id)
+    second = workbench.align(first.judge, optimizer=Proposing(WORSE), progress=False)
+    again = {item_digest(second.examples[i]) for i in ids_of(second, "test")}
+    assert again <= tested
+    assert not again & learned
+    earlier = earlier_alignments(first.judge, second.examples)
+    assert earlier.unchanged(second.pairs) == set(anew)
+
+
+def ids_of(alignment: workbench.Alignment, part: str) -> list[str]:
+    pairs: Pairs = getattr(alignment.split, part)
+    return pairs.trace_ids
+
+
+def test_one_budget_is_given_and_not_two(store: str, judge: Any) -> None:
+    """One of align would else silently take the place of SIMBA's own."""
+    labelled(12, judge)
+    simba = workbench.SIMBA(budget=50, progress=False)
+    with pytest.raises(ArgumentError, match="budget=1000 is given, and SIMBA has budget=50"):
+        workbench.align(judge, optimizer=simba, budget=1000, progress=False)
+    with pytest.raises(ArgumentError, match="Give one of them"):
+        workbench.compare_optimizers(judge, None, [simba], budget=1000, progress=False)

@@ -1,0 +1,370 @@
+"""Alignment in the background: its state, cancelling, taking up again, and what a kill leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from embedded import Embedded, embedded
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+import workbench
+from workbench.alignment.external import StoppedError
+from workbench.errors import ArgumentError, CancelledError, NoLabelsError, UnreachableModelError
+from workbench.models.cache import AnswerCache
+from workbench.models.offline import MODEL
+
+NAME = "clarity"
+TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
+PADDING = "which is a thing that one may well wish to know about before one goes and buys it"
+HOSTILE = "<script>alert(1)</script>"
+
+
+def labelled(judge: Any, n: int = 60) -> list[str]:
+    """Traces whose answers are good to people where they give a number, labelled and judged."""
+    good = [i % 2 == 0 for i in range(n)]
+    table = pd.DataFrame(
+        {
+            "question": [f"How wide is part {i // 2}?" for i in range(n)],
+            "answer": [
+                f"It is {10 + i} cm wide." if yes else f"It is wide {PADDING}, so {'no' * i}."
+                for i, yes in enumerate(good)
+            ],
+            "ana": ["yes" if yes else "no" for yes in good],
+            "why": ["gives the width" if yes else "no figure" for yes in good],
+        }
+    )
+    imported = workbench.import_traces(
+        table,
+        inputs="question",
+        outputs="answer",
+        labels={"ana": ("ana", "why")},
+        label_name=judge.name,
+        progress=False,
+    )
+    workbench.assess(judge, progress=False)
+    return imported.trace_ids
+
+
+def judge_at(url: str | None = None, name: str = NAME) -> Any:
+    where = {"model": MODEL} if url is None else {"model": "openai:/any", "base_url": url}
+    return workbench.make_judge(name, TEXT, feedback_value_type=Literal["yes", "no"], **where)
+
+
+@pytest.fixture
+def judge(store: str) -> Any:
+    made = judge_at()
+    labelled(made)
+    return made
+
+
+@pytest.fixture
+def model(store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Embedded]:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-background-123456")
+    with embedded() as server:
+        yield server
+
+
+def until(reached: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def runs() -> list[Any]:
+    return list(mlflow.search_runs(output_format="list"))
+
+
+# -- its course -----------------------------------------------------------------------------
+
+
+def test_it_ends_as_in_the_foreground(judge: Any) -> None:
+    """The same judge, status and logged run as `align` gives, with the figures told on the way."""
+    running = workbench.align_in_background(judge)
+    alignment = running.result(120)
+    state = running.state
+    assert running.done
+    assert (state.stage, state.message) == ("done", alignment.reason)
+    assert state.step is not None
+    assert state.step >= 1
+    assert state.max_steps == workbench.SIMBA().settings.max_steps
+    assert state.best_score is not None
+    assert 0.9 < state.best_score <= 1
+    assert state.failures == 0
+    assert state.instructions == alignment.proposed.instructions
+    assert running.preflight is not None
+    assert "usable pairs" in set(running.preflight["check"])
+    assert [run.info.run_id for run in runs()] == [alignment.run_id]
+    assert state.seconds == running.state.seconds
+    assert not running.cancel()
+    same = workbench.align(judge, progress=False)
+    assert same.judge.instructions == alignment.judge.instructions
+    assert same.status == alignment.status == "improved"
+
+
+def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
+    """Calls are told while they are under way, and the learned lines are those that are new."""
+    judge = judge_at(model.url)
+    labelled(judge)
+    model.hold_after(10)
+    running = workbench.align_in_background(judge, optimizer=workbench.SIMBA(budget=500))
+    model.wait_until_held()
+    state = running.state
+    assert state.stage == "learning"
+    assert (state.step, state.best_score, state.budget) == (0, None, 500)
+    assert state.calls is not None
+    assert state.calls >= 9
+    assert state.spent == f"{state.calls} of 500 calls"
+    assert state.share_spent == state.calls / 500
+    assert "learning" in repr(running)
+    assert not any(new for _, new in running.learned())
+    with pytest.raises(TimeoutError, match="cancel"):
+        running.result(timeout=0.05)
+    model.release()
+    alignment = running.result(120)
+    assert running.state.calls is not None
+    assert state.calls < running.state.calls <= alignment.calls
+    lines = running.learned()
+    assert "\n".join(line for line, _ in lines) == alignment.proposed.instructions
+    assert (TEXT, False) in lines
+    assert {line for line, new in lines if new} >= {f"- {rule}" for rule in alignment.evidence}
+
+
+def test_an_optimizer_is_given_back_as_it_was(judge: Any) -> None:
+    optimizer = workbench.SIMBA()
+    told: list[int] = []
+    own = optimizer.on_step = lambda state: told.append(state["step"])
+    stop = optimizer.stop
+    workbench.align_in_background(judge, optimizer=optimizer).result(120)
+    assert told[:1] == [1]
+    assert (optimizer.on_step, optimizer.stop, optimizer.progress) == (own, stop, True)
+
+
+def test_it_is_logged_where_it_was_begun(judge: Any) -> None:
+    """Under the run that was open then, whatever experiment is active when it ends."""
+    with mlflow.start_run() as above:
+        running = workbench.align_in_background(judge)
+    mlflow.set_experiment("another")
+    found = mlflow.get_run(running.result(120).run_id)
+    assert found.info.experiment_id == above.info.experiment_id
+    assert found.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert found.info.status == "FINISHED"
+    assert runs() == []
+
+
+# -- errors ---------------------------------------------------------------------------------
+
+
+def test_what_align_raises_is_raised_by_the_result(store: str) -> None:
+    """Each time that it is asked for; the state says it in words."""
+    judge = judge_at()
+    workbench.import_traces(
+        pd.DataFrame({"q": ["a"], "a": ["b"]}), inputs="q", outputs="a", progress=False
+    )
+    running = workbench.align_in_background(judge)
+    for _ in range(2):
+        with pytest.raises(NoLabelsError, match=NAME):
+            running.result(60)
+    assert running.state.stage == "failed"
+    assert running.state.message.startswith("NoLabelsError: ")
+    assert not running.cancel()
+
+
+def test_a_server_that_is_gone_is_told_and_leaves_no_run(model: Embedded) -> None:
+    judge = judge_at(model.url)
+    labelled(judge, 20)
+    model.shutdown()
+    model.server_close()
+    running = workbench.align_in_background(judge)
+    with pytest.raises(UnreachableModelError):
+        running.result(120)
+    assert running.state.stage == "failed"
+    assert runs() == []
+
+
+def test_an_unknown_option_is_named_at_once(judge: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"sede.*seed"):
+        workbench.align_in_background(judge, sede=1)
+
+
+# -- the end before the end -------------------------------------------------------------------
+
+
+def test_a_cancelled_alignment_is_taken_up_by_the_same_call(model: Embedded) -> None:
+    """It ends with the calls under way, tests and logs nothing; the same call pays the rest."""
+    judge = judge_at(model.url)
+    labelled(judge)
+    model.hold_after(30)
+    running = workbench.align_in_background(judge)
+    model.wait_until_held()
+    assert running.cancel()
+    assert running.state.cancelling
+    assert not running.done
+    model.release()
+    with pytest.raises(CancelledError, match="same call"):
+        running.result(120)
+    state = running.state
+    assert (state.stage, state.cancelling) == ("cancelled", False)
+    assert running.cancel()
+    assert runs() == []
+    paid = model.answered.total()
+    alignment = workbench.align_in_background(judge).result(120)
+    assert alignment.status == "improved"
+    assert model.answered.total() > paid
+    assert not model.repeated()
+
+
+def test_it_can_be_cancelled_before_it_learns(model: Embedded) -> None:
+    """Cancelled in the preflight, it makes no call after that."""
+    judge = judge_at(model.url)
+    labelled(judge, 20)
+    model.hold_after(0)
+    running = workbench.align_in_background(judge)
+    model.wait_until_held()
+    assert running.state.stage == "preflight"
+    assert running.cancel()
+    model.release()
+    with pytest.raises(CancelledError):
+        running.result(120)
+    assert model.answered.total() == 1
+    assert running.state.step is None
+
+
+class Stubborn(AlignmentOptimizer):
+    """Asks the judge again and again, whatever comes back, and then proposes it."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.refused: list[BaseException] = []
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        for i in range(20_000):
+            try:
+                judge(inputs={"question": "How wide?"}, outputs=f"It is {i} cm wide.")
+            except Exception as error:
+                self.refused.append(error)
+                if len(self.refused) == 3:
+                    return judge
+            if i == 5:
+                self.asked.set()
+        raise AssertionError("it was not cancelled")
+
+
+def test_other_optimizers_are_cancelled_at_their_next_call(judge: Any) -> None:
+    """Even one that takes no notice of calls that fail."""
+    optimizer = Stubborn()
+    running = workbench.align_in_background(judge, optimizer=optimizer)
+    assert optimizer.asked.wait(60)
+    state = running.state
+    assert (state.stage, state.step, state.calls) == ("learning", None, None)
+    assert running.cancel()
+    with pytest.raises(CancelledError):
+        running.result(60)
+    assert all(isinstance(error, StoppedError) for error in optimizer.refused)
+    assert running.state.stage == "cancelled"
+    assert runs() == []
+
+
+KILLED = """
+import sys
+from typing import Literal
+import mlflow, workbench
+store, url, name, text = sys.argv[1:]
+mlflow.set_tracking_uri(store)
+mlflow.set_experiment("test")
+judge = workbench.make_judge(
+    name, text, feedback_value_type=Literal["yes", "no"], model="openai:/any", base_url=url
+)
+workbench.align(judge, progress=False)
+"""
+
+
+def test_an_alignment_that_was_killed_is_taken_up(
+    model: Embedded, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After kill -9 no question is answered twice, and the judge is that of a run in one go."""
+    judge = judge_at(model.url)
+    labelled(judge)
+    with AnswerCache() as answers:
+        known = len(answers)
+    model.hold_after(20)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, store, model.url, NAME, TEXT])
+    try:
+        model.wait_until_held()
+        # All answers that came must be on disk before the end.
+        with AnswerCache() as answers:
+            until(lambda: len(answers) == known + 20 or process.poll() is not None)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(20) == -signal.SIGKILL
+    finally:
+        process.kill()
+    model.release(answering=False)
+    alignment = workbench.align(judge, progress=False)
+    assert alignment.status == "improved"
+    assert not model.repeated()
+    asked = set(model.answered)
+
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "fresh"))
+    model.answered.clear()
+    whole = workbench.align(judge, progress=False)
+    assert whole.judge.instructions == alignment.judge.instructions
+    assert whole.comparison.to_dict() == alignment.comparison.to_dict()
+    assert set(model.answered) == asked
+    assert not model.repeated()
+
+
+# -- the view, without a browser ----------------------------------------------------------------
+
+
+def test_what_stands_in_place_of_the_view_holds_no_html_of_others(store: str) -> None:
+    """Names and messages are escaped; without a front end there is no widget."""
+    judge = judge_at()
+    object.__setattr__(judge, "name", f"x{HOSTILE}")
+    running = workbench.align_in_background(judge)
+    running.wait(60)
+    bundle = running._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/html"}
+    assert HOSTILE not in bundle["text/html"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in bundle["text/html"]
+
+
+def test_the_view_tells_the_outcome_as_text(judge: Any) -> None:
+    """The browser gets figures, lines and cells; the static table holds the result's own."""
+    running = workbench.align_in_background(judge)
+    view = running.view
+    assert running.view is view
+    alignment = running.result(120)
+    until(lambda: view.outcome)
+    assert view.state["stage"] == "done"
+    assert view.outcome["status"] == "improved"
+    assert view.outcome["table"]["head"] == ["", *map(str, alignment.comparison.table.columns)]
+    assert view.outcome["table"]["rows"][0][0] == "accuracy"
+    assert [line for line, new in view.learned if new]
+    assert view.setup["table"]["rows"]
+    assert alignment._repr_html_() in running._repr_mimebundle_()["text/html"]
+
+
+def test_the_view_cancels(model: Embedded) -> None:
+    judge = judge_at(model.url)
+    labelled(judge, 20)
+    model.hold_after(3)
+    running = workbench.align_in_background(judge)
+    model.wait_until_held()
+    running.view._handle_custom_msg({"type": "cancel"}, [])
+    assert running.view.state["cancelling"]
+    model.release()
+    with pytest.raises(CancelledError):
+        running.result(120)
+    until(lambda: running.view.state["ended"])
+    assert "nothing was tested" in running.view.state["message"]

@@ -1,0 +1,253 @@
+"""Optimizers beside each other: the same split, every one scored once, failures as rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+import workbench
+from workbench.alignment.benchmark import NAMES, few_shot, lineup, majority
+from workbench.errors import ArgumentError, ModelError
+from workbench.judging.judge import with_instructions
+from workbench.models.offline import MODEL
+
+NAME = "clarity"
+TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
+CURED = (
+    f'{TEXT}\n- Start from "no" and disregard length and friendliness.\n'
+    "- Raise the rating by one step when the outputs give a number."
+)
+
+
+@pytest.fixture
+def judge(store: str) -> Any:
+    """A judge with 40 labelled and judged traces; answers with a number are good to people."""
+    padding = "which is a thing that one may well wish to know about before one goes and buys it"
+    good = [f"It is {10 + i} cm wide." for i in range(20)]
+    bad = [f"It is quite wide {padding}, so {'no' * (i + 1)}." for i in range(20)]
+    table = pd.DataFrame(
+        {
+            "question": [f"How wide is part {i}?" for i in range(40)],
+            "answer": [*good, *bad],
+            "ana": ["yes"] * 20 + ["no"] * 20,
+            "why": ["gives the width"] * 20 + ["no figure"] * 20,
+        }
+    )
+    workbench.import_traces(
+        table,
+        inputs="question",
+        outputs="answer",
+        labels={"ana": ("ana", "why")},
+        label_name=NAME,
+        progress=False,
+    )
+    made = workbench.make_judge(NAME, TEXT, model=MODEL, feedback_value_type=Literal["yes", "no"])
+    workbench.assess(made, progress=False)
+    return made
+
+
+class Proposing(AlignmentOptimizer):
+    """Returns the judge with given instructions, and remembers what it was shown."""
+
+    def __init__(self, instructions: str) -> None:
+        self.instructions = instructions
+        self.seen: set[str] = set()
+
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        self.seen = {trace.info.trace_id for trace in traces}
+        return with_instructions(judge, self.instructions)
+
+
+class Failing(AlignmentOptimizer):
+    def align(self, judge: Any, traces: list[Any]) -> Any:
+        raise RuntimeError("it fell over <b>hard</b>")
+
+
+def run(judge: Any, *optimizers: Any, **options: Any) -> workbench.OptimizerComparison:
+    chosen = optimizers or (Proposing(CURED), Proposing(TEXT), Failing())
+    return workbench.compare_optimizers(judge, None, chosen, progress=False, **options)
+
+
+def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None:
+    """Every row has the same held-out items; what failed is a row with its reason."""
+    one, two = Proposing(CURED), Proposing(TEXT)
+    found = run(judge, one, two, Failing())
+    table = found.table
+    assert list(table.index) == [
+        "original", "majority label", "few-shot", "Proposing", "Proposing (2)", "Failing",
+    ]  # fmt: skip
+    assert list(table["status"]) == [
+        "reference", "reference", "reference", "improved", "unchanged", "failed",
+    ]  # fmt: skip
+    test = set(found.split.test.trace_ids)
+    assert one.seen == two.seen == {*found.split.train.trace_ids, *found.split.dev.trace_ids}
+    assert not one.seen & test
+    assert set(table["n"].dropna()) == {len(test)}
+    assert "it fell over" in table.loc["Failing", "reason"]
+    assert table.loc["Proposing", "accuracy"] > table.loc["original", "accuracy"]
+    assert table.loc["Proposing", "low"] <= table.loc["Proposing", "accuracy"]
+    assert found["Proposing"].judge.instructions == CURED
+    assert set(found.judges) == {"original", "few-shot", "Proposing", "Proposing (2)"}
+
+
+def test_an_optimizer_is_not_called_like_what_stands_beside_it(judge: Any) -> None:
+    """Before anything is paid for."""
+    for name in ("original", "majority label", "few-shot"):
+        with pytest.raises(ArgumentError, match=f"names one '{name}'"):
+            workbench.compare_optimizers(judge, None, {name: Failing()}, progress=False)
+
+
+def test_figures_are_those_of_align(judge: Any) -> None:
+    """The same split, verdicts and gate as workbench.align with the same seed."""
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)
+    found = run(judge, Proposing(CURED), seed=3)["Proposing"]
+    assert found.agreement is not None
+    assert found.agreement.figures == alignment.after.figures
+    assert found.comparison is not None
+    assert found.comparison.p_value == alignment.comparison.p_value
+    assert found.status == alignment.status
+
+
+def test_the_majority_label_is_that_of_train(judge: Any) -> None:
+    """It is scored like a judge: its accuracy is that label's share of the held-out pairs."""
+    found = run(judge, Proposing(TEXT))
+    value, _ = majority(found.split.train, found.split.test)
+    share = (found.split.test.table["human"] == value).mean()
+    assert found.table.loc["majority label", "accuracy"] == pytest.approx(share)
+    assert found.table.loc["majority label", "kappa"] == pytest.approx(0.0)
+
+
+def test_few_shot_shows_train_items_of_each_label_as_the_seed_draws_them(judge: Any) -> None:
+    """As many as SIMBA shows at most, two of each label, with rationales; none of test."""
+    found = run(judge, Proposing(TEXT))
+    by_id = {e.trace_id: e for e in workbench.traces.examples()}  # type: ignore[attr-defined]
+    shown = few_shot(judge, found.split.train, by_id, seed=0)
+    assert found.judges["few-shot"].instructions == shown.instructions
+    rows = {str(by_id[i].outputs): i for i in found.pairs.trace_ids}
+    told = [i for text, i in rows.items() if text in shown.instructions]
+    assert len(told) == workbench.SIMBA(progress=False).settings.max_examples
+    assert set(told) <= set(found.split.train.trace_ids)
+    assert shown.instructions.count("gives the width") == len(told) / 2
+    again = few_shot(judge, found.split.train, by_id, seed=0)
+    other = few_shot(judge, found.split.train, by_id, seed=1)
+    assert again.instructions == shown.instructions != other.instructions
+
+
+def test_a_later_judgement_is_measured(judge: Any) -> None:
+    """Calls, and words of prompt more than the original's, of one judgement with each judge."""
+    found = run(judge, Proposing(CURED))
+    words = len(CURED.split()) - len(TEXT.split())
+    assert found.table.loc["Proposing", "words more"] == words
+    assert found.table.loc["original", "words more"] == 0
+    assert found.table.loc["few-shot", "words more"] > 0
+    assert set(found.table["later calls"]) == {0, 1}
+
+
+def test_the_workbenchs_simba_learns_in_the_comparison(judge: Any) -> None:
+    """By name, with calls and seconds told; a second run pays nothing while learning."""
+    first = run(judge, "workbench SIMBA")
+    row = first.table.loc["workbench SIMBA"]
+    assert row["judge calls"] > 0
+    assert row["reflection calls"] > 0
+    assert row["accuracy"] > first.table.loc["original", "accuracy"]
+    second = run(judge, "workbench SIMBA").table.loc["workbench SIMBA"]
+    assert second["judge calls"] == second["reflection calls"] == 0
+    assert second["accuracy"] == row["accuracy"]
+
+
+def test_who_is_best_is_claimed_only_where_intervals_stand_apart(judge: Any) -> None:
+    """Two equal judges cannot be told apart, and the table's text says so."""
+    found = run(judge, Proposing(CURED), Proposing(CURED))
+    assert "cannot be told" in found.conclusion
+    assert found.conclusion in repr(found)
+    assert "the likelier that one looks better by luck" in repr(found)
+    tested = found.table.loc[["few-shot", "Proposing", "Proposing (2)"]]
+    # Holm's adjustment: the smallest of three p values counts three times.
+    smallest = tested["p"].idxmin()
+    assert tested.loc[smallest, "p adjusted"] == pytest.approx(
+        min(1.0, 3 * tested.loc[smallest, "p"])
+    )
+    assert (tested["p adjusted"] >= tested["p"]).all()
+
+
+def test_the_comparison_is_a_run_with_its_table(judge: Any) -> None:
+    """Table, split and notes are artifacts, each judge a run within that later splits heed."""
+    found = run(judge)
+    assert found.run_id
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=found.run_id))
+    stored = pd.read_csv(folder / "comparison.csv", index_col="judge")
+    assert stored["accuracy"].tolist() == pytest.approx(
+        found.table["accuracy"].tolist(), nan_ok=True
+    )
+    children = mlflow.search_runs(
+        filter_string=f"tags.mlflow.parentRunId = '{found.run_id}'", output_format="list"
+    )
+    assert {child.info.run_name for child in children} == {
+        "few-shot", "Proposing", "Proposing (2)",
+    }  # fmt: skip
+    learned = {*found.split.train.trace_ids, *found.split.dev.trace_ids}
+    aligned = found.judges["Proposing"]
+    workbench.assess(aligned, progress=False)
+    again = workbench.align(aligned, optimizer=Proposing(CURED + " "), progress=False)
+    assert not learned & set(again.split.test.trace_ids)
+
+
+def test_html_escapes_and_the_plot_shows_every_entry(judge: Any) -> None:
+    """What an optimizer says is text, and each entry has its row in the picture."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    found = run(judge)
+    assert "<b>hard</b>" not in found._repr_html_()
+    assert "&lt;b&gt;hard" in found._repr_html_()
+    ax = found.plot()
+    assert isinstance(ax, Axes)
+    labels = [label.get_text().split("\n")[0] for label in ax.get_yticklabels()]
+    assert labels == [entry.name for entry in found.entries]
+    assert any(text.get_text() == "failed" for text in ax.texts)
+    assert workbench.plot_comparison(found, ax=ax) is ax
+
+
+def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
+    """By default MemAlign needs to be given an embedding model; by name it is an error."""
+    entrants, left_out = lineup(judge, None, seed=0, embedding_model=None)
+    assert list(entrants) == ["workbench SIMBA", "MLflow SIMBA", "MLflow GEPA"]
+    assert "embedding_model=" in left_out["MLflow MemAlign"]
+    entrants, left_out = lineup(judge, None, seed=0, embedding_model="openai:/e")
+    assert list(entrants) == list(NAMES)
+    assert left_out == {}
+    for wanted, said in (
+        (["MLflow MemAlign"], "embedding"),
+        (["SIMBO"], "workbench SIMBA"),
+        ([print], "AlignmentOptimizer"),
+        ([], "empty"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            workbench.compare_optimizers(judge, None, wanted, progress=False)
+
+
+def test_a_judge_that_does_not_answer_is_an_error(store: str, loopback: Any) -> None:
+    """Without the original judge there is nothing to compare with."""
+    server = loopback(script="200x12,500x999")
+    dead = workbench.make_judge(
+        NAME,
+        TEXT,
+        model="openai:/any",
+        base_url=server.url,
+        feedback_value_type=Literal["yes", "no"],
+    )
+    table = pd.DataFrame(
+        {"q": [f"q{i}" for i in range(12)], "a": ["a"] * 12, "who": ["yes", "no"] * 6}
+    )
+    workbench.import_traces(
+        table, inputs="q", outputs="a", labels={"ana": "who"}, label_name=NAME, progress=False
+    )
+    workbench.assess(dead, progress=False)
+    with pytest.raises(ModelError):
+        run(dead, Proposing(TEXT))

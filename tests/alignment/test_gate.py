@@ -1,0 +1,108 @@
+"""The gate takes a judge that tells items apart, and not one that always says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workbench.alignment.gate import Status, decide, majority_note
+from workbench.metrics.comparison import compare
+from workbench.pairing.pairs import Pairs
+from workbench.scale import Scale
+
+YES_NO = Scale.of(["no", "yes"])
+STEPS = Scale.of(["poor", "fair", "good", "excellent"], ordered=True)
+NUMBERS = Scale("numeric", low=0.0, high=10.0)
+
+
+def pairs(scale: Scale, human: Sequence[Any], judge: Sequence[Any]) -> Pairs:
+    table = pd.DataFrame(
+        {
+            "trace_id": [f"t{i:03}" for i in range(len(human))],
+            "human": pd.Series(list(human), dtype=object),
+            "judge": pd.Series(list(judge), dtype=object),
+            "human_rationale": "",
+            "judge_rationale": "",
+            "votes": [{} for _ in human],
+            "blind": True,
+        }
+    )
+    nothing = pd.DataFrame(columns=["trace_id", "reason"])
+    return Pairs(name="q", table=table, excluded=nothing, scale=scale)
+
+
+def verdict_on(
+    scale: Scale, human: Sequence[Any], before: Sequence[Any], after: Sequence[Any], gate: Any
+) -> tuple[Status, str]:
+    first, second = pairs(scale, human, before), pairs(scale, human, after)
+    return decide(compare(first, second), gate, False, "", 0.0, train=first, after=second)
+
+
+@pytest.mark.parametrize("gate", ["better", "significant"])
+@pytest.mark.parametrize(
+    ("scale", "human", "before", "constant"),
+    [
+        (NUMBERS, [2.0, 3.0, 4.0, 5.0, 6.0] * 12, 10.0, 4.0),
+        (STEPS, ["fair", "good"] * 30, "poor", "good"),
+        (YES_NO, ["yes"] * 45 + ["no"] * 15, "no", "yes"),
+        (Scale.of(["red", "green", "blue"], ordered=False), ["red", "green"] * 30, "blue", "red"),
+    ],
+)
+def test_one_verdict_for_all_is_no_judge(
+    scale: Scale, human: list[Any], before: Any, constant: Any, gate: str
+) -> None:
+    """Nearer to most labels than a bad judge, it still tells nothing of any item."""
+    n = len(human)
+    status, reason = verdict_on(scale, human, [before] * n, [constant] * n, gate)
+    assert status == "rejected"
+    assert f"one and the same verdict, {constant!r}, on all {n} held-out items" in reason
+
+
+def test_one_verdict_for_all_is_right_where_people_give_one() -> None:
+    """Where all labels are the same there is nothing to tell apart."""
+    assert verdict_on(YES_NO, ["yes"] * 40, ["no"] * 40, ["yes"] * 40, "better")[0] == "improved"
+
+
+def test_numbers_must_lie_nearer_than_the_mean_of_train() -> None:
+    """A judge that scatters around the middle beats a biased one and no constant."""
+    human = [2.0, 3.0, 4.0, 5.0, 6.0] * 12
+    scattered = [6.0, 5.0, 4.1, 3.0, 2.0] * 12
+    status, reason = verdict_on(NUMBERS, human, [10.0] * 60, scattered, "better")
+    assert status == "rejected"
+    assert "But always giving 4 comes as near" in reason
+    near = [value + 0.5 for value in human]
+    assert verdict_on(NUMBERS, human, [10.0] * 60, near, "better")[0] == "improved"
+
+
+def test_steps_must_be_nearer_or_more_often_right() -> None:
+    """On an ordinal scale a judge that is right more often passes, though it errs far."""
+    human = ["fair", "fair", "good", "excellent"] * 15
+    before = ["poor"] * 60
+    right_but_far = ["fair", "excellent", "good", "excellent"] * 15
+    assert verdict_on(STEPS, human, before, right_but_far, "better")[0] == "improved"
+    neither = ["fair", "excellent", "poor", "excellent"] * 15
+    status, reason = verdict_on(STEPS, human, before, neither, "better")
+    assert status == "rejected"
+    assert "always giving 'fair'" in reason
+
+
+def test_without_a_gate_everything_is_taken() -> None:
+    """gate="none" asks for nothing."""
+    human = [2.0, 6.0] * 30
+    assert verdict_on(NUMBERS, human, [10.0] * 60, [4.0] * 60, "none")[0] == "improved"
+
+
+def test_the_majority_label_is_told_of_and_does_not_reject() -> None:
+    """A judge that finds the rare class at the price of accuracy is taken, and it is said so."""
+    human = ["yes"] * 48 + ["no"] * 12
+    after = ["yes"] * 36 + ["no"] * 24
+    held = pairs(YES_NO, human, after)
+    assert verdict_on(YES_NO, human, ["no"] * 60, after, "better")[0] == "improved"
+    note = majority_note(held, held)
+    assert "Always giving 'yes'" in note
+    assert "80%" in note
+    assert majority_note(held, pairs(YES_NO, human, human)) == ""
+    assert majority_note(held, pairs(STEPS, ["fair"] * 10, ["fair"] * 10)) == ""

@@ -1,0 +1,225 @@
+"""Notebooks run with parameters in this very Python, and say what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from workbench.errors import NotebookError
+from workbench.experiments.notebook import Ran, find_notebook, run_notebook
+
+PARAMETERS = 'seed = 0\noutput_dir = "output"\ndata = "data/table.csv"\nother = "no/such.csv"'
+
+
+def write(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
+    """A notebook with a heading, a parameters cell, and a second heading above the sources."""
+    cells = [
+        new_markdown_cell("# A title\n\n## First stage"),
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        new_markdown_cell("## Second stage\ntext"),
+        *(new_code_cell(source) for source in sources),
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    return tmp_path
+
+
+def outputs(ran: Ran) -> str:
+    cells = nbformat.read(ran.notebook, as_version=4).cells
+    return "".join(
+        output.text for cell in cells for output in cell.get("outputs", []) if "text" in output
+    )
+
+
+def test_a_notebook_runs_here_with_its_parameters(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this interpreter, in the current folder, whatever kernel the home names."""
+    wrong = folder / "jupyter" / "kernels" / "python3"
+    wrong.mkdir(parents=True)
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "x", "language": "python"}
+    (wrong / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+    (folder / "notebooks" / "data").mkdir(parents=True)
+    (folder / "notebooks" / "data" / "table.csv").write_text("a\n1\n")
+    source = write(
+        folder / "notebooks" / "tiny {a}.ipynb",
+        "import json, os, pathlib, sys\nprint(sys.executable)\nprint(os.getcwd(), seed)\n"
+        "print(data, other)\nsys.stderr.write('\\r1/2\\r2/2\\n')",
+        "pathlib.Path(output_dir, 'summary.json').write_text(json.dumps({'status': 'improved'}))",
+    )
+    (folder / "out").mkdir()
+    (folder / "out" / "summary.json").write_text('{"status": "stale"}')
+    ran = run_notebook("tiny {a}", parameters={"seed": 7}, output="out")
+    assert ran.notebook == folder / "out" / source.name
+    assert ran.summary == {"status": "improved"}
+    assert ran.parameters == {
+        "seed": 7,
+        "output_dir": str(folder / "out"),
+        "data": str(folder / "notebooks" / "data" / "table.csv"),
+    }
+    text = outputs(ran)
+    assert sys.executable in text
+    assert f"{folder} 7" in text
+    assert f"{ran.parameters['data']} no/such.csv" in text
+    assert "1/2" not in text  # of a rewritten line the last state is kept
+    shown = capfd.readouterr().err
+    assert "First stage" in shown
+    assert "Second stage" in shown
+    assert f"{folder} 7" in shown
+
+
+def test_parameters_are_checked_before_anything_runs(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "open('ran', 'w')")
+    with pytest.raises(NotebookError, match="Did you mean 'seed'"):
+        run_notebook(source, parameters={"sead": 1})
+    with pytest.raises(NotebookError, match="no number"):
+        run_notebook(source, parameters={"seed": "many"})
+    assert not (folder / "ran").exists()
+    assert not (folder / "output").exists()
+
+
+def test_a_failing_cell_is_named_and_what_ran_is_kept(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = write(
+        folder / "n.ipynb",
+        "print('before')",
+        "from workbench.errors import TooFewPairsError\n"
+        "raise TooFewPairsError('Only 6 usable pairs.\\nLabel more.')",
+        "print('after')",
+    )
+    (folder / "out").mkdir()
+    (folder / "out" / "summary.json").write_text('{"status": "stale"}')
+    with pytest.raises(NotebookError) as caught:
+        run_notebook(source, output="out")
+    message = str(caught.value)
+    assert "In [4]" in message
+    assert "Second stage" in message
+    assert "TooFewPairsError: Only 6 usable pairs.\nLabel more." in message
+    assert str(folder / "out" / "n.ipynb") in message
+    assert "Traceback" not in message
+    kept = (folder / "out" / "n.ipynb").read_text()
+    assert "before" in capfd.readouterr().err
+    assert '"before\\n"' in kept
+    assert '"after\\n"' not in kept
+    assert not (folder / "out" / "summary.json").exists()
+
+
+def test_an_error_that_does_not_explain_itself_comes_with_its_traceback(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "1 / 0")
+    with pytest.raises(NotebookError, match=r"Traceback(.|\n)*ZeroDivisionError"):
+        run_notebook(source, progress=False)
+
+
+def test_a_kernel_that_dies_is_told(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "import os\nos._exit(9)")
+    with pytest.raises(NotebookError, match=r"kernel of n\.ipynb died"):
+        run_notebook(source, progress=False)
+
+
+def test_an_interrupted_run_ends_its_kernel_and_keeps_what_ran(folder: Path) -> None:
+    source = write(
+        folder / "n.ipynb",
+        "import os, time\nprint('early')\nopen('kernel', 'w').write(str(os.getpid()))",
+        "try:\n    time.sleep(60)\nfinally:\n    open('put_away', 'w').close()",
+    )
+    code = f"from workbench.experiments import run_notebook\nrun_notebook({str(source)!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (folder / "kernel").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert f"Stopped. The notebook as far as it ran: {folder / 'output' / 'n.ipynb'}" in said
+    assert "pays only for the rest" in said
+    assert "never retrieved" not in said
+    assert (folder / "put_away").exists()
+    assert "early" in (folder / "output" / "n.ipynb").read_text()
+    kernel = int((folder / "kernel").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
+def test_notebooks_are_found_by_path_and_by_name(folder: Path) -> None:
+    near = write(folder / "notebooks" / "mine.ipynb")
+    far = write(folder / "elsewhere" / "other.ipynb")
+    assert find_notebook("mine") == near
+    assert find_notebook("mine.ipynb") == near
+    assert find_notebook("notebooks/mine.ipynb") == near
+    assert find_notebook(far) == far
+    assert find_notebook("elsewhere/other") == far
+    with pytest.raises(NotebookError, match=r"'yours'.*mine"):
+        find_notebook("yours")
+
+
+def test_credentials_in_a_url_reach_the_cells_but_no_file(folder: Path) -> None:
+    source = write(
+        folder / "n.ipynb", "assert 'hidden' in url\nprint(url)\n1 / 0", parameters="url = None"
+    )
+    url = "https://me:hidden-one@host/v1?key=hidden-two"
+    with pytest.raises(NotebookError, match="ZeroDivisionError"):
+        run_notebook(source, parameters={"url": url}, progress=False)
+    files = [path for path in (folder / "output").rglob("*") if path.is_file()]
+    assert [path.name for path in files] == ["n.ipynb"]
+    text = files[0].read_text()
+    assert "hidden-" not in text
+    assert "https://host/v1" in text
+    assert "papermill-error-cell" in text
+
+
+def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:
+    source = write(folder / "n.ipynb")
+    with pytest.raises(NotebookError, match="Choose another folder"):
+        run_notebook(source, output=folder)
+
+
+def test_a_summary_that_is_no_json_is_an_error(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "open(f'{output_dir}/summary.json', 'w').write('{')")
+    with pytest.raises(NotebookError, match=r"summary\.json.*no JSON"):
+        run_notebook(source, progress=False)
+
+
+def test_what_has_no_parameters_takes_none(folder: Path) -> None:
+    source = write(folder / "n.ipynb", "print('ran')", parameters="")
+    ran: Any = run_notebook(source, progress=False)
+    assert ran.parameters == {}
+    assert ran.summary == {}
+    assert "ran" in outputs(ran)
+
+
+def test_two_runs_may_write_to_one_folder(folder: Path) -> None:
+    """Both end well; the executed copy is that of the one that ended last."""
+    source = write(folder / "nb.ipynb", *["import time\ntime.sleep(0.2)"] * 5)
+    code = (
+        "import sys; from workbench.experiments import run_notebook;"
+        "run_notebook(sys.argv[1], parameters={}, output='out', progress=False)"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(source)], stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    told = [run.communicate(timeout=120)[1].decode() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    assert [p.name for p in (folder / "out").iterdir()] == ["nb.ipynb"]

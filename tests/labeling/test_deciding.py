@@ -1,0 +1,325 @@
+"""The adjudication of one question by one person, without a browser."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.entities import Trace
+from mlflow.tracing.client import TracingClient
+
+import workbench
+from workbench.labeling.session import DecisionSession
+from workbench.store.labels import decision_feedback, decision_records
+from workbench.store.traces import fetch_traces
+from workbench.widgets.label_panel import AdjudicationPanel
+
+NAME = "quality"
+HOSTILE = "<img src=x onerror=alert(1)>"
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def ids(store: str) -> list[str]:
+    """Traces on which Ana and Ben differ by all the scale, by one step and not at all."""
+    table = pd.DataFrame({"q": list("abc"), "a": list("123")})
+    table["ana"] = ["poor", "fair", "good"]
+    table["ben"] = ["fair", "good", "good"]
+    table.loc[0, "ben"] = "good"
+    table["why"] = "since"
+    made = workbench.import_traces(table, inputs=["q"], outputs="a").trace_ids
+    table["trace_id"] = made
+    workbench.log_labels(table, name=NAME, annotator="ana", value="ana", rationale="why")
+    workbench.log_labels(table, name=NAME, annotator="ben", value="ben")
+    return list(made)
+
+
+def session(**options: Any) -> DecisionSession:
+    made = DecisionSession(NAME, **{"by": "dora", **options})
+    made.told = []  # type: ignore[attr-defined]
+    made.on_message = made.told.append  # type: ignore[attr-defined]
+    return made
+
+
+def action(trace_id: str, value: str | None = "good", why: str = "", **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"act-{next(_numbers)}",
+        "kind": "save",
+        "trace_id": trace_id,
+        "answers": {NAME: {"value": value, "abstain": value is None}},
+        "rationale": {NAME: why},
+        **more,
+    }
+
+
+def undo(target: dict[str, Any]) -> dict[str, Any]:
+    return action(target["trace_id"], kind="undo", undoes=target["id"])
+
+
+def send(one: DecisionSession, *actions: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is answered and told to actions, when all of them are settled."""
+    one.told.clear()  # type: ignore[attr-defined]
+    answered = one.receive({"type": "act", "actions": list(actions)})
+    assert one.flush(30)
+    return [*answered, *one.told]  # type: ignore[attr-defined]
+
+
+def decided(trace_ids: list[str]) -> dict[str, Any]:
+    records = decision_records(fetch_traces(trace_ids, spans=False), NAME)
+    return {one.trace_id: one.value for one in records}
+
+
+def shown(one: DecisionSession) -> list[dict[str, Any]]:
+    return next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")["items"]
+
+
+def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
+    """The farthest apart first, with what each said and why."""
+    items = shown(session())
+    assert [item["trace_id"] for item in items] == ids[:2]
+    assert items[0]["voices"] == [
+        {"annotator": "ana", "value": "poor", "rationale": "since", "earlier_rubric": False},
+        {"annotator": "ben", "value": "good", "rationale": "", "earlier_rubric": False},
+    ]
+    assert (items[0]["inputs"], items[0]["outputs"]) == ({"q": "a"}, "1")
+    assert session().setup()["questions"][0]["values"][0] == {"value": "poor", "label": "poor"}
+
+
+def test_a_store_that_hangs_does_not_hold_up_the_kernel(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told soon, and the items come when it answers."""
+    one = session()
+    monkeypatch.setattr("workbench.labeling.session._PATIENCE", 0.1)
+    go, load = threading.Event(), workbench.store.load_spans
+    monkeypatch.setattr(
+        "workbench.store.traces.load_spans", lambda *given: (go.wait(20), load(*given))[1]
+    )
+    (problem,) = one.receive({"type": "want", "start": 0, "count": 2})
+    assert (problem["type"], problem["about"]) == ("problem", "want")
+    go.set()
+    wait_until = time.monotonic() + 20
+    while not one.told and time.monotonic() < wait_until:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    (items,) = one.told  # type: ignore[attr-defined]
+    assert [item["trace_id"] for item in items["items"]] == ids[:2]
+
+
+def test_a_decision_is_told_as_saved_when_the_store_has_it(ids: list[str]) -> None:
+    one = session()
+    act = action(ids[0], "fair", "between")
+    (saved,) = send(one, act)
+    assert (saved["type"], saved["ids"]) == ("saved", [act["id"]])
+    assert saved["labelled"][ids[0]]["decided_by"] == "dora"
+    assert decided(ids) == {ids[0]: "fair"}
+    assert one.state()["position"] == 1
+    assert one.progress["balance"] == {"poor": 0, "fair": 1, "good": 0}
+    assert one.decisions.loc[ids[0], "decision"].tolist() == ["fair", "dora", "between"]
+
+
+def test_an_action_that_comes_again_is_written_once(ids: list[str]) -> None:
+    """In this session and in the next one, even when someone else has decided since."""
+    act = action(ids[0], "fair")
+    send(session(), act, act)
+    workbench.adjudicate(ids[0], "poor", name=NAME, by="emil")
+    again = session()
+    assert send(again, act)[0]["type"] == "saved"
+    assert decided(ids) == {ids[0]: "poor"}
+    (trace,) = fetch_traces(ids[:1], spans=False)
+    assert len(decision_feedback(trace, NAME)) == 2
+
+
+def test_an_undo_brings_back_what_stood(ids: list[str]) -> None:
+    """Nothing, or the decision before; and the same action sent again has no effect."""
+    workbench.adjudicate(ids[0], "poor", name=NAME, by="emil")
+    one = session()
+    first, second = action(ids[0], "good"), action(ids[1], "fair")
+    send(one, first, second)
+    assert decided(ids) == {ids[0]: "good", ids[1]: "fair"}
+    send(one, undo(first), undo(second))
+    assert decided(ids) == {ids[0]: "poor"}
+    send(session(), first, second)
+    assert decided(ids) == {ids[0]: "poor"}
+
+
+def test_an_abstention_is_a_decision(ids: list[str]) -> None:
+    one = session()
+    (saved,) = send(one, action(ids[0], None))
+    assert saved["labelled"][ids[0]]["answers"][NAME] == {"value": None, "abstain": True}
+    assert decided(ids) == {ids[0]: "N/A"}
+
+
+def test_what_is_put_off_comes_last_and_writes_nothing(ids: list[str]) -> None:
+    one = session()
+    send(one, action(ids[0], kind="skip"))
+    assert one.position == 1
+    assert shown(one)[0]["skipped"]
+    send(one, action(ids[1]))
+    assert one.position == 0
+    assert decided(ids) == {ids[1]: "good"}
+
+
+def test_what_does_not_lie_on_the_scale_is_refused(ids: list[str]) -> None:
+    one = session()
+    (told,) = send(one, action(ids[0], "superb"))
+    assert (told["type"], told["retry"]) == ("unsaved", False)
+    assert one.unsaved["value"].tolist() == ["superb"]
+    assert decided(ids) == {}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [None, {}, {"type": "act", "actions": 3}, {"type": "want"}, {"type": "reveal"}, {"type": 7}],
+)
+def test_nonsense_is_answered_and_ends_nothing(ids: list[str], message: Any) -> None:
+    one = session()
+    assert [told["type"] for told in one.receive(message)] == ["problem"]
+    send(one, action(ids[0]))
+    assert decided(ids) == {ids[0]: "good"}
+
+
+def test_a_store_that_is_down_is_waited_for(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told as not saved yet, and written when it answers again."""
+    write, failures = TracingClient.log_assessment, [ConnectionError("down")] * 3
+
+    def failing(self: TracingClient, *args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return write(self, *args, **options)
+
+    monkeypatch.setattr(TracingClient, "log_assessment", failing)
+    one = session()
+    told = send(one, action(ids[0]))
+    assert [m["type"] for m in told] == ["unsaved"] * 3 + ["saved"]
+    assert all(m["retry"] for m in told[:3])
+    assert "down" in told[0]["error"]
+    assert one.state()["store_ok"]
+    assert decided(ids) == {ids[0]: "good"}
+
+
+def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
+    one = session()
+    where = mlflow.get_experiment_by_name("test").experiment_id
+    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
+    told = send(one, action(ids[0]), action(ids[1]))
+    assert {m["type"] for m in told} == {"unsaved", "saved"}
+    assert one.unsaved["trace_id"].tolist() == [ids[0]]
+    assert shown(one)[0]["gone"]
+
+
+def test_after_a_refusal_nothing_is_said_to_be_tried_again(
+    ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = session()
+    where = mlflow.get_experiment_by_name("test").experiment_id
+    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
+    read, failures = DecisionSession._read, [ConnectionError("down")]
+
+    def failing(self: DecisionSession, trace_id: str) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(self, trace_id)
+
+    monkeypatch.setattr(DecisionSession, "_read", failing)
+    told = send(one, action(ids[0]))
+    assert [m["retry"] for m in told] == [True, False]
+    assert (one.state()["store_ok"], one.state()["message"]) == (True, "")
+
+
+def test_decisions_made_elsewhere_are_seen(ids: list[str]) -> None:
+    one = session()
+    workbench.adjudicate(ids[0], "fair", name=NAME, by="emil")
+    more = pd.DataFrame({"trace_id": [ids[2]], "v": ["poor"]})
+    workbench.log_labels(more, name=NAME, annotator="chloe", value="v")
+    (queue,) = one.refresh()
+    assert (queue["total"], queue["position"]) == (3, 1)
+    assert [item["trace_id"] for item in shown(one)] == ids  # what is shown keeps its place
+    assert shown(one)[0]["done"]["decided_by"] == "emil"
+
+
+def test_labels_under_an_earlier_rubric_are_marked(ids: list[str]) -> None:
+    workbench.set_rubric(NAME, "Says the *fact*.")
+    one = session()
+    assert one.setup()["questions"][0]["rubric"] == "Says the *fact*."
+    assert [voice["earlier_rubric"] for voice in shown(one)[0]["voices"]] == [True, True]
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=9))
+def test_what_is_told_is_what_the_store_holds(ids: list[str], steps: list[Any]) -> None:
+    """Whatever is decided, undone, sent again and begun anew."""
+    workbench.adjudicate(ids[0], "fair", name=NAME, by="emil", rationale=str(next(_numbers)))
+    start = decided(ids)
+    one, made, stands = session(), [], {i: [start.get(i)] for i in ids[:2]}
+    for kind, which in steps:
+        trace_id = ids[which % 2]
+        if kind == 0:
+            act = action(trace_id, ["poor", "fair", "good"][which], why=f"{next(_numbers)}")
+            made.append(act)
+            send(one, act)
+            stands[trace_id].append(act["answers"][NAME]["value"])
+        elif kind == 1 and made:
+            last = made.pop()
+            send(one, undo(last), undo(last), last)
+            stands[last["trace_id"]].pop()
+        elif kind == 2 and made:
+            send(one, *made)
+        else:
+            one = session()
+        held = decided(ids)
+        assert held == {i: v[-1] for i, v in stands.items() if v[-1] is not None}
+        told = {i["trace_id"]: i["done"]["answers"][NAME]["value"] for i in shown(one) if i["done"]}
+        assert told == held
+
+
+def test_the_panel_writes_what_the_browser_sends(ids: list[str]) -> None:
+    panel = workbench.AdjudicationPanel(NAME, by="dora")
+    assert isinstance(panel, AdjudicationPanel)
+    panel._handle_custom_msg({"type": "act", "actions": [action(ids[0], "fair")]}, [])
+    assert panel.session.flush(30)
+    assert decided(ids) == {ids[0]: "fair"}
+    assert panel.state["progress"]["labelled"] == 1
+    assert repr(panel) == "<AdjudicationPanel 'quality' by dora: 1 of 2 decided>"
+    assert panel.unsaved.empty
+
+
+def test_the_table_in_its_place_holds_no_html_of_the_labels(ids: list[str]) -> None:
+    table = pd.DataFrame({"trace_id": ids, "v": ["poor"] * 3, "why": [HOSTILE] * 3})
+    workbench.log_labels(table, name=NAME, annotator=HOSTILE, value="v", rationale="why")
+    panel = workbench.AdjudicationPanel(NAME, by=HOSTILE, title=HOSTILE)
+    told = panel._repr_mimebundle_()["text/html"]
+    assert ids[0] in told
+    assert "onerror" in told
+    assert "<img" not in told
+
+
+def test_nothing_to_decide_is_no_error(store: str) -> None:
+    panel = workbench.AdjudicationPanel(NAME, by="dora")
+    assert repr(panel) == "<AdjudicationPanel 'quality' by dora: 0 of 0 decided>"
+    assert "0 of 0" in panel._repr_html_()
+
+
+def test_all_of_it_over_a_server(server: str) -> None:
+    trace: Trace
+    table = pd.DataFrame({"q": ["a"], "a": ["1"], "x": ["poor"], "y": ["good"]})
+    table["trace_id"] = workbench.import_traces(table, inputs=["q"], outputs="a").trace_ids
+    for who in ("x", "y"):
+        workbench.log_labels(table, name=NAME, annotator=who, value=who)
+    one = session()
+    act = action(table["trace_id"][0], "poor", "so")
+    send(one, act)
+    (trace,) = fetch_traces(None, spans=False)
+    assert [d.value for d in decision_records([trace], NAME)] == ["poor"]
+    send(one, undo(act))
+    assert decided(list(table["trace_id"])) == {}

@@ -1,0 +1,439 @@
+"""What a colleague, or oneself in MLflow's own page, does shows up in an open session."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.genai import label_schemas, review_queues
+from mlflow.genai.label_schemas import InputPassFail, InputText
+from test_draws import imported, rated
+from test_labelling import SCALE, View
+
+import workbench
+from workbench import LabelQuestion
+from workbench.errors import ArgumentError
+from workbench.labeling.session import LabelSession, Rereader
+from workbench.store.labels import label_records
+from workbench.store.traces import fetch_traces
+
+
+def begin(traces: Any = None, *, annotator: str = "ana", **more: Any) -> View:
+    return View(LabelSession("quality", traces, annotator=annotator, scale=SCALE, **more))
+
+
+def label(trace_id: str, by: str, value: str = "yes", name: str = "quality") -> None:
+    """As MLflow's page writes it."""
+    source = mlflow.entities.AssessmentSource("HUMAN", by)
+    mlflow.log_feedback(trace_id=trace_id, name=name, value=value, source=source)
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def queue_of(ids: list[str], **more: Any) -> workbench.ReviewQueue:
+    queue = workbench.review_queue("pilot", [LabelQuestion("quality", SCALE)], **more)
+    queue.add(ids)
+    return queue
+
+
+def status(queue: workbench.ReviewQueue, trace_id: str) -> str:
+    return str(queue.items.set_index("trace_id").loc[trace_id, "status"])
+
+
+# -- by itself ------------------------------------------------------------------------------
+
+
+def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
+    """A label and its withdrawal, and traces that join; nothing that is not new is told."""
+    imported(4)
+    view = begin(refresh_every=0.05)
+    view.send(type="hello", pending=[])
+    first, second = view.session.trace_ids[:2]
+    label(first, "ana")
+    wait_until(lambda: view.session.position == 1)
+    wait_until(lambda: any(m["type"] == "saved" for m in view.told))
+    (told,) = [m for m in view.told if m["type"] == "saved"]
+    assert told["ids"] == []
+    assert told["labelled"][first]["answers"]["quality"] == {"value": "yes", "abstain": False}
+    (made,) = fetch_traces([first], spans=False)[0].info.assessments
+    mlflow.delete_assessment(trace_id=first, assessment_id=made.assessment_id)
+    wait_until(lambda: view.session.position == 0)
+    imported(2, "new")
+    wait_until(lambda: view.session.progress["total"] == 6)
+    wait_until(lambda: any(m["type"] == "queue" for m in view.told))
+    before = len(view.told)
+    time.sleep(0.5)
+    assert len(view.told) == before
+    assert second in view.session.trace_ids
+    view.session.close()
+
+
+def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
+    """What is done to the others shows up all the same."""
+    first, second, third = imported(3)
+    view = begin([first, second, third], refresh_every=None)
+    experiment = mlflow.get_experiment_by_name("test")
+    mlflow.MlflowClient().delete_traces(experiment.experiment_id, trace_ids=[first])
+    label(second, "ana")
+    view.session.reread()
+    assert view.session.progress["labelled"] == 1
+    assert set(view.session.trace_ids) == {first, second, third}
+
+
+def test_nothing_is_read_before_a_view_is_there_or_where_it_is_switched_off(store: str) -> None:
+    imported(2)
+    quiet, off = begin(refresh_every=0.05), begin(refresh_every=None)
+    off.send(type="hello", pending=[])
+    label(quiet.session.trace_ids[0], "ana")
+    time.sleep(0.5)
+    assert quiet.session.progress["labelled"] == off.session.progress["labelled"] == 0
+
+
+def test_the_thread_ends_with_its_session_and_outlives_failures() -> None:
+    """It holds nobody, and what fails is tried again."""
+
+    class Failing:
+        tries = 0
+
+        def reread(self) -> None:
+            type(self).tries += 1
+            raise ConnectionError("down")
+
+    reader = Failing()
+    rereader = Rereader(reader, 0.01)
+    rereader.start()
+    wait_until(lambda: Failing.tries > 2)
+    thread = rereader._thread
+    assert thread is not None
+    del reader
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+    stopped = Rereader(Failing(), 0.01)
+    stopped.stop()
+    stopped.start()
+    assert stopped._thread is None
+
+
+def test_what_was_read_before_a_label_was_saved_does_not_take_it_back(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading takes a while; what is written meanwhile is later news."""
+    imported(3)
+    view = begin()
+    real = LabelSession._fetch
+    read, go = threading.Event(), threading.Event()
+
+    def slow(self: LabelSession, **how: Any) -> Any:
+        found = real(self, **how)
+        read.set()
+        go.wait(20)
+        return found
+
+    monkeypatch.setattr(LabelSession, "_fetch", slow)
+    reading = threading.Thread(target=view.session.refresh)
+    reading.start()
+    read.wait(20)
+    view.act(view.save(0, "yes"))
+    go.set()
+    reading.join(20)
+    assert view.session.position == 1
+    assert view.session.progress["labelled"] == 1
+
+
+def test_a_view_may_ask_for_it(store: str) -> None:
+    """The message answers as the method does."""
+    imported(3)
+    view = begin(refresh_every=None)
+    label(view.session.trace_ids[0], "ana")
+    assert view.send(type="refresh") == [{"type": "queue", "total": 3, "position": 1}]
+    answer = view.send(type="offer_again", trace_ids=view.session.trace_ids[:1])
+    assert answer == [{"type": "queue", "total": 3, "position": 0}]
+    assert view.items()[0]["again"]
+    assert view.send(type="offer_again") == [{"type": "queue", "total": 3, "position": 0}]
+    assert view.send(type="offer_again", trace_ids=[1])[0]["type"] == "problem"
+
+
+def test_the_kernel_does_not_wait_for_a_store_that_does_not_answer(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told at once, and the queue comes later."""
+    monkeypatch.setattr("workbench.labeling.session._PATIENCE", 0.1)
+    imported(3)
+    view = begin()
+    go, real = threading.Event(), LabelSession._fetch
+    monkeypatch.setattr(LabelSession, "_fetch", lambda self, **_: (go.wait(20), real(self))[1])
+    assert view.send(type="refresh")[0]["type"] == "problem"
+    go.set()
+    wait_until(lambda: view.told[-1]["type"] == "queue")
+
+
+# -- what one did last ----------------------------------------------------------------------
+
+
+def test_the_history_comes_from_the_store(store: str) -> None:
+    """So that there is something to take back in another browser; what is kept says so."""
+    imported(4)
+    view = begin(reveal=True)
+    view.act(
+        view.save(0, "yes", id="a"), view.action("skip", 1, id="b"), view.save(2, "no", id="c")
+    )
+    trace_ids = view.session.trace_ids[:3]
+    view.send(type="reveal", trace_id=trace_ids[2])
+    assert view.session.flush(20)
+    kinds = ["save", "skip", "save"]
+    for one in (view, begin(reveal=True)):
+        history = one.session.state()["history"]
+        assert [(h["id"], h["trace_id"], h["kind"], h["kept"]) for h in history] == [
+            ("abc"[n], trace_ids[n], kinds[n], n == 2) for n in range(3)
+        ]
+        for told in history:
+            assert one.session.trace_ids[told["position"]] == told["trace_id"]
+    again = begin()
+    again.act(again.action("undo", 1, undoes="b"))
+    assert [h["id"] for h in again.session.state()["history"]] == ["a", "c"]
+
+
+# -- teams ----------------------------------------------------------------------------------
+
+
+def test_what_another_has_done_leaves_the_queue(store: str) -> None:
+    """Where whoever comes first labels an item; not what one has begun oneself."""
+    ids = imported(6)
+    queue = queue_of(ids)
+    ana, ben = (begin(queue, annotator=who, refresh_every=None) for who in ("ana", "ben"))
+    mine = ben.session.trace_ids[0]
+    ben.act(ben.save(0, "no"))
+    done = [i for i in ana.session.trace_ids if i != mine]
+    ana.act(*(ana.save(ana.session.trace_ids.index(i), "yes") for i in done))
+    assert ben.session.position < 6
+    assert ben.send(type="refresh") == [{"type": "queue", "total": 1, "position": 1}]
+    assert ben.session.trace_ids == [mine]
+    assert ben.session.progress["balance"] == {"no": 1, "yes": 0}
+    # What was rated before it had gone from the view is kept all the same.
+    late = rated({"trace_id": done[0], "chosen": None}, "late", "no")
+    assert ben.act(late) == ["late"]
+    records = label_records(fetch_traces(spans=False), "quality")
+    assert sorted(r.annotator for r in records if r.trace_id == done[0]) == ["ana", "ben"]
+
+
+def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
+    """What they have done is passed over by the one who holds it; nothing moves under the hands."""
+    ids = imported(6)
+    queue = queue_of(ids)
+    ana, ben = (begin(queue, annotator=who, refresh_every=None) for who in ("ana", "ben"))
+    ben.send(type="hello", pending=[])
+    order = ben.session.trace_ids
+    for n in (0, 2, 5):
+        ana.act(ana.save(ana.session.trace_ids.index(order[n]), "yes"))
+    before = len(ben.told)
+    ben.session.reread()
+    assert ben.session.trace_ids == order
+    assert ben.session.position == 0
+    (told,) = ben.told[before:]
+    assert told["type"] == "items"
+    assert [(i["position"], i["trace_id"], i["skipped"]) for i in told["items"]] == [
+        (n, order[n], True) for n in (2, 5)
+    ]
+    # The one on the page may be rated all the same, and then what is left comes.
+    ben.act(ben.save(0, "no"))
+    assert ben.session.position == 1
+    ben.act(ben.save(1, "no"))
+    assert ben.session.position == 3
+    ben.session.reread()
+    assert ben.session.trace_ids == order
+    assert ben.session.progress["skipped"] == 0
+    # What is free again is offered again.
+    records = fetch_traces([order[2]], spans=False)[0].info.assessments
+    mlflow.delete_assessment(trace_id=order[2], assessment_id=records[0].assessment_id)
+    queue.sync()
+    review_queues.set_review_queue_item_status(queue.queue_id, item_id=order[2], status="pending")
+    ben.session.reread()
+    assert ben.session.position == 2
+    ben.send(type="refresh")
+    assert set(ben.session.trace_ids) == set(order) - {order[5]}
+
+
+def test_what_others_have_done_far_ahead_leaves_the_queue(store: str) -> None:
+    """Behind all that a browser may show before it hears of it; it is told, and stays where it
+    is."""
+    queue = queue_of(imported(70))
+    view = begin(queue, refresh_every=None)
+    view.send(type="hello", pending=[])
+    view.send(type="want", start=0, count=70)
+    order = view.session.trace_ids
+    for trace_id in order[58:63]:
+        label(trace_id, "ben")
+    view.session.reread()
+    assert view.session.trace_ids == order[:60] + order[63:]
+    told = [m for m in view.told if m["type"] == "queue"]
+    assert told == [{"type": "queue", "total": 67, "position": 0, "stay": True}]
+    assert [item["skipped"] for item in view.items(57, 4)] == [False, True, True, False]
+
+
+def test_people_who_label_the_same_traces_have_orders_of_their_own(store: str) -> None:
+    """One person's is always the same, however the name is written; and where it is settled who
+    labels what all have the same, so that what they share is compared soon."""
+    ids = imported(8)
+
+    def order(who: str, traces: Any = ids, **more: Any) -> list[str]:
+        return begin(traces, annotator=who, **more).session.trace_ids
+
+    assert order("ana") == order("Ana ") == order("ana")
+    assert order("ana") != order("ben")
+    assert order("ana", seed=1) != order("ana")
+    queue = queue_of(ids)
+    assert order("ana", queue) != order("ben", queue)
+    parts = workbench.assign(ids, ["ana", "ben"], each=2)
+    assert order("ana", assign=parts) == order("ben", assign=parts)
+    assert order("ana", assign=list) == order("ben", assign=list)
+    twice = workbench.review_queue("pilot", each=2)
+    assert order("ana", twice) == order("ben", twice)
+    team = workbench.review_queue("pilot", each=2, annotators=["ana", "ben"])
+    assert order("ana", team) == order("ben", team)
+
+
+def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
+    """When another opens the queue here, and when it is read again."""
+    ids = imported(2)
+    queue = queue_of(ids, annotators=["ana", "ben"], each=2)
+
+    def finish(trace_id: str) -> None:
+        label(trace_id, "ana")
+        review_queues.set_review_queue_item_status(
+            queue.queue_id, item_id=trace_id, status="complete", completed_by="ana"
+        )
+
+    finish(ids[0])
+    view = begin(queue, annotator="ben", refresh_every=None)
+    assert view.session.keeper is not None
+    assert view.session.keeper.flush(30)
+    assert status(queue, ids[0]) == "pending"
+    finish(ids[1])
+    view.send(type="refresh")
+    assert view.session.keeper.flush(30)
+    assert status(queue, ids[1]) == "pending"
+
+
+def test_a_status_that_cannot_be_written_is_a_note(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds nothing up."""
+    queue = queue_of(imported(2), annotators=["ana"])
+
+    def refuse(self: object) -> None:
+        raise ArgumentError("no rights")
+
+    monkeypatch.setattr(workbench.ReviewQueue, "sync", refuse)
+    view = begin(queue)
+    assert view.session.keeper is not None
+    assert view.session.keeper.flush(20)
+    assert "no rights" in view.session.state()["message"]
+    view.act(view.save(0, "yes"))
+    assert view.session.progress["labelled"] == 1
+
+
+def test_batches_of_a_queue_come_one_after_the_other(store: str) -> None:
+    ids = imported(9)
+    queue = queue_of(ids, annotators=["ana"], batch_size=3)
+    order = begin(queue).session.trace_ids
+    for batch in range(3):
+        assert sorted(order[3 * batch : 3 * batch + 3]) == sorted(queue.of("ana", batch=batch))
+
+
+def test_a_name_is_one_persons_however_it_is_written(store: str) -> None:
+    """MLflow's page keeps small letters: its label counts, is said, and is replaced in place."""
+    ids = imported(3)
+    queue = queue_of(ids, annotators=["Ben", "ana"], each=2)
+    label(ids[1], "ben")
+    view = begin(queue, annotator="Ben")
+    assert ids[1] not in queue.open_for("Ben")
+    assert view.session.trace_ids[0] == ids[1]
+    assert view.session.position == 1
+    assert "'ben' count as yours: 'Ben'" in view.session.state()["message"]
+    view.act(view.save(0, "no"))
+    records = label_records(fetch_traces([ids[1]], spans=False), "quality")
+    assert [(r.annotator, r.value) for r in records] == [("Ben", "no")]
+    assert begin(queue, annotator="ben").session.position == 1
+
+
+# -- questions ------------------------------------------------------------------------------
+
+
+def test_a_label_schema_is_asked_in_its_own_words(store: str) -> None:
+    """By its name, as it is, among others, and for a judge of its name and scale."""
+    ids = imported(2)
+    schema = label_schemas.create_label_schema(
+        "safe",
+        type="feedback",
+        input=InputPassFail(positive_label="Good", negative_label="Bad"),
+        instruction="Is it *harmless*?",
+        enable_comment=True,
+    )
+    judge = workbench.make_judge("safe", "Rate {{ outputs }}.", feedback_value_type=bool)
+    made = [
+        LabelSession("safe", ids, annotator="ana"),
+        LabelSession(None, ids, annotator="ana", questions=[schema]),
+        LabelSession(None, ids, annotator="ana", questions=["safe"]),
+    ]
+    for session in made:
+        (asked,) = session.setup()["questions"]
+        assert [one["label"] for one in asked["values"]] == ["Bad", "Good"]
+        assert asked["rubric"] == "Is it *harmless*?"
+    (asked,) = LabelSession(judge, ids, annotator="ana").setup()["questions"]
+    assert [one["label"] for one in asked["values"]] == ["Bad", "Good"]
+    assert asked["rubric"] == "Rate {{ outputs }}."
+    # Another scale has other words.
+    (asked,) = LabelSession("safe", ids, annotator="ana", scale=SCALE).setup()["questions"]
+    assert [one["label"] for one in asked["values"]] == ["no", "yes"]
+    both = LabelSession(None, ids, annotator="ana", questions=[LabelQuestion("q", SCALE), schema])
+    assert [q.name for q in both.questions] == ["q", "safe"]
+    with pytest.raises(ArgumentError, match="no label schema 'nothing'"):
+        LabelSession(None, ids, annotator="ana", questions=["nothing"])
+    with pytest.raises(ArgumentError, match="questions holds 7"):
+        LabelSession(None, ids, annotator="ana", questions=[7])  # type: ignore[list-item]
+
+
+def test_expectations_are_not_asked_and_that_is_said(store: str) -> None:
+    ids = imported(1)
+    schemas = [
+        label_schemas.create_label_schema("safe", type="feedback", input=InputPassFail("A", "B")),
+        label_schemas.create_label_schema("answer", type="expectation", input=InputText()),
+    ]
+    made = review_queues.create_review_queue(
+        "mixed", queue_type="custom", schema_ids=[one.schema_id for one in schemas]
+    )
+    review_queues.add_items_to_review_queue(made.queue_id, item_ids=ids)
+    session = LabelSession(None, workbench.review_queue("mixed"), annotator="ana")
+    assert [q.name for q in session.questions] == ["safe"]
+    assert "expectations: 'answer'" in session.state()["message"]
+    for given in ({"judge_or_name": "answer"}, {"questions": [schemas[1]]}):
+        with pytest.raises(ArgumentError, match="asks for an expectation"):
+            LabelSession(traces=ids, annotator="ana", **given)  # type: ignore[arg-type]
+
+
+def test_a_store_that_fails_while_it_is_read_again_changes_nothing(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(2)
+    view = begin()
+
+    def down(self: LabelSession, **_: Any) -> Any:
+        raise MlflowException("database is locked")
+
+    monkeypatch.setattr(LabelSession, "_fetch", down)
+    assert view.send(type="refresh")[0]["type"] == "problem"
+    assert view.session.progress["total"] == 2
+    assert isinstance(view.session.labels, pd.DataFrame)

@@ -1,0 +1,39 @@
+"""What there is to label for one annotator."""
+
+from __future__ import annotations
+
+import mlflow
+import pytest
+from test_draws import imported
+from test_labelling import SCALE
+
+from workbench import assign
+from workbench.errors import ArgumentError
+from workbench.labeling.review_queue import work_of
+from workbench.labeling.session import LabelSession
+
+
+def test_a_name_that_is_not_in_the_assignment_is_said(store: str) -> None:
+    """With those that are: a queue without anything in it would look as if all was done."""
+    parts = assign(imported(3), ["Ana", "ben"])
+    with pytest.raises(ArgumentError, match=r"annotator='anna' is not known.*'Ana', 'ben'"):
+        LabelSession("quality", annotator="anna", scale=SCALE, assign=parts)
+    assert set(LabelSession("quality", annotator="ana", scale=SCALE, assign=parts).trace_ids) == {
+        *parts.of("Ana")
+    }
+
+
+def test_an_assignment_of_some_traces_is_all_there_is_to_do(store: str) -> None:
+    """Of the rest of the experiment nobody has anything, unless the traces are named."""
+    ids = imported(20)
+    parts = assign(ids[:5], ["ana", "ben"])
+    shares = [work_of(who, None, parts, None).infos for who in ("ana", "ben")]
+    assert [list(share) for share in shares] == [parts.of("ana"), parts.of("ben")]
+    assert len(work_of("ana", ids, assign(ids[:5], ["ana"]), None).infos) == 20
+
+
+def test_a_trace_that_was_deleted_leaves_the_rest_of_an_assignment(store: str) -> None:
+    ids = imported(3)
+    where = mlflow.get_trace(ids[0]).info.experiment_id
+    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
+    assert list(work_of("ana", None, assign(ids, ["ana"]), None).infos) == ids[1:]

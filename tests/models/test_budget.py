@@ -1,0 +1,317 @@
+"""A budget in calls, tokens and money is never exceeded by a single call."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback import Loopback
+from mlflow.entities import Feedback
+from mlflow.genai.judges import Judge
+from mlflow.genai.judges.base import JudgeField
+
+import workbench
+from workbench import Budget
+from workbench.errors import ArgumentError, BudgetError
+from workbench.judging.runner import run
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, usage
+from workbench.scale import Scale
+from workbench.simba.reflection import Case, Item, Reflector, Request
+from workbench.store.traces import Example
+
+PRICED = "openai:/gpt-4.1-mini"
+A_CALL = 110  # tokens that the simulated server says it used
+
+Start = Callable[..., Loopback]
+
+
+def judge_of(url: str, model: str = "openai:/m", **parameters: Any) -> Judge:
+    return workbench.make_judge(
+        "good",
+        "Is {{ outputs }} good?",
+        model=model,
+        base_url=url,
+        feedback_value_type=Literal["yes", "no"],
+        inference_params=parameters or None,
+    )
+
+
+def asked(many: int) -> list[Example]:
+    return [Example(f"tr-{n}", None, f"answer {n}") for n in range(many)]
+
+
+def ask(judge: Judge, many: int, budget: Budget, concurrency: int) -> list[Verdict]:
+    """The verdicts that came before the budget ended."""
+    found: list[Verdict] = []
+    with pytest.raises(BudgetError, match=r"budget of .* is spent"):
+        run(judge, asked(many), budget=budget, concurrency=concurrency, on_verdict=found.append)
+    return found
+
+
+# -- the account ----------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    limit=st.integers(0, 3000),
+    requests=st.lists(st.tuples(st.integers(1, 400), st.integers(0, 100)), max_size=30),
+    threads=st.integers(1, 8),
+)
+def test_what_is_used_is_never_more_than_the_budget(
+    limit: int, requests: list[tuple[int, int]], threads: int
+) -> None:
+    """Whatever requests may use and do use, and however many are under way at once."""
+    budget = Budget(tokens=limit)
+    used, refused = [], []
+    waiting = list(requests)
+
+    def work() -> None:
+        while waiting:
+            try:
+                most, share = waiting.pop()
+            except IndexError:
+                return
+            text = {"max_tokens": most}
+            try:
+                held = budget.hold("offline:/rubric", text)
+            except BudgetError:
+                refused.append(most)
+                continue
+            output = most * share // 100
+            used.append(held.prompt + output)
+            budget.settle(held, held.prompt, output)
+
+    running = [threading.Thread(target=work) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    assert budget.spent_tokens == sum(used) <= limit
+    assert len(used) + len(refused) == len(requests)
+    # Nobody is refused what there was enough for.
+    overhead = most_tokens({"max_tokens": 1})[0]
+    assert all(sum(used) + most + overhead > limit for most in refused)
+
+
+def test_a_request_waits_for_what_others_leave_over() -> None:
+    """Most of what is set aside comes back, so that a small budget still does much."""
+    budget = Budget(tokens=1000)
+    first = budget.hold("offline:/rubric", {"max_tokens": 600})
+    got: list[Any] = []
+    other = threading.Thread(
+        target=lambda: got.append(budget.hold("offline:/rubric", {"max_tokens": 600}))
+    )
+    other.start()
+    time.sleep(0.2)
+    assert not got
+    budget.settle(first, 10, 10)
+    other.join(10)
+    assert len(got) == 1
+
+
+def test_who_waits_can_be_told_that_it_is_over() -> None:
+    budget = Budget(tokens=1000)
+    budget.hold("offline:/rubric", {"max_tokens": 600})
+    with pytest.raises(BudgetError):
+        budget.hold("offline:/rubric", {"max_tokens": 600}, lambda: True)
+
+
+def test_what_is_not_told_counts_in_full() -> None:
+    budget = Budget(tokens=10_000)
+    held = budget.hold("offline:/rubric", {"max_tokens": 500})
+    budget.settle(held)
+    budget.settle(held, 1, 1)  # once is enough
+    assert budget.spent_tokens == held.tokens
+
+
+def test_more_than_was_set_aside_is_told_and_heeded() -> None:
+    """Where an answer has no limit, one that is longer than assumed warns, and teaches."""
+    budget = Budget(tokens=100_000)
+    held = budget.hold("offline:/rubric", {})
+    assert held.output == ASSUMED_OUTPUT
+    with pytest.warns(UserWarning, match="Set max_tokens"):
+        budget.settle(held, 100, 3 * ASSUMED_OUTPUT)
+    assert budget.hold("offline:/rubric", {}).output >= 3 * ASSUMED_OUTPUT
+
+
+def test_a_number_is_a_budget_of_calls() -> None:
+    """None is no limit, and a budget is shared by those who are given it."""
+    assert Budget.of(3).limit == 3
+    assert not Budget.of(None).is_limited
+    own = Budget(tokens=5)
+    assert Budget.of(own) is own
+    assert repr(Budget(2, tokens=1000, usd=1.5)) == (
+        "Budget(0 of 2 calls, 0 of 1,000 tokens, $0.0000 of $1.50)"
+    )
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"calls": -1}, {"tokens": -5}, {"usd": float("nan")}, {"usd": "1"}, {"calls": True}],
+)
+def test_a_limit_is_a_number(limits: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="budget="):
+        Budget(**limits)
+
+
+@settings(deadline=None)  # a tokenizer is loaded first
+@given(st.text(), st.integers(1, 500))
+def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> None:
+    """By a tokenizer that litellm carries."""
+    import litellm
+
+    messages = [{"role": "user", "content": text}]
+    prompt, output = most_tokens({"messages": messages, "max_tokens": most})
+    assert prompt >= litellm.token_counter(model="gpt-4.1-mini", messages=messages)
+    assert output == most
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"usage": {"prompt_tokens": 5, "completion_tokens": 7}}, (5, 7)),
+        (
+            {"usage": {"input_tokens": 5, "cache_read_input_tokens": 4, "output_tokens": 7}},
+            (9, 7),
+        ),
+        ({"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 7}}, (5, 7)),
+        ({"usage": None}, (None, None)),
+        (None, (None, None)),
+        ({"usage": {"prompt_tokens": "many"}}, (None, None)),
+    ],
+)
+def test_usage_is_read_as_providers_tell_it(answer: Any, told: tuple[Any, Any]) -> None:
+    assert usage(answer) == told
+
+
+# -- on real requests -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 64])
+def test_tokens_are_never_exceeded(loopback: Start, concurrency: int) -> None:
+    """As the server counts them; and the budget does not end long before it is spent."""
+    server = loopback(latency=0.01)
+    budget = Budget(tokens=8_000)
+    verdicts = ask(judge_of(server.url, max_tokens=50), 200, budget, concurrency)
+    assert server.requests * A_CALL == budget.spent_tokens <= 8_000
+    assert budget.spent == server.requests == len(verdicts)
+    assert server.requests > 40
+
+
+def test_failed_requests_and_repeated_ones_are_counted(loopback: Start) -> None:
+    """Each is a call; what a provider refused to answer used no tokens."""
+    server = loopback(script="200x1,500x2,200x5", retry_after=0)
+    budget = Budget(calls=6, tokens=50_000)
+    ask(judge_of(server.url), 20, budget, 1)
+    assert (budget.spent, server.requests) == (6, 6)
+    assert budget.spent_tokens == 4 * A_CALL
+
+
+def test_money_is_never_exceeded(loopback: Start) -> None:
+    """By litellm's price list."""
+    server = loopback()
+    each = cost(PRICED, 100, 10)
+    assert each is not None
+    budget = Budget(usd=0.01)
+    ask(judge_of(server.url, PRICED, max_tokens=50), 400, budget, 16)
+    assert server.requests * each == pytest.approx(budget.spent_usd)
+    assert budget.spent_usd <= 0.01
+    assert server.requests > 50
+
+
+def test_a_budget_that_is_too_small_for_one_request_asks_nothing(loopback: Start) -> None:
+    """And says how much the first one might have used."""
+    server = loopback()
+    budget = Budget(tokens=100)
+    with pytest.raises(BudgetError, match=r"0 of 100 tokens are used, and the next request"):
+        run(judge_of(server.url), asked(3), budget=budget)
+    assert (server.requests, budget.spent, budget.spent_tokens) == (0, 0, 0)
+
+
+def test_without_a_price_money_is_refused_before_anything_is_spent(
+    loopback: Start, store: str
+) -> None:
+    server = loopback()
+    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+        run(judge_of(server.url), asked(3), budget=Budget(usd=1))
+    judge = judge_of(server.url)
+    assert server.requests == 0
+    table = [
+        {"question": f"q {n}", "answer": f"answer {n}", "label": ["yes", "no"][n % 2]}
+        for n in range(20)
+    ]
+    import pandas as pd
+
+    traces = workbench.import_traces(
+        pd.DataFrame(table),
+        inputs="question",
+        outputs="answer",
+        labels={"ana": "label"},
+        label_name="good",
+        progress=False,
+    )
+    workbench.assess(judge, traces, progress=False)
+    spent = server.requests
+    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+        workbench.align(judge, traces, budget=Budget(usd=1), progress=False)
+    assert server.requests == spent
+    # Tokens need no price; what was told beforehand names them.
+    alignment = workbench.align(
+        judge,
+        traces,
+        workbench.SIMBA(model="offline:/rubric", max_steps=1, progress=False),
+        budget=(budget := Budget(tokens=30_000)),
+        progress=False,
+    )
+    told = alignment.preflight.set_index("check")["advice"]["tokens at most, about"]
+    assert told == "the budget: 30,000"
+    assert 0 < budget.spent_tokens <= 30_000
+
+
+class Own(Judge):
+    """A judge that calls whatever it calls."""
+
+    @property
+    def instructions(self) -> str:
+        return "Own."
+
+    @property
+    def feedback_value_type(self) -> Any:
+        return bool
+
+    @classmethod
+    def get_input_fields(cls) -> list[JudgeField]:
+        return []
+
+    def __call__(self, *, outputs: Any) -> Feedback:
+        return Feedback(name=self.name, value=True)
+
+
+def test_a_judge_that_cannot_be_measured_has_no_budget_in_tokens() -> None:
+    """One in calls it has."""
+    with pytest.raises(BudgetError, match="Nothing was spent"):
+        run(Own(name="own"), asked(2), budget=Budget(tokens=1000))
+    assert len(run(Own(name="own"), asked(2), budget=Budget(2))) == 2
+
+
+def test_reflection_is_paid_from_the_same_budget() -> None:
+    """Its tokens as the model tells them; what is too much is not asked."""
+    scale = Scale.of(["no", "yes"])
+    judge = workbench.make_judge(
+        "good", "Is {{ outputs }} good?", model="offline:/rubric", feedback_value_type=str
+    )
+    case = Case(Item(Example("tr-1", None, "a"), "yes", "why"), Verdict("tr-1", "no", "because"))
+    request = Request("Rate.", (case, case), (), ("outputs",))
+    budget = Budget(tokens=20_000)
+    answer = Reflector(judge, scale).propose([(request, 0)], budget=budget)[0]
+    assert answer.tokens == budget.spent_tokens > 0
+    small = Budget(tokens=500)
+    with pytest.raises(BudgetError):
+        Reflector(judge, scale).propose([(request, 1)], budget=small)
+    assert (small.spent, small.spent_tokens) == (0, 0)

@@ -1,0 +1,493 @@
+"""Many calls at once, against a real server process: order, retries, limits, budget, stopping."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from loopback import UNKNOWN_MODEL, Loopback
+from mlflow.entities import Feedback
+from mlflow.genai.judges import Judge
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+from workbench import make_judge
+from workbench.errors import (
+    ArgumentError,
+    BudgetError,
+    CredentialError,
+    ModelError,
+    UnreachableModelError,
+)
+from workbench.judging.runner import Session, run, run_many
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Budget
+from workbench.models.cache import AnswerCache
+from workbench.scale import Scale
+from workbench.store.traces import Example
+
+Start = Callable[..., Loopback]
+GRADES = Literal["excellent", "good", "fair", "poor"]
+
+
+def judge_at(url: str, **options: Any) -> Judge:
+    given = {"model": "openai:/simulated", "feedback_value_type": GRADES, **options}
+    return make_judge("quality", "Does {{ outputs }} answer {{ inputs }}?", base_url=url, **given)
+
+
+def items(count: int) -> list[Example]:
+    return [Example(f"tr-{n}", {"q": f"question {n}"}, f"answer {n}") for n in range(count)]
+
+
+def found(verdicts: list[Verdict]) -> list[Any]:
+    return [verdict.value for verdict in verdicts]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> AnswerCache:
+    return AnswerCache(tmp_path / "answers")
+
+
+# -- in parallel ----------------------------------------------------------------------------
+
+
+def test_verdicts_come_in_the_order_of_the_items(loopback: Start) -> None:
+    """However the answers come in, and the same each time."""
+    judge = judge_at(loopback(latency=0.02).url)
+    asked = items(60)
+    verdicts = run(judge, asked, concurrency=16)
+    assert [v.trace_id for v in verdicts] == [item.trace_id for item in asked]
+    assert found(verdicts) == found(run(judge, asked, concurrency=1))
+    assert set(found(verdicts)) == {"excellent", "good", "fair", "poor"}
+    assert all(v.calls == 1 and v.input_tokens == 100 and v.output_tokens == 10 for v in verdicts)
+
+
+def test_concurrency_is_reached_and_not_exceeded(loopback: Start) -> None:
+    """As many calls are under way as were asked for."""
+    server = loopback(latency=0.2)
+    judge = judge_at(server.url)
+    run(judge, items(1))  # what MLflow loads at its first call
+    run(judge, items(64), concurrency=16)
+    assert server.stats()["most_at_once"] == 16
+
+
+def test_nothing_to_ask() -> None:
+    """No items, no calls."""
+    assert run(judge_at("http://127.0.0.1:9/v1"), []) == []
+
+
+def test_concurrency_must_be_positive() -> None:
+    """Zero would wait for ever."""
+    with pytest.raises(ArgumentError, match="concurrency=0"):
+        run(judge_at("http://127.0.0.1:9/v1"), items(2), concurrency=0)
+
+
+def test_several_judges_and_samples_at_once(loopback: Start, cache: AnswerCache) -> None:
+    """Each question has its own answer: by judge, by item and by sample number."""
+    server = loopback()
+    one, other = judge_at(server.url), judge_at(server.url, inference_params={"temperature": 1})
+    questions = [(judge, item, n) for judge in (one, other) for item in items(3) for n in (0, 1)]
+    verdicts = run_many(questions, cache=cache)
+    assert [v.trace_id for v in verdicts] == [item.trace_id for _, item, _ in questions]
+    assert len({v.fingerprint for v in verdicts}) == 2
+    assert (server.requests, len(cache)) == (12, 12)
+
+
+# -- failures -------------------------------------------------------------------------------
+
+
+def test_passing_failures_are_tried_again(loopback: Start) -> None:
+    """A server that fails now and then costs retries and no verdict."""
+    server = loopback(failure_share=0.15, seed=3)
+    verdicts = run(judge_at(server.url), items(40), concurrency=8)
+    assert [v.error for v in verdicts] == [None] * 40
+    assert sum(v.calls for v in verdicts) == server.requests > 40
+
+
+def test_a_rate_limit_slows_all_calls_and_loses_none(loopback: Start) -> None:
+    """429 with Retry-After: nothing is asked for that long, and in the end all is answered."""
+    server = loopback(script="200x1,429x12", retry_after=1, latency=0.1)
+    verdicts = run(judge_at(server.url), items(40), concurrency=12)
+    assert [v.error for v in verdicts] == [None] * 40
+    stats = server.stats()
+    assert stats["statuses"] == {"200": 40, "429": 12}
+    times = stats["started"]
+    assert times[13] - times[12] >= 0.95  # all twelve had gone out together
+    assert sum(v.calls for v in verdicts) == 52
+
+
+def test_a_standing_rate_limit_is_lived_with(loopback: Start) -> None:
+    """More threads than the provider bears: slower, but complete, and not by brute force."""
+    server = loopback(rate=20, retry_after=0.5)
+    verdicts = run(judge_at(server.url), items(60), concurrency=32)
+    assert [v.error for v in verdicts] == [None] * 60
+    assert server.stats()["statuses"]["429"] < 120
+
+
+def test_an_overload_with_a_wait_is_a_rate_limit(loopback: Start) -> None:
+    """503 with Retry-After is waited for by all."""
+    server = loopback(script="503x1", retry_after=0.7)
+    assert run(judge_at(server.url), items(1))[0].error is None
+    first, second = server.stats()["started"]
+    assert second - first >= 0.65
+
+
+def test_an_endless_wait_is_a_refusal(loopback: Start) -> None:
+    """A provider that asks for hours ends the run at once, with its message."""
+    server = loopback(script="200x1,429x100", retry_after=7200)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"scripted answer 429.*What was judged before is kept"):
+        run(judge_at(server.url), items(30), concurrency=4)
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize(
+    "options", [{"junk_share": 0.3}, {"off_scale_share": 0.3}], ids=["junk", "off the scale"]
+)
+def test_an_unusable_answer_is_a_failure_of_its_own(
+    loopback: Start, cache: AnswerCache, options: dict[str, Any]
+) -> None:
+    """Text without a verdict and values off the scale: an error each, asked once, not kept."""
+    server = loopback(**options)
+    verdicts = run(judge_at(server.url), items(40), cache=cache)
+    failed = [v for v in verdicts if v.error is not None]
+    assert 4 <= len(failed) <= 24
+    assert all(v.value is None and v.calls == 1 for v in failed)
+    assert all("purple" in str(v.error) or "I would rather" in str(v.error) for v in failed)
+    assert server.requests == 40
+    assert len(cache) == 40 - len(failed)
+
+
+def test_a_wrong_key_ends_the_run_at_the_first_call(
+    loopback: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request, the provider's message, and not the key that it repeats."""
+    server = loopback(key="sk-right-0123456789")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-9876543210")
+    settled: list[Verdict] = []
+    with pytest.raises(CredentialError, match="Incorrect API key provided") as caught:
+        run(judge_at(server.url), items(50), on_verdict=settled.append)
+    assert "sk-wrong-9876543210" not in str(caught.value)
+    assert "OPENAI_API_KEY" in str(caught.value)
+    assert (server.requests, settled) == (1, [])
+
+
+def test_a_missing_key_is_named(loopback: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent without one."""
+    server = loopback()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(CredentialError, match="OPENAI_API_KEY"):
+        run(judge_at(server.url), items(5))
+    assert server.requests == 0
+
+
+def test_a_key_that_is_withdrawn_midway(loopback: Start) -> None:
+    """What was judged is kept, and the rest is not asked for."""
+    server = loopback(script="200x20,401x1000", latency=0.02)
+    settled: list[Verdict] = []
+    with pytest.raises(CredentialError, match="What was judged before is kept"):
+        run(judge_at(server.url), items(200), concurrency=8, on_verdict=settled.append)
+    assert [v.error for v in settled] == [None] * 20
+    assert server.requests <= 20 + 2 * 8
+
+
+def test_one_refusal_among_answers_is_of_its_item(loopback: Start) -> None:
+    """A provider that forbids one item has not forbidden all."""
+    server = loopback(script="200x3,403x1,200x2,403x1")
+    verdicts = run(judge_at(server.url), items(12), concurrency=1)
+    assert [n for n, v in enumerate(verdicts) if v.error is not None] == [3, 6]
+
+
+def test_refusals_of_single_items_do_not_end_a_run(loopback: Start) -> None:
+    """A filter that refuses many items, all under way together, is no reason to stop."""
+    script = ",".join(["200x8,400x1,403x1"] * 8)
+    verdicts = run(judge_at(loopback(script=script, latency=0.1).url), items(80), concurrency=40)
+    assert sum(v.error is not None for v in verdicts) == 16
+
+
+def test_a_dead_port_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens there: said at once, with where it was."""
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    judge = judge_at("http://user:secret-word@127.0.0.1:9/v1")
+    start = time.monotonic()
+    with pytest.raises(UnreachableModelError, match=r"at http://127\.0\.0\.1:9/v1") as caught:
+        run(judge, items(30))
+    assert time.monotonic() - start < 15
+    assert "secret-word" not in str(caught.value)
+
+
+def test_a_model_that_does_not_exist(loopback: Start) -> None:
+    """404 ends the run with the provider's message."""
+    server = loopback()
+    with pytest.raises(ModelError, match=f"`{UNKNOWN_MODEL}` does not exist") as caught:
+        run(judge_at(server.url, model=f"openai:/{UNKNOWN_MODEL}"), items(30))
+    assert not isinstance(caught.value, (CredentialError, UnreachableModelError))
+    assert server.requests == 1
+
+
+def test_a_path_that_does_not_exist(loopback: Start) -> None:
+    """A base URL that names the server but not its API."""
+    with pytest.raises(ModelError, match="no /wrong/chat/completions here"):
+        run(judge_at(loopback().url.replace("/v1", "/wrong")), items(30))
+
+
+def test_a_request_that_is_always_refused_ends_the_run(loopback: Start) -> None:
+    """Ten in a row, none answered: the rest would fare no better."""
+    server = loopback(script="400x1000")
+    with pytest.raises(ModelError, match=r"scripted answer 400.*10 calls in a row"):
+        run(judge_at(server.url), items(100), concurrency=4)
+    assert server.requests <= 10 + 2 * 4
+
+
+def test_a_few_failures_are_data(loopback: Start) -> None:
+    """Fewer than ten that fail to the end are verdicts with an error."""
+    verdicts = run(judge_at(loopback(script="400x5").url), items(8), concurrency=1)
+    assert [v.error is not None for v in verdicts] == [True] * 5 + [False] * 3
+
+
+# -- the budget -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 30])
+def test_a_budget_is_never_exceeded(loopback: Start, limit: int) -> None:
+    """Not by a single request, retries included, in whatever thread."""
+    server, budget = loopback(failure_share=0.3, seed=1), Budget(limit)
+    settled: list[Verdict] = []
+    with pytest.raises(BudgetError, match=f"budget of {limit} calls"):
+        run(
+            judge_at(server.url),
+            items(100),
+            concurrency=16,
+            budget=budget,
+            on_verdict=settled.append,
+        )
+    assert server.requests == budget.spent == limit
+    assert len(settled) == server.stats()["statuses"].get("200", 0)
+
+
+def test_a_budget_that_suffices(loopback: Start) -> None:
+    """Exactly enough is enough, and nothing is left."""
+    budget = Budget(20)
+    assert len(run(judge_at(loopback().url), items(20), budget=budget)) == 20
+    assert (budget.spent, budget.left) == (20, 0)
+
+
+def test_requests_that_one_call_repeats_count(
+    loopback: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider without answer schemas is asked twice at first: both are calls."""
+    from mlflow.genai.judges.adapters import gateway_adapter
+
+    monkeypatch.setattr(gateway_adapter, "_MODEL_RESPONSE_FORMAT_CAPABILITIES", {})
+    server, budget = loopback(no_schema=True), Budget(10)
+    judge = judge_at(server.url, feedback_value_type=Literal["yes", "no"])
+    verdicts = run(judge, items(3), concurrency=1, budget=budget)
+    assert [v.calls for v in verdicts] == [2, 1, 1]
+    assert server.requests == budget.spent == 4
+
+
+def test_a_negative_budget_is_an_error() -> None:
+    """It would mean nothing."""
+    with pytest.raises(ArgumentError, match="budget=-1"):
+        Budget(-1)
+
+
+# -- answers are kept -----------------------------------------------------------------------
+
+
+def test_equal_questions_are_paid_once(loopback: Start, cache: AnswerCache) -> None:
+    """Within a run and from one run to the next; only the first of equals has costs."""
+    server = loopback()
+    judge = judge_at(server.url)
+    twice = [*items(5), *(Example(f"again-{n}", i.inputs, i.outputs) for n, i in
+                          enumerate(items(5)))]  # fmt: skip
+    first = run(judge, twice, cache=cache)
+    assert server.requests == 5
+    assert found(first[:5]) == found(first[5:])
+    assert [v.cached for v in first] == [False] * 5 + [True] * 5
+    assert [v.calls for v in first] == [1] * 5 + [0] * 5
+    assert first[7].input_tokens is None
+    again = run(judge, twice, cache=cache)
+    assert (server.requests, found(again)) == (5, found(first))
+    assert all(v.cached and v.calls == 0 for v in again)
+
+
+def test_without_a_cache_each_is_asked(loopback: Start) -> None:
+    """Equal items are then samples of what the judge would say."""
+    server = loopback()
+    run(judge_at(server.url), [items(1)[0]] * 4)
+    assert server.requests == 4
+
+
+def test_a_failure_of_equals_is_paid_once(loopback: Start, cache: AnswerCache) -> None:
+    """It stands for each of them, and its calls are counted once."""
+    item = items(1)[0]
+    verdicts = run(judge_at(loopback(junk_share=1.0).url), [item, item], cache=cache)
+    assert [v.calls for v in verdicts] == [1, 0]
+    assert all(v.error is not None and not v.cached for v in verdicts)
+
+
+def test_a_kept_answer_is_read_on_the_scale_of_the_run(loopback: Start, cache: AnswerCache) -> None:
+    """What is kept is what the judge said, not how one run wrote it."""
+    server = loopback()
+    judge = judge_at(server.url, feedback_value_type=str)
+    plain = found(run(judge, items(6), cache=cache))
+    assert set(plain) == {"yes", "no"}
+    capital = run(judge, items(6), cache=cache, scale=Scale.of(["No", "Yes"]))
+    assert found(capital) == [value.capitalize() for value in plain]
+    assert found(run(judge, items(6), cache=cache)) == plain
+    assert server.requests == 6
+
+
+def test_an_abstention_is_no_failure(loopback: Start, cache: AnswerCache) -> None:
+    """It comes back as N/A, from the model and from the cache alike."""
+    judge = judge_at(loopback().url, feedback_value_type=Literal["N/A", "unsure"])
+    yes_no = Scale.of(["no", "yes"])
+    for _ in range(2):
+        verdicts = run(judge, items(2), cache=cache, scale=yes_no)
+        assert found(verdicts) == ["N/A", "N/A"]
+
+
+# -- when something breaks ------------------------------------------------------------------
+
+
+def test_an_error_of_the_callback_ends_the_run(loopback: Start, cache: AnswerCache) -> None:
+    """It comes out as it is, no thread hangs, and what was under way is in the cache."""
+    server = loopback(latency=0.1)
+    seen: list[Verdict] = []
+
+    def fail(verdict: Verdict) -> None:
+        seen.append(verdict)
+        if len(seen) == 3:
+            raise RuntimeError("the disk is full")
+
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run(judge_at(server.url), items(300), concurrency=8, cache=cache, on_verdict=fail)
+    assert time.monotonic() - start < 15
+    assert len(cache) == server.requests <= 3 + 2 * 8
+
+
+def test_what_ends_a_run_loses_no_answer(loopback: Start) -> None:
+    """Even without a cache each answer that was paid for reaches the callback."""
+    server = loopback(latency=0.1)
+    settled: list[Verdict] = []
+
+    def interrupt(verdict: Verdict) -> None:
+        settled.append(verdict)
+        if len(settled) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(judge_at(server.url), items(300), concurrency=8, on_verdict=interrupt)
+    assert len(settled) == len({v.trace_id for v in settled}) == server.requests
+
+
+def test_a_stop_does_not_wait_for_a_pause(loopback: Start) -> None:
+    """Threads that wait for a rate limit leave when the run ends."""
+    server = loopback(script="200x5,429x1000", retry_after=300, latency=0.05)
+    settled: list[Verdict] = []
+
+    def interrupt(verdict: Verdict) -> None:
+        settled.append(verdict)
+        if len(settled) == 5:
+            raise KeyboardInterrupt
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(judge_at(server.url), items(50), concurrency=4, on_verdict=interrupt)
+    assert time.monotonic() - start < 15
+
+
+class Hanging(InstructionsJudge):
+    """A judge whose calls hang until they are let go, but for the first one."""
+
+    def __call__(self, *, outputs: Any = None, **more: Any) -> Feedback:
+        if not str(outputs).endswith(" 0"):
+            _LET_GO.wait(60)
+        return Feedback(name=self.name, value="good")
+
+
+_LET_GO = threading.Event()
+
+
+def test_an_interrupt_is_not_held_up_by_calls_that_hang(
+    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits a moment; what comes after that is still kept, though the cache was closed."""
+    monkeypatch.setattr("workbench.judging.runner.SECONDS_AFTER_INTERRUPT", 0.5)
+    monkeypatch.setattr("workbench.judging.judge.is_cacheable", lambda judge: True, raising=False)
+    _LET_GO.clear()
+    judge = Hanging(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
+
+    settled: list[Verdict] = []
+    main = threading.get_ident()
+    timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cache:
+        run(judge, items(8), concurrency=4, cache=cache, on_verdict=settled.append)
+    assert 0.9 < time.monotonic() - start < 10
+    assert [verdict.trace_id for verdict in settled] == ["tr-0"]
+    _LET_GO.set()
+    deadline = time.monotonic() + 10
+    while len(cache) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(cache) == 5  # the first, and those four that had begun
+
+
+# -- several runs ---------------------------------------------------------------------------
+
+
+def test_of_several_runs_only_the_very_first_call_goes_alone(loopback: Start) -> None:
+    """Where something was answered before, a later run sends all its calls at once."""
+    server = loopback(script="200x4,401x99")
+    judge = judge_at(server.url)
+    with Session(8) as session:
+        run_many([(judge, item, 0) for item in items(4)], concurrency=8, session=session)
+        assert session.answered == 4
+        with pytest.raises(CredentialError):
+            run_many([(judge, item, 0) for item in items(12)], concurrency=8, session=session)
+    assert server.requests > 4 + 1
+
+
+def test_a_run_of_its_own_starts_with_one_call(loopback: Start) -> None:
+    """Without a shared session each run tries the endpoint with a single call again."""
+    server = loopback(script="200x4,401x99")
+    judge = judge_at(server.url)
+    run_many([(judge, item, 0) for item in items(4)], concurrency=8)
+    with pytest.raises(CredentialError):
+        run_many([(judge, item, 0) for item in items(12)], concurrency=8)
+    assert server.requests == 4 + 1
+
+
+def test_a_session_that_was_never_answered_stays_careful(loopback: Start) -> None:
+    """A failed first call does not open the gate: each run costs one call until one answers."""
+    server = loopback(script="401x2")
+    judge = judge_at(server.url)
+    with Session(8) as session:
+        for _ in range(2):
+            with pytest.raises(CredentialError):
+                run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+        assert server.requests == 2
+        verdicts = run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+    assert all(verdict.error is None for verdict in verdicts)
+
+
+def test_a_damaged_answer_is_asked_for_anew(loopback: Start, cache: AnswerCache) -> None:
+    """It is no answer, holds nobody up, and is replaced."""
+    server = loopback()
+    judge = judge_at(server.url)
+    first = run(judge, items(3), cache=cache)
+    with sqlite3.connect(cache.directory / "cache.db") as database:
+        database.execute("UPDATE Cache SET mode = 4 WHERE tag IS NULL")
+    database.close()
+    again = run(judge, items(3), cache=cache)
+    assert (server.requests, found(again)) == (6, found(first))
+    assert run(judge, items(3), cache=cache)[0].cached
+    assert server.requests == 6

@@ -1,0 +1,742 @@
+"""`pair`: which labels and verdicts count, and why a trace makes no pair. Splits of the pairs."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.entities import AssessmentSource, Feedback
+from mlflow.entities.assessment_error import AssessmentError
+
+from workbench import agreement, import_traces, log_labels, log_verdicts, make_judge, pair
+from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, PairingError, ScaleError
+from workbench.judging.judge import fingerprint
+from workbench.judging.verdicts import FINGERPRINT_KEY
+from workbench.pairing.consensus import read_label
+from workbench.pairing.pairs import Pairs, Split, dataset_digest
+from workbench.pairing.splits import stratified
+from workbench.scale import ABSTAIN, Scale
+from workbench.store.assessments import AFTER_VERDICT_KEY
+from workbench.store.labels import Label
+from workbench.store.traces import fetch_traces
+
+GRADES = Literal["excellent", "good", "fair", "poor"]
+YES_NO = Scale.of(["no", "yes"])
+
+
+def judge_of(instructions: str = "Rate {{ outputs }}.", **options: Any) -> Any:
+    given = {"model": "openai:/m", "feedback_value_type": GRADES, **options}
+    return make_judge("quality", instructions, **given)
+
+
+def traces(count: int) -> list[str]:
+    numbers = range(count)
+    table = pd.DataFrame(
+        {"q": [f"question {n % 5}" for n in numbers], "a": [f"answer {n}" for n in numbers]}
+    )
+    return import_traces(table, inputs="q", outputs="a", progress=False).trace_ids
+
+
+def say(
+    trace_id: str, value: Any, by: str | None = None, at: int | None = None, **more: Any
+) -> str:
+    """Log feedback with MLflow alone: a label by someone, or a verdict of a judge."""
+    source = AssessmentSource("HUMAN", by) if by else more.pop("source", None)
+    feedback = Feedback(
+        name=more.pop("name", "quality"),
+        value=value,
+        source=source or AssessmentSource("LLM_JUDGE", "openai:/m"),
+        create_time_ms=at,
+        last_update_time_ms=at,
+        **more,
+    )
+    return str(mlflow.log_assessment(trace_id, feedback).assessment_id)
+
+
+def judged(judge: Any, trace_ids: list[str], value: Any = "good", **more: Any) -> None:
+    for trace_id in trace_ids:
+        say(trace_id, value, metadata={FINGERPRINT_KEY: fingerprint(judge)}, **more)
+
+
+def reasons(pairs: Pairs) -> dict[str, str]:
+    return dict(zip(pairs.excluded["trace_id"], pairs.excluded["reason"], strict=True))
+
+
+# -- the table ------------------------------------------------------------------------------
+
+
+def test_verdicts_and_labels_are_joined(store: str) -> None:
+    """One row a trace, canonical values, rationales and votes; the rest with its reason."""
+    ids, judge = sorted(traces(5)), judge_of()
+    judged(judge, ids[:4], "Good ", rationale="because")
+    say(ids[0], "GOOD", "ana", rationale="fine")
+    say(ids[0], "good", "bo", rationale="quite so")
+    say(ids[1], "poor", "ana")
+    say(ids[4], "fair", "ana")
+    pairs = pair(judge)
+    assert list(pairs.table.columns) == [
+        "trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind",
+    ]  # fmt: skip
+    assert pairs.trace_ids == ids[:2]
+    first, second = pairs.table.to_dict("records")
+    assert (first["human"], first["judge"], first["judge_rationale"]) == ("good", "good", "because")
+    assert (first["human_rationale"], first["blind"]) == ("fine / quite so", True)
+    assert (first["votes"], second["votes"]) == ({"ana": "good", "bo": "good"}, {"ana": "poor"})
+    assert reasons(pairs) == {ids[2]: "no label", ids[3]: "no label", ids[4]: "no verdict"}
+    assert list(pairs.reasons["traces"]) == [2, 1]
+    assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
+    assert repr(pairs) == "<Pairs 'quality': 2 pairs, 3 excluded, ordinal scale>"
+    assert "no verdict" in pairs._repr_html_()
+
+
+def test_every_trace_is_somewhere(store: str) -> None:
+    """Paired or excluded, never both and never neither, whatever was said about it."""
+    ids, judge = traces(9), judge_of()
+    judged(judge, ids[:7])
+    say(ids[0], "good", "ana")
+    say(ids[1], "N/A", "ana")
+    say(ids[2], "purple", "ana")
+    say(ids[3], "good", "ana")
+    say(ids[3], "poor", "bo")
+    say(ids[7], "good", "ana")
+    for trace_id in ids[4:6]:
+        say(trace_id, "fair", "ana")
+    pairs = pair(judge)
+    assert sorted([*pairs.trace_ids, *pairs.excluded["trace_id"]]) == sorted(ids)
+    assert {ids[1]: "annotators abstained", ids[3]: "annotators tie", ids[6]: "no label",
+            ids[7]: "no verdict", ids[8]: "no label, no verdict"}.items() <= (
+        reasons(pairs).items())  # fmt: skip
+    assert reasons(pairs)[ids[2]].startswith("label outside the scale: 'purple' is not")
+
+
+def test_chosen_traces_alone_are_paired(store: str) -> None:
+    """Others are not even excluded."""
+    ids, judge = traces(4), judge_of()
+    judged(judge, ids)
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert sorted(pair(judge, ids[:2]).trace_ids) == sorted(ids[:2])
+    assert len(pair(judge, ids[:2]).excluded) == 0
+    assert len(pair(judge, fetch_traces(ids[1:]))) == 3
+
+
+# -- whose verdicts -------------------------------------------------------------------------
+
+
+def test_versions_are_never_mixed(store: str) -> None:
+    """A judge is paired with what this very version said, however new another's verdict is."""
+    ids, one, other = sorted(traces(3)), judge_of(), judge_of("Is {{ outputs }} kind?")
+    judged(one, ids[:2], "good", at=1000)
+    judged(other, ids[1:], "poor", at=2000)
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert dict(pair(one).table[["trace_id", "judge"]].values) == dict.fromkeys(ids[:2], "good")
+    assert reasons(pair(one)) == {ids[2]: "verdict of another version of the judge only"}
+    by_name = pair("quality")
+    assert dict(by_name.table[["trace_id", "judge"]].values) == dict.fromkeys(ids[1:], "poor")
+    assert by_name.fingerprint == fingerprint(other)
+    assert any("2 versions of the judge" in note for note in by_name.notes)
+
+
+def test_a_verdict_logged_by_hand_counts(store: str) -> None:
+    """`mlflow.log_feedback` without a source, as in MLflow's walk-through, is the judge's."""
+    ids, judge = traces(2), judge_of()
+    for trace_id in ids:
+        mlflow.log_feedback(trace_id=trace_id, name="quality", value="good", rationale="so")
+    say(ids[0], "good", "ana")
+    say(ids[1], "poor", "ana")
+    pairs = pair(judge)
+    assert (len(pairs), list(pairs.table["judge_rationale"])) == (2, ["so", "so"])
+    assert any("do not say which version" in note for note in pairs.notes)
+    assert len(pair("quality")) == 2
+
+
+def test_what_a_judge_returned_and_was_logged_counts(store: str) -> None:
+    """`mlflow.log_assessment(judge(...))`: MLflow's feedback names the instructions."""
+    ids, judge = traces(1), judge_of(model="offline:/rubric")
+    mlflow.log_assessment(ids[0], judge(outputs="x"))
+    say(ids[0], "good", "ana")
+    assert len(pair(judge)) == 1
+    assert ["is not known" in note for note in pair(judge).notes] == [True]
+    with pytest.raises(NoVerdictsError):
+        pair(judge_of("Is {{ outputs }} kind?", model="offline:/rubric"))
+
+
+def test_what_another_model_said_to_the_same_instructions_is_no_verdict(store: str) -> None:
+    """MLflow's own verdicts are told apart by model too; where both judged, marked ones need no
+    note."""
+    ids, judge = sorted(traces(2)), judge_of(model="openai:/b")
+    for trace_id, model in zip(ids, "ab", strict=True):
+        say(trace_id, "good", "ana")
+        say(
+            trace_id,
+            "good",
+            source=AssessmentSource("LLM_JUDGE", f"openai:/{model}"),
+            metadata={"guideline": judge.instructions},
+        )
+    pairs = pair(judge)
+    assert pairs.trace_ids == ids[1:]
+    assert any("1 verdicts were logged by MLflow" in note for note in pairs.notes)
+    assert reasons(pairs) == {ids[0]: "verdict of another version of the judge only"}
+    by_name = pair("quality", scale=Scale.of(["poor", "good"]))
+    assert any("2 versions" in note for note in by_name.notes)
+    judged(judge, ids)
+    assert (pair(judge).trace_ids, pair(judge).notes) == (ids, ())
+
+
+def test_unmarked_verdicts_never_fill_the_gaps(store: str) -> None:
+    """Where this version has judged, a verdict of unknown origin is none of its own."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids[:1])
+    mlflow.log_feedback(trace_id=ids[1], name="quality", value="poor")
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert pair(judge).trace_ids == ids[:1]
+    assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
+
+
+def test_unmarked_verdicts_of_several_sources_are_not_mixed(store: str) -> None:
+    """Those of the judge's own model count; else those of the source that judged last."""
+    ids, judge = sorted(traces(3)), judge_of()
+    for n, trace_id in enumerate(ids):
+        say(trace_id, "good", "ana")
+        say(trace_id, "poor", at=5000 + n, source=AssessmentSource("LLM_JUDGE", "other"))
+    say(ids[0], "fair", at=1000, source=AssessmentSource("LLM_JUDGE", "openai:/m"))
+    assert dict(pair(judge).table[["trace_id", "judge"]].values) == {ids[0]: "fair"}
+    others = pair(judge_of(model="openai:/third"))
+    assert list(others.table["judge"]) == ["poor"] * 3
+    assert any("Those by 'other' count" in note for note in others.notes)
+
+
+def test_recorded_verdicts_are_paired_by_name(store: str) -> None:
+    """Those of a judge that ran elsewhere, and those of one source where there are several."""
+    ids = traces(4)
+    table = pd.DataFrame({"trace_id": ids, "v": ["yes", "no"] * 2, "w": ["no"] * 4})
+    log_labels(table, name="quality", annotator="ana", value="v", progress=False)
+    log_verdicts(table, name="quality", source="gpt-4", value="v", progress=False)
+    assert (pair("quality").table["human"] == pair("quality").table["judge"]).all()
+    log_verdicts(table, name="quality", source="other", value="w", progress=False)
+    assert set(pair("quality", source="other").table["judge"]) == {"no"}
+    assert set(pair("quality", source="gpt-4").table["judge"]) == {"no", "yes"}
+    with pytest.raises(ArgumentError, match="source='gpt-5' is not known"):
+        pair("quality", source="gpt-5")
+    with pytest.raises(ArgumentError, match="chooses among the verdicts under a name"):
+        pair(judge_of(), source="gpt-4")
+
+
+def test_a_failed_verdict_is_no_verdict(store: str) -> None:
+    """It is excluded with what went wrong; an earlier or later success counts."""
+    ids, judge = sorted(traces(3)), judge_of()
+    marked = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    broken = AssessmentError(error_code="JUDGE_FAILED", error_message="no JSON")
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+        say(trace_id, None, at=2000, error=broken, **marked)
+    say(ids[1], "fair", at=1000, **marked)
+    say(ids[2], "poor", at=3000, **marked)
+    pairs = pair(judge)
+    assert reasons(pairs) == {ids[0]: "the judge failed: no JSON"}
+    assert list(pairs.table["judge"]) == ["fair", "poor"]
+
+
+def test_the_latest_verdict_of_a_version_counts(store: str) -> None:
+    """By the time that it was given; one that was overridden counts no more."""
+    ids, judge = sorted(traces(2)), judge_of()
+    marked = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    say(ids[0], "poor", at=2000, **marked)
+    say(ids[0], "fair", at=1000, **marked)
+    old = say(ids[1], "good", at=3000, **marked)
+    say(ids[1], "fair", at=1000, overrides=old, **marked)
+    assert list(pair(judge).table["judge"]) == ["poor", "fair"]
+
+
+def test_odd_verdicts_are_excluded_with_the_reason(store: str) -> None:
+    """Off the scale, or an abstention: neither is right or wrong."""
+    ids, judge = sorted(traces(3)), judge_of()
+    for trace_id, value in zip(ids, ["good", "purple", "N/A"], strict=True):
+        judged(judge, [trace_id], value)
+        say(trace_id, "good", "ana")
+    told = reasons(pair(judge))
+    assert told[ids[1]].startswith("verdict outside the scale: 'purple'")
+    assert told[ids[2]] == "the judge abstained"
+
+
+def test_without_verdicts_it_says_what_to_run(store: str) -> None:
+    """With what there is under the name from others."""
+    ids, judge = traces(2), judge_of()
+    say(ids[0], "good", "ana")
+    with pytest.raises(NoVerdictsError, match=r"Run workbench.assess\(judge, traces\)"):
+        pair(judge)
+    with pytest.raises(NoVerdictsError, match=r"log_verdicts\(table, name='quality'"):
+        pair("quality")
+    judged(judge_of("Is {{ outputs }} kind?"), ids[:1])
+    with pytest.raises(NoVerdictsError, match=r"1 traces have verdicts of another version"):
+        pair(judge)
+
+
+# -- whose labels ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("near", ["Quality", "quality ", "qual_ity", "QUALITY", "qualiti"])
+def test_a_near_miss_of_the_name_is_reported(store: str, near: str) -> None:
+    """With its count and a remedy: as an error without labels, as a note beside some."""
+    ids, judge = traces(3), judge_of()
+    judged(judge, ids)
+    for trace_id in ids:
+        say(trace_id, "good", "ana", name=near)
+    with pytest.raises(NoLabelsError) as caught:
+        pair(judge)
+    assert f"{near!r} (3 labels)" in str(caught.value)
+    assert "workbench.log_labels(table, name='quality'" in str(caught.value)
+    say(ids[0], "good", "ana")
+    (note,) = pair(judge).notes
+    assert note.startswith(f"3 labels are stored under {near!r}")
+
+
+def test_without_any_label_it_says_how_to_log_one(store: str) -> None:
+    """And does not guess at names that are nothing alike."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana", name="politeness")
+    with pytest.raises(NoLabelsError, match=r"No human label.*mlflow.log_feedback") as caught:
+        pair(judge)
+    assert "politeness" not in str(caught.value)
+
+
+def test_overridden_labels_do_not_count(store: str) -> None:
+    """What replaced them does."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    old = say(ids[0], "poor", "ana")
+    say(ids[0], "good", "ana", overrides=old)
+    assert list(pair(judge).table["human"]) == ["good"]
+
+
+def test_the_latest_of_one_annotator_counts_once(store: str) -> None:
+    """Three labels by one are one vote, against two others."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    for at, value in enumerate(["poor", "poor", "poor"]):
+        say(ids[0], value, "ana", at=1000 + at)
+    say(ids[0], "good", "bo", at=900)
+    say(ids[0], "good", "cy", at=901)
+    assert list(pair(judge).table["human"]) == ["good"]
+
+
+def test_a_label_changed_after_the_verdict_does_not_replace_the_blind_one(store: str) -> None:
+    """It is marked where it stands alone, and said so in the notes."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids)
+    seen = {"metadata": {AFTER_VERDICT_KEY: "true"}}
+    say(ids[0], "poor", "ana", at=1000)
+    say(ids[0], "good", "ana", at=2000, **seen)
+    say(ids[1], "good", "ana", at=2000, **seen)
+    pairs = pair(judge)
+    assert list(pairs.table["human"]) == ["poor", "good"]
+    assert list(pairs.table["blind"]) == [True, False]
+    assert pairs.notes == ("1 labels were given after their author saw the judge's verdict.",)
+
+
+def test_labels_off_the_scale_are_told(store: str) -> None:
+    """Beside others they have no vote, and are counted; alone they are a reason."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana")
+    say(ids[0], "7", "bo")
+    say(ids[1], "7", "bo")
+    pairs = pair(judge)
+    assert pairs.table["votes"][0] == {"ana": "good"}
+    assert reasons(pairs)[ids[1]].startswith("label outside the scale: '7'")
+    assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
+
+
+def test_no_label_on_the_scale_is_an_error(store: str) -> None:
+    """Even where other traces have no label at all; a scale that fits makes pairs."""
+    ids, judge = traces(4), judge_of(feedback_value_type=int)
+    judged(judge, ids, 4)
+    say(ids[0], "fine", "ana")
+    say(ids[1], "awful", "ana")
+    with pytest.raises(ScaleError, match=r"No label under 'quality'.*'(fine|awful)'.*pass scale="):
+        pair(judge)
+    with pytest.raises(ScaleError):
+        pair(judge, ids[:2])
+
+
+def test_the_scale_comes_from_the_judge_or_from_what_is_seen(store: str) -> None:
+    """A plain str judge takes the labels' values; a number is a number on either side."""
+    ids = traces(3)
+    judge = judge_of(feedback_value_type=str)
+    judged(judge, ids, "good")
+    for trace_id, value in zip(ids, ["GOOD", "fair", "poor"], strict=True):
+        say(trace_id, value, "ana")
+    pairs = pair(judge)
+    assert (pairs.scale.kind, len(pairs.scale.values)) == ("ordinal", 3)
+    assert (pairs.table["human"] == pairs.table["judge"]).sum() == 1
+    given = Scale.of(["poor", "fair", "good", "excellent"], ordered=True)
+    assert pair(judge, scale=given).scale == given
+
+    number = judge_of(feedback_value_type=int)
+    judged(number, ids, 4.0)
+    for trace_id, value in zip(ids, ["4", 2, "5.0"], strict=True):
+        say(trace_id, value, "ana")
+    table = pair(number).table
+    assert sorted(table["human"]) == [2, 4, 5]
+    assert list(table["judge"]) == [4, 4, 4]
+    assert (pair(number).scale.low, pair(number).scale.high) == (2, 5)
+
+
+def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
+    """Which of spam and ham makes a false positive is nobody's secret."""
+    ids = traces(2)
+    for trace_id, value in zip(ids, ("spam", "ham"), strict=True):
+        say(trace_id, value, "ana")
+        say(trace_id, "spam")
+    pairs = pair("quality")
+    assert pairs.scale.positive == "ham"
+    assert any("'ham' is taken as the positive value, 'spam'" in note for note in pairs.notes)
+    named = pair("quality", positive="Spam")
+    assert (named.scale.positive, named.notes) == ("spam", ())
+    assert agreement(named).false_positives == 1
+    assert pair("quality", scale=Scale.of(["spam", "ham"])).notes == ()
+    judge = judge_of(feedback_value_type=Literal["spam", "ham"])
+    assert pair(judge).scale.positive == "spam"
+    assert any("'spam' is taken" in note for note in pair(judge).notes)
+    with pytest.raises(ArgumentError, match="positive='eggs'"):
+        pair("quality", positive="eggs")
+
+
+# -- consensus ------------------------------------------------------------------------------
+
+
+def label(who: str, value: Any, at: int = 0, why: str = "", seen: bool = False) -> Label:
+    return Label("tr-1", who, value, why or None, at, seen)
+
+
+def consensus(*labels: Label, rule: str = "majority", ties: str = "drop") -> Any:
+    read = read_label(labels, YES_NO, rule, ties)
+    return read.fault or read.value
+
+
+THREE = (label("ana", "yes", 3), label("bo", "no", 1), label("cy", "no", 2))
+TIED = (label("ana", "yes", 3), label("bo", "no", 1))
+
+
+def test_majority() -> None:
+    """More than any other; abstentions do not vote."""
+    assert consensus(*THREE) == "no"
+    assert consensus(*TIED, label("cy", "N/A")) == "annotators tie"
+    assert consensus(label("ana", "yes"), label("bo", "n/a")) == "yes"
+    assert consensus(label("ana", "N/A"), label("bo", "unsure")) == "annotators abstained"
+    assert consensus() == "no label"
+
+
+def test_ties() -> None:
+    """Dropped, settled by the latest of those who tie, or an error that names the trace."""
+    assert consensus(*TIED) == "annotators tie"
+    assert consensus(*TIED, ties="latest") == "yes"
+    with pytest.raises(PairingError, match=r"tie on trace tr-1 between.*ties='latest'"):
+        consensus(*TIED, ties="error")
+    scale = Scale.of([1, 2, 3])
+    labels = [label("a", 1, 1), label("b", 1, 2), label("c", 2, 3), label("d", 2, 4)]
+    assert read_label([*labels, label("e", 3, 9)], scale, "majority", "latest").value == 2
+
+
+def test_unanimous_latest_and_a_named_annotator() -> None:
+    """Each rule by itself."""
+    assert consensus(*THREE, rule="unanimous") == "annotators are not unanimous"
+    assert consensus(*THREE[1:], rule="unanimous") == "no"
+    assert consensus(*THREE, rule="latest") == "yes"
+    assert consensus(*THREE, rule="bo") == "no"
+    assert consensus(*THREE, rule="dee") == "no label by dee"
+    assert consensus(*TIED, label("cy", "N/A"), rule="cy") == "annotators abstained"
+    assert consensus(*TIED, label("cy", "7"), rule="cy").startswith("label outside the scale: '7'")
+    assert consensus(label("cy", "7"), rule="dee") == "no label by dee"
+
+
+def test_votes_of_all_are_kept() -> None:
+    """Also of those that the rule passes over."""
+    read = read_label((*THREE, label("dee", "N/A")), YES_NO, "ana", "drop")
+    assert read.votes == {"ana": "yes", "bo": "no", "cy": "no", "dee": ABSTAIN}
+    assert read.value == "yes"
+
+
+def test_rationales_and_blindness_are_those_of_the_winners() -> None:
+    """Of those who voted for the consensus, each text once."""
+    labels = [
+        label("ana", "yes", 1, "clear"),
+        label("bo", "yes", 2, " clear "),
+        label("cy", "yes", 3, "cited", seen=True),
+        label("dee", "no", 4, "not so"),
+    ]
+    read = read_label(labels, YES_NO, "majority", "drop")
+    assert (read.rationale, read.blind) == ("clear / cited", False)
+    assert read_label([*labels[:2], labels[3]], YES_NO, "majority", "drop").blind
+
+
+def test_unknown_rules_are_errors(store: str) -> None:
+    """With the annotators that there are."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana")
+    with pytest.raises(ArgumentError, match=r"consensus='bo'.*'majority'.*'ana'"):
+        pair(judge, consensus="bo")
+    with pytest.raises(ArgumentError, match="ties='coin'"):
+        pair(judge, ties="coin")  # type: ignore[arg-type]
+    assert len(pair(judge, consensus="ana")) == 1
+
+
+def test_votes_as_a_table(store: str) -> None:
+    """A row a labelled trace, paired or not; a column an annotator; None where there is none."""
+    ids, judge = sorted(traces(3)), judge_of()
+    judged(judge, ids[:1])
+    say(ids[0], "good", "ana")
+    say(ids[0], "N/A", "bo")
+    say(ids[1], "poor", "bo")
+    votes = pair(judge).votes
+    assert (list(votes.index), list(votes.columns)) == (ids[:2], ["ana", "bo"])
+    assert votes.to_numpy().tolist() == [["good", None], [None, "poor"]]
+
+
+# -- order of arrival -----------------------------------------------------------------------
+
+said = st.lists(
+    st.tuples(
+        st.sampled_from(["ana", "bo", "cy", ""]),  # "" is the judge
+        st.sampled_from(["excellent", "good", "Poor", "N/A", "purple"]),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(per_trace=st.lists(said, min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_order_of_arrival_never_matters(
+    monkeypatch: pytest.MonkeyPatch, per_trace: list[Any], seed: int
+) -> None:
+    """The same assessments in any order give the same pairs, exclusions, votes and notes."""
+    judge = judge_of()
+    found = [
+        _trace(f"tr-{n}", [
+            _feedback(f"a-{n}-{k}", who, value, at, seen, fingerprint(judge))
+            for k, (who, value, at, seen) in enumerate(one)
+        ])
+        for n, one in enumerate(per_trace)
+    ]  # fmt: skip
+    outcomes = []
+    shuffled = random.Random(seed)
+    for _ in range(3):
+        with monkeypatch.context() as patched:
+            patched.setattr("workbench.pairing.pairs.fetch_traces", lambda *_, **__: found)
+            try:
+                pairs = pair(judge, ties="latest")
+                outcomes.append(
+                    (pairs.table.to_json(), pairs.excluded.to_json(), repr(pairs.all_votes),
+                     pairs.notes)
+                )  # fmt: skip
+            except PairingError as error:
+                outcomes.append(str(error))
+            except ScaleError:
+                outcomes.append("off the scale")
+        shuffled.shuffle(found)
+        for one in found:
+            shuffled.shuffle(one.info.assessments)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def _feedback(key: str, who: str, value: str, at: int, seen: bool, mark: str) -> Feedback:
+    human = AssessmentSource("HUMAN", who) if who else AssessmentSource("LLM_JUDGE", "m")
+    marks = {AFTER_VERDICT_KEY: str(seen).lower()} if who else {FINGERPRINT_KEY: mark}
+    made = Feedback(
+        name="quality", value=value, source=human, metadata=marks, create_time_ms=at,
+        rationale=key,
+    )  # fmt: skip
+    made.assessment_id = key
+    return made
+
+
+def _trace(trace_id: str, assessments: list[Feedback]) -> mlflow.entities.Trace:
+    info = mlflow.entities.TraceInfo(
+        trace_id=trace_id,
+        trace_location=mlflow.entities.trace_location.TraceLocation.from_experiment_id("0"),
+        request_time=0,
+        state=mlflow.entities.TraceState.OK,
+        assessments=assessments,
+    )
+    return mlflow.entities.Trace(info, mlflow.entities.TraceData(spans=[]))
+
+
+# -- pairs by themselves --------------------------------------------------------------------
+
+
+def make_pairs(values: dict[str, str]) -> Pairs:
+    table = pd.DataFrame(
+        [(i, v, "yes", "", "", {"ana": v}, True) for i, v in sorted(values.items())],
+        columns=["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes",
+                 "blind"],
+    )  # fmt: skip
+    return Pairs("quality", table, pd.DataFrame(columns=["trace_id", "reason"]), YES_NO)
+
+
+def test_a_subset_is_of_the_same_kind() -> None:
+    """Rows and votes of the given traces, nothing excluded."""
+    pairs = make_pairs({"a": "yes", "b": "no", "c": "no"})
+    part = pairs.subset(["c", "a", "unknown"])
+    assert (part.trace_ids, list(part.votes.index)) == (["a", "c"], ["a", "c"])
+
+
+def test_other_verdicts_on_the_same_labels() -> None:
+    """Labels stay; a trace without a new verdict is excluded with the reason."""
+    pairs = make_pairs({"a": "yes", "b": "no", "c": "no"})
+    other = pairs.with_verdicts({"a": ("no", "x"), "c": ("no", "y")}, "mark")
+    assert list(other.table["judge"]) == ["no", "no"]
+    assert list(other.table["human"]) == ["yes", "no"]
+    assert (list(other.table["judge_rationale"]), other.fingerprint) == (["x", "y"], "mark")
+    assert reasons(other) == {"b": "the judge gave no usable verdict"}
+    assert list(pairs.table["judge"]) == ["yes"] * 3
+
+
+def test_the_digest_follows_from_items_and_labels() -> None:
+    """Not from the judge's verdicts."""
+    pairs = make_pairs({"a": "yes", "b": "no"})
+    same = pairs.with_verdicts({"a": ("no", ""), "b": ("no", "")}, "")
+    assert dataset_digest(pairs) == dataset_digest(same)
+    assert dataset_digest(pairs) != dataset_digest(make_pairs({"a": "yes", "b": "yes"}))
+
+
+# -- splits ---------------------------------------------------------------------------------
+
+
+def many(count: int = 60, share: float = 0.3) -> Pairs:
+    return make_pairs({f"tr-{n:03}": "yes" if n < count * share else "no" for n in range(count)})
+
+
+def parts(split: Split) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = split.to_dict()["traces"]
+    return found
+
+
+def test_a_split_is_whole_and_disjoint() -> None:
+    """Every pair is in one part, in about the shares asked for, with labels in proportion."""
+    split = many().split(test_size=0.4, dev_size=0.5)
+    every = [i for ids in parts(split).values() for i in ids]
+    assert (sorted(every), len(set(every))) == (many().trace_ids, 60)
+    assert (len(split.train), len(split.dev), len(split.test)) == (18, 18, 24)
+    for part in (split.train, split.dev, split.test):
+        assert (part.table["human"] == "yes").mean() == pytest.approx(0.3, abs=0.05)
+    assert repr(split) == "<Split train 18, dev 18, test 24>"
+
+
+def test_a_split_is_stable_for_its_seed() -> None:
+    """The same in every process; 0 is a seed like any other."""
+    assert many().split(seed=0).digest == many().split(seed=0).digest
+    assert parts(many().split()) == parts(many().split(seed=0))
+    assert len({many().split(seed=seed).digest for seed in range(5)}) == 5
+
+
+def test_without_a_dev_part() -> None:
+    """It is then empty."""
+    split = many().split(dev_size=0)
+    assert (len(split.dev), len(split.train) + len(split.test)) == (0, 60)
+
+
+def test_groups_stay_together() -> None:
+    """By a mapping, and by a column."""
+    group = {i: f"g{n % 12}" for n, i in enumerate(many().trace_ids)}
+    split = many().split(groups=group)
+    where = [{group[i] for i in ids} for ids in parts(split).values()]
+    assert sum(map(len, where)) == len(set.union(*where)) == 12
+    assert split.groups == "mapping"
+    column = make_pairs({f"tr-{n}": "yes" for n in range(6)})
+    column.table["judge"] = ["a", "a", "b", "b", "c", "c"]
+    ids = parts(column.split(groups="judge"))
+    assert all(len(part) == 2 for part in ids.values())
+
+
+def test_groups_by_an_input_and_by_a_tag(store: str) -> None:
+    """Which is how rows that answer the same question are kept on one side."""
+    table = pd.DataFrame(
+        {
+            "q": [f"question {n % 5}" for n in range(20)],
+            "a": [f"answer {n}" for n in range(20)],
+            "who": [f"w{n % 4}" for n in range(20)],
+            "v": ["yes", "no"] * 10,
+        }
+    )
+    made = import_traces(table, inputs="q", outputs="a", tags={"writer": "who"}, progress=False)
+    table = table.assign(trace_id=made.trace_ids)
+    log_labels(table, name="quality", annotator="ana", value="v", progress=False)
+    log_verdicts(table, name="quality", source="m", value="v", progress=False)
+    pairs = pair("quality")
+    for groups, column in (("q", "q"), ("writer", "who")):
+        of = dict(zip(table["trace_id"], table[column], strict=True))
+        where = [{of[i] for i in ids} for ids in parts(pairs.split(groups=groups)).values()]
+        assert sum(map(len, where)) == len(set.union(*where)) == len(set(of.values()))
+    with pytest.raises(ArgumentError, match=r"groups='question'.*These exist: 'q', 'writer'"):
+        pairs.split(groups="question")
+
+
+def test_splits_that_cannot_be_made_are_errors() -> None:
+    """Shares out of range, too few groups, a mapping with gaps, no pairs."""
+    for shares in ({"test_size": 0}, {"test_size": 1}, {"dev_size": 1}, {"dev_size": -0.1}):
+        with pytest.raises(ArgumentError, match="must lie in"):
+            many().split(**shares)
+    with pytest.raises(ArgumentError, match="60 pairs in 2 groups cannot be split into 3"):
+        many().split(groups={i: i[-1] < "5" for i in many().trace_ids})
+    with pytest.raises(ArgumentError, match="names no group for 59 of 60"):
+        many().split(groups={"tr-000": 1})
+    with pytest.raises(ArgumentError, match="0 pairs in 0 groups"):
+        make_pairs({}).split()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(["a", "b", "c"]), min_size=6, max_size=60),
+    groups=st.integers(3, 60),
+    test=st.floats(0.1, 0.8),
+    dev=st.floats(0.0, 0.8),
+    seed=st.integers(0, 1000),
+)
+def test_laws_of_splitting(
+    labels: list[str], groups: int, test: float, dev: float, seed: int
+) -> None:
+    """Whole, disjoint by trace and group, no part empty, and independent of the order."""
+    label_of = {f"t{n}": value for n, value in enumerate(labels)}
+    group_of = {i: str(n % min(groups, len(labels))) for n, i in enumerate(label_of)}
+    shares = {"test": test, "dev": (1 - test) * dev, "train": (1 - test) * (1 - dev)}
+    shares = {part: share for part, share in shares.items() if share > 0}
+    made = stratified(label_of, group_of, shares, seed)
+    assert Counter(i for ids in made.values() for i in ids) == Counter(list(label_of))
+    assert all(made[part] for part in shares)
+    where = [{group_of[i] for i in ids} for ids in made.values()]
+    assert sum(map(len, where)) == len(set(group_of.values()))
+    turned = dict(reversed(label_of.items()))
+    assert stratified(turned, group_of, shares, seed) == made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(["a", "b"]), min_size=20, max_size=200),
+    test=st.floats(0.2, 0.6),
+    seed=st.integers(0, 1000),
+)
+def test_single_traces_are_split_in_proportion(labels: list[str], test: float, seed: int) -> None:
+    """Without groups each label's count in a part is within two of what its share asks for."""
+    label_of = {f"t{n}": value for n, value in enumerate(labels)}
+    shares = {"test": test, "train": 1 - test}
+    made = stratified(label_of, {i: i for i in label_of}, shares, seed)
+    for part, share in shares.items():
+        assert abs(len(made[part]) - share * len(labels)) <= 2
+        for value, count in Counter(labels).items():
+            here = sum(label_of[i] == value for i in made[part])
+            assert abs(here - share * count) <= 2

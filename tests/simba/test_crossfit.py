@@ -1,0 +1,295 @@
+"""Learning from few labels: what is scored was not made from what it is scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from promises import (
+    BASE,
+    RULE,
+    SCALE,
+    Chance,
+    Questions,
+    always_good,
+    items,
+    names_promises,
+    obedient,
+)
+
+from workbench.errors import BudgetError, CancelledError, ModelError
+from workbench.judging.verdicts import Verdict
+from workbench.simba.reflection import Reflection, Request
+from workbench.simba.search import FOLDS, Optimised, Settings, crossfit
+from workbench.simba.search import most_calls_crossfitted as most_calls
+
+
+def run(**changes: Any) -> Optimised:
+    options: dict[str, Any] = {"ask": always_good, "reflect": names_promises, **changes}
+    learned = options.pop("items", items(16))
+    return crossfit(BASE, learned, scale=SCALE, fields=("outputs",), **options)
+
+
+def test_it_learns_from_few_labels() -> None:
+    """The rule behind a systematic error is found, and what so few labels can tell is told."""
+    found = run()
+    assert found.best.rules == (RULE,)
+    assert found.best_score > found.original_score
+    assert "16/16, 95% interval [0.81, 1.00]" in found.notes[0]
+    assert "prove nothing" in found.notes[0]
+
+
+def test_no_item_is_scored_by_what_was_made_from_it() -> None:
+    """In cross-validation a candidate meets only items that its rules and examples never saw."""
+    shown: dict[str, set[str]] = {}
+    batches: list[Questions] = []
+
+    def ask(questions: Questions) -> list[Verdict]:
+        batches.append(questions)
+        return always_good(questions)
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        rules = [f"Rate it poor when a promise is made, {n}." for n, _ in enumerate(requests)]
+        for rule, request in zip(rules, requests, strict=True):
+            cases = (*request.disagreements, *request.agreements)
+            shown[rule] = {c.item.trace_id for c in cases}
+        return [Reflection((rule,), 1) for rule in rules]
+
+    learned = items(16)
+    run(items=learned, ask=ask, reflect=reflect)
+    assert len(shown) == FOLDS + 1
+    everything = {item.trace_id for item in learned}
+    assert [seen == everything for seen in shown.values()] == [False] * FOLDS + [True]
+    scored = set()
+    for candidate, item in batches[1]:
+        assert item.trace_id not in {e.trace_id for e in candidate.examples}
+        assert not any(item.trace_id in shown[rule] for rule in candidate.rules)
+        scored |= {item.trace_id} if candidate.rules else set()
+    assert scored == everything
+
+
+def test_rules_that_hold_items_by_heart_never_win() -> None:
+    """They are right on what they were made from, and on nothing else."""
+
+    def by_heart(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [
+            Reflection(tuple(f"Know {c.item.trace_id}." for c in r.disagreements), 1)
+            for r in requests
+        ]
+
+    def remembering(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(i.trace_id, i.label if f"Know {i.trace_id}." in c.rules else "good", calls=1)
+            for c, i in questions
+        ]
+
+    found = run(ask=remembering, reflect=by_heart)
+    assert found.best == BASE
+    assert "nothing did better" in found.stopped
+
+
+@settings(max_examples=5)
+@given(st.integers(-3, 10**6))
+def test_the_same_seed_gives_the_same_result(seed: int) -> None:
+    """Folds and examples are drawn by the seed alone."""
+    one, two = run(seed=seed), run(seed=seed)
+    assert one.best.text == two.best.text
+    assert one.history.equals(two.history)
+
+
+def test_useless_rules_change_nothing() -> None:
+    """What no verdict is changed by loses against the shorter original."""
+
+    def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection(("Think of the number seven.",), 1) for _ in requests]
+
+    found = run(reflect=useless)
+    assert found.best == BASE
+    assert found.best_score == found.original_score
+    assert "nothing did better" in found.stopped
+
+
+def test_examples_known_by_heart_earn_nothing() -> None:
+    """A judge that only repeats what an example tells it is not taken for a better one."""
+
+    def parrot(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(
+                i.trace_id,
+                i.label if i.trace_id in {e.trace_id for e in c.examples} else "good",
+                calls=1,
+            )
+            for c, i in questions
+        ]
+
+    found = run(ask=parrot, reflect=lambda requests, _: [Reflection((), 1) for _ in requests])
+    assert found.best == BASE
+
+
+def test_a_judge_that_is_right_costs_no_reflection() -> None:
+    """Where all verdicts equal the labels nothing more is asked."""
+
+    def right(questions: Questions) -> list[Verdict]:
+        return [Verdict(item.trace_id, item.label, calls=1) for _, item in questions]
+
+    found = run(ask=right)
+    assert (found.best, found.judge_calls, found.reflection_calls) == (BASE, 16, 0)
+
+
+def test_examples_can_be_left_out() -> None:
+    """With max_examples=0 no candidate shows any."""
+    found = run(settings=Settings(max_examples=0))
+    assert found.history["examples"].max() == 0
+    assert found.best.rules == (RULE,)
+
+
+@pytest.mark.parametrize("error", [BudgetError, CancelledError])
+def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
+    """A spent budget or a cancellation before the scores are in changes nothing."""
+
+    def ending(requests: Sequence[Request], step: int) -> list[Reflection]:
+        raise error("over")
+
+    found = run(reflect=ending)
+    assert found.best == BASE
+    assert found.judge_calls == 16
+
+
+def test_a_judge_that_gives_no_opinion_is_an_error() -> None:
+    """There is nothing to improve on where each verdict is an abstention."""
+    with pytest.raises(ModelError, match="no usable verdict"):
+        run(ask=lambda questions: [Verdict(i.trace_id, "N/A", calls=1) for _, i in questions])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(10, 29))
+def test_no_run_costs_more_than_is_told(seed: int, n: int) -> None:
+    """Whatever judge and reflection model answer, the bound on calls holds."""
+    chance = Chance(seed)
+    run(items=items(n), ask=chance.ask, reflect=chance.reflect, seed=seed)
+    judged, reflected = most_calls(n)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected
+
+
+@pytest.mark.parametrize("reasons", [False, True])
+def test_where_the_judge_is_right_people_are_asked_for_their_reasons(reasons: bool) -> None:
+    """Blind, once a fold and once for all; not where they gave none."""
+    seen: list[Request] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        seen.extend(requests)
+        return [Reflection((), 1) for _ in requests]
+
+    learned = [replace(i, rationale="because" * reasons) for i in items(16)]
+    run(items=learned, reflect=reflect)
+    assert sum(request.blind for request in seen) == (FOLDS + 1) * reasons
+
+
+def test_items_of_one_group_are_in_one_fold() -> None:
+    """What was made from one of them is never scored on another."""
+    shown: dict[str, set[str]] = {}
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        rules = [f"Rate it poor when promise is made, {n}." for n, _ in enumerate(requests)]
+        for rule, request in zip(rules, requests, strict=True):
+            shown[rule] = {c.item.group for c in (*request.disagreements, *request.agreements)}
+        return [Reflection((rule,), 1) for rule in rules]
+
+    batches: list[Questions] = []
+
+    def ask(questions: Questions) -> list[Verdict]:
+        batches.append(questions)
+        return always_good(questions)
+
+    grouped = [replace(item, group=f"conversation {n // 4}") for n, item in enumerate(items(20))]
+    run(items=grouped, ask=ask, reflect=reflect)
+    met = [(c, i) for c, i in batches[1] if c.rules]
+    assert met
+    assert not any(item.group in shown[rule] for c, item in met for rule in c.rules)
+
+
+def test_a_rule_that_the_labels_speak_against_is_dropped() -> None:
+    """What they say nothing of stays."""
+    stays = "Rate it fair when pigs fly."
+    aligned = BASE.with_rules(["Rate it poor when promise is made.", stays], "earlier")
+    learned = [replace(item, label="good", rationale="") for item in items(20)]
+
+    def nothing(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection((), 1) for _ in requests]
+
+    found = crossfit(
+        aligned, learned, scale=SCALE, fields=("outputs",), ask=obedient, reflect=nothing
+    )
+    assert found.best.rules == (stays,)
+    assert set(found.evidence) == {stays}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(10, 29), st.integers(1, 5))
+def test_an_aligned_judge_costs_no_more_than_is_told(seed: int, n: int, rules: int) -> None:
+    chance = Chance(seed)
+    aligned = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
+    learned = [replace(item, rationale="because") for item in items(n)]
+    crossfit(
+        aligned, learned, scale=SCALE, fields=("outputs",), ask=chance.ask,
+        reflect=chance.reflect, seed=seed,
+    )  # fmt: skip
+    judged, reflected = most_calls(n, rules)
+    assert chance.judged <= judged
+    assert chance.reflected <= reflected
+
+
+@pytest.mark.parametrize("limit", [0, 37, 38, 53, 54, 70, 86])
+def test_no_more_kinds_are_tried_than_can_be_scored(limit: int) -> None:
+    """With too little for one kind and its winner nothing is spent beyond the first verdicts."""
+    asked = 0
+
+    def ask(questions: Questions) -> list[Verdict]:
+        nonlocal asked
+        asked += len(questions)
+        return always_good(questions)
+
+    found = run(items=items(16), ask=ask, left=lambda: 16 + limit - asked)
+    assert asked <= 16 + limit
+    assert bool(found.best.rules) == (limit >= 38)
+    if limit < 38:
+        assert (asked, found.reflection_calls) == (16, 0)
+        assert found.stopped == "the budget is spent"
+
+
+def test_what_is_asked_does_not_depend_on_the_ids_of_traces() -> None:
+    """The same labels in another store have other ids, and must have the same reflections."""
+    asked: list[list[dict[str, str]]] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        asked.append([request.as_inputs(SCALE) for request in requests])
+        return names_promises(requests, step)
+
+    learned = items(16)
+    ids = [item.trace_id for item in learned]
+    for other in (ids, ids[::-1]):
+        renamed = [
+            replace(item, example=replace(item.example, trace_id=trace_id))
+            for item, trace_id in zip(learned, other, strict=True)
+        ]
+        run(items=renamed, reflect=reflect)
+    assert asked[0] == asked[1]
+
+
+def test_abstentions_are_neither_right_nor_wrong_in_the_interval() -> None:
+    """They are no opinion, so the quoted share leaves them out."""
+
+    def ask(questions: Questions) -> list[Verdict]:
+        return [
+            replace(verdict, value="N/A")
+            if candidate.rules and item.example.inputs["q"] < 4
+            else verdict
+            for verdict, (candidate, item) in zip(always_good(questions), questions, strict=True)
+        ]
+
+    assert "12/12, 95% interval" in run(ask=ask).notes[0]

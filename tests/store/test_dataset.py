@@ -1,0 +1,171 @@
+"""What a notebook's text parameters say about a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pytest
+
+import workbench
+from workbench.errors import ArgumentError, ScaleError, TableError
+from workbench.store.dataset import parse_names, parse_raters
+
+TABLE = pd.DataFrame(
+    {
+        "question": ["a?", "b?", "c?"],
+        "context": ["x", "y", "z"],
+        "answer": ["1", "2", "3"],
+        "gold": ["1", "2", "4"],
+        "ana": ["good", "poor", "excellent"],
+        "why": ["short", "", "clear"],
+        "ben": ["good", "", "fair"],
+        "topic": ["s", "s", "t"],
+    }
+)
+
+
+def read(**parameters: Any) -> workbench.Dataset:
+    given = {"inputs": "question", "outputs": "answer", "annotators": "ana", **parameters}
+    return workbench.read_dataset(given.pop("data", TABLE), **given)
+
+
+def test_columns_are_named_in_text() -> None:
+    dataset = read(
+        inputs="question, context",
+        expectations="gold",
+        annotators="ana: ana + why, ben",
+        verdicts="other judge: ben",
+        groups="topic",
+    )
+    assert dataset.inputs == ["question", "context"]
+    assert dataset.outputs == "answer"
+    assert dataset.expectations == ["gold"]
+    assert dataset.labels == {"ana": ("ana", "why"), "ben": ("ben", None)}
+    assert dataset.verdicts == {"other judge": ("ben", None)}
+    assert dataset.groups == "topic"
+    assert len(dataset) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, []),
+        ("", []),
+        ("  ", []),
+        (" a , b c ", ["a", "b c"]),
+        (["a, b", "c"], ["a, b", "c"]),
+        ('["a, b", "c"]', ["a, b", "c"]),
+        ("[odd] name", ["[odd] name"]),
+        (7, ["7"]),
+    ],
+)
+def test_names_are_read_from_text_lists_and_json(given: Any, names: list[str]) -> None:
+    assert parse_names("inputs", given) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "raters"),
+    [
+        (None, {}),
+        ("ana", {"ana": ("ana", None)}),
+        ("ana + why", {"ana": ("ana", "why")}),
+        ("Ana B.: rating + why, ben: r2", {"Ana B.": ("rating", "why"), "ben": ("r2", None)}),
+        ({"ana": "a: b", "ben": ["c, d", "e+f"]}, {"ana": ("a: b", None), "ben": ("c, d", "e+f")}),
+        ('{"ana": ["a: b", "c"]}', {"ana": ("a: b", "c")}),
+    ],
+)
+def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, Any]) -> None:
+    assert parse_raters("annotators", given) == raters
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ana:", ": rating", "ana: rating +", "ana, ana: other", "ana: a + b + c", "{broken", ","],
+)
+def test_raters_that_cannot_be_read_are_named(given: str) -> None:
+    with pytest.raises(ArgumentError, match=r"^annotators"):
+        parse_raters("annotators", given)
+
+
+def test_names_that_cannot_be_read_are_named() -> None:
+    with pytest.raises(ArgumentError, match=r"inputs=.*holds ''.*commas"):
+        parse_names("inputs", "a,, b")
+    with pytest.raises(ArgumentError, match="outputs is empty"):
+        read(outputs=None)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "expected"),
+    [
+        ("inputs", "qestion", "inputs.*'qestion'.*did you mean 'question'.*groups"),
+        ("annotators", "zoe", "annotators.*'zoe'.*question"),
+        ("annotators", "ana: ana + reason", "annotators.*'reason'"),
+        ("verdicts", "gpt", "verdicts.*'gpt'"),
+        ("groups", "query_id", "groups.*'query_id'.*lacks are None"),
+        ("expectations", "golds", "expectations.*'golds'.*'gold'"),
+    ],
+)
+def test_a_missing_column_names_the_parameter_and_the_columns(
+    parameter: str, value: str, expected: str
+) -> None:
+    with pytest.raises(ArgumentError, match=expected):
+        read(**{parameter: value})
+
+
+def test_the_scale_is_that_of_the_labels_or_of_the_values_given() -> None:
+    assert read(annotators="ana, ben").value_type == Literal["excellent", "good", "fair", "poor"]
+    assert read(values="excellent, good, fair, poor, terrible").scale.kind == "ordinal"
+    assert read(values="5, 4, 3, 2, 1").value_type == Literal[5, 4, 3, 2, 1]
+    assert read(values="red, green, blue").value_type == Literal["red", "green", "blue"]
+    assert read(values="wanted, unwanted").scale.positive == "wanted"
+    assert read(annotators=None, values="yes, no").value_type == Literal["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    ("ratings", "value_type"),
+    [
+        (["Yes", "no", "Yes"], Literal["Yes", "no"]),
+        ([True, False, True], bool),
+        (["1", "3", "2"], Literal[3, 2, 1]),
+        ([str(n) for n in range(40)], int),
+        ([n / 40 for n in range(40)], float),
+    ],
+)
+def test_the_value_type_follows_from_the_labels(ratings: list[Any], value_type: Any) -> None:
+    table = pd.DataFrame({"question": "q", "answer": "a", "ana": ratings})
+    assert read(data=table).value_type == value_type
+
+
+def test_labels_that_make_no_scale_say_so() -> None:
+    with pytest.raises(ScaleError, match="'why'"):
+        read(annotators="ana: why", data=TABLE.assign(why=""))
+    with pytest.raises(ScaleError, match=r"'topic'.*values"):
+        read(annotators="topic", data=TABLE.assign(topic="same"))
+    with pytest.raises(ArgumentError, match="values is None and no annotators"):
+        read(annotators=None)
+
+
+def test_instructions_begin_with_the_names_of_the_columns() -> None:
+    dataset = read(inputs="question, context", expectations="gold")
+    assert dataset.instructions == (
+        "Rate how good the answer in {{ outputs }} is, given the question and context in "
+        "{{ inputs }} and the gold in {{ expectations }}."
+    )
+    judge = workbench.make_judge("quality", dataset.instructions, model="openai:/any")
+    assert judge.template_variables == {"inputs", "outputs", "expectations"}
+
+
+def test_files_are_read_by_extension(tmp_path: Path) -> None:
+    TABLE.to_csv(tmp_path / "answers.csv", index=False)
+    assert read(data=tmp_path / "answers.csv").source == "answers.csv"
+    with pytest.raises(TableError, match=r"missing\.csv"):
+        read(data=tmp_path / "missing.csv")
+
+
+def test_the_picture_of_a_dataset_escapes_names() -> None:
+    table = TABLE.rename(columns={"context": "<b>"})
+    html = read(data=table, inputs="question, <b>")._repr_html_()
+    assert "&lt;b&gt;" in html
+    assert "<b>" not in html

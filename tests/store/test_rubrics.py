@@ -1,0 +1,165 @@
+"""Rubrics: versions on the store, and which labels were made under an earlier one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow.entities import AssessmentSource
+
+import workbench
+from workbench.errors import ArgumentError
+from workbench.store.assessments import RUBRIC_KEY
+from workbench.store.labels import Label
+from workbench.store.rubrics import Rubric, RubricHistory
+
+NAME = "Is the answer correct?"
+
+
+def label(value: str = "good", *, at: int = 0, under: int | None = None) -> Label:
+    return Label("tr-1", "ana", value, None, at, False, under)
+
+
+@pytest.fixture
+def trace_ids(store: str) -> list[str]:
+    table = pd.DataFrame({"q": ["a", "b"], "a": ["1", "2"]})
+    return list(workbench.import_traces(table, inputs=["q"], outputs="a").trace_ids)
+
+
+def test_there_is_none_until_one_is_set(store: str) -> None:
+    assert workbench.rubric(NAME) is None
+    assert len(workbench.rubric_history(NAME)) == 0
+    assert workbench.rubric_history(NAME).table.empty
+
+
+def test_each_change_is_a_version_and_nothing_is_overwritten(store: str) -> None:
+    workbench.set_rubric(NAME, "Says the fact.", by="ana", note="first thoughts")
+    second = workbench.set_rubric(NAME, "Says the fact {{ inputs }} *first*.\n\n- é 漢", by="ben")
+    assert workbench.rubric(NAME) == second
+    assert (second.version, second.by) == (2, "ben")
+    assert workbench.rubric(NAME, 1).text == "Says the fact."
+    table = workbench.rubric_history(NAME).table
+    assert table[["version", "by", "note"]].values.tolist() == [
+        [1, "ana", "first thoughts"],
+        [2, "ben", ""],
+    ]
+
+
+def test_the_same_text_again_makes_no_version(store: str) -> None:
+    first = workbench.set_rubric(NAME, "Says the fact.", by="ana")
+    assert workbench.set_rubric(NAME, "  Says the fact.\n", by="ben") == first
+    assert len(workbench.rubric_history(NAME)) == 1
+
+
+def test_a_text_that_comes_back_is_a_version_of_its_own(store: str) -> None:
+    for text in ("one", "two", "one"):
+        workbench.set_rubric(NAME, text)
+    assert [v.text for v in workbench.rubric_history(NAME)] == ["one", "two", "one"]
+
+
+def test_questions_and_experiments_have_rubrics_of_their_own(store: str) -> None:
+    workbench.set_rubric("a b", "one")
+    workbench.set_rubric("a-b", "two")
+    workbench.set_rubric("a b", "three", experiment="other")
+    assert workbench.rubric("a b").text == "one"
+    assert workbench.rubric("a-b").text == "two"
+    assert workbench.rubric("a b", experiment="other").text == "three"
+
+
+def test_two_people_at_once_lose_nothing(store: str) -> None:
+    """Each text that was set is a version, and a text set twice at once is one."""
+    texts = ["same", "same", "other"]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda text: workbench.set_rubric(NAME, text), texts))
+    history = [v.text for v in workbench.rubric_history(NAME)]
+    assert set(history) == {"same", "other"}
+    assert all(a != b for a, b in pairwise(history))
+
+
+def test_more_versions_than_a_page_are_all_there(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workbench.store.rubrics._PAGE", 2)
+    for number in range(5):
+        workbench.set_rubric(NAME, f"text {number}")
+    assert [v.version for v in workbench.rubric_history(NAME)] == [1, 2, 3, 4, 5]
+
+
+def test_it_is_seen_over_a_server(server: str) -> None:
+    workbench.set_rubric(NAME, "one", by="ana", note="why")
+    workbench.set_rubric(NAME, "x" * 99_999)
+    assert [len(v.text) for v in workbench.rubric_history(NAME)] == [3, 99_999]
+    assert workbench.rubric(NAME, 1).note == "why"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "non-empty"),
+        ("  \n", "non-empty"),
+        ("x" * 100_001, "at most 100,000"),
+        ("\ud800", "half"),
+    ],
+)
+def test_what_cannot_be_stored_is_said(store: str, text: str, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        workbench.set_rubric(NAME, text)
+
+
+def test_an_unknown_version_names_those_that_exist(store: str) -> None:
+    workbench.set_rubric(NAME, "one")
+    with pytest.raises(ArgumentError, match=r"version=7 .* There are: 1\."):
+        workbench.rubric(NAME, 7)
+
+
+def test_a_label_is_of_the_version_that_it_records() -> None:
+    history = RubricHistory(
+        NAME, (Rubric(NAME, "one", 1, created_ms=10), Rubric(NAME, "two", 2, created_ms=20))
+    )
+    assert history.version_of(label(at=25, under=1)) == 1
+    assert history.is_earlier(label(at=25, under=1))
+    assert not history.is_earlier(label(at=5, under=2))
+
+
+def test_a_label_that_records_none_is_of_the_version_in_force() -> None:
+    history = RubricHistory(
+        NAME, (Rubric(NAME, "one", 1, created_ms=10), Rubric(NAME, "two", 2, created_ms=20))
+    )
+    assert [history.version_of(label(at=at)) for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
+    assert [history.is_earlier(label(at=at)) for at in (9, 10, 19, 20)] == [True, True, True, False]
+
+
+def test_a_label_under_a_text_that_came_back_is_not_earlier() -> None:
+    texts = ["one", "two", "one"]
+    history = RubricHistory(NAME, tuple(Rubric(NAME, t, n) for n, t in enumerate(texts, 1)))
+    assert [history.is_earlier(label(under=n)) for n in (0, 1, 2, 3)] == [True, False, True, False]
+
+
+def test_without_a_rubric_no_label_is_earlier() -> None:
+    assert not RubricHistory(NAME).is_earlier(label(at=5))
+
+
+def test_labels_under_an_earlier_rubric_are_told(trace_ids: list[str]) -> None:
+    first, second = trace_ids
+    workbench.set_rubric(NAME, "one")
+
+    def say(trace_id: str, value: str, by: str, version: int) -> None:
+        source = AssessmentSource(source_type="HUMAN", source_id=by)
+        metadata = {RUBRIC_KEY: str(version)}
+        mlflow.log_feedback(
+            trace_id=trace_id, name=NAME, value=value, source=source, metadata=metadata
+        )
+
+    say(first, "good", "ana", 1)
+    say(second, "poor", "ben", 1)
+    assert workbench.earlier_labels(NAME).empty
+    workbench.set_rubric(NAME, "two")
+    say(first, "fair", "ana", 2)
+    told = workbench.earlier_labels(NAME)
+    assert told[["trace_id", "annotator", "value", "rubric_version"]].values.tolist() == [
+        [second, "ben", "poor", 1]
+    ]
+    assert workbench.earlier_labels(NAME, annotator="ana").empty

@@ -1,0 +1,379 @@
+"""`align_in_background`: an alignment that goes on while the notebook stays usable.
+
+It runs in a thread of its own; what it is doing can be read at any time and it can be cancelled.
+Nothing is shown here: in a notebook the view of `workbench.panel` stands for it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import difflib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.alignment.align import align
+from workbench.alignment.runs import Alignment, Stage, Watch
+from workbench.errors import ArgumentError, CancelledError
+from workbench.models.budget import Budget
+from workbench.simba.optimizer import SIMBA
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.genai.judges import Judge
+    from mlflow.genai.judges.base import AlignmentOptimizer
+
+    from workbench.widgets.progress import AlignmentView
+
+
+def align_in_background(
+    judge: Judge,
+    pairs_or_traces: Any = None,
+    optimizer: AlignmentOptimizer | None = None,
+    **options: Any,
+) -> BackgroundAlignment:
+    """Begin `workbench.align` in a thread of its own and return at once.
+
+    Labels and verdicts are read before this returns, from the store that is active now; another
+    experiment or tracking URI may be set meanwhile, and the run is logged where this call was
+    made. Only optimizers other than `SIMBA` read traces from the active store once more.
+
+    An alignment that was cancelled, interrupted or killed is taken up by the same call, here or
+    with `workbench.align`, and pays for no answer twice.
+
+    Parameters
+    ----------
+    judge, pairs_or_traces, optimizer
+        As `workbench.align` takes them. An optimizer serves one alignment at a time.
+    options
+        All other arguments of `workbench.align`; ``progress`` is False unless given.
+
+    Raises
+    ------
+    ArgumentError
+        When ``options`` holds what `align` does not take. What `align` raises is raised by
+        `BackgroundAlignment.result`.
+
+    Examples
+    --------
+    >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
+    >>> running  # the live view, in a notebook  # doctest: +SKIP
+    >>> running.state.best_score, running.cancel()  # doctest: +SKIP
+    >>> alignment = running.result()  # doctest: +SKIP
+    """
+    allowed = set(align.__kwdefaults__ or ()) - {"watch"}
+    if unknown := sorted(set(options) - allowed):
+        raise ArgumentError(
+            f"align_in_background takes no {', '.join(unknown)}. Beside judge, pairs_or_traces and "
+            f"optimizer it takes: {', '.join(sorted(allowed))}."
+        )
+    options = {"progress": False, **options}
+    return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
+
+
+@dataclass(frozen=True)
+class AlignmentState:
+    """What an alignment is doing.
+
+    Attributes
+    ----------
+    stage
+        ``"reading"`` the store, ``"preflight"``, ``"learning"``, ``"testing"``, then one of
+        ``"done"``, ``"cancelled"``, ``"failed"``.
+    cancelling
+        Whether it has been cancelled, but calls are still under way.
+    step, max_steps
+        Steps made, and at most to make; None for optimizers other than `SIMBA`, as are the
+        figures that follow.
+    best_score
+        Of the best instructions so far, on the items that candidates are selected on: the mean
+        credit less a small price for length. None before the first step.
+    calls, budget
+        Of the budget: model calls until now, those under way, those that were paid for before and
+        those of whatever else shares it included, and at most; None: no limit.
+    spent, share_spent
+        Of the budget in calls, tokens and money, in words, and the share in [0, 1] of the limit
+        that is nearest; None without a limit.
+    failures
+        Judge calls that gave no usable answer.
+    instructions
+        The best so far.
+    seconds
+        Since it began.
+    message
+        How it ended, in words; "" before.
+    """
+
+    stage: Literal["reading", Stage, "done", "cancelled", "failed"] = "reading"
+    cancelling: bool = False
+    step: int | None = None
+    max_steps: int | None = None
+    best_score: float | None = None
+    calls: int | None = None
+    budget: int | None = None
+    spent: str = ""
+    share_spent: float | None = None
+    failures: int | None = None
+    instructions: str = ""
+    seconds: float = 0.0
+    message: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.stage in ("done", "cancelled", "failed")
+
+
+class BackgroundAlignment:
+    """An alignment under way; made by `align_in_background`. In a notebook it shows a live view.
+
+    Attributes
+    ----------
+    judge
+        The judge that is aligned; it stays as it is.
+    preflight
+        What `align` says before it begins, as a table; None until then.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        pairs_or_traces: Any,
+        optimizer: AlignmentOptimizer | None,
+        options: dict[str, Any],
+    ) -> None:
+        self.judge, self.progress = judge, bool(options["progress"])
+        self.preflight: pd.DataFrame | None = None
+        self._began = time.monotonic()
+        self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
+        self._lock = threading.Lock()
+        self._read, self._ended = threading.Event(), threading.Event()
+        self._purse: Budget | None = None
+        self._alignment: Alignment | None = None
+        self._error: BaseException | None = None
+        self._view: AlignmentView | None = None
+        self._watch = _Listening(self)
+        context = contextvars.copy_context()
+        threading.Thread(
+            target=lambda: context.run(self._run, pairs_or_traces, optimizer, options),
+            name=f"align {judge.name}",
+            daemon=True,
+        ).start()
+        try:
+            self._read.wait()
+        except BaseException:
+            # Interrupted while it read: nobody would hold what could cancel it.
+            self.cancel()
+            raise
+
+    # -- for whoever waits ----------------------------------------------------------------
+
+    @property
+    def state(self) -> AlignmentState:
+        """What it is doing now."""
+        with self._lock:
+            state, purse = self._state, self._purse
+        if state.ended:
+            return state
+        seconds = time.monotonic() - self._began
+        if purse is None:
+            return replace(state, seconds=seconds)
+        return replace(
+            state,
+            calls=purse.spent,
+            spent=purse.told(),
+            share_spent=_share_spent(purse),
+            seconds=seconds,
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._ended.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, so long at most; whether it has come."""
+        return self._ended.wait(seconds)
+
+    def cancel(self) -> bool:
+        """End it after the calls that are under way; False where it is too late for that.
+
+        What was learned so far is not tested, since each look at held-out labels is one, and so
+        not taken. Once the held-out test has begun it goes to its end. Optimizers other than
+        `SIMBA` end when they next call a model.
+        """
+        with self._lock:
+            if self._state.ended or self._state.stage == "testing":
+                return self._state.stage == "cancelled"
+            self._watch.stop.set()
+            self._state = replace(self._state, cancelling=True)
+            return True
+
+    def result(self, timeout: float | None = None) -> Alignment:
+        """Wait for the end, ``timeout`` seconds at most, and return what `align` returned.
+
+        An interrupt ends the waiting and not the alignment.
+
+        Raises
+        ------
+        CancelledError
+            When it was cancelled.
+        TimeoutError
+            When it has not ended by then.
+        Exception
+            Whatever `align` raised.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        # Waited for in short turns, so that Ctrl-C is seen in between everywhere.
+        while not self._ended.is_set():
+            left = 1.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(
+                    f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
+                    "longer with result(timeout=...), look at .state, or .cancel() it."
+                )
+            self._ended.wait(min(1.0, left))
+        if self._error is not None:
+            raise self._error
+        assert self._alignment is not None
+        return self._alignment
+
+    # -- in the thread ----------------------------------------------------------------------
+
+    def _run(
+        self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None, options: dict[str, Any]
+    ) -> None:
+        try:
+            found = align(self.judge, pairs_or_traces, optimizer, watch=self._watch, **options)
+        except CancelledError as error:
+            self._end("cancelled", str(error), error=error)
+        except BaseException as error:
+            # It is raised where someone waits for the result.
+            self._end("failed", f"{type(error).__name__}: {error}", error=error)
+        else:
+            self._end("done", found.reason, found)
+        finally:
+            self._read.set()
+
+    def _end(
+        self,
+        stage: Literal["done", "cancelled", "failed"],
+        message: str,
+        alignment: Alignment | None = None,
+        *,
+        error: BaseException | None = None,
+    ) -> None:
+        told: dict[str, Any] = {"stage": stage, "message": message, "cancelling": False}
+        if alignment is not None:
+            told["instructions"] = alignment.proposed.instructions
+        state = self.state
+        with self._lock:
+            self._alignment, self._error = alignment, error
+            self._state = replace(state, **told)
+        self._ended.set()
+
+    def _enter(self, stage: Stage, preflight: pd.DataFrame | None) -> None:
+        with self._lock:
+            if self._watch.stop.is_set():
+                return
+            self._state = replace(self._state, stage=stage)
+            if preflight is not None:
+                self.preflight = preflight
+        self._read.set()
+
+    def _step(self, told: dict[str, Any]) -> None:
+        with self._lock:
+            self._state = replace(
+                self._state,
+                step=told["step"],
+                best_score=told["best_score"],
+                failures=told["failures"],
+                instructions=told["best"],
+            )
+
+    def _learning(self, simba: SIMBA, purse: Budget) -> None:
+        with self._lock:
+            self._purse = purse
+            most = simba.settings.max_steps
+            self._state = replace(
+                self._state, step=0, max_steps=most, budget=purse.limit, failures=0
+            )
+
+    # -- in a notebook ----------------------------------------------------------------------
+
+    def learned(self) -> list[tuple[str, bool]]:
+        """The lines of the best instructions, each with whether it was learned."""
+        before = str(getattr(self.judge, "instructions", "")).splitlines()
+        after = self.state.instructions.splitlines()
+        same = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+        known = {block.b + i for block in same for i in range(block.size)}
+        return [(line, i not in known and bool(line.strip())) for i, line in enumerate(after)]
+
+    @property
+    def view(self) -> AlignmentView:
+        """The live view, one for all cells that show this."""
+        if self._view is None:
+            from workbench.widgets.progress import AlignmentView
+
+            self._view = AlignmentView(self)
+        return self._view
+
+    def __repr__(self) -> str:
+        state = asdict(self.state)
+        figures = [
+            f"step {state['step']} of {state['max_steps']}" if state["step"] is not None else "",
+            f"best dev score {state['best_score']:.3f}" if state["best_score"] is not None else "",
+            state["spent"],
+            f"{state['seconds']:.0f} s",
+        ]
+        told = ", ".join(figure for figure in figures if figure)
+        end = f". {state['message']}" if state["message"] else ""
+        return f"<BackgroundAlignment of {self.judge.name!r}: {state['stage']}, {told}{end}>"
+
+    def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
+        return self.view._repr_mimebundle_(**given)
+
+
+def _share_spent(purse: Budget) -> float | None:
+    limits = (
+        (purse.spent, purse.limit),
+        (purse.spent_tokens, purse.tokens),
+        (purse.spent_usd, purse.usd),
+    )
+    shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
+    return min(1.0, max(shares)) if shares else None
+
+
+class _Listening(Watch):
+    """Tells a `BackgroundAlignment` of stages and steps, and ends what it has cancelled."""
+
+    def __init__(self, told: BackgroundAlignment) -> None:
+        super().__init__()
+        self.told = told
+
+    def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
+        self.told._enter(stage, preflight)
+        super().enter(stage, preflight)
+
+    @contextmanager
+    def learning(self, optimizer: AlignmentOptimizer, budget: Budget) -> Iterator[None]:
+        assert isinstance(optimizer, SIMBA)
+        # A user's own optimizer is given back as it was.
+        before = optimizer.on_step, optimizer.stop, optimizer.progress
+        own = before[0]
+
+        def on_step(told: dict[str, Any]) -> None:
+            self.told._step(told)
+            if own is not None:
+                own(told)
+
+        optimizer.on_step, optimizer.stop = on_step, self.stop
+        optimizer.progress = optimizer.progress and self.told.progress
+        self.told._learning(optimizer, budget)
+        try:
+            yield
+        finally:
+            optimizer.on_step, optimizer.stop, optimizer.progress = before

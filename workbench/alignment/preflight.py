@@ -1,0 +1,226 @@
+"""What an alignment will do and cost, said before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench.errors import ModelError, TooFewPairsError
+from workbench.judging.runner import run
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import ASSUMED_OUTPUT, Budget, Receipt, cost
+from workbench.models.cache import AnswerCache
+from workbench.pairing.pairs import Pairs, Split
+from workbench.simba.optimizer import MINIMUM_LABELS, Forecast, forecast, judge_fields
+from workbench.simba.reflection import Case, Item
+from workbench.simba.search import Settings
+from workbench.store.traces import Example
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+    from workbench.metrics.annotators import AnnotatorAgreement
+
+
+ADVISED_PAIRS = 50
+
+ADVISED_SHARE = 0.3
+
+
+PROBE = -1
+"""Number of the sample that only a probe asks for, so that no other answer stands in for it."""
+
+
+def check_pairs(pairs: Pairs) -> None:
+    """Raise `TooFewPairsError` where there is too little to learn from."""
+    if len(pairs) >= MINIMUM_LABELS:
+        return
+    lost = "; ".join(f"{row.traces} traces: {row.reason}" for row in pairs.reasons.itertuples())
+    raise TooFewPairsError(
+        f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
+        f"{MINIMUM_LABELS}, and {ADVISED_PAIRS} to 100 make a difference that can be trusted. "
+        + (f"Left out: {lost}. " if lost else "")
+        + "Label more traces, or mend the reasons above."
+    )
+
+
+def probed(
+    judge: Judge,
+    example: Example,
+    pairs: Pairs,
+    *,
+    budget: Budget | None = None,
+    cache: bool = True,
+) -> Verdict:
+    """The verdict of one real judge call, made now or when the same alignment was begun before.
+
+    Raises
+    ------
+    ModelError
+        When the judge does not answer, or not with a usable verdict.
+    """
+    with AnswerCache() if cache else nullcontext() as answers:
+        verdict = run(
+            judge, [example], cache=answers, sample=PROBE, scale=pairs.scale, budget=budget
+        )[0]
+    if verdict.error is not None:
+        raise ModelError(
+            f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
+            f"{verdict.error}. Mend this before aligning; nothing was changed."
+        )
+    return verdict
+
+
+def preflight(
+    judge: Judge,
+    pairs: Pairs,
+    split: Split,
+    by_id: Mapping[str, Example],
+    probe: Verdict,
+    annotators: AnnotatorAgreement | None = None,
+    *,
+    settings: Settings | None = None,
+    reflection_model: str | None = None,
+    budget: Budget | None = None,
+    purse: Budget | None = None,
+) -> pd.DataFrame:
+    """What an alignment will do, and what it takes at most.
+
+    ``probe`` is the verdict of a first call (`probed`). ``settings`` are those of SIMBA and
+    ``reflection_model`` its own model; None where another optimizer is used, whose calls cannot
+    be foretold. ``budget`` is that of learning, ``purse`` that of the whole. The table has the
+    columns ``check``, ``finding``, ``advice``.
+    """
+    rows = [("usable pairs", str(len(pairs)), _pairs_advice(len(pairs)))]
+    rows += [
+        (f"left out: {row.reason}", f"{row.traces} traces", "")
+        for row in pairs.reasons.itertuples()
+    ]
+    rows.append(_balance(pairs))
+    if annotators is not None and len(annotators.annotators) > 1:
+        rows.append(
+            (
+                "annotators among themselves",
+                f"alpha {annotators.alpha:.2f}, ceiling {annotators.ceiling:.2f}",
+                ""
+                if not annotators.alpha < 0.4
+                else "people hardly agree: settle the rubric first",
+            )
+        )
+    parts = f"train {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
+    small = "too few held-out pairs to prove much" if len(split.test) < 30 else ""
+    rows.append(("split", parts, small))
+    rows.append(("judge answers", f"yes: {probe.value!r}", ""))
+    test = len(split.test)
+    if settings is None:
+        limited = Budget.of(budget).is_limited
+        told = "the budget ends it" if limited else "budget= sets a limit"
+        rows.append(("calls", "not known: the optimizer does not say", told))
+    else:
+        most = forecast_of(judge, split, by_id, settings, reflection_model, probe)
+        rows += _cost(judge, most, test, probe, Budget.of(budget), whole=budget is purse)
+    return pd.DataFrame(rows, columns=["check", "finding", "advice"])
+
+
+def forecast_of(
+    judge: Judge,
+    split: Split,
+    by_id: Mapping[str, Example],
+    settings: Settings,
+    reflection_model: str | None,
+    probe: Verdict | None,
+) -> Forecast:
+    """What learning on the split takes at most."""
+    cases = [
+        Case(
+            Item(by_id[row["trace_id"]], row["human"], row["human_rationale"] or ""),
+            Verdict(row["trace_id"], row["judge"], row["judge_rationale"] or ""),
+        )
+        for part in (split.train, split.dev)
+        for row in part.table.to_dict("records")
+    ]
+    other = reflection_model not in (None, getattr(judge, "model", None))
+    return forecast(
+        judge,
+        cases,
+        len(split.dev),
+        settings,
+        split.train.scale,
+        fields=judge_fields(judge),
+        reflection_model=reflection_model,
+        probe=probe,
+        # MLflow has told whether there is a price; litellm, which knows it, loads slowly.
+        with_price=other or probe is None or probe.cached or probe.cost is not None,
+    )
+
+
+def _pairs_advice(n: int) -> str:
+    return "" if n >= ADVISED_PAIRS else f"{ADVISED_PAIRS} to 100 are advised"
+
+
+def _balance(pairs: Pairs) -> tuple[str, str, str]:
+    counts = Counter(map(str, pairs.table["human"]))
+    most = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:6]
+    shown = ", ".join(f"{value} {count / len(pairs):.0%}" for value, count in most)
+    least = min(counts.values()) / len(pairs)
+    binary = pairs.scale.kind == "binary"
+    advice = ""
+    if len(counts) == 1:
+        advice = "only one value is labelled: there is nothing to tell apart"
+    elif binary and least < ADVISED_SHARE:
+        advice = f"at least {ADVISED_SHARE:.0%} of each side is advised"
+    return "balance of labels", shown, advice
+
+
+def _cost(
+    judge: Judge, most: Forecast, test: int, probe: Verdict, budget: Budget, *, whole: bool
+) -> list[tuple[str, str, str]]:
+    kept = to_keep(judge, test if whole else 0, probe, budget)
+    calls = int(max(0, min(most.calls, budget.left - kept["calls"])))
+    free = "repeated ones after failures not counted; "
+    free += "the budget ends it" if budget.is_limited else "budget= sets a limit"
+    rows = [("calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free)]
+    told = probe.receipt or Receipt()
+    each = math.ceil(1.5 * told.read + 2 * told.written)
+    tokens = int(min(most.tokens, max(0, budget.left_tokens - kept["tokens"]))) + each * test
+    rows.append(("tokens at most, about", f"{tokens:,}", _limit(budget.tokens, "{:,}")))
+    price = "unknown"
+    if most.usd is not None:
+        a_test = cost(str(judge.model), math.ceil(1.5 * told.read), 2 * told.written) or 0.0
+        usd = min(most.usd, max(0.0, budget.left_usd - kept["usd"])) + a_test * test
+        price = f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
+    rows.append(("money at most, about", price, _limit(budget.usd, "${:.2f}")))
+    return rows
+
+
+def to_keep(
+    judge: Judge, test: int, probe: Verdict, budget: Budget, *, requests: int = 1
+) -> dict[str, Any]:
+    """What the held-out test of so many pairs may use, as `Budget.keeping` takes it.
+
+    A tenth more than one call a pair, since some are repeated, with instructions half as long
+    again as those of the probe. ``requests`` tells how many one verdict takes.
+    """
+    if not test:
+        return {"calls": 0, "tokens": 0, "usd": 0.0}
+    calls = math.ceil(1.1 * test) * requests
+    told = probe.receipt or Receipt()
+    read = math.ceil(1.5 * told.read)
+    # The last request is set aside at the most that it can use, which is far more than it does.
+    last = 6 * told.read
+    usd = 0.0
+    if budget.usd is not None:
+        model = str(judge.model)
+        usd = calls * (cost(model, read, told.written) or 0.0)
+        usd += cost(model, last, ASSUMED_OUTPUT) or 0.0
+    tokens = calls * (read + told.written) + last + ASSUMED_OUTPUT
+    return {"calls": calls, "tokens": tokens, "usd": usd}
+
+
+def _limit(limit: float | None, words: str) -> str:
+    return "" if limit is None else f"the budget: {words.format(limit)}"

@@ -1,0 +1,164 @@
+"""Where a notebook puts things: an MLflow store, an experiment, a folder, a summary at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+
+from workbench.credentials import shown_address
+from workbench.metrics.agreement import agreement
+from workbench.metrics.intervals import figure
+from workbench.store.traces import discreet
+from workbench.store.traces import find_experiment_id as experiment_id
+
+if TYPE_CHECKING:
+    from workbench.alignment.registry import Registered
+    from workbench.alignment.runs import Alignment
+    from workbench.pairing.pairs import Pairs
+
+
+SUMMARY = "summary.json"
+
+
+_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder, and the MLflow store and experiment that are active.
+
+    ``tracking_uri`` is without credentials.
+    """
+
+    folder: Path
+    tracking_uri: str
+    experiment: str
+    experiment_id: str
+
+    def write_summary(
+        self,
+        alignment: Alignment,
+        registered: Registered,
+        report: str | os.PathLike[str],
+        *,
+        recorded: Mapping[str, Pairs] | None = None,
+    ) -> Path:
+        """Write ``summary.json``: what the command line prints when the notebook has ended.
+
+        ``recorded`` are pairs with the recorded verdicts of other judges, by their source.
+
+        It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
+        (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
+        ``calls`` made, and ``comparison``, ``recorded`` and ``annotators`` (among themselves)
+        in figures.
+        """
+        others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
+        lines = [
+            f"Recorded verdicts of {source} on {found.n} items: accuracy "
+            f"{figure(found.accuracy, found.accuracy_interval)}, kappa "
+            f"{figure(found.kappa, found.kappa_interval)}."
+            for source, found in others.items()
+        ]
+        summary: dict[str, Any] = {
+            "table": "\n".join([str(alignment.comparison), *lines]),
+            "status": alignment.status,
+            "reason": alignment.reason,
+            "judge": {
+                "name": registered.name,
+                "version": registered.version,
+                "new": registered.new,
+            },
+            "report": str(Path(report).resolve()),
+            "tracking_uri": self.tracking_uri,
+            "experiment": self.experiment,
+            "model": getattr(alignment.original, "model", None),
+            "seed": alignment.seed,
+            "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
+            "comparison": alignment.comparison.to_dict(),
+            "annotators": alignment.annotators.to_dict() if alignment.annotators else None,
+            "recorded": {source: found.to_dict() for source, found in others.items()},
+        }
+        path = self.folder / SUMMARY
+        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        rows = {"experiment": self.experiment, "MLflow store": self.tracking_uri}
+        rows["folder"] = str(self.folder)
+        cells = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+
+@discreet()
+def use_workspace(
+    folder: str | os.PathLike[str], *, experiment: str, tracking_uri: str | None = None
+) -> Workspace:
+    """Make an MLflow store and experiment the active ones.
+
+    Parameters
+    ----------
+    folder
+        Made when missing. A new experiment in a local store keeps its artifacts here, so that
+        no ``mlruns`` appears in the working folder.
+    experiment
+        Its name; made when missing.
+    tracking_uri
+        Of the store. None: ``MLFLOW_TRACKING_URI`` where that is set, else an SQLite file in the
+        folder.
+
+    Raises
+    ------
+    StoreError
+        When the experiment was deleted.
+    """
+    place = Path(folder).expanduser().resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri or os.environ.get(_VARIABLE) or f"sqlite:///{place}/mlflow.db"
+    with _same_environment():
+        mlflow.set_tracking_uri(uri)
+    with _quiet_migrations():
+        if mlflow.get_experiment_by_name(experiment) is None:
+            local = not uri.startswith(("http://", "https://", "databricks"))
+            mlflow.create_experiment(
+                experiment, artifact_location=(place / "artifacts").as_uri() if local else None
+            )
+        where = experiment_id(experiment, create=False)
+        mlflow.set_experiment(experiment_id=where)
+    return Workspace(place, shown_address(uri), experiment, where)
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """MLflow puts the URI into the environment, where the next call would take it for the
+    user's choice, whatever folder it is told."""
+    before = os.environ.get(_VARIABLE)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """A new database is set up in forty steps, each of which would be told."""
+    names = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,345 @@
+"""Let judges rate traces in the store, and log the verdicts.
+
+`assess` runs a judge and logs what comes back, failures included; `log_verdicts` takes
+verdicts of a judge that was run elsewhere. The calls themselves are made by `workbench.calls`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.entities.assessment_error import AssessmentError
+from mlflow.tracing.constant import AssessmentMetadataKey
+
+from workbench.errors import ArgumentError, BudgetError
+from workbench.judging.judge import fingerprint
+from workbench.judging.requests import Plan, Question
+from workbench.judging.runner import note_known, run
+from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY, Verdict
+from workbench.models.budget import Budget, Receipt
+from workbench.models.cache import AnswerCache
+from workbench.models.recording import active
+from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table
+from workbench.store.traces import Example, as_example, fetch_traces
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+RECEIPT_KEY = "workbench.paid"
+"""Metadata key of a logged verdict: what was paid for it (`workbench.receipt`), as JSON."""
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What `assess` did.
+
+    Attributes
+    ----------
+    table
+        One row a trace, in the order of the traces: ``trace_id``, ``value``, ``rationale``,
+        ``error`` (None where the judge answered), ``cached`` (True where nothing was paid).
+    calls
+        Model calls made in this run, failed ones included.
+    cost
+        US dollars paid in this run; None where no price is known.
+    input_tokens, output_tokens
+        As counted by the provider in this run; None where it does not count.
+    fingerprint
+        Of the judge version that gave the verdicts.
+    seconds
+        Wall-clock time.
+    """
+
+    name: str
+    table: pd.DataFrame
+    calls: int
+    cost: float | None
+    input_tokens: int | None
+    output_tokens: int | None
+    fingerprint: str
+    seconds: float
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The traces on which the judge gave no usable verdict: ``trace_id``, ``error``."""
+        failed = self.table[self.table["error"].notna()]
+        return failed[["trace_id", "error"]].reset_index(drop=True)
+
+    def __repr__(self) -> str:
+        money = "" if self.cost is None else f", ${self.cost:.4f}"
+        return (
+            f"<Assessed {self.name!r}: {len(self.table)} traces, {self.calls} calls, "
+            f"{len(self.failures)} failures, {self.seconds:.1f} s{money}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        head = f"<div>{escape(repr(self)[1:-1])}</div>"
+        failed = self.failures
+        tail = f"<div>Failures</div>{failed.head(10).to_html(index=False)}" if len(failed) else ""
+        return head + self.table.head(10).to_html(index=False, border=0) + tail
+
+
+def assess(
+    judge: Judge,
+    traces: Any = None,
+    *,
+    concurrency: int = 64,
+    cache: bool = True,
+    log: bool = True,
+    budget: Budget | int | None = None,
+    progress: bool = True,
+) -> Assessed:
+    """Let the judge rate traces and log its verdicts to MLflow.
+
+    A trace on which this very version of the judge has a verdict already is not judged again,
+    so an interrupted or partly failed run is completed by running it again. Failed calls are
+    logged as feedback with an error, listed in ``.failures``, and never count as a verdict.
+
+    Parameters
+    ----------
+    judge
+        Any MLflow judge of single traces.
+    traces
+        None (the active experiment), traces, trace ids, or an MLflow filter string.
+    concurrency
+        Calls under way at the same time, at most. Rate limits lower it for as long as needed.
+    cache
+        Take answers to equal questions from the disk cache, and put new ones there.
+    log
+        Log the verdicts to the traces, each with the judge's fingerprint.
+    budget
+        Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
+        exceeded by a single call; where it ends before all is judged, what was judged is kept and
+        logged. Verdicts that are there already are charged with what they cost when they were
+        paid for, so that a run that is resumed with the same budget ends as if it had never
+        been interrupted.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    UnreachableModelError, CredentialError, ModelError
+        When the model cannot answer at all. What was judged before is kept.
+    BudgetError
+        When the budget is too small; it says how much is needed.
+    ReplayError
+        While a file of answers is replayed (`workbench.replaying`) that lacks one.
+    """
+    started = time.monotonic()
+    if not judge.name:
+        raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
+    if getattr(judge, "is_session_level_scorer", False):
+        raise ArgumentError(
+            f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces. "
+            "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
+        )
+    mark = fingerprint(judge)
+    traces = list(traces) if isinstance(traces, Iterator) else traces
+    fetched = fetch_traces(traces, spans=False)
+    earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
+    known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
+    purse = Budget.of(budget)
+    purse.check(str(getattr(judge, "model", None) or ""))
+    todo = _examples([i for i in earlier if i not in known], traces)
+    if active() is not None:
+        # A run that is recorded uses these answers as well, which another store will not have.
+        plan = Plan.of(judge, None)
+        asked = [Question(plan, one, 0) for one in _examples(list(known), traces)]
+        note_known((q, known[q.item.trace_id]) for q in asked)
+
+    verdicts: dict[str, Verdict] = {}
+    # Whatever ends the run, what the judge has answered until then is written.
+    with (
+        AnswerCache() if cache else nullcontext() as answers,
+        AssessmentWriter() if log else nullcontext() as writer,
+    ):
+
+        def keep(verdict: Verdict) -> None:
+            verdicts[verdict.trace_id] = verdict
+            before = earlier[verdict.trace_id]
+            said_before = before is not None and before.error == verdict.error is not None
+            if writer is not None and not said_before:
+                writer.put(as_feedback(verdict, judge))
+
+        try:
+            _charge(purse, known.values(), judge)
+            run(
+                judge,
+                todo,
+                concurrency=concurrency,
+                cache=answers,
+                progress=f"judging with {judge.name}" if progress else None,
+                on_verdict=keep,
+                budget=purse,
+            )
+        except BudgetError as error:
+            missing = len(todo) - len(verdicts)
+            if missing:
+                raise _too_small(error, len(fetched), missing, log) from None
+    rows = [known.get(t.info.trace_id) or verdicts[t.info.trace_id] for t in fetched]
+    fresh = [v for v in verdicts.values() if not v.cached]
+    return Assessed(
+        name=judge.name,
+        table=verdict_table(rows),
+        calls=sum(v.calls for v in fresh),
+        cost=_total(v.cost for v in fresh),
+        input_tokens=_total(v.input_tokens for v in fresh),
+        output_tokens=_total(v.output_tokens for v in fresh),
+        fingerprint=mark,
+        seconds=time.monotonic() - started,
+    )
+
+
+def log_verdicts(
+    table: Any,
+    *,
+    name: str,
+    source: str,
+    value: str,
+    rationale: str | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Log recorded verdicts of a judge that was run elsewhere.
+
+    Parameters
+    ----------
+    table
+        A DataFrame or a file with a ``trace_id`` column; a row without a value is skipped.
+    name
+        The name under which people label the same traces.
+    source
+        Who judged, for instance the model's name.
+    value, rationale
+        Names of the columns that hold them.
+
+    Returns
+    -------
+    Logged
+        How many were written, were there already, and were skipped with the reason.
+    """
+    return log_feedback_table(
+        table,
+        name=name,
+        source_type="LLM_JUDGE",
+        source_id=source,
+        value=value,
+        rationale=rationale,
+        metadata={RECORDED_KEY: "true"},
+        progress=progress,
+    )
+
+
+def _charge(budget: Budget, known: Iterable[Verdict], judge: Judge) -> None:
+    model = str(getattr(judge, "model", None) or "")
+    receipts = [verdict.receipt or Receipt() for verdict in known]
+    for receipt in receipts:
+        budget.charge(receipt, model)
+    budget.close((receipt, model) for receipt in receipts)
+
+
+def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> BudgetError:
+    kept = "kept and logged" if log else "kept"
+    return BudgetError(
+        f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} "
+        f"more need a call each, and failed ones are repeated. A budget for all of them has at "
+        f"least {traces} calls, and more if an alignment shares it."
+    )
+
+
+# -- verdicts and the store -----------------------------------------------------------------
+
+
+def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
+    """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
+    metadata = {FINGERPRINT_KEY: verdict.fingerprint}
+    instructions = getattr(judge, "instructions", None)
+    if instructions:
+        metadata["guideline"] = instructions  # MLflow's page shows it beside the verdict
+    for key, value in (
+        (AssessmentMetadataKey.JUDGE_COST, verdict.cost),
+        (AssessmentMetadataKey.JUDGE_INPUT_TOKENS, verdict.input_tokens),
+        (AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS, verdict.output_tokens),
+    ):
+        if value is not None:
+            metadata[key] = str(value)
+    if verdict.receipt is not None:
+        metadata[RECEIPT_KEY] = json.dumps(verdict.receipt.to_dict())
+    error = None
+    if verdict.error is not None:
+        error = AssessmentError(error_code="JUDGE_FAILED", error_message=verdict.error)
+    return Feedback(
+        name=judge.name,
+        value=verdict.value,
+        rationale=verdict.rationale or None,
+        error=error,
+        trace_id=verdict.trace_id,
+        source=AssessmentSource(
+            source_type="LLM_JUDGE", source_id=getattr(judge, "model", None) or type(judge).__name__
+        ),
+        metadata=metadata,
+    )
+
+
+def _examples(trace_ids: Sequence[str], traces: Any) -> list[Example]:
+    """The traces that are still to be judged; only their spans are read."""
+    given = [traces] if isinstance(traces, Trace) else traces
+    loaded: dict[str, Trace] = {}
+    if isinstance(given, (list, tuple)):
+        loaded = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
+    wanted = [loaded.get(trace_id, trace_id) for trace_id in trace_ids]
+    return [as_example(trace) for trace in fetch_traces(wanted)]
+
+
+def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
+    """This version's latest verdict on the trace, a usable one before a failed one."""
+    latest: Verdict | None = None
+    for one in sorted(trace.info.assessments or [], key=lambda a: a.create_time_ms or 0):
+        metadata = one.metadata or {}
+        if one.name != name or one.valid is False or metadata.get(FINGERPRINT_KEY) != mark:
+            continue
+        error = (one.error.error_message or one.error.error_code) if one.error else None
+        if error is not None and latest is not None and latest.error is None:
+            continue
+        latest = Verdict(
+            trace_id=trace.info.trace_id,
+            value=one.feedback.value if error is None and one.feedback else None,
+            rationale=one.rationale or "",
+            error=error,
+            fingerprint=mark,
+            cached=True,
+            receipt=_receipt(metadata.get(RECEIPT_KEY)),
+        )
+    return latest
+
+
+def _receipt(stored: Any) -> Receipt:
+    try:
+        return Receipt.of(json.loads(stored))
+    except (TypeError, ValueError):
+        return Receipt()
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row a verdict: ``trace_id``, ``value``, ``rationale``, ``error``, ``cached``."""
+    table = pd.DataFrame(
+        [(v.trace_id, v.value, v.rationale, v.error, v.cached) for v in verdicts],
+        columns=["trace_id", "value", "rationale", "error", "cached"],
+        dtype=object,
+    )
+    return table.astype({"cached": bool})
+
+
+def _total(amounts: Iterable[float | None]) -> Any:
+    """Sum of the known amounts; None where none is known."""
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known else None

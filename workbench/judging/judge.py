@@ -1,0 +1,245 @@
+"""Judges: make one, tell versions apart by fingerprint, copy one with new instructions.
+
+A judge is a plain `mlflow.genai.judges.Judge`. This module knows its options, which MLflow
+keeps in private attributes, so that a copy loses none of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from workbench.compat import options
+from workbench.credentials import public_query, without_credentials, without_secret_params
+from workbench.errors import ArgumentError
+from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.recording import MODEL_VARIABLE, replays
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+def default_model() -> str:
+    """The model of a judge that names none: ``WORKBENCH_MODEL``, else the embedded model.
+
+    While a file of answers is replayed it is what it was when that was recorded. Says once on
+    stderr that the embedded model is in use.
+    """
+    player = replays()
+    model = player.head.get("default_model") if player else os.environ.get(MODEL_VARIABLE)
+    if model:
+        return model
+    _say_embedded_once()
+    return MODEL
+
+
+@functools.cache
+def _say_embedded_once() -> None:
+    print(
+        f"workbench: no model was named, so the embedded model {MODEL} is used. It is no "
+        f"language model. Name one by model='openai:/...' or {MODEL_VARIABLE}.",
+        file=sys.stderr,
+    )
+
+
+def make_judge(
+    name: str,
+    instructions: str,
+    *,
+    model: str | None = None,
+    feedback_value_type: Any = None,
+    **mlflow_options: Any,
+) -> Judge:
+    """Make an MLflow judge.
+
+    Parameters
+    ----------
+    name
+        The judge's name; its verdicts and the human labels are stored under it.
+    instructions
+        What to judge, with at least one of ``{{ inputs }}``, ``{{ outputs }}``,
+        ``{{ expectations }}``, ``{{ trace }}``, ``{{ conversation }}``.
+    model
+        A model URI such as ``openai:/gpt-4.1-mini``; `default_model` when None.
+    feedback_value_type
+        Type of the verdict, best a ``Literal`` of the allowed values; str when None.
+    mlflow_options
+        Everything else that `mlflow.genai.judges.make_judge` takes: ``description``,
+        ``inference_params``, ``base_url``, ``extra_headers``, ``generate_rationale_first``,
+        ``model_api``, ``include_timing_in_conversation``. MLflow posts chat requests to
+        ``base_url`` as it stands; an OpenAI-style base (``http://localhost:8000/v1``) is
+        therefore completed to its chat endpoint here.
+
+    Raises
+    ------
+    mlflow.exceptions.MlflowException
+        For instructions without a template variable or with an unknown one, and for an
+        unsupported value type.
+    ArgumentError
+        For a base URL that is not http(s).
+    """
+    from mlflow.genai.judges import make_judge as mlflow_make_judge
+
+    uri = model or default_model()
+    if uri.startswith(SCHEME):
+        register()
+    if mlflow_options.get("base_url") is not None:
+        api = mlflow_options.get("model_api")
+        mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"], api)
+    return mlflow_make_judge(
+        name=name,
+        instructions=instructions,
+        model=uri,
+        feedback_value_type=feedback_value_type,
+        **mlflow_options,
+    )
+
+
+def chat_endpoint(model: str, base_url: str, model_api: Any = None) -> str:
+    """The URL that MLflow must post to so that ``base_url`` is reached by ``model``.
+
+    MLflow's own client posts chat requests to the base URL literally, while gateways and local
+    servers are named by their ``/v1`` root. Providers that go through litellm, and other APIs
+    than chat completions, which the provider's own client calls, keep the root.
+
+    >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
+    'http://localhost:8000/v1/chat/completions'
+    """
+    parts = urlsplit(base_url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ArgumentError(
+            f"base_url={without_credentials(base_url)!r} is no http(s) URL. Give the root of an "
+            "OpenAI-compatible server, for instance http://localhost:8000/v1."
+        )
+    chat = str(getattr(model_api, "value", model_api)) in ("None", "default", "chat_completions")
+    complete = parts.path.rstrip("/").endswith("/completions")
+    if not model.startswith("openai:/") or not chat or complete:
+        return base_url
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/chat/completions"))
+
+
+def from_options(judge_options: dict[str, Any]) -> Judge:
+    """The judge that `options` describes."""
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if str(judge_options.get("model", "")).startswith(SCHEME):
+        register()
+    return InstructionsJudge(**judge_options)
+
+
+def with_instructions(judge: Judge, instructions: str) -> Judge:
+    """A copy of the judge with new instructions and every other option kept."""
+    return from_options({**options(judge), "instructions": instructions})
+
+
+def fingerprint(judge: Judge, *, place: bool = True) -> str:
+    """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
+
+    Instructions, model, inference parameters, value type, order of rationale and verdict, API
+    and base URL count, of its query what is no credential; name, description, headers and
+    aggregations do not. Of a class that is not MLflow's, source and public fields count; what
+    else such a judge holds is not known (see `is_cacheable`). Without ``place``, the base URL does
+    not count either: the same judge wherever its model is reached.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if isinstance(judge, InstructionsJudge):
+        opts = options(judge)
+        deciding: dict[str, Any] = {
+            key: opts[key]
+            for key in (
+                "instructions",
+                "model",
+                "generate_rationale_first",
+                "include_tool_calls_in_conversation",
+                "include_timing_in_conversation",
+            )
+        }
+        # A key that is renewed makes no other judge.
+        deciding["inference_params"] = without_secret_params(opts["inference_params"])
+        deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
+        base_url = opts["base_url"] if place else None
+        deciding["base_url"] = without_credentials(base_url) if base_url else None
+        if base_url and (query := public_query(base_url)):
+            deciding["query"] = query
+        deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
+        deciding |= _own_code(judge)
+    else:
+        deciding = _dumped(judge) or _own_code(judge) or {"fields": _fields(judge)}
+        deciding["class"] = type(judge).__qualname__
+    text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def is_cacheable(judge: Judge) -> bool:
+    """Whether equal fingerprints mean equal judges, so that answers may be kept between runs.
+
+    A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
+    sees, and one that MLflow cannot write down is not known whole either.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if _own_classes(judge):
+        return False
+    return isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
+
+
+_LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")
+
+
+def _own_classes(judge: Judge) -> list[type]:
+    """The classes of a judge that its user wrote."""
+    return [c for c in type(judge).__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+
+
+def _own_code(judge: Judge) -> dict[str, Any]:
+    """Name, source and fields of a user's own class of judge; empty for the libraries' classes."""
+    classes = _own_classes(judge)
+    if not classes:
+        return {}
+    return {
+        "classes": [(c.__qualname__, _source(c)) for c in classes],
+        "fields": _fields(judge),
+    }
+
+
+def _fields(judge: Judge) -> dict[str, Any]:
+    fields = {
+        k: v for k, v in vars(judge).items() if not k.startswith("_") and k not in _UNDECIDING
+    }
+    return dict(without_secret_params(fields))
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # typed in at a prompt, or compiled
+        return ""
+
+
+_UNDECIDING = ("name", "description", "aggregations", "mlflow_version")
+
+
+def _dumped(judge: Judge) -> dict[str, Any] | None:
+    """MLflow's form of a built-in judge; None where MLflow cannot write the judge down."""
+    from mlflow.exceptions import MlflowException
+
+    if _own_classes(judge):
+        return None
+    try:
+        form = judge.model_dump()
+    except MlflowException:
+        return None
+    return {key: value for key, value in form.items() if key not in _UNDECIDING}
+
+
+def _stable(value: Any) -> str:
+    """A value that JSON does not take, as a text that is the same in every process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value), flags=re.IGNORECASE)

@@ -1,0 +1,4 @@
+"""Statistics of agreement.
+
+Pairs come in; plain tables and numbers with intervals come out. Pure functions, no plotting.
+"""

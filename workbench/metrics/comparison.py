@@ -1,0 +1,387 @@
+"""Two judges on the same labelled items: before against after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ArgumentError
+from workbench.formatting import html_table, plain
+from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement, mcnemar
+from workbench.metrics.intervals import (
+    UNDEFINED,
+    Array,
+    Interval,
+    check_confidence,
+    figure,
+    paired_difference,
+    percentile_interval,
+    resample,
+)
+
+if TYPE_CHECKING:
+    from workbench.pairing.pairs import Pairs
+
+
+ENOUGH_PAIRS = 30
+"""Fewer pairs than this are too few to tell two judges apart by anything but luck."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Two judges on the same labelled items.
+
+    Attributes
+    ----------
+    n
+        Items that both judged; the items of one only are in ``only_before`` and ``only_after``.
+    before, after
+        `Agreement` of each judge on those items.
+    changes
+        Name of a figure -> (after minus before, its interval). Items are compared with
+        themselves: accuracy and the binary rates by Newcombe's interval for paired proportions,
+        the rest by a bootstrap over items, which has no interval where the judges never differ.
+    fixed, broken, still_wrong
+        Items that only the judge after, only the judge before, and neither got right:
+        ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
+        equals its label, fixed and broken mean nearer to it and farther from it.
+    p_value
+        McNemar's exact test of fixed against broken (on a numeric scale this is the sign test).
+        It is conservative: near its limit the interval of the change may just exclude 0.
+    improved
+        Whether more items are right than before; where as many are, whether the mean distance
+        fell. On a numeric scale, whether the mean distance fell.
+    significant
+        Whether ``p_value`` is below 1 - confidence, in either direction.
+    enough, power_note
+        Whether there is enough to tell the two apart, and if not, why.
+    """
+
+    n: int
+    before: Agreement
+    after: Agreement
+    changes: dict[str, tuple[float, Interval]]
+    fixed: pd.DataFrame
+    broken: pd.DataFrame
+    still_wrong: pd.DataFrame
+    p_value: float
+    improved: bool
+    enough: bool
+    power_note: str
+    only_before: tuple[str, ...] = ()
+    only_after: tuple[str, ...] = ()
+    confidence: float = field(default=0.95)
+
+    @property
+    def significant(self) -> bool:
+        return self.p_value < 1 - self.confidence
+
+    @property
+    def accuracy_change(self) -> float:
+        return self.changes["accuracy"][0]
+
+    @property
+    def accuracy_change_interval(self) -> Interval:
+        return self.changes["accuracy"][1]
+
+    @property
+    def kappa_change(self) -> float:
+        return self.changes["kappa"][0]
+
+    @property
+    def kappa_change_interval(self) -> Interval:
+        return self.changes["kappa"][1]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Index figure; ``before``, ``after`` and ``change`` as text with their intervals."""
+        rows = {
+            name: (
+                figure(*self.before.figures[name]),
+                figure(*self.after.figures[name]),
+                figure(*change, sign=True),
+            )
+            for name, change in self.changes.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["before", "after", "change"])
+
+    @property
+    def summary(self) -> str:
+        """One sentence: what changed, on how many items, and how sure that is."""
+        if self.n == 0:
+            return "There is no item to compare the two judges on."
+        numeric = self.before.scale.kind == "numeric"
+        name = "mean distance" if numeric else "accuracy"
+        before, after = self.before.figures[name][0], self.after.figures[name][0]
+        verb = "stays at" if before == after else "rises from" if after > before else "falls from"
+        to = "" if before == after else f" to {figure(after)}"
+        fixed, broken = ("nearer", "farther") if numeric else ("fixed", "broken")
+        test = "sign test" if numeric else "McNemar's test"
+        return (
+            f"{name.capitalize()} {verb} {figure(before)}{to} on {self.n} items: "
+            f"{len(self.fixed)} {fixed}, {len(self.broken)} {broken} "
+            f"({test}: p = {self.p_value:.2g})."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        return plain(
+            {
+                "n": self.n,
+                "before": self.before.to_dict(),
+                "after": self.after.to_dict(),
+                "changes": {
+                    name: {"value": value, "interval": None if math.isnan(ends.low) else ends}
+                    for name, (value, ends) in self.changes.items()
+                },
+                "fixed": self.fixed,
+                "broken": self.broken,
+                "still_wrong": self.still_wrong,
+                "p_value": self.p_value,
+                "improved": self.improved,
+                "significant": self.significant,
+                "enough": self.enough,
+                "power_note": self.power_note,
+                "only_before": list(self.only_before),
+                "only_after": list(self.only_after),
+            }
+        )
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.summary}>"
+
+    def __str__(self) -> str:
+        parts = [self.table.to_string(), self.summary, *self.notes]
+        return "\n".join(parts)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know beside the figures."""
+        found = [self.power_note] if self.power_note else []
+        if self.enough and self.improved and not self.significant:
+            found.append(
+                f"The gain may be luck: p = {self.p_value:.2g} is not below "
+                f"{1 - self.confidence:.2g}."
+            )
+        for judged, other, ids in (
+            ("before", "after", self.only_before),
+            ("after", "before", self.only_after),
+        ):
+            if ids:
+                found.append(
+                    f"{len(ids)} items were judged only {judged}, not {other}; they are left out."
+                )
+        return found
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        parts = [html_table(self.table), f"<div>{escape(self.summary)}</div>"]
+        return "".join([*parts, *(f"<div>{escape(note)}</div>" for note in self.notes)])
+
+
+def compare(
+    before: Pairs,
+    after: Pairs,
+    *,
+    weights: Weights | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Comparison:
+    """Compare two judges on the same labelled items.
+
+    Parameters
+    ----------
+    before, after
+        Pairs of two judges, joined on ``trace_id``.
+    weights, confidence, seed, resamples
+        As in `agreement`.
+
+    Raises
+    ------
+    ArgumentError
+        When the two have no trace in common, other scales, or other human labels on a trace.
+    """
+    check_confidence(confidence)
+    common = _common(before, after)
+    only_before = tuple(i for i in before.table["trace_id"] if i not in common)
+    only_after = tuple(i for i in after.table["trace_id"] if i not in common)
+    before, after = _on(before, common), _on(after, common)
+    _check_comparable(before, after)
+    options: dict[str, Any] = {
+        "weights": weights,
+        "confidence": confidence,
+        "seed": seed,
+        "resamples": resamples,
+    }
+    first, second = agreement(before, **options), agreement(after, **options)
+    one, two = Coded.of(before, after), Coded.of(after, before)
+    items = pd.DataFrame(
+        {
+            "trace_id": before.table["trace_id"],
+            "human": before.table["human"],
+            "before": before.table["judge"],
+            "after": after.table["judge"],
+        }
+    )
+    gap_before = one.distances(one.human, one.judge)
+    gap_after = two.distances(two.human, two.judge)
+    wrong_before, wrong_after = gap_before > 0, gap_after > 0
+    if one.scale.kind == "numeric":
+        nearer, farther = gap_after < gap_before, gap_after > gap_before
+    else:
+        nearer, farther = wrong_before & ~wrong_after, ~wrong_before & wrong_after
+    changes = _changes(first, second, one, two, options)
+    gain, closer = changes["accuracy"][0], second.mean_distance < first.mean_distance
+    note = _power_note(len(items), int(nearer.sum()), int(farther.sum()), changes, confidence)
+    return Comparison(
+        n=len(items),
+        before=first,
+        after=second,
+        changes=changes,
+        fixed=items[nearer].reset_index(drop=True),
+        broken=items[farther].reset_index(drop=True),
+        still_wrong=items[wrong_before & wrong_after].reset_index(drop=True),
+        p_value=mcnemar(int(nearer.sum()), int(farther.sum())),
+        improved=closer if one.scale.kind == "numeric" else gain > 0 or (gain == 0 and closer),
+        enough=not note,
+        power_note=note,
+        only_before=only_before,
+        only_after=only_after,
+        confidence=confidence,
+    )
+
+
+def _common(before: Pairs, after: Pairs) -> set[str]:
+    common = set(before.table["trace_id"]) & set(after.table["trace_id"])
+    if not common and (len(before.table) or len(after.table)):
+        raise ArgumentError(
+            f"The two sets of pairs ({len(before.table)} before, {len(after.table)} after) have no "
+            "trace in common. Let both judges judge the same labelled traces."
+        )
+    return common
+
+
+def _on(pairs: Pairs, trace_ids: set[str]) -> Pairs:
+    table = pairs.table[pairs.table["trace_id"].isin(trace_ids)]
+    return replace(pairs, table=table.sort_values("trace_id").reset_index(drop=True))
+
+
+def _check_comparable(before: Pairs, after: Pairs) -> None:
+    if (before.scale.kind, before.scale.values) != (after.scale.kind, after.scale.values):
+        raise ArgumentError(
+            f"The two sets of pairs are on different scales: {before.scale.kind} "
+            f"({before.scale.describe()}) before, {after.scale.kind} ({after.scale.describe()}) "
+            "after. Pair both judges with the same scale=."
+        )
+    other = before.table["human"].to_numpy() != after.table["human"].to_numpy()
+    if other.any():
+        row = before.table[other].iloc[0]
+        theirs = after.table[other].iloc[0]["human"]
+        raise ArgumentError(
+            f"{int(other.sum())} traces have another human label before than after, e.g. "
+            f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
+            "the same consensus and the labels of today."
+        )
+
+
+def _changes(
+    first: Agreement, second: Agreement, one: Coded, two: Coded, options: dict[str, Any]
+) -> dict[str, tuple[float, Interval]]:
+    """The change of every figure with the interval that fits it."""
+    confidence = options["confidence"]
+    human, before, after = one.human, one.judge, two.judge
+    (h, b, a), counts = cells(human, before, after)
+    draws = resample(counts, options["resamples"], options["seed"]) if counts.size else None
+
+    def of_proportion(of: Array) -> Interval:
+        right_before, right_after = (human == before)[of], (human == after)[of]
+        return paired_difference(
+            int((right_before & right_after).sum()),
+            int((right_before & ~right_after).sum()),
+            int((~right_before & right_after).sum()),
+            int((~right_before & ~right_after).sum()),
+            confidence,
+        )
+
+    def of_draws(change: Array) -> Interval:
+        # Judges that differ on no item differ in no resample, which proves nothing.
+        spread = change[~np.isnan(change)]
+        same = not spread.size or np.ptp(spread) < 1e-12
+        return UNDEFINED if same else percentile_interval(change, confidence)
+
+    def of_kappa(weights: Weights | None) -> Interval:
+        if draws is None:
+            return UNDEFINED
+        matrix = disagreement(one.positions, weights)
+        return of_draws(cohen_kappa(h, a, draws, matrix) - cohen_kappa(h, b, draws, matrix))
+
+    def of_mean(of_cell: Any) -> Interval:
+        if draws is None:
+            return UNDEFINED
+        return of_draws(draws @ (of_cell(h, a) - of_cell(h, b)) / counts.sum())
+
+    def of_error_rate(side: int) -> Interval:
+        low, high = of_proportion(human == side)
+        return Interval(-high, -low)
+
+    intervals = {
+        "accuracy": lambda: of_proportion(np.full(len(human), True)),
+        "kappa": lambda: of_kappa(None),
+        f"kappa ({first.weights})": lambda: of_kappa(first.weights),
+        "mean distance": lambda: of_mean(one.distances),
+        "false positive rate": lambda: of_error_rate(0),
+        "false negative rate": lambda: of_error_rate(1),
+        "mean absolute error": lambda: of_mean(
+            lambda x, y: np.abs(one.positions[x] - one.positions[y])
+        ),
+    }
+    changes = {}
+    for name, (value, _) in first.figures.items():
+        change = second.figures[name][0] - value
+        known = name in intervals and not math.isnan(change)
+        changes[name] = (change, intervals[name]() if known else UNDEFINED)
+    return changes
+
+
+def _power_note(
+    n: int,
+    fixed: int,
+    broken: int,
+    changes: dict[str, tuple[float, Interval]],
+    confidence: float,
+) -> str:
+    """Why there is too little to tell the two judges apart; "" where there is enough."""
+    alpha = 1 - confidence
+    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
+    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
+    if n < ENOUGH_PAIRS and mcnemar(fixed, broken) < alpha:
+        note = (
+            f"{n} pairs are few: that there is a difference is hardly luck, but how large it is "
+            "remains wide open."
+        )
+    elif n < ENOUGH_PAIRS:
+        note = (
+            f"{n} pairs are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
+            "loss may be luck."
+        )
+    elif fixed + broken < needed:
+        note = (
+            f"The two judges differ on {fixed + broken} of {n} pairs only; even if all of them "
+            f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
+        )
+    else:
+        return ""
+    interval = changes["accuracy"][1]
+    if not math.isnan(interval.low):
+        note += (
+            f" All that can be said is that the change in accuracy lies between "
+            f"{interval.low:+.3f} and {interval.high:+.3f}."
+        )
+    return note

@@ -1,0 +1,35 @@
+"""The embedded model ``offline:/rubric``: deterministic, in-process, no network, no key.
+
+It reads what a judge prompt holds (allowed values, rules in plain sentences, worked examples,
+the item) and answers; asked to reflect on cases, it contrasts them and writes rules in the
+sentences that it can read. It exists so that the workbench can be tried, taught and tested
+anywhere. It is no language model: it understands nothing, and no figure obtained with it is a
+claim about a language model.
+
+==================  ==============================================================
+`offline.provider`  answers requests that litellm hands over
+`offline.learnt`    where a judge's own text ends and what was learnt begins
+`offline.prompts`   takes a prompt apart: allowed values, rules, examples, item, cases
+`offline.rules`     the sentences that it can read, and what they do to a rating
+`offline.features`  what it sees in a text: words, numbers, tone, overlap
+`offline.rubric`    the judge: from prompt to verdict
+`offline.reflect`   the reflection: from contrasted cases to rules
+==================  ==============================================================
+"""
+
+from __future__ import annotations
+
+SCHEME = "offline:/"
+
+MODEL = "offline:/rubric"
+
+
+def register() -> None:
+    """Make ``offline:/...`` known to litellm, and so to MLflow judges and dspy. Idempotent."""
+    from workbench.models.offline.provider import register_provider
+
+    register_provider()
+
+
+VERSION = 1
+"""Part of the key of every cached answer. Raise it when a change makes answers differ."""

@@ -1,0 +1,301 @@
+"""Human labels: written from a table, read from traces.
+
+A label is MLflow feedback from a HUMAN source under the judge's name, wherever it was given:
+by `log_labels`, by `mlflow.log_feedback`, in a panel or in MLflow's own UI.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Feedback, Trace
+
+from workbench.scale import is_missing
+from workbench.store.assessments import (
+    AFTER_VERDICT_KEY,
+    DECISION_KEY,
+    RUBRIC_KEY,
+    Logged,
+    log_feedback_table,
+)
+from workbench.store.tables import read_table
+
+
+def same_person(one: str, other: str) -> bool:
+    """Whether two names are one person's: "Ben" and "ben" are.
+
+    A team cannot hold both (`workbench.review_queue`), so whoever is "Ben" in the notebook and
+    "ben" in MLflow's page has one standing, and labels a trace once. `workbench.pair` counts names
+    as they are written; a label that is given again in a panel replaces the one it finds.
+    """
+    return folded(one) == folded(other)
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one annotator says about one trace, the value as it was given.
+
+    ``rubric_version`` is that of the rubric it was made under, None where it was not recorded.
+    """
+
+    trace_id: str
+    annotator: str
+    value: Any
+    rationale: str | None
+    created_ms: int
+    after_verdict: bool
+    rubric_version: int | None = None
+    assessment_id: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an adjudicator decided about one trace; the labels stay beside it."""
+
+    trace_id: str
+    by: str
+    value: Any
+    rationale: str | None
+    created_ms: int
+    after_verdict: bool = False
+
+
+def log_labels(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    annotator: str,
+    value: str,
+    rationale: str | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write one annotator's labels from a table.
+
+    Parameters
+    ----------
+    table
+        DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column; ``.trace_ids`` of
+        `import_traces` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` has it.
+    name
+        The judge's name, exactly.
+    annotator
+        Who gave the labels: the name itself, the same for all rows. A table that holds several
+        people's labels is logged in as many calls.
+    value, rationale
+        Columns with the labels and the annotator's reasons. Values are kept as given, also
+        abstentions such as ``N/A``; rows without one are skipped and listed.
+
+    Returns
+    -------
+    Logged
+        Counts of labels written, and of those there already, which are those that say what the
+        annotator's latest label says: a call that was killed, or is repeated, writes what is
+        missing and nothing twice, and a label that was changed since is changed back.
+
+    Warns
+    -----
+    UserWarning
+        When ``annotator`` is also the name of a column other than ``value``: it is not read.
+
+    Raises
+    ------
+    ArgumentError
+        For missing columns and empty names.
+    StoreError
+        For trace ids that the store does not hold; nothing is written then.
+    """
+    frame = read_table(table)
+    if annotator != value and annotator in frame.columns:
+        warnings.warn(
+            f"annotator={annotator!r} is the annotator's name itself, and all rows are logged as "
+            "that person's labels; the column of this name is not read. Where it names who gave "
+            "each label, log the rows of each person by themselves: for who, rows in "
+            f"table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
+            stacklevel=2,
+        )
+    return log_feedback_table(
+        frame,
+        name=name,
+        source_type="HUMAN",
+        source_id=annotator,
+        value=value,
+        rationale=rationale,
+        progress=progress,
+    )
+
+
+def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
+    """The labels that count, at most one a trace and annotator, in the order of the traces.
+
+    Only feedback under exactly ``name`` counts. Feedback that was overridden, and feedback
+    that holds an error or no value, does not. Of several by one annotator the latest counts,
+    except that a label given after its author saw the verdict never replaces one given blind,
+    not even by overriding it; where it stands alone it is marked.
+
+    Parameters
+    ----------
+    traces
+        Traces with their assessments, as `workbench.store.fetch_traces` gives them.
+    """
+    return _records(traces, name, _rank)
+
+
+def latest_records(traces: Iterable[Trace], name: str) -> list[Label]:
+    """What each annotator said last about each trace, before or after a look at the verdict.
+
+    As `label_records`, except that a label given after the look is as good as one given blind.
+    """
+    return _records(traces, name, lambda feedback: _rank(feedback)[1:])
+
+
+def folded(name: str) -> str:
+    """A person's name as it is compared: MLflow's page keeps names in small letters."""
+    return str(name).strip().casefold()
+
+
+def _records(traces: Iterable[Trace], name: str, rank: Callable[[Feedback], Any]) -> list[Label]:
+    """Of each annotator's feedback on a trace that counts the one with the highest rank."""
+    records = []
+    for trace in traces:
+        given = [f for f in _human_feedback(trace) if f.name == name]
+        given = [f for f in given if not _is_decision(f, given)]
+        chosen: dict[str, Feedback] = {}
+        for feedback in sorted(given, key=rank):
+            if _counts(feedback, given):
+                chosen[_annotator(feedback)] = feedback
+        records += [
+            Label(
+                trace_id=trace.info.trace_id,
+                annotator=annotator,
+                value=feedback.value,
+                rationale=feedback.rationale or None,
+                created_ms=int(feedback.create_time_ms or 0),
+                after_verdict=_is_after_verdict(feedback),
+                rubric_version=_rubric_version(feedback),
+                assessment_id=feedback.assessment_id or "",
+            )
+            for annotator, feedback in sorted(chosen.items())
+        ]
+    return records
+
+
+def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
+    """The decisions that stand, at most one a trace: the latest, whoever made it."""
+    records = []
+    for trace in traces:
+        standing = [f for f in decision_feedback(trace, name) if f.valid is not False]
+        if standing:
+            latest = standing[-1]
+            records.append(
+                Decision(
+                    trace_id=trace.info.trace_id,
+                    by=_annotator(latest),
+                    value=latest.value,
+                    rationale=latest.rationale or None,
+                    created_ms=int(latest.create_time_ms or 0),
+                    after_verdict=_is_after_verdict(latest),
+                )
+            )
+    return records
+
+
+def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
+    """All that was ever decided about a trace, overridden decisions too, the latest last."""
+    given = [f for f in _human_feedback(trace) if f.name == name]
+    made = [f for f in given if _is_decision(f, given) and _holds_a_value(f)]
+    return sorted(made, key=lambda f: (f.create_time_ms or 0, f.assessment_id or ""))
+
+
+def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
+    """Names close to ``name`` under which there is valid human feedback, and how much.
+
+    Close are names that differ by case, space, dash or underscore, and those that look alike.
+    """
+    counts = Counter(
+        feedback.name
+        for trace in traces
+        for feedback in _human_feedback(trace)
+        if feedback.valid is not False and feedback.name != name
+    )
+    wanted = _folded(name)
+    return {
+        other: count
+        for other, count in counts.most_common()
+        if _folded(other) == wanted
+        or difflib.SequenceMatcher(None, _folded(other), wanted).ratio() >= 0.75
+    }
+
+
+def _human_feedback(trace: Trace) -> Iterator[Feedback]:
+    for assessment in trace.info.assessments:
+        if isinstance(assessment, Feedback) and assessment.source.source_type == "HUMAN":
+            yield assessment
+
+
+def _counts(feedback: Feedback, given: list[Feedback]) -> bool:
+    if not _holds_a_value(feedback):
+        return False
+    if feedback.valid is not False:
+        return True
+    # Overridden: it still counts if it was given blind and changed after seeing the verdict.
+    heirs = [f for f in given if f.overrides and f.overrides == feedback.assessment_id]
+    return (
+        bool(heirs)
+        and not _is_after_verdict(feedback)
+        and all(
+            _is_after_verdict(heir) and _annotator(heir) == _annotator(feedback) for heir in heirs
+        )
+    )
+
+
+def _rank(feedback: Feedback) -> tuple[bool, int, str]:
+    """Orders the feedback of one annotator: blind over not, later over earlier, then by id."""
+    return (
+        not _is_after_verdict(feedback),
+        int(feedback.create_time_ms or 0),
+        feedback.assessment_id or "",
+    )
+
+
+def _is_after_verdict(feedback: Feedback) -> bool:
+    return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
+def _holds_a_value(feedback: Feedback) -> bool:
+    return feedback.feedback.error is None and not is_missing(feedback.value)
+
+
+def _is_decision(feedback: Feedback, given: list[Feedback]) -> bool:
+    """Whether it is marked as a decision, or is what overrode one in MLflow's own page."""
+    by_id = {f.assessment_id: f for f in given if f.assessment_id}
+    seen: set[str] = set()
+    one: Feedback | None = feedback
+    while one is not None:
+        if str((one.metadata or {}).get(DECISION_KEY, "")).lower() == "true":
+            return True
+        if not one.overrides or one.overrides in seen:
+            return False
+        seen.add(one.overrides)
+        one = by_id.get(one.overrides)
+    return False
+
+
+def _rubric_version(feedback: Feedback) -> int | None:
+    text = str((feedback.metadata or {}).get(RUBRIC_KEY, ""))
+    return int(text) if text.isdecimal() else None
+
+
+def _annotator(feedback: Feedback) -> str:
+    return feedback.source.source_id or "default"
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name).casefold()

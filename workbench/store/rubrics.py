@@ -1,0 +1,342 @@
+"""Rubrics: what a question asks people to look at, in versions, shared by all on the store.
+
+A rubric lies in MLflow's prompt registry, where its versions can be read and compared in MLflow's
+own page too: one prompt an experiment and question. Nothing of it is ever overwritten, and the
+registry numbers the versions, so two people who edit at the same moment make two versions.
+
+A label records the version under which it was made (`workbench.feedback.RUBRIC_KEY`). One that
+records none, given in MLflow's page or by a script, was made under the version that was in force
+at the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from workbench.errors import ArgumentError, StoreError
+from workbench.store.assessments import retrying
+from workbench.store.labels import Label, folded, label_records, latest_records
+from workbench.store.tables import has_lone_surrogate
+from workbench.store.traces import address, discreet, fetch_traces, find_experiment_id
+
+MAX_LENGTH: Final = 100_000
+"""Characters that MLflow's prompt registry takes."""
+
+
+_NAME_TAG: Final = "workbench.rubric"
+
+_AUTHOR_TAG: Final = "workbench.by"
+
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """One version of a question's rubric.
+
+    Attributes
+    ----------
+    name
+        The question, which is the judge's name.
+    text
+        Markdown.
+    version
+        Counted from 1; a larger one is later.
+    by, note
+        Who wrote it and why, "" where that was not said.
+    created_ms
+        When, in milliseconds since the epoch.
+    """
+
+    name: str
+    text: str
+    version: int
+    by: str = ""
+    note: str = ""
+    created_ms: int = 0
+
+    def __repr__(self) -> str:
+        said_by = f" by {self.by}" if self.by else ""
+        return (
+            f"<Rubric {self.name!r} version {self.version}{said_by}: {len(self.text)} characters>"
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class RubricHistory:
+    """All versions of a question's rubric, the first one first; may be empty."""
+
+    name: str
+    versions: tuple[Rubric, ...] = ()
+
+    @property
+    def current(self) -> Rubric | None:
+        """The latest version; None where no rubric was ever set."""
+        return self.versions[-1] if self.versions else None
+
+    def version_of(self, label: Label) -> int:
+        """The version under which a label was made; 0 where it was made before there was one.
+
+        What the label records counts, else which version was in force when it was given.
+        """
+        if label.rubric_version is not None:
+            return label.rubric_version
+        return max(
+            (v.version for v in self.versions if v.created_ms <= label.created_ms), default=0
+        )
+
+    def is_earlier(self, label: Label) -> bool:
+        """Whether a label was made under a rubric that read differently from the current one."""
+        if self.current is None:
+            return False
+        version = self.version_of(label)
+        texts = {one.version: one.text for one in self.versions}
+        return version < self.current.version and texts.get(version) != self.current.text
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a version: ``version``, ``created`` (UTC), ``by``, ``note``, ``text``."""
+        rows = [
+            (v.version, pd.Timestamp(v.created_ms, unit="ms", tz="UTC"), v.by, v.note, v.text)
+            for v in self.versions
+        ]
+        return pd.DataFrame(rows, columns=["version", "created", "by", "note", "text"])
+
+    def __len__(self) -> int:
+        return len(self.versions)
+
+    def __iter__(self) -> Iterator[Rubric]:
+        return iter(self.versions)
+
+    def __repr__(self) -> str:
+        return f"<RubricHistory {self.name!r}: {len(self)} versions>"
+
+    def _repr_html_(self) -> str:
+        return str(self.table.to_html(index=False, border=0))
+
+
+@discreet()
+def set_rubric(
+    name: str,
+    text: str,
+    *,
+    by: str = "",
+    note: str = "",
+    experiment: str | None = None,
+) -> Rubric:
+    """Make ``text`` the rubric of a question; every annotator on the store sees it.
+
+    A text that differs from the current one makes a new version, which marks the labels made
+    until then as made under an earlier rubric (see `earlier_labels`). The same text again makes
+    none.
+
+    Parameters
+    ----------
+    name
+        The question, which is the judge's name, exactly.
+    text
+        Markdown, at most 100,000 characters. White space at its ends does not count.
+    by, note
+        Who wrote it and why; kept beside the version.
+    experiment
+        Name or id; the active experiment by default.
+
+    Returns
+    -------
+    Rubric
+        The current version, new or not.
+
+    Raises
+    ------
+    ArgumentError
+        For an empty name and for a text that is empty, too long or cannot be stored.
+
+    Examples
+    --------
+    >>> workbench.set_rubric(
+    ...     "answer_quality", "*Good* states the fact first.", by="ana"
+    ... )  # doctest: +SKIP
+    <Rubric 'answer_quality' version 1 by ana: 29 characters>
+    """
+    _check_name(name)
+    text = _checked(text)
+    where = find_experiment_id(experiment)
+    current = _history(name, where).current
+    if current is not None and current.text == text:
+        return current
+    tags = {_NAME_TAG: name, **({_AUTHOR_TAG: by} if by else {})}
+    try:
+        version = _write(_prompt_name(name, where), text, note, tags)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Someone else has made the prompt since it was looked for; now it is there.
+        version = _write(_prompt_name(name, where), text, note, tags)
+    # Someone else may have written the same text at the same moment: one version counts.
+    history = _history(name, where)
+    counted = [v for v in history if v.version <= version]
+    if not counted:
+        raise StoreError(f"The rubric of {name!r} was written to {address()} but is not there.")
+    return counted[-1]
+
+
+@discreet()
+def rubric(
+    name: str, version: int | None = None, *, experiment: str | None = None
+) -> Rubric | None:
+    """The rubric of a question, the current version by default; None where there is none.
+
+    Raises
+    ------
+    ArgumentError
+        For a version that does not exist; names those that do.
+    """
+    history = rubric_history(name, experiment=experiment)
+    if version is None:
+        return history.current
+    for one in history:
+        if one.version == version:
+            return one
+    known = ", ".join(str(one.version) for one in history) or "none"
+    raise ArgumentError(
+        f"version={version!r} of the rubric of {name!r} does not exist. There are: {known}."
+    )
+
+
+@discreet()
+def rubric_history(name: str, *, experiment: str | None = None) -> RubricHistory:
+    """All versions of a question's rubric; empty where none was ever set.
+
+    ``experiment`` is a name or id, the active experiment by default.
+    """
+    _check_name(name)
+    return _history(name, find_experiment_id(experiment, create=False))
+
+
+def earlier_labels(
+    name: str,
+    traces: Any = None,
+    *,
+    annotator: str | None = None,
+    experiment: str | None = None,
+) -> pd.DataFrame:
+    """The labels that were made under an earlier rubric than the current one.
+
+    A label counts as such if the rubric reads differently now: one that was made under a text
+    which was changed and changed back is as good as new. It no longer does once its annotator
+    has answered again under the current rubric, also after seeing the verdict: such an answer
+    stays beside the first label, which agreement is measured on, and is kept as a change of it.
+
+    Parameters
+    ----------
+    name
+        The question, which is the judge's name.
+    traces
+        None (the active experiment), traces, trace ids, or an MLflow filter string.
+    annotator
+        Only this one's labels.
+    experiment
+        Where the rubric and the traces are; the active experiment by default.
+
+    Returns
+    -------
+    DataFrame
+        One row a label, in the order of the traces: ``trace_id``, ``annotator``, ``value``,
+        ``rationale``, ``rubric_version`` (0: before there was one).
+    """
+    history = rubric_history(name, experiment=experiment)
+    fetched = fetch_traces(traces, spans=False, experiment=experiment)
+    latest: dict[tuple[str, str], Label] = {}
+    for one in sorted(latest_records(fetched, name), key=lambda label: label.created_ms):
+        latest[one.trace_id, folded(one.annotator)] = one
+    rows = [
+        (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
+        for one in label_records(fetched, name)
+        if annotator in (None, one.annotator)
+        and history.is_earlier(one)
+        and history.is_earlier(latest[one.trace_id, folded(one.annotator)])
+    ]
+    columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
+    return pd.DataFrame(rows, columns=columns).astype({"value": object})
+
+
+# -- the prompt registry --------------------------------------------------------------------
+
+
+def _client() -> MlflowClient:
+    # A rubric belongs with the labels, so it lies where they do, wherever models are registered.
+    return MlflowClient(registry_uri=mlflow.get_tracking_uri())
+
+
+def _prompt_name(name: str, experiment_id: str) -> str:
+    """Names of prompts take letters, digits and ``_.-`` only; the hash keeps names apart."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"workbench.rubric.{experiment_id}.{plain or 'question'}.{digest}"
+
+
+def _write(prompt: str, text: str, note: str, tags: dict[str, str]) -> int:
+    write = _client().register_prompt
+    made = retrying(write, prompt, text, commit_message=note or None, tags=dict(tags))
+    return int(made.version)
+
+
+def _history(name: str, experiment_id: str) -> RubricHistory:
+    client = _client()
+    prompt = _prompt_name(name, experiment_id)
+    found: list[Any] = []
+    token = None
+    while True:
+        try:
+            page = client.search_prompt_versions(prompt, max_results=_PAGE, page_token=token)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return RubricHistory(name)
+            raise
+        found.extend(page)
+        token = page.token
+        if not token:
+            break
+    kept: list[Rubric] = []
+    for one in sorted(found, key=lambda v: int(v.version)):
+        # Of equal texts in a row the first is the version; the others changed nothing.
+        if kept and kept[-1].text == one.template:
+            continue
+        kept.append(
+            Rubric(
+                name=name,
+                text=str(one.template),
+                version=int(one.version),
+                by=(one.tags or {}).get(_AUTHOR_TAG, ""),
+                note=one.commit_message or "",
+                created_ms=int(one.creation_timestamp or 0),
+            )
+        )
+    return RubricHistory(name, tuple(kept))
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise ArgumentError(f"name={name!r} must be a non-empty text: the judge's name.")
+
+
+def _checked(given: Any) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ArgumentError(f"text={given!r} must be a non-empty text.")
+    text = given.strip()
+    if len(text) > MAX_LENGTH:
+        raise ArgumentError(
+            f"text has {len(text):,} characters; a rubric takes at most {MAX_LENGTH:,}."
+        )
+    if has_lone_surrogate(text):
+        raise ArgumentError("text holds half of a surrogate pair, which cannot be stored.")
+    return text

@@ -1,0 +1,342 @@
+"""The MLflow tracking store: traces are read here, assessments are written here.
+
+What the workbench asks of MLflow's store goes through this module, so that paging, batches,
+retries and idempotence are settled once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.exceptions import MlflowException
+from mlflow.genai.utils.trace_utils import (
+    resolve_expectations_from_trace,
+    resolve_inputs_from_trace,
+    resolve_outputs_from_trace,
+)
+from mlflow.tracing.client import TracingClient
+
+from workbench.credentials import scrubbed, shown_address
+from workbench.errors import ArgumentError, StoreError
+from workbench.store.tables import require_columns
+
+PAGE = 500
+"""Traces a search page; MLflow servers allow no more."""
+
+
+_SPAN_BATCH = 100
+
+_SPANS_LOCATION = "mlflow.trace.spansLocation"
+
+_IN_TRACKING_STORE = "TRACKING_STORE"
+
+
+# -- which store ----------------------------------------------------------------------------
+
+
+def address() -> str:
+    """Where the store is, to be shown: without user, password and query."""
+    return shown_address(mlflow.get_tracking_uri())
+
+
+def store_message(error: BaseException) -> str:
+    """What an exception of the store says, without the credentials that it may repeat."""
+    return scrubbed(str(error), mlflow.get_tracking_uri())
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Raise what the store says without the credentials of its address, as `StoreError`.
+
+    MLflow names the whole address of a server that it cannot reach. Where there is nothing to
+    hide, its own exception stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (
+            isinstance(error, StoreError)
+            or store_message(error) == str(error)
+            or not _has_credentials()
+        ):
+            raise
+        raise StoreError(store_message(error)) from None
+
+
+def _has_credentials() -> bool:
+    return bool(address() != mlflow.get_tracking_uri())
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+@discreet()
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
+    """The id of an experiment: the active one for None, else by its name or id.
+
+    A name that does not exist is created, or with ``create=False`` a `StoreError`.
+    """
+    if experiment is None:
+        from mlflow.tracking.fluent import _get_experiment_id
+
+        return str(_get_experiment_id())
+    name = str(experiment)
+    found = mlflow.get_experiment_by_name(name)
+    if found is None and name.isdigit():
+        try:
+            found = mlflow.get_experiment(name)
+        except MlflowException:
+            found = None
+    if found is None and create and not name.isdigit():
+        try:
+            return str(mlflow.create_experiment(name))
+        except MlflowException:
+            # Another process may have been faster.
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found is None:
+        raise StoreError(
+            f"There is no experiment {name!r} in {address()}. Check the name "
+            "and the tracking URI (mlflow.set_tracking_uri)."
+        )
+    if found.lifecycle_stage != "active":
+        raise StoreError(
+            f"Experiment {name!r} was deleted. Restore it "
+            f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
+        )
+    return str(found.experiment_id)
+
+
+@discreet()
+def fetch_traces(
+    traces: Any = None,
+    *,
+    spans: bool = True,
+    experiment: str | None = None,
+    missing_ok: bool = False,
+) -> list[Trace]:
+    """Traces with their assessments as they are in the store now.
+
+    Parameters
+    ----------
+    traces
+        None (all of the experiment), a list of MLflow traces or trace ids, a DataFrame with a
+        ``trace_id`` column, an object with ``.trace_ids``, or an MLflow filter string. Given
+        traces are read again, since their assessments may have changed; those that this store
+        does not hold are taken as they are.
+    spans
+        Whether spans (inputs and outputs) are needed; without them reading is ten times faster.
+    experiment
+        Name or id for None and filter strings; the active experiment by default.
+    missing_ok
+        Whether unknown trace ids are left out: they were there before, and have been deleted.
+
+    Returns
+    -------
+    list of Trace
+        In the order given, each once; else by request time and trace id.
+
+    Raises
+    ------
+    StoreError
+        For unknown trace ids or an unknown experiment.
+    ArgumentError
+        When ``traces`` is something else.
+    """
+    _await_pending_traces()
+    client = TracingClient()
+    given: dict[str, Trace] = {}
+    if traces is None or (isinstance(traces, str) and not _is_trace_id(traces)):
+        infos = _search(client, find_experiment_id(experiment, create=False), traces)
+    else:
+        ids = _trace_ids(traces, given)
+        by_id = trace_infos(ids, experiment=experiment)
+        unknown = [i for i in ids if i not in by_id and i not in given]
+        if unknown and not missing_ok:
+            raise StoreError(
+                f"{len(unknown)} of {len(ids)} trace ids are not in the store at "
+                f"{address()}: {', '.join(unknown[:5])}"
+                f"{', ...' if len(unknown) > 5 else ''}. Check the ids and the tracking URI."
+            )
+        held = {i: one.info for i, one in given.items()} | by_id
+        infos = [held[i] for i in ids if i in held]
+    if not spans:
+        return [Trace(info, TraceData(spans=[])) for info in infos]
+    loaded = {i: t.data for i, t in given.items() if t.data.spans}
+    loaded.update(load_spans(client, [i for i in infos if i.trace_id not in loaded]))
+    return [Trace(info, loaded.get(info.trace_id) or TraceData(spans=[])) for info in infos]
+
+
+_last_awaited: str | None = None
+
+
+def _await_pending_traces() -> None:
+    """Wait for traces of this process that are still on their way to the store.
+
+    MLflow's flush takes two seconds even when there is nothing to do, so it is called only
+    when a trace has ended since the last time.
+    """
+    global _last_awaited
+    last = mlflow.get_last_active_trace_id()
+    if last != _last_awaited:
+        mlflow.flush_trace_async_logging()
+        _last_awaited = last
+
+
+@discreet()
+def trace_infos(
+    ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
+) -> dict[str, TraceInfo]:
+    """The infos (tags, assessments) of those of the given traces that the store holds.
+
+    With ``elsewhere=False`` only those in the experiment are looked for.
+    """
+    client = TracingClient()
+    found: dict[str, TraceInfo] = {}
+    where = find_experiment_id(experiment, create=False)
+    # A search for ids is ten times faster than MLflow's batch call, but needs the experiment,
+    # so it goes first and the batch call finds what lies elsewhere.
+    for chunk in _chunks([i for i in ids if re.fullmatch(r"[\w:./-]+", i)], PAGE):
+        quoted = ",".join(f"'{i}'" for i in chunk)
+        for info in _search(client, where, f"request_id IN ({quoted})"):
+            found[info.trace_id] = info
+    missing = [i for i in ids if i not in found] if elsewhere else []
+    for chunk in _chunks(missing, _SPAN_BATCH):
+        for info in client.store.batch_get_trace_infos(chunk):
+            found[info.trace_id] = info
+    return found
+
+
+def has_spans(info: TraceInfo) -> bool:
+    """Whether the spans of a trace have arrived in the tracking store."""
+    return bool(info.tags.get(_SPANS_LOCATION) == _IN_TRACKING_STORE)
+
+
+def _search(client: TracingClient, where: str, filter_string: str | None) -> list[TraceInfo]:
+    infos: list[TraceInfo] = []
+    token = None
+    while True:
+        page = client.search_traces(
+            locations=[where],
+            filter_string=filter_string,
+            max_results=PAGE,
+            # New traces come last, so that pages do not shift while others write.
+            order_by=["timestamp_ms ASC", "request_id ASC"],
+            include_spans=False,
+            page_token=token,
+        )
+        infos.extend(trace.info for trace in page)
+        token = page.token
+        if not token:
+            return infos
+
+
+def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
+    """The spans of the given traces, by trace id; those without spans are left out."""
+    loaded: dict[str, TraceData] = {}
+    for chunk in _chunks([i.trace_id for i in infos if has_spans(i)], _SPAN_BATCH):
+        loaded.update((t.info.trace_id, t.data) for t in client.store.batch_get_traces(chunk))
+    # Spans in an artifact or archive repository; the client knows the way to each.
+    elsewhere = [i.trace_id for i in infos if not has_spans(i) and i.tags.get(_SPANS_LOCATION)]
+    for chunk in _chunks(elsewhere, _SPAN_BATCH):
+        loaded.update((t.info.trace_id, t.data) for t in client.batch_get_traces(chunk))
+    return loaded
+
+
+def _is_trace_id(text: str) -> bool:
+    return re.fullmatch(r"tr-[0-9a-f]{32}|trace:/\S+", text) is not None
+
+
+def _trace_ids(traces: Any, given: dict[str, Trace]) -> list[str]:
+    """The distinct trace ids in the order given; trace objects are put into ``given``."""
+    if isinstance(traces, pd.DataFrame):
+        require_columns(traces, "traces", ["trace_id"])
+        traces = traces["trace_id"].tolist()
+    elif hasattr(traces, "trace_ids"):
+        traces = traces.trace_ids
+    elif isinstance(traces, (str, Trace)):
+        traces = [traces]
+    if not isinstance(traces, Iterable):
+        raise ArgumentError(
+            f"traces is a {type(traces).__name__}. Give None, a list of MLflow traces or of "
+            "trace ids, a DataFrame with a trace_id column, or an MLflow filter string."
+        )
+    ids: dict[str, None] = {}
+    for item in traces:
+        if isinstance(item, Trace):
+            given[item.info.trace_id] = item
+            ids[item.info.trace_id] = None
+        elif isinstance(item, str):
+            ids[item] = None
+        else:
+            raise ArgumentError(
+                f"traces holds a {type(item).__name__}: {str(item)[:80]!r}. Its items may be "
+                "MLflow traces or trace ids."
+            )
+    return list(ids)
+
+
+def _chunks(items: Sequence[str], size: int) -> Iterable[list[str]]:
+    return (list(items[k : k + size]) for k in range(0, len(items), size))
+
+
+# -- traces as examples ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a judge sees of one trace.
+
+    ``inputs`` and ``outputs`` are those of the root span, ``expectations`` the values of the
+    valid human expectations by name, None where there are none. ``tags`` are the trace's tags
+    but for MLflow's own.
+    """
+
+    trace_id: str
+    inputs: Any
+    outputs: Any
+    expectations: dict[str, Any] | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def examples(traces: Any = None, *, experiment: str | None = None) -> list[Example]:
+    """Traces as examples.
+
+    ``traces`` is anything that `workbench.store.fetch_traces` takes. A trace without a root
+    span, or without inputs or outputs, has None there.
+    """
+    return [as_example(trace) for trace in fetch_traces(traces, experiment=experiment)]
+
+
+def as_example(trace: Trace) -> Example:
+    """One MLflow trace, read as MLflow's own judges read it."""
+    return Example(
+        trace_id=trace.info.trace_id,
+        inputs=resolve_inputs_from_trace(None, trace),
+        outputs=resolve_outputs_from_trace(None, trace),
+        expectations=resolve_expectations_from_trace(None, trace),
+        tags={k: v for k, v in trace.info.tags.items() if not k.startswith("mlflow.")},
+    )
+
+
+def item_digest(
+    example: Example, fields: Iterable[str] = ("inputs", "outputs", "expectations")
+) -> str:
+    """SHA-256 of the example's content, the same in every process: 64 hexadecimal digits."""
+    return _digest({name: getattr(example, name) for name in fields})
+
+
+def _digest(content: Any) -> str:
+    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,159 @@
+"""The live view of an alignment in the background: where it stands, what it learned, Cancel."""
+
+from __future__ import annotations
+
+import html
+import threading
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import pandas as pd
+import traitlets
+
+from workbench.widgets.label_panel import someone_is_there
+
+if TYPE_CHECKING:
+    from workbench.alignment.background import BackgroundAlignment
+
+
+_HERE = Path(__file__).parent
+
+
+SECONDS_BETWEEN = 0.3
+"""At least, between two updates of the view."""
+
+
+class AlignmentView(anywidget.AnyWidget):
+    """Shows a `BackgroundAlignment` and lets it be cancelled; without a kernel a static table.
+
+    It reads the state a few times a second while the alignment goes on, and holds none itself.
+    """
+
+    _esm = _HERE / "progress.js"
+    _css = _HERE / "progress.css"
+
+    setup = traitlets.Dict().tag(sync=True)
+    state = traitlets.Dict().tag(sync=True)
+    learned: Any = traitlets.List().tag(sync=True)
+    outcome = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+
+    def __init__(self, alignment: BackgroundAlignment) -> None:
+        self.alignment = alignment
+        super().__init__(setup={"title": alignment.judge.name, "table": _cells(None)})
+        self.update()
+        self.on_msg(self._on_browser)
+        threading.Thread(
+            target=_follow, args=(weakref.ref(self), alignment), name="alignment view", daemon=True
+        ).start()
+
+    def update(self) -> None:
+        """Tell the browser what has changed."""
+        state = self.alignment.state
+        with self.hold_sync():
+            self.setup = {
+                "title": self.alignment.judge.name,
+                "table": _cells(self.alignment.preflight),
+            }
+            self.learned = [[line, new] for line, new in self.alignment.learned()]
+            # Tenths would change with each look, and nobody reads them.
+            self.state = {**asdict(state), "seconds": int(state.seconds), "ended": state.ended}
+            if state.stage == "done":
+                self.outcome = _outcome(self.alignment)
+
+    def _on_browser(self, _: object, message: Any, __: object) -> None:
+        if isinstance(message, dict) and message.get("type") == "cancel":
+            self.alignment.cancel()
+            self.update()
+
+    # -- in a notebook ----------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the channel to the browser, where there may be one."""
+        if someone_is_there():
+            super().open()
+
+    def _repr_html_(self) -> str:
+        """Where it stands now, shown where no browser can ask the kernel."""
+        state = self.alignment.state
+        figures = {
+            "stage": state.stage,
+            "steps": None if state.step is None else f"{state.step} of {state.max_steps}",
+            "best dev score": None if state.best_score is None else f"{state.best_score:.3f}",
+            "spent": state.spent or None,
+            "failed calls": state.failures,
+            "seconds": f"{state.seconds:.0f}",
+        }
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(figure))}</td></tr>"
+            for name, figure in figures.items()
+            if figure is not None
+        )
+        lines = "\n".join(
+            f"<ins>{html.escape(line)}</ins>" if new else html.escape(line)
+            for line, new in self.alignment.learned()
+        )
+        said = f"<p>{html.escape(state.message)}</p>" if state.message else ""
+        if state.stage == "done":
+            said = self.alignment.result()._repr_html_()
+        return (
+            f"<p><b>Alignment of {html.escape(self.alignment.judge.name)}</b></p>"
+            f"<table>{rows}</table>{said}"
+            f'<p>Best instructions:</p><pre style="white-space: pre-wrap">{lines}</pre>'
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = {
+            "text/plain": repr(self.alignment),
+            "text/html": self._repr_html_(),
+        }
+        if self.comm is not None and someone_is_there():
+            bundle["application/vnd.jupyter.widget-view+json"] = {
+                "version_major": 2,
+                "version_minor": 1,
+                "model_id": self.model_id,
+            }
+        return bundle
+
+
+def _follow(view: weakref.ref[AlignmentView], alignment: BackgroundAlignment) -> None:
+    """Keep the view up to date until the alignment ends or nobody holds the view any more."""
+    ended = False
+    while not ended:
+        ended = alignment.wait(SECONDS_BETWEEN)
+        shown = view()
+        if shown is None:
+            return
+        shown.update()
+        del shown
+
+
+def _outcome(alignment: BackgroundAlignment) -> dict[str, Any]:
+    """The result as plain text in cells: the browser never reads HTML."""
+    found = alignment.result()
+    return {
+        "status": found.status,
+        "reason": found.reason,
+        "table": _cells(found.comparison.table, index=True),
+        "notes": list(found.notes),
+    }
+
+
+def _cells(table: pd.DataFrame | None, *, index: bool = False) -> dict[str, Any]:
+    """A small table as text: ``head`` and ``rows``."""
+    if table is None:
+        return {"head": [], "rows": []}
+    head = [str(column) for column in table.columns]
+    rows = [
+        [*([str(name)] if index else []), *(_text(value) for value in row)]
+        for name, row in zip(table.index, table.itertuples(index=False, name=None), strict=True)
+    ]
+    return {"head": ["", *head] if index else head, "rows": rows}
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
