@@ -1,7 +1,7 @@
 """`align_in_background`: an alignment that goes on while the notebook stays usable.
 
 It runs in a thread of its own; what it is doing can be read at any time and it can be cancelled.
-Nothing is shown here: in a notebook the view of `workbench.panel` stands for it.
+Nothing is shown here: `workbench.widgets.progress` sets what shows it in a notebook.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextvars
 import difflib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.genai.judges import Judge
     from mlflow.genai.judges.base import AlignmentOptimizer
-
-    from workbench.widgets.progress import AlignmentView
 
 
 def align_in_background(
@@ -136,6 +134,8 @@ class BackgroundAlignment:
         The judge that is aligned; it stays as it is.
     preflight
         What `align` says before it begins, as a table; None until then.
+    make_view
+        Makes the widget that shows this in a notebook; None: a line of text stands for it.
     """
 
     def __init__(
@@ -154,7 +154,8 @@ class BackgroundAlignment:
         self._purse: Budget | None = None
         self._alignment: Alignment | None = None
         self._error: BaseException | None = None
-        self._view: AlignmentView | None = None
+        self.make_view: Callable[[BackgroundAlignment], Any] | None = None
+        self._view: Any = None
         self._watch = _Listening(self)
         context = contextvars.copy_context()
         threading.Thread(
@@ -313,12 +314,10 @@ class BackgroundAlignment:
         return [(line, i not in known and bool(line.strip())) for i, line in enumerate(after)]
 
     @property
-    def view(self) -> AlignmentView:
-        """The live view, one for all cells that show this."""
-        if self._view is None:
-            from workbench.widgets.progress import AlignmentView
-
-            self._view = AlignmentView(self)
+    def view(self) -> Any:
+        """The live view, one for all cells that show this; None where there is none."""
+        if self._view is None and self.make_view is not None:
+            self._view = self.make_view(self)
         return self._view
 
     def __repr__(self) -> str:
@@ -334,7 +333,10 @@ class BackgroundAlignment:
         return f"<BackgroundAlignment of {self.judge.name!r}: {state['stage']}, {told}{end}>"
 
     def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
-        return self.view._repr_mimebundle_(**given)
+        if self.view is None:
+            return {"text/plain": repr(self)}
+        bundle: dict[str, Any] = self.view._repr_mimebundle_(**given)
+        return bundle
 
 
 def _share_spent(purse: Budget) -> float | None:

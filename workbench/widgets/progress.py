@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import threading
 import weakref
@@ -13,10 +14,13 @@ import anywidget
 import pandas as pd
 import traitlets
 
+from workbench.alignment import background
+from workbench.alignment.background import BackgroundAlignment
 from workbench.widgets.label_panel import someone_is_there
 
 if TYPE_CHECKING:
-    from workbench.alignment.background import BackgroundAlignment
+    from mlflow.genai.judges import Judge
+    from mlflow.genai.judges.base import AlignmentOptimizer
 
 
 _HERE = Path(__file__).parent
@@ -24,6 +28,18 @@ _HERE = Path(__file__).parent
 
 SECONDS_BETWEEN = 0.3
 """At least, between two updates of the view."""
+
+
+@functools.wraps(background.align_in_background)
+def align_in_background(
+    judge: Judge,
+    pairs_or_traces: Any = None,
+    optimizer: AlignmentOptimizer | None = None,
+    **options: Any,
+) -> BackgroundAlignment:
+    alignment = background.align_in_background(judge, pairs_or_traces, optimizer, **options)
+    alignment.make_view = AlignmentView
+    return alignment
 
 
 class AlignmentView(anywidget.AnyWidget):
