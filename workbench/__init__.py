@@ -87,7 +87,7 @@ __all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "DEFAULT_MODEL":
-        return importlib.import_module("workbench.judge").default_model()
+        return importlib.import_module("workbench.judging.judge").default_model()
     if name == "__version__":
         from importlib.metadata import version
 
