@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.scale import ABSTAIN, Scale, is_abstention, is_missing
 
 QUALITY = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
 YES_NO = Scale.from_type(Literal["yes", "no"])
@@ -218,6 +218,14 @@ def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
     scale = Scale.of(["relevant", "irrelevant", "unknown"])
     assert scale.normalise("Unknown") == "unknown"
     assert scale.normalise("N/A") is ABSTAIN
+    three = Scale.from_type(Literal["yes", "no", "N/A"])
+    assert three.normalise(" n/a ") == "N/A"
+    assert not is_abstention("N/A", three)
+    assert is_abstention("not applicable", three)
+    assert is_abstention(ABSTAIN, three)
+    assert is_abstention("N/A", YES_NO)
+    assert is_abstention("N/A")
+    assert not is_abstention("yes")
 
 
 # -- from what was seen ---------------------------------------------------------------------

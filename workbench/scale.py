@@ -118,8 +118,19 @@ def is_missing(raw: object) -> bool:
     return (isinstance(raw, str) and not raw.strip()) or str(raw) in ("<NA>", "NaT")
 
 
-def _is_abstention(raw: object) -> bool:
-    return raw is ABSTAIN or (isinstance(raw, str) and _fold(raw) in _ABSTENTIONS)
+def is_abstention(value: object, scale: Scale | None = None) -> bool:
+    """Whether a value says that an item could not be judged.
+
+    A word such as ``"N/A"`` is a category, and no abstention, on a scale that has it as a value.
+
+    >>> is_abstention("N/A"), is_abstention("N/A", Scale.of(["yes", "no", "N/A"]))
+    (True, False)
+    """
+    if value is ABSTAIN:
+        return True
+    if not isinstance(value, str) or _fold(value) not in _ABSTENTIONS:
+        return False
+    return scale is None or _fold(value) not in {_fold(v) for v in scale.values}
 
 
 @dataclass(frozen=True)
@@ -278,7 +289,7 @@ class Scale:
         seen: dict[str, Any] = {}
         # Which writing of a value stands for it must not depend on the order of arrival.
         for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
-            if not is_missing(raw) and not _is_abstention(raw):
+            if not is_missing(raw) and not is_abstention(raw):
                 seen.setdefault(_fold(raw), raw.strip() if isinstance(raw, str) else raw)
         distinct = [seen[key] for key in sorted(seen)]
         numbers = [_number(v) for v in distinct]
@@ -317,7 +328,7 @@ class Scale:
         """
         if is_missing(raw):
             raise ScaleError(f"The value is missing. Allowed: {self.describe()}.")
-        if _is_abstention(raw) and _fold(raw) not in {_fold(v) for v in self.values}:
+        if is_abstention(raw, self):
             return ABSTAIN
         if self.kind == "numeric":
             return self._normalise_number(raw)

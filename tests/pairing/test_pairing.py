@@ -269,6 +269,21 @@ def test_odd_verdicts_are_excluded_with_the_reason(store: str) -> None:
     assert told[ids[2]] == "the judge abstained"
 
 
+def test_a_category_that_reads_like_an_abstention_is_a_category(store: str) -> None:
+    """On a scale that has the value N/A itself, it is a label, a verdict and a vote."""
+    ids = traces(3)
+    judge = judge_of(feedback_value_type=Literal["yes", "no", "N/A"])
+    for trace_id, value in zip(ids, ["yes", "N/A", "n/a"], strict=True):
+        judged(judge, [trace_id], value)
+        say(trace_id, "N/A", "ana")
+    pairs = pair(judge)
+    assert len(pairs.excluded) == 0
+    assert set(pairs.table["human"]) == {"N/A"}
+    assert pairs.votes["ana"].tolist() == ["N/A"] * 3
+    found = agreement(pairs)
+    assert (found.n, found.accuracy) == (3, pytest.approx(2 / 3))
+
+
 def test_without_verdicts_it_says_what_to_run(store: str) -> None:
     """With what there is under the name from others."""
     ids, judge = traces(2), judge_of()

@@ -36,6 +36,19 @@ def test_a_verdict_is_asked_for_once() -> None:
     assert len(asked) == len(set(asked)) == one.calls == 10
 
 
+def test_a_category_that_reads_like_an_abstention_earns_credit() -> None:
+    """On a scale that has the value N/A it is right or wrong like any other; else it is neither."""
+
+    def says(questions: Questions) -> list[Verdict]:
+        return [Verdict(item.trace_id, "N/A", calls=1) for _, item in questions]
+
+    for scale, wrong, earned in ((Scale.of(["poor", "good", "N/A"]), 4, 0.0), (SCALE, 0, None)):
+        one = Scoreboard(items(4), BASE, scale, says)
+        one.judge((BASE, item) for item in one.items)
+        assert len(one.cases(BASE, one.items)[0]) == wrong
+        assert {one.earned(BASE, item) for item in one.items} == {earned}
+
+
 def test_a_shown_item_counts_as_the_original_judged_it() -> None:
     """Having been told the answer is no merit: the candidate is not even asked."""
     one = board()

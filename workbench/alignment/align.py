@@ -39,7 +39,7 @@ from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.pairing.pairs import Groups, Pairs, Split, dataset_digest, pair
 from workbench.pairing.splits import default_groups, with_equal_items
-from workbench.scale import ABSTAIN
+from workbench.scale import Scale, is_abstention
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.reflection import Item
 from workbench.simba.search import FEW, Optimised
@@ -312,7 +312,7 @@ def put_to_test(
             # More calls failed than were reckoned with; what came is a test all the same.
             notes = (f"The held-out test was not finished. {error}",)
     verdicts.sort(key=lambda verdict: test.trace_ids.index(verdict.trace_id))
-    answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v)}
+    answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     lost = len(test) - len(answers)
     if lost:
         notes += (
@@ -333,9 +333,9 @@ def put_to_test(
     )
 
 
-def usable(verdict: Verdict) -> bool:
+def usable(verdict: Verdict, scale: Scale | None) -> bool:
     """Whether the verdict is a rating, and neither a failure nor an abstention."""
-    return verdict.error is None and verdict.value not in ("N/A", ABSTAIN)
+    return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
 def total(*amounts: Any) -> Any:
@@ -585,7 +585,7 @@ def alignment_improvement(
     rated = [
         (first.value == item.label, second.value == item.label)
         for item, first, second in zip(items, *verdicts, strict=True)
-        if usable(first) and usable(second)
+        if usable(first, scale) and usable(second, scale)
     ]
     n = len(rated)
     before = sum(first for first, _ in rated) / n if n else float("nan")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
-from workbench.scale import Scale
+from workbench.scale import Scale, is_abstention
 from workbench.simba.candidate import Candidate
 from workbench.simba.proposals import Moves, suspects
 from workbench.simba.reflection import Case, Item
@@ -148,7 +148,9 @@ class Scoreboard:
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """Its verdict where it is neither missing nor failed nor an abstention."""
         verdict = self.verdict(candidate, item)
-        if verdict is None or verdict.error is not None or verdict.value == "N/A":
+        if verdict is None or verdict.error is not None:
+            return None
+        if is_abstention(verdict.value, self.scale):
             return None
         return verdict
 
@@ -171,7 +173,7 @@ class Scoreboard:
         verdict = self.verdict(candidate, item)
         if verdict is None or verdict.error is not None:
             return None
-        if verdict.value == "N/A":
+        if is_abstention(verdict.value, self.scale):
             # Abstaining is neither right nor wrong, but it must not pay.
             return 0.0 if self.opinion(self.original, item) else None
         return credit(self.scale, verdict.value, item.label)
