@@ -1,21 +1,44 @@
-"""How a statistic is shown and stored: text with its interval, a small table, plain data."""
+"""How results are shown and stored: HTML that is safe to show, plain data, progress bars."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import sys
+from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+# Control characters but tab and line ends, marks that change the direction of text, surrogates.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
-def html_table(table: pd.DataFrame, *, index: bool = True) -> str:
-    """A small HTML table with everything escaped."""
-    return str(
-        table.to_html(index=index, border=0, escape=True, na_rep="", float_format="{:.3f}".format)
-    )
+
+def safe_html(markup: str) -> str:
+    r"""Return HTML in which control and bidirectional characters are written as their codes.
+
+    Such characters hide or reorder what stands beside them. Every ``_repr_html_`` and the report
+    pass through here.
+
+    >>> safe_html("<b>cod\u202eexe</b>")
+    '<b>cod\\u202eexe</b>'
+    """
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", markup)
+
+
+def html_text(value: object) -> str:
+    """Return any value as text that is safe within an HTML element."""
+    return safe_html(escape(str(value)))
+
+
+def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> str:
+    """Return a small HTML table with everything escaped; ``options`` are those of ``to_html``."""
+    look: dict[str, Any] = {"border": 0, "na_rep": "", "float_format": "{:.3f}".format} | options
+    return safe_html(str(table.to_html(index=index, escape=True, **look)))
 
 
 def plain(data: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import mlflow
@@ -41,7 +40,7 @@ from workbench.alignment.runs import Place, earlier_alignments, looks, marks, wr
 from workbench.compat import options
 from workbench.credentials import scrub
 from workbench.errors import ArgumentError, ReplayError, one_of
-from workbench.formatting import plain, say
+from workbench.formatting import html_table, html_text, plain, say
 from workbench.judging.judge import fingerprint, is_cacheable, with_instructions
 from workbench.judging.requests import answers_from
 from workbench.judging.runner import run
@@ -369,10 +368,10 @@ class OptimizerComparison:
 
     def _repr_html_(self) -> str:
         shown = self.table[[name for name in _SHOWN if name in self.table]]
-        table = shown.to_html(border=0, escape=True, na_rep="", formatters=_formats(shown))
+        table = html_table(shown, formatters=_formats(shown))
         failed = [f"{e.name}: {e.reason}" for e in self.entries if e.status == "failed"]
         lines = [self.conclusion, *failed, *self._remarks]
-        return str(table) + "".join(f"<div>{escape(line)}</div>" for line in lines)
+        return table + "".join(f"<div>{html_text(line)}</div>" for line in lines)
 
     @property
     def _remarks(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from workbench.compat import options
 from workbench.credentials import Withheld, restore, withhold
 from workbench.errors import ArgumentError, RegistryError
+from workbench.formatting import html_text
 from workbench.judging.judge import fingerprint, from_options
 from workbench.store.traces import address, discreet, find_experiment_id
 
@@ -271,14 +272,11 @@ class Registered:
         return f"<Registered {self.name!r} version {self.version} ({state}{status}).{warning}>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         state = "new" if self.new else "was there already"
-        status = f", alignment <b>{escape(self.status)}</b>" if self.status else ""
-        warning = f"<div>{escape(self.warning)}</div>" if self.warning else ""
-        return f"<div><b>{escape(self.name)}</b> version {self.version} ({state}{status})</div>" + (
-            warning
-        )
+        status = f", alignment <b>{html_text(self.status)}</b>" if self.status else ""
+        warning = f"<div>{html_text(self.warning)}</div>" if self.warning else ""
+        name = html_text(self.name)
+        return f"<div><b>{name}</b> version {self.version} ({state}{status})</div>{warning}"
 
 
 # -- register -------------------------------------------------------------------------------

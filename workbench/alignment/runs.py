@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
@@ -29,7 +28,7 @@ from mlflow.utils.time import get_current_time_millis
 from workbench.alignment.gate import Status
 from workbench.compat import options
 from workbench.errors import CancelledError
-from workbench.formatting import html_table
+from workbench.formatting import html_table, html_text
 from workbench.judging.judge import fingerprint
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
@@ -116,8 +115,8 @@ class Alignment:
         return f"<Alignment of {self.original.name!r}: {self.status}. {self.reason}>"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes)
-        head = f"<div><b>{escape(self.status)}</b>: {escape(self.reason)}</div>"
+        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
+        head = f"<div><b>{html_text(self.status)}</b>: {html_text(self.reason)}</div>"
         return head + html_table(self.comparison.table) + notes
 
 

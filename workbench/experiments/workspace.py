@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 
 from workbench.credentials import shown_address
+from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.store.traces import discreet
@@ -94,7 +94,7 @@ class Workspace:
     def _repr_html_(self) -> str:
         rows = {"experiment": self.experiment, "MLflow store": self.tracking_uri}
         rows["folder"] = str(self.folder)
-        cells = (f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        cells = (f"<tr><th>{k}</th><td>{html_text(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
 

@@ -19,6 +19,7 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, BudgetError
+from workbench.formatting import html_table, html_text
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Plan, Question
 from workbench.judging.runner import note_known, run
@@ -81,12 +82,12 @@ class Assessed:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        head = f"<div>{escape(repr(self)[1:-1])}</div>"
+        head = f"<div>{html_text(repr(self)[1:-1])}</div>"
         failed = self.failures
-        tail = f"<div>Failures</div>{failed.head(10).to_html(index=False)}" if len(failed) else ""
-        return head + self.table.head(10).to_html(index=False, border=0) + tail
+        tail = (
+            f"<div>Failures</div>{html_table(failed.head(10), index=False)}" if len(failed) else ""
+        )
+        return head + html_table(self.table.head(10), index=False) + tail
 
 
 def assess(

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
+from workbench.formatting import html_table, html_text
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,9 +133,7 @@ class Assignment:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<div>{escape(repr(self)[1:-1])}</div>{self.shares.to_html(border=0)}"
+        return f"<div>{html_text(repr(self)[1:-1])}</div>{html_table(self.shares)}"
 
 
 def assign(

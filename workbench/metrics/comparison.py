@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import html_table, plain
+from workbench.formatting import html_table, html_text, plain
 from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement, mcnemar
 from workbench.metrics.intervals import (
@@ -179,10 +179,8 @@ class Comparison:
         return found
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        parts = [html_table(self.table), f"<div>{escape(self.summary)}</div>"]
-        return "".join([*parts, *(f"<div>{escape(note)}</div>" for note in self.notes)])
+        parts = [html_table(self.table), f"<div>{html_text(self.summary)}</div>"]
+        return "".join([*parts, *(f"<div>{html_text(note)}</div>" for note in self.notes)])
 
 
 def compare(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
+from workbench.formatting import html_table, html_text
 from workbench.judging.verdicts import (
     Recorded,
     choose_version,
@@ -219,15 +220,13 @@ class Pairs:
         return f"<Pairs {self.name!r}: {len(self)} pairs{left_out}, {self.scale.kind} scale>"
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        parts = [f"<b>{escape(self.name)}</b>: {len(self)} pairs, {self.scale.kind} scale"]
-        parts += [f"<div>{escape(note)}</div>" for note in self.notes]
+        parts = [f"<b>{html_text(self.name)}</b>: {len(self)} pairs, {self.scale.kind} scale"]
+        parts += [f"<div>{html_text(note)}</div>" for note in self.notes]
         if len(self.excluded):
             parts.append(f"<div>{len(self.excluded)} traces make no pair:</div>")
-            parts.append(self.reasons.to_html(index=False, border=0))
+            parts.append(html_table(self.reasons, index=False))
         columns = ["trace_id", "human", "judge", "human_rationale", "judge_rationale"]
-        parts.append(self.table[columns].head(10).to_html(index=False, border=0))
+        parts.append(html_table(self.table[columns].head(10), index=False))
         return "".join(parts)
 
 

@@ -30,6 +30,7 @@ from mlflow.tracing.client import TracingClient
 from tqdm.auto import tqdm
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import html_table
 from workbench.scale import Scale, is_missing
 from workbench.store.tables import (
     plain_or_reason,
@@ -364,9 +365,9 @@ class Logged:
             columns=["written", "of these replacing another", "already there", "skipped"],
             index=[self.name],
         )
-        html = str(counts.to_html())
+        html = html_table(counts)
         if len(self.skipped):
-            html += str(self.skipped.to_html(index=False, max_rows=10))
+            html += html_table(self.skipped, index=False, max_rows=10)
         return html
 
 

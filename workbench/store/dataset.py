@@ -15,7 +15,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError
+from workbench.formatting import html_table, html_text
 from workbench.scale import Scale, is_missing
 from workbench.store.tables import read_table, require_columns
 
@@ -102,7 +102,7 @@ class Dataset:
             "kept together": self.groups or "",
         }
         table = pd.DataFrame([(r, c) for r, c in roles.items() if c], columns=["role", "columns"])
-        return f"<div>{escape(head)}</div>" + str(table.to_html(index=False, border=0))
+        return f"<div>{html_text(head)}</div>" + html_table(table, index=False)
 
 
 def read_dataset(

@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 from tqdm.auto import tqdm
 
 from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.formatting import html_table
 from workbench.store.assessments import (
     content_id,
     is_possible,
@@ -95,12 +96,12 @@ class Imported:
             [(len(self), self.created, len(self.skipped), self.labels)],
             columns=["rows", "new traces", "already there", "labels added"],
         )
-        html = str(counts.to_html(index=False))
+        html = html_table(counts, index=False)
         if len(self.skipped):
-            html += str(self.skipped.to_html(index=False, max_rows=10))
+            html += html_table(self.skipped, index=False, max_rows=10)
         if len(self.differing):
             html += "<div>Labels that differ from those in the store, which stay:</div>"
-            html += str(self.differing.to_html(index=False, max_rows=10))
+            html += html_table(self.differing, index=False, max_rows=10)
         return html
 
 

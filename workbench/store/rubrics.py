@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import html_table
 from workbench.store.assessments import retrying
 from workbench.store.labels import Label, folded, label_records, latest_records
 from workbench.store.tables import has_lone_surrogate
@@ -121,7 +122,7 @@ class RubricHistory:
         return f"<RubricHistory {self.name!r}: {len(self)} versions>"
 
     def _repr_html_(self) -> str:
-        return str(self.table.to_html(index=False, border=0))
+        return html_table(self.table, index=False)
 
 
 @discreet()

@@ -8,7 +8,6 @@ exported page) a table stands in its place (`workbench.panel.table`).
 
 from __future__ import annotations
 
-import html
 import logging
 import os
 import threading
@@ -22,7 +21,7 @@ import anywidget
 import pandas as pd
 import traitlets
 
-from workbench.formatting import html_table
+from workbench.formatting import html_table, html_text
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import DecisionSession, LabelSession
 
@@ -351,8 +350,8 @@ class LabelPanel(SessionPanel):
         skipped = f", {told['skipped']} skipped" if told["skipped"] else ""
         return "\n".join(
             [
-                f"<p><b>{html.escape(self.session.title)}</b>, labelled by "
-                f"{html.escape(self.session.annotator)}: {told['labelled']} of {told['total']}"
+                f"<p><b>{html_text(self.session.title)}</b>, labelled by "
+                f"{html_text(self.session.annotator)}: {told['labelled']} of {told['total']}"
                 f"{skipped}.</p>",
                 html_table(self.summary(), index=False),
                 html_table(shown, index=False) if len(shown) else "",
@@ -440,8 +439,8 @@ class AdjudicationPanel(SessionPanel):
         table = self.decisions.head(_MOST_ROWS)
         return "\n".join(
             [
-                f"<p><b>{html.escape(self.session.title)}</b>, adjudicated by "
-                f"{html.escape(self.session.by)}: {told['labelled']} of {told['total']} "
+                f"<p><b>{html_text(self.session.title)}</b>, adjudicated by "
+                f"{html_text(self.session.by)}: {told['labelled']} of {told['total']} "
                 "decided.</p>",
                 html_table(table.map(_brief)) if len(table) else "",
             ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import threading
 import weakref
 from dataclasses import asdict
@@ -16,6 +15,7 @@ import traitlets
 
 from workbench.alignment import background
 from workbench.alignment.background import BackgroundAlignment
+from workbench.formatting import html_text
 from workbench.widgets.label_panel import someone_is_there
 
 if TYPE_CHECKING:
@@ -103,19 +103,19 @@ class AlignmentView(anywidget.AnyWidget):
             "seconds": f"{state.seconds:.0f}",
         }
         rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(figure))}</td></tr>"
+            f"<tr><th>{html_text(name)}</th><td>{html_text(figure)}</td></tr>"
             for name, figure in figures.items()
             if figure is not None
         )
         lines = "\n".join(
-            f"<ins>{html.escape(line)}</ins>" if new else html.escape(line)
+            f"<ins>{html_text(line)}</ins>" if new else html_text(line)
             for line, new in self.alignment.learned()
         )
-        said = f"<p>{html.escape(state.message)}</p>" if state.message else ""
+        said = f"<p>{html_text(state.message)}</p>" if state.message else ""
         if state.stage == "done":
             said = self.alignment.result()._repr_html_()
         return (
-            f"<p><b>Alignment of {html.escape(self.alignment.judge.name)}</b></p>"
+            f"<p><b>Alignment of {html_text(self.alignment.judge.name)}</b></p>"
             f"<table>{rows}</table>{said}"
             f'<p>Best instructions:</p><pre style="white-space: pre-wrap">{lines}</pre>'
         )
