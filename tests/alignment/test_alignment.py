@@ -647,7 +647,7 @@ def test_the_share_of_failures_that_is_borne_is_that_of_the_call(
     assert seen == [0.3 if given is None else given]
     assert own.settings.max_failure_share == 0.3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.simba.optimizer.SIMBA", Noting)
+        patch.setattr("workbench.alignment.align.SIMBA", Noting)
         workbench.align(judge, max_failure_share=given, progress=False)
     assert seen[-1] == (given or 0.05)
 
@@ -794,7 +794,7 @@ def test_a_look_counts_whatever_happens_afterwards(
         raise ends
 
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.metrics.comparison.compare", interrupted)
+        patch.setattr("workbench.alignment.align.compare", interrupted)
         with pytest.raises(ends):
             workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
     (run,) = mlflow.search_runs(output_format="list")
@@ -826,7 +826,7 @@ def test_a_look_at_a_comparison_counts_whatever_happens_afterwards(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.alignment.benchmark.harness.put_to_test", interrupted)
+        patch.setattr("workbench.alignment.benchmark.put_to_test", interrupted)
         with pytest.raises(KeyboardInterrupt):
             workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
     assert workbench.align(judge, optimizer=Proposing(CURED), progress=False).looks == 2

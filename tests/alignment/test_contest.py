@@ -16,6 +16,7 @@ from workbench.alignment.benchmark import NAMES, few_shot, lineup, majority
 from workbench.errors import ArgumentError, ModelError
 from workbench.judging.judge import with_instructions
 from workbench.models.offline import MODEL
+from workbench.store.traces import examples
 
 NAME = "clarity"
 TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
@@ -126,7 +127,7 @@ def test_the_majority_label_is_that_of_train(judge: Any) -> None:
 def test_few_shot_shows_train_items_of_each_label_as_the_seed_draws_them(judge: Any) -> None:
     """As many as SIMBA shows at most, two of each label, with rationales; none of test."""
     found = run(judge, Proposing(TEXT))
-    by_id = {e.trace_id: e for e in workbench.traces.examples()}  # type: ignore[attr-defined]
+    by_id = {e.trace_id: e for e in examples()}
     shown = few_shot(judge, found.split.train, by_id, seed=0)
     assert found.judges["few-shot"].instructions == shown.instructions
     rows = {str(by_id[i].outputs): i for i in found.pairs.trace_ids}

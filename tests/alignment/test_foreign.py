@@ -149,14 +149,14 @@ def test_unusable_answers_count_as_failures(
     )
     split = judged(judge, 40)
 
-    def learn() -> Any:
+    def learned() -> Any:
         return learn(judge, Asking(4), split, max_failure_share=borne, progress=False)
 
     if raises:
         with pytest.raises(ModelError, match=r"judge calls gave no usable answer.*rather not say"):
-            learn()
+            learned()
     else:
-        _, spent = learn()
+        _, spent = learned()
         assert 0.1 < spent.judge.share_lost < 0.5
         assert spent.judge.lost + spent.judge.answers + spent.judge.known == 4 * (
             len(split.train) + len(split.dev)

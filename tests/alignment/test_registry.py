@@ -84,8 +84,8 @@ def alignment(original: Judge, proposed: Judge, status: str) -> SimpleNamespace:
 
 IN_NEW_PROCESS = """
 import json, sys
-from workbench.judge import fingerprint, options
-from workbench.registry import load_judge
+from workbench.judging.judge import fingerprint, options
+from workbench.alignment.registry import load_judge
 
 judge = load_judge("quality", experiment="test")
 found = {name: value if name == "inference_params" else repr(value)
@@ -358,7 +358,7 @@ def test_the_embedded_model_answers_in_a_new_process(store: str) -> None:
     )
     register(judge)
     code = (
-        "from workbench.registry import load_judge\n"
+        "from workbench.alignment.registry import load_judge\n"
         "judge = load_judge('quality', experiment='test')\n"
         "print(judge(inputs={'q': 'a'}, outputs='b').value)"
     )
@@ -374,7 +374,7 @@ def test_a_store_without_registry_is_named(
         raise NotImplementedError
 
     monkeypatch.setattr(
-        "workbench.alignment.align.registry._registry",
+        "workbench.alignment.registry._registry",
         lambda: SimpleNamespace(list_scorer_versions=none),
     )
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:pass@host/db")

@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_with_130(notebook: Path, monkeypatch: pytest.Mo
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt("Stopped. Run it again.")
 
-    monkeypatch.setattr("workbench.experiments.notebook.notebook.run_notebook", stop)
+    monkeypatch.setattr("workbench.experiments.notebook.run_notebook", stop)
     result = call("run")
     assert result.exit_code == 130
     assert "Stopped. Run it again." in result.stderr

@@ -37,7 +37,7 @@ def test_of_a_rewritten_line_a_log_has_the_last_state_only() -> None:
 
 
 def test_a_silent_step_gives_a_sign_of_life(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("workbench.experiments.notebook.notebook._QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("workbench.experiments.notebook._QUIET_SECONDS", 0.0)
     log = io.StringIO()
     with Console("n", 2, stream=log) as view:
         view.start(2, "Think")

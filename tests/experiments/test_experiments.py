@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_its_kernel_and_keeps_what_ran(folder: Path) -> 
         "import os, time\nprint('early')\nopen('kernel', 'w').write(str(os.getpid()))",
         "try:\n    time.sleep(60)\nfinally:\n    open('put_away', 'w').close()",
     )
-    code = f"from workbench.experiments import run_notebook\nrun_notebook({str(source)!r})"
+    code = f"from workbench.experiments.notebook import run_notebook\nrun_notebook({str(source)!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -213,7 +213,7 @@ def test_two_runs_may_write_to_one_folder(folder: Path) -> None:
     """Both end well; the executed copy is that of the one that ended last."""
     source = write(folder / "nb.ipynb", *["import time\ntime.sleep(0.2)"] * 5)
     code = (
-        "import sys; from workbench.experiments import run_notebook;"
+        "import sys; from workbench.experiments.notebook import run_notebook;"
         "run_notebook(sys.argv[1], parameters={}, output='out', progress=False)"
     )
     runs = [

@@ -141,7 +141,7 @@ def test_the_query_of_a_base_url_makes_another_judge_unless_it_is_a_credential()
 
 def test_the_fingerprint_is_the_same_in_every_process() -> None:
     code = (
-        "from workbench.judge import make_judge, fingerprint\n"
+        "from workbench.judging.judge import make_judge, fingerprint\n"
         "print(fingerprint(make_judge('quality', 'Rate {{ inputs }} and {{ outputs }}.',"
         " model='openai:/m', inference_params={'b': 1, 'a': {'y': 2, 'x': 3}})))"
     )
@@ -229,7 +229,7 @@ def test_only_judges_that_are_known_whole_are_cacheable() -> None:
 
 def test_without_a_model_the_embedded_one_is_used_and_said_once() -> None:
     code = (
-        "from workbench.judge import make_judge\n"
+        "from workbench.judging.judge import make_judge\n"
         "for name in ('a', 'b'):\n"
         "    print(make_judge(name, 'Rate {{ inputs }}.').model)"
     )

@@ -123,10 +123,10 @@ def test_two_servers_do_not_get_each_others_answers(
 
 
 def test_answers_of_an_older_embedded_model_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its sources say decides its answers; those of other models do not depend on them."""
+    """Its version is part of their keys; those of other models do not depend on it."""
     embedded, other = judge_of(MODEL), judge_of("openai:/m")
     before = key(embedded), key(other)
-    monkeypatch.setattr("workbench.models.offline.version", lambda: "another")
+    monkeypatch.setattr("workbench.judging.requests.VERSION", 2)
     assert key(embedded) != before[0]
     assert key(other) == before[1]
 

@@ -17,6 +17,7 @@ from mlflow.tracing.client import TracingClient
 
 import workbench
 from workbench.labeling.session import DecisionSession
+from workbench.store import traces
 from workbench.store.labels import decision_feedback, decision_records
 from workbench.store.traces import fetch_traces
 from workbench.widgets.label_panel import AdjudicationPanel
@@ -98,9 +99,9 @@ def test_a_store_that_hangs_does_not_hold_up_the_kernel(
     """It is told soon, and the items come when it answers."""
     one = session()
     monkeypatch.setattr("workbench.labeling.session._PATIENCE", 0.1)
-    go, load = threading.Event(), workbench.store.load_spans
+    go, load = threading.Event(), traces.load_spans
     monkeypatch.setattr(
-        "workbench.store.traces.load_spans", lambda *given: (go.wait(20), load(*given))[1]
+        "workbench.labeling.session.load_spans", lambda *given: (go.wait(20), load(*given))[1]
     )
     (problem,) = one.receive({"type": "want", "start": 0, "count": 2})
     assert (problem["type"], problem["about"]) == ("problem", "want")

@@ -156,9 +156,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             store.mend()
             self.number = next(numbers)
             self.skew = 0
-            monkeypatch.setattr(
-                "workbench.store.traces.assessments.now_ms", lambda: now_ms() + self.skew
-            )
+            monkeypatch.setattr("workbench.store.assessments.now_ms", lambda: now_ms() + self.skew)
             self.sent: dict[str, dict[str, Any]] = {}
             self.order: list[str] = []
             self.seen_before: set[str] = set()

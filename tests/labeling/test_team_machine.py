@@ -155,9 +155,7 @@ def machine(store: Store, monkeypatch: pytest.MonkeyPatch) -> type[RuleBasedStat
             store.mend()
             self.number = next(numbers)
             self.skew = 0
-            monkeypatch.setattr(
-                "workbench.store.traces.assessments.now_ms", lambda: now_ms() + self.skew
-            )
+            monkeypatch.setattr("workbench.store.assessments.now_ms", lambda: now_ms() + self.skew)
             self.acted: dict[str, dict[str, Any]] = {}
             self.by: dict[str, Page] = {}
             self.deleted: set[str] = set()

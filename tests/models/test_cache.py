@@ -79,7 +79,10 @@ def test_keys_tell_parts_apart() -> None:
 
 def test_a_key_is_the_same_in_every_process() -> None:
     """Python's own hashes differ from one to the next; this one does not."""
-    code = "from workbench.cache import question_key; print(question_key('a', {'b': [1, None]}))"
+    code = (
+        "from workbench.models.cache import question_key\n"
+        "print(question_key('a', {'b': [1, None]}))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -116,7 +119,7 @@ def test_processes_share_it(tmp_path: Path) -> None:
     """Several start on an empty folder at once, and write the same and different keys."""
     code = (
         "import sys\n"
-        "from workbench.cache import AnswerCache\n"
+        "from workbench.models.cache import AnswerCache\n"
         "me = sys.argv[2]\n"
         "with AnswerCache(sys.argv[1]) as cache:\n"
         "    for n in range(100):\n"

@@ -421,7 +421,7 @@ def test_an_interrupt_is_not_held_up_by_calls_that_hang(
 ) -> None:
     """It waits a moment; what comes after that is still kept, though the cache was closed."""
     monkeypatch.setattr("workbench.judging.runner.SECONDS_AFTER_INTERRUPT", 0.5)
-    monkeypatch.setattr("workbench.judging.judge.is_cacheable", lambda judge: True, raising=False)
+    monkeypatch.setattr("workbench.judging.requests.is_cacheable", lambda judge: True)
     _LET_GO.clear()
     judge = Hanging(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
 

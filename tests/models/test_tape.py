@@ -111,7 +111,7 @@ def test_a_file_that_is_there_is_added_to(tmp_path: Path) -> None:
 def test_two_processes_write_to_one_file(tmp_path: Path) -> None:
     """One that is started while a run is recorded adds its own answers."""
     code = (
-        "from workbench.tape import Line, active\n"
+        "from workbench.models.recording import Line, active\n"
         f"active().keep(Line('{B}', 0, 'judge', {{}}, {{'value': 1}}, {{}}))\n"
     )
     with recording(tmp_path / "a") as tape:
@@ -298,7 +298,7 @@ def test_a_budget_ends_a_replayed_run_where_it_ended_the_recorded_one(tmp_path: 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     """Each reads what the others wrote before it writes."""
     code = (
-        "import sys; from workbench.tape import Line, recording\n"
+        "import sys; from workbench.models.recording import Line, recording\n"
         "with recording(sys.argv[1]) as tape:\n"
         "    for n in range(40):\n"
         "        key = f'{int(sys.argv[2]) * 1000 + n:064x}'\n"

@@ -85,10 +85,10 @@ def test_an_mlflow_without_a_seam_is_told_once_and_lived_with(change: str) -> No
         f"{change}\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
-        "    import workbench.transport, workbench.calls, workbench.assessment\n"
+        "    import workbench.models.client, workbench.judging.assessment\n"
         "print(sum('own client' in str(w.message) for w in caught))\n"
         "judge = InstructionsJudge(name='q', instructions='Rate {{ outputs }}.', model='openai:/m')"
-        "\nworkbench.transport.prepared(judge)\n"
+        "\nworkbench.models.client.prepared(judge)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     only_slower = "response_format" in change
@@ -104,9 +104,9 @@ def test_without_the_seams_verdicts_come_through_mlflow_s_own_client(loopback: S
         "def renamed(endpoint, headers, body, num_retries):\n"
         "    return send(endpoint, headers, body, num_retries)\n"
         "gateway_adapter.send_chat_request = lambda **k: renamed(body=k.pop('payload'), **k)\n"
-        "from workbench.calls import run\n"
+        "from workbench.judging.runner import run\n"
         "from workbench import make_judge\n"
-        "from workbench.traces import Example\n"
+        "from workbench.store.traces import Example\n"
         "judge = make_judge('q', 'Rate {{ outputs }}.', model='openai:/m', base_url=sys.argv[1])\n"
         "print([v.error for v in run(judge, [Example(f't{n}', {}, n) for n in range(5)])])\n"
     )
@@ -273,9 +273,9 @@ def test_the_first_call_asks_nobody_else(loopback: Start) -> None:
         "import socket, sys\n"
         "seen, connect = [], socket.getaddrinfo\n"
         "socket.getaddrinfo = lambda h, *a, **k: (seen.append(h), connect(h, *a, **k))[1]\n"
-        "from workbench.calls import run\n"
+        "from workbench.judging.runner import run\n"
         "from workbench import make_judge\n"
-        "from workbench.traces import Example\n"
+        "from workbench.store.traces import Example\n"
         "judge = make_judge('q', 'Rate {{ outputs }}.', model='openai:/m', base_url=sys.argv[1])\n"
         "verdict = run(judge, [Example('t', {}, 'x')])[0]\n"
         "assert verdict.error is None, verdict\n"

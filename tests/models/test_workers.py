@@ -55,7 +55,7 @@ def test_stopping_waits_for_what_has_begun_and_cancels_the_rest() -> None:
 def test_what_hangs_is_waited_for_so_long_and_holds_up_no_process() -> None:
     code = (
         "import time\n"
-        "from workbench.workers import Workers\n"
+        "from workbench.models.runner import Workers\n"
         "workers = Workers(2, 'hung')\n"
         "future = workers.submit(time.sleep, 100)\n"
         "start = time.monotonic()\n"

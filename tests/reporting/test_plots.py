@@ -25,7 +25,6 @@ from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.pairing.pairs import Pairs
 from workbench.reporting.plots import (
-    BELOW,
     plot_annotators,
     plot_balance,
     plot_before_after,
@@ -158,7 +157,7 @@ def test_an_undefined_kappa_is_written_and_not_drawn_as_zero() -> None:
 def test_balance_marks_rare_classes() -> None:
     ax = plot_balance(BEFORE)
     bars = [mpl.colors.to_hex(p.get_facecolor()).upper() for p in ax.patches]
-    assert bars == [BELOW, AFTER]  # 10 of 40 "no" is below 30 %
+    assert bars == ["#D55E00", "#0072B2"]  # 10 of 40 "no" is below 30 %
     assert "30% of labels advised" in texts(ax)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["no (10)", "yes (30)"]
 
@@ -216,7 +215,7 @@ def test_what_cannot_be_drawn_is_an_error_that_says_what_can() -> None:
 
 
 def test_importing_plots_does_not_load_pyplot() -> None:
-    code = "import sys, workbench.plots; print('matplotlib' in sys.modules)"
+    code = "import sys, workbench.reporting.plots; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -137,7 +137,7 @@ def test_a_reason_speaks_of_rules_that_exist(rules: list[str], reason: str) -> N
 
 
 _ORDER = """
-from workbench.moves import suspects
+from workbench.simba.proposals import suspects
 rules = [f"Rate it poor when {' '.join(f'w{(7 * i + j) % 41:03}' for j in range(20))}."
          for i in range(12)]
 said = " ".join(f"w{i:03}" for i in range(41))

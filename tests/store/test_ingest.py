@@ -85,8 +85,8 @@ def test_large_rows_go_in_smaller_batches(store: str, monkeypatch: pytest.Monkey
         return log(self, location, spans)
 
     monkeypatch.setattr(TracingClient, "log_spans", counting)
-    monkeypatch.setattr("workbench.store.traces.importing._BATCH_TRACES", 3)
-    monkeypatch.setattr("workbench.store.traces.importing._BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr("workbench.store.importing._BATCH_TRACES", 3)
+    monkeypatch.setattr("workbench.store.importing._BATCH_CHARACTERS", 1000)
     table = pd.DataFrame({"q": [f"{i}" for i in range(9)], "o": ["x"] * 4 + ["x" * 600] * 5})
     import_traces(table, inputs="q", outputs="o")
     assert sizes == [3, 3, 2, 1]
@@ -99,7 +99,7 @@ def test_an_import_that_is_killed_can_be_run_again(store: str, more: dict[str, A
     table = rows(300)
     table.to_csv("rows.csv", index=False)
     script = (
-        "import sys, mlflow, workbench.ingest as ingest, workbench\n"
+        "import sys, mlflow, workbench.store.importing as ingest, workbench\n"
         "ingest._BATCH_TRACES = 10\n"
         "mlflow.set_experiment('test')\n"
         f"workbench.import_traces('rows.csv', inputs='q', outputs='o', **{more!r})\n"
@@ -132,7 +132,7 @@ def test_a_trace_without_its_spans_is_completed(
     Labels go before spans where the store is a server.
     """
     table = rows(4)
-    monkeypatch.setattr("workbench.store.traces.assessments.is_possible", lambda _: False)
+    monkeypatch.setattr("workbench.store.importing.is_possible", lambda _: False)
 
     def broken(self: TracingClient, location: str, spans: list[Span]) -> Any:
         raise MlflowException("disk full")
@@ -167,7 +167,7 @@ def test_an_interrupt_keeps_what_is_written_and_says_so(
     store: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C says how many rows are stored, and the next run adds the others."""
-    monkeypatch.setattr("workbench.store.traces.importing._BATCH_TRACES", 4)
+    monkeypatch.setattr("workbench.store.importing._BATCH_TRACES", 4)
     log = TracingClient.log_spans
     calls: list[int] = []
 
@@ -193,7 +193,7 @@ def test_two_processes_may_import_the_same_file(store: str) -> None:
     table = rows(60)
     table.to_csv("rows.csv", index=False)
     script = (
-        "import sys, mlflow, workbench.ingest as ingest, workbench\n"
+        "import sys, mlflow, workbench.store.importing as ingest, workbench\n"
         "ingest._BATCH_TRACES = 7\n"
         "mlflow.set_experiment('test')\n"
         "print('ready', flush=True); sys.stdin.readline()\n"

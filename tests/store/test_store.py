@@ -91,8 +91,8 @@ def test_traces_are_named_in_many_ways(store: str) -> None:
 def test_all_pages_are_read(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No limit of a page or batch leaves traces out, with and without spans."""
     ids = imported(11)
-    monkeypatch.setattr("workbench.store.traces.traces.PAGE", 3)
-    monkeypatch.setattr("workbench.store.traces.traces._SPAN_BATCH", 4)
+    monkeypatch.setattr("workbench.store.traces.PAGE", 3)
+    monkeypatch.setattr("workbench.store.traces._SPAN_BATCH", 4)
     for given in (None, ids, "trace.status = 'OK'"):
         for spans in (True, False):
             found = fetch_traces(given, spans=spans)
@@ -243,7 +243,7 @@ def test_credentials_of_the_store_are_in_no_message(
         put,
     ]
     said = [message(step) for step in steps]
-    monkeypatch.setattr("workbench.store.traces.assessments._write_all", broken)
+    monkeypatch.setattr("workbench.store.assessments._write_all", broken)
     said.append(message(put))
     assert all("4711" not in text for text in said)
     assert all("postgresql://db.example/mlflow" in text for text in said)
