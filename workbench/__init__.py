@@ -21,7 +21,7 @@ _HOME = {
     "ABSTAIN": "scale",
     "AdjudicationPanel": "widgets.label_panel",
     "Agreement": "metrics.agreement",
-    "Alignment": "alignment.runs",
+    "Alignment": "alignment.result",
     "AnnotatorAgreement": "metrics.annotators",
     "Assessed": "judging.assessment",
     "Budget": "models.budget",

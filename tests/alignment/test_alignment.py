@@ -19,8 +19,9 @@ from mlflow.entities import AssessmentSource
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.align import split_pairs
-from workbench.alignment.runs import Earlier, earlier_alignments
+from workbench.alignment.learning import split_pairs
+from workbench.alignment.lineage import Lineage
+from workbench.alignment.runs import RunLocation
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
@@ -134,22 +135,15 @@ def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
     assert not (groups[0] | groups[1]) & groups[2]
 
 
-def test_what_is_learned_from_knows_its_group(
-    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who parts the items again can keep those of one group together."""
+def test_what_is_learned_from_knows_its_group(store: str, judge: Any) -> None:
+    """Who splits the items again can keep those of one group together."""
     labelled(40, judge)
-    given: list[Any] = []
-
-    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
-        given.extend([*train, *dev])
-        return learns(self, judge, train, dev, **options)
-
-    learns = workbench.SIMBA.learn
-    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
-    alignment = workbench.align(judge, groups="part", progress=False)
+    optimizer = Noting()
+    alignment = workbench.align(judge, None, optimizer, groups="part", progress=False)
     part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
-    assert [item.group for item in given] == [part_of[item.trace_id] for item in given]
+    assert [item.group for item in optimizer.items] == [
+        part_of[item.trace_id] for item in optimizer.items
+    ]
 
 
 def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
@@ -429,9 +423,8 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
     by_id = {i: Example(i, {"q": c}, "a", {}) for i, c in zip(ids, contents, strict=True)}
     group_of = dict(zip(ids, groups, strict=True))
     learned = frozenset(ids[i] for i in before)
-    earlier = Earlier(learned, frozenset())
     try:
-        split = split_pairs(pairs, by_id, group_of, earlier, 0.4, seed)
+        split = split_pairs(pairs, by_id, group_of, Lineage(learned), 0.4, seed)
     except (ArgumentError, TooFewPairsError):
         assume(False)
     parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]
@@ -629,27 +622,16 @@ def test_a_refused_reflection_does_not_end_it(
     assert run.data.metrics["reflection_failures"] == 1
 
 
-@pytest.mark.parametrize("given", [None, 0.05, 0.9])
-def test_the_share_of_failures_that_is_borne_is_that_of_the_call(
+@pytest.mark.parametrize("given", [None, 0.9])
+def test_the_share_of_failures_is_that_of_the_call(
     store: str, judge: Any, given: float | None
 ) -> None:
-    """SIMBA made by align bears what align is told; one that is given keeps its own unless told."""
+    """A given SIMBA keeps its own unless told otherwise, and gets it back."""
     labelled(40, judge)
-    seen: list[float] = []
-
-    class Noting(workbench.SIMBA):
-        def learn(self, judge: Any, *items: Any, **options: Any) -> Any:
-            seen.append(self.settings.max_failure_share)
-            return super().learn(judge, *items, **options)
-
-    own = Noting(max_failure_share=0.3, progress=False)
+    own = Noting(max_failure_share=0.3)
     workbench.align(judge, optimizer=own, max_failure_share=given, progress=False)
-    assert seen == [0.3 if given is None else given]
+    assert own.shares == [0.3 if given is None else given]
     assert own.settings.max_failure_share == 0.3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("workbench.alignment.align.SIMBA", Noting)
-        workbench.align(judge, max_failure_share=given, progress=False)
-    assert seen[-1] == (given or 0.05)
 
 
 def test_a_share_that_is_none_is_refused(store: str, judge: Any) -> None:
@@ -783,26 +765,6 @@ def test_another_seed_or_experiment_is_another_look(store: str, judge: Any) -> N
     assert [each.looks for each in (first, second, third)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("ends", [KeyboardInterrupt, ModelError])
-def test_a_look_counts_whatever_happens_afterwards(
-    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, ends: type[BaseException]
-) -> None:
-    """What was scored and then interrupted has been looked at; its run tells how it ended."""
-    labelled(60, judge)
-
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise ends
-
-    with monkeypatch.context() as patch:
-        patch.setattr("workbench.alignment.align.compare", interrupted)
-        with pytest.raises(ends):
-            workbench.align(judge, optimizer=Proposing(WORSE), progress=False)
-    (run,) = mlflow.search_runs(output_format="list")
-    assert run.info.status == ("KILLED" if ends is KeyboardInterrupt else "FAILED")
-    after = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
-    assert after.looks == 2
-
-
 def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
     store: str, judge: Any
 ) -> None:
@@ -814,22 +776,6 @@ def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
     assert aligned.looks == 3  # few-shot, the first proposal and this one
     other = workbench.compare_optimizers(judge, None, [Proposing(WORSE)], progress=False)
     assert any("score 4 different judges" in note for note in other.notes)
-
-
-def test_a_look_at_a_comparison_counts_whatever_happens_afterwards(
-    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that is interrupted while it scores has looked as well."""
-    labelled(60, judge)
-
-    def interrupted(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("workbench.alignment.benchmark.put_to_test", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            workbench.compare_optimizers(judge, None, [Proposing(CURED)], progress=False)
-    assert workbench.align(judge, optimizer=Proposing(CURED), progress=False).looks == 2
 
 
 def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
@@ -875,20 +821,24 @@ def test_aligning_an_aligned_judge_follows_newer_labels(store: str, judge: Any) 
     assert second.judge.instructions.count("People who rated items") == 1
 
 
-@pytest.mark.parametrize("dated", [False, True])
-def test_a_label_that_was_changed_is_as_new_as_any(
-    store: str, judge: Any, monkeypatch: pytest.MonkeyPatch, dated: bool
-) -> None:
-    """On what was learned before, people may say something else now: that weighs in full.
+class Noting(workbench.SIMBA):
+    """Keeps the items that it learns from, and its settings, and proposes nothing."""
 
-    Where a run tells nothing of its labels (``dated``), those given after it are the new ones.
-    """
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, progress=False, max_steps=1)
+        self.items: list[Any] = []
+        self.shares: list[float] = []
+
+    def learn(self, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
+        self.items = [*train, *dev]
+        self.shares.append(self.settings.max_failure_share)
+        return super().learn(judge, train, dev, **options)
+
+
+def test_a_label_that_was_changed_is_as_new_as_any(store: str, judge: Any) -> None:
+    """On what was learned before, people may say something else now: that weighs in full."""
     ids = labelled(60, judge)
     first = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
-    assert first.run_id
-    if dated:
-        folder = mlflow.get_run(first.run_id).info.artifact_uri
-        Path(folder.removeprefix("file://"), "labels.json").unlink()
     learned = first.split.train.trace_ids
     changed = learned[:9]
     human = dict(zip(first.pairs.table["trace_id"], first.pairs.table["human"], strict=True))
@@ -900,22 +850,14 @@ def test_a_label_that_was_changed_is_as_new_as_any(
             + [human[i] for i in learned[9:12]],
         }
     )
-    workbench.log_labels(
-        newer.iloc[: 9 if dated else 12], name=NAME, annotator="ana", value="ana", progress=False
-    )
+    workbench.log_labels(newer, name=NAME, annotator="ana", value="ana", progress=False)
     workbench.assess(first.judge, ids, progress=False)
-    given: dict[str, float] = {}
-
-    def learn(self: Any, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
-        given.update({item.trace_id: item.weight for item in [*train, *dev]})
-        return learns(self, judge, train, dev, **options)
-
-    learns = workbench.SIMBA.learn
-    monkeypatch.setattr(workbench.SIMBA, "learn", learn)
-    second = workbench.align(first.judge, ids, progress=False)
+    optimizer = Noting()
+    second = workbench.align(first.judge, ids, optimizer, progress=False)
+    weights = {item.trace_id: item.weight for item in optimizer.items}
     assert not set(learned) & set(second.split.test.trace_ids)
-    assert {given[i] for i in changed} == {1.0}
-    assert {given[i] for i in learned[9:]} == {0.25}
+    assert {weights[i] for i in changed} == {1.0}
+    assert {weights[i] for i in learned[9:]} == {0.25}
 
 
 def test_learned_rules_of_unknown_origin_are_told_of(store: str, judge: Any) -> None:
@@ -941,8 +883,8 @@ def test_items_that_are_imported_anew_are_known_by_their_content(store: str, jud
     again = {item_digest(second.examples[i]) for i in ids_of(second, "test")}
     assert again <= tested
     assert not again & learned
-    earlier = earlier_alignments(first.judge, second.examples)
-    assert earlier.unchanged(second.pairs) == set(anew)
+    lineage = Lineage.of(first.judge, second.pairs, second.examples, RunLocation.active())
+    assert lineage.unchanged == set(anew)
 
 
 def ids_of(alignment: workbench.Alignment, part: str) -> list[str]:

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.alignment.align import align
-from workbench.alignment.runs import Alignment, Stage, Watch
+from workbench.alignment.result import Alignment
+from workbench.alignment.watch import Stage, Watch
 from workbench.errors import ArgumentError, CancelledError
 from workbench.models.budget import Budget
 from workbench.simba.optimizer import SIMBA

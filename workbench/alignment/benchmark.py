@@ -25,18 +25,25 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from workbench.alignment.align import (
+from workbench.alignment.external import metering, requests_of_a_verdict, without_dspy_answers
+from workbench.alignment.gate import Gate, decide
+from workbench.alignment.heldout import TestSetUse, score_held_out, test_set_tags
+from workbench.alignment.learning import (
     Learned,
     check_one_budget,
     learn,
     own_pairs,
-    put_to_test,
     split_pairs,
 )
-from workbench.alignment.external import metering, requests_of_a_verdict, without_dspy_answers
-from workbench.alignment.gate import Gate, decide
+from workbench.alignment.lineage import Lineage, lineage_files
 from workbench.alignment.preflight import check_pairs, forecast_of, probed, to_keep
-from workbench.alignment.runs import Place, earlier_alignments, looks, marks, write_before_test
+from workbench.alignment.runs import (
+    AlignmentRun,
+    RunLocation,
+    instruction_files,
+    params_before_test,
+    tags_before_test,
+)
 from workbench.compat import options
 from workbench.credentials import scrub
 from workbench.errors import ArgumentError, ReplayError, one_of
@@ -566,11 +573,9 @@ def compare_optimizers(
     options(judge)  # raises for judges that are not made from instructions
     check_pairs(pairs)
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    earlier = earlier_alignments(judge, by_id)
-    split = split_pairs(pairs, by_id, groups, earlier, test_size, seed)
-    field_ = _Field(
-        judge, pairs, split, by_id, gate, seed, max_failure_share, earlier.unchanged(pairs)
-    )
+    lineage = Lineage.of(judge, pairs, by_id, RunLocation.active())
+    split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
+    field_ = _Field(judge, pairs, split, by_id, gate, seed, max_failure_share, lineage.unchanged)
     field_.budget, field_.examples = Budget.of(budget), examples_shown(entrants.values())
     if progress:
         say(f"{split!r}: {', '.join(entrants)}, beside the original, the majority, few-shot")
@@ -619,7 +624,7 @@ class _Field:
     ) -> None:
         self.earlier = earlier
         self.judge, self.pairs, self.split, self.by_id = judge, pairs, split, by_id
-        self.place = Place.active()
+        self.place = RunLocation.active()
         self.gate, self.seed, self.max_failure_share = gate, seed, max_failure_share
         self.budget, self.probe = Budget(), Verdict("")
         self.examples = Settings.max_examples
@@ -712,7 +717,9 @@ class _Field:
         try:
             later = self._later(entry.judge, purse)
             entry = replace(entry, run_id=self._mark(entry))
-            tested = put_to_test(self.judge, entry.judge, self.split.test, self.by_id, False, purse)
+            tested = score_held_out(
+                self.judge, entry.judge, self.split.test, self.by_id, False, purse
+            )
         except ReplayError:
             raise
         except Exception as error:
@@ -739,23 +746,25 @@ class _Field:
         assert entry.judge is not None
         if fingerprint(entry.judge) == fingerprint(self.judge):
             return None
-        try:
-            run = self.place.begin(entry.name)
-            write_before_test(
-                run, self.judge, entry.judge, self.pairs, self.split, self.by_id,
-                marks(self.split.test, self.by_id, fingerprint(entry.judge)),
-                optimizer=entry.name, seed=self.seed,
-            )  # fmt: skip
-            run.end()
-        except (MlflowException, OSError) as error:
-            warnings.warn(f"The look at held-out pairs could not be logged: {error}", stacklevel=2)
+        test = self.split.test
+        run = AlignmentRun(self.place, entry.name)
+        run.begin(
+            tags_before_test(self.judge, entry.judge, self.pairs, self.split)
+            | test_set_tags(test, self.by_id),
+            params_before_test(self.judge, self.split, optimizer=entry.name, seed=self.seed),
+            lineage_files(self.split, self.by_id) | instruction_files(self.judge, entry.judge),
+        )
+        run.finish({}, {})
+        if run.fault:
+            message = f"The look at held-out pairs could not be logged: {run.fault}"
+            warnings.warn(message, stacklevel=2)
             return None
         return run.run_id
 
     def looked(self, entries: Sequence[Entry]) -> str:
         """What is to be said of judges that were scored on the held-out pairs before these."""
         tested = [fingerprint(e.judge) for e in entries if e.run_id and e.judge is not None]
-        return looks(self.split.test, self.by_id, *tested, place=self.place).note
+        return TestSetUse.of(self.split.test, self.by_id, *tested, location=self.place).note
 
     def _failed(self, entry: Entry, error: Exception) -> Entry:
         said = " ".join(scrub(str(error), self.judge).split()) or type(error).__name__

@@ -45,7 +45,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.tracing.constant import AssessmentMetadataKey
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
-from workbench.alignment.runs import CANCELLED
+from workbench.alignment.watch import CANCELLED
 from workbench.credentials import scrub, without_secret_params
 from workbench.errors import (
     BudgetError,

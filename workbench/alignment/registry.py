@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlflow.entities import ScorerVersion
     from mlflow.genai.judges import Judge
 
-    from workbench.alignment.runs import Alignment
+    from workbench.alignment.result import Alignment
 
 
 _KEY: Final = "workbench"

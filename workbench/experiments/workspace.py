@@ -22,7 +22,7 @@ from workbench.store.traces import find_experiment_id as experiment_id
 
 if TYPE_CHECKING:
     from workbench.alignment.registry import Registered
-    from workbench.alignment.runs import Alignment
+    from workbench.alignment.result import Alignment
     from workbench.pairing.pairs import Pairs
 
 

@@ -1,0 +1,250 @@
+"""Splitting the pairs, and letting an optimizer learn on train and dev."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mlflow.genai.judges.base import AlignmentOptimizer
+
+from workbench.alignment.external import propose
+from workbench.alignment.lineage import Lineage
+from workbench.alignment.watch import Watch
+from workbench.errors import ArgumentError, PairingError, TooFewPairsError
+from workbench.judging.judge import fingerprint
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Budget
+from workbench.pairing.pairs import Groups, Pairs, Split, pair
+from workbench.pairing.splits import default_groups, with_equal_items
+from workbench.simba.optimizer import SIMBA
+from workbench.simba.reflection import Item
+from workbench.simba.search import Optimised
+from workbench.store.traces import Example
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+MINIMUM_FRESH = 10
+"""With so many traces that are new to a judge, it is tested on these alone."""
+
+EARLIER_WEIGHT = 0.25
+"""Weight of a label that the judge learned from before; a newer one has 1."""
+
+MAX_FAILURE_SHARE = 0.05
+"""Default share of lost answers above which an optimizer is stopped."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it cost to find.
+
+    Calls count requests, retries included; ``known`` answers more came from the cache.
+    ``failures`` of the judge and ``reflection_failures`` are answers that never came or could
+    not be read (`SIMBA` only).
+    """
+
+    judge: Judge
+    calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:
+    """Return the given pairs, or those of the traces; they must hold this judge's verdicts."""
+    if not isinstance(pairs_or_traces, Pairs):
+        return pair(judge, pairs_or_traces)
+    if pairs_or_traces.fingerprint != fingerprint(judge):
+        raise PairingError(
+            f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. Run "
+            "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
+        )
+    return pairs_or_traces
+
+
+def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
+    """Raise `ArgumentError` where a `SIMBA` has a budget of its own and another is given."""
+    own = optimizer.budget if isinstance(optimizer, SIMBA) else None
+    if budget is not None and own is not None and own is not budget:
+        raise ArgumentError(
+            f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
+            "them: the former is for learning and the held-out test, SIMBA's for learning alone."
+        )
+
+
+def split_pairs(
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    groups: Groups,
+    lineage: Lineage,
+    test_size: float,
+    seed: int,
+) -> Split:
+    """Split into train, dev and test.
+
+    What the judge learned from before is never in test. What it was tested on before is not
+    either where enough traces are fresh, since it was chosen for doing well there.
+    """
+    items = [by_id[i] for i in pairs.trace_ids]
+    named = groups if isinstance(groups, str) else None
+    group_of = default_groups(items) if groups is None else pairs.group_of(groups)
+    group_of = with_equal_items(group_of, items)
+    here = set(pairs.trace_ids)
+    enough = len(here - lineage.all) >= MINIMUM_FRESH
+    barred = here & (lineage.all if enough else lineage.learned)
+    # The share refers to the traces that may be tested on, so that some of these are left to
+    # learn from.
+    share = test_size * (1 - len(barred) / len(pairs)) or test_size
+    try:
+        split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
+    except ArgumentError:
+        if not barred:
+            raise
+        raise TooFewPairsError(
+            "This judge was aligned on these traces before, and what a judge learned on is never "
+            "tested on. Label new traces and align with those as well, or align the judge that "
+            "it came from."
+        ) from None
+    return replace(split, groups=named)
+
+
+def training_items(
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    earlier: Collection[str] = (),
+    group_of: Mapping[str, str] | None = None,
+) -> list[Item]:
+    """Return the pairs as items to learn from.
+
+    ``earlier`` are traces whose labels the judge learned from before; they weigh less, since
+    people's standards drift. ``group_of`` says which items must stay together when they are
+    split again.
+    """
+    return [
+        Item(
+            by_id[row["trace_id"]],
+            row["human"],
+            row["human_rationale"],
+            weight=EARLIER_WEIGHT if row["trace_id"] in earlier else 1.0,
+            group=(group_of or {}).get(row["trace_id"], ""),
+        )
+        for row in pairs.table.to_dict("records")
+    ]
+
+
+def learn(
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    by_id: Mapping[str, Example],
+    budget: Budget | int | None = None,
+    *,
+    earlier: Collection[str] = (),
+    max_failure_share: float | None = None,
+    progress: bool = True,
+    watch: Watch | None = None,
+) -> Learned:
+    """Let the optimizer learn on train and select on dev.
+
+    ``earlier`` are traces whose labels weigh less (`SIMBA` only). ``max_failure_share`` None
+    means a `SIMBA`'s own, and 0.05 for others; ``progress`` applies to others only.
+    """
+    watch = watch or Watch()
+    if isinstance(optimizer, SIMBA):
+        return _learn_simba(
+            judge, optimizer, split, by_id, Budget.of(budget), earlier, max_failure_share, watch
+        )
+    share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
+    proposal = propose(
+        judge,
+        optimizer,
+        split,
+        by_id,
+        budget=Budget.of(budget),
+        max_failure_share=share,
+        progress=progress,
+        stop=watch.stop,
+    )
+    return Learned(**vars(proposal))
+
+
+def _learn_simba(
+    judge: Judge,
+    optimizer: SIMBA,
+    split: Split,
+    by_id: Mapping[str, Example],
+    budget: Budget,
+    earlier: Collection[str],
+    max_failure_share: float | None,
+    watch: Watch,
+) -> Learned:
+    known = [
+        Verdict(row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint)
+        for part in (split.train, split.dev)
+        for row in part.table.to_dict("records")
+    ]
+    with watch.learning(optimizer, budget), _failure_share(optimizer, max_failure_share):
+        proposed = optimizer.learn(
+            judge,
+            training_items(split.train, by_id, earlier, split.group_of),
+            training_items(split.dev, by_id, earlier, split.group_of),
+            scale=split.train.scale,
+            known=known,
+            budget=budget,
+        )
+    found = optimizer.last
+    assert found is not None
+    return Learned(
+        judge=proposed,
+        calls=found.judge_calls,
+        reflection_calls=found.reflection_calls,
+        known=found.known,
+        tokens=found.tokens,
+        cost=found.cost,
+        stopped=found.stopped,
+        history=found.history,
+        evidence=found.evidence,
+        failures=found.failures,
+        reflection_failures=found.reflection_failures,
+        notes=(*found.notes, *_failure_notes(found)),
+    )
+
+
+@contextmanager
+def _failure_share(optimizer: SIMBA, max_failure_share: float | None) -> Iterator[None]:
+    """Set the share for the time of the run; None leaves the optimizer's own."""
+    own = optimizer.settings
+    if max_failure_share is not None:
+        optimizer.settings = replace(own, max_failure_share=max_failure_share)
+    try:
+        yield
+    finally:
+        optimizer.settings = own
+
+
+def _failure_notes(found: Optimised) -> Iterator[str]:
+    if found.failures:
+        yield (
+            f"While learning, {_counted(found.failures, 'verdict')} failed or could not be read, "
+            "and counted neither for nor against any candidate."
+        )
+    if found.reflection_failures:
+        yield (
+            f"{_counted(found.reflection_failures, 'reflection')} failed, was refused or could not "
+            "be read, and gave no rule. They are not cached: the same call asks again."
+        )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -1,0 +1,99 @@
+"""What an alignment found: the judges, the held-out test, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from workbench.alignment.gate import Status
+from workbench.formatting import html_table, html_text
+from workbench.metrics.agreement import Agreement
+from workbench.metrics.annotators import AnnotatorAgreement
+from workbench.metrics.comparison import Comparison
+from workbench.pairing.pairs import Pairs, Split
+from workbench.store.traces import Example
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True, repr=False)
+class Alignment:
+    """The outcome of an alignment.
+
+    Attributes
+    ----------
+    judge
+        The aligned judge; the original one unless ``status`` is ``"improved"``.
+    status, reason
+        ``"improved"``, ``"unchanged"`` (nothing better was found) or ``"rejected"`` (the proposed
+        judge did not pass the gate on held-out pairs), and the reason in words.
+    original, proposed
+        The judge before alignment, and the one that the optimizer proposed.
+    pairs, split
+        All usable pairs, and their parts: train, dev and test.
+    annotators
+        Agreement of the annotators among themselves; None where there is only one.
+    test_before, test_after
+        Held-out pairs with the verdicts of the original and of the proposed judge.
+    before, after, comparison
+        Agreement of both judges with people on these pairs, and their comparison.
+    history
+        One row per candidate (see `workbench.simba.Optimised`); empty for other optimizers.
+    evidence
+        Learned rule -> ids of the train traces whose disagreement it was made from.
+    looks
+        The largest number of judges that one held-out item has scored so far, this judge
+        included; 0 where nothing was tested.
+    calls, reflection_calls, tokens, cost
+        What was spent, the held-out test included; None where it is not known. Reflection calls
+        of other optimizers include those to their embedding model. Cost is in US dollars.
+    failures, reflection_failures
+        Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
+        only). They count neither for nor against a candidate.
+    run_id
+        The MLflow run; None where the store refused it.
+    """
+
+    judge: Judge
+    status: Status
+    reason: str
+    original: Judge
+    proposed: Judge
+    optimizer: str
+    pairs: Pairs
+    split: Split
+    test_before: Pairs
+    test_after: Pairs
+    before: Agreement
+    after: Agreement
+    comparison: Comparison
+    preflight: pd.DataFrame
+    history: pd.DataFrame
+    evidence: Mapping[str, list[str]]
+    annotators: AnnotatorAgreement | None
+    examples: Mapping[str, Example]
+    seed: int
+    calls: int
+    reflection_calls: int
+    tokens: int | None
+    cost: float | None
+    seconds: float
+    fingerprints: Mapping[str, str]
+    dataset_digest: str
+    looks: int = 0
+    failures: int = 0
+    reflection_failures: int = 0
+    run_id: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        return f"<Alignment of {self.original.name!r}: {self.status}. {self.reason}>"
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
+        head = f"<div><b>{html_text(self.status)}</b>: {html_text(self.reason)}</div>"
+        return head + html_table(self.comparison.table) + notes
