@@ -12,23 +12,31 @@ COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # In a container one is often root, which Jupyter wants to be told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test lab bench clean
+.PHONY: help run test test-slow lab bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 run: $(VENV)/.installed ## Set up, then run the whole lifecycle on the sample data
 	$(BIN)/workbench run $(ARGS)
 
-# More processes than cores, since many tests wait for a browser or a server; by file, since what
-# the tests of a file share, such as notebooks that were run, takes long to make.
-test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Linters and type checks run beside the tests, on what time these leave, and are shown at the end.
+CHECKS = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/mypy
+# More processes than cores, since many tests wait for a browser or a server; by file, since the
+# tests of a file share what takes long to make.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.installed-test ## Set up, then run linters, type checks and all tests but slow ones
+	@checks=$$(mktemp); { $(CHECKS); } >$$checks 2>&1 & \
+	$(PYTEST); tests=$$?; \
+	wait $$!; linters=$$?; \
+	cat $$checks; rm -f $$checks; \
+	[ $$linters = 0 ] || echo "Linters or type checks failed: see above." >&2; \
+	exit $$((tests || linters))
+
+test-slow: $(VENV)/.installed-test ## Run the tests that only a long run can show
+	$(PYTEST) -m slow
 
 lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(AS_ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -12,14 +13,33 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from loopback import Loopback
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Stores in memory: half of the time of many tests would be SQLite waiting for the disk.
+_MEMORY = Path("/dev/shm")
+if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
+
+
+@event.listens_for(Engine, "connect")
+def _without_waiting_for_the_disk(connection: Any, _: object) -> None:
+    """No test outlives a power failure, so none needs SQLite to wait for the disk."""
+    if type(connection).__module__.startswith("sqlite3"):
+        connection.execute("PRAGMA synchronous=OFF")
+
 
 # Enough to find what is wrong over many runs, and little enough for each of them.
 settings.register_profile("suite", max_examples=30)
@@ -28,9 +48,13 @@ settings.load_profile("suite")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+# The files that take longest come first, so that no process is left alone with one at the end.
+_FIRST = ("test_readme.py", "test_labelling_in_a_notebook.py", "test_notebooks.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest of all files comes first, so that no process is left alone with it."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    order = {name: place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -61,14 +85,132 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@dataclass(frozen=True)
+class MainRun:
+    """What ``workbench run --record`` left behind, on the sample data with the embedded model.
+
+    Tests read it. One that changes something works on a copy (see ``main_copy``).
+    """
+
+    folder: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> Path:
+        """Folder of the executed notebook, the report and the store."""
+        return self.folder / "output"
+
+    @property
+    def answers(self) -> Path:
+        """The recording."""
+        return self.folder / "answers.jsonl.gz"
+
+    @property
+    def cache(self) -> Path:
+        """The cache of model answers, made by this run."""
+        return self.folder / "cache"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What the notebook wrote to ``summary.json``."""
+        found: dict[str, Any] = json.loads((self.output / "summary.json").read_text("utf-8"))
+        return found
+
+    @property
+    def tracking_uri(self) -> str:
+        """Of the store that the run made."""
+        return f"sqlite:///{self.output}/mlflow.db"
+
+
+SECRET = "sk-main-run-secret-4711"
+"""The value of ``OPENAI_API_KEY`` while `main_run` runs; it must not be written anywhere."""
+
+
+def new_user(folder: Path) -> dict[str, str]:
+    """The environment of someone who has chosen no model, store or cache; the cache is new."""
+    chosen = ("WORKBENCH_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "OPENAI_", "MPLBACKEND")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(chosen)}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "WORKBENCH_CACHE": str(folder / "cache"),
+        "DSPY_CACHEDIR": str(folder / "cache" / "dspy"),
+    }
+
+
+@pytest.fixture(scope="session")
+def main_run(tmp_path_factory: pytest.TempPathFactory) -> MainRun:
+    """The main job, run once for all tests and worker processes."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = root / "main_run"
+    with FileLock(root / "main_run.lock"):
+        if not (folder / "done.json").exists():
+            folder.mkdir()
+            done = subprocess.run(
+                ["workbench", "run", "--record", "answers.jsonl.gz"],
+                cwd=folder,
+                env={**new_user(folder), "OPENAI_API_KEY": SECRET},
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            assert done.returncode == 0, done.stderr
+            (folder / "done.json").write_text(json.dumps([done.stdout, done.stderr]))
+    return MainRun(folder, *json.loads((folder / "done.json").read_text()))
+
+
+@pytest.fixture
+def main_copy(main_run: MainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the output folder of `main_run`, its store and experiment active, its cache used."""
+    import mlflow
+
+    folder = tmp_path / "copy"
+    shutil.copytree(main_run.output, folder)
+    shutil.copytree(main_run.cache, tmp_path / "cache")
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    with active_store(f"sqlite:///{folder}/mlflow.db", main_run.summary["experiment"]):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
+    mlflow.end_run()
+
+
+@contextlib.contextmanager
+def active_store(uri: str, experiment: str) -> Iterator[Any]:
+    """Makes a store and an experiment the active ones, and puts back what was active."""
+    import mlflow
+
+    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield mlflow.set_experiment(experiment)
+    finally:
+        mlflow.set_tracking_uri(before)
+        mlflow.set_registry_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if variable is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = variable
+
+
 @pytest.fixture(scope="session")
 def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty store, copied for each test since migrations take seconds."""
     import mlflow
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.set_tracking_uri(f"sqlite:///{path}")
-    mlflow.search_experiments()
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = root / "empty" / "mlflow.db"
+    with FileLock(root / "empty.lock"):
+        if not path.exists():
+            making = root / "making" / "mlflow.db"
+            making.parent.mkdir()
+            mlflow.set_tracking_uri(f"sqlite:///{making}")
+            mlflow.search_experiments()
+            making.parent.rename(path.parent)
     return path
 
 
