@@ -165,7 +165,7 @@ def main_run(tmp_path_factory: pytest.TempPathFactory) -> MainRun:
 
 @pytest.fixture
 def main_copy(main_run: MainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the output folder of `main_run`, its store and experiment active, its cache used."""
+    """A copy of the output of `main_run`, with its store active and its cache in use."""
     import mlflow
 
     folder = tmp_path / "copy"
