@@ -22,7 +22,8 @@ from workbench.judging.runner import run
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, usage
 from workbench.scale import Scale
-from workbench.simba.reflection import Case, Item, Reflector, Request
+from workbench.simba.items import Case, Item
+from workbench.simba.reflection import Reflector, Request
 from workbench.store.traces import Example
 
 PRICED = "openai:/gpt-4.1-mini"

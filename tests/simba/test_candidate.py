@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.genai.judges import make_judge
 
-from workbench.models.offline.learnt import EXAMPLES_HEADING, RULES_HEADING
 from workbench.simba.candidate import (
+    EXAMPLES_HEADING,
+    RULES_HEADING,
     Candidate,
     WorkedExample,
     one_line_json,
@@ -136,15 +137,22 @@ def test_plain_learned_rules_are_read_back_as_rules(rules: list[str], count: int
 
 
 def test_rewriting_replaces_and_dropping_leaves_the_rest() -> None:
-    """A child names its parent; the parent stays as it was."""
+    """A child names its parent and its dropped rules; the parent stays as it was."""
     parent = Candidate(BASE).with_rules(["Be strict.", "Be kind.", "Be brief."], "x")
-    anew = parent.rewritten(["Be fair.", "be FAIR"], "y")
-    assert anew.rules == ("Be fair.",)
-    fewer = parent.without_rules({0, 2})
+    anew = parent.rewritten(["Be fair.", "be FAIR", "Be kind."], "y")
+    assert anew.rules == ("Be fair.", "Be kind.")
+    assert [one.rule for one in anew.dropped] == ["Be strict.", "Be brief."]
+    fewer = parent.without_rules({0: "harmful", 2: "idle"})
     assert fewer.rules == ("Be kind.",)
+    assert list(map(str, fewer.dropped)) == ["'Be strict.': harmful", "'Be brief.': idle"]
     assert anew.parent == fewer.parent == parent.key
-    assert parent.without_rules(()).text == parent.text
     assert len(parent.rules) == 3
+
+
+def test_a_rule_that_is_found_again_was_not_dropped() -> None:
+    fewer = Candidate(BASE).with_rules(["Be strict."], "x").without_rules({0: "idle"})
+    assert fewer.with_rules(["Be kind."], "y").dropped == fewer.dropped
+    assert fewer.with_rules(["Be strict."], "y").dropped == ()
 
 
 @pytest.mark.parametrize("rule", ["", "  ", "- ", "\n", "…", "?!"])

@@ -20,7 +20,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.scale import Scale
-from workbench.simba.reflection import Case, Item, Reflector, Request, allowed_values
+from workbench.simba.items import Case, Item
+from workbench.simba.reflection import Reflector, Request, allowed_values
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])

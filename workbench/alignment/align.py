@@ -50,8 +50,9 @@ from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.pairing.pairs import Groups, Pairs, Split, dataset_digest
-from workbench.simba.optimizer import SIMBA, labelled_items
-from workbench.simba.search import FEW
+from workbench.simba.crossfit import FEW
+from workbench.simba.items import labelled_items
+from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import Example, examples, fetch_traces, item_digest
 
 if TYPE_CHECKING:

@@ -59,7 +59,9 @@ from workbench.models.cache import AnswerCache, question_key
 from workbench.models.recording import Line, Player, Recorder, active, charged
 from workbench.pairing.pairs import Groups, Pairs, Split, dataset_digest
 from workbench.simba.candidate import Candidate, WorkedExample
-from workbench.simba.optimizer import SIMBA, announcement, judge_fields
+from workbench.simba.forecast import announcement
+from workbench.simba.items import judge_fields
+from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Settings
 from workbench.store.traces import Example, examples, item_digest
 

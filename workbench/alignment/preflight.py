@@ -16,8 +16,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, Receipt, cost
 from workbench.models.cache import AnswerCache
 from workbench.pairing.pairs import Pairs, Split
-from workbench.simba.optimizer import MINIMUM_LABELS, Forecast, forecast, judge_fields
-from workbench.simba.reflection import Case, Item
+from workbench.simba.forecast import Forecast, forecast
+from workbench.simba.items import MINIMUM_LABELS, Case, Item
 from workbench.simba.search import Settings
 from workbench.store.traces import Example
 
@@ -151,7 +151,6 @@ def forecast_of(
         len(split.dev),
         settings,
         split.train.scale,
-        fields=judge_fields(judge),
         reflection_model=reflection_model,
         probe=probe,
         # MLflow has told whether there is a price; litellm, which knows it, loads slowly.

@@ -1,358 +1,86 @@
-"""SIMBA, stochastic introspective mini-batch ascent, for judges that people disagree with.
+"""SIMBA: align a judge with human labels by stochastic introspective mini-batch ascent.
 
-What it does
-------------
-Given a judge with instructions ``I``, labelled items split into train ``T`` and dev ``D``, and a
-rating scale with distance ``d`` in [0, 1], it looks for rules ``R`` and worked examples ``E`` so
-that the judge with ``I + R + E`` agrees better with people. The unit of learning is the pair
-(judge's verdict and rationale, human label and rationale). Rules and examples that an earlier
-alignment added to the instructions are read back, so that an aligned judge is taken up where it
-stands. ::
+SIMBA adds rules and worked examples to a judge's instructions, so that the judge agrees better with
+people. It reads back what an earlier alignment has added, so an aligned judge can be aligned again.
 
-    A     <- up to 80 items to select on: D, and where D is smaller, items of T as well
-    c0    = (I, no rules, no examples);  pool = {c0};  best = c0;  V(c0) on A and a minibatch B
-    if c0 has rules (an aligned judge): leave each out where verdicts speak of it; best = c0 without
-        those that the newest labels speak against, if it is better on these by 0.75 standard
-        errors. Earlier labels that only such a rule gets right are taken out of A and T
-    repeat at most S times:
-        c     <- best; after a step in vain one of the pool, by softmax of its score
-        X, G  <- judged items of T on which V(c) and the label differ, and agree; the newest
-        X_k   <- X by direction: rated too high, too low (by label where values have no order);
-                 large ones in up to 3 parts whose rationales look alike (k-means on their words)
-        R     <- reflect(c, X, G);  R_k <- reflect(c, X_k, G);  W <- rewrite(rules of c, X, cured)
-        P     <- in the first step, where people gave reasons on G: by what do they go on X and G?
-                 (the judge's verdicts are not shown)
-        N     <- c + R;  c + first half of R;  c + all R_k;  c + P;  c + first half of P;  c with W
-                 for its rules;  c + two examples of X;  best + R (merge)
-        race N on A in three heats of 15 %, 30 % and the rest of A, what best gets wrong first:
-            after a heat the worse half drops out, and who cannot win any more
-        prune the winner: each of its rules is left out on up to 18 of its items, those whose
-            verdicts speak of the rule; without rules that do harm or nothing it races again and
-            is taken if it is better by 0.75 standard errors
-        best  <- argmax of the score
-        stop when it has not risen for ``patience`` steps, or nothing is wrong on A; also when it
-            has not risen once, if something was learned and B is all of T, which would show the
-            same again
-        B     <- a new minibatch of T, stratified by label
-    return the judge with the instructions of best
+Algorithm
+---------
+The labelled items are split into train and dev. Candidates are scored on the *selection items*:
+dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 
-The score of a candidate is its mean credit on A less 0.01 for each 100 words that it adds. The
-credit of a verdict is 1 if it equals the label, else (1 - d) / 2 on ordered scales (1 - d on
-continuous ones), else 0; items are weighted by ``class_weight`` and, when an aligned judge is
-aligned again, labels that it learned from before by a quarter. Failed calls and abstentions are
-left out of the mean and counted apart; abstaining where the original had an opinion earns 0. An
-item that a candidate shows as a worked example counts as the original judged it.
+1. judges a minibatch of train items and collects the parent's disagreements with the labels,
+2. shows them to the reflection model with the rationales of judge and people, beside cases that
+   are right: all at once, by direction (too high, too low) and, if there are many, in up to three
+   clusters of similar rationales. Up to eight *candidates* are made from its answers: all rules,
+   the strongest half, the rules of all groups, a rewritten list, the criteria that people name,
+   two worked examples,
+3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
+   selection items. After a rung the worse half drops out, and those that cannot win any more,
+4. prunes the winner: rules are left out on up to 18 items whose verdicts they may decide. Harmful
+   and idle rules are dropped if the candidate without them scores higher by 0.75 standard errors.
 
-Nothing of D is shown to the reflection model or in an example. A may hold items that rules were
-made from (of 50 labels most of it does), which favours rules that fit them by heart. The score
-on A that is shown while it learns ("best dev score") is therefore no estimate of how the judge
-will do; `workbench.align` scores the result on held-out items that no part of this has seen, and
-the figure to quote is that one.
+The best candidate is the next parent; after a step without improvement it is drawn by softmax of
+the scores. The search ends after ``max_steps``, after ``patience`` steps without improvement, when
+nothing is wrong any more, or when the budget is spent. For an aligned judge, the first step drops
+rules that the newest labels contradict. With fewer than 30 labels there is one step, selected by
+cross-validation (`workbench.simba.crossfit`).
 
-P is there for judges that waver: where a verdict is wrong by chance, the disagreements show what
-chance picked, while the reasons that people gave on all items still say what they go by. As
-evidence of a rule those items are kept whose reason shares words with it.
+The score is the mean credit minus 0.01 for each 100 added words. A verdict earns 1 if it equals the
+label, else (1 - d) / 2 on ordered scales, where d is the scale's distance, else 0. Failed calls do
+not count; abstaining earns 0 where the original judge had an opinion.
 
-With fewer than 30 labels there is no dev set: see `workbench.crossfit`.
+Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
+the result on held-out items that no part of the search has seen.
 
-Complexity
-----------
-With ``a = |A|``, ``b`` items of a minibatch beyond A, and heats ``h1 + h2 + h3 = a``, at most
+Cost
+----
+With a selection items, b items of the minibatch that are not among them, S steps, rungs of h1, h2
+and h3 items, and K directions of errors (2, or the number of values if they have no order)::
 
-    a + b + S (b + 8 h1 + 4 h2 + 2 h3 + 36 + 3 a)  judge calls  and  1 + S (2 + 3 K)  reflections,
+    judge calls  <=  a + b + S (b + 8 h1 + 4 h2 + 2 h3 + 36 + 3 a)
+    reflections  <=  1 + S (2 + 3 K)
 
-and for an aligned judge up to ``5 a`` calls more for the rules that it has, where K is 2, or the
-number of values where these have no order (`most_calls`). Usual is a small part of it: about 220
-calls for 50 labels and 510 for 200 in the simulation of ``tests/benchmarks/bench_simba.py`` (a
-judge that is wrong systematically). All calls of a heat run together, so a step takes about six
-times the latency of the model. Verdicts of the original judge that are known already, and answers
-in the cache, are not paid again. ``budget=`` ends the loop before the first call that would exceed
-it, with the best candidate until then, and no more candidates race than can be scored to the end
-with what is left; an answer in the cache is charged with what it cost when it was paid for, so that
-a run that is repeated or resumed takes the same course.
+plus up to 5 a judge calls for the rules of an aligned judge. Usually it is far less: about 220
+judge calls for 50 labels and 510 for 200 in ``tests/benchmarks/bench_simba.py``. The calls of a
+rung run in parallel, so a step takes about six times the model's latency.
 
-How it differs from dspy's SIMBA
---------------------------------
-``dspy.SIMBA``, and MLflow's optimizer that wraps it, sample several trajectories an item, learn
-from the spread between them and skip items on which all samples agree. A judge that is always
-wrong in the same way has no spread, so they learn nothing from just what matters most here.
-They also reflect on one item at a time without its human rationale, only ever add to the
-instructions, score every candidate on the whole minibatch, and pick the winner on the data that
-it learned from.
-
-The loop itself, a pure function of its items, its seed and two callables, is in
-`workbench.ascent`, its moves in `workbench.moves`, what is left out of rules in
-`workbench.pruning` and its scores in `workbench.scoreboard`; here it is joined with judges, models,
-the cache and MLflow.
+Unlike ``dspy.SIMBA``, which MLflow's optimizer wraps, it learns from items on which the judge is
+always wrong, uses people's rationales, looks at several items at a time, can drop rules, and does
+not score all candidates on all items.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import threading
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
+from workbench.errors import ArgumentError, CancelledError
 from workbench.formatting import bar, say
-from workbench.judging.judge import fingerprint, with_instructions
+from workbench.judging.judge import with_instructions
 from workbench.judging.runner import Session, check_measurable, run_many
-from workbench.judging.verdicts import Verdict, read_verdict, recorded_verdicts
-from workbench.models.budget import ASSUMED_OUTPUT, Budget, Receipt, cost
-from workbench.models.cache import AnswerCache, cache_directory, question_key
-from workbench.pairing.consensus import decisions_by_trace, labels_by_trace, read_label
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Budget, Receipt, cost
+from workbench.models.cache import AnswerCache
 from workbench.pairing.splits import default_groups, stratified
-from workbench.scale import Scale, scale_of
+from workbench.scale import Scale
+from workbench.simba.ascent import optimise
 from workbench.simba.candidate import Candidate
-from workbench.simba.reflection import MOST_RULES, TASK, Case, Item, Reflection, Reflector, Request
-from workbench.simba.search import FEW, Optimised, Settings, crossfit, optimise
-from workbench.simba.search import most_calls as ascent_calls
-from workbench.simba.search import most_calls_crossfitted as crossfit_calls
-from workbench.store.traces import as_example, item_digest
+from workbench.simba.crossfit import FEW, crossfit
+from workbench.simba.forecast import announcement, forecast
+from workbench.simba.items import Case, Item, judge_fields, known_verdicts, labelled_items
+from workbench.simba.reflection import Reflection, Reflector, Request
+from workbench.simba.search import Optimised, Problem, Settings
+from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-
-class Checkpoint:
-    """The file ``alignments/<key>.json`` beside the answers.
-
-    Parameters
-    ----------
-    key
-        The same for the same call on the same labels.
-    """
-
-    def __init__(self, key: str) -> None:
-        self.path: Path = cache_directory() / "alignments" / f"{key[:32]}.json"
-        before = self.read()
-        if before is not None and not before.get("finished"):
-            say(
-                f"Taking up an alignment that ended after step {before.get('step')}: what it "
-                "paid for is not paid for again."
-            )
-
-    def read(self) -> dict[str, Any] | None:
-        """What was written last; None where there is nothing that can be read."""
-        try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    def write(self, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Keep the state after a step. It is no reason to fail where that cannot be written."""
-        told = {**state, "finished": finished, "at": time.time(), "process": os.getpid()}
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(told, default=str), encoding="utf-8")
-            part.replace(self.path)
-        except OSError as error:
-            say(f"The checkpoint {self.path} cannot be written: {error}. Answers are kept still.")
-
-    def finish(self, found: Optimised) -> None:
-        """Mark the last state as that of a run that came to its end."""
-        if found.stopped != "it was cancelled":
-            self.write({**(self.read() or {}), "stopped": found.stopped}, finished=True)
-
-
-MINIMUM_LABELS = 10
-"""Fewer labelled traces than this cannot be learned from (MLflow asks for as many)."""
-
-
-def judge_fields(judge: Judge) -> tuple[str, ...]:
-    """Which of inputs, outputs and expectations the judge's instructions show it."""
-    shown = getattr(judge, "template_variables", {"inputs", "outputs"})
-    fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in shown)
-    # A judge of whole traces is reflected on by what the trace took in and gave out.
-    return fields or ("inputs", "outputs")
-
-
-def known_verdicts(judge: Judge, traces: Sequence[Trace], scale: Scale) -> list[Verdict]:
-    """Verdicts of this very judge that lie on the traces already, so that none is paid again."""
-    mark = fingerprint(judge)
-    found = []
-    for trace in traces:
-        own = [v for v in recorded_verdicts(trace, judge.name) if v.fingerprint == mark]
-        verdict, _ = read_verdict(own, own, scale)
-        if verdict is not None:
-            found.append(Verdict(trace.info.trace_id, *verdict, fingerprint=mark))
-    return found
-
-
-def labelled_items(
-    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
-) -> tuple[list[Item], Scale]:
-    """The traces that people labelled under the judge's name, and the rating scale."""
-    decisions = decisions_by_trace(traces, judge.name)
-    by_trace = {**{i: [] for i in decisions}, **labels_by_trace(traces, judge.name)}
-    if not by_trace:
-        raise NoLabelsError(
-            f"None of {len(traces)} traces has a human label under {judge.name!r}. Log labels with "
-            f"workbench.log_labels(table, name={judge.name!r}, ...) or mlflow.log_feedback."
-        )
-    scale = scale_of(judge) or Scale.from_values(
-        label.value for labels in by_trace.values() for label in labels
-    )
-    items = []
-    left_out: Counter[str] = Counter()
-    for example in (as_example(t) for t in traces if t.info.trace_id in by_trace):
-        decision = decisions.get(example.trace_id)
-        label = read_label(by_trace[example.trace_id], scale, "majority", "drop", decision)
-        if label.fault is None:
-            items.append(Item(example, label.value, label.rationale))
-        else:
-            left_out[label.fault] += 1
-    if left_out:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in left_out.most_common())
-        warnings.warn(f"{left_out.total()} labelled traces are not used ({reasons}).", stacklevel=3)
-    if len(items) < least:
-        raise TooFewPairsError(
-            f"{len(items)} of {len(traces)} traces have a usable human label under "
-            f"{judge.name!r}; at least {least} are needed, and 50 to 100 make a "
-            "difference that can be trusted. Label more traces."
-        )
-    return items, scale.with_range(item.label for item in items)
-
-
-RULE_BYTES: Final = 160
-"""Of a learned rule, of which twice `MOST_RULES` are taken to be added at most."""
-
-
-TOKENS_PER_BYTE: Final = 1 / 3
-"""Where no request was made yet; languages and tokenizers differ."""
-
-
-_FRAME_BYTES: Final = 3000
-"""What dspy writes around the fields of a reflection."""
-
-
-_ANSWER_TOKENS: Final = 200
-"""Of a judge's answer where none is known."""
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Upper bounds for learning; ``usd`` is None where no price is known."""
-
-    judge_calls: int
-    reflections: int
-    tokens: int
-    usd: float | None
-
-    @property
-    def calls(self) -> int:
-        """Of both models."""
-        return self.judge_calls + self.reflections
-
-
-def most_calls(
-    train: int, dev: int, settings: Settings, scale: Scale, rules: int = 0
-) -> tuple[int, int]:
-    """Upper bound of (judge calls, reflections) of `SIMBA.learn` on so many labels.
-
-    ``rules`` is how many the judge has learned before.
-    """
-    if train + dev < FEW:
-        return crossfit_calls(train + dev, rules)
-    return ascent_calls(train, dev, settings, scale, rules)
-
-
-def forecast(
-    judge: Judge,
-    cases: Sequence[Case],
-    dev: int,
-    settings: Settings,
-    scale: Scale,
-    *,
-    fields: tuple[str, ...],
-    reflection_model: str | None = None,
-    probe: Verdict | None = None,
-    with_price: bool = True,
-) -> Forecast:
-    """What learning takes at most.
-
-    Parameters
-    ----------
-    cases
-        All items to learn and select from, with the judge's verdicts; their sizes count.
-    dev
-        How many of them are to select on.
-    fields
-        Which of inputs, outputs and expectations the judge sees.
-    reflection_model
-        Another model than the judge's.
-    probe
-        A verdict of the judge, from which it is read how many tokens a byte makes.
-    with_price
-        Whether a price is looked up, for which litellm must be loaded.
-    """
-    instructions = str(getattr(judge, "instructions", ""))
-    rules = len(Candidate.from_instructions(instructions).rules)
-    calls, reflections = most_calls(len(cases) - dev, dev, settings, scale, rules)
-    sizes = sorted((_bytes_of(case, fields, scale) for case in cases), reverse=True)
-    ratio = _tokens_per_byte(probe)
-    shown = settings.max_examples * sum(sizes) / max(1, len(sizes))
-    added = 2 * MOST_RULES * RULE_BYTES + shown
-    told = probe.receipt if probe is not None else None
-    if told is not None and told.read:
-        read, written = told.read, 2 * told.written
-    else:
-        read = math.ceil(ratio * (len(instructions.encode()) + max(sizes, default=0) + 1000))
-        written = _ANSWER_TOKENS
-    read = math.ceil(read + ratio * added)
-    most = len(cases) if len(cases) < FEW else min(3 * settings.batch_size, len(cases))
-    prompt = len(TASK.encode()) + _FRAME_BYTES + added + sum(sizes[:most])
-    prompt += len(instructions.encode())
-    prompt = math.ceil(ratio * prompt)
-    model = str(getattr(judge, "model", None) or "")
-    usd = None
-    if with_price:
-        judged = cost(model, read, written)
-        reflected = cost(reflection_model or model, prompt, ASSUMED_OUTPUT)
-        if judged is not None and reflected is not None:
-            usd = calls * judged + reflections * reflected
-    tokens = calls * (read + written) + reflections * (prompt + ASSUMED_OUTPUT)
-    return Forecast(calls, reflections, tokens, usd)
-
-
-def announcement(found: Forecast, budget: Budget | None = None) -> str:
-    """The forecast in a line, held to what is left of the budget."""
-    purse = budget or Budget()
-    calls = min(found.calls, purse.left)
-    tokens = min(found.tokens, purse.left_tokens)
-    parts = [f"at most {calls:,.0f} calls of models (repeated ones after failures not counted)"]
-    parts.append(f"about {tokens:,.0f} tokens")
-    if found.usd is not None:
-        parts.append(f"${min(found.usd, purse.left_usd):.2f}")
-    kept = "; the budget is kept to the single call" if purse.is_limited else ""
-    return ", ".join(parts) + kept + ". Usual is a small part of it."
-
-
-def _tokens_per_byte(probe: Verdict | None) -> float:
-    told = probe.receipt if probe is not None else None
-    if told is None or not told.read or not told.spare_read:
-        return TOKENS_PER_BYTE
-    # What is set aside for a prompt is a token for each of its bytes.
-    return min(1.0, max(0.2, 1.25 * told.read / (told.read + told.spare_read)))
-
-
-def _bytes_of(case: Case, fields: tuple[str, ...], scale: Scale) -> int:
-    """Of a case as the reflection model is shown it."""
-    line: Any = Request("", (case,), (), fields).as_inputs(scale)["disagreements"]
-    return len(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass"))
 
 
 class SIMBA(AlignmentOptimizer):
@@ -476,7 +204,6 @@ class SIMBA(AlignmentOptimizer):
                 len(parts["dev"]),
                 self.settings,
                 scale,
-                fields=judge_fields(judge),
                 reflection_model=self.model,
             )
             say(f"SIMBA: {announcement(most, budget)}")
@@ -518,7 +245,6 @@ class SIMBA(AlignmentOptimizer):
         shown = bar(
             total=self.settings.max_steps, desc="aligning with SIMBA", disable=not self.progress
         )
-        checkpoint = Checkpoint(self._run_key(judge, train, dev, budget))
 
         def on_step(state: dict[str, Any]) -> None:
             limit = "" if budget.limit is None else f" of {budget.limit}"
@@ -528,44 +254,26 @@ class SIMBA(AlignmentOptimizer):
                 refresh=False,
             )
             shown.update()
-            checkpoint.write(state)
             if self.on_step is not None:
                 self.on_step(state)
 
-        few = len(train) + len(dev) < FEW
+        problem = Problem(
+            original, train, dev, scale, judge_fields(judge), self.seed, self.settings
+        )
+        search = crossfit if len(train) + len(dev) < FEW else optimise
         try:
             with shown, Session(self.concurrency, self.stop) as session:
                 asking = _Asking(self, judge, original, scale, known, answers, budget, session)
-                given: dict[str, Any] = {
-                    "scale": scale,
-                    "fields": judge_fields(judge),
-                    "ask": asking.verdicts,
-                    "reflect": asking.rules,
-                    "seed": self.seed,
-                    "settings": self.settings,
-                    "on_step": on_step,
-                    "left": asking.left,
-                }
-                if few:
-                    self.last = crossfit(original, [*train, *dev], **given)
-                else:
-                    self.last = optimise(original, train, dev, **given)
+                self.last = search(
+                    problem, asking.verdicts, asking.rules, on_step=on_step, calls_left=asking.left
+                )
         finally:
             if answers is not None:
                 answers.close()
-        checkpoint.finish(self.last)
         self.seconds = time.monotonic() - started
         # A batch that the budget cut short was paid for all the same.
         self.last.judge_calls = budget.made - made_before - self.last.reflection_calls
         return asking.judges[self.last.best.key]
-
-    def _run_key(
-        self, judge: Judge, train: Sequence[Item], dev: Sequence[Item], budget: Budget
-    ) -> str:
-        """The same for the same call on the same labels."""
-        labels = [[_content(item)[:2] for item in part] for part in (train, dev)]
-        asked = [fingerprint(judge), self.model, asdict(self.settings), self.seed, budget.limit]
-        return question_key("alignment", asked, labels)
 
 
 class _Asking:

@@ -1,4 +1,4 @@
-"""How SIMBA makes new candidates: rules asked for, rewritten or dropped, and worked examples."""
+"""Proposals: new candidates from disagreements, by learned rules and by worked examples."""
 
 from __future__ import annotations
 
@@ -9,109 +9,50 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, WorkedExample, one_line_json
-from workbench.simba.reflection import Case, Item, Reflection, Request
-
-LARGE = 16
-"""Cases of one direction from which they are looked at in parts, by what they have in common."""
-
-
-MOST_PARTS = 3
-
-SMALLEST = 3
-
-DIMENSIONS = 256
-
-
-def by_direction(wrong: Sequence[Case], scale: Scale) -> dict[str, list[Case]]:
-    """Cases by how the judge errs: too high or too low, or by label where values have no order."""
-    groups: dict[str, list[Case]] = defaultdict(list)
-    for case in wrong:
-        if scale.kind == "nominal":
-            groups[f"people say {case.item.label}"].append(case)
-        else:
-            high = scale.rank(case.verdict.value) > scale.rank(case.item.label)
-            groups["the judge rates too high" if high else "the judge rates too low"].append(case)
-    return dict(sorted(groups.items()))
-
-
-def alike(wrong: Sequence[Case], scale: Scale, seed: int) -> list[tuple[str, list[Case]]]:
-    """(focus, cases): by direction, large ones parted by what their texts have in common.
-
-    Groups of a single case are left out: nothing general can be read off one case.
-    """
-    groups: list[tuple[str, list[Case]]] = []
-    for focus, cases in by_direction(wrong, scale).items():
-        parts = _parts(cases, seed) if len(cases) >= LARGE else [cases]
-        for number, part in enumerate(parts, start=1):
-            name = focus if len(parts) == 1 else f"{focus}, like cases {number} of {len(parts)}"
-            groups += [(name, part)] if len(part) > 1 else []
-    return groups
-
-
-def _parts(cases: Sequence[Case], seed: int) -> list[list[Case]]:
-    """The cases by k-means on their hashed words; groups that came out small stay with all."""
-    from scipy.cluster.vq import kmeans2
-
-    vectors = np.array([_vector(_text(case)) for case in cases])
-    distinct = len(np.unique(vectors, axis=0))
-    wanted = min(MOST_PARTS, len(cases) // (LARGE // 2), distinct)
-    if wanted < 2:
-        return [list(cases)]
-    generator = np.random.default_rng(abs(seed))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a part that came out empty is dealt with below
-        _, found = kmeans2(vectors, wanted, minit="++", rng=generator)
-    parts = [[c for c, part in zip(cases, found, strict=True) if part == k] for k in range(wanted)]
-    if any(len(part) < SMALLEST for part in parts):
-        return [list(cases)]
-    return parts
-
-
-def _text(case: Case) -> str:
-    """The reasons that people gave; what was rated where they gave none."""
-    return case.item.rationale or one_line_json(case.item.example.outputs)
-
-
-def _vector(text: str) -> Any:
-    """Hashed bag of words of length 1."""
-    vector = np.zeros(DIMENSIONS)
-    for word in set(re.findall(r"\w{3,}", text.casefold())):
-        vector[zlib.crc32(word.encode()) % DIMENSIONS] += 1.0
-    return vector / (np.linalg.norm(vector) or 1.0)
-
+from workbench.simba.items import Case, Item
+from workbench.simba.reflection import Reflection, Request
 
 Reflect = Callable[[Sequence[Request], int], list[Reflection]]
-"""Rules for each request; the number tells the round."""
+"""Asks the reflection model for rules; the number is the step."""
 
+EVERYTHING: Final = "all disagreements"
+REWRITE: Final = "rewrite the rules"
+CRITERIA: Final = "what people go by"
 
-EVERYTHING = "all disagreements"
-
-REWRITE = "rewrite the rules"
-
-CRITERIA = "what people go by"
-
-CRITERIA_TASK = (
+CRITERIA_TASK: Final = (
     "By which criteria do people go? The cases show labels and reasons of people, whether or not "
     "the judge agrees with them; its verdicts are left out."
 )
-
-REWRITE_TASK = (
+REWRITE_TASK: Final = (
     "Write the whole list of rules anew, so that it explains all disagreements: keep what holds, "
     "change or leave out what they contradict, put together what says the same. The rules now:"
 )
 
+CLUSTERED_FROM: Final = 16
+"""Number of cases of one direction from which they are split into clusters."""
 
-class Moves:
-    """Makes candidates from disagreements, and keeps count of what the reflection cost.
+MAX_CLUSTERS: Final = 3
+MIN_CLUSTER: Final = 3
+HASH_BUCKETS: Final = 256
 
-    ``failures`` counts requests without a usable answer, which gave no rules.
-    ``evidence`` has, for each rule, the ids of the items that it was made from (see `note`).
+MIN_RATIONALES: Final = 2
+"""Rationales on items the judge gets right from which people's criteria are asked for."""
+
+MAX_BLAMED: Final = 2
+"""Rules that one verdict is attributed to at most."""
+
+
+class Proposer:
+    """Proposes candidates and counts what the reflection model cost.
+
+    ``failures`` counts requests without a usable answer. ``evidence`` maps each rule to the trace
+    ids that it was made from.
     """
 
     def __init__(
@@ -120,11 +61,13 @@ class Moves:
         self.reflect, self.scale, self.fields, self.seed = reflect, scale, fields, seed
         self.rng = random.Random(f"simba-{seed}")
         self.evidence: dict[str, list[str]] = {}
-        self.calls = self.known = self.failures = 0
+        self.calls = self.cached = self.failures = 0
         self.tokens: list[int] = []
         self.costs: list[float] = []
 
-    def reflected(
+    # -- rules ----------------------------------------------------------------------------
+
+    def by_reflection(
         self,
         parent: Candidate,
         wrong: Sequence[Case],
@@ -132,32 +75,33 @@ class Moves:
         cured: Sequence[Case],
         step: int,
     ) -> list[Candidate]:
-        """Children by rules: for all disagreements, of each group, and the whole list anew.
+        """Children with rules for all disagreements, for each group of them, and rewritten rules.
 
-        ``cured`` are the original's verdicts on what the parent's rules have put right.
+        ``cured`` are the original judge's verdicts on the items that the parent gets right.
         """
-        groups: list[tuple[str, list[Case]]] = [(EVERYTHING, list(wrong))]
-        parts = alike(wrong, self.scale, self.seed + step)
-        groups += parts if len(parts) > 1 else []
-        requests = [self.request(parent, cases, right, focus) for focus, cases in groups]
+        groups = cluster(wrong, self.scale, self.seed + step)
+        requests = {EVERYTHING: self.request(parent, wrong, right, EVERYTHING)}
+        if len(groups) > 1:
+            for focus, cases in groups:
+                requests[focus] = self.request(parent, cases, right, focus)
         if parent.rules:
-            groups.append((REWRITE, [*wrong, *cured]))
-            requests.append(self.to_rewrite(parent, [*wrong, *cured], right))
-        if step == 1 and have_reasons(right):
-            groups.append((CRITERIA, [*wrong, *right]))
-            requests.append(self.for_criteria(parent, [*wrong, *right]))
-        told = dict(zip([focus for focus, _ in groups], self.asked(requests, step), strict=True))
-        for focus, cases in groups:
-            self.note(parent.rewritten(told[focus], focus).rules, cases)
-        together = [rule for focus, _ in parts for rule in told.get(focus, ())]
-        every = told[EVERYTHING]
+            requests[REWRITE] = self.rewrite_request(parent, [*wrong, *cured], right)
+        if step == 1 and have_rationales(right):
+            requests[CRITERIA] = self.criteria_request(parent, [*wrong, *right])
+        answers = self.ask(list(requests.values()), step)
+        rules = dict(zip(requests, answers, strict=True))
+        for focus, request in requests.items():
+            self.record_evidence(parent.rewritten(rules[focus], focus).rules, request.disagreements)
+
+        general, criteria = rules[EVERYTHING], rules.get(CRITERIA, ())
+        of_groups = [rule for focus, _ in groups for rule in rules.get(focus, ())]
         children = [
-            parent.with_rules(every, f"rules: {EVERYTHING}"),
-            parent.with_rules(strongest(every), f"strongest rules: {EVERYTHING}"),
-            parent.with_rules(together, "rules of all groups"),
-            parent.with_rules(told.get(CRITERIA, ()), f"rules: {CRITERIA}"),
-            parent.with_rules(strongest(told.get(CRITERIA, ())), f"strongest rules: {CRITERIA}"),
-            parent.rewritten(told.get(REWRITE, parent.rules), REWRITE),
+            parent.with_rules(general, f"rules: {EVERYTHING}"),
+            parent.with_rules(strongest(general), f"strongest rules: {EVERYTHING}"),
+            parent.with_rules(of_groups, "rules of all groups"),
+            parent.with_rules(criteria, f"rules: {CRITERIA}"),
+            parent.with_rules(strongest(criteria), f"strongest rules: {CRITERIA}"),
+            parent.rewritten(rules.get(REWRITE, parent.rules), REWRITE),
         ]
         return [child for child in children if child.rules and child.rules != parent.rules]
 
@@ -166,68 +110,68 @@ class Moves:
     ) -> Request:
         return Request(parent.text, tuple(wrong), tuple(right), self.fields, focus)
 
-    def for_criteria(self, parent: Candidate, cases: Sequence[Case]) -> Request:
-        """What people say of all items, those included that the judge gets right.
+    def criteria_request(self, parent: Candidate, cases: Sequence[Case]) -> Request:
+        """Ask what people go by on all items, including those that the judge gets right.
 
-        Where a judge errs by chance, most reasons are given on items that it got right.
+        Where a judge errs by chance, most rationales are on items that it got right.
         """
         return Request(parent.text, tuple(cases), (), self.fields, CRITERIA_TASK, blind=True)
 
-    def to_rewrite(
-        self, parent: Candidate, settle: Sequence[Case], right: Sequence[Case]
+    def rewrite_request(
+        self, parent: Candidate, cases: Sequence[Case], right: Sequence[Case]
     ) -> Request:
-        known = {case.item.trace_id for case in settle}
-        stay = [case for case in right if case.item.trace_id not in known]
+        explained = {case.item.trace_id for case in cases}
+        others = [case for case in right if case.item.trace_id not in explained]
         focus = "\n".join([REWRITE_TASK, *(f"- {rule}" for rule in parent.rules)])
-        return self.request(parent.rewritten((), REWRITE), settle, stay, focus)
+        return self.request(parent.rewritten((), REWRITE), cases, others, focus)
 
-    def asked(self, requests: Sequence[Request], step: int) -> list[tuple[str, ...]]:
-        """The rules that each request gave, all asked in parallel."""
+    def ask(self, requests: Sequence[Request], step: int) -> list[tuple[str, ...]]:
+        """Ask all requests in parallel and return the rules of each."""
         answers = self.reflect(requests, step)
         for answer in answers:
             self.calls += answer.calls
             self.failures += bool(answer.error)
-            self.known += answer.calls == 0 and not answer.error
+            self.cached += answer.calls == 0 and not answer.error
             self.tokens += [answer.tokens] if answer.tokens else []
             self.costs += [answer.cost] if answer.cost else []
         return [answer.rules for answer in answers]
 
-    def note(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
-        """Keep what each rule was made from: the cases in which people's reasons speak of it.
+    def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
+        """Keep which cases each rule was made from: those whose rationale mentions it, else all.
 
-        All that were shown, where no reason does.
+        A rule that is found again keeps its first evidence.
         """
         found: list[list[str]] = [[] for _ in rules]
         for case in cases:
-            for i in spoken_of(rules, case.item.rationale):
+            for i in mentioned(rules, case.item.rationale):
                 found[i].append(case.item.trace_id)
         shown = [case.item.trace_id for case in cases]
         for rule, ids in zip(rules, found, strict=True):
             self.evidence.setdefault(rule, ids or shown)
 
-    def with_examples(self, parent: Candidate, wrong: Sequence[Case], most: int) -> Candidate:
-        """Two disagreements as worked examples, first those that people gave a reason for."""
-        told = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
-        picked: dict[Any, Case] = {}
-        for case in told:
-            picked.setdefault(case.item.label, case)
-        shown = [self.worked_example(case.item) for case in list(picked.values())[:2]]
-        return parent.with_examples(shown, most)
+    # -- worked examples ------------------------------------------------------------------
 
-    def worked_example(self, item: Item) -> WorkedExample:
-        values = {
-            "inputs": item.example.inputs,
-            "outputs": item.example.outputs,
-            "expectations": item.example.expectations,
-        }
-        fields = tuple((name, values[name]) for name in self.fields if name in values)
-        return WorkedExample(item.trace_id, fields, str(item.label), item.rationale)
+    def by_examples(self, parent: Candidate, wrong: Sequence[Case], limit: int) -> Candidate:
+        """A child with two disagreements of different labels, preferably with a rationale."""
+        ranked = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
+        by_label: dict[Any, Item] = {}
+        for case in ranked:
+            by_label.setdefault(case.item.label, case.item)
+        shown = [
+            WorkedExample(
+                item.trace_id,
+                tuple(item.values(self.fields).items()),
+                str(item.label),
+                item.rationale,
+            )
+            for item in list(by_label.values())[:2]
+        ]
+        return parent.with_examples(shown, limit)
 
-    def stratified(self, items: Sequence[Item], size: int) -> list[Item]:
-        """Up to ``size`` items, drawn by the seed; labels take turns so that none is missed.
+    # -- sampling -------------------------------------------------------------------------
 
-        Items of less weight come after the others.
-        """
+    def sample(self, items: Sequence[Item], size: int) -> list[Item]:
+        """Draw up to ``size`` items, the labels in turn; items of more weight come first."""
         by_label: dict[Any, list[Item]] = defaultdict(list)
         for item in sorted(items, key=lambda one: (one.weight, self.rng.random())):
             by_label[item.label].append(item)
@@ -239,17 +183,74 @@ class Moves:
                     drawn.append(queue.pop())
         return drawn
 
-    def some(self, cases: Sequence[Case], size: int) -> list[Case]:
-        """Up to ``size`` cases, drawn as `stratified` draws items."""
+    def sample_cases(self, cases: Sequence[Case], size: int) -> list[Case]:
+        """Draw up to ``size`` cases as `sample` draws items."""
         by_id = {case.item.trace_id: case for case in cases}
-        return [by_id[i.trace_id] for i in self.stratified([c.item for c in cases], size)]
+        return [by_id[i.trace_id] for i in self.sample([c.item for c in cases], size)]
+
+
+# -- which cases to show ------------------------------------------------------------------------
+
+
+def by_direction(wrong: Sequence[Case], scale: Scale) -> dict[str, list[Case]]:
+    """Group cases by how the judge errs: too high or too low; by label on nominal scales."""
+    groups: dict[str, list[Case]] = defaultdict(list)
+    for case in wrong:
+        if scale.kind == "nominal":
+            groups[f"people say {case.item.label}"].append(case)
+        else:
+            high = scale.rank(case.verdict.value) > scale.rank(case.item.label)
+            groups["the judge rates too high" if high else "the judge rates too low"].append(case)
+    return dict(sorted(groups.items()))
+
+
+def cluster(wrong: Sequence[Case], scale: Scale, seed: int) -> list[tuple[str, list[Case]]]:
+    """Group cases by direction, and large groups by their words: (focus, cases).
+
+    Groups of a single case are left out, since a single case shows nothing general.
+    """
+    groups: list[tuple[str, list[Case]]] = []
+    for focus, cases in by_direction(wrong, scale).items():
+        clusters = _k_means(cases, seed) if len(cases) >= CLUSTERED_FROM else [cases]
+        for number, part in enumerate(clusters, start=1):
+            name = f"{focus}, like cases {number} of {len(clusters)}"
+            groups += [(name if len(clusters) > 1 else focus, part)] if len(part) > 1 else []
+    return groups
+
+
+def _k_means(cases: Sequence[Case], seed: int) -> list[list[Case]]:
+    """Cluster by hashed words; a single cluster if one would be very small."""
+    from scipy.cluster.vq import kmeans2
+
+    # The rationale says why; the output is the best guess where there is none.
+    texts = [case.item.rationale or one_line_json(case.item.example.outputs) for case in cases]
+    vectors = np.array([_hashed_words(text) for text in texts])
+    distinct = len(np.unique(vectors, axis=0))
+    k = min(MAX_CLUSTERS, len(cases) // (CLUSTERED_FROM // 2), distinct)
+    if k < 2:
+        return [list(cases)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of empty clusters, which are dealt with below
+        _, labels = kmeans2(vectors, k, minit="++", rng=np.random.default_rng(abs(seed)))
+    clusters: list[list[Case]] = [[] for _ in range(k)]
+    for case, label in zip(cases, labels, strict=True):
+        clusters[label].append(case)
+    return clusters if min(map(len, clusters)) >= MIN_CLUSTER else [list(cases)]
+
+
+def _hashed_words(text: str) -> Any:
+    """The words of a text as a unit vector."""
+    vector = np.zeros(HASH_BUCKETS)
+    for word in set(_WORD.findall(text.casefold())):
+        vector[zlib.crc32(word.encode()) % HASH_BUCKETS] += 1.0
+    return vector / (np.linalg.norm(vector) or 1.0)
 
 
 def newest(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Both sides without what weighs less than the weightiest disagreements.
+    """Leave out cases that weigh less than the heaviest disagreements, if two or more remain.
 
-    Where people changed their mind, earlier labels speak against the very rules that newer ones
-    ask for. What the earlier ones guard is guarded when candidates are scored.
+    Where people have changed their standards, earlier labels contradict the rules that newer ones
+    ask for. Earlier labels still count in the score.
     """
     top = max((case.item.weight for case in wrong), default=0.0)
     kept = [case for case in wrong if case.item.weight >= top]
@@ -258,54 +259,50 @@ def newest(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[list[Case], li
     return kept, [case for case in right if case.item.weight >= top]
 
 
+def have_rationales(right: Sequence[Case]) -> bool:
+    """Whether people gave reasons on items that the judge gets right."""
+    return sum(bool(case.item.rationale) for case in right) >= MIN_RATIONALES
+
+
+# -- which rules a text is about ----------------------------------------------------------------
+
+
 def strongest(rules: Sequence[str]) -> Sequence[str]:
-    """The first half: rules come strongest first, and what comes last may rest on chance."""
+    """The first half of the rules, which are sorted by strength."""
     return rules[: math.ceil(len(rules) / 2)]
 
 
-def have_reasons(right: Sequence[Case]) -> bool:
-    """Whether people gave reasons where the judge is right, so that asking about these tells more
-    than asking about disagreements."""
-    return sum(bool(case.item.rationale) for case in right) >= LEAST_TOLD
+def blamed(rules: Sequence[str], rationale: str, turn: int) -> list[int]:
+    """Indices of the rules that a verdict may rest on: the two that share most words with it.
 
-
-def suspects(rules: Sequence[str], rationale: str, turn: int) -> list[int]:
-    """Which rules a verdict's rationale speaks of: the two that share most words with it.
-
-    Where no rule shares a word, two rules by ``turn``, so that over many verdicts each has its
-    turn.
+    Where no rule shares a word, ``turn`` chooses, so that over many verdicts each rule is tried.
     """
     shared = _shared_words(rules, rationale)
     ranked = sorted(range(len(rules)), key=lambda i: -shared[i])
-    speaking = [i for i in ranked[:SUSPECTS] if shared[i] > 0]
-    every = range(SUSPECTS * turn, SUSPECTS * (turn + 1))
-    return speaking or sorted({i % len(rules) for i in every})
+    best = [i for i in ranked[:MAX_BLAMED] if shared[i] > 0]
+    in_turn = range(MAX_BLAMED * turn, MAX_BLAMED * (turn + 1))
+    return best or sorted({i % len(rules) for i in in_turn})
 
 
-def spoken_of(rules: Sequence[str], reason: str) -> list[int]:
-    """Which rules a person's reason speaks of; none where it shares no word with any."""
-    shared = _shared_words(rules, reason)
+def mentioned(rules: Sequence[str], rationale: str) -> list[int]:
+    """Indices of the rules that a person's rationale is about; none without a shared word."""
+    shared = _shared_words(rules, rationale)
     least = max(shared, default=0.0) / 2
     return [i for i, share in enumerate(shared) if share > 0 and share >= least]
 
 
 def _shared_words(rules: Sequence[str], text: str) -> list[float]:
-    """How much of the text each rule has; a word counts the less the more rules have it."""
+    """How many words each rule shares with the text, rare words counting more.
+
+    A word counts 1/n if n rules have it.
+    """
     words = [set(_WORD.findall(rule.casefold())) for rule in rules]
-    said = set(_WORD.findall(text.casefold()))
+    in_text = set(_WORD.findall(text.casefold()))
     return [
-        # Of a set in any order, so the sum is exact: the same in every process.
-        math.fsum(1 / sum(word in other for other in words) for word in own & said)
+        # fsum is exact, so the order of a set, which differs between processes, does not matter.
+        math.fsum(1 / sum(word in other for other in words) for word in own & in_text)
         for own in words
     ]
-
-
-LEAST_TOLD = 2
-"""Reasons given on items that the judge gets right from which these are asked about as well."""
-
-
-SUSPECTS = 2
-"""Rules that one verdict may speak of."""
 
 
 _WORD = re.compile(r"\w{3,}")

@@ -31,7 +31,6 @@ from tenacity import (
 from workbench.credentials import scrub
 from workbench.errors import BudgetError, CancelledError, ModelError, ReplayError
 from workbench.judging.requests import answers_from
-from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Bill, Budget, Receipt
 from workbench.models.cache import CANCELLED, AnswerCache, Claims, question_key
 from workbench.models.faults import cause_of_type, classify
@@ -40,7 +39,7 @@ from workbench.models.recording import Batch, Line, Recorder, active, charged, r
 from workbench.models.runner import Workers
 from workbench.scale import Scale
 from workbench.simba.candidate import one_line_json, shortened_json
-from workbench.store.traces import Example
+from workbench.simba.items import Case
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -169,33 +168,6 @@ _ENDED: Final = (BudgetError, CancelledError, ReplayError)
 
 
 @dataclass(frozen=True)
-class Item:
-    """One labelled example: what is learned from, selected on or tested on.
-
-    ``weight``, above 0, says how much it counts when candidates are scored. Items of the same
-    ``group`` must stay on one side wherever items are parted; "" where nobody said so.
-    """
-
-    example: Example
-    label: Any
-    rationale: str = ""
-    weight: float = 1.0
-    group: str = ""
-
-    @property
-    def trace_id(self) -> str:
-        return self.example.trace_id
-
-
-@dataclass(frozen=True)
-class Case:
-    """A judge's verdict beside the human label on one item."""
-
-    item: Item
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
 class Request:
     """One question to the reflection model: tell these disagreements from these agreements.
 
@@ -221,14 +193,9 @@ class Request:
         }
 
     def _line(self, case: Case) -> str:
-        example = case.item.example
-        values = {
-            "inputs": example.inputs,
-            "outputs": example.outputs,
-            "expectations": example.expectations,
-        }
         told: dict[str, Any] = {
-            name: json.loads(shortened_json(values[name])) for name in self.fields if name in values
+            name: json.loads(shortened_json(value))
+            for name, value in case.item.values(self.fields).items()
         }
         if not self.blind:
             told["judge_verdict"] = case.verdict.value

@@ -1,14 +1,15 @@
-"""A simulated judge with a systematic error and a simulated reflection model, without a server."""
+"""Stub judges and reflection models, and items that they rate."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.reflection import Case, Item, Reflection, Request
+from workbench.simba.items import Case, Item
+from workbench.simba.reflection import Reflection, Request
 from workbench.store.traces import Example
 
 BASE = Candidate("Rate {{ outputs }}.")
@@ -53,14 +54,25 @@ def always_good(questions: Questions) -> list[Verdict]:
     ]
 
 
-def names_promises(requests: Sequence[Request], step: int) -> list[Reflection]:
-    """The rule, where a disagreement that is shown speaks of promises."""
-    return [
-        Reflection(
-            (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (), 1
-        )
-        for r in requests
-    ]
+def answers(value: Callable[[Candidate, Item], str]) -> Callable[[Questions], list[Verdict]]:
+    """A judge whose verdicts are these values."""
+    return lambda questions: [Verdict(i.trace_id, value(c, i), calls=1) for c, i in questions]
+
+
+class Reflecting:
+    """Gives the rule if a disagreement that is shown speaks of promises; keeps the requests."""
+
+    def __init__(self) -> None:
+        self.seen: list[Request] = []
+
+    def __call__(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        self.seen += requests
+        return [
+            Reflection(
+                (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (), 1
+            )
+            for r in requests
+        ]
 
 
 def obedient(questions: Questions) -> list[Verdict]:

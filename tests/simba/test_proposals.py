@@ -1,28 +1,34 @@
-"""How candidates are made: what is drawn, what is shown and which rules a verdict speaks of."""
+"""New candidates: what is sampled, what is shown and which rules a verdict rests on."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from promises import BASE, RULE, SCALE, case, items
+from stubs import BASE, RULE, SCALE, case, items
 
+from workbench.judging.verdicts import Verdict
+from workbench.scale import Scale
+from workbench.simba.items import Case, Item
 from workbench.simba.proposals import (
+    CLUSTERED_FROM,
     CRITERIA,
-    SUSPECTS,
-    Moves,
+    MAX_BLAMED,
+    MAX_CLUSTERS,
+    Proposer,
+    blamed,
+    by_direction,
+    cluster,
+    mentioned,
     newest,
-    spoken_of,
     strongest,
-    suspects,
 )
 from workbench.simba.reflection import Reflection, Request
+from workbench.store.traces import Example
 
 RULES = [
     "Rate it poor when a promise is made.",
@@ -31,20 +37,20 @@ RULES = [
 ]
 
 
-def moves(seed: int = 0, *, answers: Sequence[str] = (RULE,)) -> Moves:
+def proposer(seed: int = 0, *, answers: Sequence[str] = (RULE,)) -> Proposer:
     def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
         return [Reflection(tuple(answers), 1, tokens=10, cost=0.5) for _ in requests]
 
-    return Moves(reflect, SCALE, ("outputs",), seed=seed)
+    return Proposer(reflect, SCALE, ("outputs",), seed=seed)
 
 
 @given(st.integers(0, 30), st.integers(0, 40), st.integers(0, 99))
 def test_a_draw_is_stratified(n: int, size: int, seed: int) -> None:
     """Each item at most once, as many as asked for, labels in equal numbers as far as they go."""
     given_items = items(n)
-    drawn = moves(seed).stratified(given_items, size)
+    drawn = proposer(seed).sample(given_items, size)
     assert len(drawn) == len({item.trace_id for item in drawn}) == min(size, n)
-    assert drawn == moves(seed).stratified(given_items, size)
+    assert drawn == proposer(seed).sample(given_items, size)
     have, got = (Counter(item.label for item in some) for some in (given_items, drawn))
     for label in have:
         assert got[label] >= min(have[label], size // 2)
@@ -53,7 +59,7 @@ def test_a_draw_is_stratified(n: int, size: int, seed: int) -> None:
 def test_what_weighs_less_is_drawn_later() -> None:
     """Items that were learned from before come after new ones of their label."""
     mixed = [replace(item, weight=0.25) for item in items(10)] + items(4, start=50)
-    assert {i.weight for i in moves().stratified(mixed, 4)} == {1.0}
+    assert {i.weight for i in proposer().sample(mixed, 4)} == {1.0}
 
 
 def test_older_labels_do_not_speak_against_newer_ones() -> None:
@@ -74,16 +80,16 @@ def test_the_strongest_are_the_first_half(rules: list[str]) -> None:
 
 def test_a_verdict_speaks_of_the_rules_that_share_its_words() -> None:
     """A word that all rules have tells nothing beside one that only one of them has."""
-    assert suspects(RULES, "It makes a promise.", 0)[0] == 0
-    assert suspects(RULES, "The joke is rather kind.", 0)[0] == 1
-    assert suspects(RULES, "NUMBERS are missing!", 5)[0] == 2
+    assert blamed(RULES, "It makes a promise.", 0)[0] == 0
+    assert blamed(RULES, "The joke is rather kind.", 0)[0] == 1
+    assert blamed(RULES, "NUMBERS are missing!", 5)[0] == 2
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=9), st.text(), st.integers(0, 50))
 def test_suspects_are_few_and_exist(rules: list[str], said: str, turn: int) -> None:
     """At most two rules are left out of a verdict, whatever is written."""
-    found = suspects(rules, said, turn)
-    assert 1 <= len(found) <= SUSPECTS
+    found = blamed(rules, said, turn)
+    assert 1 <= len(found) <= MAX_BLAMED
     assert set(found) <= set(range(len(rules)))
 
 
@@ -91,25 +97,25 @@ def test_suspects_are_few_and_exist(rules: list[str], said: str, turn: int) -> N
 def test_rules_that_no_verdict_speaks_of_take_turns(n: int) -> None:
     """Over as many verdicts as there are rules each is tried, at most two a verdict."""
     rules = [f"rule{chr(97 + i)}" for i in range(n)]
-    tried = [suspects(rules, "so be it", turn) for turn in range(n)]
+    tried = [blamed(rules, "so be it", turn) for turn in range(n)]
     assert {i for some in tried for i in some} == set(range(n))
-    assert all(1 <= len(set(some)) == len(some) <= SUSPECTS for some in tried)
+    assert all(1 <= len(set(some)) == len(some) <= MAX_BLAMED for some in tried)
 
 
 def test_examples_are_two_of_different_labels_with_reasons_first() -> None:
     """What people gave a reason for tells more, and two labels tell more than one."""
     wrong = [case(item, "fair") for item in items(10)]
     silent = [case(replace(item, rationale="")) for item in items(6, start=50)]
-    shown = moves().with_examples(BASE, [*silent, *wrong], 4).examples
+    shown = proposer().by_examples(BASE, [*silent, *wrong], 4).examples
     assert sorted(example.rating for example in shown) == ["good", "poor"]
     assert next(e for e in shown if e.rating == "poor").rationale == "no promises"
 
 
 def test_a_rule_keeps_the_evidence_that_it_was_first_made_from() -> None:
     """Found again from other cases, a rule still names its first ones."""
-    one = moves()
-    one.note([RULE], [case(item) for item in items(2)])
-    one.note([RULE, "Another."], [case(item) for item in items(2, start=50)])
+    one = proposer()
+    one.record_evidence([RULE], [case(item) for item in items(2)])
+    one.record_evidence([RULE, "Another."], [case(item) for item in items(2, start=50)])
     assert one.evidence == {RULE: ["tr-000", "tr-001"], "Another.": ["tr-050", "tr-051"]}
 
 
@@ -121,8 +127,8 @@ def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
             items(4), ["No promise, please.", "A kind joke.", "", "Such a promise!"], strict=True
         )
     ]
-    one = moves()
-    one.note(RULES, about)
+    one = proposer()
+    one.record_evidence(RULES, about)
     assert one.evidence[RULES[0]] == ["tr-000", "tr-003"]
     assert one.evidence[RULES[1]] == ["tr-001"]
     assert one.evidence[RULES[2]] == [f"tr-00{i}" for i in range(4)]  # no reason speaks of it
@@ -131,31 +137,9 @@ def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
 @given(st.lists(st.text(min_size=1), max_size=9), st.text())
 def test_a_reason_speaks_of_rules_that_exist(rules: list[str], reason: str) -> None:
     """And of none where it shares no word with any."""
-    found = spoken_of(rules, reason)
+    found = mentioned(rules, reason)
     assert set(found) <= set(range(len(rules)))
-    assert spoken_of(rules, "") == []
-
-
-_ORDER = """
-from workbench.simba.proposals import suspects
-rules = [f"Rate it poor when {' '.join(f'w{(7 * i + j) % 41:03}' for j in range(20))}."
-         for i in range(12)]
-said = " ".join(f"w{i:03}" for i in range(41))
-print([suspects(rules, said[k:], 0) for k in range(0, 160, 4)])
-"""
-
-
-def test_what_a_verdict_speaks_of_is_the_same_in_every_process() -> None:
-    """Sets of words come in another order in each process; sums over them do not differ."""
-    told = {
-        subprocess.run(
-            [sys.executable, "-c", _ORDER],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True, check=True, text=True,
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert len(told) == 1
+    assert mentioned(rules, "") == []
 
 
 def test_people_are_asked_for_by_where_the_judge_is_right() -> None:
@@ -166,15 +150,15 @@ def test_people_are_asked_for_by_where_the_judge_is_right() -> None:
         seen.extend(requests)
         return [Reflection((f"Rule of {r.focus[:8]}.",), 1) for r in requests]
 
-    one = Moves(reflect, SCALE, ("outputs",), seed=0)
+    one = Proposer(reflect, SCALE, ("outputs",), seed=0)
     wrong = [case(item, "fair") for item in items(4)]
     silent = [case(item, item.label) for item in items(9, start=50) if not item.rationale]
     telling = [case(item, item.label) for item in items(9, start=50) if item.rationale]
-    one.reflected(BASE, wrong, silent, [], 1)
-    one.reflected(BASE, wrong, [*silent, *telling], [], 2)
+    one.by_reflection(BASE, wrong, silent, [], 1)
+    one.by_reflection(BASE, wrong, [*silent, *telling], [], 2)
     assert not any(request.blind for request in seen)
     seen.clear()
-    children = one.reflected(BASE, wrong, [*silent, *telling], [], 1)
+    children = one.by_reflection(BASE, wrong, [*silent, *telling], [], 1)
     (blind,) = [request for request in seen if request.blind]
     assert {c.item.trace_id for c in blind.disagreements} == {
         c.item.trace_id for c in [*wrong, *silent, *telling]
@@ -186,7 +170,7 @@ def test_a_rewrite_settles_no_case_both_ways() -> None:
     """What the new list must explain is not shown as what must stay as it is as well."""
     right = [case(item, item.label) for item in items(6)]
     parent = BASE.with_rules([RULE], "x")
-    request = moves().to_rewrite(parent, right[:2], right)
+    request = proposer().rewrite_request(parent, right[:2], right)
     assert request.agreements == tuple(right[2:])
     assert RULE in request.focus
     assert request.instructions == BASE.text
@@ -194,10 +178,81 @@ def test_a_rewrite_settles_no_case_both_ways() -> None:
 
 def test_children_add_rules_and_the_cost_is_counted() -> None:
     """No child equals its parent, and each request, its tokens and its cost are counted."""
-    made = moves(answers=RULES)
+    made = proposer(answers=RULES)
     wrong = [case(item, "fair") for item in items(6)]
-    children = made.reflected(BASE, wrong, [], [], 1)
+    children = made.by_reflection(BASE, wrong, [], [], 1)
     assert [child.rules for child in children][:2] == [tuple(RULES), tuple(RULES[:2])]
     assert all(child.parent == BASE.key for child in children)
     assert made.calls == len(made.tokens) == len(made.costs) >= 1
-    assert made.reflected(BASE.with_rules(RULES, "x"), wrong, [], [], 2) == []
+    assert made.by_reflection(BASE.with_rules(RULES, "x"), wrong, [], [], 2) == []
+
+
+# -- which cases are shown together --------------------------------------------------------------
+
+COLOURS = Scale.of(["red", "green", "blue"])
+TOPICS = ("too many broken promises", "wrong numbers and sums", "a rude tone of voice")
+
+
+def wrong_case(i: int, label: str, verdict: str, why: str = "") -> Case:
+    return Case(Item(Example(f"tr-{i}", {}, f"text {i}"), label, why), Verdict(f"tr-{i}", verdict))
+
+
+def topical(n: int) -> list[Case]:
+    """Cases of one direction on three topics in turn."""
+    return [wrong_case(i, "poor", "good", f"{TOPICS[i % 3]} of case{i}") for i in range(n)]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([SCALE, COLOURS]))
+def test_each_case_is_in_one_group_at_most(seed: int, n: int, scale: Scale) -> None:
+    """By direction all cases once; in parts none twice, and never a group of one."""
+    rng = random.Random(seed)
+    wrong = [
+        wrong_case(i, *rng.sample(list(scale.values), 2), rng.choice([*TOPICS, ""]))
+        for i in range(n)
+    ]
+    directions = by_direction(wrong, scale)
+    assert Counter(c.item.trace_id for part in directions.values() for c in part) == Counter(
+        c.item.trace_id for c in wrong
+    )
+    groups = cluster(wrong, scale, seed)
+    counts = Counter(c.item.trace_id for _, part in groups for c in part)
+    assert set(counts.values()) <= {1}
+    assert all(len(part) > 1 for _, part in groups)
+    assert (
+        len({focus for focus, _ in groups}) == len(groups) <= MAX_CLUSTERS * max(1, len(directions))
+    )
+    lonely = sum(len(part) for part in directions.values() if len(part) == 1)
+    assert sum(counts.values()) == n - lonely
+    assert groups == cluster(wrong, scale, seed)
+
+
+def test_too_high_and_too_low_are_apart() -> None:
+    """On scales with an order it counts which way the judge errs, else what people say."""
+    ordered = by_direction([wrong_case(0, "poor", "fair"), wrong_case(1, "good", "fair")], SCALE)
+    assert {k: [c.item.trace_id for c in v] for k, v in ordered.items()} == {
+        "the judge rates too high": ["tr-0"],
+        "the judge rates too low": ["tr-1"],
+    }
+    assert set(by_direction([wrong_case(0, "red", "blue")], COLOURS)) == {"people say red"}
+
+
+def test_large_groups_are_parted_by_their_reasons() -> None:
+    """Reasons on different topics come apart: each topic is whole in one part."""
+    groups = cluster(topical(8 * 3), SCALE, 0)
+    assert 2 <= len(groups) <= MAX_CLUSTERS
+    topics = [{int(c.item.trace_id[3:]) % 3 for c in part} for _, part in groups]
+    assert sorted(topic for some in topics for topic in some) == [0, 1, 2]
+
+
+def test_small_or_uniform_groups_stay_whole() -> None:
+    """Under the size for parts, or where all reasons are the same, there is one group."""
+    assert len(cluster(topical(CLUSTERED_FROM - 1), SCALE, 0)) == 1
+    assert (
+        len(cluster([wrong_case(i, "poor", "good", "the same") for i in range(40)], SCALE, 0)) == 1
+    )
+
+
+def test_a_negative_seed_is_a_seed() -> None:
+    """Any int will do."""
+    assert cluster(topical(24), SCALE, -7) == cluster(topical(24), SCALE, -7)

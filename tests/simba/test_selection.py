@@ -1,21 +1,43 @@
-"""What a candidate is worth: each verdict asked for once, and counted for what it tells."""
+"""Scores of candidates, and which of their rules are dropped."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from promises import BASE, RULE, SCALE, Chance, Questions, always_good, case, items
+from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, case, items, obedient
 
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.proposals import Moves
-from workbench.simba.selection import Scoreboard, agrees, credit
+from workbench.simba.candidate import Candidate
+from workbench.simba.items import Item
+from workbench.simba.proposals import MAX_BLAMED, Proposer
+from workbench.simba.selection import (
+    Ablation,
+    Ask,
+    Scoreboard,
+    ablate,
+    agrees,
+    credit,
+    harmful_rules,
+    idle_rules,
+    prune,
+)
 
 CURED = BASE.with_rules([RULE], "x")
+
+
+HELPS = "Rate it poor when promise is made."
+HARMS = "Rate it fair when item is written."
+IDLE = "Rate it fair when pigs fly."
+
+
+def proposer(seed: int = 0) -> Proposer:
+    return Proposer(lambda *_: [], SCALE, ("outputs",), seed=seed)
 
 
 def board(n: int = 10, ask: object = always_good, **options: object) -> Scoreboard:
@@ -53,9 +75,7 @@ def test_a_shown_item_counts_as_the_original_judged_it() -> None:
     """Having been told the answer is no merit: the candidate is not even asked."""
     one = board()
     one.judge((BASE, i) for i in one.items)
-    shown = Moves(lambda *_: [], SCALE, ("outputs",), seed=0).with_examples(
-        BASE, [case(one.items[0])], 4
-    )
+    shown = proposer().by_examples(BASE, [case(one.items[0])], 4)
     asked: list[str] = []
 
     def right(questions: Questions) -> list[Verdict]:
@@ -81,7 +101,7 @@ def test_an_item_that_always_fails_is_counted_once() -> None:
     one = board(ask=failing)
     for _ in range(2):
         one.judge((BASE, i) for i in one.items)
-    one.leave_out_failed(BASE)
+    one.remove_failed(BASE)
     one.judge((CURED, i) for i in one.items)
     assert one.failures == 1
     assert one.score(CURED)[1] == 1.0
@@ -119,7 +139,7 @@ def test_without_an_opinion_there_is_no_score() -> None:
     assert all(map(math.isnan, one.score(BASE)))
     one.judge((BASE, i) for i in one.items)
     assert all(map(math.isnan, one.score(BASE)))
-    assert one.at_most(BASE, one.items) == -math.inf
+    assert one.upper_bound(BASE, one.items) == -math.inf
 
 
 @settings(max_examples=30)
@@ -136,8 +156,8 @@ def test_no_candidate_does_better_than_it_can(seed: int, n: int, data: st.DataOb
     one = board(n, opinionated)
     one.judge((BASE, i) for i in one.items)
     seen = one.items[: data.draw(st.integers(1, n))]
-    assert one.at_most(BASE, seen) >= one.score(BASE)[0] - 1e-9
-    assert one.at_most(BASE, one.items) == pytest.approx(one.score(BASE)[0])
+    assert one.upper_bound(BASE, seen) >= one.score(BASE)[0] - 1e-9
+    assert one.upper_bound(BASE, one.items) == pytest.approx(one.score(BASE)[0])
 
 
 @given(st.integers(3, 30))
@@ -160,3 +180,78 @@ def test_near_misses_on_continuous_scales_agree() -> None:
     assert credit(continuous, 7.5, 8.0) == pytest.approx(0.95)
     assert credit(whole, 7, 8) == pytest.approx(0.45)
     assert credit(Scale.of(["red", "green", "blue"]), "red", "green") == 0.0
+
+
+# -- which rules are dropped ---------------------------------------------------------------------
+
+
+def ablated(
+    candidate: Candidate, ask: Ask, some: list[Item], most: tuple[int, int] = (6, 12), seed: int = 0
+) -> list[Ablation]:
+    board = Scoreboard(some, BASE, SCALE, ask)
+    board.judge((candidate, item) for item in board.items)
+    return ablate(candidate, board, proposer(seed), *most)
+
+
+def test_what_harms_and_what_does_nothing_is_found() -> None:
+    """The rule that helps is neither."""
+    candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
+    ablations = ablated(candidate, obedient, items(20))
+    assert list(harmful_rules(ablations)) == [0]
+    assert list(idle_rules(3, ablations)) == [2]
+    assert [child.rules for child in prune(candidate, ablations)] == [(HELPS,), (HELPS, IDLE)]
+    dropped = {one.rule: one.reason for one in prune(candidate, ablations)[0].dropped}
+    assert dropped[HARMS].startswith("harmful")
+    assert dropped[IDLE].startswith("idle")
+    kept = prune(candidate, ablations, drop_idle=False)
+    assert [child.rules for child in kept] == [(HELPS, IDLE)]
+
+
+def test_what_weighs_more_has_the_say() -> None:
+    """A rule that older labels ask for does harm where newer ones, fewer, speak against it."""
+    candidate = BASE.with_rules([HELPS], "x")
+    old = [replace(item, weight=0.25) for item in items(12)]
+    new = [replace(item, label="good") for item in items(8, start=50)]
+    assert list(harmful_rules(ablated(candidate, obedient, [*old, *new], (40, 40)))) == [0]
+    assert not harmful_rules(ablated(candidate, obedient, old, (40, 40)))
+
+
+def test_nothing_is_pruned_where_nothing_is_wrong() -> None:
+    ablations = ablated(BASE.with_rules([HELPS], "x"), obedient, items(20))
+    assert prune(BASE.with_rules([HELPS], "x"), ablations) == []
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 30), st.integers(1, 9))
+def test_it_costs_two_calls_an_item_at_most(seed: int, rules: int, n: int, most: int) -> None:
+    """Whatever verdicts say, and no rule is left out twice on one item."""
+    chance = Chance(seed)
+    asked = 0
+
+    def ask(questions: Questions) -> list[Verdict]:
+        nonlocal asked
+        asked += len(questions)
+        return chance.ask(questions)
+
+    candidate = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
+    ablations = ablated(candidate, ask, items(n), (most, most), seed)
+    assert asked - n <= min(MAX_BLAMED, rules) * min(n, 2 * most)
+    pairs = [(one.rule, one.item.trace_id) for one in ablations]
+    assert len(set(pairs)) == len(pairs)
+
+
+def test_a_call_that_failed_speaks_neither_for_a_rule_nor_against_it() -> None:
+    """Where every one of a rule failed nobody knows, so it is neither harmful nor idle."""
+    candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
+
+    def failing(questions: Questions) -> list[Verdict]:
+        return [
+            Verdict(item.trace_id, None, error="503", calls=1) if len(c.rules) == 2 else verdict
+            for verdict, (c, item) in zip(obedient(questions), questions, strict=True)
+        ]
+
+    board = Scoreboard(items(20), BASE, SCALE, failing, max_failure_share=1)
+    board.judge((candidate, item) for item in board.items)
+    ablations = ablate(candidate, board, proposer())
+    assert {one.gain for one in ablations} == {0.0}
+    assert not harmful_rules(ablations)
+    assert not {one.rule for one in ablations} & set(idle_rules(3, ablations))
