@@ -19,8 +19,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Groups, Pairs, Split, pair
 from workbench.pairing.splits import default_groups, with_equal_items
+from workbench.simba.items import Item
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.reflection import Item
 from workbench.simba.search import Optimised
 from workbench.store.traces import Example
 
