@@ -1,4 +1,5 @@
-"""Statistics of agreement.
+"""Statistics: pairs in, figures with their intervals out.
 
-Pairs come in; plain tables and numbers with intervals come out. Pure functions, no plotting.
+How well a judge agrees with people, how well people agree among themselves, whether one judge
+is better than another, and what a judge's verdicts say of all items. Nothing here draws.
 """

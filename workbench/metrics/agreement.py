@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,17 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table, plain
-from workbench.metrics.coefficients import Bootstrap, Coded, Weights, disagreement
+from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
+    Bootstrap,
     Interval,
     check_confidence,
     figure,
+    full_agreement,
     ratio,
+    unseen_disagreement,
     wilson,
 )
 from workbench.scale import Scale
@@ -27,8 +31,19 @@ from workbench.scale import Scale
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
 
+BINS = 10
+"""Rows and columns of the confusion matrix of a numeric scale with too many values."""
 
-_BINS = 10
+Figures = Mapping[str, tuple[float, Interval]]
+"""Name of a figure -> (value, interval)."""
+
+
+def figures_as_data(figures: Figures) -> dict[str, Any]:
+    """Return figures as plain data; an undefined interval is None."""
+    return {
+        name: {"value": value, "interval": None if math.isnan(interval.low) else interval}
+        for name, (value, interval) in figures.items()
+    }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,7 +123,7 @@ class Agreement:
 
     @property
     def figures(self) -> dict[str, tuple[float, Interval]]:
-        """Every figure that this scale has: name -> (value, interval), best known first."""
+        """Every figure that this scale has, best known first: name -> (value, interval)."""
         found: dict[str, tuple[float | None, Interval | None]] = {
             "accuracy": (self.accuracy, self.accuracy_interval),
             "kappa": (self.kappa, self.kappa_interval),
@@ -135,17 +150,13 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        found = {
-            name: {"value": value, "interval": None if math.isnan(ends.low) else ends}
-            for name, (value, ends) in self.figures.items()
-        }
         return plain(
             {
                 "name": self.name,
                 "n": self.n,
                 "confidence": self.confidence,
                 "baseline": self.baseline,
-                "figures": found,
+                "figures": figures_as_data(self.figures),
                 "values": list(self.confusion.index),
                 "confusion": self.confusion.to_numpy().tolist(),
                 "per_class": None if self.per_class is None else self.per_class.reset_index(),
@@ -162,10 +173,8 @@ class Agreement:
         )
 
     def _repr_html_(self) -> str:
-        parts = [html_table(self.table), html_table(self.confusion)]
-        if self.per_class is not None:
-            parts.append(html_table(self.per_class))
-        return "".join(parts)
+        tables = [self.table, self.confusion, self.per_class]
+        return "".join(html_table(table) for table in tables if table is not None)
 
 
 def agreement(
@@ -176,7 +185,7 @@ def agreement(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Agreement:
-    """How well the judge agrees with the human labels.
+    """Measure how well the judge agrees with the human labels.
 
     Parameters
     ----------
@@ -204,13 +213,22 @@ def agreement(
             "another. Leave weights out."
         )
     coded = Coded.of(pairs)
-    human, judge = coded.human, coded.judge
-    n = len(human)
-    right = int((human == judge).sum())
-    bootstrap = Bootstrap.of(coded, seed=seed, resamples=resamples, confidence=confidence)
-    kappa, kappa_interval = bootstrap.kappa(disagreement(coded.positions))
-    distance, distance_interval = bootstrap.mean(coded.distances)
-    found = Agreement(
+    (human, judge), counts = cells(coded.human, coded.judge)
+    bootstrap = Bootstrap(counts, resamples=resamples, seed=seed, confidence=confidence)
+    sample = _Sample(human, judge, counts, bootstrap)
+    n, right = len(coded.human), int((coded.human == coded.judge).sum())
+    kappa, kappa_interval = sample.kappa(disagreement(coded.positions))
+    mean_distance, mean_distance_interval = sample.mean_distance(coded)
+    more: dict[str, Any] = {}
+    if coded.scale.ordered:
+        weights = weights or "quadratic"
+        weighted, interval = sample.kappa(disagreement(coded.positions, weights))
+        more = {"weighted_kappa": weighted, "weighted_kappa_interval": interval}
+    if coded.scale.kind == "binary":
+        more |= _binary_rates(coded, confidence)
+    if coded.scale.kind == "numeric":
+        more |= _errors_of_numbers(coded)
+    return Agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
@@ -220,29 +238,54 @@ def agreement(
         kappa_interval=kappa_interval,
         confusion=_confusion(coded),
         per_class=None if coded.binned else _per_class(coded),
-        mean_distance=distance,
-        mean_distance_interval=distance_interval,
-        baseline=ratio(int(np.bincount(human).max(initial=0)), n),
+        mean_distance=mean_distance,
+        mean_distance_interval=mean_distance_interval,
+        baseline=ratio(np.bincount(coded.human).max(initial=0), n),
         confidence=confidence,
+        weights=weights,
+        **more,
     )
-    if coded.scale.ordered:
-        weights = weights or "quadratic"
-        weighted, interval = bootstrap.kappa(disagreement(coded.positions, weights))
-        found = replace(
-            found, weights=weights, weighted_kappa=weighted, weighted_kappa_interval=interval
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The cells (human, judge) of one judge with their counts, and the bootstrap over them."""
+
+    human: Array
+    judge: Array
+    counts: Array
+    bootstrap: Bootstrap
+
+    @property
+    def n(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def unanimous(self) -> bool:
+        return bool((self.human == self.judge).all())
+
+    def kappa(self, weights: Array) -> tuple[float, Interval]:
+        value = float(cohen_kappa(self.human, self.judge, self.counts, weights))
+        if self.unanimous and not math.isnan(value):
+            shares = self.counts / self.n
+            return value, full_agreement(shares, self.n, self.bootstrap.confidence)
+        return value, self.bootstrap.interval(
+            lambda counts: cohen_kappa(self.human, self.judge, counts, weights)
         )
-    if coded.scale.kind == "binary":
-        found = replace(found, **_binary_rates(human, judge, confidence))
-    if coded.scale.kind == "numeric":
-        found = replace(found, **_correlations(coded))
-    return found
+
+    def mean_distance(self, coded: Coded) -> tuple[float, Interval]:
+        distances = coded.distances(self.human, self.judge)
+        value = ratio(float(self.counts @ distances), self.n)
+        if self.unanimous and self.n:
+            return value, Interval(0.0, unseen_disagreement(self.n, self.bootstrap.confidence))
+        return value, self.bootstrap.interval(lambda counts: counts @ distances / self.n)
 
 
 def _confusion(coded: Coded) -> pd.DataFrame:
     values, human, judge = coded.values, coded.human, coded.judge
     if coded.binned:
-        edges = np.linspace(coded.positions[0], coded.positions[-1], _BINS + 1)
-        bin_of = np.clip(np.digitize(coded.positions, edges) - 1, 0, _BINS - 1)
+        edges = np.linspace(coded.positions[0], coded.positions[-1], BINS + 1)
+        bin_of = np.clip(np.digitize(coded.positions, edges) - 1, 0, BINS - 1)
         human, judge = bin_of[human], bin_of[judge]
         values = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     table = np.zeros((len(values), len(values)), dtype=int)
@@ -263,22 +306,18 @@ def _per_class(coded: Coded) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["precision", "recall", "f1", "support"], index=index)
 
 
-def _binary_rates(human: Array, judge: Array, confidence: float) -> dict[str, Any]:
-    positives, negatives = int((human == 1).sum()), int((human == 0).sum())
-    false_positives = int(((human == 0) & (judge == 1)).sum())
-    false_negatives = int(((human == 1) & (judge == 0)).sum())
-    return {
-        "false_positives": false_positives,
-        "false_negatives": false_negatives,
-        "false_positive_rate": ratio(false_positives, negatives),
-        "false_positive_rate_interval": wilson(false_positives, negatives, confidence),
-        "false_negative_rate": ratio(false_negatives, positives),
-        "false_negative_rate_interval": wilson(false_negatives, positives, confidence),
-    }
+def _binary_rates(coded: Coded, confidence: float) -> dict[str, Any]:
+    rates: dict[str, Any] = {}
+    for side, name in ((0, "false_positive"), (1, "false_negative")):
+        of_side = coded.human == side
+        wrong, n = int((of_side & (coded.judge != side)).sum()), int(of_side.sum())
+        rates[f"{name}s"], rates[f"{name}_rate"] = wrong, ratio(wrong, n)
+        rates[f"{name}_rate_interval"] = wilson(wrong, n, confidence)
+    return rates
 
 
-def _correlations(coded: Coded) -> dict[str, Any]:
-    """MAE, Pearson's and Spearman's correlation; a correlation with a constant is nan."""
+def _errors_of_numbers(coded: Coded) -> dict[str, float]:
+    """Mean absolute error and correlations; a correlation with a constant is nan."""
     if not coded.human.size:
         return dict.fromkeys(("mae", "pearson", "spearman"), math.nan)
     human, judge = coded.positions[coded.human], coded.positions[coded.judge]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -13,31 +13,31 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, plain
 from workbench.metrics.coefficients import (
+    MOST_CATEGORIES,
     Level,
     cells,
     cohen_kappa,
     coincidences,
     disagreement,
     fleiss_kappa,
-    float_or_text,
     krippendorff_alpha,
-    krippendorff_alphas,
+    number_or_text,
 )
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
+    Bootstrap,
     Interval,
+    check_confidence,
     figure,
-    percentile_interval,
+    full_agreement,
     ratio,
-    resample,
     wilson,
 )
 from workbench.scale import ABSTAIN, Scale, is_missing
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
-
 
 _LEVELS: dict[str, Level] = {
     "binary": "nominal",
@@ -54,7 +54,7 @@ class AnnotatorAgreement:
     Attributes
     ----------
     annotators
-        The annotators' names, sorted.
+        The annotators' names, in the order of the votes' columns.
     items
         Labelled items; ``shared_items`` of them have at least two labels.
     pairwise
@@ -63,16 +63,15 @@ class AnnotatorAgreement:
         ``weighted_kappa`` (quadratic).
     by_annotator
         One row an annotator: ``annotator``, ``labels``, ``n`` (items that others labelled too),
-        ``accuracy`` against the consensus of those others.
+        ``accuracy`` against the majority of those others.
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels, with a bootstrap interval over items; ``level`` of
         measurement follows the scale: nominal, ordinal or interval.
     fleiss, fleiss_items, fleiss_raters
-        Fleiss' kappa. It is defined only for items with the same number of labels. Where all
-        items have that, it is taken over all. Otherwise to pick items by their number of labels
-        would mislead (a third label is often asked for only where two differ), so it is taken
-        over the items that each of the ``fleiss_raters`` most active annotators labelled, as many
-        annotators as leave most labels.
+        Fleiss' kappa. It is defined only for items with the same number of labels. Where not all
+        items have that, it covers the items that each of the ``fleiss_raters`` most active
+        annotators labelled, as many annotators as leave most labels. (To pick items by their
+        number of labels would mislead: a third label is often asked for only where two differ.)
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item, over all labels that can be compared; among tied majority values each counts as
@@ -93,60 +92,33 @@ class AnnotatorAgreement:
     fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
-    scale: Scale | None = field(default=None)
+    scale: Scale | None = None
 
     def matrix(self, measure: str = "kappa") -> pd.DataFrame:
-        """A measure of `pairwise` as a symmetric table, annotators on both sides, nan between
-        an annotator and themselves."""
-        table = pd.DataFrame(
-            math.nan, index=list(self.annotators), columns=list(self.annotators), dtype=float
-        )
+        """Return a column of `pairwise` as a symmetric table, nan on the diagonal."""
+        names = list(self.annotators)
+        table = pd.DataFrame(math.nan, index=names, columns=names, dtype=float)
         for row in self.pairwise.to_dict("records"):
-            table.loc[row["annotator_a"], row["annotator_b"]] = row[measure]
-            table.loc[row["annotator_b"], row["annotator_a"]] = row[measure]
+            a, b = row["annotator_a"], row["annotator_b"]
+            table.loc[a, b] = table.loc[b, a] = row[measure]
         return table
 
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
+        alpha, ceiling = (self.alpha, *self.alpha_interval), (self.ceiling, *self.ceiling_interval)
         rows = {
-            f"Krippendorff's alpha ({self.level})": (
-                self.alpha,
-                *self.alpha_interval,
-                self.shared_items,
-            ),
+            f"Krippendorff's alpha ({self.level})": (*alpha, self.shared_items),
             f"Fleiss' kappa ({self.fleiss_raters} labels an item)": (
-                self.fleiss,
-                *UNDEFINED,
-                self.fleiss_items,
+                self.fleiss, *UNDEFINED, self.fleiss_items,
             ),
-            "ceiling (one against the others)": (
-                self.ceiling,
-                *self.ceiling_interval,
-                self.shared_items,
-            ),
-        }
+            "ceiling (one against the others)": (*ceiling, self.shared_items),
+        }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        return plain(
-            {
-                "annotators": list(self.annotators),
-                "items": self.items,
-                "shared_items": self.shared_items,
-                "pairwise": self.pairwise,
-                "by_annotator": self.by_annotator,
-                "alpha": self.alpha,
-                "alpha_interval": self.alpha_interval,
-                "level": self.level,
-                "fleiss": self.fleiss,
-                "fleiss_items": self.fleiss_items,
-                "fleiss_raters": self.fleiss_raters,
-                "ceiling": self.ceiling,
-                "ceiling_interval": self.ceiling_interval,
-            }
-        )
+        return plain({name: value for name, value in vars(self).items() if name != "scale"})
 
     def __repr__(self) -> str:
         return (
@@ -167,7 +139,7 @@ def annotator_agreement(
     seed: int = 0,
     resamples: int = 2000,
 ) -> AnnotatorAgreement:
-    """How well the annotators agree among themselves, over every item that they labelled.
+    """Measure how well the annotators agree among themselves, on every item that they labelled.
 
     Parameters
     ----------
@@ -182,10 +154,11 @@ def annotator_agreement(
     Raises
     ------
     ArgumentError
-        For what is neither pairs nor a table.
+        For what is neither pairs nor a table, and for a confidence out of range.
     ScaleError
         For a value outside the scale.
     """
+    check_confidence(confidence)
     if isinstance(pairs_or_votes, pd.DataFrame):
         votes = pairs_or_votes
     elif hasattr(pairs_or_votes, "votes"):
@@ -197,63 +170,54 @@ def annotator_agreement(
         )
     scale = scale or _scale_seen(votes)
     values, codes = _codes(votes, scale)
-    counts = np.stack([(codes == k).sum(axis=1) for k in range(len(values))], axis=1)
+    counts = _counts(codes, len(values))
     positions = np.array([scale.rank(v) if scale else k for k, v in enumerate(values)])
     level = _LEVELS[scale.kind] if scale else "nominal"
-    labels_each = counts.sum(axis=1)
-    fleiss_counts = _equally_rated(codes, counts)
     names = tuple(str(name) for name in votes.columns)
     by_annotator, credit, compared = _against_others(names, codes, counts)
-    shared = int((labels_each >= 2).sum())
-
-    alpha_interval, ceiling_interval = UNDEFINED, UNDEFINED
+    bootstrap = Bootstrap(
+        np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
+    )
     if ((counts > 0).sum(axis=1) > 1).any():
-        draws = resample(np.ones(len(counts), dtype=int), resamples, seed)
-        alpha_interval = _alpha_interval(counts, positions, level, draws, confidence)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ceilings = (draws @ credit) / (draws @ compared)
-        ceiling_interval = percentile_interval(ceilings, confidence)
-    elif shared:
-        # Nobody differs, and no resample would; Wilson's interval says what that leaves open.
-        agreed = wilson(shared, shared, confidence).low
-        shares = counts[labels_each >= 2].sum(axis=0) / labels_each[labels_each >= 2].sum()
-        by_chance = 1 - float(shares @ shares)
-        ceiling_interval = Interval(agreed, 1.0)
-        if by_chance > 0:
-            alpha_interval = Interval(max(-1.0, 1 - (1 - agreed) / by_chance), 1.0)
-
+        alpha_interval = _alpha_interval(counts, positions, level, bootstrap)
+        ceiling_interval = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
+    else:
+        alpha_interval, ceiling_interval = _unanimous(counts, confidence)
+    equal = _equally_rated(codes, counts)
     return AnnotatorAgreement(
         annotators=names,
-        items=int((labels_each >= 1).sum()),
-        shared_items=shared,
+        items=int((counts.sum(axis=1) >= 1).sum()),
+        shared_items=int((counts.sum(axis=1) >= 2).sum()),
         pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
         by_annotator=by_annotator,
-        alpha=krippendorff_alpha(counts, positions, level),
+        alpha=float(krippendorff_alpha(coincidences(counts), positions, level)),
         alpha_interval=alpha_interval,
         level=level,
-        fleiss=fleiss_kappa(fleiss_counts),
-        fleiss_items=len(fleiss_counts),
-        fleiss_raters=int(fleiss_counts[0].sum()) if len(fleiss_counts) else 0,
+        fleiss=fleiss_kappa(equal),
+        fleiss_items=len(equal),
+        fleiss_raters=int(equal[0].sum()) if len(equal) else 0,
         ceiling=ratio(credit.sum(), compared.sum()),
         ceiling_interval=ceiling_interval,
         scale=scale,
     )
 
 
+# -- votes as numbers -----------------------------------------------------------------------
+
+
 def _scale_seen(votes: pd.DataFrame) -> Scale | None:
     """The scale of the values; None where all are one value, on which nothing can differ."""
+    seen = votes.to_numpy().ravel().tolist()
     try:
-        return Scale.from_values(votes.to_numpy().ravel().tolist())
+        return Scale.from_values(seen)
     except ScaleError:
-        seen = {v for v in votes.to_numpy().ravel().tolist() if not is_missing(v)}
-        if len(seen) <= 1:
+        if len({v for v in seen if not is_missing(v)}) <= 1:
             return None
         raise
 
 
 def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     """The categories in order and, item by annotator, the number of the category; -1 for none."""
-    cells_ = votes.to_numpy(dtype=object)
 
     def canonical(raw: Any) -> Any:
         if raw is ABSTAIN or is_missing(raw):
@@ -261,49 +225,38 @@ def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
         value = scale.normalise(raw) if scale else raw
         return None if value is ABSTAIN else value
 
-    table = [[canonical(raw) for raw in row] for row in cells_]
+    table = [[canonical(raw) for raw in row] for row in votes.to_numpy(dtype=object)]
     seen = {value for row in table for value in row if value is not None}
-    values = list(scale.values) if scale and scale.values else sorted(seen, key=float_or_text)
+    values = list(scale.values) if scale and scale.values else sorted(seen, key=number_or_text)
     number = {value: k for k, value in enumerate(values)}
-    codes = np.array(
-        [[-1 if value is None else number[value] for value in row] for row in table], dtype=int
-    )
-    return values or [None], codes.reshape(votes.shape)
+    codes = [[-1 if value is None else number[value] for value in row] for row in table]
+    return values or [None], np.array(codes, dtype=int).reshape(votes.shape)
 
 
-def _equally_rated(codes: Array, counts: Array) -> Array:
-    """Counts by item and category over items with the same number of labels, two at least.
+def _counts(codes: Array, size: int) -> Array:
+    """How many annotators gave each item each category, shape (items, categories)."""
+    return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
 
-    See `AnnotatorAgreement.fleiss` for which items and labels these are.
-    """
-    numbers = set(counts.sum(axis=1).tolist()) - {0, 1}
-    if len(numbers) <= 1:
-        return np.asarray(counts[counts.sum(axis=1) >= 2])
-    given = codes >= 0
-    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
-    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
-    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
-    rated = codes[np.ix_(given[:, group].all(axis=1), group)]
-    return np.stack([(rated == k).sum(axis=1) for k in range(counts.shape[1])], axis=1)
+
+# -- figures --------------------------------------------------------------------------------
 
 
 def _pairwise(
     names: tuple[str, ...], codes: Array, positions: Array, *, ordered: bool
 ) -> pd.DataFrame:
-    columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
-    columns += ["weighted_kappa"] * ordered
+    matrices = {"kappa": disagreement(positions)}
+    if ordered:
+        matrices["weighted_kappa"] = disagreement(positions, "quadratic")
     rows = []
     for a, b in combinations(range(len(names)), 2):
         both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
-        first, second = codes[both, a], codes[both, b]
-        (left, right), counts = cells(first, second)
+        (left, right), counts = cells(codes[both, a], codes[both, b])
         n = int(both.sum())
-        row = [names[a], names[b], n, ratio((first == second).sum(), n)]
-        row.append(float(cohen_kappa(left, right, counts, disagreement(positions))))
-        if ordered:
-            weights = disagreement(positions, "quadratic")
-            row.append(float(cohen_kappa(left, right, counts, weights)))
-        rows.append(row)
+        row = [names[a], names[b], n, ratio(counts[left == right].sum(), n)]
+        rows.append(
+            [*row, *(float(cohen_kappa(left, right, counts, m)) for m in matrices.values())]
+        )
+    columns = ["annotator_a", "annotator_b", "n", "accuracy", *matrices]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -329,14 +282,36 @@ def _against_others(
     return table, credit, compared
 
 
+def _equally_rated(codes: Array, counts: Array) -> Array:
+    """Counts of the items that `AnnotatorAgreement.fleiss` covers, with two labels at least."""
+    numbers = set(counts.sum(axis=1).tolist()) - {0, 1}
+    if len(numbers) <= 1:
+        return np.asarray(counts[counts.sum(axis=1) >= 2])
+    given = codes >= 0
+    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
+    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
+    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
+    return _counts(codes[np.ix_(given[:, group].all(axis=1), group)], counts.shape[1])
+
+
 def _alpha_interval(
-    counts: Array, positions: Array, level: Level, draws: Array, confidence: float
+    counts: Array, positions: Array, level: Level, bootstrap: Bootstrap
 ) -> Interval:
-    """Bootstrap over items; not for more than 20 categories, where it would cost too much."""
+    """Bootstrap over items; not for many categories, where it would cost too much."""
     size = counts.shape[1]
-    if size > 20:
+    if size > MOST_CATEGORIES:
         return UNDEFINED
-    each = np.stack([coincidences(row[None])[0] for row in counts])
-    together = (draws @ each.reshape(len(each), -1)).reshape(-1, size, size)
-    alphas = krippendorff_alphas(together, together.sum(axis=-1), positions, level)
-    return percentile_interval(alphas, confidence)
+    each = np.stack([coincidences(row[None]).ravel() for row in counts])
+    return bootstrap.interval(
+        lambda items: krippendorff_alpha((items @ each).reshape(-1, size, size), positions, level)
+    )
+
+
+def _unanimous(counts: Array, confidence: float) -> tuple[Interval, Interval]:
+    """Intervals of alpha and of the ceiling where no two labels of an item differ."""
+    shared = counts[counts.sum(axis=1) >= 2]
+    if not len(shared):
+        return UNDEFINED, UNDEFINED
+    shares = shared.sum(axis=0) / shared.sum()
+    agreed = wilson(len(shared), len(shared), confidence).low
+    return full_agreement(shares, len(shared), confidence), Interval(agreed, 1.0)

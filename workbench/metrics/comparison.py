@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,25 +12,23 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import html_table, html_text, plain
-from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement, mcnemar
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
+    Bootstrap,
     Interval,
     check_confidence,
     figure,
     paired_difference,
-    percentile_interval,
-    resample,
 )
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
 
-
 ENOUGH_PAIRS = 30
-"""Fewer pairs than this are too few to tell two judges apart by anything but luck."""
+"""Fewer pairs than this cannot tell two judges apart by anything but luck."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +58,7 @@ class Comparison:
     significant
         Whether ``p_value`` is below 1 - confidence, in either direction.
     enough, power_note
-        Whether there is enough to tell the two apart, and if not, why.
+        Whether there are enough items to tell the two apart, and if not, why.
     """
 
     n: int
@@ -75,7 +74,7 @@ class Comparison:
     power_note: str
     only_before: tuple[str, ...] = ()
     only_after: tuple[str, ...] = ()
-    confidence: float = field(default=0.95)
+    confidence: float = 0.95
 
     @property
     def significant(self) -> bool:
@@ -130,25 +129,16 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
+        names = (
+            "n", "fixed", "broken", "still_wrong", "p_value", "improved", "significant", "enough",
+            "power_note", "only_before", "only_after",
+        )  # fmt: skip
         return plain(
             {
-                "n": self.n,
+                **{name: getattr(self, name) for name in names},
                 "before": self.before.to_dict(),
                 "after": self.after.to_dict(),
-                "changes": {
-                    name: {"value": value, "interval": None if math.isnan(ends.low) else ends}
-                    for name, (value, ends) in self.changes.items()
-                },
-                "fixed": self.fixed,
-                "broken": self.broken,
-                "still_wrong": self.still_wrong,
-                "p_value": self.p_value,
-                "improved": self.improved,
-                "significant": self.significant,
-                "enough": self.enough,
-                "power_note": self.power_note,
-                "only_before": list(self.only_before),
-                "only_after": list(self.only_after),
+                "changes": figures_as_data(self.changes),
             }
         )
 
@@ -156,8 +146,11 @@ class Comparison:
         return f"<Comparison: {self.summary}>"
 
     def __str__(self) -> str:
-        parts = [self.table.to_string(), self.summary, *self.notes]
-        return "\n".join(parts)
+        return "\n".join([self.table.to_string(), self.summary, *self.notes])
+
+    def _repr_html_(self) -> str:
+        lines = [self.summary, *self.notes]
+        return html_table(self.table) + "".join(f"<div>{html_text(line)}</div>" for line in lines)
 
     @property
     def notes(self) -> list[str]:
@@ -177,10 +170,6 @@ class Comparison:
                     f"{len(ids)} items were judged only {judged}, not {other}; they are left out."
                 )
         return found
-
-    def _repr_html_(self) -> str:
-        parts = [html_table(self.table), f"<div>{html_text(self.summary)}</div>"]
-        return "".join([*parts, *(f"<div>{html_text(note)}</div>" for note in self.notes)])
 
 
 def compare(
@@ -212,42 +201,40 @@ def compare(
     only_after = tuple(i for i in after.table["trace_id"] if i not in common)
     before, after = _on(before, common), _on(after, common)
     _check_comparable(before, after)
-    options: dict[str, Any] = {
-        "weights": weights,
-        "confidence": confidence,
-        "seed": seed,
-        "resamples": resamples,
-    }
-    first, second = agreement(before, **options), agreement(after, **options)
+    measure = partial(
+        agreement, weights=weights, confidence=confidence, seed=seed, resamples=resamples
+    )
+    first, second = measure(before), measure(after)
     one, two = Coded.of(before, after), Coded.of(after, before)
-    items = pd.DataFrame(
-        {
-            "trace_id": before.table["trace_id"],
-            "human": before.table["human"],
-            "before": before.table["judge"],
-            "after": after.table["judge"],
-        }
+    sample = _Sample.of(one, two, resamples=resamples, seed=seed, confidence=confidence)
+    changes = _changes(first, second, sample)
+    items = before.table[["trace_id", "human"]].assign(
+        before=before.table["judge"], after=after.table["judge"]
     )
     gap_before = one.distances(one.human, one.judge)
     gap_after = two.distances(two.human, two.judge)
     wrong_before, wrong_after = gap_before > 0, gap_after > 0
+    nearer = second.mean_distance < first.mean_distance
     if one.scale.kind == "numeric":
-        nearer, farther = gap_after < gap_before, gap_after > gap_before
+        fixed, broken, improved = gap_after < gap_before, gap_after > gap_before, nearer
     else:
-        nearer, farther = wrong_before & ~wrong_after, ~wrong_before & wrong_after
-    changes = _changes(first, second, one, two, options)
-    gain, closer = changes["accuracy"][0], second.mean_distance < first.mean_distance
-    note = _power_note(len(items), int(nearer.sum()), int(farther.sum()), changes, confidence)
+        fixed, broken = wrong_before & ~wrong_after, ~wrong_before & wrong_after
+        gain = changes["accuracy"][0]
+        improved = gain > 0 or (gain == 0 and nearer)
+    p_value = mcnemar(int(fixed.sum()), int(broken.sum()))
+    note = _power_note(len(items), int((fixed | broken).sum()), p_value, confidence)
+    if note:
+        note += _all_that_can_be_said(changes["accuracy"][1])
     return Comparison(
         n=len(items),
         before=first,
         after=second,
         changes=changes,
-        fixed=items[nearer].reset_index(drop=True),
-        broken=items[farther].reset_index(drop=True),
+        fixed=items[fixed].reset_index(drop=True),
+        broken=items[broken].reset_index(drop=True),
         still_wrong=items[wrong_before & wrong_after].reset_index(drop=True),
-        p_value=mcnemar(int(nearer.sum()), int(farther.sum())),
-        improved=closer if one.scale.kind == "numeric" else gain > 0 or (gain == 0 and closer),
+        p_value=p_value,
+        improved=improved,
         enough=not note,
         power_note=note,
         only_before=only_before,
@@ -289,97 +276,121 @@ def _check_comparable(before: Pairs, after: Pairs) -> None:
         )
 
 
-def _changes(
-    first: Agreement, second: Agreement, one: Coded, two: Coded, options: dict[str, Any]
-) -> dict[str, tuple[float, Interval]]:
-    """The change of every figure with the interval that fits it."""
-    confidence = options["confidence"]
-    human, before, after = one.human, one.judge, two.judge
-    (h, b, a), counts = cells(human, before, after)
-    draws = resample(counts, options["resamples"], options["seed"]) if counts.size else None
+# -- changes of figures ---------------------------------------------------------------------
 
-    def of_proportion(of: Array) -> Interval:
-        right_before, right_after = (human == before)[of], (human == after)[of]
-        return paired_difference(
-            int((right_before & right_after).sum()),
-            int((right_before & ~right_after).sum()),
-            int((~right_before & right_after).sum()),
-            int((~right_before & ~right_after).sum()),
-            confidence,
-        )
 
-    def of_draws(change: Array) -> Interval:
-        # Judges that differ on no item differ in no resample, which proves nothing.
-        spread = change[~np.isnan(change)]
-        same = not spread.size or np.ptp(spread) < 1e-12
-        return UNDEFINED if same else percentile_interval(change, confidence)
+@dataclass(frozen=True)
+class _Sample:
+    """Codes of the items: human label, verdict before and after; the bootstrap over their cells."""
 
-    def of_kappa(weights: Weights | None) -> Interval:
-        if draws is None:
-            return UNDEFINED
-        matrix = disagreement(one.positions, weights)
-        return of_draws(cohen_kappa(h, a, draws, matrix) - cohen_kappa(h, b, draws, matrix))
+    coded: Coded
+    human: Array
+    before: Array
+    after: Array
+    cells: list[Array]
+    counts: Array
+    bootstrap: Bootstrap
 
-    def of_mean(of_cell: Any) -> Interval:
-        if draws is None:
-            return UNDEFINED
-        return of_draws(draws @ (of_cell(h, a) - of_cell(h, b)) / counts.sum())
+    @classmethod
+    def of(cls, one: Coded, two: Coded, **options: Any) -> _Sample:
+        distinct, counts = cells(one.human, one.judge, two.judge)
+        bootstrap = Bootstrap(counts, **options)
+        return cls(one, one.human, one.judge, two.judge, distinct, counts, bootstrap)
 
-    def of_error_rate(side: int) -> Interval:
-        low, high = of_proportion(human == side)
+    def accuracy(self, of: Array) -> Interval:
+        """Interval of the change in accuracy on some of the items."""
+        before, after = (self.human == self.before)[of], (self.human == self.after)[of]
+        table = np.zeros((2, 2), dtype=int)
+        np.add.at(table, (before.astype(int), after.astype(int)), 1)
+        (neither, only_after), (only_before, both) = table.tolist()
+        return paired_difference(both, only_before, only_after, neither, self.bootstrap.confidence)
+
+    def error_rate(self, side: int) -> Interval:
+        low, high = self.accuracy(self.human == side)
         return Interval(-high, -low)
 
-    intervals = {
-        "accuracy": lambda: of_proportion(np.full(len(human), True)),
-        "kappa": lambda: of_kappa(None),
-        f"kappa ({first.weights})": lambda: of_kappa(first.weights),
-        "mean distance": lambda: of_mean(one.distances),
-        "false positive rate": lambda: of_error_rate(0),
-        "false negative rate": lambda: of_error_rate(1),
-        "mean absolute error": lambda: of_mean(
-            lambda x, y: np.abs(one.positions[x] - one.positions[y])
-        ),
-    }
+    def kappa(self, weights: Weights | None) -> Interval:
+        human, before, after = self.cells
+        matrix = disagreement(self.coded.positions, weights)
+        # Judges that differ on no item differ in no resample, which proves nothing.
+        return self.bootstrap.interval(
+            lambda counts: (
+                cohen_kappa(human, after, counts, matrix)
+                - cohen_kappa(human, before, counts, matrix)
+            ),
+            spread=True,
+        )
+
+    def mean(self, before: Array, after: Array) -> Interval:
+        """Interval of the change of a mean; one value a cell."""
+        return self.bootstrap.interval(
+            lambda counts: counts @ (after - before) / self.counts.sum(), spread=True
+        )
+
+    def interval(self, name: str, weights: Weights | None) -> Interval:
+        """Interval of the change of a figure by its name in `Agreement.figures`."""
+        human, before, after = self.cells
+        match name:
+            case "accuracy":
+                return self.accuracy(np.full(len(self.human), True))
+            case "kappa":
+                return self.kappa(None)
+            case "mean distance":
+                distances = self.coded.distances
+                return self.mean(distances(human, before), distances(human, after))
+            case "false positive rate":
+                return self.error_rate(0)
+            case "false negative rate":
+                return self.error_rate(1)
+            case "mean absolute error":
+                at = self.coded.positions
+                return self.mean(abs(at[human] - at[before]), abs(at[human] - at[after]))
+            case _:
+                return self.kappa(weights) if name == f"kappa ({weights})" else UNDEFINED
+
+
+def _changes(
+    first: Agreement, second: Agreement, sample: _Sample
+) -> dict[str, tuple[float, Interval]]:
+    """The change of every figure with the interval that fits it."""
     changes = {}
     for name, (value, _) in first.figures.items():
         change = second.figures[name][0] - value
-        known = name in intervals and not math.isnan(change)
-        changes[name] = (change, intervals[name]() if known else UNDEFINED)
+        known = not math.isnan(change)
+        changes[name] = (change, sample.interval(name, first.weights) if known else UNDEFINED)
     return changes
 
 
-def _power_note(
-    n: int,
-    fixed: int,
-    broken: int,
-    changes: dict[str, tuple[float, Interval]],
-    confidence: float,
-) -> str:
+# -- words ----------------------------------------------------------------------------------
+
+
+def _power_note(n: int, differing: int, p_value: float, confidence: float) -> str:
     """Why there is too little to tell the two judges apart; "" where there is enough."""
     alpha = 1 - confidence
-    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
-    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
-    if n < ENOUGH_PAIRS and mcnemar(fixed, broken) < alpha:
-        note = (
+    if n < ENOUGH_PAIRS and p_value < alpha:
+        return (
             f"{n} pairs are few: that there is a difference is hardly luck, but how large it is "
             "remains wide open."
         )
-    elif n < ENOUGH_PAIRS:
-        note = (
+    if n < ENOUGH_PAIRS:
+        return (
             f"{n} pairs are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
             "loss may be luck."
         )
-    elif fixed + broken < needed:
-        note = (
-            f"The two judges differ on {fixed + broken} of {n} pairs only; even if all of them "
+    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
+    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
+    if differing < needed:
+        return (
+            f"The two judges differ on {differing} of {n} pairs only; even if all of them "
             f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
         )
-    else:
+    return ""
+
+
+def _all_that_can_be_said(interval: Interval) -> str:
+    if math.isnan(interval.low):
         return ""
-    interval = changes["accuracy"][1]
-    if not math.isnan(interval.low):
-        note += (
-            f" All that can be said is that the change in accuracy lies between "
-            f"{interval.low:+.3f} and {interval.high:+.3f}."
-        )
-    return note
+    return (
+        " All that can be said is that the change in accuracy lies between "
+        f"{interval.low:+.3f} and {interval.high:+.3f}."
+    )

@@ -1,8 +1,9 @@
-"""Confidence intervals and how they are written."""
+"""Confidence intervals, all two-sided: Wilson's, Newcombe's for paired data, and the bootstrap."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,16 +30,34 @@ class Interval(NamedTuple):
 UNDEFINED = Interval(math.nan, math.nan)
 
 
+def check_confidence(confidence: float) -> None:
+    """Raise `ArgumentError` unless ``confidence`` lies in (0, 1)."""
+    if not 0 < confidence < 1:
+        raise ArgumentError(
+            f"confidence={confidence!r} must lie between 0 and 1, for instance 0.95."
+        )
+
+
 def ratio(part: float, whole: float) -> float:
-    """``part / whole``; nan where ``whole`` is 0."""
+    """Return ``part / whole``; nan where ``whole`` is 0."""
     return float(part) / float(whole) if whole else math.nan
+
+
+def figure(value: float, interval: Interval = UNDEFINED, *, sign: bool = False) -> str:
+    """Return a figure with its interval as text: ``0.848 [0.829, 0.865]``; "undefined" for nan."""
+    if math.isnan(value):
+        return "undefined"
+    form = "{:+.3f}" if sign else "{:.3f}"
+    if math.isnan(interval.low):
+        return form.format(value)
+    return f"{form} [{form}, {form}]".format(value, *interval)
 
 
 # -- proportions ----------------------------------------------------------------------------
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
+    """Return Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical
     inference", JASA 22, 209-212.
@@ -57,7 +76,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 def paired_difference(
     both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
 ) -> Interval:
-    """Interval of the second proportion minus the first, both observed on the same items.
+    """Return the interval of the second proportion minus the first, observed on the same items.
 
     Joins the Wilson intervals of the two proportions by their correlation phi, so that it
     holds its level on small samples and does not collapse when the two differ on no item.
@@ -68,15 +87,11 @@ def paired_difference(
     n = both + only_first + only_second + neither
     if n == 0:
         return UNDEFINED
-    p1, p2 = (both + only_first) / n, (both + only_second) / n
-    low1, high1 = wilson(both + only_first, n, confidence)
-    low2, high2 = wilson(both + only_second, n, confidence)
-    margins = (
-        (both + only_first)
-        * (only_second + neither)
-        * (both + only_second)
-        * (only_first + neither)
-    )
+    first, second = both + only_first, both + only_second
+    p1, p2 = first / n, second / n
+    low1, high1 = wilson(first, n, confidence)
+    low2, high2 = wilson(second, n, confidence)
+    margins = first * (n - first) * second * (n - second)
     joint = float(both * neither - only_first * only_second)
     if joint > 0:
         joint = max(joint - n / 2, 0.0)  # the paper's continuity correction
@@ -92,43 +107,70 @@ def paired_difference(
     )
 
 
-def resample(counts: Array, resamples: int, seed: int) -> Array:
-    """Bootstrap counts of cells, one row a resample: drawing n items with replacement.
+# -- the bootstrap --------------------------------------------------------------------------
 
-    Drawing items is drawing their cells from a multinomial distribution, which needs no loop.
+
+class Bootstrap:
+    """Percentile bootstrap over items that fall into cells.
+
+    To draw n items with replacement is to draw the cells' counts from a multinomial
+    distribution, which needs no loop. Source: Efron and Tibshirani (1993), An Introduction to
+    the Bootstrap, chapter 13.
+
+    Parameters
+    ----------
+    counts
+        Items in each cell, shape (cells,).
+    resamples, seed, confidence
+        As in `workbench.agreement`.
     """
-    n = int(counts.sum())
-    # numpy takes no negative seed, which is one like any other here.
-    own = seed if seed >= 0 else [-seed, 1]
-    return np.random.default_rng(own).multinomial(n, counts / n, size=resamples)
+
+    def __init__(self, counts: Array, *, resamples: int, seed: int, confidence: float) -> None:
+        self.confidence = confidence
+        n = int(counts.sum())
+        # numpy refuses negative seeds.
+        rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
+        self.draws = rng.multinomial(n, counts / n, size=resamples) if n else None
+
+    def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
+        """Return the interval of a statistic.
+
+        Undefined without items, where half of the resamples or more leave the statistic
+        undefined, and, with ``spread``, where all resamples give the same value.
+
+        Parameters
+        ----------
+        statistic
+            Takes counts of shape (resamples, cells), returns values of shape (resamples,).
+        """
+        if self.draws is None:
+            return UNDEFINED
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = statistic(self.draws)
+        defined = values[~np.isnan(values)]
+        if defined.size * 2 <= values.size or (spread and np.ptp(defined) < 1e-12):
+            return UNDEFINED
+        tail = (1 - self.confidence) / 2
+        low, high = np.quantile(defined, [tail, 1 - tail])
+        return Interval(float(low), float(high))
 
 
-def percentile_interval(draws: Array, confidence: float = 0.95) -> Interval:
-    """Percentile bootstrap interval; undefined where half of the draws or more are undefined.
+def unseen_disagreement(n: int, confidence: float) -> float:
+    """Return the largest share of disagreements that n items without one leave plausible.
 
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13.
+    The upper end of Wilson's interval. No resample of items that all agree can disagree, so the
+    bootstrap would claim certainty.
     """
-    defined = draws[~np.isnan(draws)]
-    if defined.size * 2 <= draws.size:
+    return wilson(0, n, confidence).high
+
+
+def full_agreement(shares: Array, n: int, confidence: float) -> Interval:
+    """Return the interval of a chance-corrected coefficient where all of n items agree.
+
+    ``shares`` are the categories' shares, shape (categories,). The lower end is the coefficient
+    at the largest plausible share of disagreements; undefined where all items are one category.
+    """
+    by_chance = 1 - float(shares @ shares)
+    if by_chance <= 0:
         return UNDEFINED
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(float(low), float(high))
-
-
-def check_confidence(confidence: float) -> None:
-    """Raise `ArgumentError` unless ``confidence`` lies in (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ArgumentError(
-            f"confidence={confidence!r} must lie between 0 and 1, for instance 0.95."
-        )
-
-
-def figure(value: float, interval: Interval = UNDEFINED, *, sign: bool = False) -> str:
-    """A figure with its interval as text: ``0.848 [0.829, 0.865]``; "undefined" for nan."""
-    if math.isnan(value):
-        return "undefined"
-    if not sign:
-        return f"{value:.3f} {interval}".strip()
-    ends = "" if math.isnan(interval.low) else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
-    return f"{value:+.3f} {ends}".strip()
+    return Interval(max(-1.0, 1 - unseen_disagreement(n, confidence) / by_chance), 1.0)

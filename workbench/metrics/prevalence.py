@@ -1,4 +1,4 @@
-"""The share of positive items behind a judge's verdicts, corrected for the judge's errors."""
+"""Shares among all items: from a judge's verdicts, corrected for its errors, and from samples."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
 
 
+# -- correction for the judge's errors ------------------------------------------------------
+
+
 def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
-    """Prevalence behind a judge's rate of positive verdicts, given its two kinds of error.
+    """Return the prevalence behind a judge's rate of positive verdicts.
 
     ``(rate + tnr - 1) / (tpr + tnr - 1)``, cut to [0, 1]. nan where ``tpr + tnr <= 1``: the
-    judge then does no better than chance and its rate tells nothing. Source: Rogan and Gladen
+    judge then does no better than chance and its rate says nothing. Source: Rogan and Gladen
     (1978), "Estimating prevalence from the results of a screening test", American Journal of
     Epidemiology 107, 71-76.
 
-    >>> rogan_gladen(0.29, tpr=0.8, tnr=0.9)
-    0.27142857142857146
+    >>> round(rogan_gladen(0.29, tpr=0.8, tnr=0.9), 4)
+    0.2714
     """
     if not tpr + tnr > 1:  # also where one of them is nan
         return math.nan
-    return min(1.0, max(0.0, (rate + tnr - 1) / (tpr + tnr - 1)))
+    return _within((rate + tnr - 1) / (tpr + tnr - 1))
 
 
 def lang_reiczigel(
@@ -47,7 +50,7 @@ def lang_reiczigel(
     human_negatives: int,
     confidence: float = 0.95,
 ) -> Interval:
-    """Interval of the Rogan-Gladen prevalence that also counts the error of tpr and tnr.
+    """Return the interval of the Rogan-Gladen prevalence that includes the error of tpr and tnr.
 
     Within [0, 1]; undefined where the judge does no better than chance or one side has no
     human label. Source: Lang and Reiczigel (2014), "Confidence limits for prevalence of disease
@@ -68,10 +71,7 @@ def lang_reiczigel(
     centre = prevalence + 2 * z * z * (prevalence * of_tpr - (1 - prevalence) * of_tnr)
     variance = rate * (1 - rate) / n_rate + prevalence**2 * of_tpr + (1 - prevalence) ** 2 * of_tnr
     margin = z * math.sqrt(variance) / gain
-    return Interval(
-        min(1.0, max(0.0, centre - margin)),
-        min(1.0, max(0.0, centre + margin)),
-    )
+    return Interval(_within(centre - margin), _within(centre + margin))
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class Prevalence:
     observed, observed_interval
         The judge's own rate of positive verdicts; Wilson interval.
     corrected, interval
-        The rate corrected by tpr and tnr, in [0, 1], with an interval that also counts how
-        uncertain these are; nan where the judge does no better than chance.
+        The rate corrected by tpr and tnr, in [0, 1], with an interval that includes the
+        uncertainty of these; nan where the judge does no better than chance.
     true_positive_rate, true_negative_rate, labelled
-        The judge's rates on the labelled pairs, and how many these are.
+        The judge's rates on the labelled pairs, and the number of these.
     """
 
     n: int
@@ -104,7 +104,7 @@ class Prevalence:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        return plain(dict(vars(self)))
+        return plain(vars(self))
 
     def __repr__(self) -> str:
         return (
@@ -114,10 +114,10 @@ class Prevalence:
 
 
 def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.95) -> Prevalence:
-    """Share of positives among verdicts on unlabelled items, corrected for the judge's errors.
+    """Estimate the share of positives among verdicts on unlabelled items.
 
     A judge that errs one way more than the other reports a wrong rate however many items it
-    judges. Its true positive and true negative rates on the labelled ``pairs`` undo that
+    judges. Its true positive and true negative rates on the labelled ``pairs`` correct that
     (Rogan and Gladen 1978), at the price of a wider interval (Lang and Reiczigel 2014). The pairs
     must be like the unlabelled items, and must not be those that the judge was aligned on.
 
@@ -148,10 +148,15 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
     coded = Coded.of(pairs)
-    positives, negatives = int((coded.human == 1).sum()), int((coded.human == 0).sum())
-    true_positives = int(((coded.human == 1) & (coded.judge == 1)).sum())
-    true_negatives = int(((coded.human == 0) & (coded.judge == 0)).sum())
-    tpr, tnr = ratio(true_positives, positives), ratio(true_negatives, negatives)
+    right = coded.human == coded.judge
+    labelled = {
+        "true_positives": int((right & (coded.human == 1)).sum()),
+        "human_positives": int((coded.human == 1).sum()),
+        "true_negatives": int((right & (coded.human == 0)).sum()),
+        "human_negatives": int((coded.human == 0).sum()),
+    }
+    tpr = ratio(labelled["true_positives"], labelled["human_positives"])
+    tnr = ratio(labelled["true_negatives"], labelled["human_negatives"])
     return Prevalence(
         n=n,
         positive=positive,
@@ -159,22 +164,14 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
         observed=ratio(positive, n),
         observed_interval=wilson(positive, n, confidence),
         corrected=rogan_gladen(ratio(positive, n), tpr, tnr),
-        interval=lang_reiczigel(
-            positive,
-            n,
-            true_positives=true_positives,
-            human_positives=positives,
-            true_negatives=true_negatives,
-            human_negatives=negatives,
-            confidence=confidence,
-        ),
+        interval=lang_reiczigel(positive, n, **labelled, confidence=confidence),
         true_positive_rate=tpr,
         true_negative_rate=tnr,
         labelled=len(coded.human),
     )
 
 
-_COLUMNS = ["trace_id", "draw", "pool", "probability"]
+# -- estimates from labels that were drawn --------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -201,7 +198,7 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        return plain(dict(vars(self)))
+        return plain(vars(self))
 
     def __repr__(self) -> str:
         return (
@@ -216,13 +213,15 @@ def sampled_share(
     *,
     confidence: float = 0.95,
 ) -> Estimate:
-    """The share of items that are so, in the whole queue that labels were drawn from.
+    """Estimate the share of items that are so, in the whole queue that labels were drawn from.
 
     The queue is what the last random draw was from: all batches up to the present one, and all
-    traces that had joined. It is unbiased for that, whatever was labelled before the queue grew.
-    Soon after it grew there are few draws, and the interval is wide, or nan. Where the queue only
-    got smaller, since others took items of it, draws from before that are averaged with the rest:
-    that is right where what left is like what stayed, as when the others draw at random too.
+    traces that had joined. Each random draw estimates the total of that queue: what was labelled
+    before it, plus its own outcome divided by its probability. Their mean is unbiased, whatever
+    was labelled before the queue grew (Raj 1956, JASA 51, 269-284). Soon after it grew there are
+    few draws, and the interval is wide, or nan. Where the queue only got smaller, since others
+    took items of it, earlier draws are averaged with the rest: that is right where what left is
+    like what stayed, as when the others draw at random too.
 
     Parameters
     ----------
@@ -250,7 +249,7 @@ def sampled_share(
     0.625
     """
     check_confidence(confidence)
-    require_columns(labels, "labels", _COLUMNS)
+    require_columns(labels, "labels", ["trace_id", "draw", "pool", "probability"])
     if labels["trace_id"].duplicated().any():
         raise ArgumentError(
             "labels holds several rows of one trace. Give those of one annotator and one "
@@ -262,43 +261,33 @@ def sampled_share(
         outcomes = {i: is_so(v) for i, v in zip(known["trace_id"], known["value"], strict=True)}
     else:
         outcomes = dict(is_so)
-    draws = _draws(labels, outcomes)
-    # The totals of what is so and of what has an answer, one of each for each random draw, as
-    # shares of the pool.
-    totals: list[tuple[float, float]] = []
-    before_so = before_all = 0.0
-    size = 0
-    for so, answered, probability, pool in draws:
-        if probability is not None:
-            if pool > size:
-                # What has joined had no chance in the draws before this one.
-                totals.clear()
-            size = pool
-            rest = 1 / probability
-            totals.append(((before_so + so * rest) / pool, (before_all + answered * rest) / pool))
-        before_so, before_all = before_so + so, before_all + answered
+    table = _in_order_of_draws(labels)
+    outcome = table["trace_id"].map(outcomes).astype("float64")
+    n, totals = int(outcome.notna().sum()), _totals(table, outcome)
     random = len(totals)
-    n = sum(bool(answered) for _, answered, _, _ in draws)
-    undefined = Interval(math.nan, math.nan)
-    share_answered = sum(a for _, a in totals) / random if random else 0.0
-    if not share_answered:
-        return Estimate(math.nan, undefined, n, random)
-    value = sum(s for s, _ in totals) / random / share_answered
+    answered = float(totals["answered"].mean()) if random else 0.0
+    if not answered:
+        return Estimate(math.nan, UNDEFINED, n, random)
+    value = float(totals["so"].mean()) / answered
     if random < 2:
-        return Estimate(value, undefined, n, random)
-    # The ratio's deviations; where all are answered they are those of z_t itself.
-    spread = sum(((s - value * a) / share_answered) ** 2 for s, a in totals)
-    half = _quantile(confidence, random - 1) * math.sqrt(spread / (random * (random - 1)))
+        return Estimate(value, UNDEFINED, n, random)
+    from scipy.stats import t
+
+    # The ratio's deviations; where all are answered they are those of the totals themselves.
+    spread = float((((totals["so"] - value * totals["answered"]) / answered) ** 2).sum())
+    half = float(t.ppf((1 + confidence) / 2, random - 1)) * math.sqrt(
+        spread / (random * (random - 1))
+    )
     return Estimate(value, Interval(max(0.0, value - half), min(1.0, value + half)), n, random)
 
 
 def sampled_prevalence(labels: pd.DataFrame, value: Any, *, confidence: float = 0.95) -> Estimate:
-    """The share of items labelled ``value`` in the whole queue (see `sampled_share`)."""
+    """Estimate the share of items labelled ``value`` in the whole queue (see `sampled_share`)."""
     return sampled_share(labels, lambda given: given == value, confidence=confidence)
 
 
 def sampled_accuracy(pairs: Pairs, labels: pd.DataFrame, *, confidence: float = 0.95) -> Estimate:
-    """How often judge and people agree in the whole queue that was labelled (see `sampled_share`).
+    """Estimate how often judge and people agree in the whole queue (see `sampled_share`).
 
     ``labels`` says how the traces of ``pairs`` were chosen. Traces that make no pair have no
     answer.
@@ -309,31 +298,28 @@ def sampled_accuracy(pairs: Pairs, labels: pd.DataFrame, *, confidence: float = 
     return sampled_share(labels, outcomes, confidence=confidence)
 
 
-def _draws(
-    labels: pd.DataFrame, outcomes: Mapping[str, bool | float]
-) -> list[tuple[float, float, float | None, int]]:
-    """In the order of the draws: outcome, whether there is one, probability and pool."""
-    table = labels.assign(so=labels["trace_id"].map(outcomes).astype("float64"))
-    numbers = table["draw"].astype("float64")
-    if "at" in table.columns and numbers.notna().any():
-        # Where a label from elsewhere lies among the draws: after the last one before it.
-        by_time = pd.DataFrame({"at": table["at"], "draw": numbers}).sort_values("at")
+def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:
+    """Labels in the order of their draws; one from elsewhere after the last draw before it."""
+    numbers = labels["draw"].astype("float64")
+    if "at" in labels.columns and numbers.notna().any():
+        by_time = pd.DataFrame({"at": labels["at"], "draw": numbers}).sort_values("at")
         numbers = numbers.fillna(by_time["draw"].cummax().ffill() + 0.5)
-    table = table.assign(number=numbers.fillna(0.0)).sort_values("number", kind="stable")
-    return [
-        (
-            0.0 if pd.isna(so) else float(so),
-            float(not pd.isna(so)),
-            None if pd.isna(probability) or pd.isna(draw) else float(probability),
-            0 if pd.isna(pool) else int(pool),
-        )
-        for so, probability, draw, pool in zip(
-            table["so"], table["probability"], table["draw"], table["pool"], strict=True
-        )
-    ]
+    return labels.assign(number=numbers.fillna(0.0)).sort_values("number", kind="stable")
 
 
-def _quantile(confidence: float, degrees: int) -> float:
-    from scipy.stats import t
+def _totals(table: pd.DataFrame, outcome: pd.Series[float]) -> pd.DataFrame:
+    """Each random draw's estimate of what is so and what has an answer, as shares of the pool.
 
-    return float(t.ppf((1 + confidence) / 2, degrees))
+    Items that joined had no chance in the draws before, so only those since then count.
+    """
+    probability, pool = table["probability"].astype("float64"), table["pool"].astype("float64")
+    drawn = probability.notna() & table["draw"].notna()
+    each = pd.DataFrame({"so": outcome.fillna(0.0), "answered": outcome.notna().astype("float64")})
+    before = each.cumsum() - each
+    totals = (before + each.div(probability, axis=0)).div(pool, axis=0)[drawn]
+    batch = (pool[drawn].diff() > 0).cumsum()
+    return totals[batch == batch.max()]
+
+
+def _within(share: float) -> float:
+    return min(1.0, max(0.0, share))
