@@ -40,3 +40,38 @@ def options(judge: Judge) -> dict[str, Any]:
         # Scorers of older versions have no timeout.
         **({"timeout": judge.timeout} if hasattr(judge, "timeout") else {}),
     }
+
+
+def base_judge(judge: Judge) -> Judge | None:
+    """Return the judge that a `MemoryAugmentedJudge` (MemAlign's) asks; None for other judges.
+
+    Seen in mlflow 3.17.2. Without it such a judge is registered though MLflow loses options.
+    """
+    found: Judge | None = getattr(judge, "_base_judge", None)
+    return found
+
+
+def copy_registration(registered: Any, judge: Judge) -> None:
+    """Copy what MLflow notes on a registered scorer, so that monitoring can be started with it.
+
+    Seen in mlflow 3.17.2. Without it ``judge.start()`` says that the judge is not registered.
+    """
+    for attribute in (
+        "_registered_backend",
+        "_experiment_id",
+        "_sampling_config",
+        "_scorer_version",
+    ):
+        if hasattr(registered, attribute):
+            setattr(judge, attribute, getattr(registered, attribute))
+
+
+def tracking_store() -> Any:
+    """Return the active tracking store, which holds the scorer registry.
+
+    Seen in mlflow 3.17.2: `Scorer.register` has no place for what MLflow's form leaves out.
+    Without it judges cannot be registered with all options.
+    """
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    return _get_store()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -18,9 +14,8 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import get_scorer
 
-import workbench
 from workbench.alignment.registry import diff, history, load_judge, register, roll_back
-from workbench.compat import options
+from workbench.compat import options, tracking_store
 from workbench.errors import ArgumentError, CredentialError, RegistryError, StoreError
 from workbench.judging.judge import fingerprint, from_options, make_judge, with_instructions
 
@@ -82,32 +77,13 @@ def alignment(original: Judge, proposed: Judge, status: str) -> SimpleNamespace:
     )  # fmt: skip
 
 
-IN_NEW_PROCESS = """
-import json, sys
-from workbench.judging.judge import fingerprint, options
-from workbench.alignment.registry import load_judge
-
-judge = load_judge("quality", experiment="test")
-found = {name: value if name == "inference_params" else repr(value)
-         for name, value in options(judge).items()}
-print(json.dumps([fingerprint(judge), found]))
-"""
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
 
 
-def in_new_process(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_every_option_survives_a_new_process(store: str) -> None:
+def test_every_option_survives(store: str, credentials: None) -> None:
     judge = whole_judge()
     wanted = options(judge)
     usual = options(InstructionsJudge(name="n", instructions="{{ inputs }}", model="openai:/m"))
@@ -116,12 +92,9 @@ def test_every_option_survives_a_new_process(store: str) -> None:
             assert name in wanted, f"options() does not know MLflow's {name}"
             assert wanted[name] != usual[name], f"this test does not tell whether {name} survives"
     register(judge)
-    print_, found = json.loads(in_new_process(IN_NEW_PROCESS, **ENVIRONMENT))
-    assert print_ == fingerprint(judge)
-    assert set(found) == set(wanted)
-    for name, value in wanted.items():
-        expected = value if name == "inference_params" else repr(value)
-        assert found[name] == expected, name
+    loaded = load_judge("quality")
+    assert options(loaded) == wanted
+    assert fingerprint(loaded) == fingerprint(judge)
 
 
 @pytest.mark.parametrize(
@@ -349,45 +322,51 @@ def test_a_judge_with_memory_keeps_its_base_or_is_refused(store: str) -> None:
             register(around(plain_judge(**lost)))
 
 
-def test_the_embedded_model_answers_in_a_new_process(store: str) -> None:
-    judge = workbench.make_judge(
-        "quality",
-        "Rate {{ outputs }} for {{ inputs }}.",
-        model="offline:/rubric",
-        feedback_value_type=Literal["good", "poor"],
-    )
-    register(judge)
-    code = (
-        "from workbench.alignment.registry import load_judge\n"
-        "judge = load_judge('quality', experiment='test')\n"
-        "print(judge(inputs={'q': 'a'}, outputs='b').value)"
-    )
-    assert in_new_process(code).strip() in ("good", "poor")
-
-
 def test_a_store_without_registry_is_named(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pass
-
-    def none(*_: object) -> None:
-        raise NotImplementedError
-
-    monkeypatch.setattr(
-        "workbench.alignment.registry._registry",
-        lambda: SimpleNamespace(list_scorer_versions=none),
-    )
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://me:pass@host/db")
-    with pytest.raises(RegistryError, match="postgresql://host/db has no registry") as caught:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/runs")
+    with pytest.raises(RegistryError, match="has no registry"):
         register(plain_judge())
-    assert "pass@" not in str(caught.value)
 
 
-def test_a_server_keeps_the_same(server: str) -> None:
+def test_a_server_keeps_the_same(server: str, credentials: None) -> None:
     register(whole_judge())
-    print_, found = json.loads(
-        in_new_process(IN_NEW_PROCESS.replace('"test"', '"remote"'), **ENVIRONMENT)
-    )
-    assert print_ == fingerprint(whole_judge())
-    assert found["base_url"] == repr(options(whole_judge())["base_url"])
-    assert found["timeout"] == "7"
+    loaded = load_judge("quality")
+    assert options(loaded) == options(whole_judge())
+    assert fingerprint(loaded) == fingerprint(whole_judge())
+
+
+def test_a_version_of_an_earlier_release_is_loaded(store: str) -> None:
+    """The stored form is a promise: judges registered before load with every option."""
+    beside = {
+        "options": {
+            "base_url": "http://127.0.0.1:9/v1/chat/completions",
+            "include_timing_in_conversation": False,
+            "include_tool_calls_in_conversation": False,
+            "timeout": None,
+        },
+        "typed": True,
+        "withheld": {"headers": ["X-Team"]},
+        "provenance": {"fingerprint": "f", "status": "improved"},
+    }
+    form = {
+        "name": "quality",
+        "aggregations": [],
+        "mlflow_version": "3.17.2",
+        "serialization_version": 1,
+        "instructions_judge_pydantic_data": {
+            "instructions": "Rate {{ inputs }} and {{ outputs }}.",
+            "model": "openai:/m",
+            "feedback_value_type": {"enum": ["good", "poor"], "title": "Result", "type": "string"},
+            "workbench": beside,
+        },
+    }
+    experiment = mlflow.get_experiment_by_name("test").experiment_id
+    tracking_store().register_scorer(experiment, "quality", json.dumps(form))
+    loaded = options(load_judge("quality", headers={"X-Team": "blue"}))
+    assert loaded["base_url"] == "http://127.0.0.1:9/v1/chat/completions"
+    assert loaded["extra_headers"] == {"X-Team": "blue"}
+    assert loaded["feedback_value_type"] == Literal["good", "poor"]
+    assert history("quality")[["fingerprint", "status"]].iloc[0].tolist() == ["f", "improved"]

@@ -1,31 +1,26 @@
-"""Judges by name and version: MLflow's scorer registry, with what MLflow leaves out beside it.
+"""Judges by name and version: MLflow's scorer registry, with every option and what made them.
 
-A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. Within
-the row also lie the options that MLflow leaves out and what made the version (see
-`workbench.record`), so nothing can be half registered.
-
-MLflow's own `get_scorer` gives a judge without base URL and headers. Such a judge talks to its
-provider's public address; `load_judge` gives the judge as it was.
-
-Secrets are never stored: see `workbench.credentials` for where they come from at loading.
+A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. That
+gives a judge without base URL and headers, though, which talks to its provider's public address;
+`load_judge` gives the judge as it was registered.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from workbench.compat import options
-from workbench.credentials import Withheld, restore, withhold
+from workbench.alignment.stored_judge import StoredJudge
+from workbench.compat import copy_registration, options, tracking_store
+from workbench.credentials import restore
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text
 from workbench.judging.judge import fingerprint, from_options
@@ -36,208 +31,6 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
     from workbench.alignment.result import Alignment
-
-
-_KEY: Final = "workbench"
-"""Under this key of MLflow's form lies what is beside it."""
-
-
-_LEFT_OUT: Final = (
-    "base_url",
-    "include_timing_in_conversation",
-    "include_tool_calls_in_conversation",
-    "timeout",
-)
-"""Options that MLflow's form has no place for; header names are with what is withheld."""
-
-
-_WARNING: Final = (
-    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
-    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
-)
-
-
-Form = dict[str, Any]
-
-
-def form_of(judge: Judge, name: str) -> Form:
-    """MLflow's form of the judge with what it leaves out, and without secrets."""
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    if not isinstance(judge, InstructionsJudge):
-        _refuse_lossy(judge)
-        return _as_json({**judge.model_dump(), "name": name}, judge)
-    clean, withheld, secrets = withhold({**options(judge), "name": name})
-    form = from_options(clean).model_dump()
-    form["instructions_judge_pydantic_data"][_KEY] = {
-        "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
-        "typed": clean["feedback_value_type"] is not None,
-        "withheld": withheld.to_dict(),
-    }
-    content = _as_json(form, judge)
-    text = json.dumps(content, ensure_ascii=False)
-    # Short values would be found in ordinary words.
-    if any(json.dumps(s, ensure_ascii=False)[1:-1] in text for s in secrets if len(s) >= 6):
-        raise RegistryError(
-            f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
-            "inference parameters also stands in another option, where it would be stored. "
-            "Look at its instructions, description, model and base URL."
-        )
-    back = stored_options(content)
-    lost = [key for key, value in clean.items() if value != back.get(key)]
-    if lost:
-        raise RegistryError(
-            f"Judge {judge.name!r} is not registered, since it would not come back as it is: "
-            f"{', '.join(lost)}. Values there must be plain JSON."
-        )
-    return content
-
-
-def _as_json(form: Form, judge: Judge) -> Form:
-    try:
-        return cast("Form", json.loads(json.dumps(form)))
-    except TypeError as error:
-        raise RegistryError(
-            f"Judge {judge.name!r} cannot be stored: {error}. Its aggregations and inference "
-            "parameters must be names, numbers and text."
-        ) from None
-
-
-def _refuse_lossy(judge: Judge) -> None:
-    """Raise for a judge around another one (MemAlign's) of which MLflow would lose options."""
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    base = getattr(judge, "_base_judge", None)
-    if not isinstance(base, InstructionsJudge):
-        return
-    clean, withheld, _ = withhold(options(base))
-    usual = options(InstructionsJudge(name=base.name, instructions=base.instructions))
-    lost = [key for key in _LEFT_OUT if clean.get(key) != usual.get(key)]
-    if lost or withheld:
-        raise RegistryError(
-            f"Judge {judge.name!r} is a {type(judge).__name__}, of which MLflow would not keep "
-            f"{', '.join([*lost, *(['credentials'] if withheld else [])])}. Align with "
-            "workbench.SIMBA, whose judges keep all, or make the judge without these."
-        )
-
-
-def stored_options(form: Form) -> dict[str, Any]:
-    """The options of a stored instructions judge, without what is withheld."""
-    from mlflow.genai.scorers import Scorer
-
-    beside = _beside(form)
-    found = options(cast("Judge", Scorer.model_validate(form)))
-    found.update(beside.get("options", {}))
-    if beside.get("typed") is False:
-        found["feedback_value_type"] = None
-    return found
-
-
-def instructions_in(form: Form) -> str:
-    """The instructions of a stored judge; empty where it has none."""
-    inner = _inner(form) or {}
-    base = inner.get("base_judge")
-    return str(inner.get("instructions") or (instructions_in(base) if base else ""))
-
-
-def _inner(form: Form) -> dict[str, Any] | None:
-    """The part of MLflow's form that may hold more keys than MLflow reads, where there is one."""
-    for key in ("instructions_judge_pydantic_data", "memory_augmented_judge_data"):
-        if form.get(key) is not None:
-            return cast("dict[str, Any]", form[key])
-    return None
-
-
-def _beside(form: Form) -> dict[str, Any]:
-    return cast("dict[str, Any]", (_inner(form) or {}).get(_KEY) or {})
-
-
-def withheld_of(form: Form) -> Withheld:
-    """Which credentials must be put back."""
-    return Withheld.from_dict(_beside(form).get("withheld", {}))
-
-
-def with_provenance(form: Form, made: dict[str, Any]) -> Form:
-    """A copy of the form with what made it. MLflow's built-in judges have no place for it."""
-    written = copy.deepcopy(form)
-    inner = _inner(written)
-    if inner is not None:
-        inner.setdefault(_KEY, {})["provenance"] = made
-    return written
-
-
-def provenance(form: Form) -> dict[str, Any]:
-    """What made the version; empty where it was registered by MLflow alone."""
-    return dict(_beside(form).get("provenance") or {})
-
-
-def comparable(form: Form) -> Any:
-    """What two forms share if they are of the same judge: not where it came from."""
-    if form.get("instructions_judge_pydantic_data") is not None:
-        return stored_options(form), withheld_of(form)
-    bare = copy.deepcopy(form)
-    for key in ("mlflow_version", "serialization_version"):
-        bare.pop(key, None)
-    (_inner(bare) or {}).pop(_KEY, None)
-    return bare
-
-
-def warning_of(form: Form) -> str:
-    """What to know before MLflow's own `get_scorer` is used; empty where there is nothing."""
-    apart = _beside(form).get("options", {}).get("base_url") or withheld_of(form).headers
-    return _WARNING if apart else ""
-
-
-# -- what made it ---------------------------------------------------------------------------
-
-
-def judge_and_provenance(given: Any) -> tuple[Judge, dict[str, Any]]:
-    """The judge of an alignment, or the judge itself, and what made it."""
-    from mlflow.genai.judges import Judge as MlflowJudge
-
-    judge = given if isinstance(given, MlflowJudge) else getattr(given, "judge", None)
-    if not isinstance(judge, MlflowJudge):
-        raise ArgumentError(
-            f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
-        )
-    made: dict[str, Any] = {
-        "fingerprint": fingerprint(judge),
-        "model": getattr(judge, "model", None),
-    }
-    if judge is given:
-        return cast("Judge", judge), made
-    parent = dict(getattr(given, "fingerprints", None) or {}).get("original")
-    split = getattr(given, "split", None)
-    made |= {
-        # A judge that did not change has no parent.
-        "parent": parent if parent != made["fingerprint"] else None,
-        "status": given.status,
-        "before": _scores(getattr(given, "before", None)),
-        "after": _scores(getattr(given, "after", None)),
-        "split_digest": getattr(split, "digest", None),
-        "split_seed": getattr(split, "seed", None),
-    }
-    for key in ("seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens",
-                "cost", "run_id"):  # fmt: skip
-        made[key] = getattr(given, key, None)
-    return cast("Judge", judge), {key: value for key, value in made.items() if value is not None}
-
-
-def _scores(agreement: Any) -> dict[str, Any] | None:
-    """Accuracy and kappa with their intervals, as JSON takes them: an undefined one is None."""
-    if agreement is None:
-        return None
-    return {
-        "n": int(agreement.n),
-        "accuracy": _number(agreement.accuracy),
-        "accuracy_interval": [_number(end) for end in agreement.accuracy_interval],
-        "kappa": _number(agreement.kappa),
-        "kappa_interval": [_number(end) for end in agreement.kappa_interval],
-    }
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -279,6 +72,54 @@ class Registered:
         return f"<div><b>{name}</b> version {self.version} ({state}{status})</div>{warning}"
 
 
+# -- what made a version --------------------------------------------------------------------
+
+_RECORDED: Final = (
+    "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens", "cost", "run_id",
+)  # fmt: skip
+
+
+def judge_and_provenance(given: Any) -> tuple[Judge, dict[str, Any]]:
+    """Return the judge of an alignment, or the judge itself, and what made it."""
+    from mlflow.genai.judges import Judge as MlflowJudge
+
+    judge = given if isinstance(given, MlflowJudge) else getattr(given, "judge", None)
+    if not isinstance(judge, MlflowJudge):
+        raise ArgumentError(
+            f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
+        )
+    provenance = {"fingerprint": fingerprint(judge), "model": getattr(judge, "model", None)}
+    if judge is not given:
+        parent = given.fingerprints["original"]
+        provenance |= {
+            # A judge that did not change has no parent.
+            "parent": parent if parent != provenance["fingerprint"] else None,
+            "status": given.status,
+            "before": _scores(given.before),
+            "after": _scores(given.after),
+            "split_digest": given.split.digest,
+            "split_seed": given.split.seed,
+            **{name: getattr(given, name) for name in _RECORDED},
+        }
+        provenance = {key: value for key, value in provenance.items() if value is not None}
+    return cast("Judge", judge), provenance
+
+
+def _scores(agreement: Any) -> dict[str, Any]:
+    """Return accuracy and kappa with their intervals as JSON; an undefined figure is None."""
+    scores: dict[str, Any] = {"n": int(agreement.n)}
+    for name in ("accuracy", "kappa"):
+        scores[name] = _number(getattr(agreement, name))
+        scores[f"{name}_interval"] = [
+            _number(end) for end in getattr(agreement, f"{name}_interval")
+        ]
+    return scores
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
 # -- register -------------------------------------------------------------------------------
 
 
@@ -314,8 +155,8 @@ def register(
     judge, made = judge_and_provenance(alignment_or_judge)
     where = find_experiment_id(experiment)
     named = name or judge.name
-    content = form_of(judge, named)
-    version, new = _write(where, named, content, made)
+    stored = StoredJudge.of(judge, named)
+    version, new = _write(where, named, stored, made)
     return Registered(
         name=named,
         version=version,
@@ -323,7 +164,7 @@ def register(
         fingerprint=made["fingerprint"],
         status=made.get("status", ""),
         new=new,
-        warning=warning_of(content),
+        warning=stored.warning,
         _judge=judge if named == judge.name else _renamed(judge, named),
     )
 
@@ -348,9 +189,9 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    form = _form(_version(where, name, version))
-    made = {**provenance(form), "rolled_back_from": version}
-    written, new = _write(where, name, form, made)
+    stored = StoredJudge.from_version(_version(where, name, version))
+    made = {**stored.provenance, "rolled_back_from": version}
+    written, new = _write(where, name, stored, made)
     return Registered(
         name=name,
         version=written,
@@ -358,7 +199,7 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         fingerprint=made.get("fingerprint", ""),
         status=made.get("status", ""),
         new=new,
-        warning=warning_of(form),
+        warning=stored.warning,
     )
 
 
@@ -404,14 +245,10 @@ def load_judge(
         )
     if not isinstance(plain, InstructionsJudge):
         return cast("Judge", plain)
-    form = _form(found)
+    stored = StoredJudge.from_version(found)
     who = f"Judge {name!r} version {found.scorer_version}"
-    judge = from_options(restore(stored_options(form), withheld_of(form), headers=headers, who=who))
-    # What MLflow notes on a registered scorer, so that monitoring can be started with it.
-    for attribute in ("_registered_backend", "_experiment_id", "_sampling_config",
-                      "_scorer_version"):  # fmt: skip
-        if hasattr(plain, attribute):
-            setattr(judge, attribute, getattr(plain, attribute))
+    judge = from_options(restore(stored.options, stored.withheld, headers=headers, who=who))
+    copy_registration(plain, judge)
     return judge
 
 
@@ -455,17 +292,19 @@ _COLUMNS: Final = [
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    form = _form(version)
-    made = provenance(form)
+    stored = StoredJudge.from_version(version)
+    made = stored.provenance
     row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
     row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
-    if row["fingerprint"] is None and form.get("instructions_judge_pydantic_data"):
-        row["fingerprint"] = fingerprint(from_options(stored_options(form)))
+    if row["fingerprint"] is None and stored.is_instructions_judge:
+        row["fingerprint"] = fingerprint(from_options(stored.options))
     for when in ("before", "after"):
-        scores = made.get(when) or {}
-        row["n"] = scores.get("n", row["n"])
-        for figure in ("accuracy", "kappa") if scores else ():
+        scores = made.get(when)
+        if not scores:
+            continue
+        row["n"] = scores.get("n")
+        for figure in ("accuracy", "kappa"):
             row[f"{figure}_{when}"] = _figure(scores[figure])
             low, high = scores[f"{figure}_interval"]
             row[f"{figure}_{when}_interval"] = (_figure(low), _figure(high))
@@ -473,7 +312,7 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
 
 
 def _figure(stored: float | None) -> float:
-    """JSON knows no nan."""
+    """Return nan for an undefined figure, which JSON does not know."""
     return float("nan") if stored is None else stored
 
 
@@ -489,7 +328,9 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    texts = [instructions_in(_form(_version(where, name, version))) for version in (a, b)]
+    texts = [
+        StoredJudge.from_version(_version(where, name, version)).instructions for version in (a, b)
+    ]
     lines = difflib.unified_diff(
         texts[0].splitlines(),
         texts[1].splitlines(),
@@ -503,26 +344,22 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
 # -- MLflow's registry ----------------------------------------------------------------------
 
 
-def _write(where: str, name: str, form: Form, made: dict[str, Any]) -> tuple[int, bool]:
+def _write(where: str, name: str, stored: StoredJudge, made: dict[str, Any]) -> tuple[int, bool]:
     """The version that holds this judge, and whether it is new."""
     versions = _versions(where, name)
-    if versions and comparable(_form(versions[-1])) == comparable(form):
+    if versions and StoredJudge.from_version(versions[-1]).same_judge(stored):
         return int(versions[-1].scorer_version), False
     # judge.register() writes the same row, but has no place for what MLflow leaves out.
-    version = _registry().register_scorer(where, name, json.dumps(with_provenance(form, made)))
+    version = tracking_store().register_scorer(
+        where, name, json.dumps(stored.with_provenance(made).form)
+    )
     return int(version.scorer_version), True
-
-
-def _registry() -> Any:
-    from mlflow.tracking._tracking_service.utils import _get_store
-
-    return _get_store()
 
 
 def _versions(where: str, name: str) -> list[ScorerVersion]:
     """All versions, the oldest first; none for an unknown name."""
     try:
-        found = _registry().list_scorer_versions(where, name)
+        found = tracking_store().list_scorer_versions(where, name)
     except NotImplementedError:
         raise RegistryError(
             f"The store {address()} has no registry of judges. Use a database "
@@ -538,7 +375,7 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
 def _version(where: str, name: str, version: int | None) -> ScorerVersion:
     versions = _versions(where, name)
     if not versions:
-        known = sorted(each.scorer_name for each in _registry().list_scorers(where))
+        known = sorted(each.scorer_name for each in tracking_store().list_scorers(where))
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise RegistryError(
@@ -557,7 +394,3 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
 
 def _experiment_name(where: str) -> str:
     return str(mlflow.get_experiment(where).name)
-
-
-def _form(version: ScorerVersion) -> Form:
-    return asdict(version.serialized_scorer)
