@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ArgumentError
@@ -75,3 +80,97 @@ def tracking_store() -> Any:
     from mlflow.tracking._tracking_service.utils import _get_store
 
     return _get_store()
+
+
+# -- MLflow's store -------------------------------------------------------------------------
+
+
+def active_experiment_id() -> str:
+    """The id of the active experiment, as MLflow's fluent functions find it.
+
+    mlflow 3.17.2. Without it, the experiment that `mlflow.set_experiment` has set, or that the
+    environment names, could not be told.
+    """
+    from mlflow.tracking.fluent import _get_experiment_id
+
+    return str(_get_experiment_id())
+
+
+def check_tag_key(key: str) -> None:
+    """Raise MLflow's exception for a key that it does not take for a tag.
+
+    mlflow 3.17.2. Without it, such a key fails when the first trace is written.
+    """
+    from mlflow.utils.validation import _validate_tag_name
+
+    _validate_tag_name(key)
+
+
+def create_tables(path: Path) -> None:
+    """Make a new SQLite database with all of MLflow's tables.
+
+    mlflow 3.17.2. Without it, MLflow makes them in place at its first use of the store.
+    """
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(f"sqlite:///{path}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+
+
+def latest_schema() -> str:
+    """The revision of a database that has all of MLflow's tables.
+
+    mlflow 3.17.2. Without it, a database that was left half-made is not recognised.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+_session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", default=None)
+_installing = threading.Lock()
+
+
+def has_transactions(store: Any) -> bool:
+    """Whether writes to this MLflow store can share a transaction: it is a database.
+
+    mlflow 3.17.2. Without it, assessments are written one by one, which takes longer.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    return isinstance(store, SqlAlchemyStore) and hasattr(store, "ManagedSessionMaker")
+
+
+@contextmanager
+def one_transaction(store: Any) -> Iterator[None]:
+    """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
+
+    mlflow 3.17.2: the store asks its ``ManagedSessionMaker`` for a session at each write; here it
+    gets the shared one. Threads without a transaction of their own are not affected.
+    """
+    with _installing:
+        if not getattr(store.ManagedSessionMaker, "of_workbench", False):
+            store.ManagedSessionMaker = _sharing(store, store.ManagedSessionMaker)
+    with store.ManagedSessionMaker(read_only=False) as session:
+        token = _session.set((store, session))
+        try:
+            yield
+        finally:
+            _session.reset(token)
+
+
+def _sharing(store: Any, make: Any) -> Any:
+    @contextmanager
+    def maker(read_only: bool = True) -> Iterator[Any]:
+        current = _session.get()
+        if current is not None and current[0] is store:
+            yield current[1]
+            return
+        with make(read_only=read_only) as session:
+            yield session
+
+    maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
+    return maker

@@ -12,13 +12,8 @@ from mlflow.entities import AssessmentSource, Feedback
 
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.scale import Scale
-from workbench.store.assessments import (
-    AFTER_VERDICT_KEY,
-    log_assessments,
-    log_feedback_table,
-    make_feedback,
-    signature,
-)
+from workbench.store.assessments import AFTER_VERDICT_KEY
+from workbench.store.feedback import log_feedback_table
 from workbench.store.importing import import_traces
 from workbench.store.traces import fetch_traces
 
@@ -118,10 +113,8 @@ def test_what_was_overridden_or_edited_is_changed_back(trace_ids: list[str]) -> 
     assert log(table).written == 0
 
 
-def test_several_rows_on_a_trace_are_written_whole_and_once(
-    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A word that comes again later in the table is written again; the call is repeatable."""
+def test_several_rows_on_a_trace_are_written_whole_and_once(trace_ids: list[str]) -> None:
+    """A rating that comes again later in the table is written again; the call is repeatable."""
     table = pd.DataFrame({"trace_id": trace_ids[:1] * 4, "rating": ["no", "yes", "no", "yes"]})
     assert log(table).written == 4
     again = log(table)
@@ -129,15 +122,25 @@ def test_several_rows_on_a_trace_are_written_whole_and_once(
     assert ratings(trace_ids[0]) == ["no", "yes", "no", "yes"]
     # A call that is killed midway is completed by the next.
     other = table.assign(trace_id=trace_ids[1])
-    with monkeypatch.context() as patch:
-        write = log_assessments
-        patch.setattr(
-            "workbench.store.assessments.log_assessments",
-            lambda new, **more: write(new[:3], **more),
-        )
-        log(other)
+    log(other[:3])
     assert log(other).written == 1
     assert ratings(trace_ids[1]) == ["no", "yes", "no", "yes"]
+
+
+def test_what_cannot_be_encoded_is_refused(trace_ids: list[str]) -> None:
+    """Half of a surrogate pair, wherever it is, is found before anything is written."""
+    table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": ["no"], "why": ["so"]}, dtype=object)
+    with pytest.raises(TableError, match="row 0: the rationale holds half of a surrogate"):
+        log(table.assign(why=pd.Series(["cut \ud83d"], dtype=object)), rationale="why")
+    for value in ("\ud83d", ["\ud83d"]):
+        with pytest.raises(TableError, match="row 0: the value holds half of a surrogate"):
+            log(table.assign(rating=pd.Series([value], dtype=object)))
+    for argument in ({"source_id": "\ud83d"}, {"name": "\ud83d"}):
+        with pytest.raises(ArgumentError, match="half of a surrogate"):
+            log(table, **argument)
+    with pytest.raises(StoreError, match="not in the store"):
+        log(table.assign(trace_id=pd.Series(["tr-\ud83d"], dtype=object)))
+    assert stored() == []
 
 
 def test_a_label_given_blind_is_written_beside_an_equal_one_that_was_not(
@@ -191,25 +194,3 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
     with pytest.raises(ArgumentError, match="source="):
         log(table, source_id=" ")
     assert stored() == []
-
-
-def test_what_feedback_says_makes_its_id() -> None:
-    """Equal feedback has equal ids; a part moved from one field to the next changes it."""
-
-    def make(value: Any, **more: Any) -> Any:
-        return make_feedback("tr-1", "q", value, source_type="HUMAN", source_id="ana", **more)
-
-    assert make("a").assessment_id == make("a", metadata={"x": "y"}).assessment_id
-    assert make("a", rationale="").assessment_id == make("a").assessment_id
-    different = [
-        make("a"),
-        make("a", occurrence=1),
-        make("a", occurrence=2),
-        make("b"),
-        make("a", rationale="b"),
-        make(["a"]),
-        make(1),
-        make(True),
-    ]
-    assert len({f.assessment_id for f in different}) == len(different)
-    assert signature(make(4)) == signature(make(4.0))

@@ -1,32 +1,18 @@
-"""Tables: files read by extension, columns checked, cells made plain."""
+"""Tables: files read by extension, rows in plain values, bad rows with their reasons."""
 
 from __future__ import annotations
 
 import builtins
-import datetime
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, TableError
-from workbench.store.tables import plain, raise_bad_rows, read_table, require_columns
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=6,
-)
+from workbench.store.cells import plain
+from workbench.store.tables import raise_bad_rows, read_rows, read_table
 
 
 def test_csv_cells_are_text_as_they_stand(tmp_path: Path) -> None:
@@ -141,57 +127,6 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         read_table(bad)
 
 
-def test_a_missing_column_names_those_that_exist() -> None:
-    """The error lists the columns and the one that was probably meant."""
-    table = pd.DataFrame({"Question": ["q"], "answer": ["a"]})
-    with pytest.raises(ArgumentError, match=r"did you mean 'Question'\?.*'Question', 'answer'"):
-        require_columns(table, "inputs", ["question"])
-    with pytest.raises(ArgumentError, match="2 columns named 'a'"):
-        require_columns(pd.DataFrame([[1, 2]], columns=["a", "a"]), "inputs", ["a"])
-
-
-@given(json_values)
-def test_plain_values_stay_as_they_are(value: Any) -> None:
-    """What JSON can hold is unchanged."""
-    assert json.dumps(plain(value)) == json.dumps(value)
-
-
-@pytest.mark.parametrize(
-    ("cell", "expected"),
-    [
-        (np.int64(3), 3),
-        (np.float32(0.5), 0.5),
-        (np.bool_(True), True),
-        (np.str_("x"), "x"),
-        (np.array([1, 2]), [1, 2]),
-        (np.array(["a", None], dtype=object), ["a", None]),
-        ((1, "a"), [1, "a"]),
-        (pd.Timestamp("2024-01-02 03:04"), "2024-01-02T03:04:00"),
-        (np.datetime64("2024-01-02"), "2024-01-02T00:00:00"),
-        (datetime.date(2024, 1, 2), "2024-01-02"),
-        (datetime.timedelta(hours=1), "P0DT1H0M0S"),
-        (pd.NaT, None),
-        (pd.NA, None),
-        (math.nan, None),
-        ([math.nan, {"a": np.int8(1)}], [None, {"a": 1}]),
-    ],
-)
-def test_numpy_and_pandas_types_become_plain(cell: Any, expected: Any) -> None:
-    """Converted values equal the given ones and have Python's own types."""
-    result = plain(cell)
-    assert result == expected
-    assert type(result) is type(expected)
-
-
-@pytest.mark.parametrize(
-    "cell", [b"x", object(), {1: "a"}, {"a": {None: 1}}, [math.inf], {1, 2}, 2**63, 1j]
-)
-def test_what_json_cannot_hold_has_a_reason(cell: Any) -> None:
-    """Bytes, objects, keys that are no text, infinities and huge numbers are refused."""
-    with pytest.raises(ValueError, match=r"^an? "):
-        plain(cell)
-
-
 def test_bad_rows_are_all_in_the_error() -> None:
     """The message shows the first rows and counts the rest; ``rows`` has all of them."""
     bad = [(row, "reason") for row in range(30)]
@@ -199,3 +134,67 @@ def test_bad_rows_are_all_in_the_error() -> None:
         raise_bad_rows(bad, 40, "imported")
     assert caught.value.rows == bad
     raise_bad_rows([], 40, "imported")
+
+
+# -- rows ---
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "q": ["a", "b"],
+            "context": ["c", None],
+            "answer": ["x", "y"],
+            "gold": ["g", None],
+            "id": [7, 8],
+            "ana": ["good", None],
+            "why": ["because", "unrated"],
+        }
+    )
+
+
+def test_empty_expectations_tags_and_labels_are_left_out(table: pd.DataFrame) -> None:
+    """A cell without a value makes no expectation, no tag and no label."""
+    rows = read_rows(
+        table,
+        inputs="q",
+        outputs="answer",
+        expectations="gold",
+        tags={"group": "id"},
+        labels={"ana": ("ana", "why"), "bo": "ana"},
+    )
+    assert [row.expectations for row in rows] == [{"gold": "g"}, {}]
+    assert [row.tags for row in rows] == [{"group": "7"}, {"group": "8"}]
+    assert rows[0].labels == {"ana": ("good", "because"), "bo": ("good", None)}
+    assert rows[1].labels == {}
+
+
+def test_all_bad_rows_are_listed_with_their_reasons() -> None:
+    """Each cell that cannot be stored is named by row and column, all in one error."""
+    table = pd.DataFrame(
+        {
+            "q": ["a", None, b"x", "d", "e", {"n": math.inf}],
+            "o": ["x", "y", "z", math.nan, "", "w"],
+            "tag": ["t", "t", "t", "t", "t" * 8001, "\ud800"],
+            "ana": ["good", "good", "good", "good", object(), "good"],
+            "why": ["", "", "", "", "", "\ud800"],
+        },
+        dtype=object,
+    )
+    with pytest.raises(TableError, match="5 of 6 rows") as caught:
+        read_rows(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
+    assert caught.value.rows == [
+        (1, "no inputs (column 'q' is empty)"),
+        (2, "column 'q' holds a value of type bytes"),
+        (3, "no outputs (column 'o' is empty)"),
+        (4, "tag 'tag' is longer than 8000 characters"),
+        (4, "label of 'ana': the value is a value of type object"),
+        (5, "column 'q' holds an infinite number"),
+        (5, "tag 'tag' holds half of a surrogate pair"),
+        (
+            5,
+            "label of 'ana': the rationale holds half of a surrogate pair, which MLflow cannot "
+            "store here",
+        ),
+    ]

@@ -17,6 +17,7 @@ from workbench.credentials import shown_address
 from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
+from workbench.store.database import prepare_database
 from workbench.store.traces import discreet
 from workbench.store.traces import find_experiment_id as experiment_id
 
@@ -126,6 +127,7 @@ def use_workspace(
     with _same_environment():
         mlflow.set_tracking_uri(uri)
     with _quiet_migrations():
+        prepare_database(uri)
         if mlflow.get_experiment_by_name(experiment) is None:
             local = not uri.startswith(("http://", "https://", "databricks"))
             mlflow.create_experiment(

@@ -27,7 +27,8 @@ from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY, Verdict
 from workbench.models.budget import Budget, Receipt
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import active
-from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table
+from workbench.store.assessments import AssessmentWriter
+from workbench.store.feedback import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, fetch_traces
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from mlflow.entities import Trace, TraceInfo
 from mlflow.tracing.client import TracingClient
 
-from workbench.store.tables import has_lone_surrogate
+from workbench.store.cells import has_lone_surrogate
 from workbench.store.traces import Example, load_spans
 
 CUT: Final = 200_000

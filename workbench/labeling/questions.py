@@ -11,9 +11,9 @@ from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.store.cells import rating_problem
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
-from workbench.store.tables import rating_problem
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge

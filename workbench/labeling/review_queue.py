@@ -30,7 +30,6 @@ from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, question_of
 from workbench.labeling.writer import Job, Saver
 from workbench.scale import Scale
-from workbench.store.assessments import retrying
 from workbench.store.labels import folded, label_records, same_person
 from workbench.store.rubrics import rubric
 from workbench.store.schemas import (
@@ -45,6 +44,7 @@ from workbench.store.traces import (
     discreet,
     fetch_traces,
     find_experiment_id,
+    retrying,
     store_message,
     trace_infos,
 )

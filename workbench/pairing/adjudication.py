@@ -26,6 +26,7 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.cells import rating_problem
 from workbench.store.labels import (
     Decision,
     Label,
@@ -34,7 +35,6 @@ from workbench.store.labels import (
     label_records,
 )
 from workbench.store.schemas import scale_of_question, schema_scale
-from workbench.store.tables import rating_problem
 from workbench.store.traces import fetch_traces
 
 if TYPE_CHECKING:

@@ -1,22 +1,12 @@
-"""A user's table with what its columns are, as a notebook's parameters say it in plain text.
-
-Command lines and papermill pass text, so columns can be written as text::
-
-    inputs       question, context
-    annotators   ana: rating_ana + rationale_ana, ben: rating_ben
-    values       excellent, good, fair, poor
-
-Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
-"""
+"""A table and the roles of its columns, as the parameters of a notebook name them."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,12 +14,15 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, html_text
 from workbench.scale import Scale, is_missing
-from workbench.store.tables import read_table, require_columns
-
-Names: TypeAlias = str | Sequence[str] | None
-
-Raters: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
-
+from workbench.store.columns import (
+    Names,
+    Raters,
+    RaterText,
+    parse_names,
+    parse_raters,
+    require_columns,
+)
+from workbench.store.tables import read_table
 
 _PARAMETERS = "inputs, outputs, expectations, annotators, groups and verdicts"
 
@@ -59,8 +52,8 @@ class Dataset:
     inputs: list[str]
     outputs: str | list[str]
     expectations: list[str] | None
-    labels: dict[str, tuple[str, str | None]]
-    verdicts: dict[str, tuple[str, str | None]]
+    labels: Raters
+    verdicts: Raters
     groups: str | None
     scale: Scale
 
@@ -111,8 +104,8 @@ def read_dataset(
     inputs: Names,
     outputs: Names,
     expectations: Names = None,
-    annotators: Raters = None,
-    verdicts: Raters = None,
+    annotators: RaterText = None,
+    verdicts: RaterText = None,
     groups: str | None = None,
     values: Names = None,
 ) -> Dataset:
@@ -121,7 +114,7 @@ def read_dataset(
     Parameters
     ----------
     data
-        DataFrame, or CSV, JSONL or Parquet file; see `workbench.tables.read_table`.
+        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.tables.read_table`.
     inputs, outputs, expectations
         Columns that the judge sees, commas between them.
     annotators
@@ -177,97 +170,17 @@ def read_dataset(
     )
 
 
-# -- text -----------------------------------------------------------------------------------
-
-
-def parse_names(parameter: str, given: Names) -> list[str]:
-    """Names from text with commas between them; from a list, or JSON of one, as they are.
-
-    >>> parse_names("inputs", "question, context")
-    ['question', 'context']
-    """
-    given = _json(parameter, given)
-    if given is None:
-        return []
-    if isinstance(given, str):
-        given = [part.strip() for part in given.split(",")]
-    if not isinstance(given, Sequence):
-        given = [str(given)]  # the command line reads 1 as a number
-    wrong = [name for name in given if not isinstance(name, str) or not name.strip()]
-    if wrong:
-        raise ArgumentError(
-            f"{parameter}={given!r} holds {wrong[0]!r}, which is no name. Write names with commas "
-            "between them: 'question, context'."
-        )
-    return list(given)
-
-
-def parse_raters(parameter: str, given: Raters) -> dict[str, tuple[str, str | None]]:
-    """Who rated in which columns: {name: (column of ratings, column of rationales or None)}.
-
-    >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
-    {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
-    """
-    given = _json(parameter, given)
-    if given is None:
-        return {}
-    if isinstance(given, Mapping):
-        pairs = [(str(who), [c] if isinstance(c, str) else list(c)) for who, c in given.items()]
-    else:
-        pairs = [_rater(parameter, part) for part in str(given).split(",")]
-    found: dict[str, tuple[str, str | None]] = {}
-    for who, columns in pairs:
-        if who in found:
-            raise ArgumentError(f"{parameter}={given!r} names {who!r} twice.")
-        if not 1 <= len(columns) <= 2:
-            raise ArgumentError(
-                f"{parameter}: {who!r} has {len(columns)} columns. Give the column of ratings, "
-                "and of rationales where there is one."
-            )
-        found[who] = (columns[0], columns[1] if len(columns) == 2 else None)
-    return found
-
-
-def _rater(parameter: str, part: str) -> tuple[str, list[str]]:
-    who, colon, columns = part.rpartition(":")
-    names = [name.strip() for name in columns.split("+")]
-    who = who.strip() if colon else names[0]
-    if not who or not all(names):
-        raise ArgumentError(
-            f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
-            "'who: column + rationale_column', with commas between the annotators."
-        )
-    return who, names
-
-
-def _json(parameter: str, given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    text = given.strip()
-    if not (text.startswith("[") and text.endswith("]")) and not text.startswith("{"):
-        return text or None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ArgumentError(f"{parameter}={given!r} is no JSON list or object: {error}.") from None
-
-
 def _listed(columns: Sequence[str]) -> str:
     names = [column.replace("_", " ").strip() for column in columns]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _shown(raters: Mapping[str, tuple[str, str | None]]) -> str:
+def _shown(raters: Raters) -> str:
     texts = [f"{who}: {' with '.join(filter(None, columns))}" for who, columns in raters.items()]
     return ", ".join(texts)
 
 
-# -- values ---------------------------------------------------------------------------------
-
-
-def _scale(
-    table: pd.DataFrame, labels: Mapping[str, tuple[str, str | None]], values: Sequence[str]
-) -> Scale:
+def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
     if values:
         return Scale.of(_as_numbers(values))
     if not labels:
@@ -292,7 +205,7 @@ def _scale(
 
 
 def _as_numbers(texts: Sequence[str]) -> list[Any]:
-    """The texts as numbers where all are, else as they are."""
+    """Return the texts as numbers where all are numbers, else as they are."""
     for number in (int, float):
         try:
             return [number(text) for text in texts]

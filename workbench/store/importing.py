@@ -1,49 +1,30 @@
-"""Tables into MLflow traces, losslessly; MLflow traces as the examples that a judge sees."""
+"""`import_traces`: the rows of a table become MLflow traces, each once, with their labels."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Assessment, Expectation, Span, TraceInfo
-from mlflow.entities.trace_location import TraceLocation
-from mlflow.entities.trace_state import TraceState
-from mlflow.tracing.client import TracingClient
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
-from tqdm.auto import tqdm
+from mlflow.entities import Assessment, Expectation, TraceInfo
 
-from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.errors import ArgumentError, TableError
 from workbench.formatting import html_table
 from workbench.store.assessments import (
     content_id,
-    is_possible,
     log_assessments,
     make_feedback,
-    retrying,
+    now_ms,
     signature,
 )
-from workbench.store.tables import (
-    ColumnSpec,
-    LabelSpec,
-    Row,
-    has_lone_surrogate,
-    read_rows,
-    read_table,
-)
-from workbench.store.traces import _digest, address, has_spans, trace_infos
-from workbench.store.traces import find_experiment_id as experiment_id
-from workbench.store.traces import store_message as told
-
-# -- tables into traces ---------------------------------------------------------------------
-
+from workbench.store.cells import digest
+from workbench.store.columns import ColumnSpec, LabelSpec
+from workbench.store.spans import Pending, write_traces
+from workbench.store.tables import Row, read_rows, read_table
+from workbench.store.traces import find_experiment_id, has_spans, trace_infos
 
 _DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
 
@@ -122,7 +103,7 @@ def import_traces(
     Parameters
     ----------
     table
-        DataFrame, or CSV, JSONL or Parquet file; see `workbench.tables.read_table`.
+        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.tables.read_table`.
     inputs
         A column, a list of columns, or ``{key: column}``. The trace's inputs are a dict.
     outputs
@@ -150,7 +131,7 @@ def import_traces(
         but labels that they lack are added: an import that was interrupted can simply be run
         again, and annotators can be imported one after another. An import never changes a
         label: where the annotator has one under that name, given in whatever way, overridden or
-        edited, it stays, and a table that says otherwise is told so in ``.differing``. Only a
+        edited, it stays, and what the table has instead is listed in ``.differing``. Only a
         rationale is added to an equal label that has none. To change labels, use `log_labels`.
         The order of traces by time is that of the rows.
 
@@ -170,9 +151,8 @@ def import_traces(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
-    frame = read_table(table)
     rows = read_rows(
-        frame,
+        read_table(table),
         inputs=inputs,
         outputs=outputs,
         expectations=expectations,
@@ -181,55 +161,66 @@ def import_traces(
     )
     if not rows:
         raise TableError("The table has no rows, so there is nothing to import.")
+    where = find_experiment_id(experiment)
+    plan = _Plan(where, _trace_ids(rows, where), now_ms())
+    stored = trace_infos(plan.trace_ids, experiment=where, elsewhere=False)
+    for number, (row, trace_id) in enumerate(zip(rows, plan.trace_ids, strict=True)):
+        plan.add(number, row, label_name, stored.get(trace_id))
+    write_traces(plan.new, where, progress=progress)
+    log_assessments(plan.added, progress=progress, desc="labels")
+    return plan.outcome()
 
-    where = experiment_id(experiment)
-    trace_ids = _trace_ids(rows, where)
-    there = trace_infos(trace_ids, experiment=where, elsewhere=False)
-    now = time.time_ns() // 1_000_000
-    new: list[Pending] = []
-    late: list[Assessment] = []
-    differing: list[tuple[int, str, str, Any, Any]] = []
-    skipped: list[tuple[int, str, str]] = []
-    for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
-        assessments = list(_assessments(row, trace_id, label_name, now))
-        info = there.get(trace_id)
+
+class _Plan:
+    """What an import must write, and what it leaves as it is."""
+
+    def __init__(self, experiment_id: str, trace_ids: list[str], now: int) -> None:
+        self.experiment_id, self.trace_ids, self.now = experiment_id, trace_ids, now
+        self.new: list[Pending] = []
+        self.added: list[Assessment] = []
+        self.differing: list[tuple[int, str, str, Any, Any]] = []
+        self.skipped: list[tuple[int, str, str]] = []
+
+    def add(self, number: int, row: Row, label_name: str | None, info: TraceInfo | None) -> None:
+        """Plan one row; ``info`` is its trace where the store has it already."""
+        trace_id = self.trace_ids[number]
+        assessments = list(_assessments(row, trace_id, label_name, self.now))
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append(Pending(row, trace_id, assessments, now + len(new)))
-            continue
-        lacking, others = _lacking(assessments, info)
-        late += lacking
-        differing += [(number, trace_id, *other) for other in others]
+            self.new.append(Pending(row, trace_id, assessments, self.now + len(self.new)))
+            return
+        missing, differing = _compare(assessments, info)
+        self.added += missing
+        self.differing += [(number, trace_id, *one) for one in differing]
         reason = "already there"
         if not has_spans(info):
-            new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
+            self.new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
-        elif lacking:
-            reason = f"already there, {len(lacking)} labels or expectations added"
-        if others:
-            reason += f", {len(others)} labels differ from those stored, which stay"
-        skipped.append((number, trace_id, reason))
+        elif missing:
+            reason = f"already there, {len(missing)} labels or expectations added"
+        if differing:
+            reason += f", {len(differing)} labels differ from those stored, which stay"
+        self.skipped.append((number, trace_id, reason))
 
-    write_traces(new, where, progress=progress)
-    log_assessments(late, progress=progress, desc="labels")
-    written = [a for pending in new for a in pending.assessments] + late
-    return Imported(
-        trace_ids=trace_ids,
-        skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
-        created=len(rows) - len(skipped),
-        labels=sum(assessment.feedback is not None for assessment in written),
-        experiment_id=where,
-        differing=pd.DataFrame(differing, columns=_DIFFERING),
-    )
+    def outcome(self) -> Imported:
+        written = [a for pending in self.new for a in pending.assessments] + self.added
+        return Imported(
+            trace_ids=self.trace_ids,
+            skipped=pd.DataFrame(self.skipped, columns=["row", "trace_id", "reason"]),
+            created=len(self.trace_ids) - len(self.skipped),
+            labels=sum(assessment.feedback is not None for assessment in written),
+            experiment_id=self.experiment_id,
+            differing=pd.DataFrame(self.differing, columns=_DIFFERING),
+        )
 
 
 def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:
-    """Ids that follow from the experiment, the content, and the count of equal rows before."""
+    """Return ids that follow from experiment, content, and the count of equal rows before."""
     seen: Counter[str] = Counter()
     ids = []
     for row in rows:
-        content = _digest([where, row.inputs, row.outputs, row.expectations, row.tags])
-        ids.append(f"tr-{_digest([content, seen[content]])[:32]}")
+        content = digest([where, row.inputs, row.outputs, row.expectations, row.tags])
+        ids.append(f"tr-{digest([content, seen[content]])[:32]}")
         seen[content] += 1
     return ids
 
@@ -253,200 +244,43 @@ def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> I
         )
 
 
-def _lacking(
+def _compare(
     assessments: Sequence[Assessment], info: TraceInfo
 ) -> tuple[list[Assessment], list[tuple[str, Any, Any]]]:
-    """What must be added to a trace; and where its labels differ: (annotator, label, stored)."""
-    lacking: list[Assessment] = []
+    """Return what the trace lacks, and where its labels differ: (annotator, label, stored)."""
+    missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
-    ids = {a.assessment_id for a in info.assessments}
     for one in assessments:
-        said = sorted(
-            (a for a in info.assessments if _same_place(a) == _same_place(one)),
-            key=lambda a: (a.valid is not False, a.create_time_ms or 0, a.assessment_id or ""),
-        )
-        if not said:
-            lacking.append(one)
-        elif one.feedback is not None and signature(said[-1]) != signature(one):
-            *_, stored_value, stored_rationale = signature(said[-1])
+        current = _current(one, info)
+        if current is None:
+            missing.append(one)
+        elif one.feedback is not None and signature(current) != signature(one):
             *_, value, rationale = signature(one)
-            current = said[-1]
+            *_, stored_value, stored_rationale = signature(current)
             if stored_value == value and not stored_rationale and current.valid is not False:
-                # Its own time, after the label that it completes.
+                # It completes the stored label, so it must be the later one.
                 one.create_time_ms = max(one.create_time_ms or 0, (current.create_time_ms or 0) + 1)
-                lacking.append(one)
+                missing.append(one)
             elif value != stored_value or rationale:
                 shown = current.feedback.value if current.feedback is not None else None
                 differing.append((one.source.source_id, one.feedback.value, shown))
-    return [a for a in lacking if a.assessment_id not in ids], differing
+    ids = {a.assessment_id for a in info.assessments}
+    return [a for a in missing if a.assessment_id not in ids], differing
 
 
-def _same_place(assessment: Assessment) -> tuple[str, ...]:
-    """What tells whether a label or expectation is there already, whatever it says."""
+def _current(one: Assessment, info: TraceInfo) -> Assessment | None:
+    """Return what is stored in place of an assessment: a valid one, else the latest."""
+    return max(
+        (a for a in info.assessments if _place(a) == _place(one)),
+        key=lambda a: (a.valid is not False, a.create_time_ms or 0, a.assessment_id or ""),
+        default=None,
+    )
+
+
+def _place(assessment: Assessment) -> tuple[str, ...]:
+    """Return what tells whether a label or expectation is there already, whatever its value."""
     if assessment.feedback is None:
         return type(assessment).__name__, assessment.name
     if assessment.feedback.error is not None:
         return "error", assessment.name
     return signature(assessment)[:4]
-
-
-TRACE_NAME = "imported"
-
-
-# A batch is one transaction and, on a server, one request.
-_BATCH_TRACES = 200
-
-_BATCH_CHARACTERS = 4_000_000
-
-
-_TOGETHER = 3
-
-
-@dataclass
-class Pending:
-    """A row on its way into the store."""
-
-    row: Row
-    trace_id: str
-    assessments: list[Assessment]
-    start_ms: int
-    has_info: bool = False
-
-
-def write_traces(new: Sequence[Pending], where: str, *, progress: bool) -> None:
-    """Write traces with their assessments, batch by batch, in the order given.
-
-    Raises
-    ------
-    StoreError
-        When the store fails; batches written before stay.
-    """
-    client = TracingClient()
-    done = 0
-    with tqdm(total=len(new), desc="import", disable=not (progress and len(new) > 200)) as bar:
-        try:
-            for batch in _batches(new):
-                _write_batch(client, batch, where)
-                done += len(batch)
-                bar.update(len(batch))
-        except KeyboardInterrupt:
-            bar.write(
-                f"Interrupted after {done} of {len(new)} new rows, which are stored. Run the "
-                "same import again to add the rest."
-            )
-            raise
-
-
-def _batches(new: Sequence[Pending]) -> Iterator[list[Pending]]:
-    batch: list[Pending] = []
-    size = 0
-    for pending in new:
-        batch.append(pending)
-        size += len(to_json(pending.row.inputs)) + len(to_json(pending.row.outputs))
-        if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _write_batch(client: TracingClient, batch: Sequence[Pending], where: str) -> None:
-    """Write one batch: all its spans in one transaction, then the assessments that are left."""
-    try:
-        for pending in batch:
-            if not pending.has_info and _needs_info(pending, client):
-                retrying(client.start_trace, _info(pending, where))
-                pending.has_info = True
-        retrying(client.log_spans, where, [_span(pending) for pending in batch])
-    except Exception as error:
-        raise StoreError(
-            f"The traces could not be written to {address()}: {told(error)}. What was "
-            "written before stays; run the same import again to add the rest."
-        ) from None
-    left = [a for pending in batch if not pending.has_info for a in pending.assessments]
-    log_assessments(left, progress=False)
-
-
-def _needs_info(pending: Pending, client: TracingClient) -> bool:
-    """Whether a trace is made by a call of its own rather than by its spans alone.
-
-    That call takes the assessments along. It pays from three of them on where each would be
-    sent by itself; a database takes them faster after the spans, in one transaction.
-    """
-    row = pending.row
-    along = len(pending.assessments) >= _TOGETHER and not is_possible(client.store)
-    return along or _is_broken(row.inputs, row.outputs)
-
-
-def _info(pending: Pending, where: str) -> TraceInfo:
-    row = pending.row
-    broken = _is_broken(row.inputs, row.outputs)
-    return TraceInfo(
-        trace_id=pending.trace_id,
-        trace_location=TraceLocation.from_experiment_id(where),
-        request_time=pending.start_ms,
-        execution_duration=0,
-        state=TraceState.OK,
-        # MLflow takes previews from the span, but could not store one with a broken character.
-        request_preview=to_json(row.inputs)[:1000] if broken else None,
-        response_preview=to_json(row.outputs)[:1000] if broken else None,
-        tags={"mlflow.traceName": TRACE_NAME, **row.tags},
-        assessments=pending.assessments,
-    )
-
-
-def _span(pending: Pending) -> Span:
-    row = pending.row
-    attributes = {
-        "mlflow.traceRequestId": json.dumps(pending.trace_id),
-        "mlflow.spanType": json.dumps("UNKNOWN"),
-        "mlflow.spanInputs": attribute(row.inputs),
-        "mlflow.spanOutputs": attribute(row.outputs),
-    }
-    if not pending.has_info:
-        marks = {"mlflow.traceName": TRACE_NAME, **row.tags}
-        attributes.update({f"mlflow.traceTag.{k}": attribute(v) for k, v in marks.items()})
-    for side in (row.inputs, row.outputs):
-        model = side.get("model") if isinstance(side, dict) else None
-        if isinstance(model, str) and has_lone_surrogate(model):
-            # The same for the model, which MLflow looks for under this key.
-            attributes["mlflow.llm.model"] = json.dumps(ascii(model))
-    number = int(pending.trace_id.removeprefix("tr-"), 16)
-    start = pending.start_ms * 1_000_000
-    return Span(
-        ReadableSpan(
-            name=TRACE_NAME,
-            context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
-            start_time=start,
-            end_time=start,
-            attributes=attributes,
-            status=Status(StatusCode.OK),
-            resource=Resource.get_empty(),
-        )
-    )
-
-
-def _is_broken(*values: Any) -> bool:
-    """Whether a text in the values holds half of a surrogate pair.
-
-    It is stored escaped and read back whole, but an MLflow server sends ``?`` for it.
-    """
-    return has_lone_surrogate(json.dumps(values, ensure_ascii=False))
-
-
-def to_json(value: Any) -> str:
-    """JSON with readable text, which MLflow's text search finds; escaped where it must be."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if has_lone_surrogate(text) else text
-
-
-def attribute(value: Any) -> str:
-    """A span attribute that MLflow stores as the JSON of ``value``.
-
-    When it stores a span, MLflow unwraps each attribute that is JSON in JSON, since those that
-    come through a server are wrapped twice. It would take an output that is itself JSON text
-    for such a one and turn the text into a dict. Wrapping all texts, lists and dicts twice
-    makes it arrive as it is, both on the direct way and through a server.
-    """
-    text = to_json(value)
-    return json.dumps(text, ensure_ascii=False) if isinstance(value, (str, list, dict)) else text

@@ -19,13 +19,8 @@ import pandas as pd
 from mlflow.entities import Feedback, Trace
 
 from workbench.scale import is_missing
-from workbench.store.assessments import (
-    AFTER_VERDICT_KEY,
-    DECISION_KEY,
-    RUBRIC_KEY,
-    Logged,
-    log_feedback_table,
-)
+from workbench.store.assessments import DECISION_KEY, RUBRIC_KEY
+from workbench.store.feedback import Logged, is_after_verdict, log_feedback_table
 from workbench.store.tables import read_table
 
 
@@ -266,7 +261,7 @@ def _rank(feedback: Feedback) -> tuple[bool, int, str]:
 
 
 def _is_after_verdict(feedback: Feedback) -> bool:
-    return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+    return is_after_verdict(feedback.metadata or {})
 
 
 def _holds_a_value(feedback: Feedback) -> bool:

@@ -24,10 +24,15 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import html_table
-from workbench.store.assessments import retrying
+from workbench.store.cells import has_lone_surrogate
 from workbench.store.labels import Label, folded, label_records, latest_records
-from workbench.store.tables import has_lone_surrogate
-from workbench.store.traces import address, discreet, fetch_traces, find_experiment_id
+from workbench.store.traces import (
+    address,
+    discreet,
+    fetch_traces,
+    find_experiment_id,
+    retrying,
+)
 
 MAX_LENGTH: Final = 100_000
 """Characters that MLflow's prompt registry takes."""

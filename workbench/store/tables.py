@@ -1,54 +1,46 @@
-"""Tables: read by file extension, their columns checked, their cells made plain.
-
-A plain cell is what JSON can hold and MLflow gives back unchanged: None, bool, int, float,
-str, and lists and dicts of these.
-"""
+"""Tables: files read by their extension without loss, and their rows in plain values."""
 
 from __future__ import annotations
 
 import csv
-import datetime
-import difflib
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.utils.validation import _validate_tag_name
 
-from workbench.errors import ArgumentError, ScaleError, TableError
-from workbench.scale import Scale, is_missing
+from workbench import compat
+from workbench.errors import ArgumentError, TableError
+from workbench.scale import is_missing
+from workbench.store.cells import (
+    as_text,
+    has_lone_surrogate,
+    is_null,
+    plain_or_reason,
+    rating_problem,
+    read_rating,
+)
+from workbench.store.columns import (
+    ColumnSpec,
+    LabelSpec,
+    Raters,
+    columns_by_key,
+    columns_by_rater,
+    require_columns,
+)
 
-
-def rating_problem(raw: Any, rationale: Any, scale: Scale | None = None) -> str | None:
-    """Why a rating cannot be stored; None where it can."""
-    value, reason = plain_or_reason(raw)
-    if reason:
-        return f"the value is {reason}"
-    for what, text in (("value", value), ("rationale", rationale)):
-        if isinstance(text, str) and has_lone_surrogate(text):
-            return f"the {what} holds half of a surrogate pair, which MLflow cannot store here"
-    if scale is not None:
-        try:
-            scale.normalise(value)
-        except ScaleError as error:
-            return str(error)
-    return None
-
-
-_INT64 = 2**63
+MAX_TAG = 8000
+"""Characters of a trace tag; MLflow cuts off what is longer."""
 
 
 def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
-    """The table itself, or the file read by its extension.
+    """Return the table itself, or the file read by its extension.
 
-    ``.csv``: every cell is text just as it stands, so an answer ``NA`` or ``007`` is kept.
+    ``.csv``: every cell is text as it is, so an answer ``NA`` or ``007`` is kept.
     ``.jsonl`` and ``.ndjson``: one JSON object a line, values keep their types. ``.parquet``:
     needs ``pip install 'judge-workbench[parquet]'``. Text is UTF-8, with or without a byte
     order mark. Rows keep their order.
@@ -152,101 +144,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise TableError(f"{str(path)!r} is no readable Parquet file: {error}") from error
 
 
-def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
-    """Raise `ArgumentError` unless the table has each of the columns once.
-
-    The message names the columns that exist and those whose names are close.
-    """
-    existing = [str(column) for column in table.columns]
-    for name in names:
-        found = sum(1 for column in table.columns if column == name)
-        if found == 1:
-            continue
-        if found:
-            raise ArgumentError(f"{argument}: the table has {found} columns named {name!r}.")
-        near = difflib.get_close_matches(str(name).lower(), [c.lower() for c in existing], n=1)
-        close = next((c for c in existing if near and c.lower() == near[0]), None)
-        raise ArgumentError(
-            f"{argument}: the table has no column {name!r}"
-            + (f" - did you mean {close!r}?" if close else ".")
-            + f" Its columns are: {', '.join(map(repr, existing)) or 'none'}."
-        )
-
-
-def is_null(cell: object) -> bool:
-    """Whether a cell holds no value: None, nan, NaT or pandas.NA. Empty text is a value."""
-    return (
-        cell is None
-        or cell is pd.NA
-        or cell is pd.NaT
-        or (
-            isinstance(cell, (float, np.floating, np.datetime64, np.timedelta64))
-            and bool(pd.isna(cell))
-        )
-    )
-
-
-def plain(cell: Any) -> Any:
-    """The cell as a plain value: numpy and pandas types converted, nan as None, dates as ISO text.
-
-    Raises
-    ------
-    ValueError
-        For what JSON cannot hold; the message is the reason, without the value.
-    """
-    if isinstance(cell, np.ndarray):
-        cell = cell.tolist()
-    elif isinstance(cell, np.generic) and not isinstance(cell, (np.datetime64, np.timedelta64)):
-        cell = cell.item()
-    if is_null(cell):
-        return None
-    if isinstance(cell, bool):
-        return cell
-    if isinstance(cell, str):
-        return str.__str__(cell)
-    if isinstance(cell, int):
-        if not -_INT64 <= cell < _INT64:
-            raise ValueError("a whole number beyond 64 bits; give it as text")
-        return int(cell)
-    if isinstance(cell, float):
-        if math.isinf(cell):
-            raise ValueError("an infinite number")
-        return float(cell)
-    if isinstance(cell, np.datetime64):
-        return pd.Timestamp(cell).isoformat()
-    if isinstance(cell, (np.timedelta64, datetime.timedelta)):
-        return pd.Timedelta(cell).isoformat()
-    if isinstance(cell, (datetime.date, datetime.time)):
-        return cell.isoformat()
-    if isinstance(cell, (list, tuple)):
-        return [plain(item) for item in cell]
-    if isinstance(cell, dict):
-        wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
-        if wrong:
-            raise ValueError(f"a dict with a key of type {wrong[0]}")
-        return {str.__str__(key): plain(value) for key, value in cell.items()}
-    raise ValueError(f"a value of type {type(cell).__name__}")
-
-
-def plain_or_reason(cell: Any) -> tuple[Any, str | None]:
-    """The plain value and None, or None and the reason why there is none."""
-    try:
-        return plain(cell), None
-    except ValueError as error:
-        return None, str(error)
-    except RecursionError:
-        return None, "nested too deeply"
-
-
-def has_lone_surrogate(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
     """Raise a `TableError` that lists the rows, if there are any."""
     if not bad:
@@ -262,26 +159,12 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
     )
 
 
-def as_text(value: Any) -> str:
-    """A plain value as text: text as it stands, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
-"""A column, several, or {key: column}."""
-
-
-LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
-"""{annotator: column} or {annotator: (column, rationale column)}."""
-
-
-MAX_TAG = 8000
-"""Characters of a trace tag; MLflow cuts off what is longer."""
+# -- rows of traces -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, in plain values."""
+    """One row of a table of traces, in plain values."""
 
     inputs: dict[str, Any]
     outputs: Any
@@ -300,7 +183,7 @@ def read_rows(
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
 ) -> list[Row]:
-    """The rows of the table in plain values.
+    """Return the rows of the table in plain values.
 
     Raises
     ------
@@ -309,29 +192,28 @@ def read_rows(
     TableError
         With all rows that cannot be imported, each with its reason.
     """
-    keyed = {
-        "inputs": _keyed("inputs", inputs),
-        "outputs": _keyed("outputs", outputs),
-        "expectations": _keyed("expectations", expectations),
-        "tags": _keyed("tags", tags),
+    columns = {
+        "inputs": columns_by_key("inputs", inputs),
+        "outputs": columns_by_key("outputs", outputs),
+        "expectations": columns_by_key("expectations", expectations),
+        "tags": columns_by_key("tags", tags),
     }
-    raters = _raters(labels)
-    for argument, columns in keyed.items():
-        require_columns(table, argument, columns.values())
-    for pair in raters.values():
-        require_columns(table, "labels", [column for column in pair if column is not None])
-    for key in keyed["tags"]:
+    raters = columns_by_rater("labels", labels)
+    rated = [column for pair in raters.values() for column in pair if column is not None]
+    for argument, by_key in columns.items():
+        require_columns(table, argument, by_key.values())
+    require_columns(table, "labels", rated)
+    for key in columns["tags"]:
         _check_tag_key(key)
 
-    used = {column for columns in keyed.values() for column in columns.values()}
-    used |= {column for pair in raters.values() for column in pair if column is not None}
+    used = {column for by_key in columns.values() for column in by_key.values()} | set(rated)
     cells = {column: table[column].tolist() for column in used}
-    whole_outputs = not isinstance(outputs, (list, tuple, Mapping))
+    single_output = not isinstance(outputs, (list, tuple, Mapping))
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     for number in range(len(table)):
         raw = {column: values[number] for column, values in cells.items()}
-        row, problems = _read_row(raw, keyed, raters, whole_outputs)
+        row, problems = _read_row(raw, columns, raters, single_output)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
@@ -339,11 +221,9 @@ def read_rows(
 
 
 def _read_row(
-    raw: dict[str, Any],
-    keyed: dict[str, dict[str, str]],
-    raters: dict[str, tuple[str, str | None]],
-    whole_outputs: bool,
+    raw: dict[str, Any], columns: dict[str, dict[str, str]], raters: Raters, single_output: bool
 ) -> tuple[Row, list[str]]:
+    """Return the row and what is wrong with it."""
     problems: list[str] = []
 
     def value(column: str) -> Any:
@@ -352,86 +232,39 @@ def _read_row(
             problems.append(f"column {column!r} holds {reason}")
         return result
 
-    given = {key: value(column) for key, column in keyed["inputs"].items()}
-    answer: Any = {key: value(column) for key, column in keyed["outputs"].items()}
+    given = {key: value(column) for key, column in columns["inputs"].items()}
+    answer: Any = {key: value(column) for key, column in columns["outputs"].items()}
     for argument in ("inputs", "outputs"):
-        if all(is_null(raw[column]) for column in keyed[argument].values()):
-            columns = ", ".join(map(repr, keyed[argument].values()))
-            problems.append(f"no {argument} (column {columns} is empty)")
-    expected = {
-        key: value(column)
-        for key, column in keyed["expectations"].items()
-        if not is_missing(raw[column])
+        if all(is_null(raw[column]) for column in columns[argument].values()):
+            names = ", ".join(map(repr, columns[argument].values()))
+            problems.append(f"no {argument} (column {names} is empty)")
+    filled = {
+        argument: {k: value(c) for k, c in columns[argument].items() if not is_missing(raw[c])}
+        for argument in ("expectations", "tags")
     }
-    marks: dict[str, str] = {}
-    for key, column in keyed["tags"].items():
-        if not is_missing(raw[column]):
-            marks[key] = as_text(value(column))
-            if len(marks[key]) > MAX_TAG:
-                problems.append(f"tag {key!r} is longer than {MAX_TAG} characters")
-            if has_lone_surrogate(marks[key]):
-                problems.append(f"tag {key!r} holds half of a surrogate pair")
-    ratings: dict[str, tuple[Any, str | None]] = {}
-    for annotator, (column, because_column) in raters.items():
+    tags = {key: as_text(tag) for key, tag in filled["tags"].items()}
+    for key, text in tags.items():
+        if len(text) > MAX_TAG:
+            problems.append(f"tag {key!r} is longer than {MAX_TAG} characters")
+        if has_lone_surrogate(text):
+            problems.append(f"tag {key!r} holds half of a surrogate pair")
+    labels: dict[str, tuple[Any, str | None]] = {}
+    for annotator, (column, rationale) in raters.items():
         if is_missing(raw[column]):
             continue
-        because = raw[because_column] if because_column is not None else None
-        problem = rating_problem(raw[column], because)
-        if problem:
+        because = raw[rationale] if rationale is not None else None
+        if problem := rating_problem(raw[column], because):
             problems.append(f"label of {annotator!r}: {problem}")
-        text = None if is_missing(because) else str(because)
-        ratings[annotator] = (plain_or_reason(raw[column])[0], text)
-    if whole_outputs:
-        answer = next(iter(answer.values()))
-    return Row(given, answer, expected, marks, ratings), problems
-
-
-def _keyed(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
-    """{key: column} of a column specification."""
-    if spec is None:
-        return {}
-    if isinstance(spec, Mapping):
-        keyed = dict(spec)
-    elif isinstance(spec, (list, tuple)):
-        keyed = {str(column): column for column in spec}
-        if len(keyed) < len(spec):
-            raise ArgumentError(f"{argument}={spec!r} names a column twice.")
-    else:
-        keyed = {str(spec): spec}  # type: ignore[dict-item]
-    wrong = [key for key in keyed if not isinstance(key, str) or not key.strip()]
-    if not keyed or wrong:
-        raise ArgumentError(
-            f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
-            "with texts for keys."
-        )
-    return keyed
-
-
-def _raters(labels: LabelSpec | None) -> dict[str, tuple[str, str | None]]:
-    raters: dict[str, tuple[str, str | None]] = {}
-    if labels is not None and not isinstance(labels, Mapping):
-        raise ArgumentError(
-            f"labels={labels!r} must be a dict: {{annotator: column}} or "
-            "{annotator: (column, rationale column)}."
-        )
-    for annotator, columns in (labels or {}).items():
-        if not isinstance(annotator, str) or not annotator.strip():
-            raise ArgumentError(f"labels: the annotator {annotator!r} must be a non-empty text.")
-        if not isinstance(columns, (tuple, list)):
-            raters[annotator] = (columns, None)
-        elif len(columns) == 2:
-            raters[annotator] = (columns[0], columns[1])
         else:
-            raise ArgumentError(
-                f"labels[{annotator!r}]={columns!r} must be a column or a pair "
-                "(column, rationale column)."
-            )
-    return raters
+            labels[annotator] = read_rating(raw[column], because)
+    if single_output:
+        answer = next(iter(answer.values()))
+    return Row(given, answer, filled["expectations"], tags, labels), problems
 
 
 def _check_tag_key(key: str) -> None:
     try:
-        _validate_tag_name(key)
+        compat.check_tag_key(key)
     except MlflowException as error:
         raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {error}") from error
     if key.startswith("mlflow.") or len(key) > 250:

@@ -1,13 +1,11 @@
-"""The MLflow tracking store: traces are read here, assessments are written here.
+"""MLflow traces: which store is active, reading traces, and traces as examples for a judge.
 
-What the workbench asks of MLflow's store goes through this module, so that paging, batches,
-retries and idempotence are settled once.
+Paging, batches, retries and what a failing store says are settled here for the whole package.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import requests
+import tenacity
 from mlflow.entities import Trace, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.genai.utils.trace_utils import (
@@ -25,70 +25,103 @@ from mlflow.genai.utils.trace_utils import (
 )
 from mlflow.tracing.client import TracingClient
 
+from workbench import compat
 from workbench.credentials import scrubbed, shown_address
-from workbench.errors import ArgumentError, StoreError
-from workbench.store.tables import require_columns
+from workbench.errors import ArgumentError, StoreError, WorkbenchError
+from workbench.store.cells import digest
+from workbench.store.columns import require_columns
 
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
 
-
 _SPAN_BATCH = 100
-
 _SPANS_LOCATION = "mlflow.trace.spansLocation"
-
 _IN_TRACKING_STORE = "TRACKING_STORE"
 
+_log = logging.getLogger(__name__)
 
-# -- which store ----------------------------------------------------------------------------
+
+# -- which store, and what it says when it fails --------------------------------------------
 
 
 def address() -> str:
-    """Where the store is, to be shown: without user, password and query."""
+    """Return where the store is, without user, password and query."""
     return shown_address(mlflow.get_tracking_uri())
 
 
+_SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
+
+_SQL_REASONS = {
+    "database is locked": "the database is locked by another program; try again in a moment",
+    "disk is full": "the disk is full",
+    "no space left": "the disk is full",
+    "readonly database": "the database file or its folder cannot be written to",
+    "unable to open database": "the database file cannot be opened",
+    "malformed": "the database file is damaged",
+    "not a database": "the file is no database",
+    "already exists": "its tables are incomplete or of another version of MLflow",
+    "no such table": "its tables are incomplete or of another version of MLflow",
+    "no such column": "its tables are incomplete or of another version of MLflow",
+}
+
+
 def store_message(error: BaseException) -> str:
-    """What an exception of the store says, without the credentials that it may repeat."""
-    return scrubbed(str(error), mlflow.get_tracking_uri())
+    """Return what a failure of the store means, without SQL and without credentials.
+
+    What a database says goes to the log, since it repeats whole statements and their values.
+    """
+    text = scrubbed(str(error), mlflow.get_tracking_uri())
+    if not _SQL.search(text):
+        return text
+    _log.info("the MLflow store failed: %s", text)
+    known = (reason for mark, reason in _SQL_REASONS.items() if mark in text.lower())
+    return next(known, f"the database reported an error, which logger {__name__!r} has at INFO")
 
 
 @contextmanager
 def discreet() -> Iterator[None]:
-    """Raise what the store says without the credentials of its address, as `StoreError`.
+    """Raise a failure of the store as a `StoreError` without SQL and without credentials.
 
-    MLflow names the whole address of a server that it cannot reach. Where there is nothing to
-    hide, its own exception stays.
+    MLflow's own exception is passed on where it holds neither.
     """
     try:
         yield
+    except WorkbenchError:
+        raise
     except Exception as error:
-        if (
-            isinstance(error, StoreError)
-            or store_message(error) == str(error)
-            or not _has_credentials()
-        ):
+        message = store_message(error)
+        has_credentials = address() != mlflow.get_tracking_uri()
+        if message == str(error) or not (has_credentials or _SQL.search(str(error))):
             raise
-        raise StoreError(store_message(error)) from None
+        raise StoreError(f"The MLflow store {address()} failed: {message}") from None
 
 
-def _has_credentials() -> bool:
-    return bool(address() != mlflow.get_tracking_uri())
+def _may_pass(error: BaseException) -> bool:
+    """Whether trying again may help: a locked database, a lost connection."""
+    if isinstance(error, MlflowException):
+        text = str(error).lower()
+        return error.error_code == "TEMPORARILY_UNAVAILABLE" or "database is locked" in text
+    return isinstance(error, (ConnectionError, requests.ConnectionError))
 
 
-# -- reading --------------------------------------------------------------------------------
+retrying = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_may_pass),
+    # MLflow itself waits 20 s for a lock, and retries what fails on the way to a server.
+    stop=tenacity.stop_after_delay(90) | tenacity.stop_after_attempt(8),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+    reraise=True,
+)
+"""Call a function of MLflow's store again while its failure may pass."""
 
 
 @discreet()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
-    """The id of an experiment: the active one for None, else by its name or id.
+    """Return the id of an experiment: the active one for None, else by its name or id.
 
     A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
     if experiment is None:
-        from mlflow.tracking.fluent import _get_experiment_id
-
-        return str(_get_experiment_id())
+        return compat.active_experiment_id()
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
     if found is None and name.isdigit():
@@ -117,6 +150,9 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     return str(found.experiment_id)
 
 
+# -- reading --------------------------------------------------------------------------------
+
+
 @discreet()
 def fetch_traces(
     traces: Any = None,
@@ -125,7 +161,7 @@ def fetch_traces(
     experiment: str | None = None,
     missing_ok: bool = False,
 ) -> list[Trace]:
-    """Traces with their assessments as they are in the store now.
+    """Read traces with their assessments as they are in the store now.
 
     Parameters
     ----------
@@ -160,16 +196,15 @@ def fetch_traces(
         infos = _search(client, find_experiment_id(experiment, create=False), traces)
     else:
         ids = _trace_ids(traces, given)
-        by_id = trace_infos(ids, experiment=experiment)
-        unknown = [i for i in ids if i not in by_id and i not in given]
+        by_id = {i: one.info for i, one in given.items()} | trace_infos(ids, experiment=experiment)
+        unknown = [i for i in ids if i not in by_id]
         if unknown and not missing_ok:
             raise StoreError(
                 f"{len(unknown)} of {len(ids)} trace ids are not in the store at "
                 f"{address()}: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}. Check the ids and the tracking URI."
             )
-        held = {i: one.info for i, one in given.items()} | by_id
-        infos = [held[i] for i in ids if i in held]
+        infos = [by_id[i] for i in ids if i in by_id]
     if not spans:
         return [Trace(info, TraceData(spans=[])) for info in infos]
     loaded = {i: t.data for i, t in given.items() if t.data.spans}
@@ -197,9 +232,9 @@ def _await_pending_traces() -> None:
 def trace_infos(
     ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
 ) -> dict[str, TraceInfo]:
-    """The infos (tags, assessments) of those of the given traces that the store holds.
+    """Read the infos (tags, assessments) of those of the given traces that the store holds.
 
-    With ``elsewhere=False`` only those in the experiment are looked for.
+    With ``elsewhere=False`` only the experiment is searched.
     """
     client = TracingClient()
     found: dict[str, TraceInfo] = {}
@@ -242,7 +277,7 @@ def _search(client: TracingClient, where: str, filter_string: str | None) -> lis
 
 
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
-    """The spans of the given traces, by trace id; those without spans are left out."""
+    """Read the spans of the given traces, by trace id; those without spans are left out."""
     loaded: dict[str, TraceData] = {}
     for chunk in _chunks([i.trace_id for i in infos if has_spans(i)], _SPAN_BATCH):
         loaded.update((t.info.trace_id, t.data) for t in client.store.batch_get_traces(chunk))
@@ -258,7 +293,7 @@ def _is_trace_id(text: str) -> bool:
 
 
 def _trace_ids(traces: Any, given: dict[str, Trace]) -> list[str]:
-    """The distinct trace ids in the order given; trace objects are put into ``given``."""
+    """Return the distinct trace ids in the order given; trace objects are put into ``given``."""
     if isinstance(traces, pd.DataFrame):
         require_columns(traces, "traces", ["trace_id"])
         traces = traces["trace_id"].tolist()
@@ -310,16 +345,15 @@ class Example:
 
 
 def examples(traces: Any = None, *, experiment: str | None = None) -> list[Example]:
-    """Traces as examples.
+    """Return traces as examples; ``traces`` is anything that `fetch_traces` takes.
 
-    ``traces`` is anything that `workbench.store.fetch_traces` takes. A trace without a root
-    span, or without inputs or outputs, has None there.
+    A trace without a root span, or without inputs or outputs, has None there.
     """
     return [as_example(trace) for trace in fetch_traces(traces, experiment=experiment)]
 
 
 def as_example(trace: Trace) -> Example:
-    """One MLflow trace, read as MLflow's own judges read it."""
+    """Return one MLflow trace as MLflow's own judges read it."""
     return Example(
         trace_id=trace.info.trace_id,
         inputs=resolve_inputs_from_trace(None, trace),
@@ -332,11 +366,5 @@ def as_example(trace: Trace) -> Example:
 def item_digest(
     example: Example, fields: Iterable[str] = ("inputs", "outputs", "expectations")
 ) -> str:
-    """SHA-256 of the example's content, the same in every process: 64 hexadecimal digits."""
-    return _digest({name: getattr(example, name) for name in fields})
-
-
-def _digest(content: Any) -> str:
-    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    """Return the SHA-256 of the example's content, the same in every process."""
+    return digest({name: getattr(example, name) for name in fields})

@@ -1,14 +1,14 @@
-"""Rows: which column is what, and which rows cannot be stored."""
+"""Columns: which is what, given as values or as text, and what they are called."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from workbench.errors import ArgumentError, TableError
+from workbench.errors import ArgumentError
+from workbench.store.columns import parse_names, parse_raters, require_columns
 from workbench.store.tables import read_rows
 
 
@@ -36,52 +36,6 @@ def test_a_column_a_list_and_a_dict_say_the_same(table: pd.DataFrame) -> None:
     assert (row.inputs, row.outputs) == ({"query": "b", "context": None}, {"answer": "y"})
 
 
-def test_empty_expectations_tags_and_labels_are_left_out(table: pd.DataFrame) -> None:
-    """A cell without a value makes no expectation, no tag and no label."""
-    rows = read_rows(
-        table,
-        inputs="q",
-        outputs="answer",
-        expectations="gold",
-        tags={"group": "id"},
-        labels={"ana": ("ana", "why"), "bo": "ana"},
-    )
-    assert [row.expectations for row in rows] == [{"gold": "g"}, {}]
-    assert [row.tags for row in rows] == [{"group": "7"}, {"group": "8"}]
-    assert rows[0].labels == {"ana": ("good", "because"), "bo": ("good", None)}
-    assert rows[1].labels == {}
-
-
-def test_all_bad_rows_are_listed_with_their_reasons() -> None:
-    """Each cell that cannot be stored is named by row and column, all in one error."""
-    table = pd.DataFrame(
-        {
-            "q": ["a", None, b"x", "d", "e", {"n": math.inf}],
-            "o": ["x", "y", "z", math.nan, "", "w"],
-            "tag": ["t", "t", "t", "t", "t" * 8001, "\ud800"],
-            "ana": ["good", "good", "good", "good", object(), "good"],
-            "why": ["", "", "", "", "", "\ud800"],
-        },
-        dtype=object,
-    )
-    with pytest.raises(TableError, match="5 of 6 rows") as caught:
-        read_rows(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
-    assert caught.value.rows == [
-        (1, "no inputs (column 'q' is empty)"),
-        (2, "column 'q' holds a value of type bytes"),
-        (3, "no outputs (column 'o' is empty)"),
-        (4, "tag 'tag' is longer than 8000 characters"),
-        (4, "label of 'ana': the value is a value of type object"),
-        (5, "column 'q' holds an infinite number"),
-        (5, "tag 'tag' holds half of a surrogate pair"),
-        (
-            5,
-            "label of 'ana': the rationale holds half of a surrogate pair, which MLflow cannot "
-            "store here",
-        ),
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -104,3 +58,53 @@ def test_wrong_columns_are_named(
     """A column or key that does not do is an error that names the argument."""
     with pytest.raises(ArgumentError, match=message):
         read_rows(table, **{"inputs": "q", "outputs": "answer", **arguments})
+
+
+def test_a_missing_column_names_those_that_exist() -> None:
+    """The error lists the columns and the one that was probably meant."""
+    table = pd.DataFrame({"Question": ["q"], "answer": ["a"]})
+    with pytest.raises(ArgumentError, match=r"did you mean 'Question'\?.*'Question', 'answer'"):
+        require_columns(table, "inputs", ["question"])
+    with pytest.raises(ArgumentError, match="2 columns named 'a'"):
+        require_columns(pd.DataFrame([[1, 2]], columns=["a", "a"]), "inputs", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, []),
+        ("", []),
+        ("  ", []),
+        (" a , b c ", ["a", "b c"]),
+        (["a, b", "c"], ["a, b", "c"]),
+        ('["a, b", "c"]', ["a, b", "c"]),
+        ("[odd] name", ["[odd] name"]),
+        (7, ["7"]),
+    ],
+)
+def test_names_are_read_from_text_lists_and_json(given: Any, names: list[str]) -> None:
+    assert parse_names("inputs", given) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "raters"),
+    [
+        (None, {}),
+        ("ana", {"ana": ("ana", None)}),
+        ("ana + why", {"ana": ("ana", "why")}),
+        ("Ana B.: rating + why, ben: r2", {"Ana B.": ("rating", "why"), "ben": ("r2", None)}),
+        ({"ana": "a: b", "ben": ["c, d", "e+f"]}, {"ana": ("a: b", None), "ben": ("c, d", "e+f")}),
+        ('{"ana": ["a: b", "c"]}', {"ana": ("a: b", "c")}),
+    ],
+)
+def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, Any]) -> None:
+    assert parse_raters("annotators", given) == raters
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ana:", ": rating", "ana: rating +", "ana, ana: other", "ana: a + b + c", "{broken", ","],
+)
+def test_raters_that_cannot_be_read_are_named(given: str) -> None:
+    with pytest.raises(ArgumentError, match=r"^annotators"):
+        parse_raters("annotators", given)

@@ -1,0 +1,156 @@
+"""The SQLite file of a store is made whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from workbench.errors import StoreError
+from workbench.store.database import prepare_database
+
+
+@pytest.fixture
+def whole(_empty_store: Path) -> Path:
+    """A database with all tables."""
+    return _empty_store
+
+
+@pytest.fixture
+def create(whole: Path) -> Callable[[Path], None]:
+    """Makes a database in no time, where MLflow takes ten seconds."""
+
+    def copy(path: Path) -> None:
+        shutil.copy(whole, path)
+
+    return copy
+
+
+def never(path: Path) -> None:
+    raise AssertionError("nothing was to be made")
+
+
+def uri(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as database:
+        return {row[0] for row in database.execute("SELECT name FROM sqlite_master")}
+
+
+def half_made(path: Path, whole: Path, *statements: str) -> None:
+    """What is left where MLflow is stopped while it makes its tables."""
+    shutil.copy(whole, path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'an earlier one'")
+        database.execute("DROP TABLE label_schemas")
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+    long_ago = time.time() - 60
+    os.utime(path, (long_ago, long_ago))
+
+
+def test_a_missing_database_is_made_and_left_alone_from_then_on(
+    tmp_path: Path, create: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "new" / "mlflow.db"
+    prepare_database(uri(path), create=create)
+    assert "experiments" in tables(path)
+    prepare_database(uri(path), create=never)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_stopped_leaves_nothing_half_made(
+    tmp_path: Path, create: Callable[[Path], None]
+) -> None:
+    """Whatever was made until then is not under the store's name, and goes."""
+    path = tmp_path / "mlflow.db"
+
+    def stopped(made: Path) -> None:
+        made.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_database(uri(path), create=stopped)
+    assert list(tmp_path.iterdir()) == []
+    # A process that was killed could not clean up; the next one does, once it is old.
+    killed = tmp_path / ".mlflow.db.abc"
+    killed.mkdir()
+    os.utime(killed, (0, 0))
+    prepare_database(uri(path), create=create)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_half_made_database_without_data_is_made_again(
+    tmp_path: Path, whole: Path, create: Callable[[Path], None], empty: bool
+) -> None:
+    """It is set aside, and the store can be used."""
+    path = tmp_path / "mlflow.db"
+    half_made(path, whole)
+    if empty:
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    prepare_database(uri(path), create=create)
+    assert "label_schemas" in tables(path)
+    assert path.with_name("mlflow.db.incomplete").exists()
+    mlflow.set_tracking_uri(uri(path))
+    assert [e.name for e in mlflow.search_experiments()] == ["Default"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO experiments (experiment_id, name) VALUES (7, 'somebody')",
+        "INSERT INTO registered_models (name) VALUES ('judge')",
+    ],
+)
+def test_a_database_with_data_is_left_to_mlflow(
+    tmp_path: Path, whole: Path, statement: str
+) -> None:
+    """An older version's database is somebody's work."""
+    path = tmp_path / "mlflow.db"
+    half_made(path, whole, statement)
+    before = path.read_bytes()
+    prepare_database(uri(path), create=never)
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE recipes (name TEXT)")
+    prepare_database(uri(path), create=never)
+    path.write_text("no database at all" * 100)
+    with pytest.raises(StoreError, match="cannot be read as an SQLite database"):
+        prepare_database(uri(path), create=never)
+
+
+def test_a_database_that_another_process_made_meanwhile_is_kept(
+    tmp_path: Path, create: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "mlflow.db"
+
+    def slower(made: Path) -> None:
+        create(made)
+        create(path)
+        mlflow.set_tracking_uri(uri(path))
+        mlflow.create_experiment("theirs")
+
+    prepare_database(uri(path), create=slower)
+    assert mlflow.get_experiment_by_name("theirs") is not None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("other", ["http://localhost:5000", "sqlite://", "sqlite:///:memory:"])
+def test_other_stores_are_left_alone(other: str) -> None:
+    prepare_database(other, create=never)

@@ -1,0 +1,242 @@
+"""Tables of ratings written as MLflow feedback, each row once.
+
+Human labels and recorded verdicts of a judge are the same to the store; they differ in their
+source. `workbench.log_labels` and `workbench.log_verdicts` call this module.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Assessment, Feedback, TraceInfo
+
+from workbench.formatting import html_table
+from workbench.scale import Scale, is_missing
+from workbench.store.assessments import (
+    AFTER_VERDICT_KEY,
+    DECISION_KEY,
+    content_id,
+    log_assessments,
+    make_feedback,
+    now_ms,
+    signature,
+)
+from workbench.store.cells import check_text, rating_problem, read_rating
+from workbench.store.columns import require_columns
+from workbench.store.tables import raise_bad_rows, read_table
+from workbench.store.traces import fetch_traces
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What became of a table of labels or verdicts.
+
+    Attributes
+    ----------
+    name
+        The name under which they are stored.
+    written
+        Rows written now.
+    present
+        Rows that were in the store already.
+    skipped
+        Rows that hold nothing to write: ``row`` (counted from 0), ``reason``.
+    replaced
+        Traces on which what was written now replaces another rating by the same source.
+    """
+
+    name: str
+    written: int
+    present: int
+    skipped: pd.DataFrame
+    replaced: int = 0
+
+    def __repr__(self) -> str:
+        text = f"{self.name!r}: {self.written} written, {self.present} already there"
+        text += f", {self.replaced} replaced" if self.replaced else ""
+        reasons = Counter(self.skipped["reason"].tolist())
+        return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
+
+    def _repr_html_(self) -> str:
+        counts = pd.DataFrame(
+            [(self.written, self.replaced, self.present, len(self.skipped))],
+            columns=["written", "of these replacing another", "already there", "skipped"],
+            index=[self.name],
+        )
+        html = html_table(counts)
+        if len(self.skipped):
+            html += html_table(self.skipped, index=False, max_rows=10)
+        return html
+
+
+def log_feedback_table(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    source_type: str,
+    source_id: str,
+    value: str,
+    rationale: str | None = None,
+    metadata: dict[str, str] | None = None,
+    scale: Scale | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write a table of ratings as feedback, one a row, none twice.
+
+    Parameters
+    ----------
+    table
+        DataFrame or file (see `read_table`) with a ``trace_id`` column.
+    name
+        Name of the feedback; the judge's name.
+    source_type, source_id
+        ``"HUMAN"`` or ``"LLM_JUDGE"``, and who.
+    value, rationale
+        Columns. A row without a value is skipped and listed; the value is kept as given.
+    metadata
+        Put on each assessment.
+    scale
+        When given, all values must lie on it.
+
+    Returns
+    -------
+    Logged
+        A row is *present*, and not written, when it equals the source's latest valid feedback
+        under that name, value and rationale; so repeating a call writes nothing, and a value that
+        was changed in between is changed back. Several rows by one source on one trace follow one
+        another, the last being the latest; those that already end what is stored are present, so
+        a call that was killed can be run again.
+
+    Raises
+    ------
+    ArgumentError
+        For missing columns and empty names.
+    TableError
+        For values that cannot be stored or lie off the scale; nothing is written.
+    StoreError
+        For unknown trace ids (nothing is written), or when the store fails midway.
+    """
+    check_text("name", name)
+    check_text("source", source_id)
+    rows, skipped = _read_ratings(read_table(table), value, rationale, scale)
+    given: dict[str, list[Feedback]] = {}
+    for trace_id, rating, because in rows:
+        feedback = make_feedback(
+            trace_id,
+            name,
+            rating,
+            source_type=source_type,
+            source_id=source_id,
+            rationale=because,
+            metadata=metadata,
+        )
+        given.setdefault(trace_id, []).append(feedback)
+    start = now_ms()
+    new: list[Feedback] = []
+    replaced = 0
+    for trace in fetch_traces(list(given), spans=False):
+        feedbacks = given[trace.info.trace_id]
+        earlier = _valid_by_same_source(feedbacks[0], trace.info)
+        missing = _not_stored(feedbacks, earlier, trace.info, start)
+        new += missing
+        replaced += bool(missing and earlier and not _same(earlier[-1], missing[-1]))
+    written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
+    listed = pd.DataFrame(skipped, columns=["row", "reason"])
+    return Logged(name, written, len(rows) - written, listed, replaced)
+
+
+def _read_ratings(
+    table: pd.DataFrame, value: str, rationale: str | None, scale: Scale | None
+) -> tuple[list[tuple[str, Any, str | None]], list[tuple[int, str]]]:
+    """Return (trace id, value, rationale) of each row that has them, and the rows that do not."""
+    require_columns(table, "trace_id", ["trace_id"])
+    require_columns(table, "value", [value])
+    if rationale is not None:
+        require_columns(table, "rationale", [rationale])
+    rows: list[tuple[str, Any, str | None]] = []
+    skipped: list[tuple[int, str]] = []
+    bad: list[tuple[int, str]] = []
+    reasons = table[rationale].tolist() if rationale is not None else [None] * len(table)
+    cells = zip(table["trace_id"].tolist(), table[value].tolist(), reasons, strict=True)
+    for row, (trace_id, raw, because) in enumerate(cells):
+        if is_missing(trace_id):
+            skipped.append((row, "without a trace_id"))
+        elif is_missing(raw):
+            skipped.append((row, "without a value"))
+        elif problem := rating_problem(raw, because, scale):
+            bad.append((row, problem))
+        else:
+            rows.append((str(trace_id), *read_rating(raw, because)))
+    raise_bad_rows(bad, len(table), "logged")
+    return rows, skipped
+
+
+def _valid_by_same_source(new: Feedback, info: TraceInfo) -> list[Assessment]:
+    """Return the valid feedback on the trace that ``new`` would replace, the latest last."""
+    return sorted(
+        (a for a in info.assessments if _is_replaced_by(new, a)),
+        key=lambda a: (a.create_time_ms or 0, a.assessment_id or ""),
+    )
+
+
+def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
+    before, after = stored.metadata or {}, new.metadata or {}
+    return (
+        isinstance(stored, Feedback)
+        and stored.name == new.name
+        and stored.valid is not False
+        and stored.feedback.error is None
+        and str(stored.source.source_type) == str(new.source.source_type)
+        and stored.source.source_id == new.source.source_id
+        # A decision of the same person is no label of theirs.
+        and before.get(DECISION_KEY) == after.get(DECISION_KEY)
+        # A label given after its author saw the verdict never replaces one given blind.
+        and is_after_verdict(before) == is_after_verdict(after)
+        and all(before.get(key) == value for key, value in after.items())
+    )
+
+
+def _not_stored(
+    given: Sequence[Feedback], stored: Sequence[Assessment], info: TraceInfo, start: int
+) -> list[Feedback]:
+    """Return those of one source's successive ratings of a trace that must still be written.
+
+    They get times after all that is stored, and ids of their own.
+    """
+    wanted = _without_repeats(given)
+    there = [signature(a) for a in _without_repeats(stored)]
+    signatures = [signature(feedback) for feedback in wanted]
+    # What a call wrote before it was killed, or all of it, ends what is stored.
+    overlap = max(k for k in range(len(wanted) + 1) if there[len(there) - k :] == signatures[:k])
+    times = Counter(signature(a) for a in info.assessments)
+    ids = {a.assessment_id for a in info.assessments}
+    earliest = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
+    for number, feedback in enumerate(wanted[overlap:]):
+        occurrence = times[signature(feedback)]
+        # An id is also taken by what was edited since and has another content now.
+        while (key := content_id(feedback, occurrence)) in ids:
+            occurrence += 1
+        feedback.assessment_id = key
+        ids.add(key)
+        times[signature(feedback)] += 1
+        feedback.create_time_ms = feedback.last_update_time_ms = earliest + number
+    return wanted[overlap:]
+
+
+def _without_repeats(items: Sequence[Any]) -> list[Any]:
+    """Return of equal ratings in a row the first."""
+    return [one for k, one in enumerate(items) if k == 0 or not _same(items[k - 1], one)]
+
+
+def _same(one: Assessment, other: Assessment) -> bool:
+    return signature(one) == signature(other)
+
+
+def is_after_verdict(metadata: Mapping[str, str]) -> bool:
+    """Whether metadata marks feedback whose author had seen the judge's verdict."""
+    return str(metadata.get(AFTER_VERDICT_KEY, "")).lower() == "true"
