@@ -201,16 +201,16 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty store, copied for each test since migrations take seconds."""
     import mlflow
 
+    from workbench.store.database import prepare_database
+
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     path = root / "empty" / "mlflow.db"
     with FileLock(root / "empty.lock"):
         if not path.exists():
-            making = root / "making" / "mlflow.db"
-            making.parent.mkdir()
-            mlflow.set_tracking_uri(f"sqlite:///{making}")
+            prepare_database(f"sqlite:///{path}")
+            mlflow.set_tracking_uri(f"sqlite:///{path}")
             mlflow.search_experiments()
-            making.parent.rename(path.parent)
     return path
 
 

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from loopback import UNKNOWN_MODEL, Loopback
 from mlflow.entities import Feedback
+from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.scorers import Correctness, RelevanceToQuery, RetrievalGroundedness
+from mlflow.tracing.client import TracingClient
 
 from workbench import (
     alignment_improvement,
@@ -37,7 +39,6 @@ from workbench.errors import (
 )
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY
-from workbench.store.assessments import _write_all
 
 Start = Callable[..., Loopback]
 GRADES = Literal["excellent", "good", "fair", "poor"]
@@ -339,15 +340,15 @@ def test_a_store_that_fails_is_told(
     traces(40)
     server = loopback(latency=0.02)
     judge = judge_at(server.url)
-    write, count = _write_all, iter(range(1000))
+    write, count = TracingClient.log_assessment, iter(range(1000))
 
-    def broken(client: Any, batch: Any) -> int:
-        if next(count) >= 2:
-            raise StoreError("the disk is full")
-        return write(client, batch)
+    def broken(self: TracingClient, trace_id: str, assessment: Any) -> Any:
+        if next(count) >= 10:
+            raise MlflowException("the disk is full")
+        return write(self, trace_id, assessment)
 
     with monkeypatch.context() as patched:
-        patched.setattr("workbench.store.assessments._write_all", broken)
+        patched.setattr(TracingClient, "log_assessment", broken)
         with pytest.raises(StoreError, match="the disk is full"):
             run(judge, concurrency=4)
     asked = server.requests

@@ -38,7 +38,7 @@ from workbench.store.schemas import (
     find_schema,
     make_schema,
     scale_of_question,
-    understood,
+    supported,
 )
 from workbench.store.traces import (
     discreet,
@@ -185,7 +185,7 @@ class ReviewQueue:
         new = [t.info.trace_id for t in fetched if t.info.trace_id not in there]
         api = _api()
         for start in range(0, len(new), _BATCH):
-            with understood("review queues"):
+            with supported("review queues"):
                 retrying(
                     api.add_items_to_review_queue,
                     self.queue_id,
@@ -300,7 +300,7 @@ class ReviewQueue:
         api = _api()
         found: dict[str, Any] = {}
         token = None
-        with understood("review queues"):
+        with supported("review queues"):
             while True:
                 page = api.list_review_queue_items(
                     self.queue_id, max_results=_PAGE, page_token=token
@@ -560,10 +560,10 @@ def review_queue(
                 f"There is no review queue {name!r} in experiment {where} (there are: {known}). "
                 "To make it, give its questions: judges or names of label schemas."
             )
-        with understood("review queues"):
+        with supported("review queues"):
             found = _made(api, name, where, [one.schema_id for one in schemas])
     elif schemas and {one.schema_id for one in schemas} != set(found.schema_ids):
-        with understood("review queues"):
+        with supported("review queues"):
             try:
                 api.update_review_queue(
                     found.queue_id, schema_ids=[one.schema_id for one in schemas]
@@ -576,7 +576,7 @@ def review_queue(
     if team is not None and str(found.queue_type) != "user":
         users = list(team) if len(team) <= MAX_USERS else []
         if [folded(one) for one in users] != found.users:
-            with understood("review queues"):
+            with supported("review queues"):
                 api.update_review_queue(found.queue_id, users=users)
     there = _settings(where, found)
     given: dict[str, Any] = {
@@ -605,13 +605,13 @@ def _api() -> Any:
     try:
         from mlflow.genai import review_queues
     except ImportError:  # pragma: no cover - older than what the workbench asks for
-        with understood("review queues"):
+        with supported("review queues"):
             raise NotImplementedError from None
     return review_queues
 
 
 def _find(name: str, experiment_id: str) -> Any:
-    with understood("review queues"):
+    with supported("review queues"):
         try:
             return _api().get_review_queue(name=name, experiment_id=experiment_id)
         except MlflowException as error:
@@ -621,12 +621,12 @@ def _find(name: str, experiment_id: str) -> Any:
 
 
 def _queue(queue_id: str) -> Any:
-    with understood("review queues"):
+    with supported("review queues"):
         return _api().get_review_queue(queue_id)
 
 
 def _every(experiment_id: str) -> list[Any]:
-    with understood("review queues"):
+    with supported("review queues"):
         return list(_api().list_review_queues(experiment_id=experiment_id, max_results=100))
 
 

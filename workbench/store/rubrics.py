@@ -1,12 +1,11 @@
 """Rubrics: what a question asks people to look at, in versions, shared by all on the store.
 
-A rubric lies in MLflow's prompt registry, where its versions can be read and compared in MLflow's
-own page too: one prompt an experiment and question. Nothing of it is ever overwritten, and the
-registry numbers the versions, so two people who edit at the same moment make two versions.
+A rubric lies in MLflow's prompt registry, one prompt an experiment and question, so its versions
+can be read and compared in MLflow's own page too. Nothing is ever overwritten, and the registry
+numbers the versions, so two people who edit at the same moment make two versions.
 
-A label records the version under which it was made (`workbench.feedback.RUBRIC_KEY`). One that
-records none, given in MLflow's page or by a script, was made under the version that was in force
-at the time.
+A label records the version under which it was made (`RUBRIC_KEY`). One that records none, given
+in MLflow's page or by a script, was made under the version in force at the time.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import html_table
-from workbench.store.cells import has_lone_surrogate
 from workbench.store.labels import Label, folded, label_records, latest_records
 from workbench.store.traces import (
     address,
@@ -39,9 +37,7 @@ MAX_LENGTH: Final = 100_000
 
 
 _NAME_TAG: Final = "workbench.rubric"
-
 _AUTHOR_TAG: Final = "workbench.by"
-
 _PAGE: Final = 100
 
 
@@ -71,10 +67,8 @@ class Rubric:
     created_ms: int = 0
 
     def __repr__(self) -> str:
-        said_by = f" by {self.by}" if self.by else ""
-        return (
-            f"<Rubric {self.name!r} version {self.version}{said_by}: {len(self.text)} characters>"
-        )
+        by = f" by {self.by}" if self.by else ""
+        return f"<Rubric {self.name!r} version {self.version}{by}: {len(self.text)} characters>"
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,9 +84,9 @@ class RubricHistory:
         return self.versions[-1] if self.versions else None
 
     def version_of(self, label: Label) -> int:
-        """The version under which a label was made; 0 where it was made before there was one.
+        """Return the version under which a label was made; 0 if there was none yet.
 
-        What the label records counts, else which version was in force when it was given.
+        It is the one that the label records, else the one in force when it was given.
         """
         if label.rubric_version is not None:
             return label.rubric_version
@@ -101,7 +95,7 @@ class RubricHistory:
         )
 
     def is_earlier(self, label: Label) -> bool:
-        """Whether a label was made under a rubric that read differently from the current one."""
+        """Whether a label was made under a text that differs from the current one."""
         if self.current is None:
             return False
         version = self.version_of(label)
@@ -173,23 +167,16 @@ def set_rubric(
     ... )  # doctest: +SKIP
     <Rubric 'answer_quality' version 1 by ana: 29 characters>
     """
-    _check_name(name)
+    check_text("name", name)
     text = _checked(text)
     where = find_experiment_id(experiment)
     current = _history(name, where).current
     if current is not None and current.text == text:
         return current
     tags = {_NAME_TAG: name, **({_AUTHOR_TAG: by} if by else {})}
-    try:
-        version = _write(_prompt_name(name, where), text, note, tags)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        # Someone else has made the prompt since it was looked for; now it is there.
-        version = _write(_prompt_name(name, where), text, note, tags)
-    # Someone else may have written the same text at the same moment: one version counts.
-    history = _history(name, where)
-    counted = [v for v in history if v.version <= version]
+    version = _write(_prompt_name(name, where), text, note, tags)
+    # Where someone else wrote the same text at the same moment, the earlier version counts.
+    counted = [v for v in _history(name, where) if v.version <= version]
     if not counted:
         raise StoreError(f"The rubric of {name!r} was written to {address()} but is not there.")
     return counted[-1]
@@ -199,7 +186,7 @@ def set_rubric(
 def rubric(
     name: str, version: int | None = None, *, experiment: str | None = None
 ) -> Rubric | None:
-    """The rubric of a question, the current version by default; None where there is none.
+    """Return the rubric of a question, the current version by default; None if there is none.
 
     Raises
     ------
@@ -220,11 +207,11 @@ def rubric(
 
 @discreet()
 def rubric_history(name: str, *, experiment: str | None = None) -> RubricHistory:
-    """All versions of a question's rubric; empty where none was ever set.
+    """Return all versions of a question's rubric; empty where none was ever set.
 
     ``experiment`` is a name or id, the active experiment by default.
     """
-    _check_name(name)
+    check_text("name", name)
     return _history(name, find_experiment_id(experiment, create=False))
 
 
@@ -235,12 +222,12 @@ def earlier_labels(
     annotator: str | None = None,
     experiment: str | None = None,
 ) -> pd.DataFrame:
-    """The labels that were made under an earlier rubric than the current one.
+    """Return the labels that were made under an earlier rubric than the current one.
 
-    A label counts as such if the rubric reads differently now: one that was made under a text
-    which was changed and changed back is as good as new. It no longer does once its annotator
-    has answered again under the current rubric, also after seeing the verdict: such an answer
-    stays beside the first label, which agreement is measured on, and is kept as a change of it.
+    A label counts as such if the rubric's text differs now; one made under a text that was
+    changed and changed back does not. It no longer counts once its annotator has answered again
+    under the current rubric, even after seeing the verdict: such an answer is stored beside the
+    first label, on which agreement is measured.
 
     Parameters
     ----------
@@ -291,9 +278,22 @@ def _prompt_name(name: str, experiment_id: str) -> str:
 
 
 def _write(prompt: str, text: str, note: str, tags: dict[str, str]) -> int:
-    write = _client().register_prompt
-    made = retrying(write, prompt, text, commit_message=note or None, tags=dict(tags))
-    return int(made.version)
+    """Write a version, and make the prompt where it is the first."""
+
+    def write() -> int:
+        return int(
+            _client()
+            .register_prompt(prompt, text, commit_message=note or None, tags=dict(tags))
+            .version
+        )
+
+    try:
+        return retrying(write)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Someone else has made the prompt at the same moment.
+        return retrying(write)
 
 
 def _history(name: str, experiment_id: str) -> RubricHistory:
@@ -330,19 +330,11 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
     return RubricHistory(name, tuple(kept))
 
 
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not name.strip():
-        raise ArgumentError(f"name={name!r} must be a non-empty text: the judge's name.")
-
-
 def _checked(given: Any) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise ArgumentError(f"text={given!r} must be a non-empty text.")
-    text = given.strip()
+    check_text("text", given)
+    text = str(given).strip()
     if len(text) > MAX_LENGTH:
         raise ArgumentError(
             f"text has {len(text):,} characters; a rubric takes at most {MAX_LENGTH:,}."
         )
-    if has_lone_surrogate(text):
-        raise ArgumentError("text holds half of a surrogate pair, which cannot be stored.")
     return text

@@ -1,7 +1,7 @@
 """MLflow's label schemas: the questions that MLflow's own page asks, as rating scales and back.
 
 A schema belongs to an experiment and bears the name under which its answers are stored, which is
-the judge's name. MLflow has them from 3.14 on and calls them experimental.
+the judge's name. MLflow calls them experimental.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.genai import label_schemas
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale, scale_of
@@ -25,61 +26,53 @@ if TYPE_CHECKING:
 MAX_INSTRUCTION: Final = 1000
 """Characters of a schema's instruction that MLflow takes."""
 
-
 _MAX_OPTIONS: Final = 10
-
 _MAX_OPTION: Final = 64
-
 _PAGE: Final = 100
 
 
 @discreet()
 def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | None:
-    """The label schema of a name; None where the experiment has none, or the store no schemas."""
-    api = _api()
-    if api is None:
-        return None
+    """Return the label schema of a name; None where there is none, or the store has no schemas."""
     where = find_experiment_id(experiment, create=False)
     try:
-        return api.get_label_schema(name, experiment_id=where)
+        return label_schemas.get_label_schema(name, experiment_id=where)
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or _is_unknown_to_the_store(error):
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or _is_unsupported(error):
             return None
         raise
     except NotImplementedError:
         return None
 
 
-@discreet()
 def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
-    """The experiment's label schemas that ask for feedback, oldest first.
+    """Return the experiment's label schemas that ask for feedback, oldest first.
 
     MLflow's own default question, a free comment, is not among them.
 
     Raises
     ------
     StoreError
-        Where MLflow or the store has no label schemas.
+        Where the store has no label schemas.
     """
     return [one for one in every_schema(experiment=experiment) if asks_for_feedback(one)]
 
 
 @discreet()
 def every_schema(*, experiment: str | None = None) -> list[LabelSchema]:
-    """All label schemas of the experiment but MLflow's default question, oldest first.
+    """Return all label schemas of the experiment but MLflow's default question, oldest first.
 
     Raises
     ------
     StoreError
-        Where MLflow or the store has no label schemas.
+        Where the store has no label schemas.
     """
-    api = needed_api()
     where = find_experiment_id(experiment, create=False)
     found: list[LabelSchema] = []
     token = None
-    with understood("label schemas"):
+    with supported("label schemas"):
         while True:
-            page = api.list_label_schemas(where, max_results=_PAGE, page_token=token)
+            page = label_schemas.list_label_schemas(where, max_results=_PAGE, page_token=token)
             found.extend(page)
             token = page.token
             if not token:
@@ -94,12 +87,19 @@ def asks_for_feedback(schema: LabelSchema) -> bool:
 
 
 def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:
-    """The rating scale of the label schema of a name; None where none tells it."""
+    """Return the rating scale of the label schema of a name; None where there is none."""
     schema = find_schema(name, experiment=experiment)
     try:
         return None if schema is None else Scale.from_schema(schema)
     except ArgumentError:  # several values at once: no scale of single ratings
         return None
+
+
+def scale_of_question(question: Judge | str, *, experiment: str | None = None) -> Scale | None:
+    """Return the scale of a judge's value type, else that of the label schema of its name."""
+    if isinstance(question, str):
+        return schema_scale(question, experiment=experiment)
+    return scale_of(question) or schema_scale(question.name, experiment=experiment)
 
 
 @discreet()
@@ -110,7 +110,7 @@ def make_schema(
     instruction: str = "",
     experiment: str | None = None,
 ) -> LabelSchema:
-    """The label schema of a name, made where there is none.
+    """Return the label schema of a name, made where there is none.
 
     Parameters
     ----------
@@ -127,16 +127,15 @@ def make_schema(
     ArgumentError
         For a scale that no schema holds, and for a schema of that name with another scale.
     StoreError
-        Where MLflow or the store has no label schemas.
+        Where the store has no label schemas.
     """
-    api = needed_api()
     where = find_experiment_id(experiment)
     text = _cut(instruction.strip())
     schema = find_schema(name, experiment=where)
-    if schema is None:
-        with understood("label schemas"):
+    with supported("label schemas"):
+        if schema is None:
             try:
-                return api.create_label_schema(
+                return label_schemas.create_label_schema(
                     name,
                     type="feedback",
                     input=_input_of(name, scale),
@@ -145,56 +144,40 @@ def make_schema(
                     experiment_id=where,
                 )
             except MlflowException as error:
+                # Someone else may have made it since it was looked for.
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-        # Someone else has made it since it was looked for.
-        schema = find_schema(name, experiment=where)
-        assert schema is not None
-    _check_same(schema, scale)
-    if text and text != (schema.instruction or ""):
-        with understood("label schemas"):
-            schema = api.update_label_schema(schema.schema_id, instruction=text)
+            schema = label_schemas.get_label_schema(name, experiment_id=where)
+        _check_same(schema, scale)
+        if text and text != (schema.instruction or ""):
+            schema = label_schemas.update_label_schema(schema.schema_id, instruction=text)
     return schema
 
 
-def scale_of_question(question: Judge | str, *, experiment: str | None = None) -> Scale | None:
-    """The scale that a judge's type tells, else that of the label schema of its name."""
-    if isinstance(question, str):
-        return schema_scale(question, experiment=experiment)
-    return scale_of(question) or schema_scale(question.name, experiment=experiment)
-
-
-# -- between scales and inputs --------------------------------------------------------------
-
-
 def _input_of(name: str, scale: Scale | None) -> Any:
-    api = needed_api()
+    """Return what MLflow's page shows for a scale."""
     if scale is None:
-        return api.InputText()
+        return label_schemas.InputText()
     if scale.kind == "numeric":
-        return api.InputNumeric(min_value=scale.low, max_value=scale.high)
+        return label_schemas.InputNumeric(min_value=scale.low, max_value=scale.high)
     if scale.values == (False, True):
-        return api.InputPassFail(positive_label="Yes", negative_label="No")
+        return label_schemas.InputPassFail(positive_label="Yes", negative_label="No")
     options = [str(value) for value in scale.values]
     if scale.kind == "binary":
         options.reverse()  # the positive one first, which is how it is read again
-    if len(options) > _MAX_OPTIONS or max(map(len, options)) > _MAX_OPTION:
+    longest = max(map(len, options))
+    if len(options) > _MAX_OPTIONS or longest > _MAX_OPTION:
         raise ArgumentError(
-            f"The scale of {name!r} has {len(options)} values, the longest of "
-            f"{max(map(len, options))} characters. A label schema of MLflow takes at most "
-            f"{_MAX_OPTIONS} of at most {_MAX_OPTION}."
+            f"The scale of {name!r} has {len(options)} values, the longest of {longest} "
+            f"characters. A label schema of MLflow takes at most {_MAX_OPTIONS} of at most "
+            f"{_MAX_OPTION}."
         )
-    return api.InputCategorical(options=options)
+    return label_schemas.InputCategorical(options=options)
 
 
 def _check_same(schema: LabelSchema, scale: Scale | None) -> None:
     there = Scale.from_schema(schema)
-    if (there is None) == (scale is None) and (
-        there is None
-        or scale is None
-        or (there.kind == scale.kind == "numeric")
-        or sorted(map(_folded, there.values)) == sorted(map(_folded, scale.values))
-    ):
+    if _values(there) == _values(scale):
         return
     raise ArgumentError(
         f"The label schema {schema.name!r} is there already, with another scale: "
@@ -204,8 +187,9 @@ def _check_same(schema: LabelSchema, scale: Scale | None) -> None:
     )
 
 
-def _folded(value: Any) -> str:
-    return str(value).strip().casefold()
+def _values(scale: Scale | None) -> list[str] | None:
+    """Return what two schemas must have in common: the values, none for numbers."""
+    return scale and sorted(str(value).strip().casefold() for value in scale.values)
 
 
 def _cut(text: str) -> str:
@@ -215,46 +199,21 @@ def _cut(text: str) -> str:
     return text[: MAX_INSTRUCTION - len(mark)] + mark
 
 
-# -- whether MLflow has them ----------------------------------------------------------------
-
-
-def _api() -> Any:
-    try:
-        from mlflow.genai import label_schemas
-    except ImportError:  # pragma: no cover - older than what the workbench asks for
-        return None
-    return label_schemas if hasattr(label_schemas, "list_label_schemas") else None
-
-
-def needed_api() -> Any:
-    """MLflow's module of label schemas; `StoreError` where it has none."""
-    api = _api()
-    if api is None:  # pragma: no cover - older than what the workbench asks for
-        raise StoreError(_too_old("label schemas"))
-    return api
-
-
 @contextmanager
-def understood(what: str) -> Iterator[None]:
-    """Say it plainly where the store, a server of an older version say, does not know them."""
+def supported(what: str) -> Iterator[None]:
+    """Raise a `StoreError` where the store, such as an older server, does not have ``what``."""
     try:
         yield
-    except NotImplementedError:
-        raise StoreError(_too_old(what)) from None
-    except MlflowException as error:
-        if not _is_unknown_to_the_store(error):
+    except (NotImplementedError, MlflowException) as error:
+        if isinstance(error, MlflowException) and not _is_unsupported(error):
             raise
-        raise StoreError(_too_old(what)) from None
+        raise StoreError(
+            f"There are no {what} in {address()} with MLflow {mlflow.__version__}. They need "
+            "MLflow 3.14 or later, here and on the server, and a database or a server as store."
+        ) from None
 
 
-def _is_unknown_to_the_store(error: MlflowException) -> bool:
+def _is_unsupported(error: MlflowException) -> bool:
     return error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED") or (
         "failed with error code 404 !=" in str(error)
-    )
-
-
-def _too_old(what: str) -> str:
-    return (
-        f"There are no {what} in {address()} with MLflow {mlflow.__version__}. They need "
-        "MLflow 3.14 or later, here and on the server, and a database or a server as store."
     )

@@ -28,7 +28,7 @@ from mlflow.tracing.client import TracingClient
 from workbench import compat
 from workbench.credentials import scrubbed, shown_address
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
-from workbench.store.cells import digest
+from workbench.store.cells import digest, has_lone_surrogate
 from workbench.store.columns import require_columns
 
 PAGE = 500
@@ -245,8 +245,8 @@ def trace_infos(
         quoted = ",".join(f"'{i}'" for i in chunk)
         for info in _search(client, where, f"request_id IN ({quoted})"):
             found[info.trace_id] = info
-    missing = [i for i in ids if i not in found] if elsewhere else []
-    for chunk in _chunks(missing, _SPAN_BATCH):
+    others = [i for i in ids if i not in found and not has_lone_surrogate(i)]
+    for chunk in _chunks(others if elsewhere else [], _SPAN_BATCH):
         for info in client.store.batch_get_trace_infos(chunk):
             found[info.trace_id] = info
     return found
