@@ -189,7 +189,9 @@ def _check_same(schema: LabelSchema, scale: Scale | None) -> None:
 
 def _values(scale: Scale | None) -> list[str] | None:
     """Return what two schemas must have in common: the values, none for numbers."""
-    return scale and sorted(str(value).strip().casefold() for value in scale.values)
+    if scale is None:
+        return None
+    return sorted(str(value).strip().casefold() for value in scale.values)
 
 
 def _cut(text: str) -> str:
