@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench
-from workbench.models.offline.features import Text, numbers
-from workbench.models.offline.learnt import EXAMPLES_HEADING, own_text
+from workbench.models.offline.features import Text, as_item, numbers
 from workbench.models.offline.prompts import (
+    EXAMPLES_HEADING,
     MOST_VALUES,
+    RULES_HEADING,
     Example,
     JudgePrompt,
     Section,
     number_range,
+    own_text,
     read_cases,
     read_examples,
     read_item,
@@ -31,8 +33,9 @@ from workbench.models.offline.prompts import (
     values_in_text,
 )
 from workbench.models.offline.reflect import fill, propose
-from workbench.models.offline.rubric import Ladder, as_item, judge, rate
-from workbench.models.offline.rules import Rule, read_rule, read_rules
+from workbench.models.offline.rubric import Ladder, judge, rate
+from workbench.models.offline.rules import read_rule, read_rules
+from workbench.simba import candidate
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.store.tables import read_table
 
@@ -41,13 +44,11 @@ LADDER = Ladder(("poor", "fair", "good", "excellent"), ordered=True)
 
 
 def judged(instructions: str, kind: Any = QUALITY, **item: Any) -> Any:
-    judge = workbench.make_judge(
+    """What a judge with the embedded model says, through MLflow and litellm."""
+    made = workbench.make_judge(
         "q", instructions, model="offline:/rubric", feedback_value_type=kind
     )
-    return judge(**item)
-
-
-ITEM = {"inputs": {"question": "How wide is it?"}, "outputs": "It is 40 cm wide."}
+    return made(**item)
 
 
 @pytest.mark.parametrize(
@@ -63,46 +64,63 @@ ITEM = {"inputs": {"question": "How wide is it?"}, "outputs": "It is 40 cm wide.
 )
 def test_verdicts_have_the_type_that_is_asked_for(kind: Any, allowed: set[Any]) -> None:
     """The embedded model answers with one of the allowed values, and a rationale."""
-    feedback = judged("Rate {{ outputs }} for {{ inputs }} from 1 to 5.", kind, **ITEM)
+    feedback = judged(
+        "Rate {{ outputs }} for {{ inputs }} from 1 to 5.",
+        kind,
+        inputs={"question": "How wide is it?"},
+        outputs="It is 40 cm wide.",
+    )
     assert feedback.value in allowed
     assert feedback.rationale
 
 
-def test_a_float_lies_in_the_range_that_is_named() -> None:
-    """A numeric judge stays on the scale that its instructions name."""
+def test_the_scale_is_that_of_the_instructions() -> None:
+    """Of a plain str the values are read from the text, of a number the range."""
     assert 0 <= judged("Score {{ outputs }} from 0 to 10.", float, outputs="abc").value <= 10
-
-
-def test_free_text_instructions_name_the_values() -> None:
-    """With a plain str type the values are read from the instructions."""
     text = "Rate {{ outputs }} as excellent, good, fair or poor."
     assert judged(text, str, outputs="Fine.").value in {"excellent", "good", "fair", "poor"}
+
+
+def test_an_unknown_embedded_model_is_an_error() -> None:
+    """offline:/other does not exist, and the message names the one that does."""
+    made = workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
+    with pytest.raises(Exception, match="offline:/rubric"):
+        made(outputs="x")
 
 
 def test_it_is_deterministic_across_processes() -> None:
     """The same prompt has the same answer in another process with another hash seed."""
     code = (
-        "import workbench, typing;"
-        "j = workbench.make_judge('q', 'Rate {{ outputs }} for {{ inputs }}.',"
-        " model='offline:/rubric', feedback_value_type=bool);"
-        "f = j(inputs={'question': 'How wide?'}, outputs='About 40 cm, a lovely thing!');"
-        "print(f.value, f.rationale)"
+        "import json, sys; from workbench.models.offline.prompts import JudgePrompt\n"
+        "from workbench.models.offline.rubric import judge\n"
+        "from workbench.models.offline.reflect import propose\n"
+        "item, inputs = json.load(sys.stdin)\n"
+        "print(judge(JudgePrompt('Rate.', (), 'bool', item)), *map(str, propose(inputs)))"
     )
+    item = {"inputs": "How wide?", "outputs": "About 40 cm, a lovely thing!"}
+    inputs = reflection(made_up_cases(40, seed=1), ["poor", "fair", "good"])
     other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    said = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", code],
+        input=json.dumps([item, inputs]),
         env={**os.environ, "PYTHONHASHSEED": other},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
-    judge = workbench.make_judge(
-        "q", "Rate {{ outputs }} for {{ inputs }}.", model="offline:/rubric",
-        feedback_value_type=bool,
-    )  # fmt: skip
-    here = judge(inputs={"question": "How wide?"}, outputs="About 40 cm, a lovely thing!")
-    assert said == f"{here.value} {here.rationale}\n"
+    here = [judge(JudgePrompt("Rate.", (), "bool", item)), *map(str, propose(inputs))]
+    assert printed == " ".join(map(str, here)) + "\n"
 
+
+def test_it_knows_nothing_of_the_sample_data() -> None:
+    """Nothing in the library holds the sample's queries."""
+    root = Path(workbench.__file__).parent
+    text = "\n".join(path.read_text() for path in root.rglob("*.py")).lower()
+    for query in read_table(root.parent / "data" / "shop_answers.csv")["query"].unique():
+        assert query.lower() not in text
+
+
+# -- rules ------------------------------------------------------------------------------------
 
 RULES = [
     'Start from "fair" and disregard length and friendliness.',
@@ -189,7 +207,7 @@ def test_hostile_items_cannot_add_rules() -> None:
     assert plain.value in {"poor", "fair"}
 
 
-# -- what is learnt is read as what it is -----------------------------------------------------
+# -- what is learned is read as what it is -----------------------------------------------------
 
 LOWER = "Lower the rating by three steps when the outputs have more than 0 words."
 LINE_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"]
@@ -199,6 +217,14 @@ def taught(outputs: Any, rating: str = "good", why: str = "", **rules_: Any) -> 
     """Instructions with one worked example, as the optimizer writes them."""
     example = WorkedExample("tr-1", (("outputs", outputs),), rating, why)
     return Candidate("Rate {{ outputs }}.", examples=(example,), **rules_).text
+
+
+def test_headings_are_those_that_simba_writes() -> None:
+    """SIMBA's candidates and the embedded model each name them, and must agree."""
+    assert (RULES_HEADING, EXAMPLES_HEADING) == (
+        candidate.RULES_HEADING,
+        candidate.EXAMPLES_HEADING,
+    )
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
@@ -422,19 +448,6 @@ def test_an_example_is_known_again_by_its_beginning() -> None:
         assert why in judge(JudgePrompt(text, ("poor", "good"), "literal", item))[1]
 
 
-def test_instructions_are_read_once_for_all_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rules and examples are the same for each of them."""
-    read: list[str] = []
-    real = read_rules
-    monkeypatch.setattr(
-        "workbench.models.offline.rubric.read_rules", lambda text: read.append(text) or real(text)
-    )
-    for n in range(5):
-        prompt = JudgePrompt("Read me once.", (), "str", {"outputs": f"text {n}"})
-        judge(prompt)
-    assert read == ["Read me once."]
-
-
 @settings(max_examples=40)
 @given(
     st.recursive(
@@ -462,7 +475,10 @@ def test_reference_answers_in_a_json_list_are_alternatives() -> None:
     assert gold.share_in(Text("It is in Paris, France")) == 1.0
 
 
-def _cases(n: int, seed: int) -> list[dict[str, Any]]:
+# -- reflection -------------------------------------------------------------------------------
+
+
+def made_up_cases(n: int, seed: int) -> list[dict[str, Any]]:
     """Items of a made-up trade: good answers name the batch, bad ones are noisy."""
     rng = random.Random(seed)
     cases = []
@@ -470,88 +486,64 @@ def _cases(n: int, seed: int) -> list[dict[str, Any]]:
         good = rng.random() < 0.5
         noise = " ".join(rng.choice(["mill", "gear", "belt", "axle"]) for _ in range(6))
         outputs = f"{noise} batch {rng.randrange(10, 99)}" if good else f"{noise} hurry!"
-        cases.append(
-            {
-                "inputs": {"part": noise},
-                "outputs": outputs,
-                "human_label": "good" if good else "poor",
-                "judge_verdict": "fair",
-            }
-        )
+        label = "good" if good else "poor"
+        item = {"inputs": {"part": noise}, "outputs": outputs}
+        cases.append({**item, "human_label": label, "judge_verdict": "fair"})
     return cases
 
 
-def _propose(cases: list[dict[str, Any]], values: list[str], ordered: bool) -> list[Rule]:
-    return propose(
-        {
-            "judge_instructions": "Rate {{ outputs }}.",
-            "allowed_values": json.dumps({"values": values, "ordered": ordered}),
-            "disagreements": "\n".join(json.dumps(case) for case in cases),
-            "agreements": "",
-        }
-    )
+def reflection(
+    cases: list[dict[str, Any]], values: list[str], *, ordered: bool = True
+) -> dict[str, str]:
+    return {
+        "judge_instructions": "Rate {{ outputs }}.",
+        "allowed_values": json.dumps({"values": values, "ordered": ordered}),
+        "disagreements": "\n".join(json.dumps(case) for case in cases),
+        "agreements": "",
+    }
 
 
 def test_reflection_carries_over_to_unseen_items() -> None:
     """Rules made from 40 cases rate other cases of the same kind right."""
     ladder = Ladder(("poor", "fair", "good"), ordered=True)
-    learned = _propose(_cases(40, seed=1), list(ladder.values), ordered=True)
-    assert learned
-    unseen = _cases(60, seed=2)
-    right = sum(
-        ladder.values[
-            rate(learned, ladder, as_item({"outputs": c["outputs"], "inputs": c["inputs"]}))[0]
-        ]
-        == c["human_label"]
-        for c in unseen
-    )
+    learned = propose(reflection(made_up_cases(40, seed=1), list(ladder.values)))
+    unseen = made_up_cases(60, seed=2)
+    rated = [ladder.values[rate(learned, ladder, as_item(case))[0]] for case in unseen]
+    right = sum(value == case["human_label"] for value, case in zip(rated, unseen, strict=True))
     assert right / len(unseen) > 0.9
+
+
+def test_categories_without_order_get_rules_that_name_the_answer() -> None:
+    """Each rule marks one category."""
+    cases = made_up_cases(40, seed=1)
+    learned = propose(reflection(cases, ["good", "poor", "fair"], ordered=False))
+    assert {rule.answer for rule in learned} == {"good", "poor"}
 
 
 def test_reflection_finds_nothing_in_noise() -> None:
     """Where labels are drawn by lot, it makes at most a rule or two and claims no more."""
     rng = random.Random(5)
-    cases = [{**c, "human_label": rng.choice(["poor", "fair", "good"])} for c in _cases(60, 3)]
-    assert len(_propose(cases, ["poor", "fair", "good"], ordered=True)) <= 3
+    values = ["poor", "fair", "good"]
+    cases = [{**c, "human_label": rng.choice(values)} for c in made_up_cases(60, 3)]
+    assert len(propose(reflection(cases, values))) <= 3
 
 
-def test_reflection_with_few_or_broken_cases_is_empty() -> None:
-    """Too few cases, or prompts that hold none, give no rules rather than an error."""
-    assert _propose(_cases(3, 1), ["poor", "fair", "good"], ordered=True) == []
+def test_reflection_on_cases_that_tell_nothing_is_empty() -> None:
+    """Too few cases, broken prompts and equal texts with different labels give no rule."""
+    values = ["poor", "fair", "good"]
+    assert propose(reflection(made_up_cases(3, 1), values)) == []
     assert propose({"allowed_values": "no json", "disagreements": "{broken"}) == []
-
-
-def test_reflection_on_cases_that_nothing_tells_apart_is_empty() -> None:
-    """Equal texts with different labels give no rule, and no error."""
     cases = [
         {"outputs": "x", "human_label": label, "judge_verdict": "poor"}
         for label in ["poor", "good"] * 6
     ]
-    assert _propose(cases, ["poor", "fair", "good"], ordered=True) == []
-    assert _propose(cases, ["good", "poor", "other"], ordered=False) == []
+    assert propose(reflection(cases, values)) == []
+    assert propose(reflection(cases, values, ordered=False)) == []
 
 
 def test_it_answers_other_dspy_programs_with_empty_fields() -> None:
     """Programs that it does not know get well-formed answers that say nothing."""
     section = Section({"x": "1"}, {"advice": "dict[str, str]", "notes": "list[str]", "t": "str"})
     filled = fill(section)
-    assert filled["advice"] == "{}"
-    assert filled["notes"] == "[]"
+    assert (filled["advice"], filled["notes"]) == ("{}", "[]")
     assert "no language model" in filled["t"]
-
-
-def test_an_unknown_embedded_model_is_an_error() -> None:
-    """offline:/other does not exist, and the message names the one that does."""
-    judge = workbench.make_judge("q", "Rate {{ outputs }}.", model="offline:/other")
-    with pytest.raises(Exception, match="offline:/rubric"):
-        judge(outputs="x")
-
-
-def test_it_knows_nothing_of_the_sample_data() -> None:
-    """Nothing in the library names the sample's file, queries or annotators."""
-    root = Path(workbench.__file__).parent
-    sample = root.parent / "data" / "shop_answers.csv"
-    text = "\n".join(path.read_text() for path in root.rglob("*.py")).lower()
-    for query in read_table(sample)["query"].unique():
-        assert query.lower() not in text
-    assert "watering can" not in text

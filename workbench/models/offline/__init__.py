@@ -8,12 +8,11 @@ claim about a language model.
 
 ==================  ==============================================================
 `offline.provider`  answers requests that litellm hands over
-`offline.learnt`    where a judge's own text ends and what was learnt begins
-`offline.prompts`   takes a prompt apart: allowed values, rules, examples, item, cases
-`offline.rules`     the sentences that it can read, and what they do to a rating
-`offline.features`  what it sees in a text: words, numbers, tone, overlap
+`offline.prompts`   takes prompts apart: instructions, values, examples, item, cases
 `offline.rubric`    the judge: from prompt to verdict
 `offline.reflect`   the reflection: from contrasted cases to rules
+`offline.rules`     the sentences that it can read, and what they do to a rating
+`offline.features`  what it sees in a text: words, numbers, tone, overlap
 ==================  ==============================================================
 """
 

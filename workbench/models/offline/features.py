@@ -9,15 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
-
-
 BEGINNING: Final = 20_000
 """Characters of a text that are compared with a worked example."""
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_TOKEN = re.compile(f"{_NUMBER.pattern}|{_WORD.pattern}")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -62,7 +59,6 @@ NEGATIONS: Final = _words(
     "unfortunately unknown unsure without won't"
 )
 
-
 TONES: Final[Mapping[str, frozenset[str]]] = {
     "praise": PRAISE,
     "courtesy": COURTESY,
@@ -74,17 +70,17 @@ TONES: Final[Mapping[str, frozenset[str]]] = {
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case."""
+    """Return the words of a text, in lower case."""
     return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
 
 
 def tokens(text: str) -> list[str]:
-    """Words and numbers of a text, in lower case and in their order."""
+    """Return words and numbers of a text, in lower case and in their order."""
     return [token.replace("’", "'") for token in _TOKEN.findall(text.lower())]
 
 
 def numbers(text: str) -> frozenset[str]:
-    """The numbers of a text: 1,000 is 1000, 9.50 is 9.5."""
+    """Return the numbers of a text: 1,000 is 1000, 9.50 is 9.5."""
     found = set()
     for raw in _NUMBER.findall(text):
         plain = raw.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", raw) else raw
@@ -95,13 +91,8 @@ def numbers(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def flatten(value: Any) -> str:
-    """All text of a JSON value, keys left out; JSON inside text is opened as well."""
-    return "\n".join(alternatives(value))
-
-
 def alternatives(value: Any) -> list[str]:
-    """The single texts of a value: a list (also one written as JSON text) has several."""
+    """Return the single texts of a JSON value, without keys; JSON inside text is opened as well."""
     found: list[str] = []
     left = [value]
     while left:  # no recursion: items may be nested as deeply as JSON can be
@@ -134,13 +125,13 @@ def _opened(text: str) -> list[Any] | dict[str, Any] | None:
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """One field of an item, read once."""
+    """One field of an item; each feature is computed once."""
 
     value: Any
 
     @functools.cached_property
     def raw(self) -> str:
-        return flatten(self.value)
+        return "\n".join(alternatives(self.value))
 
     @functools.cached_property
     def words(self) -> list[str]:
@@ -151,19 +142,7 @@ class Text:
         return tokens(self.raw)
 
     @functools.cached_property
-    def opening(self) -> list[str]:
-        """The first ten words and numbers."""
-        return self.tokens[:10]
-
-    @functools.cached_property
-    def beginning(self) -> frozenset[str]:
-        """Words and numbers of a text's beginning, by which it is known again."""
-        begins = self.raw[:BEGINNING]
-        return frozenset(words(begins)) | numbers(begins)
-
-    @functools.cached_property
     def vocabulary(self) -> frozenset[str]:
-        """All words and numbers."""
         return frozenset(self.tokens)
 
     @functools.cached_property
@@ -171,13 +150,16 @@ class Text:
         return numbers(self.raw)
 
     @functools.cached_property
+    def beginning(self) -> frozenset[str]:
+        """Words and numbers of a text's beginning, by which it is recognised."""
+        begins = self.raw[:BEGINNING]
+        return frozenset(words(begins)) | numbers(begins)
+
+    @functools.cached_property
     def options(self) -> list[frozenset[str]]:
         """Content of each alternative text, for fields that list several right answers."""
-        found = [
-            frozenset(t for t in tokens(text) if t not in STOP_WORDS) or frozenset(tokens(text))
-            for text in alternatives(self.value)
-        ]
-        return [option for option in found if option]
+        found = [tokens(text) for text in alternatives(self.value)]
+        return [frozenset(t) - STOP_WORDS or frozenset(t) for t in found if t]
 
     @functools.cached_property
     def padded(self) -> str:
@@ -191,3 +173,16 @@ class Text:
         """
         there = other.vocabulary
         return max((len(o & there) / len(o) for o in self.options), default=0.0)
+
+    def likeness(self, other: Text) -> float:
+        """Jaccard similarity of the texts' beginnings, in [0, 1]; 1 for two empty ones."""
+        either = len(self.beginning | other.beginning)
+        return len(self.beginning & other.beginning) / either if either else 1.0
+
+
+Item = Mapping[str, Text]
+
+
+def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
+    """Return an item's fields as texts."""
+    return {name: Text(value) for name, value in values.items()}

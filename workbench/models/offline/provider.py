@@ -13,20 +13,18 @@ from workbench.models.offline.rubric import judge
 
 
 def answer(messages: list[dict[str, Any]]) -> str:
-    """The text with which the embedded model answers a chat."""
-    system = last_message(messages, "system")
-    user = last_message(messages, "user")
+    """Return the text with which the embedded model answers a chat."""
+    system, user = last_message(messages, "system"), last_message(messages, "user")
     question = read_judge_prompt(system, user)
     if question is not None:
         value, rationale = judge(question)
-        told = {"result": value, "rationale": rationale}
+        fields = {"result": value, "rationale": rationale}
         if question.rationale_first:
-            told = dict(reversed(told.items()))
-        return json.dumps(told, ensure_ascii=False)
+            fields = {"rationale": rationale, "result": value}
+        return json.dumps(fields, ensure_ascii=False)
     section = read_sections(system, user)
     if section is not None:
-        filled = fill(section)
-        parts = [f"[[ ## {name} ## ]]\n{text}" for name, text in filled.items()]
+        parts = [f"[[ ## {name} ## ]]\n{text}" for name, text in fill(section).items()]
         return "\n\n".join([*parts, "[[ ## completed ## ]]"])
     return (
         "I am the embedded model of the workbench and no language model: I rate items for judges "
@@ -45,34 +43,29 @@ class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishe
                 llm_provider="offline",
             )
         text = answer(messages)
+        message = {"role": "assistant", "content": text}
+        # Four characters a token, which is near enough for a budget.
+        read = sum(len(str(m.get("content") or "")) for m in messages) // 4
+        written = len(text) // 4
         return litellm.ModelResponse(
             model="offline/rubric",
-            choices=[
-                {
-                    "index": 0,
-                    "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": text},
-                }
-            ],
-            usage=_usage(messages, text),
+            choices=[{"index": 0, "finish_reason": "stop", "message": message}],
+            usage={
+                "prompt_tokens": read,
+                "completion_tokens": written,
+                "total_tokens": read + written,
+            },
         )
 
     async def acompletion(self, model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
         return self.completion(model, messages, **more)
 
 
-def _usage(messages: list[dict[str, Any]], text: str) -> dict[str, int]:
-    """Tokens, counted as four characters each, which is near enough for a budget."""
-    asked = sum(len(str(m.get("content") or "")) for m in messages) // 4
-    told = len(text) // 4
-    return {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
-
-
 _MODEL = OfflineModel()
 
 
 def register_provider() -> None:
-    """Put the handler into litellm's list of providers, beside those of the user."""
+    """Add the handler to litellm's list of providers, beside those of the user."""
     others = [p for p in litellm.custom_provider_map if p.get("provider") != "offline"]
     litellm.custom_provider_map = [*others, {"provider": "offline", "custom_handler": _MODEL}]
     litellm.utils.custom_llm_setup()

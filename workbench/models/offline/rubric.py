@@ -9,20 +9,31 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import ArgumentError
-from workbench.models.offline.features import COURTESY, HEDGES, NEGATIONS, PRAISE, Text
+from workbench.models.offline.features import (
+    COURTESY,
+    HEDGES,
+    NEGATIONS,
+    PRAISE,
+    Item,
+    Text,
+    as_item,
+)
 from workbench.models.offline.prompts import (
     JudgePrompt,
     number_range,
     read_examples,
     values_in_text,
 )
-from workbench.models.offline.rules import Item, Rule, read_rules
+from workbench.models.offline.rules import Rule, read_rules
 from workbench.scale import Scale
+
+ALIKE = 0.8
+"""A worked example whose texts are as alike as this decides the rating of an item."""
 
 
 @dataclass(frozen=True)
@@ -62,80 +73,77 @@ class Ladder:
         for position, value in enumerate(self.values):
             if str(value).casefold() == folded:
                 return position
-        if all(type(value) in (int, float) for value in self.values):
-            try:
-                number = float(folded)
-            except ValueError:
-                return None
-            gaps = [abs(value - number) for value in self.values]
-            return gaps.index(min(gaps)) if min(gaps) < float("inf") else None
+        if not all(type(value) in (int, float) for value in self.values):
+            return None
+        try:
+            gaps = [abs(value - float(folded)) for value in self.values]
+        except ValueError:
+            return None
+        return gaps.index(min(gaps)) if min(gaps) < float("inf") else None
+
+    def position(self, share: float) -> int:
+        """Position of a liking in [0, 1]."""
+        return min(int(share * len(self.values)), len(self.values) - 1)
+
+    def start(self, rules: Sequence[Rule]) -> tuple[int, str] | None:
+        """Position that the last rule with a start on this ladder sets, and as it is written."""
+        for rule in reversed(rules):
+            if rule.start is not None and (position := self.index(rule.start)) is not None:
+                return position, rule.start
         return None
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What instructions teach: rules, and worked examples as items with their ratings."""
-
-    rules: tuple[Rule, ...]
-    examples: tuple[tuple[Item, str], ...]
-
-    @classmethod
-    @functools.lru_cache(maxsize=64)
-    def of(cls, instructions: str) -> Lesson:
-        """Read once for all the items that are judged by the same instructions."""
-        examples = [(as_item(one.item), one.rating) for one in read_examples(instructions)]
-        return cls(tuple(read_rules(instructions)), tuple(examples))
-
-
 def judge(prompt: JudgePrompt) -> tuple[Any, str]:
-    """The verdict on the prompt's item: (value, rationale)."""
-    ladder = Ladder.of(prompt)
-    item = as_item(prompt.item)
-    lesson = Lesson.of(prompt.instructions)
-    rating = _rating_of_the_like(lesson.examples, item)
+    """Return the verdict on the prompt's item: (value, rationale)."""
+    ladder, item = Ladder.of(prompt), as_item(prompt.item)
+    rules, examples = _learned(prompt.instructions)
+    rating = _rating_of_the_like(examples, item)
     if rating is not None and (position := ladder.index(rating)) is not None:
         return ladder.values[position], "A worked example is all but the same as this item."
-    position, reasons = rate(lesson.rules, ladder, item)
+    position, reasons = rate(rules, ladder, item)
     return ladder.values[position], " ".join(reasons)
 
 
+@functools.lru_cache(maxsize=64)
+def _learned(instructions: str) -> tuple[Sequence[Rule], Sequence[tuple[Item, str]]]:
+    """Rules, and worked examples with their ratings; read once for all items."""
+    examples = [(as_item(one.item), one.rating) for one in read_examples(instructions)]
+    return read_rules(instructions), examples
+
+
 def rate(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
-    """Position on the ladder and the sentences that tell why."""
-    start, reasons = _start(rules, ladder, item)
+    """Return the position on the ladder and the sentences that explain it."""
     firing = [r for r in rules if r.start is None and r.fires(item)]
     votes = Counter(p for r in firing if r.answer and (p := ladder.index(r.answer)) is not None)
+    stated = ladder.start(rules)
     if votes:
         best = max(votes.values())
         start = next(p for p in reversed(list(votes)) if votes[p] == best)
         reasons = [str(r) for r in firing if r.answer and ladder.index(r.answer) == start]
-    steps = sum(r.step for r in firing) if ladder.ordered else 0
-    reasons += [str(r) for r in firing if r.step and ladder.ordered]
-    return min(max(start + steps, 0), len(ladder.values) - 1), reasons
-
-
-def _start(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
-    for rule in reversed(rules):
-        if rule.start is not None and (position := ladder.index(rule.start)) is not None:
-            return position, [f"The instructions start from {rule.start}."]
-    taste, why = first_impression(item)
-    return min(int(taste * len(ladder.values)), len(ladder.values) - 1), [why]
+    elif stated is not None:
+        start, reasons = stated[0], [f"The instructions start from {stated[1]}."]
+    else:
+        liking, why = first_impression(item)
+        start, reasons = ladder.position(liking), [why]
+    moves = [r for r in firing if r.step and ladder.ordered]
+    position = start + sum(r.step for r in moves)
+    return min(max(position, 0), len(ladder.values) - 1), reasons + [str(r) for r in moves]
 
 
 def first_impression(item: Item) -> tuple[float, str]:
-    """A generic liking in [0, 1] and the sentence that tells why."""
+    """Return a generic liking in [0, 1] and the sentence that explains it."""
     outputs = item.get("outputs")
     if outputs is None:
         return 0.5, "There are no outputs to look at."
     if not outputs.words and not outputs.numbers:
         return 0.0, "The outputs are empty."
-    said = set(outputs.words)
+    used = set(outputs.words)
     length = min(1.0, len(outputs.words) / 45)
-    warmth = min(1.0, (len(said & PRAISE) + len(said & COURTESY) + ("!" in outputs.raw)) / 2)
-    doubt = min(1.0, len(said & (HEDGES | NEGATIONS)) / 2)
+    warmth = min(1.0, (len(used & PRAISE) + len(used & COURTESY) + ("!" in outputs.raw)) / 2)
+    doubt = min(1.0, len(used & (HEDGES | NEGATIONS)) / 2)
     source = item.get("expectations") or item.get("inputs") or Text("")
-    relevance = outputs.share_in(source)
-    taste = 0.4 * length + 0.25 * warmth + 0.2 * (1 - doubt) + 0.15 * min(1.0, 2 * relevance)
-    return taste, (
+    relevance = min(1.0, 2 * outputs.share_in(source))
+    return 0.4 * length + 0.25 * warmth + 0.2 * (1 - doubt) + 0.15 * relevance, (
         f"The outputs have {len(outputs.words)} words and "
         f"{'sound friendly' if warmth else 'sound sober'}."
     )
@@ -148,17 +156,7 @@ def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str
         shared = [f for f in ("inputs", "outputs") if f in known and f in item]
         if "outputs" not in shared:
             continue
-        likeness = min(_likeness(known[f], item[f]) for f in shared)
-        if likeness >= 0.8 and likeness > best:
+        likeness = min(known[f].likeness(item[f]) for f in shared)
+        if likeness >= ALIKE and likeness > best:
             best, rating = likeness, given
     return rating
-
-
-def _likeness(a: Text, b: Text) -> float:
-    """Jaccard similarity of the words that two texts begin with, in [0, 1]; 1 for empty ones."""
-    either = len(a.beginning | b.beginning)
-    return len(a.beginning & b.beginning) / either if either else 1.0
-
-
-def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
-    return {name: Text(value) for name, value in values.items()}

@@ -7,30 +7,33 @@ A rule is an effect and a condition::
     Answer "refund" when the inputs mention "money back".
     Start from "fair" and disregard length and friendliness.
 
-Conditions may be joined by "and". A sentence of any other shape is left unread: it moves
-nothing.
+Conditions may be joined by "and". Sentences of any other form have no effect.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final
 
-from workbench.models.offline.features import TONES, Text, tokens
-from workbench.models.offline.learnt import FIELDS, rule_lines
+from workbench.models.offline.features import TONES, Item, Text, tokens
+from workbench.models.offline.prompts import FIELDS, rule_lines
 
-Item = Mapping[str, Text]
+# -- conditions -----------------------------------------------------------------------------
 
-_FIELDS = "|".join(FIELDS)
-
-_EMPTY = Text("")
+_SLOTS: Final = {
+    "field": "|".join(FIELDS),
+    "source": "|".join(FIELDS),
+    "phrase": '[^"]+',
+    "tone": "|".join(TONES),
+    "count": r"\d{1,6}",
+}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A test of an item, with the words that say it."""
+    """A test of an item, with the words that state it."""
 
     words: str
     holds: Callable[[Item], bool]
@@ -40,11 +43,161 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class _Form:
+    """A kind of condition: how it is stated, how its opposite is, and its test.
+
+    The same template writes and reads a condition. The test takes the text of ``field``, that of
+    ``source`` (None where the template has none) and the value of the remaining slot.
+    """
+
+    stated: str
+    opposite: str | None
+    test: Callable[[Text, Any, Any], bool]
+
+
+_FORMS: Final = {
+    "mentions": _Form(
+        'the {field} mention "{phrase}"',
+        'the {field} do not mention "{phrase}"',
+        lambda text, _, phrase: phrase in text.padded,
+    ),
+    "gives number": _Form(
+        "the {field} give a number",
+        "the {field} give no number",
+        lambda text, _, __: bool(text.numbers),
+    ),
+    "gives number of": _Form(
+        "the {field} give a number that is also in the {source}",
+        "the {field} give no number that is also in the {source}",
+        lambda text, source, _: bool(text.numbers & source.numbers),
+    ),
+    "gives number beyond": _Form(
+        "the {field} give a number that is not in the {source}",
+        "the {field} give no number that is not in the {source}",
+        lambda text, source, _: bool(text.numbers - source.numbers),
+    ),
+    "gives numbers of": _Form(
+        "the {field} give at least {count} numbers that are also in the {source}",
+        None,
+        lambda text, source, count: len(text.numbers & source.numbers) >= count,
+    ),
+    "opens with number": _Form(  # among the first ten words
+        "the {field} open with a number",
+        "the {field} do not open with a number",
+        lambda text, _, __: any(token[0].isdigit() for token in text.tokens[:10]),
+    ),
+    "exclaims": _Form(
+        "the {field} use an exclamation mark",
+        "the {field} use no exclamation mark",
+        lambda text, _, __: "!" in text.raw,
+    ),
+    "asks": _Form(
+        "the {field} use a question mark",
+        "the {field} use no question mark",
+        lambda text, _, __: "?" in text.raw,
+    ),
+    "longer": _Form(
+        "the {field} have more than {count} words",
+        None,
+        lambda text, _, count: len(text.words) > count,
+    ),
+    "shorter": _Form(
+        "the {field} have fewer than {count} words",
+        None,
+        lambda text, _, count: len(text.words) < count,
+    ),
+    "tone": _Form(
+        "the {field} use words of {tone}",
+        "the {field} use no words of {tone}",
+        lambda text, _, tone: not TONES[tone].isdisjoint(text.words),
+    ),
+    "overlaps": _Form(
+        "at least {count} % of the words of the {field} are in the {source}",
+        "less than {count} % of the words of the {field} are in the {source}",
+        lambda text, source, percent: text.share_in(source) * 100 >= percent,
+    ),
+}
+
+_EMPTY = Text("")
+
+
+def condition(name: str, field: str, *, present: bool = True, **slots: Any) -> Condition:
+    """Return a condition of a form, or its opposite where it is not to be ``present``.
+
+    >>> str(condition("mentions", "outputs", phrase="refund", present=False))
+    'the outputs do not mention "refund"'
+    """
+    form, source = _FORMS[name], slots.get("source", "")
+    value = slots.get("count", slots.get("tone"))
+    if "phrase" in slots:
+        value = " " + " ".join(tokens(slots["phrase"])) + " "
+    template = form.stated if present or form.opposite is None else form.opposite
+    return Condition(
+        template.format(field=field, **slots),
+        lambda item: form.test(item.get(field, _EMPTY), item.get(source, _EMPTY), value) is present,
+    )
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    slotted = re.sub(r"\{(\w+)\}", lambda slot: f"(?P<{slot[1]}>{_SLOTS[slot[1]]})", template)
+    return re.compile(slotted, re.IGNORECASE)
+
+
+_PATTERNS: Final = [
+    (_pattern(template), name, template == form.stated)
+    for name, form in _FORMS.items()
+    for template in (form.stated, form.opposite)
+    if template is not None
+]
+
+_JOINED = re.compile(rf" and (?=the (?:{_SLOTS['field']})|at least|less than)")
+
+
+def read_condition(text: str) -> Condition | None:
+    """Return the condition that a phrase states, parts joined by "and"; None without one."""
+    parts = [_read_single(part.strip()) for part in _JOINED.split(text.strip())]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    if len(known) == 1:
+        return known[0]
+    words = " and ".join(part.words for part in known)
+    return Condition(words, lambda item: all(part.holds(item) for part in known))
+
+
+def _read_single(text: str) -> Condition | None:
+    for pattern, name, present in _PATTERNS:
+        match = pattern.fullmatch(text)
+        if match is not None:
+            slots: dict[str, Any] = {
+                slot: value if slot == "phrase" else value.lower()
+                for slot, value in match.groupdict().items()
+            }
+            if "count" in slots:
+                slots["count"] = int(slots["count"])
+            return condition(name, present=present, **slots)
+    return None
+
+
+# -- rules ----------------------------------------------------------------------------------
+
+_STEPS: Final = {"one step": 1, "two steps": 2, "three steps": 3}
+
+_RULE = re.compile(
+    r"(?:[-*•]\s*|\d+[.)]\s*)?(?:"
+    r'Start from "(?P<start>[^"]+)" and disregard length and friendliness'
+    rf"|(?P<verb>Raise|Lower) the rating by (?P<size>{'|'.join(_STEPS)}) when (?P<if>.+)"
+    r'|Answer "(?P<answer>[^"]+)" when (?P<then>.+))\.',
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
 class Rule:
     """One readable sentence.
 
     ``step`` moves an ordered rating up or down by so many values; ``answer`` votes for a value;
-    ``start`` sets the rating before other rules act and turns the model's own taste off.
+    ``start`` sets the rating before other rules act, in place of the model's own impression.
     """
 
     step: int = 0
@@ -61,39 +214,21 @@ class Rule:
         if self.answer is not None:
             return f'Answer "{self.answer}" when {self.condition}.'
         verb = "Raise" if self.step > 0 else "Lower"
-        size = _STEP_WORDS[abs(self.step)]
+        size = next(words for words, step in _STEPS.items() if step == abs(self.step))
         return f"{verb} the rating by {size} when {self.condition}."
 
 
-_STEP_WORDS: Final = {1: "one step", 2: "two steps", 3: "three steps"}
-
-_STEPS: Final = {words: step for step, words in _STEP_WORDS.items()}
-
-
-_RULE = re.compile(
-    r"(?:[-*•]\s*|\d+[.)]\s*)?(?:"
-    r'Start from "(?P<start>[^"]+)" and disregard length and friendliness'
-    r"|(?P<verb>Raise|Lower) the rating by (?P<size>one step|two steps|three steps) when (?P<if>.+)"
-    r'|Answer "(?P<answer>[^"]+)" when (?P<then>.+))\.',
-    re.IGNORECASE,
-)
-
-
 def read_rules(text: str) -> list[Rule]:
-    """The rules among the lines of a text, in their order; other lines are left out.
+    """Return the rules among the lines of instructions, in their order.
 
-    Lines of worked examples are data and state no rule, whatever they say.
+    Lines of worked examples are data and state no rule.
     """
-    found = []
-    for line in rule_lines(text):
-        rule = read_rule(line.strip())
-        if rule is not None:
-            found.append(rule)
-    return found
+    rules = (read_rule(line.strip()) for line in rule_lines(text))
+    return [rule for rule in rules if rule is not None]
 
 
 def read_rule(line: str) -> Rule | None:
-    """The rule that a line states; None where it states none.
+    """Return the rule that a line states; None where it states none.
 
     >>> str(read_rule('- Lower the rating by one step when the outputs have more than 40 words.'))
     'Lower the rating by one step when the outputs have more than 40 words.'
@@ -110,179 +245,3 @@ def read_rule(line: str) -> Rule | None:
         return Rule(answer=match["answer"], condition=condition)
     step = _STEPS[match["size"].lower()]
     return Rule(step=step if match["verb"].lower() == "raise" else -step, condition=condition)
-
-
-def read_condition(text: str) -> Condition | None:
-    """The condition that a phrase states, parts joined by "and"; None where it states none."""
-    parts = re.split(rf" and (?=the (?:{_FIELDS})|at least|less than)", text.strip())
-    conditions = [_read_single(part) for part in parts]
-    if any(c is None for c in conditions):
-        return None
-    known = [c for c in conditions if c is not None]
-    if len(known) == 1:
-        return known[0]
-    return Condition(
-        " and ".join(c.words for c in known), lambda item: all(c.holds(item) for c in known)
-    )
-
-
-def both(first: Condition, second: Condition) -> Condition:
-    """The condition that both hold."""
-    return Condition(f"{first} and {second}", lambda item: first.holds(item) and second.holds(item))
-
-
-# -- the single conditions: each builder has a pattern that reads back what it wrote ---------
-
-Comparison = Literal["more", "fewer"]
-
-
-def mentions(field: str, phrase: str, *, present: bool = True) -> Condition:
-    needle = " " + " ".join(tokens(phrase)) + " "
-    verb = "mention" if present else "do not mention"
-    return Condition(
-        f'the {field} {verb} "{phrase}"',
-        lambda item: (needle in item.get(field, _EMPTY).padded) is present,
-    )
-
-
-def gives_number(field: str, *, present: bool = True) -> Condition:
-    return Condition(
-        f"the {field} give {'a' if present else 'no'} number",
-        lambda item: bool(item.get(field, _EMPTY).numbers) is present,
-    )
-
-
-def number_from(field: str, source: str, *, inside: bool, present: bool = True) -> Condition:
-    """The field gives a number that is (not) in the source as well."""
-
-    def holds(item: Item) -> bool:
-        mine = item.get(field, _EMPTY).numbers
-        there = item.get(source, _EMPTY).numbers
-        return bool(mine & there if inside else mine - there) is present
-
-    where = "also in" if inside else "not in"
-    article = "a" if present else "no"
-    return Condition(f"the {field} give {article} number that is {where} the {source}", holds)
-
-
-def numbers_shared(field: str, source: str, count: int) -> Condition:
-    """The field gives at least ``count`` numbers that are in the source as well."""
-    return Condition(
-        f"the {field} give at least {count} numbers that are also in the {source}",
-        lambda item: (
-            len(item.get(field, _EMPTY).numbers & item.get(source, _EMPTY).numbers) >= count
-        ),
-    )
-
-
-def opens_with_number(field: str, *, present: bool = True) -> Condition:
-    """A number stands among the first ten words."""
-    verb = "open" if present else "do not open"
-    return Condition(
-        f"the {field} {verb} with a number",
-        lambda item: any(t[0].isdigit() for t in item.get(field, _EMPTY).opening) is present,
-    )
-
-
-def uses_mark(field: str, mark: str, *, present: bool = True) -> Condition:
-    sign = {"exclamation": "!", "question": "?"}[mark]
-    article = {"exclamation": "an", "question": "a"}[mark] if present else "no"
-    return Condition(
-        f"the {field} use {article} {mark} mark",
-        lambda item: (sign in item.get(field, _EMPTY).raw) is present,
-    )
-
-
-def has_length(field: str, comparison: Comparison, count: int) -> Condition:
-    def holds(item: Item) -> bool:
-        length = len(item.get(field, _EMPTY).words)
-        return length > count if comparison == "more" else length < count
-
-    return Condition(f"the {field} have {comparison} than {count} words", holds)
-
-
-def has_tone(field: str, tone: str, *, present: bool = True) -> Condition:
-    lexicon = TONES[tone]
-    article = "words" if present else "no words"
-    return Condition(
-        f"the {field} use {article} of {tone}",
-        lambda item: (not lexicon.isdisjoint(item.get(field, _EMPTY).words)) is present,
-    )
-
-
-def overlaps(part: str, whole: str, percent: int, *, at_least: bool = True) -> Condition:
-    """At least (less than) so many per cent of one field's content words are in another."""
-
-    def holds(item: Item) -> bool:
-        share = item.get(part, _EMPTY).share_in(item.get(whole, _EMPTY))
-        return (share * 100 >= percent) is at_least
-
-    bound = "at least" if at_least else "less than"
-    return Condition(f"{bound} {percent} % of the words of the {part} are in the {whole}", holds)
-
-
-_SINGLE: Final[list[tuple[re.Pattern[str], Callable[[re.Match[str]], Condition]]]] = [
-    (
-        re.compile(rf'the ({_FIELDS}) (mention|do not mention) "([^"]+)"', re.IGNORECASE),
-        lambda m: mentions(m[1].lower(), m[3], present=m[2].lower() == "mention"),
-    ),
-    (
-        re.compile(rf"the ({_FIELDS}) give (a|no) number", re.IGNORECASE),
-        lambda m: gives_number(m[1].lower(), present=m[2].lower() == "a"),
-    ),
-    (
-        re.compile(
-            rf"the ({_FIELDS}) give (a|no) number that is (also|not) in the ({_FIELDS})",
-            re.IGNORECASE,
-        ),
-        lambda m: number_from(
-            m[1].lower(),
-            m[4].lower(),
-            inside=m[3].lower() == "also",
-            present=m[2].lower() == "a",
-        ),
-    ),
-    (
-        re.compile(
-            rf"the ({_FIELDS}) give at least (\d{{1,6}}) numbers that are also in the ({_FIELDS})",
-            re.IGNORECASE,
-        ),
-        lambda m: numbers_shared(m[1].lower(), m[3].lower(), int(m[2])),
-    ),
-    (
-        re.compile(rf"the ({_FIELDS}) (open|do not open) with a number", re.IGNORECASE),
-        lambda m: opens_with_number(m[1].lower(), present=m[2].lower() == "open"),
-    ),
-    (
-        re.compile(rf"the ({_FIELDS}) use (an?|no) (exclamation|question) mark", re.IGNORECASE),
-        lambda m: uses_mark(m[1].lower(), m[3].lower(), present=m[2].lower() != "no"),
-    ),
-    (
-        re.compile(rf"the ({_FIELDS}) have (more|fewer) than (\d{{1,6}}) words", re.IGNORECASE),
-        lambda m: has_length(
-            m[1].lower(), "more" if m[2].lower() == "more" else "fewer", int(m[3])
-        ),
-    ),
-    (
-        re.compile(rf"the ({_FIELDS}) use (words|no words) of ({'|'.join(TONES)})", re.IGNORECASE),
-        lambda m: has_tone(m[1].lower(), m[3].lower(), present=m[2].lower() == "words"),
-    ),
-    (
-        re.compile(
-            rf"(at least|less than) (\d{{1,6}}) % of the words of the ({_FIELDS}) are in "
-            rf"the ({_FIELDS})",
-            re.IGNORECASE,
-        ),
-        lambda m: overlaps(
-            m[3].lower(), m[4].lower(), int(m[2]), at_least=m[1].lower() == "at least"
-        ),
-    ),
-]
-
-
-def _read_single(text: str) -> Condition | None:
-    for pattern, build in _SINGLE:
-        match = pattern.fullmatch(text.strip())
-        if match is not None:
-            return build(match)
-    return None
