@@ -49,8 +49,10 @@ class Loopback:
     Options are those of `main`, by keyword: ``Loopback(latency=0.3, key="sk-right")``.
     """
 
+    script = Path(__file__).resolve()
+
     def __init__(self, **options: Any) -> None:
-        command = [sys.executable, "-I", str(Path(__file__).resolve())]
+        command = [sys.executable, "-I", str(self.script)]
         for name, value in options.items():
             flag = f"--{name.replace('_', '-')}"
             command.append(flag if value is True else f"{flag}={value}")
@@ -58,7 +60,7 @@ class Loopback:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the loopback server did not start: {command}")
+            raise RuntimeError(f"the server did not start: {command}")
         self.port = int(line)
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
@@ -68,9 +70,12 @@ class Loopback:
         ``requests``, ``most_at_once``, ``statuses`` (status -> how often), ``started`` (seconds
         since the server's start, one a request), ``headers`` and ``body`` of the last request.
         """
+        return self._request("GET", "/stats")
+
+    def _request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
-            connection.request("GET", "/stats")
+            connection.request(method, path, None if body is None else json.dumps(body))
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         return answer
 
@@ -96,8 +101,10 @@ class Loopback:
 # -- the server's side ----------------------------------------------------------------------
 
 
-class _Behaviour:
+class Behaviour:
     """Decides what each request is answered with."""
+
+    paths: tuple[str, ...] = (ENDPOINT,)
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -123,7 +130,13 @@ class _Behaviour:
             "body": self.body,
         }
 
-    def answer(self, headers: dict[str, str], body: Any) -> tuple[int, dict[str, str], bytes]:
+    def control(self, changes: dict[str, Any]) -> None:
+        """Change options."""
+        vars(self.options).update(changes)
+
+    def answer(
+        self, path: str, headers: dict[str, str], body: Any
+    ) -> tuple[int, dict[str, str], bytes]:
         self.times.append(round(time.monotonic() - self.started, 4))
         self.headers, self.body = headers, body
         number = len(self.times)
@@ -135,14 +148,14 @@ class _Behaviour:
         if status != 200:
             return status, more, json.dumps({"error": {"message": message}}).encode()
         if self.options.says is not None:
-            return 200, more, _completion(self.options.says)
+            return 200, more, completion(self.options.says)
         if self._draw("junk", number) < self.options.junk_share:
-            return 200, more, _completion("I would rather not say.")
+            return 200, more, completion("I would rather not say.")
         if self.options.use_tools and body.get("tools") and body["messages"][-1]["role"] != "tool":
             return 200, more, _tool_call(body["tools"][0]["function"]["name"])
         if self._draw("off", number) < self.options.off_scale_share:
-            return 200, more, _completion(_verdict("purple"))
-        return 200, more, _completion(_verdict(_value(body)))
+            return 200, more, completion(_verdict("purple"))
+        return 200, more, completion(_verdict(_value(body)))
 
     def _status(self, number: int, headers: dict[str, str], body: Any) -> tuple[int, str]:
         options = self.options
@@ -191,7 +204,7 @@ def _verdict(value: Any) -> str:
     return json.dumps({"result": value, "rationale": f"The hash says {value}."})
 
 
-def _completion(content: str) -> bytes:
+def completion(content: str) -> bytes:
     return _chat({"role": "assistant", "content": content}, "stop")
 
 
@@ -216,7 +229,7 @@ def _chat(message: dict[str, Any], finish: str) -> bytes:
 class _Connection(asyncio.Protocol):
     """HTTP/1.1 with keep-alive, as much of it as an HTTP client library sends."""
 
-    def __init__(self, behaviour: _Behaviour) -> None:
+    def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.buffer = bytearray()
         self.transport: asyncio.Transport | None = None
@@ -244,12 +257,16 @@ class _Connection(asyncio.Protocol):
         if (method, path) == ("GET", "/stats"):
             self._send(200, {}, json.dumps(behaviour.stats()).encode())
             return
-        if (method, path) != ("POST", ENDPOINT):
+        if (method, path) == ("POST", "/control"):
+            behaviour.control(json.loads(body))
+            self._send(200, {}, b"{}")
+            return
+        if method != "POST" or path not in behaviour.paths:
             self._send(404, {}, json.dumps({"error": {"message": f"no {path} here"}}).encode())
             return
         behaviour.active += 1
         behaviour.most_at_once = max(behaviour.most_at_once, behaviour.active)
-        answer = behaviour.answer(headers, json.loads(body))
+        answer = behaviour.answer(path, headers, json.loads(body))
         asyncio.get_running_loop().call_later(behaviour.options.latency, self._finish, answer)
 
     def _finish(self, answer: tuple[int, dict[str, str], bytes]) -> None:
@@ -265,10 +282,10 @@ class _Connection(asyncio.Protocol):
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
 
 
-async def _serve(options: argparse.Namespace) -> None:
-    behaviour = _Behaviour(options)
+async def serve(behaviour: Behaviour) -> None:
+    """Serve until the process ends; the port is printed."""
     server = await asyncio.get_running_loop().create_server(
-        lambda: _Connection(behaviour), "127.0.0.1", options.port, backlog=512
+        lambda: _Connection(behaviour), "127.0.0.1", behaviour.options.port, backlog=512
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
@@ -290,7 +307,7 @@ def main() -> None:
     parser.add_argument("--use-tools", action="store_true", help="call a tool first, if offered")
     parser.add_argument("--seed", type=int, default=0)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(parser.parse_args()))
+        asyncio.run(serve(Behaviour(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from simulation import REMARKS, RUBRIC, Item, Simulation, items
+from simulation import RUBRIC, Item, Simulation, items
 
 NAME = "good_reply"
 INSTRUCTIONS = (
@@ -70,7 +70,7 @@ def _run_one(options: argparse.Namespace, server: Simulation) -> list[dict[str, 
     import workbench
 
     mlflow.set_experiment("benchmark")
-    labelled = items(options.n, seed=options.seed, remarks=options.remarks)
+    labelled = items(options.n, seed=options.seed)
     table = pd.DataFrame([vars(item) for item in labelled])
     imported = workbench.import_traces(
         table,
@@ -100,9 +100,6 @@ def _run_one(options: argparse.Namespace, server: Simulation) -> list[dict[str, 
         return [{"optimizer": options.optimizers[0], **learned}]
     row = {"optimizer": options.optimizers[0], **_spent(server, started)}
     row |= _scored(aligned, server)
-    row["instructions"] = aligned.instructions
-    if (found := getattr(optimizer, "last", None)) is not None:
-        row["history"] = found.history.to_string() + f"\nstopped: {found.stopped}"
     return [row]
 
 
@@ -163,9 +160,7 @@ def _spent(server: Simulation, started: float) -> dict[str, Any]:
         "embeddings": spent["embedding"],
         "failed": spent["failed"],
         "other": spent["other"],
-        "at once": spent["most_at_once"],
         "seconds": seconds,
-        "times": spent["times"],
     }
 
 
@@ -199,10 +194,9 @@ def _scored(judge: Any, server: Simulation) -> dict[str, Any]:
 def measure(options: argparse.Namespace, **chosen: Any) -> list[dict[str, Any]]:
     """Run one optimizer once in a process of its own, ended by its id when it takes too long."""
     asked = argparse.Namespace(**{**vars(options), **chosen})
-    log = f"{options.log}.{asked.optimizers[0]}" if options.log else ""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Simulation(judge=asked.judges[0], seed=asked.seed, log=log, seconds=2 * asked.limit) as sim,
+        Simulation(judge=asked.judges[0], seed=asked.seed) as sim,
     ):
         environment = {
             **os.environ,
@@ -217,7 +211,7 @@ def measure(options: argparse.Namespace, **chosen: Any) -> list[dict[str, Any]]:
             "TQDM_DISABLE": "1",
         }
         command = [sys.executable, __file__, "--one", str(sim.port)]
-        for name in ("n", "latency", "judges", "failures", "optimizers", "seed", "remarks"):
+        for name in ("n", "latency", "judges", "failures", "optimizers", "seed"):
             value = getattr(asked, name)
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         worker = subprocess.Popen(
@@ -230,8 +224,6 @@ def measure(options: argparse.Namespace, **chosen: Any) -> list[dict[str, Any]]:
             worker.communicate()
             rows = [{"optimizer": asked.optimizers[0], "note": f"ended after {asked.limit:.0f} s"}]
         else:
-            if options.verbose:
-                print(errors, file=sys.stderr)
             rows = (
                 json.loads(told.splitlines()[-1])
                 if worker.returncode == 0
@@ -288,13 +280,7 @@ def main() -> int:
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--quick", action="store_true", help="only N = 50, where nothing fails")
     parser.add_argument("--seed", type=int, default=0, help="of items and failures")
-    parser.add_argument(
-        "--remarks", type=float, default=REMARKS, help="share of rationales with a side remark"
-    )
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a run may take")
-    parser.add_argument("--details", action="store_true", help="print instructions and steps")
-    parser.add_argument("--log", default="", help="files for what the reflection model is asked")
-    parser.add_argument("--verbose", action="store_true", help="show what optimizers write")
     parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -317,17 +303,7 @@ def main() -> int:
                 found = found if failures == 0 else found[-1:]
             rows += found
     show(rows)
-    if options.details:
-        for row in rows:
-            print(f"\n== {row['optimizer']}\n{row.get('instructions')}\n\n{row.get('history', '')}")
-            print("arrivals:", _by_tenths(row.get("times", [])))
     return 1 if any(row.get("other") for row in rows) else 0
-
-
-def _by_tenths(times: Sequence[tuple[float, str]]) -> str:
-    """Requests of each kind by tenth of a second, where there were any."""
-    tenths = itertools.groupby(sorted((round(at, 1), kind) for at, kind in times))
-    return ", ".join(f"{at:.1f} s {sum(1 for _ in same)} {kind}" for (at, kind), same in tenths)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,20 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import math
 import random
 import re
 import struct
-import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # it is run as a script as well
+from loopback import Behaviour, Loopback, completion, serve
 
 # -- the world: traits, items, people -------------------------------------------------------
 
@@ -293,19 +293,16 @@ class Item:
 
 
 REMARKS = 0.15
+"""Share of rationales that mention what did not decide, where there is something to mention."""
 
 
-def items(count: int, seed: int = 0, remarks: float = REMARKS) -> list[Item]:
-    """``count`` items with labels by the hidden rubric; equal seeds give equal items.
-
-    ``remarks`` is the share of rationales that mention what did not decide, where there is
-    something to mention.
-    """
+def items(count: int, seed: int = 0) -> list[Item]:
+    """``count`` items with labels by the hidden rubric; equal seeds give equal items."""
     rng = random.Random(f"items-{seed}")
-    return [_item(rng, remarks) for _ in range(count)]
+    return [_item(rng) for _ in range(count)]
 
 
-def _item(rng: random.Random, remarks: float) -> Item:
+def _item(rng: random.Random) -> Item:
     traits = {t.name for t in (*OBJECTIONS, *IRRELEVANT) if rng.random() < t.share}
     objections = [t for t in OBJECTIONS if t.name in traits]
     label = "no" if objections else "yes"
@@ -331,7 +328,7 @@ def _item(rng: random.Random, remarks: float) -> Item:
         question=rng.choice(questions).format(**words),
         answer=" ".join(parts).format(**words),
         label=label,
-        rationale=_rationale(rng, label, traits, objections, remarks),
+        rationale=_rationale(rng, label, traits, objections),
         traits=frozenset(traits),
     )
 
@@ -341,13 +338,12 @@ def _rationale(
     label: str,
     traits: set[str],
     objections: Sequence[Trait],
-    remarks: float,
 ) -> str:
     told = rng.random() < 0.85 if objections else TONE.name not in traits and rng.random() < 0.6
     reason = rng.choice(objections) if objections else TONE
     first = rng.choice(reason.remarks if told else SAYS_NOTHING[label])
     by_the_way = [t for t in IRRELEVANT if t.name in traits]
-    if by_the_way and rng.random() < remarks:
+    if by_the_way and rng.random() < REMARKS:
         praise, complaint = rng.choice(by_the_way).remarks
         return f"{first} {praise if label == 'yes' else complaint}"
     return first
@@ -792,170 +788,79 @@ def embedding(text: str, dimensions: int) -> list[float]:
     return [x / length for x in vector]
 
 
-# -- the server's side ----------------------------------------------------------------------
+# -- the server -----------------------------------------------------------------------------
 
 
-class _Server:
-    """HTTP/1.1 with keep-alive, as much of it as an HTTP client library sends."""
+class _Model(Behaviour):
+    """Answers chats and embeddings; fails as often as it is told to."""
+
+    paths = ("/v1/chat/completions", "/v1/embeddings")
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.latency, self.failures = options.latency, options.failures
-        self.noisy, self.seed = options.judge == "noisy", options.seed
-        self.log = Path(options.log) if options.log else None
+        super().__init__(options)
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
-        self.reset()
+        self.counts: Counter[str] = Counter()
 
-    def reset(self) -> None:
-        self.kinds: Counter[str] = Counter()
-        self.failed = self.words = self.active = self.most_at_once = 0
-        self.times: list[tuple[float, str]] = []
-        self.started = time.monotonic()
+    def stats(self) -> dict[str, Any]:
+        names = ("judge", "reflection", "embedding", "other", "failed", "words")
+        return {name: self.counts[name] for name in names}
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                length = re.search(r"(?i)content-length: *(\d+)", head)
-                body = await reader.readexactly(int(length.group(1)) if length else 0)
-                path = head.split(" ", 2)[1]
-                status, told = await self.respond(path, json.loads(body) if body else {})
-                text = json.dumps(told).encode()
-                lines = f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\n"
-                lines += f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
-                writer.write(lines.encode() + text)
-                await writer.drain()
-        writer.close()
+    def control(self, changes: dict[str, Any]) -> None:
+        super().control(changes)
+        self.counts.clear()
 
-    async def respond(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        if path == "/stats":
-            return 200, {
-                **{kind: self.kinds[kind] for kind in ("judge", "reflection", "embedding")},
-                "other": self.kinds["other"],
-                "failed": self.failed,
-                "words": self.words,
-                "most_at_once": self.most_at_once,
-                "times": self.times,
-            }
-        if path == "/control":
-            self.latency = body.get("latency", self.latency)
-            self.failures = body.get("failures", self.failures)
-            self.reset()
-            return 200, {}
-        return await self.model(path, body)
-
-    async def model(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(
+        self, path: str, headers: dict[str, str], body: Any
+    ) -> tuple[int, dict[str, str], bytes]:
         # What a client adds to a request, such as the answer's schema, changes no answer.
-        question = hashlib.md5(json.dumps([body.get("messages"), body.get("input")]).encode())
-        key = question.hexdigest()
+        question = json.dumps([body.get("messages"), body.get("input")])
+        key = hashlib.md5(question.encode()).hexdigest()
         self.asked[key] += 1
-        arrived = round(time.monotonic() - self.started, 3)
-        self.active += 1
-        self.most_at_once = max(self.most_at_once, self.active)
-        fails = draw(self.seed, "fails", key, self.asked[key]) < self.failures
+        fails = draw(self.options.seed, "fails", key, self.asked[key]) < self.options.failures
         if path.endswith("/embeddings"):
-            kind, told = "embedding", self.embeddings(body)
+            kind, told = "embedding", _embeddings(body)
         else:
-            sample = self.answered[key]
+            messages = body.get("messages", [])
+            noisy, sample = self.options.judge == "noisy", self.answered[key]
+            kind, text = answer(messages, noisy=noisy, sample=sample)
+            told = completion(text)
             self.answered[key] += not fails
-            kind, text = answer(body.get("messages", []), noisy=self.noisy, sample=sample)
-            told = _completion(text)
-            self.words += sum(len(str(m["content"]).split()) for m in body.get("messages", []))
-            if self.log and kind != "judge":
-                with self.log.open("a") as log:
-                    log.write(json.dumps({"kind": kind, "asked": body, "told": text}) + "\n")
-        self.kinds[kind] += 1
-        self.failed += fails
-        self.times.append((arrived, kind))
-        await asyncio.sleep(self.latency)
-        self.active -= 1
+            self.counts["words"] += sum(len(str(m["content"]).split()) for m in messages)
+        self.counts[kind] += 1
+        self.counts["failed"] += fails
         if fails:
-            return 500, {"error": {"message": "simulated failure", "type": "server_error"}}
-        return 200, told
-
-    @staticmethod
-    def embeddings(body: dict[str, Any]) -> dict[str, Any]:
-        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
-        vectors: list[Any] = [embedding(str(t), body.get("dimensions") or 512) for t in texts]
-        if body.get("encoding_format") == "base64":
-            packed = (struct.pack(f"<{len(v)}f", *v) for v in vectors)
-            vectors = [base64.b64encode(p).decode() for p in packed]
-        data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
-        usage = {"prompt_tokens": 1, "total_tokens": 1}
-        return {"object": "list", "data": data, "model": "simulated", "usage": usage}
+            error = {"message": "simulated failure", "type": "server_error"}
+            return 500, {}, json.dumps({"error": error}).encode()
+        return 200, {}, told
 
 
-def _completion(text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "simulated",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }
+def _embeddings(body: dict[str, Any]) -> bytes:
+    texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    vectors: list[Any] = [embedding(str(t), body.get("dimensions") or 512) for t in texts]
+    if body.get("encoding_format") == "base64":
+        packed = (struct.pack(f"<{len(v)}f", *v) for v in vectors)
+        vectors = [base64.b64encode(p).decode() for p in packed]
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
+    usage = {"prompt_tokens": 1, "total_tokens": 1}
+    return json.dumps(
+        {"object": "list", "data": data, "model": "simulated", "usage": usage}
+    ).encode()
 
 
-async def _serve(options: argparse.Namespace) -> None:
-    server = await asyncio.start_server(
-        _Server(options).serve, "127.0.0.1", options.port, limit=2**20, backlog=512
-    )
-    print(server.sockets[0].getsockname()[1], flush=True)
-    # Should whoever started it die, the server ends by itself.
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(server.serve_forever(), options.seconds)
-
-
-# -- the client's side ----------------------------------------------------------------------
-
-
-class Simulation:
+class Simulation(Loopback):
     """The server as a context manager: starts the process, stops it by its id.
 
     Options are those of `main`, by keyword: ``Simulation(latency=0.3, judge="noisy")``.
+    `stats` counts requests by kind (``judge``, ``reflection``, ``embedding``, ``other``), the
+    ``failed`` ones among them and the ``words`` of all chats.
     """
 
-    def __init__(self, **options: Any) -> None:
-        command = [sys.executable, "-I", str(Path(__file__).resolve())]
-        for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the simulation did not start: {command}")
-        self.port = int(line)
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def stats(self) -> dict[str, Any]:
-        """What was asked since the last `control`.
-
-        Requests by kind (``judge``, ``reflection``, ``embedding``, ``other``), ``failed`` ones
-        among them, ``words`` of all chats, ``most_at_once``, and ``times``: (seconds, kind) of
-        each request's arrival.
-        """
-        return self._request("GET", "/stats")
+    script = Path(__file__).resolve()
 
     def control(self, **changes: float) -> None:
-        """Change ``latency`` or ``failures``, and count from nought again."""
+        """Change ``latency`` or ``failures``, and count from zero again."""
         self._request("POST", "/control", changes)
-
-    def _request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request(method, path, None if body is None else json.dumps(body))
-            told: dict[str, Any] = json.loads(connection.getresponse().read())
-        return told
-
-    def __enter__(self) -> Simulation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=10)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
 
 
 def main() -> None:
@@ -965,10 +870,9 @@ def main() -> None:
     parser.add_argument("--failures", type=float, default=0.0, help="share of 500s")
     parser.add_argument("--judge", choices=("systematic", "noisy"), default="systematic")
     parser.add_argument("--seed", type=int, default=0, help="of the failures")
-    parser.add_argument("--log", default="", help="file for what the reflection model is asked")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="after which it ends")
+    parser.set_defaults(script="")  # of statuses, which loopback's own answers follow
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(parser.parse_args()))
+        asyncio.run(serve(_Model(parser.parse_args())))
 
 
 if __name__ == "__main__":
