@@ -60,7 +60,7 @@ _HOME = {
     "log_labels": "store.labels",
     "log_verdicts": "judging.assessment",
     "make_judge": "judging.judge",
-    "pair": "pairing.pairs",
+    "pair": "pairing.joining",
     "plot_annotators": "reporting.plots",
     "plot_balance": "reporting.plots",
     "plot_before_after": "reporting.plots",

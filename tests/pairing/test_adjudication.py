@@ -8,12 +8,13 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pytest
-from mlflow.entities import AssessmentSource
+from mlflow.entities import AssessmentSource, Feedback
 
 import workbench
 from workbench.errors import ArgumentError, PairingError, ScaleError, StoreError
 from workbench.pairing.adjudication import VOTES_KEY
 from workbench.simba.items import labelled_items
+from workbench.store.assessments import DECISION_KEY, RUBRIC_KEY
 from workbench.store.labels import decision_feedback, label_records
 from workbench.store.traces import fetch_traces
 
@@ -97,6 +98,19 @@ def test_a_decision_is_recorded_beside_the_labels(ids: list[str]) -> None:
     assert list(workbench.disagreements(NAME, decided=False).index) == [ids[1]]
 
 
+def test_a_decision_records_the_rubric_that_it_was_made_under(ids: list[str]) -> None:
+    """As a label in a panel does; without a rubric there is nothing to record."""
+    assert workbench.adjudicate(ids[1], "fair", name=NAME, by="Chloe").rubric_version is None
+    workbench.set_rubric(NAME, "First thoughts.")
+    workbench.set_rubric(NAME, "Says the fact.")
+    made = workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
+    assert made.rubric_version == 2
+    (trace,) = fetch_traces([ids[2]], spans=False)
+    (stored,) = decision_feedback(trace, NAME)
+    assert stored.metadata[RUBRIC_KEY] == "2"
+    assert workbench.rubric_history(NAME).version_of(made) == 2
+
+
 def test_deciding_the_same_again_writes_nothing(ids: list[str]) -> None:
     first = workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
     assert workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", rationale=" ") == first
@@ -104,12 +118,16 @@ def test_deciding_the_same_again_writes_nothing(ids: list[str]) -> None:
     assert len(decision_feedback(trace, NAME)) == 1
 
 
-def test_a_later_decision_takes_the_place_of_the_earlier(
-    ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_later_decision_replaces_the_earlier(ids: list[str]) -> None:
     """Even when the later one's clock is behind; back and forth each counts."""
-    workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
-    monkeypatch.setattr("workbench.store.assessments.now_ms", lambda: 1000)
+    ahead = Feedback(
+        name=NAME,
+        value="fair",
+        source=AssessmentSource(source_type="HUMAN", source_id="Chloe"),
+        metadata={DECISION_KEY: "true"},
+        create_time_ms=2**42,
+    )
+    mlflow.log_assessment(ids[2], ahead)
     for value, by in (("good", "Dan"), ("fair", "Chloe"), ("good", "Dan")):
         assert workbench.adjudicate(ids[2], value, name=NAME, by=by).value == value
         assert paired()[ids[2]] == value

@@ -17,7 +17,8 @@ from workbench.errors import ArgumentError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
-from workbench.pairing.pairs import Groups, Pairs, Split, pair
+from workbench.pairing.joining import pair
+from workbench.pairing.pairs import Groups, Pairs, Split
 from workbench.pairing.splits import default_groups, with_equal_items
 from workbench.simba.items import Item
 from workbench.simba.optimizer import SIMBA

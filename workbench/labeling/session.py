@@ -58,7 +58,7 @@ from workbench.pairing.adjudication import (
     differences,
     disagreements,
     new_decision,
-    told_scale,
+    scale_of_labels,
 )
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
@@ -1378,7 +1378,7 @@ class DecisionSession:
         self._judge = judge_or_name
         fetched = self._fetch()
         self._rubrics = rubric_history(_name(judge_or_name), experiment=self._experiment)
-        self.question = self._question(scale or told_scale(judge_or_name, fetched))
+        self.question = self._question(scale or scale_of_labels(judge_or_name, fetched))
         self.title = title or self.question.title or self.question.name
         self._epoch = uuid.uuid4().hex
         self._lock = threading.RLock()
@@ -1622,7 +1622,12 @@ class DecisionSession:
         if undone or there:
             return self._read(action.trace_id) if undone else info
         made = new_decision(
-            Trace(info, TraceData(spans=[])), value, name=name, by=self.by, rationale=rationale
+            Trace(info, TraceData(spans=[])),
+            value,
+            name=name,
+            by=self.by,
+            rationale=rationale,
+            rubric_version=action.rubrics.get(name, self.question.rubric_version),
         )
         if made is not None:
             made.assessment_id = key

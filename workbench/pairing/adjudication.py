@@ -1,14 +1,12 @@
 """Where people differ, and what was decided about it.
 
 A decision is an assessment beside the labels, which stay as they are: human feedback under the
-same name by the one who decided, marked in its metadata (`workbench.feedback.DECISION_KEY`). It is
-nobody's label, so agreement among annotators does not count it; `workbench.pair` takes it for what
-people say about the trace.
+same name by the adjudicator, marked in its metadata (`DECISION_KEY`). It is nobody's label, so
+agreement among annotators does not count it; `workbench.pair` takes it for the consensus.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,17 +14,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError, StoreError
+from workbench.errors import ScaleError, StoreError
+from workbench.pairing.consensus import (
+    decisions_by_trace,
+    known_scale,
+    labels_by_trace,
+    read_votes,
+)
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
+    RUBRIC_KEY,
+    assessment_id,
     log_assessments,
     make_feedback,
     now_ms,
     signature,
 )
-from workbench.store.cells import rating_problem
+from workbench.store.cells import check_text, rating_problem
 from workbench.store.labels import (
     Decision,
     Label,
@@ -34,7 +40,8 @@ from workbench.store.labels import (
     decision_records,
     label_records,
 )
-from workbench.store.schemas import scale_of_question, schema_scale
+from workbench.store.rubrics import rubric_history
+from workbench.store.schemas import schema_scale
 from workbench.store.traces import fetch_traces
 
 if TYPE_CHECKING:
@@ -141,35 +148,33 @@ def disagreements(
 def differences(
     judge_or_name: Judge | str, traces: Sequence[Trace], *, scale: Scale | None = None
 ) -> list[Difference]:
-    """The traces on which annotators differ (see `disagreements` for the order and the rest)."""
+    """Return the traces on which annotators differ (see `disagreements` for the order)."""
     name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    labels: dict[str, list[Label]] = {}
-    for label in label_records(traces, name):
-        labels.setdefault(label.trace_id, []).append(label)
-    scale = scale or told_scale(judge_or_name, traces)
+    scale = scale or scale_of_labels(judge_or_name, traces)
     if scale is None:
         return []
-    decisions = {one.trace_id: one for one in decision_records(traces, name)}
+    decisions = decisions_by_trace(traces, name)
     found = []
-    for trace_id, given in labels.items():
-        votes = _votes(given, scale)
+    for trace_id, labels in labels_by_trace(traces, name).items():
+        cast, _ = read_votes(labels, scale)
+        votes = {label.annotator: value for label, value in cast}
         values = [value for value in votes.values() if value is not ABSTAIN]
         distance = max((scale.distance(a, b) for a in values for b in values), default=0.0)
         if distance > 0:
             decision = decisions.get(trace_id)
-            found.append(Difference(trace_id, tuple(given), votes, distance, decision))
+            found.append(Difference(trace_id, tuple(labels), votes, distance, decision))
     return sorted(found, key=lambda one: (one.decision is not None, -one.distance))
 
 
-def told_scale(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
-    """The scale of the judge, of its label schema or of the labels; None for fewer than two
-    values, on which nobody can differ."""
-    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    experiments = {trace.info.experiment_id for trace in traces}
-    where = experiments.pop() if len(experiments) == 1 else None
-    scale = scale_of_question(judge_or_name, experiment=where)
+def scale_of_labels(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
+    """Return the scale of the judge, of its label schema or of the labels.
+
+    None where the labels have fewer than two values, on which nobody can differ.
+    """
+    scale = known_scale(judge_or_name, traces)
     if scale is not None:
         return scale
+    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
     try:
         return Scale.from_values(label.value for label in label_records(traces, name))
     except ScaleError:
@@ -218,17 +223,22 @@ def adjudicate(
     StoreError
         For an unknown trace, or when the store does not take the decision.
     """
-    for argument, given in (("name", name), ("by", by)):
-        if not isinstance(given, str) or not given.strip():
-            raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
-    if not isinstance(trace_id, str):
-        raise ArgumentError(f"trace_id={trace_id!r} must be one trace's id.")
+    for argument, given in (("name", name), ("by", by), ("trace_id", trace_id)):
+        check_text(argument, given)
     (trace,) = fetch_traces([trace_id], spans=False)
-    scale = scale or schema_scale(name, experiment=trace.info.experiment_id)
+    where = trace.info.experiment_id
+    scale = scale or schema_scale(name, experiment=where)
     if problem := rating_problem(value, rationale, scale):
         raise ScaleError(f"value={value!r} cannot be decided on: {problem}")
+    rubric = rubric_history(name, experiment=where).current
     made = new_decision(
-        trace, value, name=name, by=by, rationale=rationale, after_verdict=after_verdict
+        trace,
+        value,
+        name=name,
+        by=by,
+        rationale=rationale,
+        after_verdict=after_verdict,
+        rubric_version=rubric.version if rubric else None,
     )
     if made is not None:
         log_assessments([made], progress=False)
@@ -247,47 +257,36 @@ def new_decision(
     by: str,
     rationale: str | None = None,
     after_verdict: bool = False,
+    rubric_version: int | None = None,
 ) -> Feedback | None:
-    """The assessment that records a decision; None where it is what stands already."""
+    """Return the assessment that records a decision; None where it is the current one already.
+
+    ``rubric_version`` is that of the rubric that the adjudicator saw.
+    """
     trace_id = trace.info.trace_id
     earlier = decision_feedback(trace, name)
-    standing = next((one for one in reversed(earlier) if one.valid is not False), None)
-    metadata = {
-        DECISION_KEY: "true",
-        VOTES_KEY: json.dumps(_said(label_records([trace], name)), default=str),
-        **({AFTER_VERDICT_KEY: "true"} if after_verdict else {}),
-    }
+    current = next((one for one in reversed(earlier) if one.valid is not False), None)
+    votes = {label.annotator: label.value for label in label_records([trace], name)}
+    metadata = {DECISION_KEY: "true", VOTES_KEY: json.dumps(votes, default=str)}
+    if after_verdict:
+        metadata[AFTER_VERDICT_KEY] = "true"
+    if rubric_version is not None:
+        metadata[RUBRIC_KEY] = str(rubric_version)
     made = make_feedback(
         trace_id,
         name,
         value,
         source_type="HUMAN",
         source_id=by,
-        # A rationale of blanks says nothing.
         rationale=(rationale or "").strip() or None,
         metadata=metadata,
         # Later than all before it, whatever the clocks say.
         create_time_ms=max([now_ms(), *((one.create_time_ms or 0) + 1 for one in earlier)]),
     )
-    if standing is not None:
-        if signature(standing) == signature(made):
+    if current is not None:
+        if signature(current) == signature(made):
             return None
-        made.overrides = standing.assessment_id
-    # Its own kind of id: a label of the same person may say the same.
-    said = json.dumps(["decision", trace_id, *signature(made), len(earlier)])
-    made.assessment_id = f"a-{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+        made.overrides = current.assessment_id
+    # Its own kind of id: the same person's label may have the same content.
+    made.assessment_id = assessment_id("decision", trace_id, *signature(made), len(earlier))
     return made
-
-
-def _said(labels: Sequence[Label]) -> dict[str, Any]:
-    return {label.annotator: label.value for label in labels}
-
-
-def _votes(labels: Sequence[Label], scale: Scale) -> dict[str, Any]:
-    votes = {}
-    for label in labels:
-        try:
-            votes[label.annotator] = scale.normalise(label.value)
-        except ScaleError:
-            continue
-    return votes

@@ -1,7 +1,7 @@
-"""Several annotators' labels on one trace become one: the rules of consensus.
+"""Consensus: several annotators' labels on one trace become one.
 
-One label an annotator counts; abstentions have no vote, and neither has a label off the scale.
-Where someone has adjudicated a trace, the decision stands and the labels remain the votes.
+Each annotator has one vote; abstentions and labels off the scale have none. Where a trace was
+adjudicated, the decision replaces the consensus, and the labels remain the votes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import PairingError, ScaleError, one_of
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.labels import Decision, Label, decision_records, label_records
+from workbench.store.schemas import scale_of_question
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
+    from mlflow.genai.judges import Judge
 
 
 RULES = ("majority", "unanimous", "latest")
+
+Vote = tuple[Label, Any]
+"""A label with its canonical value."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class HumanLabel:
 
 
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
-    """The valid labels under ``name``, one an annotator, by trace."""
+    """Return the valid labels under ``name``, one an annotator, by trace."""
     by_trace: dict[str, list[Label]] = defaultdict(list)
     for label in label_records(traces, name):
         by_trace[label.trace_id].append(label)
@@ -48,8 +53,36 @@ def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]
 
 
 def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision]:
-    """The decisions that stand under ``name``, by trace."""
+    """Return the latest decision under ``name``, by trace."""
     return {one.trace_id: one for one in decision_records(traces, name)}
+
+
+def known_scale(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
+    """Return the scale of the judge's type, else of its label schema in the traces' experiment."""
+    experiments = {trace.info.experiment_id for trace in traces}
+    where = experiments.pop() if len(experiments) == 1 else None
+    return scale_of_question(judge_or_name, experiment=where)
+
+
+def check_consensus(consensus: str, by_trace: Mapping[str, Sequence[Label]]) -> None:
+    """Raise `ArgumentError` unless it is a rule or an annotator."""
+    annotators = sorted({label.annotator for labels in by_trace.values() for label in labels})
+    one_of("consensus", consensus, [*RULES, *annotators])
+
+
+def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[str, ScaleError]]:
+    """Return the votes, the latest last, and by annotator why a label lies off the scale.
+
+    An abstention is among the votes as `ABSTAIN`.
+    """
+    votes: list[Vote] = []
+    off_scale: dict[str, ScaleError] = {}
+    for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):
+        try:
+            votes.append((label, scale.normalise(label.value)))
+        except ScaleError as error:
+            off_scale[label.annotator] = error
+    return votes, off_scale
 
 
 def read_label(
@@ -59,82 +92,57 @@ def read_label(
     ties: str,
     decision: Decision | None = None,
 ) -> HumanLabel:
-    """The consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``).
+    """Return the consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``).
 
-    A ``decision`` takes the place of what the rule makes of the votes, but not of what a named
-    annotator says.
+    A ``decision`` replaces what the rule makes of the votes, but not a named annotator's label.
     """
+    votes, off_scale = read_votes(labels, scale)
+    read = HumanLabel(
+        votes={label.annotator: value for label, value in votes}, outside=len(off_scale)
+    )
     if decision is not None and consensus in RULES:
-        return _decided(labels, scale, decision)
-    if not labels:
-        return HumanLabel(fault="no label")
-    votes: dict[str, Any] = {}
-    on_scale: list[tuple[Label, Any]] = []
-    outside: dict[str, ScaleError] = {}
-    for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):
-        try:
-            value = scale.normalise(label.value)
-        except ScaleError as error:
-            outside[label.annotator] = error
-            continue
-        votes[label.annotator] = value
-        if value is not ABSTAIN and consensus in (*RULES, label.annotator):
-            on_scale.append((label, value))
-    if not on_scale:
-        asked = [error for who, error in outside.items() if consensus in (*RULES, who)]
-        reason = f"label outside the scale: {asked[0]}" if asked else "annotators abstained"
-        if consensus not in RULES and consensus not in {label.annotator for label in labels}:
-            reason = f"no label by {consensus}"
-        return HumanLabel(votes=votes, fault=reason, outside=len(outside))
-    value, fault = _consensus(on_scale, consensus, ties)
+        return _decided(read, labels, scale, decision)
+    counted = [
+        (label, value)
+        for label, value in votes
+        if value is not ABSTAIN and consensus in (*RULES, label.annotator)
+    ]
+    if not counted:
+        return replace(read, fault=_why_no_vote(labels, off_scale, consensus))
+    value, fault = _apply_rule(consensus, counted, ties)
     if fault:
-        return HumanLabel(votes=votes, fault=fault, outside=len(outside))
-    agreeing = [label for label, vote in on_scale if vote == value]
-    given = [(label.rationale or "").strip() for label in agreeing]
-    rationales = [rationale for rationale in given if rationale]
-    return HumanLabel(
-        value=value,
-        rationale=" / ".join(dict.fromkeys(rationales)),
-        votes=votes,
-        blind=all(not label.after_verdict for label in agreeing),
-        outside=len(outside),
-    )
-
-
-def _decided(labels: Sequence[Label], scale: Scale, decision: Decision) -> HumanLabel:
-    # The votes are read as ever; whatever the rule would make of them, the decision stands.
-    votes = read_label(labels, scale, "latest", "latest")
-    decided = HumanLabel(votes=votes.votes, outside=votes.outside, decided_by=decision.by)
-    try:
-        value = scale.normalise(decision.value)
-    except ScaleError as error:
-        return replace(decided, fault=f"decision outside the scale: {error}")
-    if value is ABSTAIN:
-        return replace(decided, fault="adjudicated as one that cannot be judged")
-    given = [decision.rationale or ""]
-    if not given[0].strip():
-        given = [x.rationale or "" for x in labels if votes.votes.get(x.annotator) == value]
-    rationales = [text.strip() for text in given if text.strip()]
+        return replace(read, fault=fault)
+    winners = [label for label, vote in counted if vote == value]
     return replace(
-        decided,
+        read,
         value=value,
-        rationale=" / ".join(dict.fromkeys(rationales)),
-        blind=not decision.after_verdict,
+        rationale=_join_rationales(winners),
+        blind=not any(label.after_verdict for label in winners),
     )
 
 
-def _consensus(
-    votes: Sequence[tuple[Label, Any]], consensus: str, ties: str
-) -> tuple[Any, str | None]:
-    latest = votes[-1][1]
-    values = [value for _, value in votes]
-    if consensus not in RULES or consensus == "latest":
-        return latest, None
+# -- the rules ------------------------------------------------------------------------------
+
+
+def _apply_rule(consensus: str, votes: Sequence[Vote], ties: str) -> tuple[Any, str | None]:
+    """Return the consensus and None, or None and why there is none."""
+    if consensus == "majority":
+        return majority(votes, ties)
     if consensus == "unanimous":
-        same = all(value == values[0] for value in values)
-        return (latest, None) if same else (None, "annotators are not unanimous")
-    counts = Counter(values).most_common()
-    tied = [value for value, count in counts if count == counts[0][1]]
+        return unanimous(votes)
+    return votes[-1][1], None  # the latest, or the only one of a named annotator
+
+
+def majority(votes: Sequence[Vote], ties: str) -> tuple[Any, str | None]:
+    """Return the value with more votes than any other, and None.
+
+    Of values that tie for most votes, ``ties="latest"`` takes the one voted for last;
+    ``ties="drop"`` returns None and the reason; ``ties="error"`` raises `PairingError`.
+    """
+    values = [value for _, value in votes]
+    counts = Counter(values)
+    most = max(counts.values())
+    tied = [value for value in counts if counts[value] == most]
     if len(tied) == 1:
         return tied[0], None
     if ties == "latest":
@@ -147,6 +155,46 @@ def _consensus(
     return None, "annotators tie"
 
 
-def check_consensus(consensus: str, by_trace: Mapping[str, Sequence[Label]]) -> None:
-    annotators = sorted({label.annotator for labels in by_trace.values() for label in labels})
-    one_of("consensus", consensus, [*RULES, *annotators])
+def unanimous(votes: Sequence[Vote]) -> tuple[Any, str | None]:
+    """Return the value that all votes are for, and None; else None and the reason."""
+    values = [value for _, value in votes]
+    if any(value != values[0] for value in values):
+        return None, "annotators are not unanimous"
+    return values[0], None
+
+
+def _decided(
+    read: HumanLabel, labels: Sequence[Label], scale: Scale, decision: Decision
+) -> HumanLabel:
+    decided = replace(read, decided_by=decision.by)
+    try:
+        value = scale.normalise(decision.value)
+    except ScaleError as error:
+        return replace(decided, fault=f"decision outside the scale: {error}")
+    if value is ABSTAIN:
+        return replace(decided, fault="adjudicated as one that cannot be judged")
+    rationale = (decision.rationale or "").strip()
+    agreeing = [label for label in labels if read.votes.get(label.annotator) == value]
+    return replace(
+        decided,
+        value=value,
+        rationale=rationale or _join_rationales(agreeing),
+        blind=not decision.after_verdict,
+    )
+
+
+def _why_no_vote(
+    labels: Sequence[Label], off_scale: Mapping[str, ScaleError], consensus: str
+) -> str:
+    if not labels:
+        return "no label"
+    if consensus not in RULES and consensus not in {label.annotator for label in labels}:
+        return f"no label by {consensus}"
+    errors = [error for who, error in off_scale.items() if consensus in (*RULES, who)]
+    return f"label outside the scale: {errors[0]}" if errors else "annotators abstained"
+
+
+def _join_rationales(labels: Sequence[Label]) -> str:
+    """Return the labels' rationales, each text once."""
+    texts = [(label.rationale or "").strip() for label in labels]
+    return " / ".join(dict.fromkeys(text for text in texts if text))

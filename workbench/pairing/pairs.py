@@ -1,52 +1,24 @@
-"""Verdicts joined with human labels: `pair`, consensus among annotators, and splits.
-
-Only valid assessments count. Names match exactly. Every trace that makes no pair is listed
-in `Pairs.excluded` with its reason, and the order in which assessments arrived never matters.
-"""
+"""Pairs of one verdict and one human label on a trace, what makes no pair, and their splits."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
+from workbench.errors import ArgumentError
 from workbench.formatting import html_table, html_text
-from workbench.judging.verdicts import (
-    Recorded,
-    choose_version,
-    read_verdict,
-    recorded_verdicts,
-    where,
-)
-from workbench.pairing.consensus import (
-    HumanLabel,
-    check_consensus,
-    decisions_by_trace,
-    labels_by_trace,
-    read_label,
-)
 from workbench.pairing.splits import groups_from_traces, stratified
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.labels import Decision, Label, near_misses
-from workbench.store.schemas import scale_of_question
-from workbench.store.traces import fetch_traces
-
-if TYPE_CHECKING:
-    from mlflow.entities import Trace
-    from mlflow.genai.judges import Judge
-
+from workbench.store.cells import digest
 
 Groups = str | Mapping[str, Hashable] | None
 
 
-_COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
+COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +81,7 @@ class Pairs:
         return pd.DataFrame(columns, index=pd.Index(ids, name="trace_id"), dtype=object)
 
     def subset(self, trace_ids: Iterable[str]) -> Pairs:
-        """The pairs of the given traces, with nothing excluded."""
+        """Return the pairs of the given traces, with nothing excluded."""
         wanted = set(trace_ids)
         table = self.table[self.table["trace_id"].isin(wanted)].reset_index(drop=True)
         return replace(
@@ -121,12 +93,12 @@ class Pairs:
         )
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
-        """The same labels with another judge's verdicts: trace_id -> (canonical value, rationale).
+        """Return the labels with other verdicts: trace_id -> (canonical value, rationale).
 
         Traces without a verdict leave the table and are listed in ``excluded``.
         """
-        kept = self.table[self.table["trace_id"].isin(verdicts)].copy()
-        gone = self.table.loc[~self.table["trace_id"].isin(verdicts), ["trace_id"]]
+        judged = self.table["trace_id"].isin(verdicts)
+        kept, gone = self.table[judged].copy(), self.table.loc[~judged, ["trace_id"]]
         kept["judge"] = pd.Series(
             [verdicts[i][0] for i in kept["trace_id"]], index=kept.index, dtype=object
         )
@@ -199,7 +171,7 @@ class Pairs:
         )
 
     def group_of(self, groups: Groups) -> dict[str, str]:
-        """The group of each paired trace (see `split` for what ``groups`` may be)."""
+        """Return the group of each paired trace (see `split` for what ``groups`` may be)."""
         ids = self.trace_ids
         if groups is None:
             return {i: i for i in ids}
@@ -247,8 +219,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        text = json.dumps(self.to_dict()["traces"], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.to_dict()["traces"])[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """The split as plain data, as it is stored with the run that used it."""
@@ -262,217 +233,7 @@ class Split:
         return f"<Split train {len(self.train)}, dev {len(self.dev)}, test {len(self.test)}>"
 
 
-def pair(
-    judge_or_name: Judge | str,
-    traces: Any = None,
-    *,
-    consensus: str = "majority",
-    ties: Literal["drop", "latest", "error"] = "drop",
-    scale: Scale | None = None,
-    source: str | None = None,
-    positive: Any = None,
-) -> Pairs:
-    """Join a judge's verdicts with the human labels under its name.
-
-    Parameters
-    ----------
-    judge_or_name
-        A judge (only verdicts of this very version count) or a name (the version that judged
-        last counts).
-    traces
-        None (the active experiment), traces, trace ids, or an MLflow filter string.
-    consensus
-        How several annotators' labels become one: ``"majority"``, ``"unanimous"``,
-        ``"latest"``, or the name of an annotator whose labels alone count. Where a trace was
-        adjudicated (`workbench.adjudicate`), the decision counts in place of the first three;
-        the labels stay the votes.
-    ties
-        What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` label
-        among the tied, or raise an ``"error"``.
-    scale
-        The rating scale; by default the judge's, else that of MLflow's label schema of this
-        name, else that of the observed values.
-    source
-        With a name: only verdicts by this source count, which is the model of a judge that ran
-        here and what `workbench.log_verdicts` was told of one that ran elsewhere.
-    positive
-        Which of two values is the positive one, that of false positives and prevalence. By
-        default the words tell (yes, pass, True); of words that do not, such as spam and ham,
-        the first one that the judge's Literal lists, else the first by the alphabet, is taken,
-        which ``.notes`` says.
-
-    Raises
-    ------
-    ArgumentError
-        For ``source`` beside a judge, whose version says already which verdicts count; for a
-        ``positive`` that is none of two values.
-    NoLabelsError
-        No human label under the name; names that nearly match are listed with their counts.
-    NoVerdictsError
-        Labels, but no verdict of this judge.
-    ScaleError
-        No label lies on the scale (single ones are excluded with the reason).
-    PairingError
-        A tie, with ``ties="error"``.
-    """
-    one_of("ties", ties, ["drop", "latest", "error"])
-    if source is not None and not isinstance(judge_or_name, str):
-        raise ArgumentError(
-            f"source={source!r} chooses among the verdicts under a name. Give the name: "
-            f"workbench.pair({judge_or_name.name!r}, source={source!r})."
-        )
-    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    fetched = fetch_traces(traces, spans=False)
-    by_trace = labels_by_trace(fetched, name)
-    decisions = decisions_by_trace(fetched, name)
-    if not by_trace and not decisions:
-        raise NoLabelsError(_no_labels_message(name, fetched))
-    check_consensus(consensus, by_trace)
-    recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in fetched}
-    if source is not None:
-        sources = {v.source for verdicts in recorded.values() for v in verdicts}
-        if sources:
-            one_of("source", source, sorted(sources))
-        recorded = where(recorded, lambda v: v.source == source)
-    chosen, version, notes = choose_version(judge_or_name, recorded)
-    if not any(chosen.values()):
-        raise NoVerdictsError(_no_verdicts_message(judge_or_name, by_trace, recorded))
-    given = scale
-    scale = scale or _told_scale(judge_or_name, fetched)
-    scale = scale or _observed_scale([*chain(*by_trace.values()), *decisions.values()], chosen)
-    if positive is not None:
-        scale = scale.with_positive(positive)
-    elif given is None and not scale.positive_is_known:
-        other = next(value for value in scale.values if value != scale.positive)
-        notes.append(
-            f"{scale.positive!r} is taken as the positive value, {other!r} as the negative one, "
-            f"since the words do not tell. For the other way round: positive={other!r}."
-        )
-
-    rows, excluded, all_votes = [], [], {}
-    outside: list[HumanLabel] = []
-    decided = 0
-    for trace_id in sorted(recorded):
-        decision = decisions.get(trace_id)
-        human = read_label(by_trace.get(trace_id, []), scale, consensus, ties, decision)
-        decided += human.decided_by is not None
-        if human.votes:
-            all_votes[trace_id] = human.votes
-        if human.outside:
-            outside.append(human)
-        verdict, fault = read_verdict(chosen[trace_id], recorded[trace_id], scale)
-        reasons = [r for r in (human.fault, fault) if r]
-        if reasons:
-            both = human.fault == "no label" and fault == "no verdict"
-            excluded.append((trace_id, "no label, no verdict" if both else reasons[0]))
-            continue
-        assert verdict is not None
-        row = (trace_id, human.value, verdict[0], human.rationale, verdict[1], human.votes)
-        rows.append((*row, human.blind))
-    if decided:
-        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
-    if outside and not all_votes:
-        raise ScaleError(
-            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
-            "the judge a feedback_value_type that fits, or pass scale=."
-        )
-    if outside:
-        notes.append(
-            f"{sum(human.outside for human in outside)} labels on {len(outside)} traces lie "
-            f"outside the scale and have no vote. Allowed: {scale.describe()}."
-        )
-    table = pd.DataFrame(rows, columns=_COLUMNS).astype({"human": object, "judge": object})
-    scale = scale.with_range([*table["human"], *table["judge"]])
-    return Pairs(
-        name=name,
-        table=table,
-        excluded=pd.DataFrame(excluded, columns=["trace_id", "reason"]),
-        scale=scale,
-        fingerprint=version,
-        notes=tuple(notes + _label_notes(name, fetched, table)),
-        all_votes=all_votes,
-    )
-
-
 def dataset_digest(pairs: Pairs) -> str:
-    """Hash of the labelled items: trace ids with their consensus labels, 16 hexadecimal digits."""
-    rows = sorted(zip(pairs.table["trace_id"], map(str, pairs.table["human"]), strict=True))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-# -- what to say ----------------------------------------------------------------------------
-
-
-def _no_labels_message(name: str, traces: Sequence[Trace]) -> str:
-    message = f"No human label is stored under {name!r} on {len(traces)} traces."
-    near = near_misses(traces, name)
-    if near:
-        found = ", ".join(f"{other!r} ({count} labels)" for other, count in near.items())
-        return (
-            f"{message} Names match exactly; found: {found}. Name the judge so, or log the labels "
-            f"again under {name!r} with workbench.log_labels(table, name={name!r}, ...)."
-        )
-    return (
-        f"{message} Log them with workbench.log_labels(table, name={name!r}, ...), with "
-        f"mlflow.log_feedback(name={name!r}, ...) from a HUMAN source, or in MLflow's own page."
-    )
-
-
-def _label_notes(name: str, traces: Sequence[Trace], table: pd.DataFrame) -> list[str]:
-    notes = [
-        f"{count} labels are stored under {other!r}, which is not {name!r}; they are not counted. "
-        f"Log them again under {name!r} if they belong here."
-        for other, count in near_misses(traces, name).items()
-    ]
-    seen = int((~table["blind"].astype(bool)).sum()) if len(table) else 0
-    if seen:
-        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
-    return notes
-
-
-def _no_verdicts_message(
-    judge_or_name: Judge | str,
-    by_trace: Mapping[str, Sequence[Label]],
-    recorded: Mapping[str, Sequence[Recorded]],
-) -> str:
-    if isinstance(judge_or_name, str):
-        return (
-            f"{len(by_trace)} traces are labelled under {judge_or_name!r}, but no verdict of a "
-            "judge of that name is stored. Run workbench.assess(judge, traces), or log recorded "
-            f"ones with workbench.log_verdicts(table, name={judge_or_name!r}, ...)."
-        )
-    others = sum(bool(verdicts) for verdicts in recorded.values())
-    found = (
-        f" ({others} traces have verdicts of another version or source under this name; to pair "
-        f"those, use workbench.pair({judge_or_name.name!r}).)"
-        if others
-        else ""
-    )
-    return (
-        f"{len(by_trace)} traces are labelled, but this version of judge {judge_or_name.name!r} "
-        f"has judged none of them.{found} Run workbench.assess(judge, traces) first."
-    )
-
-
-def _told_scale(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
-    """The scale that the judge's type tells, else the label schema of its name."""
-    experiments = {trace.info.experiment_id for trace in traces}
-    where = experiments.pop() if len(experiments) == 1 else None
-    return scale_of_question(judge_or_name, experiment=where)
-
-
-def _observed_scale(
-    given: Iterable[Label | Decision], chosen: Mapping[str, Sequence[Recorded]]
-) -> Scale:
-    """The scale of all values seen; of the labels alone where the verdicts would blur it."""
-    labelled = [one.value for one in given]
-    judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
-    both = Scale.from_values([*labelled, *judged])
-    if both.kind == "nominal":
-        try:
-            alone = Scale.from_values(labelled)
-        except ScaleError:
-            return both
-        if alone.kind != "nominal":
-            return alone
-    return both
+    """Return a hash of trace ids with their consensus labels: 16 hexadecimal digits."""
+    rows = zip(pairs.table["trace_id"], map(str, pairs.table["human"]), strict=True)
+    return digest(sorted(rows))[:16]

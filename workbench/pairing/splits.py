@@ -12,7 +12,7 @@ from workbench.store.traces import Example, examples, item_digest
 
 
 def groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
-    """The value of a tag or of a key of the inputs: trace_id -> group."""
+    """Return the group of each trace, the value of a tag or of a key of the inputs."""
     found = {}
     keys: set[str] = set()
     for example in examples(list(trace_ids)):
@@ -36,11 +36,11 @@ LARGEST_GROUP = 0.3
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
-    """What must stay on one side where nobody says so: trace_id -> group.
+    """Return the group of each item where the user gives none.
 
     Items with the same inputs belong together, since the same question answered twice must not
-    sit on both sides. Where hardly anything sets the inputs apart, only items that are equal in
-    all do.
+    be on both sides of a split. Where most items have the same inputs, only items with the same
+    content belong together.
     """
     by_inputs = {item.trace_id: item_digest(item, ("inputs",)) for item in items}
     sizes = Counter(by_inputs.values())
@@ -50,7 +50,7 @@ def default_groups(items: Sequence[Example]) -> dict[str, str]:
 
 
 def with_equal_items(group_of: Mapping[str, str], items: Sequence[Example]) -> dict[str, str]:
-    """The groups, those joined that share an item with the same content."""
+    """Return the groups, those that share an item with the same content joined."""
     root = {group: group for group in group_of.values()}
 
     def find(group: str) -> str:

@@ -28,15 +28,15 @@ def same_person(one: str, other: str) -> bool:
     """Whether two names are one person's: "Ben" and "ben" are.
 
     A team cannot hold both (`workbench.review_queue`), so whoever is "Ben" in the notebook and
-    "ben" in MLflow's page has one standing, and labels a trace once. `workbench.pair` counts names
-    as they are written; a label that is given again in a panel replaces the one it finds.
+    "ben" in MLflow's page labels a trace once. `workbench.pair` counts names as they are written;
+    a label that is given again in a panel replaces the one it finds.
     """
     return folded(one) == folded(other)
 
 
 @dataclass(frozen=True)
 class Label:
-    """What one annotator says about one trace, the value as it was given.
+    """One annotator's label of one trace, the value as it was given.
 
     ``rubric_version`` is that of the rubric it was made under, None where it was not recorded.
     """
@@ -53,7 +53,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Decision:
-    """What an adjudicator decided about one trace; the labels stay beside it."""
+    """What an adjudicator decided about one trace; the labels stay beside it.
+
+    ``rubric_version`` is that of the rubric it was made under, None where it was not recorded.
+    """
 
     trace_id: str
     by: str
@@ -61,6 +64,7 @@ class Decision:
     rationale: str | None
     created_ms: int
     after_verdict: bool = False
+    rubric_version: int | None = None
 
 
 def log_labels(
@@ -91,9 +95,9 @@ def log_labels(
     Returns
     -------
     Logged
-        Counts of labels written, and of those there already, which are those that say what the
-        annotator's latest label says: a call that was killed, or is repeated, writes what is
-        missing and nothing twice, and a label that was changed since is changed back.
+        Counts of labels written, and of those there already, which equal the annotator's latest
+        label: a call that was killed, or is repeated, writes what is missing and nothing twice,
+        and a label that was changed since is changed back.
 
     Warns
     -----
@@ -128,7 +132,7 @@ def log_labels(
 
 
 def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
-    """The labels that count, at most one a trace and annotator, in the order of the traces.
+    """Return the labels that count, at most one a trace and annotator, in order of the traces.
 
     Only feedback under exactly ``name`` counts. Feedback that was overridden, and feedback
     that holds an error or no value, does not. Of several by one annotator the latest counts,
@@ -144,20 +148,17 @@ def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
 
 
 def latest_records(traces: Iterable[Trace], name: str) -> list[Label]:
-    """What each annotator said last about each trace, before or after a look at the verdict.
-
-    As `label_records`, except that a label given after the look is as good as one given blind.
-    """
+    """Return each annotator's latest label of each trace, given blind or after the verdict."""
     return _records(traces, name, lambda feedback: _rank(feedback)[1:])
 
 
 def folded(name: str) -> str:
-    """A person's name as it is compared: MLflow's page keeps names in small letters."""
+    """Return a person's name as it is compared: MLflow's page keeps names in small letters."""
     return str(name).strip().casefold()
 
 
 def _records(traces: Iterable[Trace], name: str, rank: Callable[[Feedback], Any]) -> list[Label]:
-    """Of each annotator's feedback on a trace that counts the one with the highest rank."""
+    """Return, of each annotator's feedback that counts on a trace, the one of highest rank."""
     records = []
     for trace in traces:
         given = [f for f in _human_feedback(trace) if f.name == name]
@@ -183,12 +184,12 @@ def _records(traces: Iterable[Trace], name: str, rank: Callable[[Feedback], Any]
 
 
 def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
-    """The decisions that stand, at most one a trace: the latest, whoever made it."""
+    """Return the valid decisions, at most one a trace: the latest, whoever made it."""
     records = []
     for trace in traces:
-        standing = [f for f in decision_feedback(trace, name) if f.valid is not False]
-        if standing:
-            latest = standing[-1]
+        valid = [f for f in decision_feedback(trace, name) if f.valid is not False]
+        if valid:
+            latest = valid[-1]
             records.append(
                 Decision(
                     trace_id=trace.info.trace_id,
@@ -197,20 +198,21 @@ def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
                     rationale=latest.rationale or None,
                     created_ms=int(latest.create_time_ms or 0),
                     after_verdict=_is_after_verdict(latest),
+                    rubric_version=_rubric_version(latest),
                 )
             )
     return records
 
 
 def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
-    """All that was ever decided about a trace, overridden decisions too, the latest last."""
+    """Return all decisions about a trace, overridden ones too, the latest last."""
     given = [f for f in _human_feedback(trace) if f.name == name]
     made = [f for f in given if _is_decision(f, given) and _holds_a_value(f)]
     return sorted(made, key=lambda f: (f.create_time_ms or 0, f.assessment_id or ""))
 
 
 def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
-    """Names close to ``name`` under which there is valid human feedback, and how much.
+    """Return names close to ``name`` under which there is valid human feedback, and how much.
 
     Close are names that differ by case, space, dash or underscore, and those that look alike.
     """
@@ -241,13 +243,11 @@ def _counts(feedback: Feedback, given: list[Feedback]) -> bool:
     if feedback.valid is not False:
         return True
     # Overridden: it still counts if it was given blind and changed after seeing the verdict.
-    heirs = [f for f in given if f.overrides and f.overrides == feedback.assessment_id]
+    newer = [f for f in given if f.overrides and f.overrides == feedback.assessment_id]
     return (
-        bool(heirs)
+        bool(newer)
         and not _is_after_verdict(feedback)
-        and all(
-            _is_after_verdict(heir) and _annotator(heir) == _annotator(feedback) for heir in heirs
-        )
+        and all(_is_after_verdict(f) and _annotator(f) == _annotator(feedback) for f in newer)
     )
 
 

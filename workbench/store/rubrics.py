@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import html_table
 from workbench.store.cells import check_text
-from workbench.store.labels import Label, folded, label_records, latest_records
+from workbench.store.labels import Decision, Label, folded, label_records, latest_records
 from workbench.store.traces import (
     address,
     discreet,
@@ -84,7 +84,7 @@ class RubricHistory:
         """The latest version; None where no rubric was ever set."""
         return self.versions[-1] if self.versions else None
 
-    def version_of(self, label: Label) -> int:
+    def version_of(self, label: Label | Decision) -> int:
         """Return the version under which a label was made; 0 if there was none yet.
 
         It is the one that the label records, else the one in force when it was given.

@@ -1,0 +1,152 @@
+"""Splits: whole, disjoint by trace and group, stratified, stable for a seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench import import_traces, log_labels, log_verdicts, pair
+from workbench.errors import ArgumentError
+from workbench.pairing.pairs import Pairs, Split
+from workbench.pairing.splits import stratified
+from workbench.scale import Scale
+
+YES_NO = Scale.of(["no", "yes"])
+
+
+def make_pairs(values: dict[str, str]) -> Pairs:
+    table = pd.DataFrame(
+        [(i, v, "yes", "", "", {"ana": v}, True) for i, v in sorted(values.items())],
+        columns=["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes",
+                 "blind"],
+    )  # fmt: skip
+    return Pairs("quality", table, pd.DataFrame(columns=["trace_id", "reason"]), YES_NO)
+
+
+def many(count: int = 60, share: float = 0.3) -> Pairs:
+    return make_pairs({f"tr-{n:03}": "yes" if n < count * share else "no" for n in range(count)})
+
+
+def parts(split: Split) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = split.to_dict()["traces"]
+    return found
+
+
+def test_a_split_is_whole_and_disjoint() -> None:
+    """Every pair is in one part, in about the shares asked for, with labels in proportion."""
+    split = many().split(test_size=0.4, dev_size=0.5)
+    every = [i for ids in parts(split).values() for i in ids]
+    assert (sorted(every), len(set(every))) == (many().trace_ids, 60)
+    assert (len(split.train), len(split.dev), len(split.test)) == (18, 18, 24)
+    for part in (split.train, split.dev, split.test):
+        assert (part.table["human"] == "yes").mean() == pytest.approx(0.3, abs=0.05)
+    assert repr(split) == "<Split train 18, dev 18, test 24>"
+
+
+def test_a_split_is_stable_for_its_seed() -> None:
+    """The same in every process; 0 is a seed like any other."""
+    assert many().split(seed=0).digest == many().split(seed=0).digest
+    assert parts(many().split()) == parts(many().split(seed=0))
+    assert len({many().split(seed=seed).digest for seed in range(5)}) == 5
+
+
+def test_without_a_dev_part() -> None:
+    """It is then empty."""
+    split = many().split(dev_size=0)
+    assert (len(split.dev), len(split.train) + len(split.test)) == (0, 60)
+
+
+def test_groups_stay_together() -> None:
+    """By a mapping, and by a column."""
+    group = {i: f"g{n % 12}" for n, i in enumerate(many().trace_ids)}
+    split = many().split(groups=group)
+    where = [{group[i] for i in ids} for ids in parts(split).values()]
+    assert sum(map(len, where)) == len(set.union(*where)) == 12
+    assert split.groups == "mapping"
+    column = make_pairs({f"tr-{n}": "yes" for n in range(6)})
+    column.table["judge"] = ["a", "a", "b", "b", "c", "c"]
+    ids = parts(column.split(groups="judge"))
+    assert all(len(part) == 2 for part in ids.values())
+
+
+def test_groups_by_an_input_and_by_a_tag(store: str) -> None:
+    """Which is how rows that answer the same question are kept on one side."""
+    table = pd.DataFrame(
+        {
+            "q": [f"question {n % 5}" for n in range(20)],
+            "a": [f"answer {n}" for n in range(20)],
+            "who": [f"w{n % 4}" for n in range(20)],
+            "v": ["yes", "no"] * 10,
+        }
+    )
+    made = import_traces(table, inputs="q", outputs="a", tags={"writer": "who"}, progress=False)
+    table = table.assign(trace_id=made.trace_ids)
+    log_labels(table, name="quality", annotator="ana", value="v", progress=False)
+    log_verdicts(table, name="quality", source="m", value="v", progress=False)
+    pairs = pair("quality")
+    for groups, column in (("q", "q"), ("writer", "who")):
+        of = dict(zip(table["trace_id"], table[column], strict=True))
+        where = [{of[i] for i in ids} for ids in parts(pairs.split(groups=groups)).values()]
+        assert sum(map(len, where)) == len(set.union(*where)) == len(set(of.values()))
+    with pytest.raises(ArgumentError, match=r"groups='question'.*These exist: 'q', 'writer'"):
+        pairs.split(groups="question")
+
+
+def test_splits_that_cannot_be_made_are_errors() -> None:
+    """Shares out of range, too few groups, a mapping with gaps, no pairs."""
+    for shares in ({"test_size": 0}, {"test_size": 1}, {"dev_size": 1}, {"dev_size": -0.1}):
+        with pytest.raises(ArgumentError, match="must lie in"):
+            many().split(**shares)
+    with pytest.raises(ArgumentError, match="60 pairs in 2 groups cannot be split into 3"):
+        many().split(groups={i: i[-1] < "5" for i in many().trace_ids})
+    with pytest.raises(ArgumentError, match="names no group for 59 of 60"):
+        many().split(groups={"tr-000": 1})
+    with pytest.raises(ArgumentError, match="0 pairs in 0 groups"):
+        make_pairs({}).split()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(["a", "b", "c"]), min_size=6, max_size=60),
+    groups=st.integers(3, 60),
+    test=st.floats(0.1, 0.8),
+    dev=st.floats(0.0, 0.8),
+    seed=st.integers(0, 1000),
+)
+def test_laws_of_splitting(
+    labels: list[str], groups: int, test: float, dev: float, seed: int
+) -> None:
+    """Whole, disjoint by trace and group, no part empty, and independent of the order."""
+    label_of = {f"t{n}": value for n, value in enumerate(labels)}
+    group_of = {i: str(n % min(groups, len(labels))) for n, i in enumerate(label_of)}
+    shares = {"test": test, "dev": (1 - test) * dev, "train": (1 - test) * (1 - dev)}
+    shares = {part: share for part, share in shares.items() if share > 0}
+    made = stratified(label_of, group_of, shares, seed)
+    assert Counter(i for ids in made.values() for i in ids) == Counter(list(label_of))
+    assert all(made[part] for part in shares)
+    where = [{group_of[i] for i in ids} for ids in made.values()]
+    assert sum(map(len, where)) == len(set(group_of.values()))
+    turned = dict(reversed(label_of.items()))
+    assert stratified(turned, group_of, shares, seed) == made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.sampled_from(["a", "b"]), min_size=20, max_size=200),
+    test=st.floats(0.2, 0.6),
+    seed=st.integers(0, 1000),
+)
+def test_single_traces_are_split_in_proportion(labels: list[str], test: float, seed: int) -> None:
+    """Without groups each label's count in a part is within two of what its share asks for."""
+    label_of = {f"t{n}": value for n, value in enumerate(labels)}
+    shares = {"test": test, "train": 1 - test}
+    made = stratified(label_of, {i: i for i in label_of}, shares, seed)
+    for part, share in shares.items():
+        assert abs(len(made[part]) - share * len(labels)) <= 2
+        for value, count in Counter(labels).items():
+            here = sum(label_of[i] == value for i in made[part])
+            assert abs(here - share * count) <= 2
