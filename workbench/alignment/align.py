@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,9 @@ from workbench.alignment.heldout import (
     total,
     usable,
 )
-from workbench.alignment.learning import (
-    Learned,
-    check_one_budget,
-    learn,
-    own_pairs,
-    split_pairs,
-)
-from workbench.alignment.lineage import Lineage, lineage_files, origin_note
-from workbench.alignment.preflight import check_pairs, preflight, probed, to_keep
+from workbench.alignment.learning import AlignmentData, Learned, check_one_budget, learn
+from workbench.alignment.lineage import lineage_files, origin_note
+from workbench.alignment.preflight import preflight, probed, to_keep
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     AlignmentRun,
@@ -39,7 +32,6 @@ from workbench.alignment.runs import (
     tags_before_test,
 )
 from workbench.alignment.watch import Watch
-from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint
@@ -49,11 +41,11 @@ from workbench.metrics.annotators import AnnotatorAgreement, annotator_agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
-from workbench.pairing.pairs import Groups, Pairs, Split, dataset_digest
+from workbench.pairing.pairs import Groups, dataset_digest
 from workbench.simba.crossfit import FEW
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
-from workbench.store.traces import Example, examples, fetch_traces, item_digest
+from workbench.store.traces import fetch_traces, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -141,12 +133,13 @@ def align(
     check_one_budget(optimizer, budget)
     started = time.monotonic()
     watch = watch or Watch()
-    data = _prepare(judge, pairs_or_traces, groups, test_size, seed, watch)
+    data = AlignmentData.of(judge, pairs_or_traces, groups, test_size, seed, watch.location)
+    people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
     budgets = _Budgets.of(judge, optimizer, budget)
 
     watch.enter("preflight")
     probe = _probe(judge, optimizer, data, budgets.total)
-    checks = _preflight(judge, optimizer, data, budgets, probe)
+    checks = _preflight(judge, optimizer, data, budgets, probe, people)
     if progress:
         say(checks.to_string(index=False))
 
@@ -176,33 +169,10 @@ def align(
         comparison = compare(tested.before, tested.after, seed=seed)
         result = _result(
             judge, data, probe, learned, tested, comparison, gate, use,
-            optimizer=name, seed=seed, preflight=checks, seconds=time.monotonic() - started,
+            optimizer=name, seed=seed, annotators=people, preflight=checks,
+            seconds=time.monotonic() - started,
         )  # fmt: skip
         return _finish_run(run, result)
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The pairs, and what is known about them before anything is learned."""
-
-    pairs: Pairs
-    by_id: Mapping[str, Example]
-    lineage: Lineage
-    split: Split
-    annotators: AnnotatorAgreement | None
-
-
-def _prepare(
-    judge: Judge, pairs_or_traces: Any, groups: Groups, test_size: float, seed: int, watch: Watch
-) -> _Data:
-    pairs = own_pairs(judge, pairs_or_traces)
-    options(judge)  # raises for judges that are not made from instructions
-    check_pairs(pairs)
-    by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    lineage = Lineage.of(judge, pairs, by_id, watch.location)
-    split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
-    annotators = annotator_agreement(pairs) if pairs.votes.shape[1] > 1 else None
-    return _Data(pairs, by_id, lineage, split, annotators)
 
 
 @dataclass(frozen=True)
@@ -224,7 +194,9 @@ class _Budgets:
         return cls(total, learning)
 
 
-def _probe(judge: Judge, optimizer: AlignmentOptimizer, data: _Data, budget: Budget) -> Verdict:
+def _probe(
+    judge: Judge, optimizer: AlignmentOptimizer, data: AlignmentData, budget: Budget
+) -> Verdict:
     # Chosen by content, so that it is the same item in every store.
     first = min((data.by_id[i] for i in data.split.train.trace_ids), key=item_digest)
     cache = optimizer.cache if isinstance(optimizer, SIMBA) else True
@@ -232,7 +204,12 @@ def _probe(judge: Judge, optimizer: AlignmentOptimizer, data: _Data, budget: Bud
 
 
 def _preflight(
-    judge: Judge, optimizer: AlignmentOptimizer, data: _Data, budgets: _Budgets, probe: Verdict
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    data: AlignmentData,
+    budgets: _Budgets,
+    probe: Verdict,
+    people: AnnotatorAgreement | None,
 ) -> pd.DataFrame:
     simba = optimizer if isinstance(optimizer, SIMBA) else None
     return preflight(
@@ -241,7 +218,7 @@ def _preflight(
         data.split,
         data.by_id,
         probe,
-        data.annotators,
+        people,
         settings=simba.settings if simba else None,
         reflection_model=simba.model if simba else None,
         budget=budgets.learning,
@@ -250,7 +227,7 @@ def _preflight(
 
 
 def _begin_run(
-    run: AlignmentRun, judge: Judge, proposed: Judge, data: _Data, **settings: Any
+    run: AlignmentRun, judge: Judge, proposed: Judge, data: AlignmentData, **settings: Any
 ) -> TestSetUse:
     """Log the test before it is made, and count how often its items were used."""
     test, judges = data.split.test, (fingerprint(judge), fingerprint(proposed))
@@ -269,7 +246,7 @@ def _begin_run(
 
 def _result(
     judge: Judge,
-    data: _Data,
+    data: AlignmentData,
     probe: Verdict,
     learned: Learned,
     tested: HeldOutTest,
@@ -310,7 +287,6 @@ def _result(
         comparison=comparison,
         history=learned.history,
         evidence=learned.evidence,
-        annotators=data.annotators,
         examples=data.by_id,
         calls=probe.calls + learned.calls + tested.calls,
         reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,

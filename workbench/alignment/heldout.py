@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 class HeldOutTest:
     """Held-out pairs with the verdicts of both judges, on the items that both rated.
 
-    ``lost`` is the share of items without a usable verdict of the proposed judge;
+    ``verdicts`` are all of the proposed judge, and ``lost`` is the share of unusable ones;
     ``other_calls`` are its requests to models other than its own.
     """
 
     before: Pairs
     after: Pairs
+    verdicts: tuple[Verdict, ...] = ()
     calls: int = 0
     other_calls: int = 0
     tokens: int | None = None
@@ -81,6 +82,7 @@ def score_held_out(
     return HeldOutTest(
         test.subset(after.trace_ids),
         after,
+        tuple(verdicts),
         calls=sum(v.calls for v in verdicts),
         other_calls=meter.embedding.requests + meter.reflection.requests if meter else 0,
         tokens=total(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),

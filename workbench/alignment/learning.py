@@ -12,7 +12,10 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.external import propose
 from workbench.alignment.lineage import Lineage
+from workbench.alignment.preflight import check_pairs
+from workbench.alignment.runs import RunLocation
 from workbench.alignment.watch import Watch
+from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import Verdict
@@ -23,7 +26,7 @@ from workbench.pairing.splits import default_groups, with_equal_items
 from workbench.simba.items import Item
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Optimised
-from workbench.store.traces import Example
+from workbench.store.traces import Example, examples
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -60,6 +63,35 @@ class Learned:
     failures: int = 0
     reflection_failures: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    """The pairs and their split, and what is known of them before anything is learned."""
+
+    pairs: Pairs
+    by_id: Mapping[str, Example]
+    lineage: Lineage
+    split: Split
+
+    @classmethod
+    def of(
+        cls,
+        judge: Judge,
+        pairs_or_traces: Any,
+        groups: Groups,
+        test_size: float,
+        seed: int,
+        location: RunLocation,
+    ) -> AlignmentData:
+        """Read and split the pairs of a judge that is made from instructions."""
+        pairs = own_pairs(judge, pairs_or_traces)
+        options(judge)  # raises for other judges
+        check_pairs(pairs)
+        by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
+        lineage = Lineage.of(judge, pairs, by_id, location)
+        split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
+        return cls(pairs, by_id, lineage, split)
 
 
 def own_pairs(judge: Judge, pairs_or_traces: Any) -> Pairs:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from workbench.alignment.benchmark import Entry, OptimizerComparison
+    from workbench.alignment.optimizer_comparison import Entry, OptimizerComparison
     from workbench.pairing.pairs import Pairs
 
 
