@@ -64,7 +64,8 @@ def run(
     With --replay the run gives the result of the recorded one, byte for byte, if the notebook, its
     parameters and the data are the same; what the file does not hold is an error.
     """
-    from workbench.experiments.notebook import find_notebook, notebook_parameters, parse_parameters
+    from workbench.experiments.notebook import find_notebook
+    from workbench.experiments.parameters import notebook_parameters, parse_parameters
 
     source = _or_exit(lambda: find_notebook(notebook), code=2)
     known = _or_exit(lambda: notebook_parameters(source), code=1)
@@ -129,7 +130,8 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
 @click.argument("notebook", default=_NOTEBOOK)
 def params(notebook: str) -> None:
     """List the parameters of NOTEBOOK with their defaults."""
-    from workbench.experiments.notebook import find_notebook, notebook_parameters
+    from workbench.experiments.notebook import find_notebook
+    from workbench.experiments.parameters import notebook_parameters
 
     source = _or_exit(lambda: find_notebook(notebook), code=2)
     known = _or_exit(lambda: notebook_parameters(source), code=1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,12 +113,17 @@ def create_tables(path: Path) -> None:
     mlflow 3.17.2. Without it, MLflow makes them in place at its first use of the store.
     """
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+    from sqlalchemy import event
 
     engine = create_sqlalchemy_engine(f"sqlite:///{path}")
+    # Waiting for the disk once at the end, not after each of forty migrations, saves seconds.
+    event.listen(engine, "connect", lambda found, _: found.execute("PRAGMA synchronous=OFF"))
     try:
         _initialize_tables(engine)
     finally:
         engine.dispose()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def latest_schema() -> str:

@@ -109,16 +109,6 @@ def test_params_lists_defaults_and_comments(notebook: Path) -> None:
     ]
 
 
-def test_an_interrupted_run_ends_with_130(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt("Stopped. Run it again.")
-
-    monkeypatch.setattr("workbench.experiments.notebook.run_notebook", stop)
-    result = call("run")
-    assert result.exit_code == 130
-    assert "Stopped. Run it again." in result.stderr
-
-
 def test_a_notebook_without_summary_still_says_where_it_lies() -> None:
     words = closing_words({}, Path("/out/n.ipynb"), 3.2)
     assert words.split("\n") == ["", "notebook:     /out/n.ipynb", "time:         3 s"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
 from workbench.errors import NotebookError
-from workbench.experiments.notebook import (
+from workbench.experiments.parameters import (
     UNKNOWN,
     Parameter,
     check_parameters,
@@ -109,14 +109,20 @@ def test_an_unknown_parameter_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize(
     ("default", "text", "said"),
-    [(0, "many", "no number"), (0.4, "True", "no number"), (True, "maybe", "neither True")],
+    [
+        (0, "many", "no number"),
+        (0, "1e999", "no number"),
+        (0.5, "nan", "no number"),
+        (0.4, "True", "no number"),
+        (True, "maybe", "neither True"),
+    ],
 )
 def test_values_that_do_not_fit_the_default_are_refused(default: Any, text: str, said: str) -> None:
     with pytest.raises(NotebookError, match=said):
         parse_parameters(known(p=default), [("p", text)])
 
 
-@given(st.integers() | st.floats(allow_nan=False) | st.booleans() | st.none())
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none())
 def test_values_written_as_python_are_read_back(value: Any) -> None:
     assert parse_parameters(known(p=None), [("p", repr(value))]) == {"p": value}
 
@@ -130,3 +136,13 @@ def test_any_text_is_a_value_of_a_text_parameter(text: str) -> None:
 def test_none_and_unknown_defaults_take_anything() -> None:
     check_parameters(known(a=None, b=3), {"a": "text", "b": None})
     check_parameters([Parameter("c", "f()", UNKNOWN, "")], {"c": ["x"]})
+
+
+def test_no_number_is_infinite() -> None:
+    with pytest.raises(NotebookError, match="no finite number"):
+        check_parameters(known(seed=0), {"seed": float("inf")})
+
+
+def test_words_that_float_would_read_are_text() -> None:
+    """A column may be named so."""
+    assert parse_parameters(known(groups=None), [("groups", "nan")]) == {"groups": "nan"}

@@ -106,11 +106,11 @@ def test_a_notebook_that_is_run_unwatched_shows_the_table(
     rate(panel(), trace_ids[0], "yes")
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     if how == "papermill":
-        from workbench.experiments.notebook import execute
+        from workbench.experiments.notebook import run_notebook
 
         nbformat.write(made, tmp_path / "in.ipynb")
-        execute(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {}, progress=False)
-        made = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+        ran = run_notebook(tmp_path / "in.ipynb", output=tmp_path / "out", progress=False)
+        made = nbformat.read(ran.notebook, as_version=4)
     else:
         ExecutePreprocessor(kernel_name="python3").preprocess(made)
     (output,) = [o for cell in made.cells for o in cell.outputs if o.output_type != "stream"]

@@ -18,8 +18,7 @@ from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.store.database import prepare_database
-from workbench.store.traces import discreet
-from workbench.store.traces import find_experiment_id as experiment_id
+from workbench.store.traces import discreet, find_experiment_id
 
 if TYPE_CHECKING:
     from workbench.alignment.registry import Registered
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 
 SUMMARY = "summary.json"
-
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -53,14 +51,18 @@ class Workspace:
         *,
         recorded: Mapping[str, Pairs] | None = None,
     ) -> Path:
-        """Write ``summary.json``: what the command line prints when the notebook has ended.
-
-        ``recorded`` are pairs with the recorded verdicts of other judges, by their source.
+        """Write ``summary.json``, which the command line prints when the notebook has ended.
 
         It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
         (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
-        ``calls`` made, and ``comparison``, ``recorded`` and ``annotators`` (among themselves)
-        in figures.
+        ``calls`` made, and the figures of ``comparison``, ``recorded`` and ``annotators``.
+
+        Parameters
+        ----------
+        alignment, registered, report
+            What `align` and `register` returned, and the path of the report.
+        recorded
+            Pairs with recorded verdicts of other judges, by their source.
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
         lines = [
@@ -108,18 +110,18 @@ def use_workspace(
     Parameters
     ----------
     folder
-        Made when missing. A new experiment in a local store keeps its artifacts here, so that
-        no ``mlruns`` appears in the working folder.
+        Folder of the store; made if missing. A new experiment in a local store keeps its
+        artifacts here, so that no ``mlruns`` appears in the working folder.
     experiment
-        Its name; made when missing.
+        Name of the experiment; made if missing.
     tracking_uri
-        Of the store. None: ``MLFLOW_TRACKING_URI`` where that is set, else an SQLite file in the
-        folder.
+        Address of the store. None means ``MLFLOW_TRACKING_URI`` where that is set, else an SQLite
+        file in the folder.
 
     Raises
     ------
     StoreError
-        When the experiment was deleted.
+        If the experiment was deleted, or the file is no SQLite database.
     """
     place = Path(folder).expanduser().resolve()
     place.mkdir(parents=True, exist_ok=True)
@@ -133,15 +135,14 @@ def use_workspace(
             mlflow.create_experiment(
                 experiment, artifact_location=(place / "artifacts").as_uri() if local else None
             )
-        where = experiment_id(experiment, create=False)
+        where = find_experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
     return Workspace(place, shown_address(uri), experiment, where)
 
 
 @contextmanager
 def _same_environment() -> Iterator[None]:
-    """MLflow puts the URI into the environment, where the next call would take it for the
-    user's choice, whatever folder it is told."""
+    """Take back the variable that MLflow sets: the next call would take it for the user's."""
     before = os.environ.get(_VARIABLE)
     try:
         yield
@@ -154,7 +155,7 @@ def _same_environment() -> Iterator[None]:
 
 @contextmanager
 def _quiet_migrations() -> Iterator[None]:
-    """A new database is set up in forty steps, each of which would be told."""
+    """Silence the log of the forty migrations that make a new database."""
     names = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
