@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _HOME = {
     "ABSTAIN": "scale",
-    "AdjudicationPanel": "widgets.label_panel",
+    "AdjudicationPanel": "widgets.adjudication_panel",
     "Agreement": "metrics.agreement",
     "Alignment": "alignment.result",
     "AnnotatorAgreement": "metrics.annotators",

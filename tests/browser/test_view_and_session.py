@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, expect
 
 import workbench
 from workbench.labeling.session import LabelSession
+from workbench.widgets.content import prepared, prepared_setup
 from workbench.widgets.label_panel import LabelPanel
 
 PATIENCE = 16_000  # milliseconds after which the view sends again what was not answered
@@ -59,8 +60,7 @@ class Wire:
         self.page.route(address, lambda route: route.fulfill(body="", content_type="text/html"))
         self.page.clock.install()
         self.page.goto(address)
-        code, news = LabelPanel._esm, {"setup": session.setup(), "state": session.state()}
-        self.page.evaluate(STAND_IN, {"code": str(code), **news})
+        self.page.evaluate(STAND_IN, {"code": str(LabelPanel._esm), **self.news()})
         self.panel = Panel(self.page.locator(".wb"))
         self.carry()
         self.panel.at(session.position)
@@ -86,8 +86,12 @@ class Wire:
         """What the session has said arrives in the page."""
         said = self.to_page[:]
         del self.to_page[: len(said)]
-        news = {"setup": self.session.setup(), "state": self.session.state()}
-        self.page.evaluate("([said, news]) => tell(said, news)", [said, news])
+        messages = [prepared(message) for message in said]
+        self.page.evaluate("([said, news]) => tell(said, news)", [messages, self.news()])
+
+    def news(self) -> dict[str, Any]:
+        """What a widget's model holds for the view."""
+        return {"setup": prepared_setup(self.session.setup()), "state": self.session.state()}
 
 
 SCALE = workbench.Scale.of(["poor", "fair", "good"])

@@ -20,7 +20,7 @@ from workbench.labeling.session import DecisionSession
 from workbench.store import traces
 from workbench.store.labels import decision_feedback, decision_records
 from workbench.store.traces import fetch_traces
-from workbench.widgets.label_panel import AdjudicationPanel
+from workbench.widgets.adjudication_panel import AdjudicationPanel
 
 NAME = "quality"
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -12,10 +12,12 @@ import mlflow
 import nbformat
 import pandas as pd
 import pytest
+from comm import create_comm
 
 import workbench
 from workbench.labeling.questions import LabelQuestion
-from workbench.widgets.label_panel import VIEW, LabelPanel
+from workbench.widgets.label_panel import LabelPanel
+from workbench.widgets.session_panel import VIEW, LiveTable
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -140,13 +142,9 @@ def test_a_page_made_of_a_saved_notebook_shows_the_table(trace_ids: list[str]) -
 class Page:
     """What a front end stores of what a cell puts out, as it is brought up to date."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.outputs: list[dict[str, Any]] = []
         self._ids: dict[str, int] = {}
-        monkeypatch.setattr("workbench.widgets.label_panel.someone_is_there", lambda: True)
-        monkeypatch.setattr("workbench.widgets.label_panel.put_out", self.put_out)
-        monkeypatch.setattr("workbench.widgets.label_panel.put_out", self.put_out)
-        monkeypatch.setattr("workbench.widgets.label_panel._SOONEST", 0.05)
 
     def put_out(
         self, bundle: dict[str, Any], display_id: str | None = None, update: bool = False
@@ -180,13 +178,13 @@ class Page:
 
 @pytest.mark.parametrize("with_state", [False, True])
 def test_a_page_made_later_shows_what_was_labelled_since(
-    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch, with_state: bool
+    trace_ids: list[str], with_state: bool
 ) -> None:
     """The view stays as it is, the table follows; also where the widget's state is saved."""
-    page = Page(monkeypatch)
-    shown = panel()
-    shown.comm = shown.comm or object()
-    shown._ipython_display_()
+    page, shown = Page(), panel()
+    shown.comm = create_comm(target_name="jupyter.widget")
+    table = LiveTable(shown.table_bundle, shown.setup["epoch"], page.put_out, least_pause=0.05)
+    shown.show_live(table, page.put_out)
     assert [VIEW in output for output in page.outputs] == [True, False]
     view = dict(page.outputs[0])
     assert "0 of 3" in page.exported(with_state=with_state)
@@ -205,13 +203,10 @@ def test_a_page_made_later_shows_what_was_labelled_since(
     assert f'body:has(.wb[data-epoch="{epoch}"][data-trace]:not([data-trace=""]))' in made
 
 
-def test_a_panel_that_nobody_looks_at_brings_nothing_up_to_date(
-    trace_ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = Page(monkeypatch)
-    shown = panel()
-    rate(shown, trace_ids[0], "yes")
-    time.sleep(0.3)
+def test_a_table_that_was_not_shown_is_not_brought_up_to_date() -> None:
+    page = Page()
+    LiveTable(dict, "0", page.put_out, least_pause=0.01).changed()
+    time.sleep(0.1)
     assert page.outputs == []
 
 
@@ -229,17 +224,17 @@ def test_a_queue_is_labelled_and_its_status_kept_in_step(trace_ids: list[str]) -
     assert sorted(ana.session.trace_ids) == sorted(queue.of("ana"))
     assert [q.name for q in ana.session.questions] == ["right"]
     rate(ana, trace_ids[0], "yes")
-    assert ana._keeper.flush(30)
+    assert ana.session.keeper.flush(30)
     assert status() == {trace_ids[0]: "pending", trace_ids[1]: "pending"}
     rate(ben, trace_ids[0], "no")
-    assert ben._keeper.flush(30)
+    assert ben.session.keeper.flush(30)
     assert status() == {trace_ids[0]: "complete", trace_ids[1]: "pending"}
     (own,) = [a for a in mlflow.get_trace(trace_ids[0]).info.assessments if a.value == "no"]
     undo = {"id": "u", "kind": "undo", "trace_id": trace_ids[0]}
     undo["undoes"] = own.metadata["workbench.action"]
     ben._handle_custom_msg({"type": "act", "actions": [undo]}, [])
     assert ben.session.flush(30)
-    assert ben._keeper.flush(30)
+    assert ben.session.keeper.flush(30)
     assert status() == {trace_ids[0]: "pending", trace_ids[1]: "pending"}
     queue.add(trace_ids[2:])
     ana.refresh()

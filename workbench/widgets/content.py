@@ -10,25 +10,12 @@ A block with ``at`` shows the value at this path in the item and not a copy of i
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from typing import Any, Final
-
-import mistune
+from typing import Any
 
 from workbench.labeling.contents import plain
-
-LONGEST_MARKDOWN: Final = 30_000
-"""Characters; longer texts are shown as plain text."""
-
-_DEEPEST = 20
-_MOST_NODES = 10_000
-# Patterns of the parser try every split of a run of spaces: their time grows with its cube.
-_GAP = re.compile(r"[ \t]{300}")
-# What may be more than one paragraph of plain words.
-_MARKUP = re.compile(r"[\\`*_~\[#>|\n]|https?://|^\s*(?:[-+=]|\d+[.)])")
-
-_LANGUAGE = re.compile(r"[\w+#.-]{0,20}")
+from workbench.widgets.choices import choices
+from workbench.widgets.markdown import LONGEST_MARKDOWN, markdown
 
 _LONG = 3_000
 _LONGEST_JSON = 200_000
@@ -36,10 +23,6 @@ _MOST_FIELDS = 20
 _MOST_LISTED = 50
 _MOST_TURNS = 100
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
-_parser = mistune.create_markdown(renderer=None, plugins=["table", "strikethrough", "url"])
-# Definitions of links would not be shown at all: they stay text.
-_parser.block.rules.remove("ref_link")
 
 Block = dict[str, Any]
 Path = tuple[str | int, ...]
@@ -64,9 +47,13 @@ def prepared(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepared_setup(setup: dict[str, Any]) -> dict[str, Any]:
-    """Return a session's setup with the rubrics as blocks."""
+    """Return a session's setup with rubrics as blocks and the buttons of each question."""
     questions = [
-        {**question, "rubric_blocks": text_blocks(question.get("rubric") or "")}
+        {
+            **question,
+            "rubric_blocks": text_blocks(question.get("rubric") or ""),
+            "choices": choices(question),
+        }
         for question in setup["questions"]
     ]
     return {**setup, "questions": questions}
@@ -103,7 +90,7 @@ def value_blocks(value: Any, at: Path | None, cuts: Cuts | None = None) -> list[
     """
     cuts = cuts or {}
     if isinstance(value, str):
-        return _json_blocks(value) or text_blocks(value, at)
+        return _json_blocks(value) or text_blocks(value, at, cuts.get(_name(at)))
     if _is_chat(value):
         return [_chat([(turn, _below(at, n)) for n, turn in enumerate(value)], cuts)]
     if isinstance(value, dict):
@@ -174,9 +161,13 @@ def _part(value: Any, at: Path | None, cuts: Cuts) -> Block:
 
 
 def _length(value: Any, at: Path | None, cuts: Cuts) -> int | None:
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at or ())[1:]
-    length = cuts.get(path, len(value) if isinstance(value, str) else 0)
+    length = cuts.get(_name(at), len(value) if isinstance(value, str) else 0)
     return length if length > _LONG else None
+
+
+def _name(at: Path | None) -> str:
+    """A path as ``cuts`` names it."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at or ())[1:]
 
 
 def _chat(turns: list[Turn], cuts: Cuts) -> Block:
@@ -223,18 +214,23 @@ def _turn_part(part: Any, at: Path | None, cuts: Cuts) -> Block:
 # -- texts ------------------------------------------------------------------------------------
 
 
-def text_blocks(text: str, at: Path | None = None) -> list[Block]:
-    """Return the blocks of a text: Markdown as nodes, or the text as it is."""
+def text_blocks(text: str, at: Path | None = None, length: int | None = None) -> list[Block]:
+    """Return the blocks of a text: Markdown as nodes, or the text as it is.
+
+    ``length`` is that of the whole text where only its beginning is given.
+    """
     if not text:
         return [{"kind": "note", "text": "(empty text)"}]
     nodes = markdown(text)
     if nodes is not None:
         return [{"kind": "markdown", "nodes": nodes}]
-    note = (
-        f"Longer than {LONGEST_MARKDOWN:,} characters, or nested too deeply: shown as plain text, "
-        "without Markdown."
-    )
-    return [{"kind": "warning", "text": note}, {"kind": "text", **_source(text, at)}]
+    is_long = len(text) > LONGEST_MARKDOWN
+    why = f"Longer than {LONGEST_MARKDOWN:,} characters" if is_long else "Too deeply nested"
+    note = f"{why}: shown as plain text, without Markdown."
+    return [
+        {"kind": "warning", "text": note},
+        {"kind": "text", "length": length, **_source(text, at)},
+    ]
 
 
 def _json_blocks(text: str) -> list[Block]:
@@ -246,89 +242,3 @@ def _json_blocks(text: str) -> list[Block]:
     except (ValueError, RecursionError):
         return []  # It only begins like JSON.
     return value_blocks(data, None) if _is_chat(data) else [{"kind": "tree", "data": data}]
-
-
-# -- Markdown ---------------------------------------------------------------------------------
-
-
-def markdown(text: str) -> list[Any] | None:
-    """Parse Markdown into nodes: a string, or ``[kind, children, detail?]``.
-
-    HTML in it stays text. Returns None for a text that is too long, too deeply nested or made to
-    hold up the parser, which is to be shown as plain text.
-    """
-    if len(text) > LONGEST_MARKDOWN or _GAP.search(text):
-        return None
-    if not _MARKUP.search(text):
-        return [["paragraph", [text]]]
-    try:
-        return _Nodes().of(_parser(text), 0)
-    except (RecursionError, _TooLarge):
-        return None
-
-
-class _TooLarge(Exception):
-    """More nodes, or deeper ones, than a page takes."""
-
-
-_KINDS = {
-    "paragraph": "paragraph",
-    "block_text": "inline",
-    "emphasis": "emphasis",
-    "strong": "strong",
-    "strikethrough": "strikethrough",
-    "block_quote": "quote",
-    "list_item": "item",
-    "table_head": "row",
-    "table_row": "row",
-    "table_body": "body",
-    "table": "table",
-}
-
-
-class _Nodes:
-    """Makes nodes of mistune's tokens, and counts them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-
-    def of(self, tokens: Any, depth: int) -> list[Any]:
-        self._count += len(tokens)
-        if self._count > _MOST_NODES or depth > _DEEPEST:
-            raise _TooLarge
-        return [self._node(token, depth) for token in tokens if token["type"] != "blank_line"]
-
-    def _node(self, token: dict[str, Any], depth: int) -> Any:
-        kind, attrs = token["type"], token.get("attrs") or {}
-        children = self.of(token.get("children") or [], depth + 1)
-        if kind in _KINDS:
-            return [_KINDS[kind], children]
-        match kind:
-            case "softbreak" | "linebreak":
-                return ["break", []]
-            case "thematic_break":
-                return ["rule", []]
-            case "codespan":
-                return ["code", [token["raw"]]]
-            case "block_code":
-                return ["pre", [_code(token, attrs)]]
-            case "block_html":
-                return ["lines", [token["raw"].removesuffix("\n")]]
-            case "heading":
-                return ["heading", children, attrs["level"]]
-            case "list":
-                return ["list", children, attrs.get("start", 1) if attrs["ordered"] else None]
-            case "link":
-                return ["link", children, attrs["url"]]
-            case "image":
-                return ["picture", children, attrs["url"]]
-            case "table_cell":
-                return ["heading_cell" if attrs["head"] else "cell", children]
-        # Whatever a later version of the parser knows is shown as text.
-        return token.get("raw", ["inline", children])
-
-
-def _code(token: dict[str, Any], attrs: Mapping[str, Any]) -> str:
-    """The text of a block of code, with what stands behind its fence unless it names a language."""
-    info, code = str(attrs.get("info") or ""), str(token["raw"]).removesuffix("\n")
-    return code if _LANGUAGE.fullmatch(info) else f"{token.get('marker', '')}{info}\n{code}"

@@ -16,7 +16,7 @@ import traitlets
 from workbench.alignment import background
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import html_text
-from workbench.widgets.label_panel import someone_is_there
+from workbench.widgets.session_panel import VIEW, someone_is_there
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -126,7 +126,7 @@ class AlignmentView(anywidget.AnyWidget):
             "text/html": self._repr_html_(),
         }
         if self.comm is not None and someone_is_there():
-            bundle["application/vnd.jupyter.widget-view+json"] = {
+            bundle[VIEW] = {
                 "version_major": 2,
                 "version_minor": 1,
                 "model_id": self.model_id,

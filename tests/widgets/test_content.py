@@ -1,0 +1,193 @@
+"""What the view draws of texts and values: Markdown as nodes, chats as turns, bounded."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workbench.widgets
+from workbench.widgets.choices import RESERVED, choices
+from workbench.widgets.content import prepared, text_blocks, value_blocks
+from workbench.widgets.markdown import LONGEST_MARKDOWN, markdown
+
+
+def test_markdown_becomes_nodes() -> None:
+    text = (
+        "# Title\n\nOne **two *three*** `<four>` ~~five~~\nsix\n\n- a\n- b\n\n3. c\n\n> d\n\n---\n"
+        "\n| e | f |\n|---|---|\n| g | h |\n\n```python\ni\n```\n"
+    )
+    assert markdown(text) == [
+        ["heading", ["Title"], 1],
+        ["paragraph", [
+            "One ", ["strong", ["two ", ["emphasis", ["three"]]]], " ", ["code", ["<four>"]], " ",
+            ["strikethrough", ["five"]], ["break", []], "six",
+        ]],
+        ["list", [["item", [["inline", ["a"]]]], ["item", [["inline", ["b"]]]]], None],
+        ["list", [["item", [["inline", ["c"]]]]], 3],
+        ["quote", [["paragraph", ["d"]]]],
+        ["rule", []],
+        ["table", [
+            ["row", [["heading_cell", ["e"]], ["heading_cell", ["f"]]]],
+            ["body", [["row", [["cell", ["g"]], ["cell", ["h"]]]]]],
+        ]],
+        ["pre", ["i"]],
+    ]  # fmt: skip
+
+
+def test_links_and_pictures_keep_their_address() -> None:
+    """Whether it can be followed is for the view to say."""
+    (paragraph,) = markdown("[a](javascript:x) https://b.c ![d](https://e/f)") or []
+    assert paragraph[1] == [
+        ["link", ["a"], "javascript:x"], " ", ["link", ["https://b.c"], "https://b.c"], " ",
+        ["picture", ["d"], "https://e/f"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>secret</script>",
+        "a <!-- secret --> b",
+        "<div>\nsecret\n</div>",
+        "[a]: https://b 'secret'\n\nc",
+        "```secret words that name no language\nb\n```",
+    ],
+)
+def test_no_markup_hides_a_text(text: str) -> None:
+    assert "secret" in json.dumps(markdown(text))
+
+
+SPACES = " " * 25_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 25_000,
+        "[a](" * 7_000,
+        "![" * 12_000,
+        "*" * 12_000 + "a" + "_" * 12_000,
+        "> " * 10_000 + "deep",
+        "> " * 900 + "deep",
+        "*" * 900 + "a" + "*" * 900,
+        "\n".join(f"{' ' * (2 * i)}- {i}" for i in range(170)),
+        "|" * 10_000 + "\n" + "|-" * 9_000,
+        f"## a{SPACES}b",
+        f"# a{'#' * 25_000} b",
+        f"a|b\n|{SPACES}x",
+        f"a | b\n{SPACES}-|x",
+        "* a\n" * 7_000,
+        "`a" * 15_000,
+        "<a href='" * 3_000,
+        "line\n" * 6_000,
+    ],
+)
+def test_no_text_holds_up_the_kernel(text: str) -> None:
+    """It is parsed in moments, or shown whole as plain text, and what is sent stays small."""
+    assert len(text) <= LONGEST_MARKDOWN
+    began = time.process_time()
+    blocks = text_blocks(text)
+    assert time.process_time() - began < 2
+    assert len(json.dumps(blocks)) < 10 * LONGEST_MARKDOWN
+    if blocks[0]["kind"] == "warning":
+        assert blocks[1]["data"] == text
+
+
+def test_a_long_text_is_plain_and_says_so() -> None:
+    note, text = text_blocks("*a* " * LONGEST_MARKDOWN, ("outputs",))
+    assert "without Markdown" in note["text"]
+    assert text["at"] == ("outputs",)
+
+
+def test_a_chat_is_shown_as_turns() -> None:
+    messages = [
+        {"role": "user", "content": "Say **it**"},
+        {"role": "<b>", "content": [{"type": "text", "text": "x" * 4_000}, None, {
+            "type": "image_url", "image_url": {"url": "https://a/b.png"}}], "tool_calls": [1]},
+    ]  # fmt: skip
+    for value, at in (
+        ({"messages": messages, "n": 1}, ("inputs", "messages", 0)),
+        ({"choices": [{"message": one} for one in messages], "n": 1}, None),
+        (json.dumps(messages), None),
+    ):
+        chat, *others = value_blocks(value, ("inputs",))
+        first, second = chat["turns"]
+        assert (first["role"], second["role"], second["name"]) == ("user", "other", "<b>")
+        assert first["parts"][0]["blocks"][0]["kind"] == "markdown"
+        assert [part["blocks"][0]["kind"] for part in second["parts"]] == [
+            "markdown", "tree", "picture", "tree",
+        ]  # fmt: skip
+        assert second["parts"][0]["length"] == 4_000
+        assert [one["label"] for one in others] == (["other fields"] if at or others else [])
+
+
+def test_blocks_show_values_by_their_path() -> None:
+    """Nothing is sent twice, and no name can be taken for another's path."""
+    value = {"a.b": [[1]], "a": {"b": {}}, "c": None, "d": ["*e*"]}
+    fields = value_blocks(value, ("inputs",))
+    assert [field["name"] for field in fields] == ["a.b", "a", "c", "d"]
+    assert fields[0]["blocks"] == [{"kind": "tree", "at": ("inputs", "a.b")}]
+    assert fields[2]["blocks"] == [{"kind": "value", "data": None}]
+    assert fields[3]["blocks"][0]["kind"] == "list"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN, "b": 1e999}', '["\\ud83d"]', "[" * 990 + "]" * 990, "[" * 25_000, "{a}"]
+)
+def test_json_in_a_text_can_be_sent(text: str) -> None:
+    blocks = value_blocks(text, ("outputs",))
+    json.dumps(blocks, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_reasons_of_others_are_prepared() -> None:
+    verdict = {"value": "good", "rationale": "*so*"}
+    message = prepared({"type": "revealed", "judge": verdict, "judges": None, "others": [verdict]})
+    nodes = [["paragraph", [["emphasis", ["so"]]]]]
+    assert message["judge"]["rationale_blocks"] == [{"kind": "markdown", "nodes": nodes}]
+    assert message["others"][0]["rationale_blocks"] == message["judge"]["rationale_blocks"]
+    assert message["judges"] is None
+
+
+# -- the keys of answers ----------------------------------------------------------------------
+
+
+def keys(*labels: Any, **question: Any) -> list[str]:
+    """The keys of each answer, joined."""
+    values = [{"value": label, "label": str(label)} for label in labels]
+    asked = {"kind": "ordinal", "values": values, **question}
+    return ["".join(choice["keys"]) for choice in choices(asked)]
+
+
+def whole(low: float, high: float) -> list[str]:
+    return keys(kind="numeric", low=low, high=high, integer=True)
+
+
+def test_a_digit_means_the_number_that_it_shows() -> None:
+    """On whole numbers and on labels that begin with one; what has no key is typed."""
+    assert whole(0, 10) == [*"0123456789", "a"]
+    assert whole(1, 10) == [*"1234567890"]
+    assert keys("0 - none", "1 - some", "2 - much") == ["0", "1", "2"]
+    assert keys("10", "20", "30") == ["1", "2", "3"]
+    assert whole(-2, 2) == ["a", "b", "0", "1", "2"]
+    assert whole(0, 100) == []
+    assert keys(kind="numeric", low=0, high=1, integer=False) == []
+
+
+def test_other_answers_have_the_digit_of_their_place_and_their_initial() -> None:
+    """Unless it is a command or another's initial."""
+    assert keys("poor", "fair", "good", "excellent") == ["1p", "2f", "3g", "4e"]
+    assert keys("yes", "no") == ["1y", "2n"]
+    assert keys("safe", "unsafe", "good", "great") == ["1", "2", "3", "4"]
+    assert keys(*(f"x{n}" for n in range(12)))[9:] == ["0", "a", "b"]
+
+
+def test_letters_of_commands_choose_no_answer() -> None:
+    """The keymap of the view has the same letters."""
+    keymap = (Path(workbench.widgets.__file__).parent / "keys.js").read_text()
+    rows = re.findall(r'keys: \["(\w)"\](?!.*at: "end")', keymap)
+    assert set(rows) == RESERVED

@@ -1,0 +1,209 @@
+// Elements of the page, and the contents of an item made of them.
+//
+// What a trace holds is hostile. Nothing here parses HTML or Markdown: texts reach the page as text
+// nodes, and their structure comes from the kernel as nodes and blocks (see `content.py`).
+
+const STEP = 20000; // characters of one text shown at once
+
+// -- elements ---------------------------------------------------------------------------------
+
+/** An element: properties as attributes, functions as handlers of the event they are named by. */
+function h(tag, props, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (typeof value === "function") node.addEventListener(name.slice(2), value);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  return append(node, children);
+}
+
+function append(node, children) {
+  for (const child of children.flat(Infinity)) {
+    if (child === null || child === undefined || child === false) continue;
+    node.append(typeof child === "object" ? child : document.createTextNode(String(child)));
+  }
+  return node;
+}
+
+const key = (name, spoken) => h("kbd", { "aria-label": spoken ?? null }, name);
+const quiet = (...children) => h("span", { class: "wb-quiet" }, children);
+const number = (n) => n.toLocaleString("en");
+const count = (n, word, plural) => `${number(n)} ${n === 1 ? word : (plural ?? `${word}s`)}`;
+const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
+
+// -- text -------------------------------------------------------------------------------------
+
+// Characters that do something instead of showing something: controls, those that turn the
+// direction of what follows, invisible ones, and the tags in which text can be hidden.
+const HIDDEN =
+  // eslint-disable-next-line no-control-regex
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u180e\u200b\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
+
+/** Text for the page, with characters that would hide or turn others shown by their number. */
+function visible(text) {
+  const parts = [];
+  let from = 0;
+  for (const found of text.matchAll(HIDDEN)) {
+    parts.push(text.slice(from, found.index));
+    if (found[0] !== "\r" || text[found.index + 1] !== "\n") {
+      const code = found[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+      parts.push(h("span", { class: "wb-hidden", title: `hidden character U+${code}` }, `U+${code}`));
+    }
+    from = found.index + found[0].length;
+  }
+  parts.push(text.slice(from));
+  return parts.filter((part) => part !== "");
+}
+
+/** Text as it is, in pieces that the browser lays out when they come into view; `length` is that of
+ * the whole where only its beginning is here. */
+function plainText(text, length = text.length) {
+  const box = h("div", { class: "wb-text", dir: "auto" });
+  const show = (from, until) => {
+    for (let at = from; at < until; ) {
+      let end = Math.min(at + 4000, until);
+      if (end < until) {
+        const line = text.lastIndexOf("\n", end);
+        if (line > at) end = line + 1;
+        else if (/[\ud800-\udbff]/.test(text[end - 1])) end -= 1;
+      }
+      box.append(h("span", { class: "wb-piece" }, visible(text.slice(at, end))));
+      at = end;
+    }
+    if (until < text.length) {
+      const next = Math.min(until + 10 * STEP, text.length);
+      box.append(moreButton(`Show ${number(next - until)} more of ${number(length)} characters`, () => show(until, next)));
+    }
+  };
+  show(0, Math.min(STEP, text.length));
+  return box;
+}
+
+/** A button that is replaced by what it shows. */
+function moreButton(label, show) {
+  const button = h("button", { type: "button", class: "wb-more", onclick: () => { button.remove(); show(); } }, label);
+  return button;
+}
+
+/** The length of a long text, for the line above it. */
+const lengthShown = (length) => (length ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null);
+
+// -- Markdown ---------------------------------------------------------------------------------
+
+const NODES = {
+  paragraph: (inner) => h("p", { dir: "auto" }, inner),
+  inline: (inner) => inner,
+  lines: ([text]) => h("p", { dir: "auto" }, text.split("\n").map((line, n) => [n ? h("br") : null, visible(line)])),
+  break: () => h("br"),
+  rule: () => h("hr"),
+  emphasis: (inner) => h("em", null, inner),
+  strong: (inner) => h("strong", null, inner),
+  strikethrough: (inner) => h("s", null, inner),
+  code: (inner) => h("code", null, inner),
+  pre: (inner) => h("pre", { class: "wb-code", tabindex: 0 }, h("code", null, inner)),
+  quote: (inner) => h("blockquote", { dir: "auto" }, inner),
+  list: (inner, start) => h(start === null ? "ul" : "ol", { start }, inner),
+  item: (inner) => h("li", { dir: "auto" }, inner),
+  // The panel's own headings come first: those of a text are below them.
+  heading: (inner, level) => h("div", { class: `wb-h wb-h${level}`, role: "heading", "aria-level": Math.min(level + 3, 6), dir: "auto" }, inner),
+  table: ([head, ...body]) => h("div", { class: "wb-table", tabindex: 0 }, h("table", null, h("thead", null, head), body)),
+  body: (inner) => h("tbody", null, inner),
+  row: (inner) => h("tr", null, inner),
+  heading_cell: (inner) => h("th", { dir: "auto" }, inner),
+  cell: (inner) => h("td", { dir: "auto" }, inner),
+  link,
+  picture: (inner, address) => pictureNamed(h("span", null, inner).textContent, address),
+};
+
+/** Elements of the nodes that `content.py` makes of Markdown; unknown ones are shown as text. */
+function markdown(nodes) {
+  return nodes.map((node) => {
+    if (typeof node === "string") return visible(node);
+    const [kind, children, detail] = node;
+    return NODES[kind] ? NODES[kind](kind === "lines" ? children : markdown(children), detail) : markdown(children);
+  });
+}
+
+/** A link to the web or a mail address, with its host where the text names another; else text. */
+function link(inner, target) {
+  const label = h("span", null, inner);
+  let url = null;
+  try {
+    url = new URL(target);
+  } catch {
+    // Not an address by itself: shown as text.
+  }
+  if (!url || !["http:", "https:", "mailto:"].includes(url.protocol) || url.username || url.password) {
+    return h("span", { class: "wb-nolink" }, label, label.textContent === target ? null : [" ", quiet("(", visible(target), ")")]);
+  }
+  const host = label.textContent.includes(url.host) ? null : quiet(` (${url.host})`);
+  return h("span", null, h("a", { href: url.href, target: "_blank", rel: "noopener noreferrer nofollow", referrerpolicy: "no-referrer", title: url.href }, label), host);
+}
+
+function pictureNamed(alt, address) {
+  return h("span", { class: "wb-chip", title: address.slice(0, 300) }, "picture, not loaded: ", visible(alt || address.slice(0, 80)));
+}
+
+// -- JSON -------------------------------------------------------------------------------------
+
+/** JSON as a tree; what lies deeper is made when it is opened. */
+function tree(value, name = null, level = 0) {
+  const label = name === null ? null : h("span", { class: "wb-key" }, visible(String(name)), quiet(": "));
+  const isList = Array.isArray(value);
+  if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value));
+  const entries = isList ? value.map((each, n) => [n, each]) : Object.entries(value);
+  if (!entries.length) return h("div", { class: "wb-leaf" }, label, quiet(isList ? "[]" : "{}"));
+  const size = isList ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
+  const children = h("div", { class: "wb-children" });
+  const fill = (from) => {
+    const until = Math.min(from + 100, entries.length);
+    append(children, entries.slice(from, until).map(([each, held]) => tree(held, each, level + 1)));
+    if (until < entries.length) {
+      children.append(moreButton(`Show more of ${count(entries.length, "entry", "entries")}`, () => fill(until)));
+    }
+  };
+  const open = level < 2 && entries.length <= 40;
+  if (open) fill(0);
+  const details = h("details", { class: "wb-node", open, ontoggle: () => details.open && !children.childNodes.length && fill(0) },
+    h("summary", null, label, quiet(size)), children);
+  return details;
+}
+
+function leaf(value) {
+  if (typeof value !== "string") return h("span", { class: "wb-value" }, String(value));
+  if (value.length <= 600) return h("span", { class: "wb-string", dir: "auto" }, visible(value));
+  const box = h("span", { class: "wb-string", dir: "auto" }, visible(value.slice(0, 300)), "… ");
+  box.append(moreButton(`Show all ${number(value.length)} characters`, () => box.replaceChildren(plainText(value))));
+  return box;
+}
+
+// -- blocks -----------------------------------------------------------------------------------
+
+const BLOCKS = {
+  markdown: ({ nodes }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(nodes)),
+  text: ({ value, length }) => plainText(value, length ?? value.length),
+  tree: ({ value, label = null, closed }) => h("div", { class: `wb-tree${closed ? " wb-rest" : ""}` }, tree(value, label, closed ? 2 : label ? 1 : 0)),
+  value: ({ value }) => h("div", { class: "wb-value" }, String(value)),
+  note: ({ text }) => h("div", { class: "wb-quiet" }, text),
+  warning: ({ text }) => h("div", { class: "wb-note" }, text),
+  picture: ({ address }) => pictureNamed("", address),
+  field: ({ name, length, blocks }, item) => h("div", { class: "wb-field" },
+    h("div", { class: "wb-fieldname" }, visible(name), lengthShown(length)), drawn(blocks, item)),
+  list: ({ entries }, item) => h("ol", { class: "wb-list" }, entries.map((entry) => h("li", null, part(entry, item)))),
+  chat: ({ turns, more }, item) => h("div", { class: "wb-chat" },
+    turns.map(({ role, name, length, parts }) => h("div", { class: `wb-turn wb-${role}` },
+      h("div", { class: "wb-role" }, visible(name), lengthShown(length)),
+      h("div", { class: "wb-said" }, parts.map((each) => part(each, item))))),
+    drawn(more, item)),
+};
+
+const part = ({ length, blocks }, item) => [lengthShown(length), drawn(blocks, item)];
+
+/** Elements of the blocks that `content.py` makes of a value; `at` is its path in the item. */
+function drawn(blocks, item) {
+  return (blocks ?? []).map((block) => {
+    const value = block.at ? block.at.reduce((held, name) => held[name], item) : block.data;
+    return BLOCKS[block.kind]({ ...block, value }, item);
+  });
+}

@@ -1,0 +1,239 @@
+// The questions of an item with their answers and reasons.
+
+/** An answer in the words of its question. */
+function inWords(question, { value, abstain = false }) {
+  if (abstain || value === null || value === undefined) return "Can't judge";
+  const known = question.choices.find((choice) => same(choice.value, value));
+  if (known) return known.label;
+  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
+}
+
+/** An answer in the words of its question, with its colour. */
+function valueChip(question, value) {
+  const choice = question.choices.find((each) => same(each.value, value));
+  return h("span", { class: "wb-chip wb-value-chip", dir: "auto" },
+    choice ? h("i", { style: hueStyle(choice) }) : null, visible(inWords(question, { value })));
+}
+
+const hueStyle = (choice) => `--wb-hue: ${choice?.hue ?? 220}`;
+
+/** What stands on the button of an answer: its key, and the label unless that is the key. */
+function choiceFace({ label, keys }) {
+  const [first] = keys;
+  const shown = (...text) => h("span", { dir: "auto" }, text);
+  if (label === first) return shown(h("b", { class: "wb-figure" }, label));
+  if (/^\d$/.test(first) && label.startsWith(first)) return shown(key(first), visible(label.slice(1)));
+  const letter = keys.length > 1 && keys.find((each) => /^[a-z]$/.test(each) && label[0]?.toLowerCase() === each);
+  return [first ? key(first) : null, letter ? shown(h("u", null, label[0]), visible(label.slice(1))) : shown(visible(label))];
+}
+
+/** The form of a panel: what is chosen and typed is the panel's draft. */
+class Form {
+  constructor(panel) {
+    this.panel = panel;
+    this.rows = [];
+    this.active = 0; // the question that keys answer
+    this.box = h("div", { class: "wb-answers" });
+    this.which = h("span", { class: "wb-which" });
+    const arrow = (sign, name, step, keys) => panel.button(sign, null, () => this.step(step), { class: "wb-small wb-arrow", "aria-label": name, title: `${name} (${sign})`, "aria-keyshortcuts": keys });
+    this.switcher = h("div", { class: "wb-switcher", hidden: true }, this.which,
+      arrow("↑", "Previous question", -1, "ArrowUp"), arrow("↓", "Next question", 1, "ArrowDown"));
+  }
+
+  get questions() {
+    return this.panel.questions;
+  }
+
+  get question() {
+    return this.questions[this.active];
+  }
+
+  get hasMany() {
+    return this.questions.length > 1;
+  }
+
+  // -- building
+
+  build() {
+    this.rows = this.questions.map((question, index) => this.buildQuestion(question, index));
+    this.box.classList.toggle("wb-many", this.hasMany);
+    this.box.replaceChildren(...this.rows.map(({ box }) => box));
+    this.switcher.hidden = !this.hasMany;
+    this.setActive(Math.min(this.active, Math.max(this.rows.length - 1, 0)));
+  }
+
+  buildQuestion(question, index) {
+    const { panel } = this;
+    const { choices } = question;
+    const name = question.title || question.name;
+    const choiceButton = (value, abstain, props, face) => h("button", {
+      type: "button", "aria-pressed": "false", onclick: () => panel.rate(index, { value, abstain }), ...props,
+    }, face);
+    const buttons = choices.map((choice) => choiceButton(choice.value, false,
+      { class: "wb-choice", "aria-keyshortcuts": choice.keys.join(" "), style: hueStyle(choice) }, choiceFace(choice)));
+    const abstain = choiceButton(null, true, { class: "wb-choice wb-abstain", "aria-keyshortcuts": "x" }, [key("x"), h("span", null, "Can't judge")]);
+    const input = choices.length ? null : this.buildInput(question, name);
+    const reason = this.buildReason(name);
+    const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => this.toReason(index) }, "Why? ", key("r"));
+    // Numbers stand in a row, and so do many short answers.
+    const isShort = choices.every(({ label }) => label.length <= 3);
+    const isScale = choices.length && isShort && (choices.length > 5 || choices.every(({ label }) => /^[-+]?\d+$/.test(label)));
+    const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
+    const optional = question.required === false ? quiet(" (may be left out)") : null;
+    // Where the panel has the question's name above it, once is enough.
+    const head = !this.hasMany && panel.shownTitle() === name ? null : h("div", { class: "wb-asked", dir: "auto" }, visible(name), optional);
+    const box = h("div", { class: `wb-question${isScale ? " wb-scale" : ""}`, role: "group", "aria-label": name, tabindex: -1, onfocusin: () => this.setActive(index) },
+      head, this.buildRubric(question), answers, h("div", { class: "wb-why" }, why, reason));
+    return { box, answers, buttons, abstain, input, reason };
+  }
+
+  buildInput({ kind, low, high, integer }, name) {
+    const range = [low, high].every((each) => typeof each === "number") ? `${low} to ${high}` : integer ? "a whole number" : "a number";
+    const input = kind === "text"
+      ? h("textarea", { class: "wb-input", rows: 2, "aria-label": name, placeholder: "type your answer" })
+      : h("input", { class: "wb-input", inputmode: "decimal", autocomplete: "off", "aria-label": name, placeholder: range });
+    input.addEventListener("input", () => this.onInput());
+    return input;
+  }
+
+  buildReason(name) {
+    const reason = h("textarea", { class: "wb-rationale", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)" });
+    reason.addEventListener("input", () => {
+      this.grow(reason);
+      this.read();
+      this.panel.paintItemState();
+    });
+    return reason;
+  }
+
+  buildRubric(question) {
+    if (!question.rubric?.trim()) return null;
+    const version = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
+    return h("details", { class: "wb-rubric", open: !this.hasMany && this.panel.opensRubric },
+      h("summary", null, "Rubric", quiet(version)), drawn(question.rubric_blocks));
+  }
+
+  grow(field) {
+    field.style.height = "auto";
+    field.style.height = `${Math.min(field.scrollHeight + 2, 200)}px`;
+  }
+
+  // -- what is shown and typed
+
+  paint(fields = true) {
+    const { panel } = this;
+    const draft = panel.draft();
+    const locked = !panel.item || !!panel.item.gone || !!panel.setup.read_only;
+    this.questions.forEach((question, n) => {
+      const { buttons, abstain, input, reason, box } = this.rows[n];
+      const answer = draft.answers[question.name];
+      const press = (button, isPressed) => {
+        button.setAttribute("aria-pressed", String(isPressed));
+        button.disabled = locked;
+      };
+      buttons.forEach((button, k) => press(button, !!answer && !answer.abstain && same(answer.value, question.choices[k].value)));
+      press(abstain, !!answer?.abstain);
+      box.classList.toggle("wb-answered", !!answer);
+      if (!fields) return;
+      if (input) {
+        input.value = answer && !answer.abstain ? String(answer.value ?? "") : "";
+        input.disabled = locked;
+      }
+      const text = draft.rationale[question.name] ?? "";
+      if (reason.value !== text) {
+        reason.value = text;
+        this.grow(reason);
+      }
+      reason.disabled = locked;
+    });
+    panel.paintItemState();
+  }
+
+  /** Take over what stands in the fields, where it is something else than before. */
+  read() {
+    const { panel } = this;
+    if (!panel.item || panel.setup.read_only) return;
+    const before = panel.draft();
+    const draft = structuredClone(before);
+    this.questions.forEach((question, n) => {
+      const { reason, input } = this.rows[n];
+      const { name } = question;
+      if (reason.value || draft.rationale[name]) draft.rationale[name] = reason.value;
+      if (!input) return;
+      const isEmpty = !input.value.trim();
+      const value = question.kind === "text" ? input.value : this.readNumber(question, input.value);
+      input.classList.toggle("wb-wrong", !isEmpty && value === null);
+      if (!isEmpty && value !== null) draft.answers[name] = { value, abstain: false };
+      else if (!(isEmpty && draft.answers[name]?.abstain)) delete draft.answers[name];
+    });
+    if (!same(draft, before)) panel.drafts.set(panel.item.trace_id, draft);
+  }
+
+  /** A typed number, or null where it is none that the question takes. */
+  readNumber({ low, high, integer }, typed) {
+    const value = Number(typed.trim().replace(",", "."));
+    const fits = Number.isFinite(value) && !(integer && !Number.isInteger(value)) && value >= (low ?? -Infinity) && value <= (high ?? Infinity);
+    return fits ? value : null;
+  }
+
+  onInput() {
+    this.read();
+    this.paint(false);
+  }
+
+  /** What a key answers to the active question, or null. */
+  actionOf(pressed) {
+    const { question, active } = this;
+    if (!question) return null;
+    const choice = question.choices.find(({ keys }) => keys.includes(pressed.toLowerCase()));
+    if (choice) return () => this.panel.rate(active, { value: choice.value, abstain: false });
+    const { input } = this.rows[active];
+    const isText = question.kind === "text";
+    if (!input || pressed.length !== 1 || !(isText || /^[\d.,-]$/.test(pressed))) return null;
+    return () => {
+      input.value = isText ? input.value + pressed : pressed;
+      input.focus();
+      this.onInput();
+    };
+  }
+
+  // -- the active question
+
+  setActive(index) {
+    this.active = index;
+    this.rows.forEach((row, n) => row.box.classList.toggle("wb-active", n === index && this.hasMany));
+    if (this.hasMany) this.which.replaceChildren(`Question ${index + 1} of ${this.rows.length}`);
+    this.keepInView();
+  }
+
+  /** On to the next question that can be answered by a key and has no answer. */
+  toOpen() {
+    const { answers } = this.panel.draft();
+    const open = this.questions.findIndex(({ name, choices }) => !answers[name] && choices.length);
+    if (!this.hasMany || open < 0) return;
+    if (this.box.contains(document.activeElement)) this.rows[open].box.focus({ preventScroll: true });
+    this.setActive(open);
+  }
+
+  step(step) {
+    this.setActive((this.active + step + this.rows.length) % this.rows.length);
+    this.rows[this.active].box.focus({ preventScroll: true });
+  }
+
+  toReason(index = this.active) {
+    this.rows[index]?.reason.focus();
+  }
+
+  /** The answers of the active question stay in view, whatever else takes the room. */
+  keepInView() {
+    const row = this.rows[this.active];
+    if (!row) return;
+    const pane = this.box.getBoundingClientRect();
+    for (const part of this.hasMany ? [row.box, row.answers] : [row.answers]) {
+      const { top, bottom } = part.getBoundingClientRect();
+      // Its end first, but not at the cost of its beginning; the answers before the rest.
+      if (bottom > pane.bottom) this.box.scrollTop += Math.min(bottom - pane.bottom, top - pane.top);
+      else if (top < pane.top) this.box.scrollTop -= pane.top - top;
+    }
+  }
+}

@@ -1,0 +1,366 @@
+// What a panel shows of the store.
+
+const percent = (part, whole) => Math.round((100 * part) / whole);
+
+function duration(seconds) {
+  const minutes = Math.max(1, Math.round(seconds / 60));
+  return minutes < 90 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
+}
+
+/** The elements of a panel, and how they are painted. Whoever extends it says what they do. */
+class Frame extends Store {
+  /** What the panel calls what one does in it. */
+  get words() {
+    return { panel: "Label panel", done: "labelled", table: "panel.labels", holds: "your labels", summary: "panel.summary()", nothing: "There is nothing to label." };
+  }
+
+  /** Whether the rubric of an only question is open at first. */
+  get opensRubric() {
+    return true;
+  }
+
+  /** What stands above the panel: its title, unless that only lists the questions below. */
+  shownTitle() {
+    const names = this.questions.map(({ title, name }) => title || name);
+    const { title } = this.setup;
+    if (names.length > 1 && (!title || title === names.join(", "))) return `${names.length} questions`;
+    return title || names[0] || "Labels";
+  }
+
+  // -- building
+
+  button(label, keyName, act, props) {
+    const onclick = (event) => {
+      // After a click the keys work on; who came with Tab stays where he is.
+      if (event.detail > 0) this.focus();
+      act();
+    };
+    return h("button", { type: "button", onclick, ...props }, label, keyName ? [" ", key(keyName)] : null);
+  }
+
+  build(el) {
+    const small = (label, keyName, act, props) => this.button(label, keyName, act, { class: "wb-small", ...props });
+    this.live = h("div", { class: "wb-sr", "aria-live": "polite" });
+    this.hint = h("div", { class: "wb-hint" });
+    this.reveal = h("div", { class: "wb-reveal", "aria-live": "polite" });
+    this.form = new Form(this);
+    this.summary = this.buildSummary();
+    this.help = this.buildHelp();
+    const keysButton = small("Keys", "?", () => this.toggleHelp(), { "aria-keyshortcuts": "?" });
+    this.root = h("div", { class: "wb", tabindex: 0, role: "application", "aria-label": `${this.words.panel}. Press question mark for the keys.`, "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" },
+      this.buildHead(small, keysButton), this.buildWork(small), this.summary, this.hint, this.buildFoot(), this.help, this.live);
+    this.form.build();
+    el.replaceChildren(h("div", { class: "wb-frame" }, this.root));
+    this.watchSize();
+  }
+
+  buildHead(small, keysButton) {
+    this.title = h("div", { class: "wb-title" });
+    this.saving = h("div", { class: "wb-saving" });
+    this.bar = h("div", { class: "wb-bar", role: "progressbar", "aria-label": this.words.done, "aria-valuemin": 0 }, h("div", { class: "wb-fill" }), h("div", { class: "wb-fill wb-waiting" }));
+    this.counts = h("div", { class: "wb-counts" });
+    this.refreshButton = small(h("span", null, "Refresh"), "⇧R", () => this.refresh(), { class: "wb-small wb-refresh", "aria-label": "Refresh", "aria-keyshortcuts": "Shift+R", title: "Read the store again: new traces, and what was said elsewhere" });
+    this.banner = h("div", { class: "wb-banner", role: "alert", hidden: true });
+    this.lost = h("div", { class: "wb-lost" });
+    return [
+      h("header", { class: "wb-head" }, this.title, h("div", { class: "wb-headright" }, this.saving, keysButton)),
+      h("div", { class: "wb-progress" }, this.bar, h("div", { class: "wb-told" }, this.counts, this.refreshButton)),
+      this.banner, this.lost];
+  }
+
+  buildWork(small) {
+    this.where = h("div", { class: "wb-where" });
+    this.rawButton = small("Plain text", "t", () => this.toggleRaw(), { "aria-pressed": "false", "aria-keyshortcuts": "t", title: "Show the text as it is, without Markdown" });
+    this.scrolling = h("span", { class: "wb-scrolling", role: "group", "aria-label": "Scroll the text" },
+      small("↑", null, () => this.scroll(-1), { class: "wb-small wb-arrow", "aria-label": "Scroll the text up", title: "Scroll the text up (↑, Page Up)" }),
+      small("↓", "Space", () => this.scroll(1), { class: "wb-small wb-arrow", "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
+    this.page = h("div", { class: "wb-page" });
+    this.text = h("div", { class: "wb-reading", tabindex: 0, role: "document", "aria-label": "The item to judge" }, this.page);
+    this.work = h("div", { class: "wb-work" },
+      h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, h("div", { class: "wb-itemkeys" }, this.scrolling, this.rawButton)), this.text),
+      h("section", { class: "wb-right", "aria-label": "Rating" }, this.form.switcher, this.form.box, this.reveal));
+    return this.work;
+  }
+
+  buildFoot() {
+    const icon = (sign, name, keys, act) => this.button(sign, null, act, { class: "wb-icon", "aria-label": name, "aria-keyshortcuts": keys, title: `${name} (${sign})` });
+    this.back = icon("←", "Previous item", "ArrowLeft", () => this.goBack());
+    this.next = icon("→", "Next item", "ArrowRight", () => this.go(this.position + 1));
+    this.undoButton = this.button("Undo", "u", () => this.undo(), { "aria-keyshortcuts": "u" });
+    this.skipButton = this.button("Skip", "s", () => this.skip(), { "aria-keyshortcuts": "s" });
+    this.balance = h("div", { class: "wb-balance" });
+    const saveButton = this.button("Save and go on", "↵", () => this.saveFromField(), { class: "wb-primary", "aria-keyshortcuts": "Enter" });
+    return h("footer", { class: "wb-foot" }, h("div", { class: "wb-moves" }, this.back, this.next, this.undoButton, this.skipButton), this.balance, saveButton);
+  }
+
+  buildSummary() {
+    const { table, holds, summary } = this.words;
+    this.through = h("h3");
+    this.figures = h("div", { class: "wb-two" });
+    this.skippedButton = this.button("Look at what you skipped", "↵", () => this.leaveSummary());
+    this.againButton = this.button("Go again through what was labelled under an earlier rubric", "a", () => this.offerAgain(), { "aria-keyshortcuts": "a" });
+    return h("div", { class: "wb-summary" }, this.through, this.figures,
+      h("p", { class: "wb-onward" }, this.skippedButton, this.againButton, this.button("Back to the items", "←", () => this.goBack())),
+      h("p", { class: "wb-quiet" }, h("code", null, table), ` holds ${holds} as a table`, summary ? [", ", h("code", null, summary), " the figures"] : null, "."));
+  }
+
+  buildHelp() {
+    const rows = keyHelp().map(([keys, text]) => h("tr", null, h("td", null, keys.map((each) => [key(each), " "])), h("td", null, text)));
+    const close = this.button("Close", "Esc", () => this.toggleHelp(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
+    return h("div", { class: "wb-help", role: "dialog", "aria-modal": "true", "aria-label": "Keys", hidden: true },
+      h("div", { class: "wb-helpbox" }, h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
+        h("table", null, h("tbody", null, rows)),
+        h("p", { class: "wb-quiet" }, "Keys work while the panel has the focus, and reach nothing else in the notebook.")));
+  }
+
+  watchSize() {
+    let isFirst = true;
+    this.laid = new ResizeObserver(() => {
+      this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
+      const { clientWidth } = this.root;
+      if (!isFirst || !clientWidth) return;
+      isFirst = false;
+      // In a narrow place the rubric would push the answers out of view.
+      if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
+      this.form.keepInView();
+    });
+    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
+  }
+
+  // -- the item
+
+  paint() {
+    this.root.classList.toggle("wb-done", this.done);
+    this.paintItem();
+    this.form.paint();
+    this.paintReveal();
+    this.paintStatus();
+    // What had the focus may have gone, or be hidden now: the keys work on.
+    const active = document.activeElement;
+    const within = active !== this.root && this.root.contains(active);
+    if (within ? !active.getClientRects().length : !active?.matches(".wb") && this.root.classList.contains("wb-focused")) this.focus();
+  }
+
+  paintItem() {
+    const { item } = this;
+    const isSame = !!item && this.root.dataset.trace === item.trace_id;
+    this.root.dataset.position = this.done ? "done" : String(this.position);
+    this.root.dataset.trace = item?.trace_id ?? "";
+    if (this.done) return;
+    this.rawButton.setAttribute("aria-pressed", String(this.raw));
+    const hadFocus = this.page.contains(document.activeElement);
+    this.page.replaceChildren(...this.contentsOf(item));
+    if (!isSame) this.text.scrollTop = 0;
+    if (hadFocus) this.focus();
+    this.paintItemState();
+  }
+
+  contentsOf(item) {
+    if (!item) return [h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing)];
+    if (item.gone) return [h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on.")];
+    const isEmpty = (value) => value === null || value === undefined || same(value, {});
+    return [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]]
+      .filter(([, name]) => !(name === "expectations" ? isEmpty(item[name]) : item[name] === null || item[name] === undefined))
+      .map(([title, name]) => this.section(title, name, item));
+  }
+
+  section(title, name, item) {
+    const value = item[name];
+    const cuts = item.cuts ?? {};
+    const length = cuts[name] ?? (typeof value === "string" ? value.length : 0);
+    const asIs = () => (typeof value === "string" ? plainText(value, length) : plainText(JSON.stringify(value, null, 2)));
+    const isWithin = (path) => path === name || path.startsWith(`${name}.`) || path.startsWith(`${name}[`);
+    return h("section", { class: `wb-section wb-${name}` },
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, lengthShown(length > 3000 ? length : 0)),
+      h("div", { class: "wb-body" }, this.raw ? asIs() : drawn(item.blocks[name], item)),
+      Object.entries(cuts).filter(([path]) => isWithin(path)).map(([path, whole]) => h("div", { class: "wb-cut" },
+        `Only the beginning of ${path} is here: it has ${count(whole, "character")}. `,
+        h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it"))));
+  }
+
+  paintItemState() {
+    const { item } = this;
+    const place = `Item ${number(this.position + 1)} of ${number(this.total)}`;
+    if (!item) return this.where.replaceChildren(this.total ? place : "");
+    const { done, skipped } = this.statusOf(item);
+    const isWaiting = this.local.has(item.trace_id);
+    const chips = [];
+    const chip = (text, kind) => chips.push(" ", h("span", { class: `wb-chip wb-${kind}` }, text));
+    if (done) {
+      if (this.isChanged(item)) chip("changed, not saved", "warn");
+      else if (isWaiting) chip("not saved yet", "warn");
+      else chip("saved", "good");
+      if (done.earlier_rubric) chip("made under an earlier rubric", "warn");
+      if (Object.keys(done.changed ?? {}).length) chip("changed after the verdict", "plain");
+      if (this.isOfferedAgain(item)) chip("offered again: Enter confirms", "warn");
+      if (done.elsewhere) chip("labelled elsewhere", "plain");
+    } else if (skipped) chip(isWaiting ? "skipped, not saved yet" : "skipped", "plain");
+    if (item.gone) chip("deleted", "warn");
+    const short = item.trace_id.length > 14 ? `${item.trace_id.slice(0, 11)}…` : item.trace_id;
+    this.where.replaceChildren(h("span", { class: "wb-number" }, place), " ",
+      h("span", { class: "wb-id wb-quiet", title: item.trace_id }, visible(short)), ...chips);
+  }
+
+  // -- what others said
+
+  paintReveal() {
+    const { item } = this;
+    this.reveal.replaceChildren();
+    if (!this.setup.reveal || !item || this.done || !this.statusOf(item).done || this.isOfferedAgain(item)) return;
+    const said = this.revealed.get(item.trace_id);
+    if (!said) {
+      this.reveal.append(h("p", { class: "wb-quiet" }, "The judge's verdict is shown as soon as your label is saved. Enter goes on without."));
+      return;
+    }
+    const { done } = this.statusOf(item);
+    const many = this.form.hasMany;
+    const nameOf = ({ title, name }) => title || name;
+    const groups = this.questions.map((question) => ({ question, voices: this.voices(question, said) }));
+    const alone = groups.filter(({ voices }) => !voices.length).map(({ question }) => nameOf(question));
+    append(this.reveal, [
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, "What others said"),
+      groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": nameOf(question) },
+        many ? h("div", { class: "wb-about", dir: "auto" }, visible(nameOf(question))) : null,
+        this.ownVoice(question, done), voices)),
+      alone.length ? h("p", { class: "wb-quiet" }, many ? ["No one else has judged: ", visible(alone.join(", ")), "."] : "No one else has judged this item.") : null,
+      h("p", { class: "wb-quiet" }, "Your first label is kept and is the one that counts. If you change your mind now, that is recorded beside it.")]);
+    this.reveal.scrollTop = 0;
+    this.form.keepInView();
+  }
+
+  /** What the judge and others said to one question. */
+  voices(question, said) {
+    const { name } = question;
+    const isFirst = name === this.questions[0].name;
+    const verdict = said.judges ? said.judges[name] : isFirst ? said.judge : null;
+    const others = (said.others ?? []).filter((other) => (other.question ?? this.questions[0].name) === name);
+    const voice = (kind, who, { value, rationale, rationale_blocks: blocks }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
+      h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), drawn(blocks));
+    return [
+      ...(verdict ? [voice("wb-judge", "Judge", verdict)] : []),
+      ...others.map((other) => voice("wb-person", other.annotator, other)),
+    ];
+  }
+
+  ownVoice(question, done) {
+    const first = done.answers?.[question.name];
+    const then = done.changed?.[question.name];
+    return h("div", { class: "wb-own" }, h("span", { class: "wb-who" }, "You:"), " ",
+      first ? valueChip(question, first.value) : quiet("no answer"), then ? [" first, now ", valueChip(question, then.value)] : null);
+  }
+
+  // -- how far one is
+
+  paintStatus() {
+    const progress = this.state.progress ?? {};
+    const { total = this.total, labelled = 0 } = progress;
+    this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
+      quiet("as ", visible(String(this.setup.annotator ?? ""))), this.setup.read_only ? h("span", { class: "wb-chip wb-warn" }, "read only") : "");
+    const waiting = [...this.local.values()].filter(({ done }) => done).length;
+    [labelled, waiting].forEach((n, k) => {
+      this.bar.children[k].style.width = `${total ? Math.min(100, (100 * n) / total) : 0}%`;
+    });
+    this.bar.setAttribute("aria-valuemax", String(total));
+    this.bar.setAttribute("aria-valuenow", String(labelled));
+    const facts = [`${number(labelled)} of ${number(total)} ${this.words.done}`];
+    if (progress.skipped) facts.push(`${number(progress.skipped)} skipped`);
+    if (progress.per_hour && labelled >= 5) facts.push(`${number(Math.round(progress.per_hour))} an hour`);
+    if (progress.seconds_left && labelled >= 5) facts.push(`${duration(progress.seconds_left)} left`);
+    this.counts.replaceChildren(...facts.flatMap((fact, n) => (n ? [h("span", { class: "wb-dot" }, "·"), fact] : [fact])));
+    this.paintBalance(progress.balance ?? {});
+    this.banner.hidden = !this.state.message;
+    this.banner.replaceChildren(...visible(this.state.message ?? ""));
+    this.paintSaving();
+    this.paintLost();
+    this.back.disabled = this.position <= 0 && !this.done;
+    this.next.disabled = this.position >= this.total - 1 || this.done;
+    this.skipButton.disabled = this.done || !!this.setup.read_only;
+    this.undoButton.disabled = !this.undoable.length || !!this.setup.read_only;
+    if (this.done) this.paintSummary();
+  }
+
+  /** Labels were saved, perhaps in another view; in a field that someone types in nothing changes. */
+  paintSaved() {
+    this.paintStatus();
+    this.form.paint(!document.activeElement?.matches("input, textarea"));
+  }
+
+  paintSaving() {
+    const { outbox } = this;
+    let ahead = 0;
+    while (this.items.has(this.position + ahead + 1)) ahead += 1;
+    Object.assign(this.root.dataset, { ahead, unsaved: outbox.size, epoch: this.setup.epoch ?? "" });
+    const lost = Math.max(this.state.lost ?? 0, this.failed.length);
+    const [text, hint] = this.savingText(outbox, lost);
+    const isShown = outbox.size || lost || this.undoable.length;
+    const stuck = outbox.isStuck || (outbox.size && !outbox.isKept);
+    const shown = `${isShown}|${text}|${hint}|${stuck}`;
+    if (this.shownSaving === shown) return;
+    this.shownSaving = shown;
+    this.saving.className = `wb-saving ${outbox.size || lost ? "wb-warn" : "wb-good"}`;
+    this.saving.title = hint;
+    this.saving.replaceChildren(isShown ? text : "", stuck ? h("div", { class: "wb-why-not" }, hint) : "");
+  }
+
+  savingText(outbox, lost) {
+    if (outbox.size) {
+      const text = `Not saved yet (${outbox.size})`;
+      if (!outbox.isKept) return [text, "This browser keeps nothing when the page is closed: leave it open until all is saved."];
+      const busy = outbox.isStuck ? " The kernel is busy, or it was restarted; then run the cell again." : "";
+      return [text, `These ratings are kept in this browser and written as soon as the kernel is free.${busy}`];
+    }
+    if (lost) return [`${number(lost)} could not be saved`, "All else that you rated is in the store. panel.unsaved tells what could not be written, and why."];
+    return ["All saved", "Everything that you rated is in the store."];
+  }
+
+  paintLost() {
+    this.lost.replaceChildren(...this.failed.map((each) => h("div", { class: "wb-banner wb-bad", role: "alert" },
+      h("span", null, `The ${each.action.kind === "save" ? "label" : each.action.kind} of item ${number(each.action.position + 1)} could not be saved: `, visible(String(each.error))),
+      " ", h("button", { type: "button", class: "wb-small", onclick: () => {
+        this.failed = this.failed.filter((other) => other !== each);
+        this.paintLost();
+        this.focus();
+      } }, "I have seen it"))));
+  }
+
+  paintBalance(balance) {
+    const choices = this.questions[0]?.choices ?? [];
+    const placeOf = (label) => choices.findIndex((each) => each.label === label || String(each.value) === label);
+    const entries = Object.entries(balance).filter(([, n]) => n > 0)
+      .map(([label, n]) => ({ label, n, place: placeOf(label) < 0 ? Infinity : placeOf(label) }))
+      .sort((a, b) => (a.place === b.place ? 0 : a.place - b.place));
+    const all = entries.reduce((sum, { n }) => sum + n, 0);
+    const color = ({ place }) => hueStyle(choices[place]);
+    this.balance.replaceChildren(...(all ? [
+      h("div", { class: "wb-stack", "aria-hidden": "true" }, entries.map((each) => h("div", { style: `flex: ${each.n}; ${color(each)}`, title: `${each.label}: ${each.n}` }))),
+      h("div", { class: "wb-legend" }, entries.slice(0, 6).map((each) => h("span", { class: "wb-share" },
+        h("i", { style: color(each) }), visible(each.label), " ", h("b", null, number(each.n)), quiet(` ${percent(each.n, all)} %`))))] : []));
+  }
+
+  paintSummary() {
+    const progress = this.state.progress ?? {};
+    const balance = Object.entries(progress.balance ?? {});
+    const all = balance.reduce((sum, [, n]) => sum + n, 0);
+    const table = (rows) => h("table", null, h("tbody", null, rows.map(([name, ...cells]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(name)), cells))));
+    const figure = (n) => h("td", null, number(n));
+    const rows = [[this.words.done, figure(progress.labelled ?? 0)], ["skipped", figure(progress.skipped ?? 0)], ["not saved yet", figure(this.outbox.size)]];
+    if (progress.per_hour) rows.push(["an hour", figure(Math.round(progress.per_hour))]);
+    this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
+    this.figures.replaceChildren(table(rows),
+      all ? table(balance.map(([label, n]) => [label, figure(n), h("td", { class: "wb-quiet" }, `${percent(n, all)} %`)])) : "");
+    this.skippedButton.hidden = this.skippedAt() === null;
+    this.againButton.hidden = !this.hasEarlierLabels();
+  }
+
+  /** Show something, and have it read out unless what is read out says it already. */
+  say(text, aloud = true) {
+    if (this.note === text) return;
+    this.note = text;
+    this.hint.replaceChildren(text);
+    if (text && aloud) this.announce(text);
+  }
+
+  announce(text) {
+    this.live.replaceChildren(text);
+  }
+}

@@ -1,0 +1,384 @@
+// What a panel knows, and how it talks to the kernel.
+//
+// It decides nothing about labels: every rating is an action that goes to the outbox first and then
+// to the kernel, and counts as saved only when the kernel says that the store has it. Items ahead
+// are held here, so that a key is answered without asking the kernel.
+
+const AHEAD = 220; // items held ahead of the one shown
+const BEHIND = 60; // and behind it
+const ENOUGH = 8e6; // characters held ahead that are enough, however few items
+const IDLE = 60000; // ms without a sign of life that count as time spent
+const RETRY_AFTER = 15000; // ms until what was not answered is sent again; doubles
+
+/** The answers of a label as they are now: those of a change of mind where there is one. */
+const latest = (done) => ({ ...done.answers, ...done.changed });
+
+/** State of a panel. Whoever extends it shows it: `paint`, `paintStatus`, `paintItemState`,
+ * `paintReveal`, `say`, `announce`, `onSaved` and so on. */
+class Store {
+  constructor(model) {
+    this.model = model;
+    this.setup = model.get("setup") ?? {};
+    this.state = model.get("state") ?? {};
+    this.outbox = new Outbox(this.setup.panel_key ?? "", (message) => this.send(message));
+    this.items = new Map(); // by position
+    this.sizes = new Map(); // characters by position
+    this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
+    this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
+    this.lastSaved = new Map(); // by trace: {stamp, done, skipped?}
+    this.undoable = this.outbox.read("history", []);
+    this.revealed = new Map(); // by trace: what the kernel revealed
+    this.seen = new Set(this.outbox.read("revealed", [])); // traces whose verdicts were shown
+    this.failed = []; // {action, error}
+    this.total = this.setup.total ?? 0;
+    this.position = Math.max(0, this.state.position ?? 0);
+    this.done = false; // whether the summary is shown
+    this.search = null; // {said, passed} while the next open item is not here yet
+    this.anchor = ""; // the trace that is shown while the items are fetched anew
+    this.request = null; // the items that were asked for: {start, count, at}
+    this.offering = false; // whether labels made under an earlier rubric are gone through again
+    this.refreshing = false; // whether the store is being read again
+    this.spent = 0; // ms spent on the item
+    this.alive = performance.now(); // the last sign of life
+    for (const action of this.outbox.list()) this.overlay(action);
+  }
+
+  get questions() {
+    return this.setup.questions ?? [];
+  }
+
+  get item() {
+    return this.items.get(this.position) ?? null;
+  }
+
+  // -- talking to the kernel
+
+  /** Listen to the kernel and greet it; returns what ends it. */
+  connect() {
+    const handlers = {
+      "msg:custom": (message) => this.receive(message),
+      "change:setup": () => this.onSetup(),
+      "change:state": () => {
+        this.state = this.model.get("state") ?? {};
+        this.paintStatus();
+      },
+    };
+    for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
+    const timer = setInterval(() => this.onTimer(), 1000);
+    this.send({ type: "hello", epoch_seen: this.outbox.read("epoch", null), pending: this.outbox.list() });
+    this.outbox.write("epoch", this.setup.epoch ?? null);
+    this.ask();
+    return () => {
+      clearInterval(timer);
+      for (const [name, handler] of Object.entries(handlers)) this.model.off(name, handler);
+    };
+  }
+
+  send(message) {
+    try {
+      this.model.send(message);
+    } catch {
+      // No kernel: what matters is kept and sent with the next "hello".
+    }
+  }
+
+  receive(message) {
+    if (this.refreshing && ["items", "queue", "problem"].includes(message?.type)) this.onRefreshed();
+    const handlers = {
+      items: this.onItems, saved: this.onSaved, unsaved: this.onUnsaved, revealed: this.onRevealed,
+      queue: this.onQueue, problem: ({ error }) => this.say(String(error)),
+    };
+    handlers[message?.type]?.call(this, message);
+  }
+
+  onItems({ items, stamp }) {
+    this.request = null;
+    const current = this.item;
+    for (const item of items ?? []) {
+      // Read before it was said to be saved, though it comes after.
+      const later = this.lastSaved.get(item.trace_id);
+      if (later && stamp < later.stamp) Object.assign(item, { done: later.done, skipped: later.skipped ?? item.skipped, again: false });
+      this.items.set(item.position, item);
+      this.sizes.set(item.position, JSON.stringify([item.inputs, item.outputs]).length);
+    }
+    for (const position of this.items.keys()) {
+      if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) {
+        this.items.delete(position);
+        this.sizes.delete(position);
+      }
+    }
+    const found = this.anchor && this.byTrace(this.anchor);
+    this.anchor = "";
+    // Whoever reads an item keeps it, wherever it stands now.
+    if (found) this.position = found.position;
+    if (this.search) this.forward(this.position, this.search);
+    else if (!same(current, this.item)) this.paint();
+    this.ask();
+  }
+
+  onSaved({ ids, labelled, stamp }) {
+    for (const [trace, done] of Object.entries(labelled ?? {})) this.lastSaved.set(trace, { stamp, done });
+    const wasLate = this.outbox.isLate;
+    for (const id of ids ?? []) {
+      const action = this.outbox.remove(id);
+      const local = action && this.local.get(action.trace_id);
+      if (local?.id !== id) continue;
+      const item = this.byTrace(action.trace_id);
+      if (item) Object.assign(item, { done: local.done, skipped: local.skipped, again: false });
+      this.lastSaved.set(action.trace_id, { stamp, done: local.done, skipped: local.skipped });
+      this.local.delete(action.trace_id);
+    }
+    for (const [trace, done] of Object.entries(labelled ?? {})) {
+      const item = this.byTrace(trace);
+      if (item && !this.local.has(trace)) item.done = done;
+    }
+    this.outbox.restartClock();
+    if (wasLate && !this.outbox.size && !this.failed.length) this.announce("All saved.");
+    this.paintSaved();
+    this.askReveal();
+  }
+
+  onUnsaved({ ids, error, retry }) {
+    // What is tried again is told by the state's message.
+    for (const id of retry ? [] : (ids ?? [])) {
+      const action = this.forget(id);
+      if (action) this.failed.push({ action, error });
+    }
+    this.paintStatus();
+    this.paintItemState();
+  }
+
+  /** Drop an action that will not be saved from here; returns it, or undefined. */
+  forget(id) {
+    const action = this.outbox.remove(id);
+    if (action && this.local.get(action.trace_id)?.id === id) this.local.delete(action.trace_id);
+    return action;
+  }
+
+  onRevealed(message) {
+    this.revealed.set(message.trace_id, message);
+    this.seen.add(message.trace_id);
+    this.outbox.write("revealed", [...this.seen].slice(-5000));
+    this.paintReveal();
+  }
+
+  /** There is more of the queue, or less, or it is in another order. `stay`: nobody asked for that,
+   * so whoever is at an item stays there. */
+  onQueue({ total, position, stay = false }) {
+    if (this.offering) this.say("");
+    const grew = total > this.total;
+    const before = this.done ? null : this.item;
+    this.total = total;
+    const moves = position !== null && position !== undefined && (this.done || !(stay || grew));
+    const at = Math.min(moves ? position : this.position, Math.max(0, total - 1));
+    const done = moves ? total > 0 && position >= total : this.done;
+    this.items.clear();
+    this.sizes.clear();
+    this.request = null;
+    if (before && total && !done && at === this.position) {
+      // It stays on the page, with what is being typed, until it comes again.
+      this.items.set(at, before);
+      this.anchor = before.trace_id;
+      this.want(at, Math.min(AHEAD, total - at));
+      this.paintStatus();
+      return;
+    }
+    if (!this.done) this.readFields();
+    this.position = at;
+    this.done = done;
+    this.ask();
+    this.paint();
+  }
+
+  /** Ask for what is missing ahead; one request at a time. */
+  ask() {
+    if (this.request) return;
+    let held = 0;
+    let missing = null;
+    const last = Math.min(this.position + AHEAD, this.total - 1);
+    for (let at = this.position; at <= last && missing === null; at++) {
+      if (!this.items.has(at)) missing = at;
+      held += this.sizes.get(at) ?? 0;
+    }
+    // The request goes out early enough for the answer to be here in time, not for every key.
+    const near = missing !== null && (missing - this.position < AHEAD / 2 || last === this.total - 1);
+    if (near && (held < ENOUGH || missing - this.position < 10)) {
+      this.want(missing, Math.min(AHEAD, this.total - missing));
+    } else if (this.position > 0 && !this.items.has(this.position - 1)) {
+      const start = Math.max(0, this.position - BEHIND);
+      this.want(start, this.position - start);
+    }
+  }
+
+  want(start, wanted) {
+    this.request = { start, count: wanted, at: performance.now() };
+    this.send({ type: "want", start, count: wanted });
+  }
+
+  /** Ask for the whole of the item that is shown, of which only the beginning is here. */
+  askForAll() {
+    this.send({ type: "want", start: this.position, count: 1, full: true });
+  }
+
+  askReveal() {
+    const { item } = this;
+    if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
+    if (this.isOfferedAgain(item)) return; // first it is answered anew, then it is compared
+    // Only after one's own label is in the store.
+    if (item.done && !this.local.has(item.trace_id)) this.send({ type: "reveal", trace_id: item.trace_id });
+  }
+
+  onTimer() {
+    // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
+    const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
+    for (const { id } of settled) this.forget(id);
+    if (settled.length) this.paintSaved();
+    this.outbox.retry();
+    if (this.request && performance.now() - this.request.at > this.outbox.wait) {
+      this.request = null;
+      this.ask();
+    }
+    this.paintSaving();
+  }
+
+  // -- items and their labels
+
+  byTrace(trace) {
+    for (const item of this.items.values()) if (item.trace_id === trace) return item;
+    return null;
+  }
+
+  /** What the annotator did to an item last, as far as this page knows: {done, skipped}. */
+  statusOf(item) {
+    return this.local.get(item.trace_id) ?? { done: item.done, skipped: item.skipped };
+  }
+
+  /** Whether a label is offered again and was not answered since. */
+  isOfferedAgain(item) {
+    return !this.local.has(item.trace_id) && !!(item.again || (this.offering && item.done?.earlier_rubric));
+  }
+
+  /** Show an action as done until the kernel says so; `before` is the status that it changes. */
+  overlay(action, before = null) {
+    const { id, trace_id: trace, kind } = action;
+    let done = before?.done ?? null;
+    if (kind === "skip") done = null;
+    // An answer given after a look at the verdict stands beside the first label, which is kept.
+    if (kind === "save" && action.after_reveal && done) done = { ...done, changed: action.answers };
+    else if (kind === "save") done = { answers: action.answers, rationale: action.rationale };
+    const skipped = kind === "skip" || (kind === "undo" && !!before?.skipped);
+    this.local.set(trace, { id, done, skipped });
+  }
+
+  /** The answers to the item that is shown: those being given, else those of its label. */
+  draft() {
+    const { item } = this;
+    const touched = item && this.drafts.get(item.trace_id);
+    if (touched) return touched;
+    const given = item && (this.statusOf(item).done ?? item.partial);
+    return { answers: structuredClone(given ? latest(given) : {}), rationale: { ...(given?.rationale ?? {}) } };
+  }
+
+  /** The same, kept as something that this person says. */
+  edit() {
+    const draft = this.draft();
+    this.drafts.set(this.item.trace_id, draft);
+    return draft;
+  }
+
+  isChanged(item) {
+    const { done } = this.statusOf(item);
+    const draft = this.drafts.get(item.trace_id);
+    if (!draft) return false;
+    if (!done) return Object.keys(draft.answers).length > 0;
+    const written = (texts) => Object.fromEntries(Object.entries(texts ?? {}).filter(([, text]) => text?.trim()));
+    const plain = (answers) => Object.fromEntries(Object.entries(answers ?? {}).sort().map(([name, a]) => [name, [a.value ?? null, !!a.abstain]]));
+    return !same(plain(draft.answers), plain(latest(done))) || !same(written(draft.rationale), written(done.rationale));
+  }
+
+  /** Whether some label here was made under an earlier rubric and may be gone through again. */
+  hasEarlierLabels() {
+    return !this.setup.read_only && [...this.items.values()].some((item) => this.statusOf(item).done?.earlier_rubric);
+  }
+
+  /** The position of the first item that was skipped, or null. */
+  skippedAt() {
+    const held = [...this.items.values()].filter((item) => this.statusOf(item).skipped);
+    if (held.length) return Math.min(...held.map(({ position }) => position));
+    const { position = this.total, progress = {} } = this.state;
+    return progress.skipped && position < this.total ? position : null;
+  }
+
+  /** Whether no item is open, as the kernel counts. */
+  isEverythingDone() {
+    const { labelled = 0, skipped = 0, again = 0 } = this.state.progress ?? {};
+    return labelled - again + skipped + this.outbox.size >= this.total;
+  }
+
+  /** Where the page begins: not at an item that is done but not saved yet. */
+  begin() {
+    const over = new Map(this.outbox.list().map((action) => [action.position, action]));
+    while (this.position < this.total - 1 && over.has(this.position) && over.get(this.position).kind !== "undo") this.position += 1;
+    this.done = this.total > 0 && this.position >= this.total;
+    this.position = Math.min(this.position, Math.max(0, this.total - 1));
+  }
+
+  // -- actions
+
+  /** Make an action on a trace and keep it in the outbox; `post` sends it. */
+  act(kind, { trace_id: trace, position }, more = {}) {
+    this.tick();
+    const action = {
+      id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(16).slice(2)}`,
+      kind, position, trace_id: trace, at: Date.now(), seconds: Math.round(this.spent / 100) / 10,
+      answers: {}, rationale: {}, undoes: null, after_reveal: this.seen.has(trace), ...more,
+    };
+    this.spent = 0;
+    this.outbox.add(action);
+    return action;
+  }
+
+  /** Save or skip the item that is shown; what it was before can be restored by undo. */
+  actOnItem(kind, more = {}) {
+    const { item } = this;
+    const before = this.statusOf(item);
+    const action = this.act(kind, item, {
+      chosen: item.chosen ?? null, // as it was when the item was shown, whatever the order is since
+      rubrics: this.rubricsShown(), // likewise, whatever the rubric is since
+      ...more,
+    });
+    this.overlay(action, before);
+    this.undoable = [...this.undoable, { id: action.id, position: action.position, trace_id: action.trace_id, before }].slice(-100);
+    this.outbox.write("history", this.undoable);
+    this.drafts.delete(item.trace_id);
+    return action;
+  }
+
+  /** The version of the rubric beside each question, 0 where there is none. */
+  rubricsShown() {
+    const versions = this.questions.map(({ name, rubric_version: version }) => [name, version ?? 0]);
+    return Object.fromEntries(versions.filter(([, version]) => Number.isInteger(version)));
+  }
+
+  /** Take the last save or skip back; returns where it was, or null where there is none. */
+  undoLast() {
+    const last = this.undoable.pop();
+    this.outbox.write("history", this.undoable);
+    if (!last) return null;
+    // Positions change when the kernel is restarted, traces do not.
+    const there = this.items.get(last.position);
+    const held = there?.trace_id === last.trace_id ? there : this.byTrace(last.trace_id);
+    const given = held ? this.statusOf(held).done : null;
+    const action = this.act("undo", { trace_id: last.trace_id, position: held?.position ?? last.position }, { undoes: last.id, seconds: 0 });
+    this.overlay(action, last.before);
+    // What was undone is offered again, as a choice that is not saved.
+    if (given) this.drafts.set(last.trace_id, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
+    return { action, isHere: !!held || !there };
+  }
+
+  tick() {
+    const now = performance.now();
+    this.spent += Math.min(now - this.alive, IDLE);
+    this.alive = now;
+  }
+}
