@@ -23,7 +23,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, usage
 from workbench.scale import Scale
 from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Reflector, Request
+from workbench.simba.reflection import Request
+from workbench.simba.reflector import Reflector
 from workbench.store.traces import Example
 
 PRICED = "openai:/gpt-4.1-mini"

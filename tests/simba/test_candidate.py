@@ -68,7 +68,7 @@ def test_shortened_json_is_one_line_of_json(value: object, longest: int) -> None
     text = shortened_json(value, longest)
     assert len(text.splitlines()) == 1
     read = json.loads(text)
-    assert read == value or "more characters]" in read
+    assert read == value or "more characters …]" in read
 
 
 def test_breaking_braces_keeps_json_readable() -> None:

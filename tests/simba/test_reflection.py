@@ -1,27 +1,18 @@
-"""What the reflection model is shown, and what becomes of its answer."""
+"""What the reflection model is shown, and which rules its answer states."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
 
 import pytest
-from loopback import Loopback
+from hypothesis import given
+from hypothesis import strategies as st
 
-import workbench
-from workbench.errors import CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
-from workbench.models.cache import AnswerCache
-from workbench.models.offline import MODEL
 from workbench.scale import Scale
 from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Reflector, Request, allowed_values
+from workbench.simba.reflection import TASK, Request, allowed_values, rules_in
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])
@@ -36,16 +27,6 @@ def request(fields: tuple[str, ...] = ("inputs", "outputs"), n: int = 8) -> Requ
     wrong = tuple(case(i, f"it is {i} cm", "poor", "good") for i in range(n))
     right = tuple(case(i, "it is nice", "poor", "poor") for i in range(n, 2 * n))
     return Request("Rate {{ outputs }}.", wrong, right, fields, "the judge rates too low")
-
-
-def judge(model: str = MODEL, **options: object) -> object:
-    return workbench.make_judge(
-        "q",
-        "Rate {{ outputs }}.",
-        model=model,
-        feedback_value_type=Literal["poor", "fair", "good"],
-        **options,
-    )
 
 
 def test_a_case_shows_both_sides_with_their_reasons() -> None:
@@ -83,19 +64,6 @@ def test_a_case_is_one_line_whatever_it_holds() -> None:
     assert len(inputs["disagreements"].splitlines()) == 3
 
 
-def test_another_server_has_answers_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the environment names the server, its answers are not taken for another's."""
-    cache = AnswerCache(tmp_path)
-    asked = Reflector(judge("openai:/m"), SCALE, cache=cache)
-    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
-    cache.put(asked._key(request(), 0), {"rules": ["x"]})
-    assert asked.is_known(request(), 0)
-    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:2/v1")
-    assert not asked.is_known(request(), 0)
-
-
 def test_long_fields_are_cut_and_say_so() -> None:
     """A text of megabytes does not fill the prompt."""
     huge = Request("r", (case(0, "x" * 5_000_000, "poor", "good"),), (), ("outputs",))
@@ -123,244 +91,136 @@ def test_the_scale_is_told(scale: Scale, told: dict[str, object]) -> None:
     assert allowed_values(scale) == told
 
 
-def test_the_same_request_is_paid_once(tmp_path: Path) -> None:
-    """The second time the answer comes from the cache, also for another reflector."""
-    cache = AnswerCache(tmp_path)
-    first = Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])[0]
-    assert first.calls == 1
-    assert first.rules
-    again = Reflector(judge(), SCALE, cache=cache)
-    assert again.is_known(request(), 0)
-    assert not again.is_known(request(), 1)
-    second = again.propose([(request(), 0)])[0]
-    assert second.calls == 0
-    assert second.rules == first.rules
+def shown(request: Request, context: int | None = None) -> list[dict[str, str]]:
+    """The cases in a request's prompt."""
+    inputs = request.as_inputs(SCALE, context)
+    lines = [*inputs["disagreements"].splitlines(), *inputs["agreements"].splitlines()]
+    return [json.loads(line) for line in lines]
 
 
-def test_another_reflection_model_has_answers_of_its_own(tmp_path: Path) -> None:
-    """Answers are kept by model, so that one model's rules are not taken for another's."""
-    cache = AnswerCache(tmp_path)
-    Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])
-    assert not Reflector(judge(), SCALE, model="openai:/m", cache=cache).is_known(request(), 0)
+@given(st.integers(2000, 50_000), st.integers(2, 60), st.integers(0, 60), st.integers(0, 900))
+def test_a_prompt_fits_into_the_context(context: int, n: int, m: int, size: int) -> None:
+    """Disagreements and agreements are kept as far as they fit, and all of them if they do."""
+    wrong = tuple(case(i, f"{i} " + "x" * size, "poor", "good") for i in range(n))
+    right = tuple(case(i, f"{i} " + "y" * size, "poor", "poor") for i in range(m))
+    one = Request("Rate {{ outputs }}.", wrong, right, ("outputs",))
+    prompt = sum(len(text.encode()) for text in (TASK, *one.as_inputs(SCALE, context).values()))
+    kept = shown(one, context)
+    assert sum(c["human_label"] == "good" for c in kept) >= 2
+    assert prompt <= 3 * context or len(kept) <= 4
+    whole = one.as_inputs(SCALE)
+    if sum(len(text.encode()) for text in (TASK, *whole.values())) + 6000 <= 3 * context:
+        assert one.as_inputs(SCALE, context) == whole
 
 
-def test_answers_keep_the_order_of_the_requests() -> None:
-    """Requests run in parallel and come back in order."""
-    many = [(request(n=n), 0) for n in (8, 2, 9)]
-    answers = Reflector(judge(), SCALE).propose(many)
-    assert [bool(answer.rules) for answer in answers] == [True, False, True]
+def test_the_most_telling_cases_are_kept() -> None:
+    """Those with a rationale come first; texts are shortened in the middle before."""
+    cases = [case(i, f"begin {'x' * 900} end", "poor", "good") for i in range(40)]
+    silent = [replace(c, item=replace(c.item, rationale="")) for c in cases[::2]]
+    one = Request("r", (*silent, *cases[1::2]), (), ("outputs",))
+    kept = shown(one, 6000)
+    assert 12 <= len(kept) < 40
+    assert sum(bool(c["human_rationale"]) for c in kept) == min(20, len(kept))
+    assert all(c["outputs"].startswith("begin") and c["outputs"].endswith("end") for c in kept)
+    assert "more characters" in kept[0]["outputs"]
 
 
-def test_a_dead_reflection_model_says_what_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer is an error with the provider's words, the model's name and a way on."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123456")
-    dead = judge("openai:/m", base_url="http://127.0.0.1:9/v1")
-    with pytest.raises(ModelError, match=r"openai:/m") as caught:
-        Reflector(dead, SCALE).propose([(request(), 0)])
-    assert "sk-secret" not in str(caught.value)
-    assert "Run again" in str(caught.value)
+def test_rules_that_say_nothing_new_are_dropped() -> None:
+    """Empty and repeated ones, and what was copied from the prompt."""
+    one = Request("Rate {{ outputs }}. Be strict on prices.", (), (), ("outputs",))
+    copied = "A rule must not change the rating of the agreements."
+    stated = ["", "Be kind to jokes.", copied, "be kind, to jokes", "...", "Be strict on prices"]
+    assert one.usable_rules(stated) == ["Be kind to jokes."]
+
+
+TWO = ["Be strict on promises.", "Be kind to jokes."]
+WORDS = ["rate", "it", "poor", "when", "people", "promise", "{so}", "[sic]"]
+SENTENCES = st.lists(
+    st.lists(st.sampled_from(WORDS), min_size=3).map(lambda said: f"A rule: {' '.join(said)}."),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
 
 
 @pytest.mark.parametrize(
-    "says",
+    "text",
     [
-        '[[ ## rules ## ]]\n["Be strict on promises."]\n\n[[ ## completed ## ]]',
-        '{"rules": ["Be strict on promises."]}',
-        "[[ ## rules ## ]]\n- Be strict on promises.",
-        "Be strict on promises.",
+        json.dumps(TWO),
+        json.dumps({"rules": TWO}),
+        json.dumps({"reasoning": "They all promise too much.", "rules": TWO}),
+        json.dumps([{"rule": one, "strength": 3} for one in TWO]),
+        json.dumps([{"rule": one, "why": "people said so often"} for one in TWO]),
+        json.dumps(dict(zip("12", TWO, strict=True))),
+        str(TWO),
+        f"```json\n{json.dumps(TWO, indent=2)}\n```",
+        f"Here are the rules that I found.\n```json\n{json.dumps(TWO)}\n```\nI hope it helps.",
+        f"Here they are:\n{json.dumps({'rules': TWO}, indent=2)}",
+        "\n".join(f"- {one}" for one in TWO),
+        "These explain all cases.\n\n" + "\n".join(f"* {one}" for one in TWO) + "\n\nGood luck!",
+        "\n".join(f"{n}. {one}" for n, one in enumerate(TWO, 1)),
+        "\n".join(f"{n}) {one}" for n, one in enumerate(TWO, 1)),
+        "\n\n".join(TWO),
+        f"The rules are {json.dumps(TWO)}, as far as I can see.",
+        "# Rules\nHere they are, strongest first:\n" + "\n".join(TWO),
+        "<think>Be lenient to all of it?\n- no, not so</think>\n" + "\n".join(TWO),
+        "Let me see what they share.\n[[ ## rules ## ]]\n- "
+        + "\n- ".join(TWO)
+        + "\n\n[[ ## completed ## ]]",
     ],
 )
-def test_an_answer_in_another_form_is_read_and_paid_once(
-    says: str, loopback: Callable[..., Loopback], tmp_path: Path
-) -> None:
-    """JSON, a list or a sentence is taken as it is: no second request asks for another form."""
-    server = loopback(says=says)
-    asked = Reflector(
-        judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
-    ).propose([(request(), 0)])[0]
-    assert asked.rules == ("Be strict on promises.",)
-    assert asked.calls == server.requests == 1
-    assert asked.tokens == 110
+def test_rules_are_read_from_any_form(text: str) -> None:
+    """The same two rules come out, without openings, titles and reasons."""
+    assert rules_in(text) == TWO
 
 
-class Moody(http.server.BaseHTTPRequestHandler):
-    """Answers with rules, but refuses (``says``) what is asked with a focus named in ``refused``.
-
-    Where ``status`` is not 200 it fails in this way instead.
-    """
-
-    refused: frozenset[str] = frozenset()
-    says = "I'm sorry, but I can't assist with that."
-    status = 200
-    asked = 0
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        type(self).asked += 1
-        refuses = any(focus in body for focus in self.refused)
-        text = self.says if refuses else '[[ ## rules ## ]]\n["Be strict on promises."]'
-        status = self.status if refuses else 200
-        told: dict[str, object] = {
-            "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop",
-                         "message": {"role": "assistant", "content": text}}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-        }  # fmt: skip
-        if status != 200:
-            told = {"error": {"message": f"the provider says {status}"}}
-        data = json.dumps(told).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.mark.parametrize("text", ["[]", '{"rules": []}', "[[ ## rules ## ]]\n[]"])
+def test_an_empty_list_is_an_answer(text: str) -> None:
+    """A model that found no rule said so."""
+    assert rules_in(text) == []
 
 
-@pytest.fixture
-def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[type[Moody], str]]]:
-    """Starts a reflection model that refuses some requests; gives its state and its address."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-123456")
-    servers = []
-
-    def start(**behaviour: object) -> tuple[type[Moody], str]:
-        state = type("State", (Moody,), behaviour)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), state)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return state, f"http://127.0.0.1:{server.server_address[1]}/v1"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+@pytest.mark.parametrize(
+    "text", ["", " \n", "None", "{}x", "No rules.", "I cannot help with that.", "[1, 2]", "Rules:"]
+)
+def test_what_is_no_sentence_is_no_rule(text: str) -> None:
+    """Nothing is made up from a title, a number or a refusal."""
+    assert rules_in(text) is None
 
 
-def focused(*names: str) -> list[tuple[Request, int]]:
-    return [(replace(request(), focus=f"focus {name}"), 0) for name in names]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.\nThese texts go against my guidelines.",
+        "Unfortunately, I cannot assist with that request.",
+        "Sorry, this is nothing that I may write about.\nPlease ask for something else.",
+        "[[ ## rules ## ]]\nI am unable to write such rules for you.",
+        "As an AI I have no opinion.\nPeople may differ on these items.",
+    ],
+)
+def test_a_refusal_is_no_rule_and_neither_is_its_reason(text: str) -> None:
+    """What a model says instead of rules never gets into a judge's instructions."""
+    assert rules_in(text) is None
 
 
-@pytest.mark.parametrize("says", ["I'm sorry, but I can't assist with that.", "", '["I can\'t."]'])
-def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
-    says: str, moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
-) -> None:
-    """The others' rules are used; the next run asks again for those that are missing."""
-    state, url = moody(refused=frozenset({"focus b"}), says=says)
-    cache = AnswerCache(tmp_path)
-    reflector = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache)
-    asked = focused("a", "b", "c")
-    answers = reflector.propose(asked)
-    assert [answer.rules for answer in answers] == [
-        ("Be strict on promises.",), (), ("Be strict on promises.",)
-    ]  # fmt: skip
-    assert [bool(answer.error) for answer in answers] == [False, True, False]
-    assert answers[1].calls == 1
-    assert answers[1].tokens == 110
-    assert (reflector.asked, reflector.failures) == (3, 1)
-    assert [reflector.is_known(*each) for each in asked] == [True, False, True]
-    state.refused = frozenset()
-    again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked)
-    assert [answer.calls for answer in again] == [0, 1, 0]
+def test_a_rule_about_refusals_is_one() -> None:
+    """Whom the rule is about is not the model itself."""
+    rule = "Rate answers that say 'I cannot help with that' as bad."
+    assert rules_in(rule) == [rule]
+    assert rules_in(f"Sorry for the delay.\n- {rule}") == [rule]
 
 
-def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
-    """Above the share that is allowed, of twenty at least, with what was said and a way on."""
-    _, url = moody(refused=frozenset({"focus bad"}))
-    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
-    asked.propose(focused("good", "bad 1"))
-    with pytest.raises(ModelError, match=r"2 of 4 requests.*no usable answer.*5% allowed"):
-        asked.propose(focused("good", "bad 2"))
-    patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.5)
-    patient.propose(focused("good", "bad 1"))
-    patient.propose(focused("bad 2", "bad 3"))  # no later round must have an answer
-    assert patient.failures == 3
+@given(SENTENCES)
+def test_every_form_gives_the_same_rules(rules: list[str]) -> None:
+    """However a list of sentences is written down, it is read back in its order."""
+    assert rules_in(json.dumps(rules)) == rules
+    assert rules_in(json.dumps({"rules": rules}, indent=1)) == rules
+    assert rules_in("\n".join(f"- {one}" for one in rules)) == rules
+    assert rules_in("\n".join(f"{n}. {one}" for n, one in enumerate(rules, 1))) == rules
+    assert rules_in("\n".join(rules)) == rules
 
 
-def test_when_no_first_request_is_answered_it_ends(
-    moody: Callable[..., tuple[type[Moody], str]],
-) -> None:
-    """However much is allowed: a model that never answers is none."""
-    _, url = moody(refused=frozenset({"focus"}))
-    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
-    with pytest.raises(ModelError, match=r"(?s)openai:/m gave no usable answer.*I'm sorry"):
-        asked.propose(focused("a", "b"))
-
-
-@pytest.mark.parametrize("status", [401, 404])
-def test_a_refused_key_or_model_ends_it_at_once(
-    status: int, moody: Callable[..., tuple[type[Moody], str]]
-) -> None:
-    """Even where other requests were answered: no later one would be."""
-    _, url = moody(refused=frozenset({"focus b"}), status=status)
-    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
-    with pytest.raises(ModelError, match=f"the provider says {status}"):
-        asked.propose(focused("a", "b", "c"))
-
-
-def test_a_provider_that_is_out_of_order_is_asked_again(
-    loopback: Callable[..., Loopback],
-) -> None:
-    """Errors that pass are no refusals; each request is counted."""
-    server = loopback(script="500x1,503x1", says='["Be strict on promises."]')
-    asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
-    answer = asked.propose([(request(), 0)])[0]
-    assert answer.rules == ("Be strict on promises.",)
-    assert answer.calls == server.requests == 3
-
-
-def test_a_refusal_is_replayed_as_one(
-    moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
-) -> None:
-    """A file of answers holds what had no answer, so that the same comes of it."""
-    state, url = moody(refused=frozenset({"focus b"}))
-    path = tmp_path / "answers.jsonl"
-    with workbench.recording(path):
-        first = Reflector(judge("openai:/m", base_url=url), SCALE).propose(focused("a", "b"))
-    made = state.asked
-    with workbench.replaying(path):
-        replayed = Reflector(judge("openai:/m"), SCALE)
-        assert replayed.propose(focused("a", "b")) == first
-        assert replayed.failures == 1
-    assert state.asked == made
-
-
-@pytest.mark.parametrize("says", ["", "None.", "I would rather not say."])
-def test_an_answer_that_states_nothing_is_an_error(
-    says: str, loopback: Callable[..., Loopback], tmp_path: Path
-) -> None:
-    """What holds no rule is told, after one request, and not kept as an answer."""
-    server, cache = loopback(says=says), AnswerCache(tmp_path)
-    reflector = Reflector(judge("openai:/m", base_url=server.url), SCALE, cache=cache)
-    with pytest.raises(ModelError, match="no usable answer"):
-        reflector.propose([(request(), 0)])
-    assert server.requests == 1
-    assert not reflector.is_known(request(), 0)
-
-
-def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
-    """A model that finds nothing in common may say so."""
-    server = loopback(says='{"rules": []}')
-    answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([(request(), 0)])[0]
-    assert answer.rules == ()
-    assert answer.calls == 1
-
-
-def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> None:
-    """Neither of those that wait for their turn, nor again of one that failed."""
-    server = loopback(script="500x99", latency=0.3)
-    stop = threading.Event()
-    asking = Reflector(
-        judge("openai:/m", base_url=server.url),
-        SCALE,
-        concurrency=2,
-        stop=stop,  # type: ignore[arg-type]
-    )
-    threading.Timer(0.5, stop.set).start()
-    with pytest.raises(CancelledError):
-        asking.propose([(request(n=n), 0) for n in range(1, 9)])
-    begun = server.requests
-    assert begun <= 4
-    time.sleep(0.7)
-    assert server.requests == begun
+@given(st.text() | st.recursive(st.text() | st.integers(), st.lists).map(json.dumps))
+def test_no_answer_breaks_the_reading(text: str) -> None:
+    """Whatever comes back is read or refused; a rule never has two lines."""
+    assert all(len(rule.splitlines()) == 1 and rule.strip() for rule in rules_in(text) or ())

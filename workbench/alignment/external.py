@@ -68,7 +68,7 @@ from workbench.models.recording import Line, Player, Recorder, active
 from workbench.models.runner import Throttle
 from workbench.pairing.pairs import Pairs, Split
 from workbench.scale import Scale, is_missing
-from workbench.simba.reflection import _endpoint_options
+from workbench.simba.reflector import _endpoint_options
 from workbench.store.traces import Example, fetch_traces, item_digest
 
 if TYPE_CHECKING:

@@ -154,12 +154,14 @@ def without_variables(text: str) -> str:
 
 
 def shortened_json(value: Any, limit: int = MAX_FIELD) -> str:
-    """Serialize to JSON on one line; text over the limit is cut and says so."""
+    """Serialize to JSON on one line; a longer text is shortened in the middle and says so."""
     text = one_line_json(value)
     if len(text) <= limit:
         return text
     plain = value if isinstance(value, str) else text
-    return one_line_json(f"{plain[:limit]} [… {len(plain) - limit} more characters]")
+    tail = limit // 3
+    middle = f" [… {len(plain) - limit} more characters …] "
+    return one_line_json(plain[: limit - tail] + middle + plain[len(plain) - tail :])
 
 
 def one_line_json(value: Any) -> str:

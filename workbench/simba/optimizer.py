@@ -75,7 +75,8 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.crossfit import FEW, crossfit
 from workbench.simba.forecast import announcement, forecast
 from workbench.simba.items import Case, Item, judge_fields, known_verdicts, labelled_items
-from workbench.simba.reflection import Reflection, Reflector, Request
+from workbench.simba.reflection import Reflection, Request
+from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Problem, Settings
 from workbench.store.traces import item_digest
 

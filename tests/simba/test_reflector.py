@@ -1,0 +1,305 @@
+"""What the reflection model is shown, and what becomes of its answer."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from loopback import Loopback
+
+import workbench
+from workbench.errors import CancelledError, ModelError
+from workbench.judging.verdicts import Verdict
+from workbench.models.cache import AnswerCache
+from workbench.models.offline import MODEL
+from workbench.scale import Scale
+from workbench.simba.items import Case, Item
+from workbench.simba.reflection import Request
+from workbench.simba.reflector import Reflector
+from workbench.store.traces import Example
+
+SCALE = Scale.of(["poor", "fair", "good"])
+
+
+def case(i: int, outputs: str, verdict: str, label: str) -> Case:
+    item = Item(Example(f"tr-{i}", {"q": i}, outputs, {"gold": "x"}), label, f"because {i}")
+    return Case(item, Verdict(f"tr-{i}", verdict, f"seems {verdict}"))
+
+
+def request(fields: tuple[str, ...] = ("inputs", "outputs"), n: int = 8) -> Request:
+    wrong = tuple(case(i, f"it is {i} cm", "poor", "good") for i in range(n))
+    right = tuple(case(i, "it is nice", "poor", "poor") for i in range(n, 2 * n))
+    return Request("Rate {{ outputs }}.", wrong, right, fields, "the judge rates too low")
+
+
+def judge(model: str = MODEL, **options: object) -> object:
+    return workbench.make_judge(
+        "q",
+        "Rate {{ outputs }}.",
+        model=model,
+        feedback_value_type=Literal["poor", "fair", "good"],
+        **options,
+    )
+
+
+def test_another_server_has_answers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the environment names the server, its answers are not taken for another's."""
+    cache = AnswerCache(tmp_path)
+    asked = Reflector(judge("openai:/m"), SCALE, cache=cache)
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
+    cache.put(asked._key(request(), 0), {"rules": ["x"]})
+    assert asked.is_known(request(), 0)
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:2/v1")
+    assert not asked.is_known(request(), 0)
+
+
+def test_the_same_request_is_paid_once(tmp_path: Path) -> None:
+    """The second time the answer comes from the cache, also for another reflector."""
+    cache = AnswerCache(tmp_path)
+    first = Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])[0]
+    assert first.calls == 1
+    assert first.rules
+    again = Reflector(judge(), SCALE, cache=cache)
+    assert again.is_known(request(), 0)
+    assert not again.is_known(request(), 1)
+    second = again.propose([(request(), 0)])[0]
+    assert second.calls == 0
+    assert second.rules == first.rules
+
+
+def test_another_reflection_model_has_answers_of_its_own(tmp_path: Path) -> None:
+    """Answers are kept by model, so that one model's rules are not taken for another's."""
+    cache = AnswerCache(tmp_path)
+    Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])
+    assert not Reflector(judge(), SCALE, model="openai:/m", cache=cache).is_known(request(), 0)
+
+
+def test_answers_keep_the_order_of_the_requests() -> None:
+    """Requests run in parallel and come back in order."""
+    many = [(request(n=n), 0) for n in (8, 2, 9)]
+    answers = Reflector(judge(), SCALE).propose(many)
+    assert [bool(answer.rules) for answer in answers] == [True, False, True]
+
+
+def test_a_dead_reflection_model_says_what_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is an error with the provider's words, the model's name and a way on."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123456")
+    dead = judge("openai:/m", base_url="http://127.0.0.1:9/v1")
+    with pytest.raises(ModelError, match=r"openai:/m") as caught:
+        Reflector(dead, SCALE).propose([(request(), 0)])
+    assert "sk-secret" not in str(caught.value)
+    assert "Run again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        '[[ ## rules ## ]]\n["Be strict on promises."]\n\n[[ ## completed ## ]]',
+        '{"rules": ["Be strict on promises."]}',
+        "[[ ## rules ## ]]\n- Be strict on promises.",
+        "Be strict on promises.",
+    ],
+)
+def test_an_answer_in_another_form_is_read_and_paid_once(
+    says: str, loopback: Callable[..., Loopback], tmp_path: Path
+) -> None:
+    """JSON, a list or a sentence is taken as it is: no second request asks for another form."""
+    server = loopback(says=says)
+    asked = Reflector(
+        judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
+    ).propose([(request(), 0)])[0]
+    assert asked.rules == ("Be strict on promises.",)
+    assert asked.calls == server.requests == 1
+    assert asked.tokens == 110
+
+
+class Moody(http.server.BaseHTTPRequestHandler):
+    """Answers with rules, but refuses (``says``) what is asked with a focus named in ``refused``.
+
+    Where ``status`` is not 200 it fails in this way instead.
+    """
+
+    refused: frozenset[str] = frozenset()
+    says = "I'm sorry, but I can't assist with that."
+    status = 200
+    asked = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        type(self).asked += 1
+        refuses = any(focus in body for focus in self.refused)
+        text = self.says if refuses else '[[ ## rules ## ]]\n["Be strict on promises."]'
+        status = self.status if refuses else 200
+        told: dict[str, object] = {
+            "id": "x", "object": "chat.completion", "created": 1, "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop",
+                         "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+        }  # fmt: skip
+        if status != 200:
+            told = {"error": {"message": f"the provider says {status}"}}
+        data = json.dumps(told).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[type[Moody], str]]]:
+    """Starts a reflection model that refuses some requests; gives its state and its address."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-loopback-123456")
+    servers = []
+
+    def start(**behaviour: object) -> tuple[type[Moody], str]:
+        state = type("State", (Moody,), behaviour)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), state)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return state, f"http://127.0.0.1:{server.server_address[1]}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def focused(*names: str) -> list[tuple[Request, int]]:
+    return [(replace(request(), focus=f"focus {name}"), 0) for name in names]
+
+
+@pytest.mark.parametrize("says", ["I'm sorry, but I can't assist with that.", "", '["I can\'t."]'])
+def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
+    says: str, moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
+) -> None:
+    """The others' rules are used; the next run asks again for those that are missing."""
+    state, url = moody(refused=frozenset({"focus b"}), says=says)
+    cache = AnswerCache(tmp_path)
+    reflector = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache)
+    asked = focused("a", "b", "c")
+    answers = reflector.propose(asked)
+    assert [answer.rules for answer in answers] == [
+        ("Be strict on promises.",), (), ("Be strict on promises.",)
+    ]  # fmt: skip
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert answers[1].calls == 1
+    assert answers[1].tokens == 110
+    assert (reflector.asked, reflector.failures) == (3, 1)
+    assert [reflector.is_known(*each) for each in asked] == [True, False, True]
+    state.refused = frozenset()
+    again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked)
+    assert [answer.calls for answer in again] == [0, 1, 0]
+
+
+def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
+    """Above the share that is allowed, of twenty at least, with what was said and a way on."""
+    _, url = moody(refused=frozenset({"focus bad"}))
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
+    asked.propose(focused("good", "bad 1"))
+    with pytest.raises(ModelError, match=r"2 of 4 requests.*no usable answer.*5% allowed"):
+        asked.propose(focused("good", "bad 2"))
+    patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.5)
+    patient.propose(focused("good", "bad 1"))
+    patient.propose(focused("bad 2", "bad 3"))  # no later round must have an answer
+    assert patient.failures == 3
+
+
+def test_when_no_first_request_is_answered_it_ends(
+    moody: Callable[..., tuple[type[Moody], str]],
+) -> None:
+    """However much is allowed: a model that never answers is none."""
+    _, url = moody(refused=frozenset({"focus"}))
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
+    with pytest.raises(ModelError, match=r"(?s)openai:/m gave no usable answer.*I'm sorry"):
+        asked.propose(focused("a", "b"))
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refused_key_or_model_ends_it_at_once(
+    status: int, moody: Callable[..., tuple[type[Moody], str]]
+) -> None:
+    """Even where other requests were answered: no later one would be."""
+    _, url = moody(refused=frozenset({"focus b"}), status=status)
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
+    with pytest.raises(ModelError, match=f"the provider says {status}"):
+        asked.propose(focused("a", "b", "c"))
+
+
+def test_a_provider_that_is_out_of_order_is_asked_again(
+    loopback: Callable[..., Loopback],
+) -> None:
+    """Errors that pass are no refusals; each request is counted."""
+    server = loopback(script="500x1,503x1", says='["Be strict on promises."]')
+    asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
+    answer = asked.propose([(request(), 0)])[0]
+    assert answer.rules == ("Be strict on promises.",)
+    assert answer.calls == server.requests == 3
+
+
+def test_a_refusal_is_replayed_as_one(
+    moody: Callable[..., tuple[type[Moody], str]], tmp_path: Path
+) -> None:
+    """A file of answers holds what had no answer, so that the same comes of it."""
+    state, url = moody(refused=frozenset({"focus b"}))
+    path = tmp_path / "answers.jsonl"
+    with workbench.recording(path):
+        first = Reflector(judge("openai:/m", base_url=url), SCALE).propose(focused("a", "b"))
+    made = state.asked
+    with workbench.replaying(path):
+        replayed = Reflector(judge("openai:/m"), SCALE)
+        assert replayed.propose(focused("a", "b")) == first
+        assert replayed.failures == 1
+    assert state.asked == made
+
+
+@pytest.mark.parametrize("says", ["", "None.", "I would rather not say."])
+def test_an_answer_that_states_nothing_is_an_error(
+    says: str, loopback: Callable[..., Loopback], tmp_path: Path
+) -> None:
+    """What holds no rule is told, after one request, and not kept as an answer."""
+    server, cache = loopback(says=says), AnswerCache(tmp_path)
+    reflector = Reflector(judge("openai:/m", base_url=server.url), SCALE, cache=cache)
+    with pytest.raises(ModelError, match="no usable answer"):
+        reflector.propose([(request(), 0)])
+    assert server.requests == 1
+    assert not reflector.is_known(request(), 0)
+
+
+def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
+    """A model that finds nothing in common may say so."""
+    server = loopback(says='{"rules": []}')
+    answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([(request(), 0)])[0]
+    assert answer.rules == ()
+    assert answer.calls == 1
+
+
+def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> None:
+    """Neither of those that wait for their turn, nor again of one that failed."""
+    server = loopback(script="500x99", latency=0.3)
+    stop = threading.Event()
+    asking = Reflector(
+        judge("openai:/m", base_url=server.url),
+        SCALE,
+        concurrency=2,
+        stop=stop,  # type: ignore[arg-type]
+    )
+    threading.Timer(0.5, stop.set).start()
+    with pytest.raises(CancelledError):
+        asking.propose([(request(n=n), 0) for n in range(1, 9)])
+    begun = server.requests
+    assert begun <= 4
+    time.sleep(0.7)
+    assert server.requests == begun
