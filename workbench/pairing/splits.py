@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from workbench.errors import ArgumentError
 from workbench.store.traces import Example, examples, item_digest
@@ -68,6 +69,24 @@ def with_equal_items(group_of: Mapping[str, str], items: Sequence[Example]) -> d
     return {trace_id: find(group) for trace_id, group in group_of.items()}
 
 
+@dataclass
+class _Part:
+    """A part of a split: its share of all items, and what it holds so far."""
+
+    share: float
+    ids: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def need(self, labels: Counter[str], totals: Counter[str]) -> float:
+        """Return how far the part is below its share of these labels and of all items."""
+        by_label = sum(
+            n * (1 - self.counts[label] / (self.share * totals[label]))
+            for label, n in labels.items()
+        )
+        by_size = 1 - sum(self.counts.values()) / (self.share * sum(totals.values()))
+        return by_label + 0.5 * by_size * sum(labels.values())
+
+
 def stratified(
     label_of: Mapping[str, str],
     group_of: Mapping[str, str],
@@ -79,7 +98,7 @@ def stratified(
     """Assign whole groups to parts so that each part's label counts come near its share.
 
     Groups go largest first, ties in an order drawn by ``seed``, each to the part whose label
-    counts are then furthest below what its share asks for. Every part gets at least one group.
+    counts are then furthest below its share. Every part gets at least one group.
     ``barred`` names for a part the items that must not come into it, nor their groups.
 
     Raises
@@ -87,9 +106,6 @@ def stratified(
     ArgumentError
         When there are fewer groups than parts, or a part would stay empty.
     """
-    shut = {
-        part: {group_of[i] for i in ids if i in group_of} for part, ids in (barred or {}).items()
-    }
     members: dict[str, list[str]] = defaultdict(list)
     for trace_id in sorted(label_of):
         members[group_of[trace_id]].append(trace_id)
@@ -98,38 +114,36 @@ def stratified(
             f"{len(label_of)} pairs in {len(members)} groups cannot be split into "
             f"{len(shares)} parts. Label more traces, or group by something finer."
         )
-
-    def drawn(group: str) -> str:
-        return hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
-
+    barred_groups = {
+        part: {group_of[i] for i in ids if i in group_of} for part, ids in (barred or {}).items()
+    }
     totals = Counter(label_of.values())
-    counts: dict[str, Counter[str]] = {part: Counter() for part in shares}
-    parts: dict[str, list[str]] = {part: [] for part in shares}
-    barred_groups = set().union(*shut.values()) if shut else set()
+    parts = {name: _Part(share) for name, share in shares.items()}
     # Groups that are barred somewhere have less choice, so they go first.
-    queue = sorted(members, key=lambda g: (g not in barred_groups, -len(members[g]), drawn(g)))
+    free = set(members).difference(*barred_groups.values())
+    queue = sorted(members, key=lambda g: (g in free, -len(members[g]), _draw(seed, g)))
     for position, group in enumerate(queue):
-        here = Counter(label_of[i] for i in members[group])
-        open_ = [part for part in shares if group not in shut.get(part, ())]
-        empty = [part for part in open_ if not parts[part]]
+        open_parts = [name for name in parts if group not in barred_groups.get(name, ())]
+        empty = [name for name in open_parts if not parts[name].ids]
         # The last groups go to parts that would otherwise stay empty.
-        candidates = empty if empty and len(queue) - position <= len(empty) else open_
-
-        def need(part: str, here: Counter[str] = here) -> float:
-            asked = sum(
-                n * (1 - counts[part][label] / (shares[part] * totals[label]))
-                for label, n in here.items()
-            )
-            size = 1 - sum(counts[part].values()) / (shares[part] * len(label_of))
-            return asked + 0.5 * size * sum(here.values())
-
-        best = max(candidates, key=lambda p: (need(p), drawn(f"{group}:{p}")))
-        counts[best].update(here)
-        parts[best].extend(members[group])
-    for part, ids in parts.items():
-        if not ids:
+        candidates = empty if empty and len(queue) - position <= len(empty) else open_parts
+        labels = Counter(label_of[i] for i in members[group])
+        ranked = {
+            name: (parts[name].need(labels, totals), _draw(seed, f"{group}:{name}"))
+            for name in candidates
+        }
+        best = parts[max(ranked, key=ranked.__getitem__)]
+        best.counts.update(labels)
+        best.ids.extend(members[group])
+    for name, part in parts.items():
+        if not part.ids:
             raise ArgumentError(
-                f"Nothing is left for {part} in {len(label_of)} pairs and {len(members)} groups. "
+                f"Nothing is left for {name} in {len(label_of)} pairs and {len(members)} groups. "
                 "Label more traces, or group by something finer."
             )
-    return {part: sorted(ids) for part, ids in parts.items()}
+    return {name: sorted(part.ids) for name, part in parts.items()}
+
+
+def _draw(seed: int, name: str) -> str:
+    """Return a text whose order among others is random, the same for the same seed."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
