@@ -17,7 +17,7 @@ from workbench.errors import ArgumentError, StoreError
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import LabelSession
 from workbench.scale import Scale
-from workbench.store.schemas import find_schema, list_schemas, make_schema, schema_scale
+from workbench.store.schemas import find_schema, make_schema, schema_scale
 
 NAME = "quality"
 LADDER = Literal["excellent", "good", "fair", "poor"]
@@ -51,48 +51,6 @@ def statuses(queue: workbench.ReviewQueue) -> dict[str, str]:
 
 
 # -- label schemas --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "scale",
-    [
-        Scale.from_type(bool),
-        Scale.from_type(LADDER),
-        Scale.from_type(Literal["yes", "no"]),
-        Scale.of(["spam", "ham"]),
-        Scale.of(["red", "green", "blue"]),
-        Scale.of(["1", "2", "3", "4", "5"]),
-        Scale("numeric", low=0.0, high=10.0),
-        None,
-    ],
-)
-def test_a_scale_comes_back_from_its_schema(store: str, scale: Scale | None) -> None:
-    make_schema("Is it right?", scale, instruction="Look.")
-    assert schema_scale("Is it right?") == scale
-    assert find_schema("Is it right?").instruction == "Look."
-
-
-def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
-    scale = Scale.from_type(bool)
-    first = make_schema(NAME, scale, instruction="one")
-    again = make_schema(NAME, scale)
-    assert (again.schema_id, again.instruction) == (first.schema_id, "one")
-    long = make_schema(NAME, scale, instruction="x" * 2000)
-    assert long.schema_id == first.schema_id
-    assert len(long.instruction) == 1000
-    assert long.instruction.endswith("(cut: MLflow's page takes 1,000 characters)")
-    assert [one.name for one in list_schemas()] == [NAME]
-
-
-def test_a_schema_with_another_scale_is_not_taken_for_the_same(store: str) -> None:
-    make_schema(NAME, Scale.from_type(bool))
-    with pytest.raises(ArgumentError, match="is there already, with another scale: False, True"):
-        make_schema(NAME, Scale.from_type(LADDER))
-
-
-def test_a_scale_that_no_schema_holds_is_said(store: str) -> None:
-    with pytest.raises(ArgumentError, match="11 values"):
-        make_schema(NAME, Scale.of([f"class {n}" for n in range(11)]))
 
 
 def test_pairs_are_on_the_scale_of_the_schema(store: str) -> None:

@@ -1,0 +1,66 @@
+"""Label schemas: scales become what MLflow's page asks, and are read back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from mlflow.tracing.client import TracingClient
+
+from workbench.errors import ArgumentError, StoreError
+from workbench.scale import Scale
+from workbench.store.schemas import find_schema, list_schemas, make_schema, schema_scale
+
+SCALES = [
+    Scale.from_type(bool),
+    Scale.from_type(Literal["excellent", "good", "fair", "poor"]),
+    Scale.from_type(Literal["yes", "no"]),
+    Scale.from_type(Literal["yes", "no", "N/A"]),
+    Scale.of(["spam", "ham"]),
+    Scale.of(["red", "green", "blue"]),
+    Scale.of(["1", "2", "3", "4", "5"]),
+    Scale("numeric", low=0.0, high=10.0),
+    None,
+]
+
+
+def test_a_scale_comes_back_from_its_schema(store: str) -> None:
+    for number, scale in enumerate(SCALES):
+        name = f"Is it right? ({number})"
+        make_schema(name, scale, instruction="Look.")
+        assert schema_scale(name) == scale
+        assert find_schema(name).instruction == "Look."
+    assert schema_scale("another") is None
+    assert len(list_schemas()) == len(SCALES)
+
+
+def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
+    scale = Scale.from_type(bool)
+    first = make_schema("quality", scale, instruction="one")
+    again = make_schema("quality", scale)
+    assert (again.schema_id, again.instruction) == (first.schema_id, "one")
+    long = make_schema("quality", scale, instruction="x" * 2000)
+    assert long.schema_id == first.schema_id
+    assert len(long.instruction) == 1000
+    assert long.instruction.endswith("(cut: MLflow's page takes 1,000 characters)")
+    assert [one.name for one in list_schemas()] == ["quality"]
+
+
+def test_what_no_schema_can_be_is_refused(store: str) -> None:
+    """Another scale under the same name, and more values than MLflow takes."""
+    make_schema("quality", Scale.from_type(bool))
+    with pytest.raises(ArgumentError, match="is there already, with another scale: False, True"):
+        make_schema("quality", SCALES[1])
+    with pytest.raises(ArgumentError, match="11 values"):
+        make_schema("other", Scale.of([f"class {n}" for n in range(11)]))
+
+
+def test_a_store_without_schemas_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **kwargs: object) -> None:
+        raise NotImplementedError
+
+    for name in ("_get_label_schema_by_name", "_create_label_schema"):
+        monkeypatch.setattr(TracingClient, name, missing)
+    assert schema_scale("quality") is None
+    with pytest.raises(StoreError, match=r"no label schemas in .*3\.14"):
+        make_schema("quality", Scale.from_type(bool))
