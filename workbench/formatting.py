@@ -6,7 +6,10 @@ import math
 import os
 import re
 import sys
+import uuid
+from contextlib import suppress
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +44,25 @@ def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> st
     return safe_html(str(table.to_html(index=index, escape=True, **look)))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file as a whole or not at all: to a file beside it, which then takes its place.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; an earlier file is then unchanged.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def plain(data: dict[str, Any]) -> dict[str, Any]:
-    """Data that JSON takes, from tables, intervals and numpy numbers; nan becomes None."""
+    """Return data that JSON takes, from tables, intervals and numpy numbers; nan becomes None."""
     return {str(key): _plain(value) for key, value in data.items()}
 
 
@@ -61,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def bar(*, total: int, desc: str | None, disable: bool = False) -> Any:
-    """A tqdm bar over ``total`` steps; ``disable`` makes one that shows nothing."""
+    """Return a tqdm bar over ``total`` steps; ``disable`` makes one that shows nothing."""
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -18,22 +18,22 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import workbench
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.pairing.pairs import Pairs
+from workbench.reporting import drawing
 from workbench.reporting.plots import (
     plot_annotators,
     plot_balance,
     plot_before_after,
+    plot_comparison,
     plot_confusion,
     plot_metrics,
 )
 from workbench.scale import Scale
 
-NOTHING = pd.DataFrame(columns=["trace_id", "reason"])
 YES_NO = Scale.of(["no", "yes"])
 ODD = Scale.of(
     ["$x_{1}$ and $", "<script>alert(1)</script>", "a\nb\x00\u202ec", "long " * 30, "e", "f", "g"],
@@ -50,21 +50,15 @@ def make(human: list[Any], judge: list[Any], scale: Scale = YES_NO) -> Pairs:
             "votes": pd.Series([{} for _ in human], dtype=object),
         }
     )
-    return Pairs(name="q", table=table, excluded=NOTHING, scale=scale)
+    nothing = pd.DataFrame(columns=["trace_id", "reason"])
+    return Pairs(name="q", table=table, excluded=nothing, scale=scale)
 
 
 BEFORE = make(["no"] * 10 + ["yes"] * 30, ["yes"] * 8 + ["no"] * 2 + ["yes"] * 30)
 AFTER = make(["no"] * 10 + ["yes"] * 30, ["yes"] * 1 + ["no"] * 9 + ["yes"] * 30)
-VOTES = pd.DataFrame({"ana": ["no", "yes"] * 5, "ben": ["no"] * 5 + ["yes"] * 5})
-EDGE_CASES = {
-    "no pairs": make([], []),
-    "one value throughout": make(["yes"] * 5, ["yes"] * 5),
-    "odd labels": make([*ODD.values[:6]], [*ODD.values[1:]], ODD),
-    "numbers in bins": make(
-        [float(i) for i in range(30)], [i + 0.5 for i in range(30)], Scale("numeric")
-    ),
-    "booleans": make([True, False], [True, True], Scale.from_type(bool)),
-}
+PEOPLE = annotator_agreement(
+    pd.DataFrame({"ana": ["no", "yes"] * 5, "ben": ["no"] * 5 + ["yes"] * 5})
+)
 
 
 @pytest.fixture(autouse=True)
@@ -74,22 +68,19 @@ def _close() -> Iterator[None]:
 
 
 def texts(ax: Axes) -> list[str]:
-    found = [t.get_text() for t in ax.texts]
-    found += [t.get_text() for t in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+    found = [*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels()]
     legend = ax.get_legend()
-    found += [t.get_text() for t in legend.get_texts()] if legend else []
-    return [*found, ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
+    found += legend.get_texts() if legend else []
+    return [*(t.get_text() for t in found), ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
 
 
-def render(*axes: Axes) -> None:
-    axes[0].figure.canvas.draw()
+def axes() -> Axes:
+    return Figure().subplots()
 
 
 def test_confusion_shows_counts_shares_and_sides() -> None:
-    ax = plot_confusion(agreement(BEFORE))
-    shown = texts(ax)
-    assert {"8", "80%", "2", "20%", "30", "100%"} <= set(shown)
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("judge", "human")
+    ax = plot_confusion(agreement(BEFORE), ax=axes())
+    assert {"8", "80%", "2", "20%", "30", "100%", "judge", "human"} <= set(texts(ax))
     assert [t.get_text() for t in ax.get_yticklabels()] == ["no\n(10)", "yes\n(30)"]
     assert "accuracy 0.800" in ax.get_title()
     where = {t.get_text(): t.xy for t in ax.texts}  # type: ignore[attr-defined]
@@ -97,129 +88,160 @@ def test_confusion_shows_counts_shares_and_sides() -> None:
 
 
 def test_confusion_takes_pairs_a_title_and_shares_first() -> None:
-    ax = plot_confusion(BEFORE, normalise=True, title="mine")
+    ax = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
     assert ax.get_title() == "mine"
     sizes = {t.get_text(): t.get_fontsize() for t in ax.texts}
     assert sizes["80%"] > sizes["8"]
+    with pytest.raises(ArgumentError, match=r"workbench\.agreement"):
+        plot_confusion("q")  # type: ignore[arg-type]
+
+
+def test_cells_are_tinted_by_their_share_of_the_row() -> None:
+    """All in one artist, row by row."""
+    cells = plot_confusion(BEFORE, ax=axes()).collections[0]
+    assert np.asarray(cells.get_facecolor())[:, 3] == pytest.approx([0.2, 0.8, 0.0, 1.0])
 
 
 def test_text_stays_legible_on_dark_cells() -> None:
-    colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER).texts}
-    assert colours["30"] == "white"
-    assert colours["1"] == "black"
+    colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER, ax=axes()).texts}
+    assert (colours["30"], colours["1"]) == ("white", "black")
     with plt.style.context("dark_background"):
-        colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER).texts}
+        colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER, ax=axes()).texts}
     assert set(colours.values()) == {"white"}
+
+
+@pytest.mark.parametrize("size", [50, 200])
+def test_many_classes_are_drawn_without_texts_in_a_moment(size: int) -> None:
+    """Cells keep their tint, every fourth of 200 classes its label."""
+    scale = Scale.of([f"class {i}" for i in range(size)], ordered=False)
+    human = list(scale.values) * 10
+    found = agreement(make(human, [*human[3:], *human[:3]], scale), resamples=2)
+    begin = time.perf_counter()
+    ax = plot_confusion(found)
+    ax.figure.canvas.draw()
+    assert time.perf_counter() - begin < 5
+    assert len(ax.texts) == 0
+    assert len(ax.get_yticklabels()) == 50
+    assert len(np.asarray(ax.collections[0].get_facecolor())) == size  # empty cells are not drawn
 
 
 def test_before_after_draws_both_with_intervals() -> None:
     comparison = compare(BEFORE, AFTER)
-    axes = plot_before_after(comparison)
-    assert isinstance(axes, np.ndarray)
-    assert len(axes) == 2
-    assert axes[0].get_title().startswith("before\naccuracy 0.800 [")
-    assert axes[1].get_title().startswith("after\naccuracy 0.975 [")
-    again = plot_before_after(agreement(BEFORE), AFTER)
-    assert again[1].get_title() == axes[1].get_title()
+    drawn = plot_before_after(comparison)
+    assert isinstance(drawn, np.ndarray)
+    assert [ax.get_title().partition(" [")[0] for ax in drawn] == [
+        "before\naccuracy 0.800",
+        "after\naccuracy 0.975",
+    ]
+    again = plot_before_after(agreement(BEFORE), AFTER, axes=(axes(), axes()))
+    assert again[1].get_title() == drawn[1].get_title()
 
 
-def test_before_after_draws_on_given_axes_by_either_name() -> None:
-    _, given = plt.subplots(1, 2)
-    drawn = plot_before_after(compare(BEFORE, AFTER), axes=given)
-    assert list(drawn) == list(given)
-    _, given = plt.subplots(1, 2)
-    assert list(plot_before_after(BEFORE, AFTER, ax=given)) == list(given)
-    _, three = plt.subplots(1, 3)
+@pytest.mark.parametrize("name", ["axes", "ax"])
+def test_before_after_draws_on_two_given_axes_by_either_name(name: str) -> None:
+    given = Figure().subplots(1, 2)
+    assert list(plot_before_after(BEFORE, AFTER, **{name: given})) == list(given)
     with pytest.raises(ArgumentError, match="two Axes"):
-        plot_before_after(BEFORE, AFTER, axes=three)
+        plot_before_after(BEFORE, AFTER, **{name: Figure().subplots(1, 3)})
     with pytest.raises(ArgumentError, match="two agreements"):
         plot_before_after(BEFORE)
 
 
 def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
-    annotators = annotator_agreement(VOTES)
-    ax = plot_metrics(compare(BEFORE, AFTER), ceiling=annotators)
+    ax = plot_metrics(compare(BEFORE, AFTER), ceiling=PEOPLE, ax=axes())
     assert {"before", "after", "always the majority label", "people"} <= set(texts(ax))
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines["always the majority label"].get_xdata()) == [0.75, 0.75]
-    assert list(lines["people"].get_xdata()) == [annotators.ceiling] * 2
-    alone = plot_metrics(agreement(BEFORE))
+    assert list(lines["people"].get_xdata()) == [PEOPLE.ceiling] * 2
+    alone = plot_metrics(agreement(BEFORE), ax=axes())
     assert "judge" in texts(alone)
     assert "people" not in texts(alone)
 
 
 def test_an_undefined_kappa_is_written_and_not_drawn_as_zero() -> None:
     same = make(["yes"] * 5, ["yes"] * 5)
-    ax = plot_metrics(compare(same, same))
-    assert texts(ax).count("undefined") == 2
+    assert texts(plot_metrics(compare(same, same), ax=axes())).count("undefined") == 2
 
 
 def test_balance_marks_rare_classes() -> None:
-    ax = plot_balance(BEFORE)
+    ax = plot_balance(BEFORE, ax=axes())
     bars = [mpl.colors.to_hex(p.get_facecolor()).upper() for p in ax.patches]
-    assert bars == ["#D55E00", "#0072B2"]  # 10 of 40 "no" is below 30 %
+    assert bars == [drawing.BELOW, drawing.AFTER]  # 10 of 40 "no" is below 30 %
     assert "30% of labels advised" in texts(ax)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["no (10)", "yes (30)"]
 
 
 def test_annotators_show_kappa_and_shared_items() -> None:
-    ax = plot_annotators(annotator_agreement(VOTES))
-    assert texts(ax).count("n = 10") == 2
-    single = plot_annotators(annotator_agreement(VOTES[["ana"]]))
-    assert "needs two annotators" in texts(single)
+    assert texts(plot_annotators(PEOPLE, ax=axes())).count("n = 10") == 2
+    alone = annotator_agreement(pd.DataFrame({"ana": ["no", "yes"]}))
+    assert "needs two annotators" in texts(plot_annotators(alone, ax=axes()))
 
 
-@pytest.mark.parametrize("name", EDGE_CASES)
-def test_odd_data_can_be_drawn(name: str) -> None:
-    """Neither formulas in labels, nor control characters, nor empty data stop a picture."""
-    pairs = EDGE_CASES[name]
-    for ax in (
-        plot_confusion(pairs),
-        plot_balance(pairs),
-        plot_metrics(compare(pairs, pairs)),
-        *plot_before_after(pairs, pairs),
-    ):
-        render(ax)
-        assert not any(ord(c) < 32 and c != "\n" for text in texts(ax) for c in text)
+def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
+    """A row a judge with its cost; what differs is filled, what failed says so."""
 
+    def entry(name: str, pairs: Pairs | None, status: str, p: float, calls: int | None) -> Any:
+        found = None if pairs is None else agreement(pairs)
+        cost = {"reflection_calls": 3, "embedding_calls": 0, "known": 2, "seconds": 12.3}
+        return SimpleNamespace(
+            name=name, agreement=found, status=status, reason="as given", p_adjusted=p, calls=calls,
+            **cost,
+        )  # fmt: skip
 
-def test_dollars_in_labels_are_drawn_to_the_letter() -> None:
-    pairs = EDGE_CASES["odd labels"]
-    ax = plot_confusion(pairs)
-    render(ax)
-    assert any(r"\$x_{1}\$" in t for t in texts(ax))  # an escaped $ is drawn as $
-
-
-def test_plots_draw_on_given_axes_leave_the_style_alone_and_never_show(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("show was called"))
-    before = dict(mpl.rcParams)
-    annotators = annotator_agreement(VOTES)
-    draw = [
-        lambda ax: plot_confusion(BEFORE, ax=ax),
-        lambda ax: plot_balance(BEFORE, ax=ax),
-        lambda ax: plot_metrics(agreement(BEFORE), ax=ax),
-        lambda ax: plot_annotators(annotators, ax=ax),
+    entries = [
+        entry("original", BEFORE, "reference", float("nan"), None),
+        entry("SIMBA", AFTER, "improved", 0.001, 160),
+        entry("few-shot", BEFORE, "unchanged", 0.6, 0),
+        entry("other", None, "failed", float("nan"), None),
     ]
-    for function in draw:
-        ax = Figure().subplots()
-        assert function(ax) is ax
-    assert plt.get_fignums() == []  # a figure of one's own needs no pyplot
+    held_out = SimpleNamespace(test=range(40))
+    ax = plot_comparison(SimpleNamespace(entries=entries, split=held_out), ax=axes())  # type: ignore[arg-type]
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels[:2] == ["original\nas given", "SIMBA\n163 calls (+ 2 known), 12 s"]
+    assert {"failed", "accuracy on 40 held-out pairs, 95 % interval"} <= set(texts(ax))
+    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"][:3]
+    assert faces == ["black", drawing.AFTER, "white"]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        make([], []),
+        make(["yes"] * 5, ["yes"] * 5),
+        make([*ODD.values[:6]], [*ODD.values[1:]], ODD),
+        make([float(i) for i in range(30)], [i + 0.5 for i in range(30)], Scale("numeric")),
+        make([True, False], [True, True], Scale.from_type(bool)),
+    ],
+    ids=["no pairs", "one value", "odd labels", "numbers in bins", "booleans"],
+)
+def test_odd_data_can_be_drawn(pairs: Pairs) -> None:
+    """Neither formulas in labels, nor control characters, nor empty data stop a picture."""
+    for ax in (
+        plot_confusion(pairs, ax=axes()),
+        plot_balance(pairs, ax=axes()),
+        plot_metrics(compare(pairs, pairs), ax=axes()),
+    ):
+        ax.figure.canvas.draw()
+        assert not any(ord(c) < 32 and c != "\n" for text in texts(ax) for c in text)
+        # An escaped $ is drawn as $, and starts no formula.
+        assert not any("$" in text.replace(r"\$", "") for text in texts(ax))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda **on: plot_confusion(BEFORE, **on),
+        lambda **on: plot_balance(BEFORE, **on),
+        lambda **on: plot_metrics(agreement(BEFORE), **on),
+        lambda **on: plot_annotators(PEOPLE, **on),
+    ],
+)
+def test_plots_draw_on_given_axes_or_new_ones_and_leave_the_style_alone(
+    draw: Callable[..., Axes],
+) -> None:
+    """A figure of one's own needs no pyplot; nothing is shown."""
+    before, ax = dict(mpl.rcParams), axes()
+    assert draw(ax=ax) is ax
+    assert plt.get_fignums() == []
+    assert draw().figure.number in plt.get_fignums()  # type: ignore[union-attr]
     assert dict(mpl.rcParams) == before
-
-
-def test_what_cannot_be_drawn_is_an_error_that_says_what_can() -> None:
-    with pytest.raises(ArgumentError, match=r"workbench\.agreement"):
-        plot_confusion("q")  # type: ignore[arg-type]
-
-
-def test_importing_plots_does_not_load_pyplot() -> None:
-    code = "import sys, workbench.reporting.plots; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_public_names_are_reachable() -> None:
-    assert workbench.plot_confusion is plot_confusion
-    assert workbench.plot_before_after is plot_before_after

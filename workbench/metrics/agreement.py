@@ -142,6 +142,18 @@ class Agreement:
         return {k: (v, i or UNDEFINED) for k, (v, i) in found.items() if v is not None}
 
     @property
+    def confusion_shares(self) -> pd.DataFrame:
+        """`confusion` as shares of its rows: of the items with a label, those with a verdict."""
+        return self.confusion.div(self.confusion.sum(axis=1).replace(0, 1), axis=0)
+
+    @property
+    def class_shares(self) -> pd.DataFrame:
+        """Index class; ``human`` and ``judge``: its share of all labels and of all verdicts."""
+        counts = [self.confusion.sum(axis=1), self.confusion.sum(axis=0)]
+        table = pd.DataFrame(dict(zip(("human", "judge"), counts, strict=True)))
+        return table.reindex(self.confusion.index) / max(self.n, 1)
+
+    @property
     def table(self) -> pd.DataFrame:
         """The figures as a table: index statistic; ``value``, ``low``, ``high``."""
         rows = {name: (value, *interval) for name, (value, interval) in self.figures.items()}

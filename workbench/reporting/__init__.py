@@ -1,5 +1,1 @@
-"""Pictures and reports.
-
-Results come in; matplotlib Axes and one self-contained HTML file come out. No statistic is
-computed here.
-"""
+"""Pictures and reports: statistics and alignments in, matplotlib Axes and HTML out."""
