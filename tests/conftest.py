@@ -234,46 +234,54 @@ def store(tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
         mlflow.end_run()
 
 
-@pytest.fixture
-def server(
-    tmp_path: Path, store: str, _empty_store: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
-    """The address of a real MLflow server with a fresh store, active for the test."""
-    import mlflow
-
-    database = tmp_path / "server.db"
-    shutil.copy(_empty_store, database)
+@pytest.fixture(scope="session")
+def _server(tmp_path_factory: pytest.TempPathFactory, _empty_store: Path) -> Iterator[str]:
+    """The address of a real MLflow server, which takes seconds to start."""
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(_empty_store, folder / "server.db")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with (tmp_path / "server.log").open("w") as log:
+    with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server"),
-                *("--backend-store-uri", f"sqlite:///{database}"),
-                *("--default-artifact-root", str(tmp_path / "artifacts")),
+                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+                *("--default-artifact-root", str(folder / "artifacts")),
                 *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             ],
             stdout=log,
             stderr=log,
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        _await_answer(f"{address}/health", process, tmp_path / "server.log")
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        mlflow.set_registry_uri(address)
-        mlflow.set_experiment("remote")
+        _await_answer(f"{address}/health", process, folder / "server.log")
         yield address
     finally:
-        mlflow.set_tracking_uri(store)
-        mlflow.set_registry_uri(store)
         # The server's own children are in its session and end with it.
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, store: str, _server: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The address of a real MLflow server, with an experiment of its own active for the test."""
+    import mlflow
+
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", _server)
+        mlflow.set_tracking_uri(_server)
+        mlflow.set_registry_uri(_server)
+        mlflow.set_experiment(f"remote {tmp_path.name}")
+        yield _server
+    finally:
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
