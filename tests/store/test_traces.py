@@ -20,11 +20,11 @@ from workbench.store.importing import import_traces
 from workbench.store.traces import (
     PAGE,
     Example,
-    discreet,
     examples,
     fetch_traces,
     find_experiment_id,
     item_digest,
+    store_errors,
     store_message,
 )
 
@@ -206,9 +206,9 @@ def test_sql_is_for_the_log(store: str, caplog: pytest.LogCaptureFixture) -> Non
         with caplog.at_level(logging.INFO, logger="workbench"):
             assert plain in store_message(error)
             assert "INSERT" not in store_message(error)
-            with pytest.raises(StoreError, match=plain) as caught, discreet():
+            with pytest.raises(StoreError, match=plain) as caught, store_errors():
                 raise error
         assert "INSERT" not in "".join(traceback.format_exception(caught.value))
         assert "INSERT INTO" in caplog.text
-    with pytest.raises(MlflowException, match="no such judge"), discreet():
+    with pytest.raises(MlflowException, match="no such judge"), store_errors():
         raise MlflowException("no such judge")

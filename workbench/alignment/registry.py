@@ -24,7 +24,7 @@ from workbench.credentials import restore
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text
 from workbench.judging.judge import fingerprint, from_options
-from workbench.store.traces import address, discreet, find_experiment_id
+from workbench.store.traces import address, find_experiment_id, store_errors
 
 if TYPE_CHECKING:
     from mlflow.entities import ScorerVersion
@@ -123,7 +123,7 @@ def _number(value: Any) -> float | None:
 # -- register -------------------------------------------------------------------------------
 
 
-@discreet()
+@store_errors()
 def register(
     alignment_or_judge: Alignment | Judge,
     *,
@@ -176,7 +176,7 @@ def _renamed(judge: Judge, name: str) -> Judge | None:
         return None
 
 
-@discreet()
+@store_errors()
 def roll_back(name: str, version: int, *, experiment: str | None = None) -> Registered:
     """Register an older version's content as the newest version.
 
@@ -206,7 +206,7 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
 # -- load -----------------------------------------------------------------------------------
 
 
-@discreet()
+@store_errors()
 def load_judge(
     name: str,
     version: int | None = None,
@@ -252,7 +252,7 @@ def load_judge(
     return judge
 
 
-@discreet()
+@store_errors()
 def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     """What is known of each version of a judge, the oldest first.
 
@@ -316,7 +316,7 @@ def _figure(stored: float | None) -> float:
     return float("nan") if stored is None else stored
 
 
-@discreet()
+@store_errors()
 def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
     """The instructions of version ``b`` against those of version ``a``, as a unified diff.
 

@@ -18,7 +18,7 @@ from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.store.database import prepare_database
-from workbench.store.traces import discreet, find_experiment_id
+from workbench.store.traces import find_experiment_id, store_errors
 
 if TYPE_CHECKING:
     from workbench.alignment.registry import Registered
@@ -101,7 +101,7 @@ class Workspace:
         return f"<table>{''.join(cells)}</table>"
 
 
-@discreet()
+@store_errors()
 def use_workspace(
     folder: str | os.PathLike[str], *, experiment: str, tracking_uri: str | None = None
 ) -> Workspace:

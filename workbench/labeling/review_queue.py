@@ -41,10 +41,10 @@ from workbench.store.schemas import (
     supported,
 )
 from workbench.store.traces import (
-    discreet,
     fetch_traces,
     find_experiment_id,
     retrying,
+    store_errors,
     store_message,
     trace_infos,
 )
@@ -162,7 +162,7 @@ class ReviewQueue:
             made.append(question_of(schema, required=required, **told))
         return made
 
-    @discreet()
+    @store_errors()
     def add(self, traces: Any) -> int:
         """Put traces into the queue, and return how many were not in it yet.
 
@@ -243,7 +243,7 @@ class ReviewQueue:
         columns = ["trace_id", "status", "finished_by", "labelled_by", "wanted", "done"]
         return pd.DataFrame(rows, columns=columns)
 
-    @discreet()
+    @store_errors()
     def sync(self) -> Synced:
         """Make MLflow's status say whether the labels that are wanted are there.
 
@@ -253,7 +253,7 @@ class ReviewQueue:
         """
         return self._bring_in_step(self._standing())
 
-    @discreet()
+    @store_errors()
     def settle(self, trace_ids: Sequence[str], by: str | None = None) -> Synced:
         """What `sync` does, for a few items that have just been labelled or skipped, or whose
         label was taken back, ``by`` someone.
@@ -495,7 +495,7 @@ class _Item:
         return len(there) >= self.wanted
 
 
-@discreet()
+@store_errors()
 def review_queue(
     name: str,
     questions: Iterable[Judge | LabelQuestion | str] | None = None,

@@ -27,10 +27,10 @@ from workbench.store.cells import check_text
 from workbench.store.labels import Decision, Label, folded, label_records, latest_records
 from workbench.store.traces import (
     address,
-    discreet,
     fetch_traces,
     find_experiment_id,
     retrying,
+    store_errors,
 )
 
 MAX_LENGTH: Final = 100_000
@@ -125,7 +125,7 @@ class RubricHistory:
         return html_table(self.table, index=False)
 
 
-@discreet()
+@store_errors()
 def set_rubric(
     name: str,
     text: str,
@@ -183,7 +183,7 @@ def set_rubric(
     return counted[-1]
 
 
-@discreet()
+@store_errors()
 def rubric(
     name: str, version: int | None = None, *, experiment: str | None = None
 ) -> Rubric | None:
@@ -206,7 +206,7 @@ def rubric(
     )
 
 
-@discreet()
+@store_errors()
 def rubric_history(name: str, *, experiment: str | None = None) -> RubricHistory:
     """Return all versions of a question's rubric; empty where none was ever set.
 

@@ -16,7 +16,7 @@ from mlflow.genai import label_schemas
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale, scale_of
-from workbench.store.traces import address, discreet, find_experiment_id
+from workbench.store.traces import address, find_experiment_id, store_errors
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -31,7 +31,7 @@ _MAX_OPTION: Final = 64
 _PAGE: Final = 100
 
 
-@discreet()
+@store_errors()
 def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | None:
     """Return the label schema of a name; None where there is none, or the store has no schemas."""
     where = find_experiment_id(experiment, create=False)
@@ -58,7 +58,7 @@ def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
     return [one for one in every_schema(experiment=experiment) if asks_for_feedback(one)]
 
 
-@discreet()
+@store_errors()
 def every_schema(*, experiment: str | None = None) -> list[LabelSchema]:
     """Return all label schemas of the experiment but MLflow's default question, oldest first.
 
@@ -102,7 +102,7 @@ def scale_of_question(question: Judge | str, *, experiment: str | None = None) -
     return scale_of(question) or schema_scale(question.name, experiment=experiment)
 
 
-@discreet()
+@store_errors()
 def make_schema(
     name: str,
     scale: Scale | None,

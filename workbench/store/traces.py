@@ -79,7 +79,7 @@ def store_message(error: BaseException) -> str:
 
 
 @contextmanager
-def discreet() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
     """Raise a failure of the store as a `StoreError` without SQL and without credentials.
 
     MLflow's own exception is passed on where it holds neither.
@@ -94,6 +94,10 @@ def discreet() -> Iterator[None]:
         if message == str(error) or not (has_credentials or _SQL.search(str(error))):
             raise
         raise StoreError(f"The MLflow store {address()} failed: {message}") from None
+
+
+discreet = store_errors
+"""The former name."""
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -114,7 +118,7 @@ retrying = tenacity.Retrying(
 """Call a function of MLflow's store again while its failure may pass."""
 
 
-@discreet()
+@store_errors()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """Return the id of an experiment: the active one for None, else by its name or id.
 
@@ -153,7 +157,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
 # -- reading --------------------------------------------------------------------------------
 
 
-@discreet()
+@store_errors()
 def fetch_traces(
     traces: Any = None,
     *,
@@ -228,7 +232,7 @@ def _await_pending_traces() -> None:
         _last_awaited = last
 
 
-@discreet()
+@store_errors()
 def trace_infos(
     ids: Sequence[str], *, experiment: str | None = None, elsewhere: bool = True
 ) -> dict[str, TraceInfo]:
