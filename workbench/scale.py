@@ -7,7 +7,6 @@ to one canonical value, orders the values and measures the distance between two 
 from __future__ import annotations
 
 import math
-import re
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -15,13 +14,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from workbench.errors import ArgumentError, ScaleError
+from workbench.vocabulary import (
+    ABSTENTIONS,
+    binary_order,
+    binary_side,
+    fold,
+    ladder_order,
+    number,
+)
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
 def scale_of(judge: Judge) -> Scale | None:
-    """The judge's rating scale; None when its value type is plain str."""
+    """Return the judge's rating scale; None when its value type is plain str."""
     return Scale.from_type(getattr(judge, "feedback_value_type", None))
 
 
@@ -37,72 +44,6 @@ class Abstention:
 
 ABSTAIN: Final = Abstention()
 """The one abstention. Compare with ``is``."""
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(word.strip() for word in text.split(","))
-
-
-_ABSTENTIONS: Final = _words(
-    "n/a, na, not applicable, can't judge, cannot judge, cant judge, can not judge, unsure, "
-    "abstain, don't know, unknown"
-)
-
-
-# What people write for the two sides of a yes/no question, the negative side first.
-_BINARY_WORDS: Final = (
-    _words(
-        "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
-        "unacceptable, thumbs down, irrelevant, unsafe, not ok"
-    ),
-    _words(
-        "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
-        "acceptable, thumbs up, relevant, safe, ok"
-    ),
-)
-
-
-# Graded words in common use, worst to best. A scale all of whose words are found in one
-# of these, in the same order or its reverse, is ordinal.
-_LADDERS: Final = (
-    ("terrible", "very poor", "poor", "weak", "fair", "average", "acceptable", "ok", "good",
-     "very good", "great", "excellent", "outstanding"),
-    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "ok", "good", "very good",
-     "excellent", "perfect"),
-    ("none", "very low", "low", "medium", "high", "very high"),
-    ("low", "moderate", "high"),
-    ("strongly disagree", "disagree", "neutral", "agree", "strongly agree"),
-    ("never", "rarely", "sometimes", "often", "always"),
-    ("very dissatisfied", "dissatisfied", "neutral", "satisfied", "very satisfied"),
-    ("incorrect", "wrong", "partially correct", "partly correct", "mostly correct", "correct"),
-    ("no", "partly", "partially", "mostly", "yes"),
-    ("not helpful", "unhelpful", "somewhat helpful", "helpful", "very helpful"),
-    ("fail", "partial", "pass"),
-)  # fmt: skip
-
-
-_NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
-
-
-def _fold(value: object) -> str:
-    """The form in which two writings of one value are the same: case, space, dashes, quotes,
-    and for numbers the sign and zeros that say nothing (4.0 is 4, but 007 is a name)."""
-    text = str(value).strip().strip("\"'`“”").strip()
-    if _NUMERAL.fullmatch(text):
-        number = float(text)
-        return str(int(number)) if number.is_integer() else repr(number)
-    text = text.strip("\"'`.“”").strip().casefold().replace("’", "'")
-    return re.sub(r"[\s_\-]+", " ", text)
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool):
-        return float(value)
-    try:
-        number = float(str(value).strip())
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def is_missing(raw: object) -> bool:
@@ -128,9 +69,9 @@ def is_abstention(value: object, scale: Scale | None = None) -> bool:
     """
     if value is ABSTAIN:
         return True
-    if not isinstance(value, str) or _fold(value) not in _ABSTENTIONS:
+    if not isinstance(value, str) or fold(value) not in ABSTENTIONS:
         return False
-    return scale is None or _fold(value) not in {_fold(v) for v in scale.values}
+    return scale is None or fold(value) not in {fold(v) for v in scale.values}
 
 
 @dataclass(frozen=True)
@@ -169,7 +110,7 @@ class Scale:
     integer: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind != "numeric" and len({_fold(v) for v in self.values}) < 2:
+        if self.kind != "numeric" and len({fold(v) for v in self.values}) < 2:
             raise ArgumentError(
                 f"A {self.kind} scale needs at least two different values, got {self.values!r}."
             )
@@ -180,7 +121,7 @@ class Scale:
 
     @classmethod
     def from_type(cls, feedback_value_type: Any) -> Scale | None:
-        """The scale of a judge's ``feedback_value_type``; None where the type says nothing (str).
+        """Return the scale of a judge's ``feedback_value_type``; None for plain str.
 
         Literals of two values are binary, Literals of numbers or of graded words are ordinal,
         other Literals nominal; bool is binary; int and float are numeric. Optional types are
@@ -211,7 +152,7 @@ class Scale:
 
     @classmethod
     def from_schema(cls, schema: Any) -> Scale | None:
-        """The scale of an MLflow label schema or of its input; None for free text.
+        """Return the scale of an MLflow label schema or of its input; None for free text.
 
         Pass/fail is stored as a bool by MLflow, so its scale is that of bool; options of a
         category are read as `of` reads them; numbers take the schema's ends.
@@ -240,7 +181,7 @@ class Scale:
     def of(
         cls, values: Sequence[Any], *, ordered: bool | None = None, positive: Any = None
     ) -> Scale:
-        """The scale of the given values.
+        """Return the scale of the given values.
 
         ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
         an order; None decides by the values: two are binary, numbers and graded words ordinal.
@@ -254,12 +195,12 @@ class Scale:
         """
         writings: dict[str, Any] = {}
         for value in values:
-            writings.setdefault(_fold(value), value)
+            writings.setdefault(fold(value), value)
         unique = list(writings.values())
         if len(unique) == 2 and ordered is None:
-            scale = cls("binary", _binary_order(unique))
+            scale = cls("binary", binary_order(unique))
         elif ordered is None:
-            ladder = _ladder_order(unique)
+            ladder = ladder_order(unique)
             scale = cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
         else:
             scale = cls("ordinal" if ordered else "nominal", tuple(unique))
@@ -267,7 +208,7 @@ class Scale:
 
     @classmethod
     def from_values(cls, observed: Iterable[Any], *, positive: Any = None) -> Scale:
-        """The scale of observed raw values, for judges whose type is plain str.
+        """Return the scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories; more, if all are numbers, a numeric scale.
         Of two values ``positive`` names the positive one; None leaves it to the words, and where
@@ -290,21 +231,18 @@ class Scale:
         # Which writing of a value stands for it must not depend on the order of arrival.
         for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
             if not is_missing(raw) and not is_abstention(raw):
-                seen.setdefault(_fold(raw), raw.strip() if isinstance(raw, str) else raw)
+                seen.setdefault(fold(raw), raw.strip() if isinstance(raw, str) else raw)
         distinct = [seen[key] for key in sorted(seen)]
-        numbers = [_number(v) for v in distinct]
+        numbers = [number(v) for v in distinct]
         if distinct and all(n is not None for n in numbers):
             known = sorted(n for n in numbers if n is not None)
             if len(known) > 20:
                 return cls("numeric", low=known[0], high=known[-1])
             distinct = [int(n) if n == int(n) else n for n in known]
-        sides = {_binary_side(word) for word in seen}
-        if sides <= {0, 1}:
-            # "Yes" and "true" are one value; keep the first writing of each side.
-            distinct = [
-                next(seen[word] for word in sorted(seen) if _binary_side(word) == side)
-                for side in sorted(side for side in sides if side is not None)
-            ]
+        sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
+        if set(sides) <= {0, 1}:
+            # "Yes" and "true" are one value; the first writing of each side stays.
+            distinct = [sides[side] for side in (0, 1) if side in sides]
             if len(distinct) == 2:
                 return cls("binary", tuple(distinct))
         if not 2 <= len(distinct) <= 20:
@@ -319,7 +257,7 @@ class Scale:
     # -- values -------------------------------------------------------------------------
 
     def normalise(self, raw: Any) -> Any:
-        """The canonical value of ``raw``, or `ABSTAIN`.
+        """Return the canonical value of ``raw``, or `ABSTAIN`.
 
         Raises
         ------
@@ -332,36 +270,36 @@ class Scale:
             return ABSTAIN
         if self.kind == "numeric":
             return self._normalise_number(raw)
-        folded = _fold(raw)
+        folded = fold(raw)
         for value in self.values:
-            if _fold(value) == folded:
+            if fold(value) == folded:
                 return value
         if self.kind == "binary":
-            sides = [_binary_side(_fold(value)) for value in self.values]
-            side = _binary_side(folded)
+            sides = [binary_side(fold(value)) for value in self.values]
+            side = binary_side(folded)
             if side is not None and sorted(map(str, sides)) == ["0", "1"]:
                 return self.values[sides.index(side)]
         raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
 
     def _normalise_number(self, raw: Any) -> float | int:
-        number = _number(raw)
-        if number is None or isinstance(raw, bool):
+        size = number(raw)
+        if size is None or isinstance(raw, bool):
             raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
-        if self.integer:
-            if number != int(number):
-                raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
-            return int(number)
-        return number
+        if not self.integer:
+            return size
+        if not size.is_integer():
+            raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
+        return int(size)
 
     def rank(self, value: Any) -> float:
-        """Position of a canonical value: 0 for the worst, in steps of 1; a number is its own rank.
+        """Return the position of a canonical value: 0 for the worst; a number is its own rank.
 
         On a nominal scale the rank is only the position in `values`.
         """
         return float(value) if self.kind == "numeric" else float(self.values.index(value))
 
     def distance(self, a: Any, b: Any) -> float:
-        """How far two canonical values lie apart, in [0, 1].
+        """Return how far two canonical values lie apart, in [0, 1].
 
         0 where they are equal. On nominal and binary scales 1 otherwise; on ordinal scales the
         steps between them over the most steps possible; on numeric scales the difference over
@@ -392,13 +330,13 @@ class Scale:
 
         False for words such as spam and ham, of which one was taken; True on other scales.
         """
-        if self.kind != "binary" or _ladder_order(self.values):
+        if self.kind != "binary" or ladder_order(self.values):
             return True
-        sides = [_binary_side(_fold(value)) for value in self.values]
+        sides = [binary_side(fold(value)) for value in self.values]
         return sides[0] != sides[1]
 
     def with_positive(self, value: Any) -> Scale:
-        """The binary scale with the given value as the positive one.
+        """Return the binary scale with the given value as the positive one.
 
         Raises
         ------
@@ -416,7 +354,7 @@ class Scale:
             raise ArgumentError(f"positive={value!r}: {error}") from None
         if positive is ABSTAIN:
             raise ArgumentError(f"positive={value!r} is not one of {self.describe()}.")
-        if _fold(positive) == _fold(self.positive):
+        if fold(positive) == fold(self.positive):
             return self
         return Scale("binary", (self.values[1], self.values[0]))
 
@@ -426,7 +364,7 @@ class Scale:
         return self.kind in ("ordinal", "numeric")
 
     def with_range(self, observed: Iterable[Any]) -> Scale:
-        """A numeric scale with the ends of the observed canonical values; others unchanged."""
+        """Return a numeric scale with the ends of the observed values; other scales unchanged."""
         if self.kind != "numeric" or (self.low is not None and self.high is not None):
             return self
         numbers = [float(v) for v in observed]
@@ -435,38 +373,7 @@ class Scale:
         return Scale("numeric", low=min(numbers), high=max(numbers), integer=self.integer)
 
     def describe(self) -> str:
-        """The allowed values in a few words, for messages."""
+        """Return the allowed values as text, for messages."""
         if self.kind != "numeric":
             return ", ".join(repr(value) for value in self.values)
         return "whole numbers" if self.integer else "numbers"
-
-
-def _binary_side(folded: str) -> int | None:
-    for side, words in enumerate(_BINARY_WORDS):
-        if folded in words:
-            return side
-    return None
-
-
-def _binary_order(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Negative value first. Unknown words: the first one listed is taken as the positive one."""
-    first, second = values
-    ladder = _ladder_order(values)
-    if ladder:
-        return ladder
-    sides = [_binary_side(_fold(v)) for v in values]
-    if sides in ([0, 1], [0, None], [None, 1]):
-        return (first, second)
-    return (second, first)
-
-
-def _ladder_order(values: Sequence[Any]) -> tuple[Any, ...] | None:
-    """The values worst first where they are numbers or words of one ladder, else None."""
-    numbers = [_number(v) for v in values]
-    if all(n is not None for n in numbers) and not any(isinstance(v, bool) for v in values):
-        return tuple(v for _, v in sorted(zip(numbers, values, strict=True), key=lambda p: p[0]))  # type: ignore[arg-type, return-value]  # all are numbers here
-    folded = {_fold(v): v for v in values}
-    for ladder in _LADDERS:
-        if all(word in ladder for word in folded):
-            return tuple(folded[word] for word in ladder if word in folded)
-    return None
