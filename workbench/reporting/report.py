@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from workbench import compat
 from workbench.credentials import without_credentials
@@ -32,7 +33,6 @@ from workbench.reporting.drawing import as_svg
 from workbench.reporting.plots import plot_annotators, plot_balance, plot_confusion, plot_metrics
 
 if TYPE_CHECKING:
-    from markupsafe import Markup
     from matplotlib.axes import Axes
     from mlflow.genai.judges import Judge
 
@@ -180,8 +180,6 @@ def _without_secrets(text: str) -> str:
 def _picture(
     draw: Callable[[Axes], Any], *, width: float, height: float, description: str
 ) -> Markup:
-    from markupsafe import Markup
-
     # matplotlib's SVG writer escapes all text.
     return Markup(as_svg(draw, width=width, height=height, description=description))
 

@@ -1,0 +1,113 @@
+"""People among themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_pairs import YES_NO, make_pairs
+
+from workbench.errors import ArgumentError
+from workbench.metrics.annotators import annotator_agreement
+from workbench.scale import ABSTAIN, Scale
+
+nan = math.nan
+
+
+def test_pairwise_kappa_and_the_ceiling_by_hand() -> None:
+    votes = pd.DataFrame(
+        {
+            "ana": ["yes", "yes", "no", "no"],
+            "ben": ["yes", "no", "no", "no"],
+            "cid": ["yes", "yes", "no", None],
+        }
+    )
+    found = annotator_agreement(votes, scale=YES_NO)
+    pairwise = found.pairwise.set_index(["annotator_a", "annotator_b"])
+    assert pairwise.loc[("ana", "ben")].tolist() == pytest.approx([4, 0.75, 0.5])
+    assert pairwise.loc[("ana", "cid"), "kappa"] == pytest.approx(1)
+    # Against the others: item 2 is a tie for ana and for cid (half each) and wrong for ben.
+    by = found.by_annotator.set_index("annotator")["accuracy"]
+    assert by.to_dict() == pytest.approx({"ana": 3.5 / 4, "ben": 3 / 4, "cid": 2.5 / 3})
+    assert found.ceiling == pytest.approx((3.5 + 3 + 2.5) / 11)
+    assert found.ceiling in found.ceiling_interval
+    matrix = found.matrix()
+    assert matrix.loc["ana", "ben"] == matrix.loc["ben", "ana"] == pytest.approx(0.5)
+    assert math.isnan(matrix.loc["ana", "ana"])
+    assert found.table["n"].tolist() == [4, 3, 4]  # Fleiss leaves out what cid did not label
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "\n" not in repr(found)
+
+
+def test_the_level_of_alpha_is_that_of_the_scale() -> None:
+    """Krippendorff 2011, four observers on twelve units: 0.815 on an ordinal scale."""
+    observers = {
+        "A": [1, 2, 3, 3, 2, 1, 4, 1, 2, nan, nan, nan],
+        "B": [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, nan, 3],
+        "C": [nan, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, nan],
+        "D": [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, nan],
+    }
+    found = annotator_agreement(pd.DataFrame(observers))
+    assert found.level == "ordinal"
+    assert found.alpha == pytest.approx(0.815, abs=5e-4)
+    assert found.alpha in found.alpha_interval
+    assert "weighted_kappa" in found.pairwise
+
+
+def test_fleiss_covers_all_items_where_all_have_as_many_labels() -> None:
+    votes = pd.DataFrame([[1, 2, 2], [3, 3, 3], [1, 1, 2]])
+    found = annotator_agreement(votes, scale=Scale.of([1, 2, 3]))
+    assert (found.fleiss_items, found.fleiss_raters) == (3, 3)
+    assert found.fleiss == pytest.approx(1 - (4 / 9) / (1 - np.sum([1 / 9] * 3)))
+
+
+def test_fleiss_does_not_pick_items_by_how_many_labels_they_needed() -> None:
+    """A third label is asked for only where two differ; those two must not look unanimous."""
+    votes = pd.DataFrame(
+        {
+            "a": ["yes"] * 10 + ["no"] * 10,
+            "b": ["yes"] * 8 + ["no"] * 12,
+            "c": [None] * 8 + ["yes", "no"] + [None] * 10,
+        }
+    )
+    found = annotator_agreement(votes)
+    assert (found.fleiss_items, found.fleiss_raters) == (20, 2)
+    assert found.fleiss < 0.9
+
+
+def test_abstentions_are_neither_right_nor_wrong() -> None:
+    votes: list[dict[str, Any]] = [
+        {"a": "yes", "b": "yes"}, {"a": "no", "b": ABSTAIN}, {"a": "no", "b": "no"},
+    ]  # fmt: skip
+    found = annotator_agreement(make_pairs(["yes", "no", "no"], ["yes"] * 3, votes=votes))
+    assert found.pairwise.iloc[0][["n", "accuracy"]].tolist() == [2, 1.0]
+    table = pd.DataFrame({"a": ["yes", "no", "no"], "b": ["yes", "N/A", "no"]})
+    assert annotator_agreement(table).pairwise.iloc[0]["n"] == 2
+
+
+def test_items_without_a_verdict_count_for_annotators() -> None:
+    all_votes = {"t000": {"a": "yes", "b": "yes"}, "t001": {"a": "no", "b": "yes"}}
+    pairs = replace(make_pairs(["yes"], ["yes"]), all_votes=all_votes)
+    assert annotator_agreement(pairs).shared_items == 2
+
+
+def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
+    single = annotator_agreement(pd.DataFrame({"a": ["yes", "no"]}))
+    assert len(single.pairwise) == 0
+    assert all(map(math.isnan, (single.alpha, single.fleiss, single.ceiling)))
+    same = annotator_agreement(pd.DataFrame({"a": ["yes", "yes"], "b": ["yes", "yes"]}))
+    assert math.isnan(same.alpha)
+    assert same.ceiling == 1
+    assert same.ceiling_interval.low < 0.5
+    empty = annotator_agreement(pd.DataFrame())
+    assert empty.items == 0
+    assert math.isnan(empty.alpha)
+    with pytest.raises(ArgumentError, match="takes Pairs"):
+        annotator_agreement(["yes"])  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="confidence"):
+        annotator_agreement(pd.DataFrame(), confidence=2)

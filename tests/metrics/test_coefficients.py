@@ -1,0 +1,83 @@
+"""Coefficients against published values and other implementations."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import krippendorff
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+
+from workbench.metrics.coefficients import coincidences, fleiss_kappa, krippendorff_alpha, mcnemar
+
+Level = Literal["nominal", "ordinal", "interval", "ratio"]
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_equals_statsmodels_and_is_symmetric(fixed: int, broken: int) -> None:
+    p = mcnemar(fixed, broken)
+    assert p == pytest.approx(mcnemar(broken, fixed))
+    reference = statsmodels_mcnemar([[10, fixed], [broken, 10]], exact=True).pvalue
+    assert p == pytest.approx(reference if fixed + broken else 1)
+
+
+@pytest.mark.parametrize(
+    ("level", "published"),
+    [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849), ("ratio", 0.797)],
+)
+def test_krippendorffs_published_example(level: Level, published: float) -> None:
+    """Krippendorff 2011: four observers on twelve units, with missing values."""
+    observers = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    counts = np.array(
+        [[sum(o[u] == str(k) for o in observers) for k in range(1, 6)] for u in range(12)]
+    )
+    found = krippendorff_alpha(coincidences(counts), np.arange(1, 6), level)
+    assert found == pytest.approx(published, abs=5e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0, 1, 2, 3]), min_size=4, max_size=4), min_size=2, max_size=15
+    ),
+    st.sampled_from(["nominal", "ordinal", "interval", "ratio"]),
+)
+def test_alpha_equals_the_reference_implementation(rows: list[list[int]], level: Level) -> None:
+    """``rows`` are how many raters gave a unit each of four categories."""
+    counts, values = np.array(rows), np.arange(1.0, 5.0)
+    ours = float(krippendorff_alpha(coincidences(counts), values, level))
+    paired = counts[counts.sum(axis=1) >= 2]
+    if (paired.sum(axis=0) > 0).sum() < 2:
+        assert math.isnan(ours)
+        return
+    theirs = krippendorff.alpha(
+        value_counts=counts, value_domain=values.tolist(), level_of_measurement=level
+    )
+    assert ours == pytest.approx(theirs)
+
+
+FLEISS = np.array(
+    [
+        [0, 0, 0, 0, 14],
+        [0, 2, 6, 4, 2],
+        [0, 0, 3, 5, 6],
+        [0, 3, 9, 2, 0],
+        [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0],
+        [3, 2, 6, 3, 0],
+        [2, 5, 3, 2, 2],
+        [6, 5, 2, 1, 0],
+        [0, 2, 2, 3, 7],
+    ]
+)
+
+
+def test_fleiss_published_example() -> None:
+    """Ten subjects, fourteen raters, five categories: kappa 0.210."""
+    assert fleiss_kappa(FLEISS) == pytest.approx(0.210, abs=5e-4)
+    assert math.isnan(fleiss_kappa(np.array([[2, 0], [2, 0]])))
+    assert math.isnan(fleiss_kappa(np.empty((0, 2))))

@@ -1,0 +1,130 @@
+"""Before against after on the same items."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from made_pairs import GRADES, make_pairs
+
+from workbench.errors import ArgumentError
+from workbench.metrics.comparison import compare
+from workbench.scale import Scale
+
+
+def test_compare_counts_fixed_and_broken_and_tests_them() -> None:
+    human = ["yes"] * 20 + ["no"] * 20
+    before = ["no"] * 8 + ["yes"] * 12 + ["no"] * 18 + ["yes"] * 2
+    after = ["yes"] * 19 + ["no"] + ["no"] * 19 + ["yes"]
+    found = compare(make_pairs(human, before), make_pairs(human, after))
+    assert found.n == 40
+    assert list(found.fixed.columns) == ["trace_id", "human", "before", "after"]
+    assert (len(found.fixed), len(found.broken), len(found.still_wrong)) == (9, 1, 1)
+    assert found.broken.iloc[0].tolist() == ["t019", "yes", "yes", "no"]
+    assert found.accuracy_change == pytest.approx(8 / 40)
+    assert found.p_value == pytest.approx(2 * (1 + 10) / 2**10)
+    assert (found.improved, found.significant, found.enough) == (True, True, True)
+    assert found.power_note == ""
+    assert found.accuracy_change in found.accuracy_change_interval
+    assert found.kappa_change in found.kappa_change_interval
+    change, interval = found.changes["false negative rate"]
+    assert change == pytest.approx(1 / 20 - 8 / 20)
+    assert change in interval
+    assert list(found.table.columns) == ["before", "after", "change"]
+    assert {"accuracy", "kappa", "false positive rate"} <= set(found.table.index)
+    assert "Accuracy rises from" in str(found)
+    assert "\n" not in repr(found)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_interval_of_a_change_is_that_of_a_paired_sample() -> None:
+    """Two judges wrong on the same items differ by nothing, and the interval says so tightly."""
+    human = ["yes", "no"] * 100
+    judge = [v if i % 5 else ("no" if v == "yes" else "yes") for i, v in enumerate(human)]
+    found = compare(make_pairs(human, judge), make_pairs(human, judge))
+    assert math.isnan(found.kappa_change_interval.low)  # no resample could show a difference
+    low, high = found.accuracy_change_interval
+    assert low == pytest.approx(-high)
+    assert high < 0.03
+    assert (found.improved, found.significant) == (False, False)
+    assert "differ on 0 of 200" in found.power_note
+
+
+def test_too_few_items_are_said_so() -> None:
+    right = make_pairs(["yes"] * 10, ["yes"] * 10)
+    few = compare(make_pairs(["yes"] * 10, ["no"] * 3 + ["yes"] * 7), right)
+    assert (few.improved, few.enough) == (True, False)
+    assert "10 pairs are too few" in few.power_note
+    assert few.power_note in str(few)
+    human = ["yes", "no"] * 50
+    five = ["no" if i in range(0, 10, 2) else v for i, v in enumerate(human)]
+    found = compare(make_pairs(human, five), make_pairs(human, human))
+    assert (len(found.fixed), found.significant, found.enough) == (5, False, False)
+    assert "fewer than 6" in found.power_note
+
+
+def test_few_pairs_that_all_go_one_way_are_not_called_luck() -> None:
+    human = ["yes", "no"] * 8
+    found = compare(make_pairs(human, human[::-1]), make_pairs(human, human))
+    assert (found.significant, found.enough) == (True, False)
+    assert "hardly luck" in found.power_note
+    assert "may be luck" not in str(found)
+
+
+def test_a_gain_that_may_be_luck_is_said_so() -> None:
+    human = ["yes", "no"] * 30
+    before = ["no" if i < 12 else v for i, v in enumerate(human)]  # 6 wrong
+    after = ["no" if 50 <= i < 54 else v for i, v in enumerate(human)]  # 2 others wrong
+    found = compare(make_pairs(human, before), make_pairs(human, after))
+    assert (len(found.fixed), len(found.broken)) == (6, 2)
+    assert (found.improved, found.enough, found.significant) == (True, True, False)
+    assert "The gain may be luck: p = 0.29 is not below 0.05." in str(found)
+
+
+def test_items_that_one_judge_only_judged_are_counted_and_listed() -> None:
+    before, after = make_pairs(["yes", "no"], ["yes", "yes"]), make_pairs(["yes"], ["no"])
+    found = compare(before, after)
+    assert found.n == found.before.n == found.after.n == 1
+    assert found.only_before == ("t001",)
+    assert "1 items were judged only before" in str(found)
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    pairs = make_pairs(["yes", "no", "no"], ["yes", "yes", "no"])
+    found = compare(pairs, replace(pairs, table=pairs.table.iloc[::-1]))
+    assert (len(found.fixed), len(found.broken)) == (0, 0)
+
+
+def test_other_human_labels_scales_or_traces_are_errors() -> None:
+    one = make_pairs(["yes", "no"], ["yes", "yes"])
+    with pytest.raises(ArgumentError, match="t001: 'no' and 'yes'"):
+        compare(one, make_pairs(["yes", "yes"], ["yes", "yes"]))
+    with pytest.raises(ArgumentError, match="different scales"):
+        compare(one, make_pairs(["good", "poor"], ["good", "good"], GRADES))
+    with pytest.raises(ArgumentError, match="no trace in common"):
+        compare(one, replace(one, table=one.table.assign(trace_id=["a", "b"])))
+
+
+def test_with_no_items_nothing_is_claimed() -> None:
+    found = compare(make_pairs([], []), make_pairs([], []))
+    assert (found.n, found.improved, found.significant, found.enough) == (0, False, False, False)
+    assert "no item" in str(found)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_as_many_right_but_nearer_is_an_improvement_on_an_ordinal_scale() -> None:
+    human = ["poor"] * 4
+    before, after = (make_pairs(human, [v] * 4, GRADES) for v in ("excellent", "fair"))
+    found = compare(before, after)
+    assert (found.accuracy_change, found.improved) == (0, True)
+
+
+def test_on_numbers_nearer_counts_as_fixed() -> None:
+    human = [float(i) for i in range(40)]
+    far, near = (make_pairs(human, [v + by for v in human], Scale("numeric")) for by in (2, 0.5))
+    found = compare(far, near)
+    assert (len(found.fixed), found.improved, found.significant) == (40, True, True)
+    assert found.changes["mean absolute error"][0] == pytest.approx(-1.5)
+    assert "Mean distance falls" in found.summary

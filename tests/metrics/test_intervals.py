@@ -1,0 +1,90 @@
+"""Intervals: published values, laws, and what leaves them undefined."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from statsmodels.stats.proportion import proportion_confint
+
+from workbench.metrics.intervals import (
+    Bootstrap,
+    Interval,
+    figure,
+    full_agreement,
+    paired_difference,
+    wilson,
+)
+
+
+def test_wilson_equals_statsmodels() -> None:
+    for successes, n in ((8, 10), (0, 5), (5, 5), (1, 1000)):
+        reference = proportion_confint(successes, n, alpha=0.05, method="wilson")
+        assert wilson(successes, n) == pytest.approx(reference, abs=1e-12)
+    assert math.isnan(wilson(0, 0).low)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.data(), st.floats(0.5, 0.999))
+def test_wilson_lies_in_the_unit_interval_and_holds_the_estimate(
+    n: int, data: st.DataObject, confidence: float
+) -> None:
+    successes = data.draw(st.integers(0, n))
+    low, high = wilson(successes, n, confidence)
+    assert 0 <= low <= successes / n + 1e-12
+    assert successes / n - 1e-12 <= high <= 1
+
+
+def test_paired_difference_gives_newcombes_published_interval() -> None:
+    """Newcombe 1998, method 10, cells 36, 12, 2, 0: 0.0569 to 0.3404."""
+    assert paired_difference(36, 2, 12, 0) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    assert math.isnan(paired_difference(0, 0, 0, 0).low)
+
+
+@settings(deadline=None)
+@given(*[st.integers(0, 25)] * 4)
+def test_paired_difference_is_antisymmetric_and_holds_the_estimate(
+    both: int, first: int, second: int, neither: int
+) -> None:
+    n = both + first + second + neither
+    if n == 0:
+        return
+    low, high = paired_difference(both, first, second, neither)
+    assert -1 <= low <= (second - first) / n + 1e-12
+    assert (second - first) / n - 1e-12 <= high <= 1
+    mirrored = paired_difference(both, second, first, neither)
+    assert (-mirrored.high, -mirrored.low) == pytest.approx((low, high))
+
+
+def test_the_bootstrap_of_a_proportion_is_near_its_standard_error() -> None:
+    """300 of 1,000: 0.3 with a standard error of 0.0145."""
+    bootstrap = Bootstrap(np.array([700, 300]), resamples=4000, seed=1, confidence=0.95)
+    low, high = bootstrap.interval(lambda counts: counts[:, 1] / 1000)
+    assert (low, high) == pytest.approx((0.3 - 1.96 * 0.0145, 0.3 + 1.96 * 0.0145), abs=0.002)
+
+
+def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:
+    """Without items, with half of the resamples undefined, and, if asked, without spread."""
+    options = {"resamples": 100, "seed": 0, "confidence": 0.95}
+    empty = Bootstrap(np.array([], dtype=int), **options)  # type: ignore[arg-type]
+    assert math.isnan(empty.interval(lambda counts: counts.sum(axis=1)).low)
+    bootstrap = Bootstrap(np.array([5, 5]), **options)  # type: ignore[arg-type]
+    assert math.isnan(bootstrap.interval(lambda counts: counts[:, 0] * np.nan).low)
+    assert bootstrap.interval(lambda counts: counts.sum(axis=1)) == (10, 10)
+    assert math.isnan(bootstrap.interval(lambda counts: counts.sum(axis=1), spread=True).low)
+
+
+def test_full_agreement_on_few_items_is_not_certainty() -> None:
+    """Ten items without a disagreement leave 28 % open, of the half that chance explains."""
+    low, high = full_agreement(np.array([0.5, 0.5]), 10, 0.95)
+    assert (low, high) == pytest.approx((1 - wilson(0, 10).high / 0.5, 1))
+    assert math.isnan(full_agreement(np.array([1.0]), 10, 0.95).low)
+
+
+def test_figures_are_written_with_three_digits() -> None:
+    assert figure(0.84799, Interval(0.8288, 0.8653)) == "0.848 [0.829, 0.865]"
+    assert figure(0.1, Interval(-0.2, 0.3), sign=True) == "+0.100 [-0.200, +0.300]"
+    assert (figure(0.5), figure(math.nan)) == ("0.500", "undefined")
