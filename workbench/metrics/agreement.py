@@ -13,11 +13,9 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table, plain
-from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement
+from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights
 from workbench.metrics.intervals import (
     UNDEFINED,
-    Array,
-    Bootstrap,
     Interval,
     check_confidence,
     figure,
@@ -225,16 +223,16 @@ def agreement(
             "another. Leave weights out."
         )
     coded = Coded.of(pairs)
-    (human, judge), counts = cells(coded.human, coded.judge)
-    bootstrap = Bootstrap(counts, resamples=resamples, seed=seed, confidence=confidence)
-    sample = _Sample(human, judge, counts, bootstrap)
+    weights = (weights or "quadratic") if coded.scale.ordered else None
+    sample = Sample.of(coded, resamples=resamples, seed=seed, confidence=confidence)
     n, right = len(coded.human), int((coded.human == coded.judge).sum())
-    kappa, kappa_interval = sample.kappa(disagreement(coded.positions))
-    mean_distance, mean_distance_interval = sample.mean_distance(coded)
+    found = {
+        name: _with_interval(name, statistic, sample, unanimous=right == n)
+        for name, statistic in sample.statistics(weights).items()
+    }
     more: dict[str, Any] = {}
     if coded.scale.ordered:
-        weights = weights or "quadratic"
-        weighted, interval = sample.kappa(disagreement(coded.positions, weights))
+        weighted, interval = found[f"kappa ({weights})"]
         more = {"weighted_kappa": weighted, "weighted_kappa_interval": interval}
     if coded.scale.kind == "binary":
         more |= _binary_rates(coded, confidence)
@@ -246,12 +244,12 @@ def agreement(
         n=n,
         accuracy=ratio(right, n),
         accuracy_interval=wilson(right, n, confidence),
-        kappa=kappa,
-        kappa_interval=kappa_interval,
+        kappa=found["kappa"][0],
+        kappa_interval=found["kappa"][1],
         confusion=_confusion(coded),
         per_class=None if coded.binned else _per_class(coded),
-        mean_distance=mean_distance,
-        mean_distance_interval=mean_distance_interval,
+        mean_distance=found["mean distance"][0],
+        mean_distance_interval=found["mean distance"][1],
         baseline=ratio(np.bincount(coded.human).max(initial=0), n),
         confidence=confidence,
         weights=weights,
@@ -259,38 +257,16 @@ def agreement(
     )
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The cells (human, judge) of one judge with their counts, and the bootstrap over them."""
-
-    human: Array
-    judge: Array
-    counts: Array
-    bootstrap: Bootstrap
-
-    @property
-    def n(self) -> int:
-        return int(self.counts.sum())
-
-    @property
-    def unanimous(self) -> bool:
-        return bool((self.human == self.judge).all())
-
-    def kappa(self, weights: Array) -> tuple[float, Interval]:
-        value = float(cohen_kappa(self.human, self.judge, self.counts, weights))
-        if self.unanimous and not math.isnan(value):
-            shares = self.counts / self.n
-            return value, full_agreement(shares, self.n, self.bootstrap.confidence)
-        return value, self.bootstrap.interval(
-            lambda counts: cohen_kappa(self.human, self.judge, counts, weights)
-        )
-
-    def mean_distance(self, coded: Coded) -> tuple[float, Interval]:
-        distances = coded.distances(self.human, self.judge)
-        value = ratio(float(self.counts @ distances), self.n)
-        if self.unanimous and self.n:
-            return value, Interval(0.0, unseen_disagreement(self.n, self.bootstrap.confidence))
-        return value, self.bootstrap.interval(lambda counts: counts @ distances / self.n)
+def _with_interval(
+    name: str, statistic: Statistic, sample: Sample, *, unanimous: bool
+) -> tuple[float, Interval]:
+    n, confidence = int(sample.counts.sum()), sample.bootstrap.confidence
+    value = float(statistic(sample.counts)) if n else math.nan
+    if not unanimous or math.isnan(value):
+        return value, sample.bootstrap.interval(statistic)
+    if name.startswith("kappa"):
+        return value, full_agreement(sample.counts / n, n, confidence)
+    return value, Interval(0.0, unseen_disagreement(n, confidence))
 
 
 def _confusion(coded: Coded) -> pd.DataFrame:

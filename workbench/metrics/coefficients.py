@@ -7,13 +7,15 @@ source.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from workbench.errors import ArgumentError
-from workbench.metrics.intervals import Array
+from workbench.metrics.intervals import Array, Bootstrap
 from workbench.scale import Scale
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ MOST_CATEGORIES = 20
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["linear", "quadratic"]
+
+Statistic = Callable[[Array], Array]
+"""Takes counts of cells, shape (..., cells), returns values of shape (...)."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,47 @@ class Coded:
         return np.array(
             [self.scale.distance(self.values[h], self.values[j]) for h, j in each], dtype=float
         )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled items with the verdicts of one judge or several, and the bootstrap over them.
+
+    Items with the same label and verdicts fall into one cell. ``human`` and each of ``judges``
+    are the cells' codes, ``counts`` their items, each of shape (cells,).
+    """
+
+    coded: Coded
+    human: Array
+    judges: list[Array]
+    counts: Array
+    bootstrap: Bootstrap
+
+    @classmethod
+    def of(cls, *coded: Coded, resamples: int, seed: int, confidence: float) -> Sample:
+        """Judges coded on the same items and values."""
+        (human, *judges), counts = cells(coded[0].human, *(one.judge for one in coded))
+        bootstrap = Bootstrap(counts, resamples=resamples, seed=seed, confidence=confidence)
+        return cls(coded[0], human, judges, counts, bootstrap)
+
+    def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
+        """Return the statistics of a judge by the names of `Agreement.figures`."""
+        human, verdict, at = self.human, self.judges[judge], self.coded.positions
+        matrices = {"kappa": disagreement(at)}
+        means = {"mean distance": self.coded.distances(human, verdict)}
+        if self.coded.scale.ordered:
+            matrices[f"kappa ({weights})"] = disagreement(at, weights)
+        if self.coded.scale.kind == "numeric":
+            means["mean absolute error"] = np.abs(at[human] - at[verdict])
+        found: dict[str, Statistic] = {
+            name: partial(cohen_kappa, human, verdict, weights=matrix)
+            for name, matrix in matrices.items()
+        }
+        return found | {name: partial(_mean, values) for name, values in means.items()}
+
+
+def _mean(values: Array, counts: Array) -> Array:
+    return np.asarray(counts @ values / counts.sum(axis=-1))
 
 
 def number_or_text(value: Any) -> tuple[float, str]:

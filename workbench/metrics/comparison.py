@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import html_table, html_text, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
-from workbench.metrics.coefficients import Coded, Weights, cells, cohen_kappa, disagreement, mcnemar
+from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights, mcnemar
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
-    Bootstrap,
     Interval,
     check_confidence,
     figure,
@@ -29,6 +27,9 @@ if TYPE_CHECKING:
 
 ENOUGH_PAIRS = 30
 """Fewer pairs than this cannot tell two judges apart by anything but luck."""
+
+ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
+"""Name of a figure -> code of the human label that it is about."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -206,7 +207,7 @@ def compare(
     )
     first, second = measure(before), measure(after)
     one, two = Coded.of(before, after), Coded.of(after, before)
-    sample = _Sample.of(one, two, resamples=resamples, seed=seed, confidence=confidence)
+    sample = Sample.of(one, two, resamples=resamples, seed=seed, confidence=confidence)
     changes = _changes(first, second, sample)
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
@@ -279,86 +280,40 @@ def _check_comparable(before: Pairs, after: Pairs) -> None:
 # -- changes of figures ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Codes of the items: human label, verdict before and after; the bootstrap over their cells."""
-
-    coded: Coded
-    human: Array
-    before: Array
-    after: Array
-    cells: list[Array]
-    counts: Array
-    bootstrap: Bootstrap
-
-    @classmethod
-    def of(cls, one: Coded, two: Coded, **options: Any) -> _Sample:
-        distinct, counts = cells(one.human, one.judge, two.judge)
-        bootstrap = Bootstrap(counts, **options)
-        return cls(one, one.human, one.judge, two.judge, distinct, counts, bootstrap)
-
-    def accuracy(self, of: Array) -> Interval:
-        """Interval of the change in accuracy on some of the items."""
-        before, after = (self.human == self.before)[of], (self.human == self.after)[of]
-        table = np.zeros((2, 2), dtype=int)
-        np.add.at(table, (before.astype(int), after.astype(int)), 1)
-        (neither, only_after), (only_before, both) = table.tolist()
-        return paired_difference(both, only_before, only_after, neither, self.bootstrap.confidence)
-
-    def error_rate(self, side: int) -> Interval:
-        low, high = self.accuracy(self.human == side)
-        return Interval(-high, -low)
-
-    def kappa(self, weights: Weights | None) -> Interval:
-        human, before, after = self.cells
-        matrix = disagreement(self.coded.positions, weights)
-        # Judges that differ on no item differ in no resample, which proves nothing.
-        return self.bootstrap.interval(
-            lambda counts: (
-                cohen_kappa(human, after, counts, matrix)
-                - cohen_kappa(human, before, counts, matrix)
-            ),
-            spread=True,
-        )
-
-    def mean(self, before: Array, after: Array) -> Interval:
-        """Interval of the change of a mean; one value a cell."""
-        return self.bootstrap.interval(
-            lambda counts: counts @ (after - before) / self.counts.sum(), spread=True
-        )
-
-    def interval(self, name: str, weights: Weights | None) -> Interval:
-        """Interval of the change of a figure by its name in `Agreement.figures`."""
-        human, before, after = self.cells
-        match name:
-            case "accuracy":
-                return self.accuracy(np.full(len(self.human), True))
-            case "kappa":
-                return self.kappa(None)
-            case "mean distance":
-                distances = self.coded.distances
-                return self.mean(distances(human, before), distances(human, after))
-            case "false positive rate":
-                return self.error_rate(0)
-            case "false negative rate":
-                return self.error_rate(1)
-            case "mean absolute error":
-                at = self.coded.positions
-                return self.mean(abs(at[human] - at[before]), abs(at[human] - at[after]))
-            case _:
-                return self.kappa(weights) if name == f"kappa ({weights})" else UNDEFINED
-
-
 def _changes(
-    first: Agreement, second: Agreement, sample: _Sample
+    first: Agreement, second: Agreement, sample: Sample
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
+    before, after = (sample.statistics(first.weights, judge) for judge in (0, 1))
     changes = {}
     for name, (value, _) in first.figures.items():
-        change = second.figures[name][0] - value
-        known = not math.isnan(change)
-        changes[name] = (change, sample.interval(name, first.weights) if known else UNDEFINED)
+        change, interval = second.figures[name][0] - value, UNDEFINED
+        if name == "accuracy":
+            interval = _change_of_accuracy(sample, sample.human >= 0)
+        elif name in ERROR_RATES:
+            low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name])
+            interval = Interval(-high, -low)
+        elif name in before and not math.isnan(change):
+            old, new = before[name], after[name]
+            # Judges that differ on no item differ in no resample, which proves nothing.
+            interval = sample.bootstrap.interval(partial(_difference, old, new), spread=True)
+        changes[name] = (change, interval)
     return changes
+
+
+def _change_of_accuracy(sample: Sample, where: Array) -> Interval:
+    """Interval of the change in accuracy on the items of some cells."""
+    before, after = (sample.human == judge for judge in sample.judges)
+    both, only_before, only_after, neither = (
+        int(sample.counts[where & cell].sum())
+        for cell in (before & after, before & ~after, ~before & after, ~before & ~after)
+    )
+    confidence = sample.bootstrap.confidence
+    return paired_difference(both, only_before, only_after, neither, confidence)
+
+
+def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
+    return new(counts) - old(counts)
 
 
 # -- words ----------------------------------------------------------------------------------
