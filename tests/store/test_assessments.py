@@ -150,29 +150,32 @@ def test_the_writer_loses_none_of_many(ids: list[str]) -> None:
 
 
 def test_two_writers_leave_one_verdict_of_a_version_on_a_trace(store: str) -> None:
-    """The first that arrives counts; a new attempt after a failure is stored beside it."""
-    ids = imported(60)
+    """The first that arrives counts; a failure keeps no verdict out, nor does an older verdict."""
+    imported(60)
 
-    def verdicts(value: str, attempt: int = 0) -> list[Feedback]:
-        made = [
-            make_feedback(i, "quality", value, source_type="LLM_JUDGE", source_id="m") for i in ids
-        ]
-        for one in made:
-            one.assessment_id = verdict_id(one.trace_id, "quality", "f1", attempt)
+    def verdicts(value: str, failed: bool = False) -> list[Feedback]:
+        made = []
+        for trace in fetch_traces(spans=False):
+            one = make_feedback(
+                trace.info.trace_id, "quality", value, source_type="LLM_JUDGE", source_id="m"
+            )
+            one.assessment_id = verdict_id(trace.info, "quality", "f1", failed=failed)
+            made.append(one)
         return made
 
+    assert log_assessments(verdicts("no answer", failed=True)) == 60
+    both = [verdicts("good"), verdicts("bad")]
     counts: list[int] = []
     threads = [
-        threading.Thread(target=lambda v=v: counts.append(log_assessments(verdicts(v))))  # type: ignore[misc]
-        for v in ("good", "bad")
+        threading.Thread(target=lambda one=one: counts.append(log_assessments(one)))  # type: ignore[misc]
+        for one in both
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (sum(counts), count()) == (60, 60)
-    assert log_assessments(verdicts("good", attempt=1)) == 60
-    assert len({verdict_id(t, n, f) for t in "ab" for n in "ab" for f in "ab"}) == 8
+    assert (sum(counts), count()) == (60, 120)
+    assert log_assessments(verdicts("fair")) == 60
 
 
 def test_an_assessment_is_written_once(store: str) -> None:

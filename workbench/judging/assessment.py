@@ -27,7 +27,7 @@ from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY, Verdict
 from workbench.models.budget import Budget, Receipt
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import active
-from workbench.store.assessments import AssessmentWriter
+from workbench.store.assessments import AssessmentWriter, verdict_id
 from workbench.store.feedback import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, fetch_traces
 
@@ -148,6 +148,7 @@ def assess(
     mark = fingerprint(judge)
     traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
+    infos = {t.info.trace_id: t.info for t in fetched}
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
     purse = Budget.of(budget)
@@ -171,7 +172,12 @@ def assess(
             before = earlier[verdict.trace_id]
             said_before = before is not None and before.error == verdict.error is not None
             if writer is not None and not said_before:
-                writer.put(as_feedback(verdict, judge))
+                feedback = as_feedback(verdict, judge)
+                # Of two processes that assess together, one writes the verdict.
+                feedback.assessment_id = verdict_id(
+                    infos[verdict.trace_id], judge.name, mark, failed=verdict.error is not None
+                )
+                writer.put(feedback)
 
         try:
             _charge(purse, known.values(), judge)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final
 
-from mlflow.entities import Assessment, AssessmentSource, Feedback
+from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 from mlflow.tracing.client import TracingClient
 from tqdm.auto import tqdm
 
@@ -81,14 +82,17 @@ def content_id(assessment: Assessment, occurrence: int = 0) -> str:
     return assessment_id(assessment.trace_id, *signature(assessment), *again)
 
 
-def verdict_id(trace_id: str, name: str, fingerprint: str, attempt: int = 0) -> str:
-    """Return the id of a judge version's verdict on a trace, whatever the verdict is.
+def verdict_id(info: TraceInfo, name: str, fingerprint: str, *, failed: bool = False) -> str:
+    """Return the id of a judge version's next verdict on a trace, whatever the verdict is.
 
-    Processes that assess the same traces at once write one verdict a trace: the first that
-    arrives. ``attempt`` is the number of verdicts of this version that the trace had before, all
-    of which failed; so a new attempt is stored beside them.
+    Processes that assess the same traces at once get the same ids, so they leave one verdict a
+    trace: the first that arrives. Failures have ids of their own, since they must not keep out a
+    verdict. Ids that the trace has already are passed over.
     """
-    return assessment_id("verdict", trace_id, name, fingerprint, attempt)
+    taken = {assessment.assessment_id for assessment in info.assessments}
+    kind = "failure" if failed else "verdict"
+    ids = (assessment_id(kind, info.trace_id, name, fingerprint, n) for n in itertools.count())
+    return next(one for one in ids if one not in taken)
 
 
 def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
