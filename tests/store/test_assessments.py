@@ -19,6 +19,7 @@ from workbench.compat import has_transactions, one_transaction
 from workbench.errors import ArgumentError, StoreError
 from workbench.store.assessments import (
     AssessmentWriter,
+    content_id,
     log_assessments,
     make_feedback,
     signature,
@@ -63,8 +64,6 @@ def test_what_feedback_says_makes_its_id() -> None:
     assert make("a", rationale="").assessment_id == make("a").assessment_id
     different = [
         make("a"),
-        make("a", occurrence=1),
-        make("a", occurrence=2),
         make("b"),
         make("a", rationale="b"),
         make(["a"]),
@@ -72,6 +71,7 @@ def test_what_feedback_says_makes_its_id() -> None:
         make(True),
     ]
     assert len({f.assessment_id for f in different}) == len(different)
+    assert len({content_id(make("a"), n) for n in range(3)}) == 3
     assert signature(make(4)) == signature(make(4.0))
 
 

@@ -117,32 +117,17 @@ def disagreements(
     """
     found = differences(judge_or_name, fetch_traces(traces, spans=False), scale=scale)
     found = [one for one in found if decided or one.decision is None]
-    annotators = sorted({label.annotator for one in found for label in one.labels})
-    columns = [
-        *(("label", who) for who in annotators),
-        *(("rationale", who) for who in annotators),
-        ("distance", ""),
-        *(("decision", what) for what in ("value", "by", "rationale")),
-    ]
-    rows = []
-    for one in found:
-        by = {label.annotator: label for label in one.labels}
-        given = [by.get(who) for who in annotators]
-        made = one.decision
-        rows.append(
-            [
-                *(label.value if label else None for label in given),
-                *(label.rationale if label else None for label in given),
-                one.distance,
-                *((made.value, made.by, made.rationale) if made else (None, None, None)),
-            ]
-        )
-    return pd.DataFrame(
-        rows,
-        columns=pd.MultiIndex.from_tuples(columns),
-        index=pd.Index([one.trace_id for one in found], name="trace_id"),
-        dtype=object,
-    )
+    given = [{label.annotator: label for label in one.labels} for one in found]
+    annotators = sorted({who for labels in given for who in labels})
+    columns: dict[tuple[str, str], list[Any]] = {}
+    for title, attribute in (("label", "value"), ("rationale", "rationale")):
+        for who in annotators:
+            columns[title, who] = [getattr(one.get(who), attribute, None) for one in given]
+    columns["distance", ""] = [one.distance for one in found]
+    for what in ("value", "by", "rationale"):
+        columns["decision", what] = [getattr(one.decision, what, None) for one in found]
+    index = pd.Index([one.trace_id for one in found], name="trace_id")
+    return pd.DataFrame(columns, index=index, dtype=object)
 
 
 def differences(

@@ -51,12 +51,8 @@ def make_feedback(
     rationale: str | None = None,
     metadata: dict[str, str] | None = None,
     create_time_ms: int | None = None,
-    occurrence: int = 0,
 ) -> Feedback:
-    """Return feedback whose id follows from its content, so that writing it twice leaves one.
-
-    ``occurrence`` counts, from 0, how often the same source has given the same before.
-    """
+    """Return feedback whose id follows from its content, so that writing it twice leaves one."""
     feedback = Feedback(
         name=name,
         value=value,
@@ -67,7 +63,7 @@ def make_feedback(
         create_time_ms=create_time_ms,
         last_update_time_ms=create_time_ms,
     )
-    feedback.assessment_id = content_id(feedback, occurrence)
+    feedback.assessment_id = content_id(feedback)
     return feedback
 
 
@@ -77,7 +73,10 @@ def assessment_id(*parts: Any) -> str:
 
 
 def content_id(assessment: Assessment, occurrence: int = 0) -> str:
-    """Return the id that follows from the trace, the `signature` and the occurrence."""
+    """Return the id that follows from trace and `signature`.
+
+    ``occurrence`` counts, from 0, how often the same source has given the same before.
+    """
     again = [occurrence] if occurrence else []
     return assessment_id(assessment.trace_id, *signature(assessment), *again)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
@@ -26,8 +25,6 @@ _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 5.0
 """Another process may still be making the tables of a file that changed later than this."""
 
-_STALE_SECONDS = 3600.0
-
 _TABLES_WITH_DATA = ("runs", "trace_info", "registered_models", "assessments", "logged_models")
 
 
@@ -37,19 +34,7 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
     It is made beside and then given its name, so that a process that is stopped meanwhile leaves
     nothing half-made. A half-made file that holds nobody's runs, traces or experiments is set
     aside as ``NAME.incomplete`` and made again. Stores that are no SQLite file, and databases
-    that hold data, are left to MLflow.
-
-    Parameters
-    ----------
-    uri
-        MLflow tracking URI.
-    create
-        Makes a new database with all tables at a path.
-
-    Raises
-    ------
-    StoreError
-        When the file is no SQLite database.
+    that hold data, are left to MLflow. A file that is no database is a `StoreError`.
     """
     path = _sqlite_file(uri)
     if path is None or not _needs_making(path):
@@ -59,7 +44,6 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
         if not _needs_making(path):
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         made = Path(folder) / path.name
         create(made)
@@ -131,11 +115,3 @@ def _give_name(made: Path, path: Path) -> None:
     except OSError:  # a file system without links
         if not path.exists():
             made.rename(path)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what processes that were killed while making the database left beside it."""
-    for folder in path.parent.glob(f".{path.name}.*"):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(folder)

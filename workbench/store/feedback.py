@@ -86,40 +86,12 @@ def log_feedback_table(
     scale: Scale | None = None,
     progress: bool = True,
 ) -> Logged:
-    """Write a table of ratings as feedback, one a row, none twice.
+    """Write a table of ratings as feedback, one a row, none twice (see `log_labels`).
 
-    Parameters
-    ----------
-    table
-        DataFrame or file (see `read_table`) with a ``trace_id`` column.
-    name
-        Name of the feedback; the judge's name.
-    source_type, source_id
-        ``"HUMAN"`` or ``"LLM_JUDGE"``, and who.
-    value, rationale
-        Columns. A row without a value is skipped and listed; the value is kept as given.
-    metadata
-        Put on each assessment.
-    scale
-        When given, all values must lie on it.
-
-    Returns
-    -------
-    Logged
-        A row is *present*, and not written, when it equals the source's latest valid feedback
-        under that name, value and rationale; so repeating a call writes nothing, and a value that
-        was changed in between is changed back. Several rows by one source on one trace follow one
-        another, the last being the latest; those that already end what is stored are present, so
-        a call that was killed can be run again.
-
-    Raises
-    ------
-    ArgumentError
-        For missing columns and empty names.
-    TableError
-        For values that cannot be stored or lie off the scale; nothing is written.
-    StoreError
-        For unknown trace ids (nothing is written), or when the store fails midway.
+    A row that equals the source's latest valid feedback under the name is *present* and not
+    written. Several rows by one source on one trace follow one another; those that already end
+    what is stored are present. All values must lie on ``scale`` where one is given. Nothing is
+    written where a column is missing, a value cannot be stored or a trace is unknown.
     """
     check_text("name", name)
     check_text("source", source_id)

@@ -161,57 +161,47 @@ def import_traces(
     )
     if not rows:
         raise TableError("The table has no rows, so there is nothing to import.")
-    where = find_experiment_id(experiment)
-    plan = _Plan(where, _trace_ids(rows, where), now_ms())
-    stored = trace_infos(plan.trace_ids, experiment=where, elsewhere=False)
-    for number, (row, trace_id) in enumerate(zip(rows, plan.trace_ids, strict=True)):
-        plan.add(number, row, label_name, stored.get(trace_id))
-    write_traces(plan.new, where, progress=progress)
-    log_assessments(plan.added, progress=progress, desc="labels")
-    return plan.outcome()
-
-
-class _Plan:
-    """What an import must write, and what it leaves as it is."""
-
-    def __init__(self, experiment_id: str, trace_ids: list[str], now: int) -> None:
-        self.experiment_id, self.trace_ids, self.now = experiment_id, trace_ids, now
-        self.new: list[Pending] = []
-        self.added: list[Assessment] = []
-        self.differing: list[tuple[int, str, str, Any, Any]] = []
-        self.skipped: list[tuple[int, str, str]] = []
-
-    def add(self, number: int, row: Row, label_name: str | None, info: TraceInfo | None) -> None:
-        """Plan one row; ``info`` is its trace where the store has it already."""
-        trace_id = self.trace_ids[number]
-        assessments = list(_assessments(row, trace_id, label_name, self.now))
+    where, now = find_experiment_id(experiment), now_ms()
+    trace_ids = _trace_ids(rows, where)
+    stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
+    new: list[Pending] = []
+    added: list[Assessment] = []
+    skipped: list[tuple[int, str, str]] = []
+    differing: list[tuple[Any, ...]] = []
+    for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
+        assessments = list(_assessments(row, trace_id, label_name, now))
+        info = stored.get(trace_id)
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            self.new.append(Pending(row, trace_id, assessments, self.now + len(self.new)))
-            return
-        missing, differing = _compare(assessments, info)
-        self.added += missing
-        self.differing += [(number, trace_id, *one) for one in differing]
-        reason = "already there"
+            new.append(Pending(row, trace_id, assessments, now + len(new)))
+            continue
+        missing, others = _compare(assessments, info)
+        added += missing
+        differing += [(number, trace_id, *other) for other in others]
         if not has_spans(info):
-            self.new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
-            reason = "was there without its spans, completed"
-        elif missing:
-            reason = f"already there, {len(missing)} labels or expectations added"
-        if differing:
-            reason += f", {len(differing)} labels differ from those stored, which stay"
-        self.skipped.append((number, trace_id, reason))
+            new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
+        skipped.append((number, trace_id, _reason(info, len(missing), len(others))))
+    write_traces(new, where, progress=progress)
+    log_assessments(added, progress=progress, desc="labels")
+    written = [a for pending in new for a in pending.assessments] + added
+    return Imported(
+        trace_ids=trace_ids,
+        skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
+        created=len(rows) - len(skipped),
+        labels=sum(assessment.feedback is not None for assessment in written),
+        experiment_id=where,
+        differing=pd.DataFrame(differing, columns=_DIFFERING),
+    )
 
-    def outcome(self) -> Imported:
-        written = [a for pending in self.new for a in pending.assessments] + self.added
-        return Imported(
-            trace_ids=self.trace_ids,
-            skipped=pd.DataFrame(self.skipped, columns=["row", "trace_id", "reason"]),
-            created=len(self.trace_ids) - len(self.skipped),
-            labels=sum(assessment.feedback is not None for assessment in written),
-            experiment_id=self.experiment_id,
-            differing=pd.DataFrame(self.differing, columns=_DIFFERING),
-        )
+
+def _reason(info: TraceInfo, added: int, differing: int) -> str:
+    """Return why a row made no new trace."""
+    reason = "already there"
+    if not has_spans(info):
+        reason = "was there without its spans, completed"
+    elif added:
+        reason += f", {added} labels or expectations added"
+    return reason + f", {differing} labels differ from those stored, which stay" * bool(differing)
 
 
 def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:

@@ -134,15 +134,9 @@ def log_labels(
 def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
     """Return the labels that count, at most one a trace and annotator, in order of the traces.
 
-    Only feedback under exactly ``name`` counts. Feedback that was overridden, and feedback
-    that holds an error or no value, does not. Of several by one annotator the latest counts,
-    except that a label given after its author saw the verdict never replaces one given blind,
-    not even by overriding it; where it stands alone it is marked.
-
-    Parameters
-    ----------
-    traces
-        Traces with their assessments, as `workbench.store.fetch_traces` gives them.
+    Only feedback under exactly ``name`` counts, unless it was overridden or holds no value. Of
+    several by one annotator the latest counts, except that a label given after its author saw the
+    verdict never replaces one given blind, not even by overriding it.
     """
     return _records(traces, name, _rank)
 

@@ -27,6 +27,7 @@ from workbench.store.cells import check_text
 from workbench.store.labels import Decision, Label, folded, label_records, latest_records
 from workbench.store.traces import (
     address,
+    all_pages,
     fetch_traces,
     find_experiment_id,
     retrying,
@@ -280,45 +281,34 @@ def _prompt_name(name: str, experiment_id: str) -> str:
 
 def _write(prompt: str, text: str, note: str, tags: dict[str, str]) -> int:
     """Write a version, and make the prompt where it is the first."""
-
-    def write() -> int:
-        return int(
-            _client()
-            .register_prompt(prompt, text, commit_message=note or None, tags=dict(tags))
-            .version
-        )
-
-    try:
-        return retrying(write)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        # Someone else has made the prompt at the same moment.
-        return retrying(write)
+    arguments: dict[str, Any] = {"commit_message": note or None, "tags": tags}
+    for attempt in range(2):
+        try:
+            made = retrying(_client().register_prompt, prompt, text, **arguments)
+            break
+        except MlflowException as error:
+            # Someone else may have made the prompt at the same moment.
+            if attempt or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    return int(made.version)
 
 
 def _history(name: str, experiment_id: str) -> RubricHistory:
-    client = _client()
-    prompt = _prompt_name(name, experiment_id)
-    found: list[Any] = []
-    token = None
-    while True:
-        try:
-            page = client.search_prompt_versions(prompt, max_results=_PAGE, page_token=token)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return RubricHistory(name)
-            raise
-        found.extend(page)
-        token = page.token
-        if not token:
-            break
-    kept: list[Rubric] = []
+    client, prompt = _client(), _prompt_name(name, experiment_id)
+    try:
+        found = all_pages(
+            lambda token: client.search_prompt_versions(prompt, max_results=_PAGE, page_token=token)
+        )
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return RubricHistory(name)
+        raise
+    versions: list[Rubric] = []
     for one in sorted(found, key=lambda v: int(v.version)):
         # Of equal texts in a row the first is the version; the others changed nothing.
-        if kept and kept[-1].text == one.template:
+        if versions and versions[-1].text == one.template:
             continue
-        kept.append(
+        versions.append(
             Rubric(
                 name=name,
                 text=str(one.template),
@@ -328,7 +318,7 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
                 created_ms=int(one.creation_timestamp or 0),
             )
         )
-    return RubricHistory(name, tuple(kept))
+    return RubricHistory(name, tuple(versions))
 
 
 def _checked(given: Any) -> str:

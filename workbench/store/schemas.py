@@ -16,7 +16,7 @@ from mlflow.genai import label_schemas
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale, scale_of
-from workbench.store.traces import address, find_experiment_id, store_errors
+from workbench.store.traces import address, all_pages, find_experiment_id, store_errors
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -46,37 +46,20 @@ def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | No
 
 
 def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
-    """Return the experiment's label schemas that ask for feedback, oldest first.
-
-    MLflow's own default question, a free comment, is not among them.
-
-    Raises
-    ------
-    StoreError
-        Where the store has no label schemas.
-    """
+    """Return the experiment's label schemas that ask for feedback, oldest first."""
     return [one for one in every_schema(experiment=experiment) if asks_for_feedback(one)]
 
 
 @store_errors()
 def every_schema(*, experiment: str | None = None) -> list[LabelSchema]:
-    """Return all label schemas of the experiment but MLflow's default question, oldest first.
-
-    Raises
-    ------
-    StoreError
-        Where the store has no label schemas.
-    """
+    """Return all label schemas of the experiment but MLflow's default question, oldest first."""
     where = find_experiment_id(experiment, create=False)
-    found: list[LabelSchema] = []
-    token = None
     with supported("label schemas"):
-        while True:
-            page = label_schemas.list_label_schemas(where, max_results=_PAGE, page_token=token)
-            found.extend(page)
-            token = page.token
-            if not token:
-                break
+        found = all_pages(
+            lambda token: label_schemas.list_label_schemas(
+                where, max_results=_PAGE, page_token=token
+            )
+        )
     kept = [one for one in found if not one.is_default]
     return sorted(kept, key=lambda one: (one.created_at or 0, one.schema_id or ""))
 
@@ -110,24 +93,11 @@ def make_schema(
     instruction: str = "",
     experiment: str | None = None,
 ) -> LabelSchema:
-    """Return the label schema of a name, made where there is none.
+    """Return the label schema of a name, made where there is none; a scale of None is free text.
 
-    Parameters
-    ----------
-    name
-        The question, which is the judge's name.
-    scale
-        The rating scale; None for free text.
-    instruction
-        What MLflow's page shows beside the question; "" leaves what is there. It is cut to the
-        1,000 characters that MLflow takes.
-
-    Raises
-    ------
-    ArgumentError
-        For a scale that no schema holds, and for a schema of that name with another scale.
-    StoreError
-        Where the store has no label schemas.
+    ``instruction`` is what MLflow's page shows beside the question, cut to the 1,000 characters
+    that it takes; "" leaves what is there. A schema of that name with another scale, and a scale
+    that no schema holds, are an `ArgumentError`.
     """
     where = find_experiment_id(experiment)
     text = _cut(instruction.strip())

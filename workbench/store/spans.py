@@ -52,13 +52,7 @@ def write_traces(
     batch_traces: int = BATCH_TRACES,
     batch_characters: int = BATCH_CHARACTERS,
 ) -> None:
-    """Write traces with their assessments, batch by batch, in the order given.
-
-    Raises
-    ------
-    StoreError
-        When the store fails; batches written before stay.
-    """
+    """Write traces with their assessments, batch by batch, in the order given."""
     client = client or TracingClient()
     done = 0
     with tqdm(total=len(new), desc="import", disable=not (progress and len(new) > 200)) as bar:

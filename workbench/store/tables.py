@@ -183,15 +183,7 @@ def read_rows(
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
 ) -> list[Row]:
-    """Return the rows of the table in plain values.
-
-    Raises
-    ------
-    ArgumentError
-        For columns that do not exist, and keys that MLflow does not take.
-    TableError
-        With all rows that cannot be imported, each with its reason.
-    """
+    """Return the rows of the table in plain values, or raise `TableError` with all bad ones."""
     columns = {
         "inputs": columns_by_key("inputs", inputs),
         "outputs": columns_by_key("outputs", outputs),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,14 +54,10 @@ _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyo
 _SQL_REASONS = {
     "database is locked": "the database is locked by another program; try again in a moment",
     "disk is full": "the disk is full",
-    "no space left": "the disk is full",
     "readonly database": "the database file or its folder cannot be written to",
     "unable to open database": "the database file cannot be opened",
-    "malformed": "the database file is damaged",
-    "not a database": "the file is no database",
     "already exists": "its tables are incomplete or of another version of MLflow",
-    "no such table": "its tables are incomplete or of another version of MLflow",
-    "no such column": "its tables are incomplete or of another version of MLflow",
+    "no such": "its tables are incomplete or of another version of MLflow",
 }
 
 
@@ -262,10 +258,8 @@ def has_spans(info: TraceInfo) -> bool:
 
 
 def _search(client: TracingClient, where: str, filter_string: str | None) -> list[TraceInfo]:
-    infos: list[TraceInfo] = []
-    token = None
-    while True:
-        page = client.search_traces(
+    traces = all_pages(
+        lambda token: client.search_traces(
             locations=[where],
             filter_string=filter_string,
             max_results=PAGE,
@@ -274,10 +268,20 @@ def _search(client: TracingClient, where: str, filter_string: str | None) -> lis
             include_spans=False,
             page_token=token,
         )
-        infos.extend(trace.info for trace in page)
+    )
+    return [trace.info for trace in traces]
+
+
+def all_pages(read: Callable[[str | None], Any]) -> list[Any]:
+    """Return the items of all pages; ``read`` takes the token of a page, None for the first."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = read(token)
+        found.extend(page)
         token = page.token
         if not token:
-            return infos
+            return found
 
 
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
