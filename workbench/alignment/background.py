@@ -1,7 +1,7 @@
-"""`align_in_background`: an alignment that goes on while the notebook stays usable.
+"""Alignment in a thread, so that the notebook stays usable.
 
-It runs in a thread of its own; what it is doing can be read at any time and it can be cancelled.
-Nothing is shown here: `workbench.widgets.progress` sets what shows it in a notebook.
+Its state can be read at any time, and it can be cancelled. Nothing is shown here:
+`workbench.widgets.progress` provides the view in a notebook.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def align_in_background(
     optimizer: AlignmentOptimizer | None = None,
     **options: Any,
 ) -> BackgroundAlignment:
-    """Begin `workbench.align` in a thread of its own and return at once.
+    """Run `workbench.align` in a thread and return at once.
 
-    Labels and verdicts are read before this returns, from the store that is active now; another
-    experiment or tracking URI may be set meanwhile, and the run is logged where this call was
-    made. Only optimizers other than `SIMBA` read traces from the active store once more.
+    Labels and verdicts are read before this returns, from the store that is active now. Another
+    experiment or tracking URI may be set afterwards; the run is logged where this call was made.
+    Only optimizers other than `SIMBA` read traces from the active store once more. A recording
+    or replay that is active now (`workbench.recording`) is so in the thread as well.
 
-    An alignment that was cancelled, interrupted or killed is taken up by the same call, here or
-    with `workbench.align`, and pays for no answer twice.
+    The same call, here or with `workbench.align`, resumes an alignment that was cancelled,
+    interrupted or killed, and pays for no answer twice.
 
     Parameters
     ----------
@@ -53,8 +54,8 @@ def align_in_background(
     Raises
     ------
     ArgumentError
-        When ``options`` holds what `align` does not take. What `align` raises is raised by
-        `BackgroundAlignment.result`.
+        When ``options`` holds an argument that `align` does not take. What `align` raises is
+        raised by `BackgroundAlignment.result`.
 
     Examples
     --------
@@ -83,25 +84,25 @@ class AlignmentState:
         ``"reading"`` the store, ``"preflight"``, ``"learning"``, ``"testing"``, then one of
         ``"done"``, ``"cancelled"``, ``"failed"``.
     cancelling
-        Whether it has been cancelled, but calls are still under way.
+        Whether it has been cancelled while calls are still under way.
     step, max_steps
-        Steps made, and at most to make; None for optimizers other than `SIMBA`, as are the
-        figures that follow.
+        Steps made, and at most to make. None for optimizers other than `SIMBA`, as are the
+        attributes that follow up to ``failures``.
     best_score
-        Of the best instructions so far, on the items that candidates are selected on: the mean
-        credit less a small price for length. None before the first step.
+        Score of the best instructions so far on the selection items: the mean credit less a small
+        price for length. None before the first step.
     calls, budget
-        Of the budget: model calls until now, those under way, those that were paid for before and
-        those of whatever else shares it included, and at most; None: no limit.
+        Model calls charged to the budget so far, by whatever shares it, and their limit; None for
+        no limit.
     spent, share_spent
-        Of the budget in calls, tokens and money, in words, and the share in [0, 1] of the limit
-        that is nearest; None without a limit.
+        What is spent in calls, tokens and money, in words, and the largest share of a limit, in
+        [0, 1]; None without a limit.
     failures
         Judge calls that gave no usable answer.
     instructions
         The best so far.
     seconds
-        Since it began.
+        Since the start.
     message
         How it ended, in words; "" before.
     """
@@ -127,14 +128,14 @@ class AlignmentState:
 
 
 class BackgroundAlignment:
-    """An alignment under way; made by `align_in_background`. In a notebook it shows a live view.
+    """An alignment in a thread; made by `align_in_background`. In a notebook it shows a live view.
 
     Attributes
     ----------
     judge
-        The judge that is aligned; it stays as it is.
+        The judge that is aligned; it is not changed.
     preflight
-        What `align` says before it begins, as a table; None until then.
+        The table of checks that `align` makes before it learns; None until then.
     make_view
         Makes the widget that shows this in a notebook; None: a line of text stands for it.
     """
@@ -152,12 +153,12 @@ class BackgroundAlignment:
         self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
         self._lock = threading.Lock()
         self._read, self._ended = threading.Event(), threading.Event()
-        self._purse: Budget | None = None
+        self._budget: Budget | None = None
         self._alignment: Alignment | None = None
         self._error: BaseException | None = None
         self.make_view: Callable[[BackgroundAlignment], Any] | None = None
         self._view: Any = None
-        self._watch = _Listening(self)
+        self._watch = _StateWatch(self)
         context = contextvars.copy_context()
         threading.Thread(
             target=lambda: context.run(self._run, pairs_or_traces, optimizer, options),
@@ -175,37 +176,42 @@ class BackgroundAlignment:
 
     @property
     def state(self) -> AlignmentState:
-        """What it is doing now."""
+        """What the alignment is doing now."""
         with self._lock:
-            state, purse = self._state, self._purse
+            state, budget = self._state, self._budget
         if state.ended:
             return state
         seconds = time.monotonic() - self._began
-        if purse is None:
+        if budget is None:
             return replace(state, seconds=seconds)
         return replace(
             state,
-            calls=purse.spent,
-            spent=purse.told(),
-            share_spent=_share_spent(purse),
+            calls=budget.spent,
+            spent=budget.told(),
+            share_spent=_share_spent(budget),
             seconds=seconds,
         )
 
     @property
     def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """Whether it has ended, successfully or not."""
         return self._ended.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end, so long at most; whether it has come."""
+        """Wait for the end for at most so many seconds; return whether it has come."""
         return self._ended.wait(seconds)
 
     def cancel(self) -> bool:
-        """End it after the calls that are under way; False where it is too late for that.
+        """End the alignment after the calls that are under way.
 
-        What was learned so far is not tested, since each look at held-out labels is one, and so
-        not taken. Once the held-out test has begun it goes to its end. Optimizers other than
-        `SIMBA` end when they next call a model.
+        What was learned so far is not tested, and so not taken, since each test uses up held-out
+        labels. A held-out test that has begun runs to its end. Optimizers other than `SIMBA` end
+        when they next call a model.
+
+        Returns
+        -------
+        bool
+            False where it is too late to cancel.
         """
         with self._lock:
             if self._state.ended or self._state.stage == "testing":
@@ -268,13 +274,13 @@ class BackgroundAlignment:
         *,
         error: BaseException | None = None,
     ) -> None:
-        told: dict[str, Any] = {"stage": stage, "message": message, "cancelling": False}
+        changes: dict[str, Any] = {"stage": stage, "message": message, "cancelling": False}
         if alignment is not None:
-            told["instructions"] = alignment.proposed.instructions
+            changes["instructions"] = alignment.proposed.instructions
         state = self.state
         with self._lock:
             self._alignment, self._error = alignment, error
-            self._state = replace(state, **told)
+            self._state = replace(state, **changes)
         self._ended.set()
 
     def _enter(self, stage: Stage, preflight: pd.DataFrame | None) -> None:
@@ -286,28 +292,28 @@ class BackgroundAlignment:
                 self.preflight = preflight
         self._read.set()
 
-    def _step(self, told: dict[str, Any]) -> None:
+    def _step(self, step: dict[str, Any]) -> None:
         with self._lock:
             self._state = replace(
                 self._state,
-                step=told["step"],
-                best_score=told["best_score"],
-                failures=told["failures"],
-                instructions=told["best"],
+                step=step["step"],
+                best_score=step["best_score"],
+                failures=step["failures"],
+                instructions=step["best"],
             )
 
-    def _learning(self, simba: SIMBA, purse: Budget) -> None:
+    def _learning(self, simba: SIMBA, budget: Budget) -> None:
         with self._lock:
-            self._purse = purse
+            self._budget = budget
             most = simba.settings.max_steps
             self._state = replace(
-                self._state, step=0, max_steps=most, budget=purse.limit, failures=0
+                self._state, step=0, max_steps=most, budget=budget.limit, failures=0
             )
 
     # -- in a notebook ----------------------------------------------------------------------
 
     def learned(self) -> list[tuple[str, bool]]:
-        """The lines of the best instructions, each with whether it was learned."""
+        """Return the lines of the best instructions, each with whether it was learned."""
         before = str(getattr(self.judge, "instructions", "")).splitlines()
         after = self.state.instructions.splitlines()
         same = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
@@ -329,9 +335,9 @@ class BackgroundAlignment:
             state["spent"],
             f"{state['seconds']:.0f} s",
         ]
-        told = ", ".join(figure for figure in figures if figure)
+        text = ", ".join(figure for figure in figures if figure)
         end = f". {state['message']}" if state["message"] else ""
-        return f"<BackgroundAlignment of {self.judge.name!r}: {state['stage']}, {told}{end}>"
+        return f"<BackgroundAlignment of {self.judge.name!r}: {state['stage']}, {text}{end}>"
 
     def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
         if self.view is None:
@@ -340,25 +346,25 @@ class BackgroundAlignment:
         return bundle
 
 
-def _share_spent(purse: Budget) -> float | None:
+def _share_spent(budget: Budget) -> float | None:
     limits = (
-        (purse.spent, purse.limit),
-        (purse.spent_tokens, purse.tokens),
-        (purse.spent_usd, purse.usd),
+        (budget.spent, budget.limit),
+        (budget.spent_tokens, budget.tokens),
+        (budget.spent_usd, budget.usd),
     )
     shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
     return min(1.0, max(shares)) if shares else None
 
 
-class _Listening(Watch):
-    """Tells a `BackgroundAlignment` of stages and steps, and ends what it has cancelled."""
+class _StateWatch(Watch):
+    """Passes stages and steps to a `BackgroundAlignment`, and ends it where it is cancelled."""
 
-    def __init__(self, told: BackgroundAlignment) -> None:
+    def __init__(self, alignment: BackgroundAlignment) -> None:
         super().__init__()
-        self.told = told
+        self.alignment = alignment
 
     def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
-        self.told._enter(stage, preflight)
+        self.alignment._enter(stage, preflight)
         super().enter(stage, preflight)
 
     @contextmanager
@@ -368,14 +374,14 @@ class _Listening(Watch):
         before = optimizer.on_step, optimizer.stop, optimizer.progress
         own = before[0]
 
-        def on_step(told: dict[str, Any]) -> None:
-            self.told._step(told)
+        def on_step(step: dict[str, Any]) -> None:
+            self.alignment._step(step)
             if own is not None:
-                own(told)
+                own(step)
 
         optimizer.on_step, optimizer.stop = on_step, self.stop
-        optimizer.progress = optimizer.progress and self.told.progress
-        self.told._learning(optimizer, budget)
+        optimizer.progress = optimizer.progress and self.alignment.progress
+        self.alignment._learning(optimizer, budget)
         try:
             yield
         finally:
