@@ -1,6 +1,5 @@
 """Alignment in a thread, so that the notebook stays usable.
 
-Its state can be read at any time, and it can be cancelled. Nothing is shown here:
 `workbench.widgets.progress` provides the view in a notebook.
 """
 
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.alignment.align import align
@@ -127,7 +126,7 @@ class AlignmentState:
         return self.stage in ("done", "cancelled", "failed")
 
 
-class BackgroundAlignment:
+class BackgroundAlignment(Watch):
     """An alignment in a thread; made by `align_in_background`. In a notebook it shows a live view.
 
     Attributes
@@ -137,7 +136,7 @@ class BackgroundAlignment:
     preflight
         The table of checks that `align` makes before it learns; None until then.
     make_view
-        Makes the widget that shows this in a notebook; None: a line of text stands for it.
+        Makes the widget that shows this in a notebook; None: a line of text is shown.
     """
 
     def __init__(
@@ -147,8 +146,12 @@ class BackgroundAlignment:
         optimizer: AlignmentOptimizer | None,
         options: dict[str, Any],
     ) -> None:
-        self.judge, self.progress = judge, bool(options["progress"])
+        super().__init__()
+        self.judge = judge
         self.preflight: pd.DataFrame | None = None
+        self.make_view: Callable[[BackgroundAlignment], Any] | None = None
+        self._view: Any = None
+        self._progress = bool(options["progress"])
         self._began = time.monotonic()
         self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
         self._lock = threading.Lock()
@@ -156,9 +159,6 @@ class BackgroundAlignment:
         self._budget: Budget | None = None
         self._alignment: Alignment | None = None
         self._error: BaseException | None = None
-        self.make_view: Callable[[BackgroundAlignment], Any] | None = None
-        self._view: Any = None
-        self._watch = _StateWatch(self)
         context = contextvars.copy_context()
         threading.Thread(
             target=lambda: context.run(self._run, pairs_or_traces, optimizer, options),
@@ -168,8 +168,7 @@ class BackgroundAlignment:
         try:
             self._read.wait()
         except BaseException:
-            # Interrupted while it read: nobody would hold what could cancel it.
-            self.cancel()
+            self.cancel()  # interrupted while it read, so nobody holds what could cancel it
             raise
 
     # -- for whoever waits ----------------------------------------------------------------
@@ -181,15 +180,11 @@ class BackgroundAlignment:
             state, budget = self._state, self._budget
         if state.ended:
             return state
-        seconds = time.monotonic() - self._began
+        state = replace(state, seconds=time.monotonic() - self._began)
         if budget is None:
-            return replace(state, seconds=seconds)
+            return state
         return replace(
-            state,
-            calls=budget.spent,
-            spent=budget.told(),
-            share_spent=_share_spent(budget),
-            seconds=seconds,
+            state, calls=budget.spent, spent=budget.told(), share_spent=_share_spent(budget)
         )
 
     @property
@@ -216,7 +211,7 @@ class BackgroundAlignment:
         with self._lock:
             if self._state.ended or self._state.stage == "testing":
                 return self._state.stage == "cancelled"
-            self._watch.stop.set()
+            self.stop.set()
             self._state = replace(self._state, cancelling=True)
             return True
 
@@ -236,14 +231,12 @@ class BackgroundAlignment:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         # Waited for in short turns, so that Ctrl-C is seen in between everywhere.
-        while not self._ended.is_set():
-            left = 1.0 if deadline is None else deadline - time.monotonic()
-            if left <= 0:
+        while not self._ended.wait(1.0 if timeout is None else min(1.0, timeout)):
+            if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
                     "longer with result(timeout=...), look at .state, or .cancel() it."
                 )
-            self._ended.wait(min(1.0, left))
         if self._error is not None:
             raise self._error
         assert self._alignment is not None
@@ -251,64 +244,63 @@ class BackgroundAlignment:
 
     # -- in the thread ----------------------------------------------------------------------
 
-    def _run(
-        self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None, options: dict[str, Any]
-    ) -> None:
-        try:
-            found = align(self.judge, pairs_or_traces, optimizer, watch=self._watch, **options)
-        except CancelledError as error:
-            self._end("cancelled", str(error), error=error)
-        except BaseException as error:
-            # It is raised where someone waits for the result.
-            self._end("failed", f"{type(error).__name__}: {error}", error=error)
-        else:
-            self._end("done", found.reason, found)
-        finally:
-            self._read.set()
-
-    def _end(
-        self,
-        stage: Literal["done", "cancelled", "failed"],
-        message: str,
-        alignment: Alignment | None = None,
-        *,
-        error: BaseException | None = None,
-    ) -> None:
-        changes: dict[str, Any] = {"stage": stage, "message": message, "cancelling": False}
-        if alignment is not None:
-            changes["instructions"] = alignment.proposed.instructions
-        state = self.state
+    def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
         with self._lock:
-            self._alignment, self._error = alignment, error
-            self._state = replace(state, **changes)
-        self._ended.set()
-
-    def _enter(self, stage: Stage, preflight: pd.DataFrame | None) -> None:
-        with self._lock:
-            if self._watch.stop.is_set():
-                return
+            super().enter(stage, preflight)
             self._state = replace(self._state, stage=stage)
             if preflight is not None:
                 self.preflight = preflight
         self._read.set()
 
-    def _step(self, step: dict[str, Any]) -> None:
-        with self._lock:
-            self._state = replace(
-                self._state,
-                step=step["step"],
-                best_score=step["best_score"],
-                failures=step["failures"],
-                instructions=step["best"],
-            )
+    @contextmanager
+    def learning(self, optimizer: AlignmentOptimizer, budget: Budget) -> Iterator[None]:
+        assert isinstance(optimizer, SIMBA)
+        # A user's own optimizer is given back as it was.
+        before = optimizer.on_step, optimizer.stop, optimizer.progress
 
-    def _learning(self, simba: SIMBA, budget: Budget) -> None:
+        def on_step(step: dict[str, Any]) -> None:
+            figures = {name: step[name] for name in ("step", "best_score", "failures")}
+            self._update(instructions=step["best"], **figures)
+            if before[0] is not None:
+                before[0](step)
+
+        optimizer.on_step, optimizer.stop = on_step, self.stop
+        optimizer.progress = optimizer.progress and self._progress
+        self._budget = budget
+        steps = optimizer.settings.max_steps
+        self._update(step=0, max_steps=steps, budget=budget.limit, failures=0)
+        try:
+            yield
+        finally:
+            optimizer.on_step, optimizer.stop, optimizer.progress = before
+
+    def _run(
+        self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None, options: dict[str, Any]
+    ) -> None:
+        try:
+            found = align(self.judge, pairs_or_traces, optimizer, watch=self, **options)
+        except CancelledError as error:
+            self._error = error
+            self._end("cancelled", str(error))
+        except BaseException as error:  # raised where someone waits for the result
+            self._error = error
+            self._end("failed", f"{type(error).__name__}: {error}")
+        else:
+            self._alignment = found
+            self._end("done", found.reason, instructions=found.proposed.instructions)
+        finally:
+            self._read.set()
+
+    def _end(self, stage: str, message: str, **more: Any) -> None:
+        state = self.state
         with self._lock:
-            self._budget = budget
-            most = simba.settings.max_steps
-            self._state = replace(
-                self._state, step=0, max_steps=most, budget=budget.limit, failures=0
-            )
+            self._state = state
+        self._update(stage=stage, message=message, cancelling=False, **more)
+        self._ended.set()
+
+    def _update(self, **changes: Any) -> None:
+        with self._lock:
+            self._state = replace(self._state, **changes)
 
     # -- in a notebook ----------------------------------------------------------------------
 
@@ -328,16 +320,15 @@ class BackgroundAlignment:
         return self._view
 
     def __repr__(self) -> str:
-        state = asdict(self.state)
-        figures = [
-            f"step {state['step']} of {state['max_steps']}" if state["step"] is not None else "",
-            f"best dev score {state['best_score']:.3f}" if state["best_score"] is not None else "",
-            state["spent"],
-            f"{state['seconds']:.0f} s",
-        ]
-        text = ", ".join(figure for figure in figures if figure)
-        end = f". {state['message']}" if state["message"] else ""
-        return f"<BackgroundAlignment of {self.judge.name!r}: {state['stage']}, {text}{end}>"
+        state = self.state
+        figures: list[str] = [state.stage]
+        if state.step is not None:
+            figures.append(f"step {state.step} of {state.max_steps}")
+        if state.best_score is not None:
+            figures.append(f"best dev score {state.best_score:.3f}")
+        figures += [*filter(None, [state.spent]), f"{state.seconds:.0f} s"]
+        end = f". {state.message}" if state.message else ""
+        return f"<BackgroundAlignment of {self.judge.name!r}: {', '.join(figures)}{end}>"
 
     def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
         if self.view is None:
@@ -354,35 +345,3 @@ def _share_spent(budget: Budget) -> float | None:
     )
     shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
     return min(1.0, max(shares)) if shares else None
-
-
-class _StateWatch(Watch):
-    """Passes stages and steps to a `BackgroundAlignment`, and ends it where it is cancelled."""
-
-    def __init__(self, alignment: BackgroundAlignment) -> None:
-        super().__init__()
-        self.alignment = alignment
-
-    def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
-        self.alignment._enter(stage, preflight)
-        super().enter(stage, preflight)
-
-    @contextmanager
-    def learning(self, optimizer: AlignmentOptimizer, budget: Budget) -> Iterator[None]:
-        assert isinstance(optimizer, SIMBA)
-        # A user's own optimizer is given back as it was.
-        before = optimizer.on_step, optimizer.stop, optimizer.progress
-        own = before[0]
-
-        def on_step(step: dict[str, Any]) -> None:
-            self.alignment._step(step)
-            if own is not None:
-                own(step)
-
-        optimizer.on_step, optimizer.stop = on_step, self.stop
-        optimizer.progress = optimizer.progress and self.alignment.progress
-        self.alignment._learning(optimizer, budget)
-        try:
-            yield
-        finally:
-            optimizer.on_step, optimizer.stop, optimizer.progress = before
