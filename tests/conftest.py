@@ -13,7 +13,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 from loopback import Loopback
+from running import SECRET, MainRun, active_store, new_user
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -85,60 +85,6 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-@dataclass(frozen=True)
-class MainRun:
-    """What ``workbench run --record`` left behind, on the sample data with the embedded model.
-
-    Tests read it. One that changes something works on a copy (see ``main_copy``).
-    """
-
-    folder: Path
-    stdout: str
-    stderr: str
-
-    @property
-    def output(self) -> Path:
-        """Folder of the executed notebook, the report and the store."""
-        return self.folder / "output"
-
-    @property
-    def answers(self) -> Path:
-        """The recording."""
-        return self.folder / "answers.jsonl.gz"
-
-    @property
-    def cache(self) -> Path:
-        """The cache of model answers, made by this run."""
-        return self.folder / "cache"
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """What the notebook wrote to ``summary.json``."""
-        found: dict[str, Any] = json.loads((self.output / "summary.json").read_text("utf-8"))
-        return found
-
-    @property
-    def tracking_uri(self) -> str:
-        """Of the store that the run made."""
-        return f"sqlite:///{self.output}/mlflow.db"
-
-
-SECRET = "sk-main-run-secret-4711"
-"""The value of ``OPENAI_API_KEY`` while `main_run` runs; it must not be written anywhere."""
-
-
-def new_user(folder: Path) -> dict[str, str]:
-    """The environment of someone who has chosen no model, store or cache; the cache is new."""
-    chosen = ("WORKBENCH_", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "OPENAI_", "MPLBACKEND")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(chosen)}
-    return {
-        **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "WORKBENCH_CACHE": str(folder / "cache"),
-        "DSPY_CACHEDIR": str(folder / "cache" / "dspy"),
-    }
-
-
 @pytest.fixture(scope="session")
 def main_run(tmp_path_factory: pytest.TempPathFactory) -> MainRun:
     """The main job, run once for all tests and worker processes."""
@@ -176,24 +122,6 @@ def main_copy(main_run: MainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield folder
     mlflow.end_run()
-
-
-@contextlib.contextmanager
-def active_store(uri: str, experiment: str) -> Iterator[Any]:
-    """Makes a store and an experiment the active ones, and puts back what was active."""
-    import mlflow
-
-    before, variable = mlflow.get_tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield mlflow.set_experiment(experiment)
-    finally:
-        mlflow.set_tracking_uri(before)
-        mlflow.set_registry_uri(before)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if variable is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = variable
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import ast
 import json
 import re
 import runpy
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import pandas as pd
 import pytest
 from mlflow.genai.scorers import get_scorer
 from PIL import Image
+from running import SECRET, MainRun, active_store, run_here, summary
 
 import workbench
-from workbench.experiments.notebook import Ran, run_notebook
+from workbench.experiments.notebook import run_notebook
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SECRET = "sk-notebook-secret-4711"
+NAME = "answer_quality"
 
 # -- form -----------------------------------------------------------------------------------
 
@@ -58,9 +61,18 @@ def test_a_notebook_is_prose_and_short_calls(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder to run in, with a cache of its own, and a secret in the environment."""
+def beside(main_run: MainRun) -> set[Path]:
+    """What lies beside the notebooks before any of these tests runs one."""
+    return set(FOLDER.iterdir())
+
+
+@pytest.fixture(scope="module")
+def isolated(
+    main_run: MainRun, beside: set[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A folder to run in, with the answers of the main job, and a secret in the environment."""
     folder = tmp_path_factory.mktemp("notebooks")
+    shutil.copytree(main_run.cache, folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WORKBENCH_CACHE", str(folder / "cache"))
@@ -72,76 +84,42 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def beside() -> set[Path]:
-    """What lies beside the notebooks before any of them runs."""
-    return set(FOLDER.iterdir())
-
-
-def ran(name: str, output: Path) -> Ran:
-    """Run a notebook with a store of its own, whatever tests before it made the active one.
-
-    MLflow puts the URI of the active store into the environment, which the notebook's kernel
-    would inherit, and tests come in any order when several processes share them.
-    """
+def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
+    """The executed notebooks: the main job's and, at the same time, the others."""
     with pytest.MonkeyPatch.context() as patch:
+        # MLflow puts the URI of the active store there, which the kernels would inherit.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return run_notebook(name, output=output, progress=False)
+        with ThreadPoolExecutor() as pool:
+            others = {
+                name: pool.submit(run_notebook, name, output=isolated / name, progress=False)
+                for name in ("1_quickstart", "2_label", "5_compare")
+            }
+            executed = {name: other.result().notebook for name, other in others.items()}
+    return {**executed, "4_align": main_run.notebook}
 
 
-@pytest.fixture(scope="module")
-def aligned(isolated: Path, beside: set[Path]) -> Ran:
-    """4_align on the sample data, with the embedded model."""
-    return ran("4_align", isolated / "out")
-
-
-@pytest.fixture(scope="module")
-def walked(isolated: Path, beside: set[Path]) -> Ran:
-    """1_quickstart with the embedded model."""
-    return ran("1_quickstart", isolated / "quick")
-
-
-@pytest.fixture(scope="module")
-def labelled(isolated: Path, beside: set[Path]) -> Ran:
-    """2_label on the sample data, with the embedded model and nobody at the panels."""
-    return ran("2_label", isolated / "labelled")
-
-
-@pytest.fixture(scope="module")
-def compared(isolated: Path, beside: set[Path]) -> Ran:
-    """5_compare on the sample data, with the embedded model."""
-    return ran("5_compare", isolated / "compared")
-
-
-@pytest.fixture
-def open_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Makes the store and experiment of a run the active ones of this process."""
-    before = mlflow.get_tracking_uri()
-
-    def activate(uri: str, experiment: str) -> Any:
-        mlflow.set_tracking_uri(uri)
-        return mlflow.set_experiment(experiment)
-
-    yield activate
-    mlflow.set_tracking_uri(before)
-
-
-def outputs(ran: Ran, source: str) -> list[Any]:
+def outputs(notebook: Path, source: str) -> list[Any]:
     """The outputs of the cell that holds ``source``."""
-    cells = nbformat.read(ran.notebook, as_version=4).cells
+    cells = nbformat.read(notebook, as_version=4).cells
     (found,) = [c for c in cells if c.cell_type == "code" and source in c.source]
     return list(found.outputs)
 
 
-def printed(ran: Ran, source: str) -> str:
-    return "".join(o.text for o in outputs(ran, source) if o.output_type == "stream")
+def printed(notebook: Path, source: str) -> str:
+    return "".join(o.text for o in outputs(notebook, source) if o.output_type == "stream")
+
+
+def store_of(notebook: Path, experiment: str) -> Any:
+    """The store that a notebook made, for the time of a ``with`` block."""
+    return active_store(f"sqlite:///{notebook.parent}/mlflow.db", experiment)
 
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_alignment_agrees_better_with_people_on_held_out_pairs(aligned: Ran) -> None:
-    summary = aligned.summary
+def test_alignment_agrees_better_with_people_on_held_out_pairs(main_run: MainRun) -> None:
+    summary = main_run.summary
     assert summary["status"] == "improved"
     assert summary["seed"] == 0
     assert summary["model"] == "offline:/rubric"
@@ -151,45 +129,42 @@ def test_alignment_agrees_better_with_people_on_held_out_pairs(aligned: Ran) -> 
     assert after > before
 
 
-def test_the_summary_says_where_everything_is(aligned: Ran) -> None:
-    summary = aligned.summary
+def test_the_summary_says_where_everything_is(main_run: MainRun) -> None:
+    summary = main_run.summary
     assert "accuracy" in summary["table"]
     assert Path(summary["report"]).is_file()
-    assert summary["tracking_uri"] == f"sqlite:///{aligned.output}/mlflow.db"
+    assert summary["tracking_uri"] == f"sqlite:///{main_run.output}/mlflow.db"
     assert summary["experiment"] == "judge-alignment"
     assert summary["judge"] == {"name": "answer_quality", "version": 1, "new": True}
     assert summary["calls"]["judge"] > 100
-    assert json.loads((aligned.output / "summary.json").read_text("utf-8")) == summary
+    assert json.loads((main_run.output / "summary.json").read_text("utf-8")) == summary
 
 
-def test_the_report_stands_by_itself(aligned: Ran) -> None:
-    text = Path(aligned.summary["report"]).read_text("utf-8")
+def test_the_report_stands_by_itself(main_run: MainRun) -> None:
+    text = Path(main_run.summary["report"]).read_text("utf-8")
     assert "<svg" in text
     assert "<script" not in text
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", text)
 
 
-def test_no_secret_is_written_anywhere(
-    aligned: Ran, walked: Ran, labelled: Ran, compared: Ran
-) -> None:
-    for path in [p for ran in (aligned, walked, labelled, compared) for p in files(ran.output)]:
+def test_no_secret_is_written_anywhere(runs: dict[str, Path], main_run: MainRun) -> None:
+    for path in [main_run.answers, *(p for ran in runs.values() for p in files(ran.parent))]:
         assert SECRET.encode() not in path.read_bytes(), path
 
 
 def test_nothing_is_written_beside_the_output(
-    aligned: Ran, walked: Ran, labelled: Ran, compared: Ran, isolated: Path, beside: set[Path]
+    runs: dict[str, Path], isolated: Path, main_run: MainRun, beside: set[Path]
 ) -> None:
     made = {path.name for path in isolated.iterdir()}
-    assert made <= {"out", "quick", "labelled", "compared", "cache"}
+    assert made <= {"1_quickstart", "2_label", "5_compare", "cache"}
+    left = {path.name for path in main_run.folder.iterdir()}
+    assert left == {"output", "cache", "answers.jsonl.gz", "done.json"}
     assert set(FOLDER.iterdir()) == beside
 
 
-@pytest.mark.parametrize("name", ["aligned", "walked", "labelled", "compared"])
-def test_every_picture_is_shown_and_nothing_is_amiss(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    ran: Ran = request.getfixturevalue(name)
-    cells = [c for c in nbformat.read(ran.notebook, as_version=4).cells if c.cell_type == "code"]
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+def test_every_picture_is_shown_and_nothing_is_amiss(name: str, runs: dict[str, Path]) -> None:
+    cells = [c for c in nbformat.read(runs[name], as_version=4).cells if c.cell_type == "code"]
     for cell in cells:
         pictures = sum("image/png" in o.get("data", {}) for o in cell.outputs)
         loop = "for source" in cell.source  # of recorded verdicts, which the sample has none of
@@ -206,13 +181,11 @@ def test_every_picture_is_shown_and_nothing_is_amiss(
 
 
 def test_the_judge_is_registered_for_the_workbench_and_for_mlflow(
-    aligned: Ran, open_store: Any
+    main_run: MainRun, main_copy: Path
 ) -> None:
-    summary = aligned.summary
-    experiment = open_store(summary["tracking_uri"], summary["experiment"])
     judge = workbench.load_judge("answer_quality")
-    assert judge.instructions.strip() == printed(aligned, "alignment.proposed").strip()
-    mlflows = get_scorer(name="answer_quality", experiment_id=experiment.experiment_id)
+    assert judge.instructions.strip() == printed(main_run.notebook, "alignment.proposed").strip()
+    mlflows = get_scorer(name="answer_quality")
     assert mlflows.instructions == judge.instructions
     values = {"excellent", "good", "fair", "poor"}
     shown = {"inputs": {"query": "How heavy is it?"}, "outputs": "It weighs 2 kg."}
@@ -220,13 +193,20 @@ def test_the_judge_is_registered_for_the_workbench_and_for_mlflow(
     assert judge(**shown).value in values
 
 
-def test_a_second_run_repeats_nothing(aligned: Ran, open_store: Any) -> None:
-    open_store(aligned.summary["tracking_uri"], aligned.summary["experiment"])
+def test_a_second_run_repeats_nothing(main_run: MainRun, main_copy: Path) -> None:
     before = assessments()
-    again = run_notebook("4_align", output=aligned.output, progress=False)
-    assert again.summary["judge"] == {"name": "answer_quality", "version": 1, "new": False}
-    assert again.summary["calls"] == {"judge": 0, "reflection": 0}
-    assert again.summary["comparison"] == aligned.summary["comparison"]
+    assert before == {
+        ("traces", ""): 153,
+        (NAME, "ana"): 153,
+        (NAME, "ben"): 150,
+        (NAME, "chloe"): 153,
+        (NAME, "offline:/rubric"): 153,
+    }
+    run_here(f"workbench run --output {main_copy}")
+    again = summary(main_copy)
+    assert again["judge"] == {"name": "answer_quality", "version": 1, "new": False}
+    assert again["calls"] == {"judge": 0, "reflection": 0}
+    assert again["comparison"] == main_run.summary["comparison"]
     assert assessments() == before
     assert len(workbench.history("answer_quality")) == 1
 
@@ -240,37 +220,25 @@ def assessments() -> Counter[tuple[str, str]]:
     return found
 
 
-def test_the_picture_of_readme_shows_what_the_main_job_gives(aligned: Ran) -> None:
+def test_the_picture_of_readme_shows_what_the_main_job_gives(main_run: MainRun) -> None:
     docs = FOLDER.parent / "docs"
     pictures = runpy.run_path(str(docs / "pictures.py"))
     said = Image.open(docs / "img" / "before_after.png").info["Description"]
     hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
-    assert said == pictures["description"](aligned.summary), hint
-
-
-def test_the_sample_is_stored_whole(aligned: Ran, open_store: Any) -> None:
-    open_store(aligned.summary["tracking_uri"], aligned.summary["experiment"])
-    name = "answer_quality"
-    assert assessments() == {
-        ("traces", ""): 153,
-        (name, "ana"): 153,
-        (name, "ben"): 150,
-        (name, "chloe"): 153,
-        (name, "offline:/rubric"): 153,
-    }
+    assert said == pictures["description"](main_run.summary), hint
 
 
 def test_the_comparison_is_logged_with_a_row_for_each_judge(
-    compared: Ran, open_store: Any, tmp_path: Path
+    runs: dict[str, Path], tmp_path: Path
 ) -> None:
     """The run of 5_compare holds the table, and its embedded SIMBA beats the original there."""
-    open_store(f"sqlite:///{compared.output}/mlflow.db", "compare-optimizers")
-    (run,) = mlflow.search_runs(
-        filter_string="tags.mlflow.runName LIKE 'compare optimizers%'", output_format="list"
-    )
-    path = mlflow.artifacts.download_artifacts(
-        run_id=run.info.run_id, artifact_path="comparison.csv", dst_path=str(tmp_path)
-    )
+    with store_of(runs["5_compare"], "compare-optimizers"):
+        (run,) = mlflow.search_runs(
+            filter_string="tags.mlflow.runName LIKE 'compare optimizers%'", output_format="list"
+        )
+        path = mlflow.artifacts.download_artifacts(
+            run_id=run.info.run_id, artifact_path="comparison.csv", dst_path=str(tmp_path)
+        )
     table = pd.read_csv(path, index_col="judge")
     assert list(table.index) == [
         "original", "majority label", "few-shot", "workbench SIMBA", "MLflow GEPA",
@@ -281,41 +249,43 @@ def test_the_comparison_is_logged_with_a_row_for_each_judge(
     assert "failed" not in set(table["status"])
 
 
-def test_the_quickstart_walks_through_every_step(walked: Ran, open_store: Any) -> None:
-    open_store(f"sqlite:///{walked.output}/mlflow.db", "quickstart")
-    name = "answer_quality"
-    # One verdict was logged by hand and then, marked with the judge's version, by assess.
-    counted = {("traces", ""): 55, (name, "ana"): 55, (name, "offline:/rubric"): 56}
-    assert assessments() == counted
+def test_the_quickstart_walks_through_every_step(runs: dict[str, Path]) -> None:
+    walked = runs["1_quickstart"]
+    with store_of(walked, "quickstart"):
+        # One verdict was logged by hand and then, marked with the judge's version, by assess.
+        counted = {("traces", ""): 55, (NAME, "ana"): 55, (NAME, "offline:/rubric"): 56}
+        assert assessments() == counted
+        learnt = workbench.load_judge(NAME).instructions.strip()
+    assert learnt in printed(walked, "judge.align(")
     assert re.search(r"0\.\d\d before, 0\.\d\d after, on 35 traces", printed(walked, "improvement"))
-    assert workbench.load_judge(name).instructions.strip() in printed(walked, "judge.align(")
 
 
-def test_the_labelling_notebook_decides_and_marks_what_is_earlier(
-    labelled: Ran, open_store: Any
-) -> None:
+def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:
     """A table stands for each panel; one item is decided, and its labels stay."""
-    open_store(f"sqlite:///{labelled.output}/mlflow.db", "labelling")
-    name = "answer_quality"
     for source, said in (("workbench.LabelPanel(", "labelled by"), ("AdjudicationPanel(", "51")):
-        (shown,) = outputs(labelled, source)
+        (shown,) = outputs(runs["2_label"], source)
         assert set(shown.data) == {"text/plain", "text/html"}
         assert said in shown.data["text/html"]
-    decisions = workbench.disagreements(name)["decision"]["by"]
-    assert decisions.value_counts().to_dict() == {"you": 1}
-    assert len(workbench.rubric_history(name)) == 2
-    assert len(workbench.earlier_labels(name)) == 456
-    queue = workbench.review_queue("pilot")
-    assert queue.annotators == ("ana", "ben", "chloe", "you")
-    assert queue.items["done"].any()
-    assert not queue.items["done"].all()
+    with store_of(runs["2_label"], "labelling"):
+        decisions = workbench.disagreements(NAME)["decision"]["by"]
+        assert decisions.value_counts().to_dict() == {"you": 1}
+        assert len(workbench.rubric_history(NAME)) == 2
+        assert len(workbench.earlier_labels(NAME)) == 456
+        queue = workbench.review_queue("pilot")
+        assert queue.annotators == ("ana", "ben", "chloe", "you")
+        assert queue.items["done"].any()
+        assert not queue.items["done"].all()
 
 
 def test_a_column_that_the_file_lacks_ends_the_run_before_anything_is_stored(
-    isolated: Path,
+    main_run: MainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (isolated / "out").mkdir(exist_ok=True)
-    own = isolated / "out" / "own.csv"
-    own.write_text("question,reply,rating\nq,r,good\n")
-    with pytest.raises(workbench.WorkbenchError, match=r"inputs: .*'query'.*'question'.*'reply'"):
-        run_notebook("4_align", parameters={"data": str(own)}, output="out/own", progress=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("own.csv").write_text("question,reply,rating\nq,r,good\n")
+    said = r"inputs: .*'query'.*'question'.*'reply'"
+    with (
+        active_store(main_run.tracking_uri),
+        pytest.raises(workbench.WorkbenchError, match=said),
+    ):
+        run_here("workbench run -p data own.csv")

@@ -1,67 +1,60 @@
-"""README keeps its word: its commands run, its code runs, its picture and its links are true."""
+"""README and guide keep their word: commands and code run, pictures and links are true."""
 
 from __future__ import annotations
 
 import csv
 import http.server
 import json
-import os
 import random
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import nbformat
 import pytest
 from mlflow.entities import AssessmentSource
+from running import MainRun, active_store, new_user, run_here, summary
 
+import workbench
+from workbench.cli import main
+from workbench.errors import NoLabelsError, ReplayError
 from workbench.models.offline.provider import answer
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+GUIDE = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = [README, *(path.read_text("utf-8") for path in GUIDE)]
+ALL = "\n".join(TEXTS)
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def fenced(language: str, text: str = ALL) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = [line for block in fenced("sh") for line in block.splitlines()]
 
 
 def command(text: str) -> str:
-    """The one shell command of README that holds the text."""
-    lines = [line for block in fenced("sh") for line in block.splitlines()]
-    (found,) = [line for line in lines if text in line]
+    """The one shell command that holds the text."""
+    (found,) = [line for line in COMMANDS if text in line]
     return found
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A new user's folder: no model, store, key or cache is chosen, nor anything judged."""
     for name in ("WORKBENCH_MODEL", "MLFLOW_TRACKING_URI", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    return tmp_path
-
-
-def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["bash", "-c", text],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
-    return found
+    monkeypatch.chdir(tmp_path)
+    with active_store(f"sqlite:///{tmp_path}/unused.db"):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield tmp_path
 
 
 def write_answers(path: Path, rows: int = 60) -> None:
@@ -94,28 +87,31 @@ def write_answers(path: Path, rows: int = 60) -> None:
 
 
 def test_every_command_is_known_to_these_tests() -> None:
-    lines = [line for block in fenced("sh") for line in block.splitlines()]
-    tested = ["openai:/gpt-4.1-mini", "base_url", "out-own", "out-later", "workbench params"]
-    assert len(lines) == len(tested)
-    for text in tested:
-        assert command(text) in lines
+    tested = [
+        "4_align", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later", "workbench params",
+        "--record", "--replay",
+    ]  # fmt: skip
+    assert sorted(map(command, tested)) == sorted(COMMANDS)
 
 
 def test_make_targets_exist_and_stand_at_the_top() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    named = set(re.findall(r"\bmake (\w+)", README.replace("GNU make.", "")))
-    assert {"run", "test", "lab"} <= named
+    named = set(re.findall(r"\bmake ([\w-]+)", README.replace("GNU make.", "")))
+    assert {"run", "test", "test-slow", "lab"} <= named
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     assert README.index("make run") < README.index("make test") < 600
 
 
-def test_parameters_are_listed(folder: Path) -> None:
-    ran = shell(command("workbench params"), folder)
-    assert ran.returncode == 0
+def test_parameters_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    monkeypatch.chdir(ROOT)
+    ran = CliRunner().invoke(main, command("workbench params").split()[1:])
+    assert ran.exit_code == 0
     listed = set(re.findall(r"^(\w+) = ", ran.stdout, flags=re.MULTILINE))
-    assert set(re.findall(r"-p (\w+) ", README)) <= listed
-    table = README.partition("| parameter | holds |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"-p (\w+) ", ALL)) <= listed
+    table = ALL.partition("| parameter | holds |")[2].partition("\n\n")[0]
     first_column = " ".join(line.split("|")[1] for line in table.splitlines() if "`" in line)
     explained = set(re.findall(r"`(\w+)`", first_column))
     assert {"inputs", "annotators", "verdicts"} <= explained <= listed
@@ -156,45 +152,55 @@ def served() -> Iterator[str]:
     server.server_close()
 
 
-def test_another_model_is_named_on_the_command_line(
-    folder: Path, served: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def fewer(folder: Path) -> str:
+    """Parameters to add to a command: the first rows of the sample are enough."""
+    lines = (ROOT / "data" / "shop_answers.csv").read_text("utf-8").splitlines(keepends=True)
+    (folder / "fewer.csv").write_text("".join(lines[:61]), "utf-8")
+    return " -p data fewer.csv -p max_steps 1"
+
+
+def test_a_model_is_named_on_the_command_line(
+    folder: Path, fewer: str, served: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_BASE", served)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-readme-123456")
-    ran = shell(command("openai:/gpt-4.1-mini"), folder)
-    assert ran.returncode == 0, ran.stderr
-    assert summary(folder / "out-openai")["model"] == "openai:/gpt-4.1-mini"
-    assert "no model was named" not in ran.stderr
+    for text in ("4_align", "openai:/gpt-4.1 "):
+        said = summary(run_here(command(text) + fewer))
+        assert said["model"] == "openai:/gpt-4.1-mini"
 
 
-def test_a_local_server_is_named_on_the_command_line(folder: Path, served: str) -> None:
-    given = command("base_url")
-    assert "http://localhost:8000/v1" in given
-    ran = shell(given.replace("http://localhost:8000/v1", served), folder)
-    assert ran.returncode == 0, ran.stderr
-    assert summary(folder / "out-local")["status"] in ("improved", "unchanged", "rejected")
+def test_a_local_server_is_named_on_the_command_line(
+    folder: Path, fewer: str, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The placeholder for a key is a word that texts may hold."""
+    name, _, line = command("base_url").partition(" ")
+    assert "http://localhost:8000/v1" in line
+    monkeypatch.setenv(*name.split("=", 1))
+    said = summary(run_here(line.replace("http://localhost:8000/v1", served) + fewer))
+    assert said["status"] in ("improved", "unchanged", "rejected")
 
 
 def test_a_users_own_file_is_aligned_on(folder: Path) -> None:
     write_answers(folder / "answers.csv")
-    ran = shell(command("out-own"), folder)
-    assert ran.returncode == 0, ran.stderr
-    said = summary(folder / "out-own")
+    said = summary(run_here(command("out-own")))
     assert said["judge"]["name"] == "correctness"
     assert said["recorded"]["gpt4"]["n"] == 60
     assert {path.name for path in folder.iterdir()} == {"answers.csv", "cache", "out-own"}
+
+
+def test_a_run_leaves_the_files_that_the_guide_lists(main_run: MainRun) -> None:
     for name in ("report.html", "4_align.ipynb", "mlflow.db", "artifacts", "summary.json"):
-        assert (folder / "out-own" / name).exists()
-        assert f"`{name}`" in README
+        assert (main_run.output / name).exists()
+        assert f"`{name}`" in ALL
 
 
+@pytest.mark.slow
 def test_the_same_command_on_real_labels_gives_the_published_figures(
     folder: Path, openqa: Path
 ) -> None:
     shutil.copy(openqa, folder / "answers.csv")
-    ran = shell(command("out-own"), folder)
-    assert ran.returncode == 0, ran.stderr
-    said = summary(folder / "out-own")
+    said = summary(run_here(command("out-own")))
     gpt4 = said["recorded"]["gpt4"]
     assert gpt4["n"] == 1487
     assert round(gpt4["figures"]["accuracy"]["value"], 4) == 0.8480
@@ -215,64 +221,107 @@ def test_the_same_command_on_real_labels_gives_the_published_figures(
 
 def test_labels_may_come_after_the_first_run(folder: Path) -> None:
     write_answers(folder / "answers.csv")
-    first = shell(command("out-later"), folder)
-    assert first.returncode == 1
-    assert "NoLabelsError" in first.stderr
-    assert "Traceback" not in first.stderr
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/out-later/mlflow.db")
-    mlflow.set_experiment("judge-alignment")
-    traces = mlflow.search_traces(return_type="list")
-    for trace in traces:
+    with pytest.raises(NoLabelsError):
+        run_here(command("out-later"))
+    for trace in mlflow.search_traces(return_type="list"):
         rating = "No" if "nobody" in trace.data.spans[0].outputs else "Yes"
         source = AssessmentSource(source_type="HUMAN", source_id="dora")
         mlflow.log_feedback(
             trace_id=trace.info.trace_id, name="helpfulness", value=rating, source=source
         )
-    mlflow.set_tracking_uri(before)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # where MLflow has put it
-    second = shell(command("out-later"), folder)
-    assert second.returncode == 0, second.stderr
-    assert summary(folder / "out-later")["comparison"]["n"] > 15
+    assert summary(run_here(command("out-later")))["comparison"]["n"] > 15
 
 
-# -- code, picture, links -------------------------------------------------------------------
+# -- recordings -----------------------------------------------------------------------------
 
 
-def test_the_code_runs_as_it_stands(folder: Path) -> None:
-    (folder / "data").symlink_to(ROOT / "data")
-    source = "\n".join(fenced("python"))
-    checks = "assert judge.instructions == same.instructions\nassert aligned.name == judge.name\n"
+def shown(output: Path) -> list[str]:
+    """Outputs of the notebook and the report, without what differs from run to run."""
+    cells = nbformat.read(output / "4_align.ipynb", as_version=4).cells
+    texts = [json.dumps(out) for cell in cells for out in cell.get("outputs", [])]
+    texts.append((output / "report.html").read_text("utf-8"))
+    for pattern, instead in (
+        (re.escape(str(output)), "FOLDER"),
+        (r"\b[0-9a-f]{32}(?=</dd>)", "RUN"),
+        (r"[0-9.]+ s\b", "SECONDS"),
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "DATE"),
+        (r"\[\d\d:\d\d<[^]]*\]|\d+%\|[^|]*\|", "BAR"),
+        (r"workbench: no model was named[^\"]*", ""),
+    ):
+        texts = [re.sub(pattern, instead, text) for text in texts]
+    return texts
+
+
+def test_a_replay_gives_the_recorded_run_byte_for_byte(main_run: MainRun, folder: Path) -> None:
+    """`main_run` is the command that records; every figure, table and picture comes again."""
+    assert command("--record").endswith("--record answers.jsonl.gz")
+    shutil.copy(main_run.answers, folder)
     ran = subprocess.run(
-        [sys.executable, "-W", "error:::workbench", "-c", source + checks],
+        ["bash", "-c", command("--replay")],
         cwd=folder,
+        env=new_user(folder),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "Agreement" in ran.stdout
+    assert shown(folder / "out-replay") == shown(main_run.output)
+    places = {"report": "", "tracking_uri": ""}
+    assert summary(folder / "out-replay") | places == main_run.summary | places
+
+
+def test_what_a_recording_lacks_is_an_error(main_run: MainRun, folder: Path) -> None:
+    import gzip
+
+    lines = gzip.decompress(main_run.answers.read_bytes()).splitlines(keepends=True)
+    short = folder / "short.jsonl"
+    short.write_bytes(b"".join([*lines[:5], *lines[6:]]))
+    with workbench.replaying(short), pytest.raises(ReplayError, match="has no answer in"):
+        run_here("workbench run")
+
+
+# -- code, pictures, links ------------------------------------------------------------------
+
+
+def test_the_code_runs_as_it_stands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """README's example, and the guide's that continues it."""
+    (folder / "data").symlink_to(ROOT / "data")
+    names: dict[str, Any] = {}
+    for source in fenced("python"):
+        exec(compile(source, "README.md", "exec"), names)
+    assert names["judge"].instructions == names["same"].instructions
+    assert names["judge"].instructions == names["alignment"].judge.instructions
+    assert "Agreement" in capsys.readouterr().out
     assert (folder / "output" / "report.html").is_file()
     assert not (folder / "mlruns").exists()
 
 
-def test_links_and_pictures_exist() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDE], ids=lambda path: path.name)
+def test_links_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
         assert not target.startswith("http"), target
-        assert (ROOT / target).is_file(), target
+        assert (path.parent / target).is_file(), target
+
+
+def test_pictures_are_small_and_every_page_of_the_guide_is_linked() -> None:
     for picture in (ROOT / "docs" / "img").glob("*.png"):
         assert picture.stat().st_size < 80_000
+    for page in GUIDE:
+        assert f"(docs/{page.name})" in README
 
 
-def test_environment_variables_are_those_that_the_library_reads() -> None:
+def test_names_of_variables_and_errors_are_those_of_the_library() -> None:
     package = "\n".join(path.read_text("utf-8") for path in (ROOT / "workbench").rglob("*.py"))
-    named = set(re.findall(r"\bWORKBENCH_[A-Z_]+", README))
+    named = set(re.findall(r"\bWORKBENCH_[A-Z_]+", ALL))
     assert len(named) >= 6
-    for name in named:
-        assert name in package, name
+    for name in named | set(re.findall(r"`(?:LITELLM|MLFLOW)_[A-Z_]+", ALL)):
+        assert name.strip("`") in package, name
+    for name in re.findall(r"\b[A-Z]\w+Error\b", ALL):
+        assert f"class {name}(" in package, name
 
 
-def test_it_is_short_and_names_no_place_to_install_from() -> None:
-    assert len(README.splitlines()) <= 245
-    assert "http" not in README.replace("http://localhost:8000/v1", "")
+def test_readme_is_short_and_no_text_names_a_place_to_install_from() -> None:
+    assert len(README.splitlines()) <= 120
+    assert "http" not in ALL.replace("http://localhost:8000/v1", "")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
-import nbformat
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -25,7 +24,6 @@ import workbench
 from workbench.alignment.external import _settings
 from workbench.cli import main
 from workbench.errors import ModelError, ReplayError
-from workbench.experiments.notebook import Ran, run_notebook
 from workbench.judging.judge import with_instructions
 from workbench.judging.runner import run
 from workbench.models.cache import AnswerCache
@@ -534,77 +532,7 @@ def test_an_interrupted_run_is_completed_by_the_next(
         assert [v.value for v in run(judge, asked, cache=other)] == [v.value for v in before]
 
 
-# -- the whole notebook ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def parameters(tmp_path: Path) -> dict[str, Any]:
-    TABLE.to_csv(tmp_path / "replies.csv", index=False)
-    return {
-        "data": str(tmp_path / "replies.csv"),
-        "inputs": "question",
-        "outputs": "answer",
-        "annotators": "ana: label + rationale",
-        "groups": None,
-        "judge_name": "good",
-        "instructions": INSTRUCTIONS,
-        "max_steps": 2,
-    }
-
-
-def shown(ran: Ran) -> list[str]:
-    """All outputs of the notebook but for its folder, ids of runs, seconds and progress."""
-    notebook = nbformat.read(ran.notebook, as_version=4)
-    outputs = [json.dumps(o) for cell in notebook.cells for o in cell.get("outputs", [])]
-    return [same(text, ran) for text in outputs]
-
-
-def same(text: str, ran: Ran) -> str:
-    text = text.replace(str(ran.output), "FOLDER")
-    text = re.sub(r"\b[0-9a-f]{32}(?=</dd>)", "RUN", text)
-    text = re.sub(r"[0-9.]+ s\b", "SECONDS", text)
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "DATE", text)
-    return re.sub(r"\[\d\d:\d\d<[^]]*\]|\d+%\|[^|]*\|", "BAR", text)
-
-
-def test_the_whole_notebook_is_replayed_byte_for_byte(
-    tmp_path: Path, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every figure, table and picture; with a line less it is an error that says so."""
-    answers = tmp_path / "answers.jsonl"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("WORKBENCH_MODEL", "openai:/simulated")
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    with Simulation(judge="noisy") as server:
-        monkeypatch.setenv("OPENAI_API_BASE", server.url)
-        one = run_notebook(
-            "4_align", parameters=parameters, output="one", record=answers, progress=False
-        )
-    assert KEY not in answers.read_text()
-    for variable in ("OPENAI_API_KEY", "WORKBENCH_MODEL", "OPENAI_API_BASE"):
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "other-cache"))
-    two = run_notebook(
-        "4_align", parameters=parameters, output="two", replay=answers, progress=False
-    )
-    assert shown(two) == shown(one)
-    reports = [same((ran.output / "report.html").read_text("utf-8"), ran) for ran in (one, two)]
-    assert reports[0] == reports[1]
-    assert two.summary | {"report": "", "tracking_uri": ""} == one.summary | {
-        "report": "",
-        "tracking_uri": "",
-    }
-
-    lines = answers.read_text().splitlines(keepends=True)
-    answers.write_text("".join([*lines[:5], *lines[6:]]))
-    given = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    failed = CliRunner().invoke(
-        main, ["run", *given, "--output", "three", "--replay", str(answers)]
-    )
-    assert failed.exit_code == 1
-    assert f"has no answer in {answers}" in failed.output
+# -- the command -------------------------------------------------------------------------
 
 
 def test_the_command_says_what_is_wrong_with_a_file(
