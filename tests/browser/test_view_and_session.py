@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 import pytest
 from hosts import Panel
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
 import workbench
 from workbench.labeling.session import LabelSession
@@ -50,15 +50,14 @@ async ({code, setup, state}) => {
 class Wire:
     """A view and a session, and what is under way between them."""
 
-    def __init__(self, browser: Browser, session: LabelSession) -> None:
+    def __init__(self, context: BrowserContext, session: LabelSession) -> None:
         self.session = session
         self.to_page: list[dict[str, Any]] = []
         session.on_message = self.to_page.append
-        self.page = browser.new_context(viewport={"width": 1000, "height": 800}).new_page()
+        self.page = context.new_page()
         self.page.set_default_timeout(20_000)
         address = "http://127.0.0.1/panel"
         self.page.route(address, lambda route: route.fulfill(body="", content_type="text/html"))
-        self.page.clock.install()
         self.page.goto(address)
         self.page.evaluate(STAND_IN, {"code": str(LabelPanel._esm), **self.news()})
         self.panel = Panel(self.page.locator(".wb"))
@@ -107,11 +106,12 @@ def imported(begin: int, end: int) -> list[str]:
 
 @contextmanager
 def wired(browser: Browser) -> Iterator[Wire]:
-    made = Wire(browser, LabelSession("quality", annotator="ana", scale=SCALE))
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    context.clock.install()
     try:
-        yield made
+        yield Wire(context, LabelSession("quality", annotator="ana", scale=SCALE))
     finally:
-        made.page.context.close()
+        context.close()
 
 
 @pytest.fixture
@@ -262,21 +262,18 @@ def test_what_could_not_be_saved_is_not_said_to_be(wire: Wire) -> None:
     assert wire.session.state()["lost"] == 1
 
 
-def test_a_line_that_is_made_to_take_long_takes_no_time(browser: Browser, store: str) -> None:
-    """Headings and tables are read once over, however many spaces they hold."""
-    spaces = " " * 25_000
-    answers = [
-        f"## a{spaces}b",
-        f"# a{'#' * 25_000} b",
-        f"a|b\n|{spaces}x",
-        f"a | b\n{spaces}-|x{spaces}",
-    ]
-    table = pd.DataFrame({"question": range(4), "answer": answers})
-    workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
-    with wired(browser) as wire:
-        for position in range(4):
-            wire.panel.at(position)
-            expect(wire.panel.root.locator(".wb-outputs")).to_contain_text("a")
-            wire.panel.press("2", "Enter")
-        wire.carry()
-        assert wire.session.progress["labelled"] == 4
+def test_a_view_of_an_ended_kernel_sees_what_a_new_one_has_saved(wire: Wire) -> None:
+    """It says so, and sends nothing any more."""
+    trace_id = wire.panel.trace_id
+    wire.panel.press("2", "Enter")
+    wire.sent()  # nobody is there
+    expect(wire.panel.root).to_have_attribute("data-unsaved", "1")
+    newer = Wire(wire.page.context, LabelSession("quality", annotator="ana", scale=SCALE))
+    assert counting(trace_id) == ["fair"]
+    expect(newer.panel.root).to_have_attribute("data-unsaved", "0")
+    wire.page.clock.run_for(2 * PATIENCE)
+    expect(wire.panel.root).to_have_attribute("data-unsaved", "0")
+    expect(wire.panel.root.locator(".wb-saving")).not_to_contain_text("Not saved yet")
+    wire.sent()
+    wire.page.clock.run_for(20 * PATIENCE)
+    assert acts(wire.sent()) == []
