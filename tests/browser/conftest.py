@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from hosts import Host
+    from hosts import Desk, Host
     from playwright.sync_api import Browser
-
-_NEEDED = (
-    "The tests in a browser need Chromium: apt-get install chromium, or name another one by the "
-    "environment variable WORKBENCH_TEST_BROWSER."
-)
 
 
 # Playwright keeps an event loop in this thread: it must be gone before other tests need one.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium, which finds no host but loopback. Without one tests skip, but in CI they fail."""
-    named = os.environ.get("WORKBENCH_TEST_BROWSER")
-    path = named or shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None or not Path(path).exists():
-        if os.environ.get("CI"):
-            pytest.fail(_NEEDED)
-        pytest.skip(_NEEDED)
+    """Chromium, which finds no host but loopback."""
+    from browser_path import browser_path
+
+    path = browser_path(os.environ)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -69,3 +59,12 @@ def host(request: pytest.FixtureRequest) -> Host:
     """JupyterLab, then Notebook 7: a test that takes it holds in both."""
     found: Host = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture(scope="package")
+def desk(browser: Browser, lab: Host) -> Iterator[Desk]:
+    """A notebook in JupyterLab with one kernel for all tests that leave it running."""
+    from hosts import Desk
+
+    with lab.notebook(browser, [""] * 4) as notebook:
+        yield Desk(notebook)

@@ -58,28 +58,6 @@ document.addEventListener('keydown', (event) => {
 }, true);
 """
 
-# Takes messages between the page and the kernel away: the next one each that matches a pattern in
-# `losing.sent` or `losing.got`. What was taken is in `losing.lost`.
-LOSING = r"""
-window.losing = {sent: [], got: [], lost: []};
-const isLost = (patterns, data) => {
-    if (!patterns.length) return false;
-    const said = typeof data === 'string' ? data : new TextDecoder().decode(data);
-    const at = patterns.findIndex((each) => new RegExp(each).test(said));
-    if (at >= 0) losing.lost.push(patterns.splice(at, 1)[0]);
-    return at >= 0;
-};
-const {send} = WebSocket.prototype;
-WebSocket.prototype.send = function (data) {
-    if (!isLost(losing.sent, data)) send.call(this, data);
-};
-const {get, set} = Object.getOwnPropertyDescriptor(WebSocket.prototype, 'onmessage');
-Object.defineProperty(WebSocket.prototype, 'onmessage', {get, set(handler) {
-    const heard = (event) => isLost(losing.got, event.data) || handler.call(this, event);
-    set.call(this, handler && heard);
-}});
-"""
-
 
 class Host:
     """A running JupyterLab or Notebook 7 with a folder of its own."""
@@ -171,7 +149,8 @@ def running(app: str, folder: Path, settings: dict[str, Any] | None = None) -> I
         yield Host(app, address, root)
     finally:
         # The server's kernels are told to end by the server.
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
@@ -327,3 +306,37 @@ class Panel:
             "([root, ahead]) => Number(root.dataset.ahead) >= ahead",
             arg=[self.root.element_handle(), ahead],
         )
+
+
+class Desk:
+    """A notebook with a running kernel, in which one test after the other shows what it needs."""
+
+    def __init__(self, notebook: Notebook) -> None:
+        self.notebook = notebook
+
+    @contextlib.contextmanager
+    def shows(self, cells: list[str], viewport: Any = None) -> Iterator[Notebook]:
+        """The notebook with these cells, not run yet, as if nothing had been shown before."""
+        page = self.notebook.page
+        page.set_viewport_size(viewport or {"width": 1280, "height": 900})
+        page.evaluate("localStorage.clear(); document.querySelector('#as-wide')?.remove()")
+        self.notebook.app(
+            "await commands.execute('notebook:clear-all-cell-outputs');"
+            "panel.content.widgets.forEach((each, n) =>"
+            " each.model.sharedModel.setSource(argument[n] ?? ''))",
+            cells,
+        )
+        yield self.notebook
+
+
+def connected(store: str, values: Sequence[str] = (), experiment: str = "test") -> str:
+    """A cell that connects to a store, and makes a scale of the values if there are any."""
+    scale = f"scale = Scale.of({list(values)!r})" if values else ""
+    return (
+        "if 'panel' in globals(): panel.close()\n"
+        "import mlflow, workbench\n"
+        "from workbench import LabelQuestion, Scale\n"
+        f"mlflow.set_tracking_uri({store!r})\n"
+        f"mlflow.set_experiment({experiment!r})\n"
+        f"{scale}"
+    )

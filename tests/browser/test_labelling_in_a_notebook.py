@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas as pd
-from hosts import LOSING, STOPWATCH, Host, Panel
+from hosts import STOPWATCH, Desk, Host, Panel, connected
 from large_queue import long_and_short, multiply
 from playwright.sync_api import Browser, expect
 
@@ -23,12 +23,7 @@ PANEL = "panel = workbench.LabelPanel('quality', annotator='ana', scale=scale)\n
 
 
 def setup(store: str) -> str:
-    return (
-        "import mlflow, workbench\n"
-        f"mlflow.set_tracking_uri({store!r})\n"
-        "mlflow.set_experiment('test')\n"
-        f"scale = workbench.Scale.of({VALUES!r})"
-    )
+    return connected(store, VALUES)
 
 
 def traces(n: int) -> list[str]:
@@ -73,15 +68,23 @@ class Freezer:
     """A cell in which the kernel stands still, until it is released."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "frozen"
+        self._path, self._marker = folder / "frozen", folder / "freezing"
         os.mkfifo(self._path)
+        mark = f"open({str(self._marker)!r}, 'w').close(); "
         # Opening a pipe that no one writes to waits. Through PyDLL it keeps the interpreter's
         # lock, so that no other thread of the kernel runs either.
-        self.cell = (
-            f"import ctypes; ctypes.PyDLL(None).open({os.fsencode(self._path)!r}, 0)"
-        )  # fmt: skip
+        self.cell = f"import ctypes; {mark}ctypes.PyDLL(None).open({os.fsencode(self._path)!r}, 0)"
         # This one lets them run.
-        self.busy_cell = f"open({str(self._path)!r}).read()"
+        self.busy_cell = f"{mark}open({str(self._path)!r}).read()"
+
+    def wait(self, panel: Panel) -> None:
+        """Wait until the kernel runs the cell."""
+        deadline = time.monotonic() + 40
+        while not self._marker.exists():
+            assert time.monotonic() < deadline, "the cell was not run"
+            panel.page.wait_for_timeout(20)
+        panel.page.wait_for_timeout(100)
+        self._marker.unlink()
 
     def release(self) -> None:
         with self._path.open("w"):
@@ -181,13 +184,13 @@ def test_thirty_traces_are_labelled_by_keyboard_alone(
 
 
 def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
-    browser: Browser, host: Host, store: str, tmp_path: Path
+    browser: Browser, notebook_7: Host, store: str, tmp_path: Path
 ) -> None:
     """They are shown as not saved, written once when the kernel is free, or when a new one is."""
     traces(16)
     freezer = Freezer(tmp_path)
     cells = [setup(store), PANEL, freezer.busy_cell, freezer.cell]
-    with host.notebook(browser, cells) as notebook:
+    with notebook_7.notebook(browser, cells) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)
@@ -196,6 +199,7 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
         # While a cell runs they are written at once where the front end uses subshells, else
         # after it.
         notebook.run(2, wait=False)
+        freezer.wait(panel)
         panel.focus()
         given = rate(panel, 3)
         freezer.release()
@@ -204,6 +208,7 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
 
         # While it stands still they wait.
         notebook.run(3, wait=False)
+        freezer.wait(panel)
         panel.focus()
         waiting = rate(panel, 4)
         assert panel.said == "Not saved yet (4)"
@@ -219,6 +224,7 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
 
         # A kernel that never comes back takes nothing with it.
         notebook.run(3, wait=False)
+        freezer.wait(panel)
         panel.focus()
         waiting = rate(panel, 3)
         panel.press("u")
@@ -254,7 +260,7 @@ def written_labels(database: str) -> dict[str, list[Any]]:
 
 
 def test_the_next_items_of_ten_thousand_come_without_the_kernel(
-    browser: Browser, host: Host, store: str, tmp_path: Path, record_property: Any
+    browser: Browser, lab: Host, store: str, tmp_path: Path, record_property: Any
 ) -> None:
     """Over two hundred items, long ones among them, are shown each after its key while the kernel
     stands still.
@@ -266,7 +272,7 @@ def test_the_next_items_of_ten_thousand_come_without_the_kernel(
     workbench.import_traces(long_and_short(50), inputs="question", outputs="answer", progress=False)
     multiply(database, 10_000)
     freezer = Freezer(tmp_path)
-    with host.notebook(browser, [setup(store), PANEL, freezer.cell]) as notebook:
+    with lab.notebook(browser, [setup(store), PANEL, freezer.cell]) as notebook:
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)
@@ -274,6 +280,7 @@ def test_the_next_items_of_ten_thousand_come_without_the_kernel(
         panel.holds(219)
         notebook.page.evaluate(STOPWATCH)
         notebook.run(2, wait=False)
+        freezer.wait(panel)
         panel.focus()
         given = rate(panel, 219)
         notebook.page.wait_for_function("window.taken.length === 219")
@@ -290,125 +297,13 @@ def test_the_next_items_of_ten_thousand_come_without_the_kernel(
         assert written_labels(database) == given
     record_property(
         "figure",
-        f"Enter to the next item painted, {len(taken)} items of 10,000, {host.app}: median "
+        f"Enter to the next item painted, {len(taken)} items of 10,000, {lab.app}: median "
         f"{taken[len(taken) // 2]:.0f} ms, 95 % within {taken[int(0.95 * len(taken))]:.0f} ms, "
         f"longest {taken[-1]:.0f} ms",
     )
 
 
-def test_what_is_lost_on_the_way_is_sent_again_and_written_once(
-    browser: Browser, lab: Host, store: str
-) -> None:
-    """A rating that never reaches the kernel, and one of which the page never hears that it is
-    saved, are sent again by themselves and are in the store once each."""
-    traces(6)
-    with lab.notebook(browser, [setup(store), PANEL], script=LOSING) as notebook:
-        page = notebook.page
-        notebook.run(0, 1)
-        panel = notebook.new_panel()
-        panel.at(0)
-        panel.holds(5)
-        panel.focus()
-        page.evaluate('losing.sent.push(\'"type": ?"act"\')')
-        given = rate(panel, 1)
-        page.wait_for_function("losing.lost.length === 1")
-        page.evaluate('losing.got.push(\'"type": ?"saved"\')')
-        given |= rate(panel, 1)
-        page.wait_for_function("losing.lost.length === 2")
-        # Both wait still, and neither holds up the others.
-        expect(panel.root).to_have_attribute("data-unsaved", "2")
-        given |= rate(panel, 2)
-        expect(panel.root).to_have_attribute("data-unsaved", "2")
-        assert panel.said == "Not saved yet (2)"
-        lost, *_ = given
-        assert labelled() == {key: value for key, value in given.items() if key != lost}
-        panel.all_saved()
-        assert labelled() == given
-        assert panel.said == "All saved"
-        ids = [
-            a.assessment_id
-            for t in mlflow.search_traces(return_type="list")
-            for a in t.info.assessments
-        ]
-        assert len(ids) == 4
-
-
-HOSTILE = [
-    "<script>window.harmed = 1; alert(1)</script>",
-    "<img src=x onerror='window.harmed = 1'><svg onload='window.harmed = 1'></svg>",
-    "<iframe src='https://evil.example/'></iframe><style>* {display: none}</style>",
-    "<meta http-equiv=refresh content='0; url=https://evil.example/'><base href='//evil.example/'>",
-    "[a link](javascript:window.harmed=1) [one](java\nscript:alert(1)) <javascript:alert(1)>",
-    "[data](data:text/html,<script>alert(1)</script>) [user](https://bank.example@evil.example/)",
-    "![a picture](https://evil.example/seen.png) ![x](x\" onerror=\"window.harmed=1)",
-    "file:///etc/passwd https://evil.example/\u202ehtml.exe and \x00\x07\x1b[31m, zero\u200bwidth",
-    "\u05e9\u05dc\u05d5\u05dd \u202e reversed \u2066 isolated \U000e0041\U000e0042 hidden",
-    "| a | b |\n|---|---|\n| <b onclick='window.harmed=1'>x</b> | `<i>` |\n\n> <u>quoted</u>",
-    '{"__proto__": {"harmed": 1}, "constructor": "<script>alert(1)</script>", "toString": null}',
-    "[" * 25_000,
-    "*" * 25_000 + "a" + "_" * 25_000,
-    "> " * 10_000 + "deep",
-    "|" * 20_000 + "\n" + "|-" * 10_000,
-    "\n".join(f"{' ' * (2 * i)}- {i}" for i in range(300)),
-    "e\u0301\u0302\u0303" * 5_000 + "\ud83d",
-    "line\n" * 40_000,
-]  # fmt: skip
-
-
-def test_no_trace_runs_anything(browser: Browser, host: Host, store: str) -> None:
-    """Whatever a trace holds is shown as text: no script, no dialog, no request to elsewhere."""
-    inputs: list[Any] = [{"text": text} for text in HOSTILE]
-    roles = [{"role": "<b>user</b>", "content": HOSTILE[0]}, {"role": "user", "content": [
-        {"type": "image_url", "image_url": {"url": "https://evil.example/seen.png"}},
-        {"type": "text", "text": HOSTILE[1]}, {"<i>": HOSTILE[1]}, None, 3]}]  # fmt: skip
-    deep: Any = HOSTILE[0]
-    for _ in range(50):
-        deep = {"<b>": [deep]}
-    inputs += [{"messages": roles}, {HOSTILE[0]: {HOSTILE[1]: [deep] * 3}}]
-    made = workbench.import_traces(
-        pd.DataFrame({"inputs": inputs, "outputs": "word " * 1_000_000}),
-        inputs="inputs", outputs="outputs", progress=False,
-    )  # fmt: skip
-    workbench.set_rubric("quality", HOSTILE[0] + "\n\n" + HOSTILE[6])
-    code = PANEL.replace("scale=scale", f"scale=scale, title={HOSTILE[1]!r}")
-    with host.notebook(browser, [setup(store), code]) as notebook:
-        notebook.run(0, 1)
-        page, panel = notebook.page, notebook.new_panel()
-        panel.focus()
-        for position in range(len(inputs)):
-            panel.at(position)
-            shown = panel.root.locator(".wb-reading")
-            assert "5,000,000 characters" in shown.inner_text()
-            harmful = panel.root.evaluate(
-                """(root) => [...root.querySelectorAll('*')].filter((each) =>
-                    /^(script|img|iframe|svg|style|meta|base|object|embed|link|form|video|audio)$/i
-                        .test(each.tagName)
-                    || [...each.attributes].some(({name}) => /^on|^srcdoc|^src$/i.test(name))
-                    || (each.hasAttribute('href') && !/^https?:$/.test(each.protocol))
-                ).map((each) => each.outerHTML.slice(0, 200))"""
-            )
-            assert harmful == []
-            # Not as it is: these are shown by their number.
-            assert not re.search("[\x00\x07\x1b\u202e\u2066\U000e0041]", shown.inner_text())
-            panel.press("t")  # as it is
-            assert not re.search("[\x00\x07\x1b\u202e\u2066\U000e0041]", shown.inner_text())
-            panel.press("t", "2", "Enter" if position % 2 else "ArrowRight")
-        page.get_by_role("button", name="Load all of it").click()
-        expect(panel.root.locator(".wb-outputs")).to_contain_text("of 5,000,000 characters")
-        assert page.evaluate("[window.harmed, ({}).harmed, {}.constructor === Object]") == [
-            None, None, True,
-        ]  # fmt: skip
-        assert notebook.dialogs == []
-        assert [url for url in notebook.outside if "evil" in url or "bank" in url] == []
-        assert notebook.outside == []
-        panel.all_saved()
-    assert len(labelled()) == len(inputs) // 2
-    assert set(labelled()) <= set(made.trace_ids)
-
-
-def test_several_questions_and_the_verdict_after_ones_own(
-    browser: Browser, lab: Host, store: str
-) -> None:
+def test_several_questions_and_the_verdict_after_ones_own(desk: Desk, store: str) -> None:
     """Arrows choose the question; verdicts come after one's label, and a change is kept apart."""
     ids = traces(3)
     verdicts = pd.DataFrame({"trace_id": ids, "value": "good", "why": "it **adds** up"})
@@ -416,7 +311,6 @@ def test_several_questions_and_the_verdict_after_ones_own(
         verdicts, name="quality", source="judge", value="value", rationale="why", progress=False
     )
     code = (
-        "from workbench import LabelQuestion, Scale\n"
         "questions = [LabelQuestion('quality', scale),"
         " LabelQuestion('safe', Scale.from_type(bool), rubric='Nothing *harmful*.'),"
         " LabelQuestion('stars', Scale('numeric', low=1, high=5, integer=True), required=False),"
@@ -424,8 +318,9 @@ def test_several_questions_and_the_verdict_after_ones_own(
         " LabelQuestion('better', None, required=False)]\n"
         "panel = workbench.LabelPanel(annotator='ana', questions=questions, reveal=True)\npanel"
     )
-    with lab.notebook(browser, [setup(store), code]) as notebook:
-        notebook.page.add_style_tag(content=".wb-frame {width: 400px !important}")
+    with desk.shows([setup(store), code]) as notebook:
+        style = notebook.page.add_style_tag(content=".wb-frame {width: 400px !important}")
+        style.evaluate("(style) => { style.id = 'as-wide' }")
         notebook.run(0, 1)
         panel = notebook.new_panel()
         panel.at(0)

@@ -6,7 +6,7 @@ import re
 
 import mlflow
 import pandas as pd
-from hosts import Host, Panel
+from hosts import Desk, Panel, connected
 from playwright.sync_api import Browser, Page, expect
 
 import workbench
@@ -33,64 +33,8 @@ def answer(page: Page, value: str, told: str) -> None:
     expect(page.get_by_text(re.compile(told))).to_be_visible()
 
 
-def connect(server: str) -> str:
-    return (
-        "import mlflow, workbench\n"
-        f"mlflow.set_tracking_uri({server!r})\n"
-        "mlflow.set_experiment('remote')"
-    )
-
-
-def test_what_is_labelled_in_one_is_labelled_in_the_other(
-    browser: Browser, lab: Host, server: str
-) -> None:
-    """An answer given in MLflow's page is done in the panel and counts in pairs; one given in the
-    panel stands in MLflow's page, finished."""
-    table = pd.DataFrame({"question": [f"What is {i}?" for i in range(3)], "answer": "So."})
-    made = workbench.import_traces(table, inputs="question", outputs="answer", progress=False)
-    question = LabelQuestion(NAME, workbench.Scale.of(["poor", "fair", "good"]))
-    queue = workbench.review_queue("pilot", [question])
-    queue.add(made)
-    there = made.trace_ids[1]
-    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
-    page.set_default_timeout(40_000)
-    open_item(page, server, queue, there)
-    answer(page, "good", "1 of 3 reviewed")
-
-    cells = [
-        connect(server),
-        "queue = workbench.review_queue('pilot')\n"
-        f"workbench.LabelPanel(traces=queue, annotator={VISITOR!r})",
-        "import time\n"
-        "for _ in range(300):\n"
-        "    if (queue.items['status'] == 'complete').sum() == 2: break\n"
-        "    time.sleep(0.1)",
-    ]
-    with lab.notebook(browser, cells) as notebook:
-        notebook.run(0, 1)
-        panel = notebook.new_panel()
-        expect(panel.root.locator(".wb-counts")).to_contain_text("1 of 3 labelled")
-        expect(panel.root).to_have_attribute("data-trace", re.compile("."))
-        assert panel.trace_id != there
-        here = panel.trace_id
-        panel.focus()
-        panel.press("1", "Enter")
-        panel.all_saved()
-        notebook.run(2)  # MLflow's status follows in a thread of its own
-    verdicts = pd.DataFrame({"trace_id": made.trace_ids, "v": ["poor", "fair", "good"]})
-    workbench.log_verdicts(verdicts, name=NAME, source="m", value="v", progress=False)
-    pairs = workbench.pair(NAME).table.set_index("trace_id")
-    assert pairs["human"].to_dict() == {there: "good", here: "poor"}
-
-    open_item(page, server, queue, here)
-    expect(page.get_by_text(re.compile("2 of 3 reviewed"))).to_be_visible()
-    expect(page.get_by_text("poor").first).to_be_visible()
-    page.context.close()
-    assert mlflow.get_trace(here).info.assessments[0].source.source_id == VISITOR
-
-
 def test_open_panels_see_what_is_labelled_there_and_the_others_get_it_still(
-    browser: Browser, lab: Host, server: str
+    browser: Browser, desk: Desk, server: str
 ) -> None:
     """Each item is wanted of two people. One of them labels an item in MLflow's page while both
     have a panel open: after a refresh it is labelled in that person's panel, and open in the
@@ -102,13 +46,13 @@ def test_open_panels_see_what_is_labelled_there_and_the_others_get_it_still(
     queue.add(made)
     there, other = made.trace_ids
     cells = [
-        connect(server),
+        connected(server, experiment="remote"),
         "queue = workbench.review_queue('double')\n"
         f"hers = workbench.LabelPanel(traces=queue, annotator={VISITOR!r})\nhers",
         "bens = workbench.LabelPanel(traces=queue, annotator='ben')\nbens",
         "hers.refresh(); bens.refresh()",
     ]
-    with lab.notebook(browser, cells) as notebook:
+    with desk.shows(cells) as notebook:
         notebook.run(0, 1)
         notebook.new_panel().at(0)
         notebook.run(2)
@@ -147,3 +91,12 @@ def test_open_panels_see_what_is_labelled_there_and_the_others_get_it_still(
     workbench.log_verdicts(verdicts, name=NAME, source="m", value="v", progress=False)
     pairs = workbench.pair(NAME, ties="latest").table.set_index("trace_id")
     assert pairs["human"].to_dict() == {there: "poor", other: "poor"}
+
+    # What was labelled in the panels stands in MLflow's page, finished.
+    page = browser.new_context(viewport={"width": 1400, "height": 900}).new_page()
+    page.set_default_timeout(40_000)
+    open_item(page, server, queue, there)
+    expect(page.get_by_text("good").first).to_be_visible()
+    page.context.close()
+    said = mlflow.get_trace(there).info.assessments
+    assert VISITOR in {one.source.source_id for one in said if one.source.source_type == "HUMAN"}

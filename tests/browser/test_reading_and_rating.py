@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
-from hosts import Host, Notebook, Panel
+from hosts import Desk, Notebook, Panel, connected
 from mlflow.entities import AssessmentSource
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Locator, expect
 
 import workbench
 from workbench.store.labels import label_records
@@ -28,42 +26,8 @@ new MutationObserver(() => window.heard.push(live.textContent)).observe(live, {c
 """
 
 
-class Desk:
-    """A notebook with a running kernel, in which one test after the other shows what it needs."""
-
-    def __init__(self, notebook: Notebook) -> None:
-        self.notebook = notebook
-
-    @contextmanager
-    def shows(self, cells: list[str], viewport: Any = None) -> Iterator[Notebook]:
-        """The notebook with these cells, not run yet, as if nothing had been shown before."""
-        page = self.notebook.page
-        page.set_viewport_size(viewport or {"width": 1280, "height": 900})
-        page.evaluate("localStorage.clear(); document.querySelector('#as-wide')?.remove()")
-        self.notebook.app(
-            "await commands.execute('notebook:clear-all-cell-outputs');"
-            "panel.content.widgets.forEach((each, n) =>"
-            " each.model.sharedModel.setSource(argument[n] ?? ''))",
-            cells,
-        )
-        yield self.notebook
-
-
-@pytest.fixture(scope="module")
-def desk(browser: Browser, lab: Host) -> Iterator[Desk]:
-    with lab.notebook(browser, [""] * 4) as notebook:
-        yield Desk(notebook)
-
-
 def setup(store: str) -> str:
-    return (
-        "if 'panel' in globals(): panel.close()\n"
-        "import mlflow, workbench\n"
-        "from workbench import LabelQuestion, Scale\n"
-        f"mlflow.set_tracking_uri({store!r})\n"
-        "mlflow.set_experiment('test')\n"
-        f"scale = Scale.of({VALUES!r})"
-    )
+    return connected(store, VALUES)
 
 
 def panel_of(*questions: str, **options: Any) -> str:
@@ -138,47 +102,6 @@ def settled(panel: Panel, script: str, argument: Any = None) -> Any:
         seen = found
         panel.page.wait_for_timeout(150)
     return found[0] if found else None
-
-
-def test_a_digit_means_the_number_that_it_shows(desk: Desk, store: str) -> None:
-    """On whole numbers and on labels that begin with one; what has no key is typed."""
-    (trace_id,) = traces(["It is 4."])
-    cell = panel_of(
-        "LabelQuestion('ten', Scale('numeric', low=0, high=10, integer=True))",
-        "LabelQuestion('first', Scale('numeric', low=1, high=10, integer=True))",
-        "LabelQuestion('harm', Scale.of(['0 - none', '1 - some', '2 - much']))",
-        "LabelQuestion('tens', Scale.of(['10', '20', '30']))",
-        "LabelQuestion('percent', Scale('numeric', low=0, high=100, integer=True))",
-        "LabelQuestion('signed', Scale('numeric', low=-2, high=2, integer=True))",
-    )
-    with desk.shows([setup(store), cell]) as notebook:
-        panel = opened(notebook)
-        questions = panel.root.locator(".wb-question")
-
-        def press(at: int, key: str) -> str:
-            """What a key chooses in a question."""
-            questions.nth(at).focus()
-            panel.press(key)
-            (text,) = chosen(questions.nth(at))
-            return text
-
-        for digit in "2103456789":
-            assert press(0, digit) == digit
-        assert press(0, "a") == "a 10"  # 0 is taken; the key stands on the button
-        for digit in "123456789":
-            assert press(1, digit) == digit
-        assert press(1, "0") == "0 10"
-        assert [press(2, digit) for digit in "012"] == ["0 - none", "1 - some", "2 - much"]
-        assert [press(3, digit) for digit in "123"] == ["10", "20", "30"]
-        assert [press(5, digit) for digit in "0a12"] == ["0", "a -2", "1", "2"]
-        questions.nth(4).focus()
-        notebook.page.keyboard.type("85")
-        panel.press("Enter")
-        panel.at("done")
-        panel.all_saved()
-    assert labels(trace_id) == {
-        "ten": 10, "first": 10, "harm": "2 - much", "tens": "30", "percent": 85, "signed": 2,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [400, 1000])

@@ -6,6 +6,7 @@ are late and which are lost.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,6 +94,16 @@ class Wire:
         return {"setup": prepared_setup(self.session.setup()), "state": self.session.state()}
 
 
+# Elements and attributes by which a text would do more than be read.
+HARMFUL = """(root) => [...root.querySelectorAll('*')].filter((each) =>
+    /^(script|img|iframe|svg|style|meta|base|object|embed|link|form|video|audio)$/i
+        .test(each.tagName)
+    || [...each.attributes].some(({name}) => /^on|^srcdoc|^src$/i.test(name))
+    || (each.hasAttribute('href') && !(/^(https?|mailto):$/.test(each.protocol)
+        && each.rel.includes('noopener')))
+).map((each) => each.outerHTML.slice(0, 200))"""
+UNSEEN = re.compile("[\x00\x07\x1b\u202e\u2066\U000e0041]")
+
 SCALE = workbench.Scale.of(["poor", "fair", "good"])
 
 
@@ -105,11 +116,11 @@ def imported(begin: int, end: int) -> list[str]:
 
 
 @contextmanager
-def wired(browser: Browser) -> Iterator[Wire]:
+def wired(browser: Browser, **options: Any) -> Iterator[Wire]:
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     context.clock.install()
     try:
-        yield Wire(context, LabelSession("quality", annotator="ana", scale=SCALE))
+        yield Wire(context, LabelSession("quality", annotator="ana", scale=SCALE, **options))
     finally:
         context.close()
 
@@ -277,3 +288,65 @@ def test_a_view_of_an_ended_kernel_sees_what_a_new_one_has_saved(wire: Wire) -> 
     wire.sent()
     wire.page.clock.run_for(20 * PATIENCE)
     assert acts(wire.sent()) == []
+
+
+HOSTILE = [
+    "<script>window.harmed = 1; alert(1)</script>",
+    "<img src=x onerror='window.harmed = 1'><svg onload='window.harmed = 1'></svg>",
+    "<iframe src='https://evil.example/'></iframe><style>* {display: none}</style>",
+    "<meta http-equiv=refresh content='0; url=https://evil.example/'><base href='//evil.example/'>",
+    "[a link](javascript:window.harmed=1) [one](java\nscript:alert(1)) <javascript:alert(1)>",
+    "[data](data:text/html,<script>alert(1)</script>) [user](https://bank.example@evil.example/)",
+    "![a picture](https://evil.example/seen.png) ![x](x\" onerror=\"window.harmed=1)",
+    "file:///etc/passwd https://evil.example/\u202ehtml.exe and \x00\x07\x1b[31m, zero\u200bwidth",
+    "\u05e9\u05dc\u05d5\u05dd \u202e reversed \u2066 isolated \U000e0041\U000e0042 hidden",
+    "| a | b |\n|---|---|\n| <b onclick='window.harmed=1'>x</b> | `<i>` |\n\n> <u>quoted</u>",
+    '{"__proto__": {"harmed": 1}, "constructor": "<script>alert(1)</script>", "toString": null}',
+    "[" * 25_000,
+    "*" * 25_000 + "a" + "_" * 25_000,
+    "> " * 10_000 + "deep",
+    "|" * 20_000 + "\n" + "|-" * 10_000,
+    "\n".join(f"{' ' * (2 * i)}- {i}" for i in range(300)),
+    "e\u0301\u0302\u0303" * 5_000 + "\ud83d",
+    "line\n" * 40_000,
+]  # fmt: skip
+
+
+def test_no_trace_runs_anything(browser: Browser, store: str) -> None:
+    """Whatever a trace holds is shown as text: no script, no dialog, no request to elsewhere."""
+    inputs: list[Any] = [{"text": text} for text in HOSTILE]
+    roles = [{"role": "<b>user</b>", "content": HOSTILE[0]}, {"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "https://evil.example/seen.png"}},
+        {"type": "text", "text": HOSTILE[1]}, {"<i>": HOSTILE[1]}, None, 3]}]  # fmt: skip
+    deep: Any = HOSTILE[0]
+    for _ in range(50):
+        deep = {"<b>": [deep]}
+    inputs += [{"messages": roles}, {HOSTILE[0]: {HOSTILE[1]: [deep] * 3}}]
+    made = workbench.import_traces(
+        pd.DataFrame({"inputs": inputs, "outputs": "word " * 1_000_000}),
+        inputs="inputs", outputs="outputs", progress=False,
+    )  # fmt: skip
+    workbench.set_rubric("quality", HOSTILE[0] + "\n\n" + HOSTILE[6])
+    with wired(browser, title=HOSTILE[1]) as wire:
+        harm: list[str] = []
+        wire.page.on("dialog", lambda dialog: harm.append(dialog.message))
+        wire.page.on("request", lambda request: harm.append(request.url))
+        for position in range(len(inputs)):
+            wire.panel.at(position)
+            shown = wire.panel.root.locator(".wb-reading")
+            assert "5,000,000 characters" in shown.inner_text()
+            assert wire.panel.root.evaluate(HARMFUL) == []
+            # Not as it is: these are shown by their number.
+            assert not UNSEEN.search(shown.inner_text())
+            wire.panel.press("t")  # as it is
+            assert not UNSEEN.search(shown.inner_text())
+            wire.panel.press("t", "2", "Enter" if position % 2 else "ArrowRight")
+            wire.carry()
+        wire.page.get_by_role("button", name="Load all of it").click()
+        wire.carry()
+        expect(wire.panel.root.locator(".wb-outputs")).to_contain_text("of 5,000,000 characters")
+        assert wire.page.evaluate("[window.harmed, ({}).harmed, {}.constructor === Object]") == [
+            None, None, True,
+        ]  # fmt: skip
+        assert harm == []
+        assert wire.session.progress["labelled"] == len(inputs) // 2 == len(made.trace_ids) // 2

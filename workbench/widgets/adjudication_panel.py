@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.formatting import html_table, html_text
 from workbench.labeling.session import DecisionSession
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, shortened, view_module
+from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, shortened
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -53,7 +53,7 @@ class AdjudicationPanel(SessionPanel):
     >>> panel.decisions  # doctest: +SKIP
     """
 
-    _esm = view_module("Adjudication", "adjudication")
+    _esm = panel_module("Adjudication", "adjudication")
     session: DecisionSession
 
     def __init__(

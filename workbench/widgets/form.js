@@ -65,7 +65,7 @@ class Form {
   buildQuestion(question, index) {
     const { panel } = this;
     const { choices } = question;
-    const name = question.title || question.name;
+    const name = question.title;
     const choiceButton = (value, abstain, props, face) => h("button", {
       type: "button", "aria-pressed": "false", onclick: () => panel.rate(index, { value, abstain }), ...props,
     }, face);
@@ -123,7 +123,7 @@ class Form {
   paint(fields = true) {
     const { panel } = this;
     const draft = panel.draft();
-    const locked = !panel.item || !!panel.item.gone || !!panel.setup.read_only;
+    const locked = !panel.item || !!panel.item.gone;
     this.questions.forEach((question, n) => {
       const { buttons, abstain, input, reason, box } = this.rows[n];
       const answer = draft.answers[question.name];
@@ -152,7 +152,7 @@ class Form {
   /** Take over what stands in the fields, where it is something else than before. */
   read() {
     const { panel } = this;
-    if (!panel.item || panel.setup.read_only) return;
+    if (!panel.item) return;
     const before = panel.draft();
     const draft = structuredClone(before);
     this.questions.forEach((question, n) => {

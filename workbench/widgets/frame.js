@@ -21,7 +21,7 @@ class Frame extends Store {
 
   /** What stands above the panel: its title, unless that only lists the questions below. */
   shownTitle() {
-    const names = this.questions.map(({ title, name }) => title || name);
+    const names = this.questions.map(({ title }) => title);
     const { title } = this.setup;
     if (names.length > 1 && (!title || title === names.join(", "))) return `${names.length} questions`;
     return title || names[0] || "Labels";
@@ -214,13 +214,12 @@ class Frame extends Store {
     }
     const { done } = this.statusOf(item);
     const many = this.form.hasMany;
-    const nameOf = ({ title, name }) => title || name;
     const groups = this.questions.map((question) => ({ question, voices: this.voices(question, said) }));
-    const alone = groups.filter(({ voices }) => !voices.length).map(({ question }) => nameOf(question));
+    const alone = groups.filter(({ voices }) => !voices.length).map(({ question }) => question.title);
     append(this.reveal, [
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, "What others said"),
-      groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": nameOf(question) },
-        many ? h("div", { class: "wb-about", dir: "auto" }, visible(nameOf(question))) : null,
+      groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": question.title },
+        many ? h("div", { class: "wb-about", dir: "auto" }, visible(question.title)) : null,
         this.ownVoice(question, done), voices)),
       alone.length ? h("p", { class: "wb-quiet" }, many ? ["No one else has judged: ", visible(alone.join(", ")), "."] : "No one else has judged this item.") : null,
       h("p", { class: "wb-quiet" }, "Your first label is kept and is the one that counts. If you change your mind now, that is recorded beside it.")]);
@@ -255,7 +254,7 @@ class Frame extends Store {
     const progress = this.state.progress ?? {};
     const { total = this.total, labelled = 0 } = progress;
     this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
-      quiet("as ", visible(String(this.setup.annotator ?? ""))), this.setup.read_only ? h("span", { class: "wb-chip wb-warn" }, "read only") : "");
+      quiet("as ", visible(String(this.setup.annotator ?? ""))));
     const waiting = [...this.local.values()].filter(({ done }) => done).length;
     [labelled, waiting].forEach((n, k) => {
       this.bar.children[k].style.width = `${total ? Math.min(100, (100 * n) / total) : 0}%`;
@@ -274,8 +273,8 @@ class Frame extends Store {
     this.paintLost();
     this.back.disabled = this.position <= 0 && !this.done;
     this.next.disabled = this.position >= this.total - 1 || this.done;
-    this.skipButton.disabled = this.done || !!this.setup.read_only;
-    this.undoButton.disabled = !this.undoable.length || !!this.setup.read_only;
+    this.skipButton.disabled = this.done;
+    this.undoButton.disabled = !this.undoable.length;
     if (this.done) this.paintSummary();
   }
 

@@ -10,7 +10,7 @@ import pandas as pd
 from workbench.formatting import html_table, html_text
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import LabelSession
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, shortened, view_module
+from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, shortened
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -78,7 +78,7 @@ class LabelPanel(SessionPanel):
     >>> panel.labels  # doctest: +SKIP
     """
 
-    _esm = view_module("Panel")
+    _esm = panel_module("Panel")
     session: LabelSession
 
     def __init__(

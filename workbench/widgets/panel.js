@@ -37,13 +37,13 @@ class Panel extends Frame {
 
   rate(index, answer) {
     const question = this.questions[index];
-    if (!this.item || this.item.gone || this.setup.read_only) return;
+    if (!this.item || this.item.gone) return;
     this.edit().answers[question.name] = answer;
     this.form.setActive(index);
     this.say("");
     this.form.paint();
     this.form.toOpen();
-    this.announce(`${question.title || question.name}: ${inWords(question, answer)}`);
+    this.announce(`${question.title}: ${inWords(question, answer)}`);
   }
 
   abstain() {
@@ -54,7 +54,6 @@ class Panel extends Frame {
     const { item } = this;
     if (this.done || !item) return;
     if (item.gone) return this.forward(this.position + 1);
-    if (this.setup.read_only) return this.go(Math.min(this.position + 1, this.total - 1));
     if (this.statusOf(item).done && !this.isChanged(item) && !this.isOfferedAgain(item)) return this.forward(this.position + 1);
     this.readFields();
     const { answers, rationale } = structuredClone(this.draft());
@@ -82,7 +81,7 @@ class Panel extends Frame {
 
   skip() {
     const { item } = this;
-    if (this.done || !item || this.setup.read_only) return;
+    if (this.done || !item) return;
     if (this.statusOf(item).done) return this.forward(this.position + 1); // a label is not thrown away by a skip
     const action = this.actOnItem("skip");
     this.forward(this.position + 1, { said: "Skipped." });
@@ -90,7 +89,6 @@ class Panel extends Frame {
   }
 
   undo() {
-    if (this.setup.read_only) return;
     const undone = this.undoLast();
     if (!undone) return this.say("Nothing to undo.");
     if (undone.isHere) this.go(undone.action.position, "Undone.");

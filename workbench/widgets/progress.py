@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import weakref
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import anywidget
 import pandas as pd
@@ -16,18 +16,17 @@ import traitlets
 from workbench.alignment import background
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import html_text
-from workbench.widgets.session_panel import VIEW, someone_is_there
+from workbench.widgets.session_panel import HERE, VIEW, javascript, someone_is_there
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.judges.base import AlignmentOptimizer
 
 
-_HERE = Path(__file__).parent
-
-
-SECONDS_BETWEEN = 0.3
+SECONDS_BETWEEN: Final = 0.3
 """At least, between two updates of the view."""
+
+_log = logging.getLogger(__name__)
 
 
 @functools.wraps(background.align_in_background)
@@ -48,8 +47,8 @@ class AlignmentView(anywidget.AnyWidget):
     It reads the state a few times a second while the alignment goes on, and holds none itself.
     """
 
-    _esm = _HERE / "progress.js"
-    _css = _HERE / "progress.css"
+    _esm = javascript("content", "progress")
+    _css = HERE / "progress.css"
 
     setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
@@ -142,7 +141,11 @@ def _follow(view: weakref.ref[AlignmentView], alignment: BackgroundAlignment) ->
         shown = view()
         if shown is None:
             return
-        shown.update()
+        try:
+            shown.update()
+        except Exception:
+            # The front end may be gone for a while; the next update tells all.
+            _log.debug("the view could not be brought up to date", exc_info=True)
         del shown
 
 

@@ -24,11 +24,11 @@ from workbench.labeling.session import DecisionSession, LabelSession
 from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
+HERE: Final = Path(__file__).parent
 MOST_ROWS: Final = 200
 """Rows of a table that stands in place of a panel."""
 
 _LONGEST_TEXT = 200
-_HERE = Path(__file__).parent
 _LEAST_PAUSE = 1.5
 # Of its time that a kernel may spend on bringing a table up to date.
 _SHARE = 0.05
@@ -38,11 +38,15 @@ _log = logging.getLogger(__name__)
 Display = Callable[..., None]
 
 
-def view_module(kind: str, *more: str) -> str:
-    """Return the JavaScript of a panel: a browser gets one file, made of those of each concept."""
+def javascript(*names: str) -> str:
+    """Return files of this folder as one module: a browser gets one, made of those of concepts."""
+    return "\n".join((HERE / f"{name}.js").read_text("utf-8") for name in names)
+
+
+def panel_module(kind: str, *more: str) -> str:
+    """Return the JavaScript of a panel, whose class is ``kind``."""
     names = ["content", "keys", "outbox", "store", "form", "frame", "panel", *more]
-    parts = [(_HERE / f"{name}.js").read_text("utf-8") for name in names]
-    return "\n".join([*parts, f"export default viewOf({kind});\n"])
+    return f"{javascript(*names)}\nexport default viewOf({kind});\n"
 
 
 def someone_is_there() -> bool:
@@ -143,7 +147,7 @@ class SessionPanel(anywidget.AnyWidget):
     A subclass makes the session and calls `_begin` with it.
     """
 
-    _css = _HERE / "label.css"
+    _css = HERE / "label.css"
 
     setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)

@@ -65,8 +65,7 @@ class Store {
     };
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
-    this.send({ type: "hello", epoch_seen: this.outbox.read("epoch", null), pending: this.outbox.list() });
-    this.outbox.write("epoch", this.setup.epoch ?? null);
+    this.send({ type: "hello", pending: this.outbox.list() });
     this.ask();
     return () => {
       clearInterval(timer);
@@ -298,7 +297,7 @@ class Store {
 
   /** Whether some label here was made under an earlier rubric and may be gone through again. */
   hasEarlierLabels() {
-    return !this.setup.read_only && [...this.items.values()].some((item) => this.statusOf(item).done?.earlier_rubric);
+    return [...this.items.values()].some((item) => this.statusOf(item).done?.earlier_rubric);
   }
 
   /** The position of the first item that was skipped, or null. */
