@@ -183,7 +183,7 @@ def test_a_page_made_later_shows_what_was_labelled_since(
     """The view stays as it is, the table follows; also where the widget's state is saved."""
     page, shown = Page(), panel()
     shown.comm = create_comm(target_name="jupyter.widget")
-    table = LiveTable(shown.table_bundle, shown.setup["epoch"], page.put_out, least_pause=0.05)
+    table = LiveTable(shown.table_bundle, shown.setup["epoch"], page.put_out, pause=0.05)
     shown.show_live(table, page.put_out)
     assert [VIEW in output for output in page.outputs] == [True, False]
     view = dict(page.outputs[0])
@@ -205,7 +205,7 @@ def test_a_page_made_later_shows_what_was_labelled_since(
 
 def test_a_table_that_was_not_shown_is_not_brought_up_to_date() -> None:
     page = Page()
-    LiveTable(dict, "0", page.put_out, least_pause=0.01).changed()
+    LiveTable(dict, "0", page.put_out, pause=0.01).changed()
     time.sleep(0.1)
     assert page.outputs == []
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +28,7 @@ MOST_ROWS: Final = 200
 """Rows of a table that stands in place of a panel."""
 
 _LONGEST_TEXT = 200
-_LEAST_PAUSE = 1.5
-# Of its time that a kernel may spend on bringing a table up to date.
-_SHARE = 0.05
+_PAUSE = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +81,8 @@ class LiveTable:
         Makes the bundle of the table: its ``text/plain`` and ``text/html``.
     epoch
         What the view of this panel is known by in the page: hexadecimal digits.
-    display, least_pause
-        Puts a bundle out; seconds at least between two updates.
+    display, pause
+        Puts a bundle out; seconds until a change is shown.
     """
 
     def __init__(
@@ -93,9 +90,9 @@ class LiveTable:
         table: Callable[[], dict[str, Any]],
         epoch: str,
         display: Display = display_bundle,
-        least_pause: float = _LEAST_PAUSE,
+        pause: float = _PAUSE,
     ) -> None:
-        self._table, self._display, self._least_pause = table, display, least_pause
+        self._table, self._display, self._pause = table, display, pause
         self._class = f"wb-table-{epoch}"
         # The view names an item as soon as a kernel has sent it one.
         self._hiding = (
@@ -106,7 +103,6 @@ class LiveTable:
         self._is_shown = False
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
-        self._cost = 0.0
 
     def show(self) -> None:
         """Put the table out in the output of the cell that is run now."""
@@ -119,21 +115,18 @@ class LiveTable:
             return
         with self._lock:
             if self._timer is None:
-                pause = max(self._least_pause, self._cost / _SHARE)
-                self._timer = threading.Timer(pause, self._renew)
+                self._timer = threading.Timer(self._pause, self._renew)
                 self._timer.daemon = True
                 self._timer.start()
 
     def _renew(self) -> None:
         with self._lock:
             self._timer = None
-        began = time.monotonic()
         try:
             self._publish(update=True)
         except Exception:
             # No front end is left.
             _log.debug("the table could not be brought up to date", exc_info=True)
-        self._cost = time.monotonic() - began
 
     def _publish(self, *, update: bool) -> None:
         bundle = self._table()

@@ -35,7 +35,7 @@ class Store {
     this.done = false; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
     this.anchor = ""; // the trace that is shown while the items are fetched anew
-    this.request = null; // the items that were asked for: {start, count, at}
+    this.request = null; // when items were asked for that are not here yet
     this.offering = false; // whether labels made under an earlier rubric are gone through again
     this.refreshing = false; // whether the store is being read again
     this.spent = 0; // ms spent on the item
@@ -210,7 +210,7 @@ class Store {
   }
 
   want(start, wanted) {
-    this.request = { start, count: wanted, at: performance.now() };
+    this.request = performance.now();
     this.send({ type: "want", start, count: wanted });
   }
 
@@ -233,7 +233,7 @@ class Store {
     for (const { id } of settled) this.forget(id);
     if (settled.length) this.paintSaved();
     this.outbox.retry();
-    if (this.request && performance.now() - this.request.at > this.outbox.wait) {
+    if (this.request && performance.now() - this.request > this.outbox.wait) {
       this.request = null;
       this.ask();
     }
