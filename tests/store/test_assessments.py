@@ -107,11 +107,6 @@ def test_what_raises_writes_nothing(ids: list[str]) -> None:
     assert count() == 1
 
 
-def test_a_store_that_is_no_database_is_left_alone() -> None:
-    """A tracking server has no session to share."""
-    assert not has_transactions(object())
-
-
 def test_many_are_written_and_counted(ids: list[str]) -> None:
     """More than a batch holds, and a second time none of them."""
     ratings = [plain(i) for i in ids]
@@ -147,6 +142,8 @@ def test_the_writer_loses_none_of_many(ids: list[str]) -> None:
         for thread in threads:
             thread.join()
     assert (writer.written, count()) == (120, 120)
+    with pytest.raises(StoreError, match="closed"):
+        writer.put(plain(ids[0]))
 
 
 def test_two_writers_leave_one_verdict_of_a_version_on_a_trace(store: str) -> None:
@@ -176,14 +173,6 @@ def test_two_writers_leave_one_verdict_of_a_version_on_a_trace(store: str) -> No
         thread.join()
     assert (sum(counts), count()) == (60, 120)
     assert log_assessments(verdicts("fair")) == 60
-
-
-def test_an_assessment_is_written_once(store: str) -> None:
-    """An assessment whose id is there is not written again, and is not counted."""
-    ids = imported(2)
-    assert log_assessments([rating(i) for i in ids]) == 2
-    assert log_assessments([rating(ids[0]), rating(ids[0], "bad")]) == 1
-    assert sum(len(t.info.assessments) for t in fetch_traces(spans=False)) == 3
 
 
 def test_a_lost_answer_does_not_double_what_was_written(
@@ -270,13 +259,6 @@ def test_the_writer_raises_the_first_failure(store: str) -> None:
 
     with pytest.raises(ZeroDivisionError):
         failing()
-
-
-def test_a_closed_writer_takes_nothing(store: str) -> None:
-    with AssessmentWriter() as writer:
-        pass
-    with pytest.raises(StoreError, match="closed"):
-        writer.put(rating("tr-1"))
 
 
 def test_credentials_of_the_store_are_in_no_message(

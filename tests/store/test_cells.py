@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workbench.store.cells import plain
+from workbench.errors import ArgumentError
+from workbench.store.cells import plain, require_columns
 
 json_values = st.recursive(
     st.none()
@@ -66,3 +67,12 @@ def test_what_json_cannot_hold_has_a_reason(cell: Any) -> None:
     """Bytes, objects, keys that are no text, infinities and huge numbers are refused."""
     with pytest.raises(ValueError, match=r"^an? "):
         plain(cell)
+
+
+def test_a_missing_column_names_those_that_exist() -> None:
+    """The error lists the columns and the one that was probably meant."""
+    table = pd.DataFrame({"Question": ["q"], "answer": ["a"]})
+    with pytest.raises(ArgumentError, match=r"did you mean 'Question'\?.*'Question', 'answer'"):
+        require_columns(table, "inputs", ["question"])
+    with pytest.raises(ArgumentError, match="2 columns named 'a'"):
+        require_columns(pd.DataFrame([[1, 2]], columns=["a", "a"]), "inputs", ["a"])

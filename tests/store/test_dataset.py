@@ -10,6 +10,7 @@ import pytest
 
 import workbench
 from workbench.errors import ArgumentError, ScaleError, TableError
+from workbench.store.dataset import parse_names, parse_raters
 
 TABLE = pd.DataFrame(
     {
@@ -127,3 +128,44 @@ def test_the_picture_of_a_dataset_escapes_names() -> None:
     html = read(data=table, inputs="question, <b>")._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (None, []),
+        ("", []),
+        ("  ", []),
+        (" a , b c ", ["a", "b c"]),
+        (["a, b", "c"], ["a, b", "c"]),
+        ('["a, b", "c"]', ["a, b", "c"]),
+        ("[odd] name", ["[odd] name"]),
+        (7, ["7"]),
+    ],
+)
+def test_names_are_read_from_text_lists_and_json(given: Any, names: list[str]) -> None:
+    assert parse_names("inputs", given) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "raters"),
+    [
+        (None, {}),
+        ("ana", {"ana": ("ana", None)}),
+        ("ana + why", {"ana": ("ana", "why")}),
+        ("Ana B.: rating + why, ben: r2", {"Ana B.": ("rating", "why"), "ben": ("r2", None)}),
+        ({"ana": "a: b", "ben": ["c, d", "e+f"]}, {"ana": ("a: b", None), "ben": ("c, d", "e+f")}),
+        ('{"ana": ["a: b", "c"]}', {"ana": ("a: b", "c")}),
+    ],
+)
+def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, Any]) -> None:
+    assert parse_raters("annotators", given) == raters
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ana:", ": rating", "ana: rating +", "ana, ana: other", "ana: a + b + c", "{broken", ","],
+)
+def test_raters_that_cannot_be_read_are_named(given: str) -> None:
+    with pytest.raises(ArgumentError, match=r"^annotators"):
+        parse_raters("annotators", given)

@@ -21,8 +21,9 @@ from mlflow.entities import (
 from mlflow.entities.trace_location import TraceLocation
 
 from workbench.store.assessments import AFTER_VERDICT_KEY
+from workbench.store.feedback import log_labels
 from workbench.store.importing import import_traces
-from workbench.store.labels import Label, label_records, log_labels, near_misses
+from workbench.store.labels import Label, label_records, near_misses
 from workbench.store.traces import fetch_traces
 
 AFTER = {AFTER_VERDICT_KEY: "true"}

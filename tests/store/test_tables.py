@@ -198,3 +198,36 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
             "store here",
         ),
     ]
+
+
+def test_a_column_a_list_and_a_dict_say_the_same(table: pd.DataFrame) -> None:
+    """Inputs are a dict by key however they are named; a single output is the cell itself."""
+    for inputs in ("q", ["q"], {"q": "q"}):
+        row = read_rows(table, inputs=inputs, outputs="answer")[0]
+        assert (row.inputs, row.outputs) == ({"q": "a"}, "x")
+    row = read_rows(table, inputs={"query": "q", "context": "context"}, outputs=["answer"])[1]
+    assert (row.inputs, row.outputs) == ({"query": "b", "context": None}, {"answer": "y"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": "Q"}, "inputs: .*did you mean 'q'"),
+        ({"outputs": ["answer", "gone"]}, "outputs: the table has no column 'gone'"),
+        ({"labels": {"ana": ("ana", "reason")}}, "labels: the table has no column 'reason'"),
+        ({"labels": {"ana": ("a", "b", "c")}}, "must be a column or a pair"),
+        ({"labels": ["ana"]}, "must be a dict"),
+        ({"labels": {" ": "ana"}}, "non-empty"),
+        ({"inputs": []}, "must be a column"),
+        ({"inputs": ["q", "q"]}, "twice"),
+        ({"inputs": {1: "q"}}, "with texts for keys"),
+        ({"tags": {"mlflow.user": "id"}}, "begins with 'mlflow.'"),
+        ({"tags": {"a=b": "id"}}, "does not take 'a=b'"),
+    ],
+)
+def test_wrong_columns_are_named(
+    table: pd.DataFrame, arguments: dict[str, Any], message: str
+) -> None:
+    """A column or key that does not do is an error that names the argument."""
+    with pytest.raises(ArgumentError, match=message):
+        read_rows(table, **{"inputs": "q", "outputs": "answer", **arguments})

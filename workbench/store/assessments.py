@@ -113,6 +113,11 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
     )
 
 
+def is_after_verdict(assessment: Assessment) -> bool:
+    """Whether its author had seen the judge's verdict."""
+    return str((assessment.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+
+
 # -- writing --------------------------------------------------------------------------------
 
 

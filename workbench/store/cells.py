@@ -1,4 +1,4 @@
-"""Cells of a table as values that MLflow can store.
+"""Cells and columns of a table, and cells as values that MLflow can store.
 
 Imports, labels, verdicts and datasets all read cells here. A plain value is what JSON can hold and
 MLflow gives back unchanged: None, bool, int, float, str, and lists and dicts of these.
@@ -7,9 +7,11 @@ MLflow gives back unchanged: None, bool, int, float, str, and lists and dicts of
 from __future__ import annotations
 
 import datetime
+import difflib
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,27 @@ from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import Scale, is_missing
 
 _INT64 = 2**63
+
+
+def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
+    """Raise `ArgumentError` unless the table has each of the columns once.
+
+    The message names the columns that exist and those whose names are close.
+    """
+    existing = [str(column) for column in table.columns]
+    for name in names:
+        found = sum(1 for column in table.columns if column == name)
+        if found == 1:
+            continue
+        if found:
+            raise ArgumentError(f"{argument}: the table has {found} columns named {name!r}.")
+        near = difflib.get_close_matches(str(name).lower(), [c.lower() for c in existing], n=1)
+        close = next((c for c in existing if near and c.lower() == near[0]), None)
+        raise ArgumentError(
+            f"{argument}: the table has no column {name!r}"
+            + (f" - did you mean {close!r}?" if close else ".")
+            + f" Its columns are: {', '.join(map(repr, existing)) or 'none'}."
+        )
 
 
 def is_null(cell: Any) -> bool:

@@ -1,12 +1,21 @@
-"""A table and the roles of its columns, as the parameters of a notebook name them."""
+"""A table and the roles of its columns, as the parameters of a notebook name them.
+
+Command lines and notebook parameters are text::
+
+    inputs       question, context
+    annotators   ana: rating_ana + rationale_ana, ben: rating_ben
+
+Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -14,15 +23,11 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, html_text
 from workbench.scale import Scale, is_missing
-from workbench.store.columns import (
-    Names,
-    Raters,
-    RaterText,
-    parse_names,
-    parse_raters,
-    require_columns,
-)
-from workbench.store.tables import read_table
+from workbench.store.cells import require_columns
+from workbench.store.tables import Raters, columns_by_rater, read_table
+
+Names: TypeAlias = str | Sequence[str] | None
+RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
 
 _PARAMETERS = "inputs, outputs, expectations, annotators, groups and verdicts"
 
@@ -168,6 +173,68 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, parse_names("values", values)),
     )
+
+
+def parse_names(parameter: str, given: Names) -> list[str]:
+    """Read names from text with commas between them, from a list, or from JSON of one.
+
+    >>> parse_names("inputs", "question, context")
+    ['question', 'context']
+    """
+    given = _from_json(parameter, given)
+    if given is None:
+        return []
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",")]
+    if not isinstance(given, Sequence):
+        given = [str(given)]  # the command line reads 1 as a number
+    wrong = [name for name in given if not isinstance(name, str) or not name.strip()]
+    if wrong:
+        raise ArgumentError(
+            f"{parameter}={given!r} holds {wrong[0]!r}, which is no name. Write names with commas "
+            "between them: 'question, context'."
+        )
+    return list(given)
+
+
+def parse_raters(parameter: str, given: RaterText) -> Raters:
+    """Read who rated in which columns from text, from a dict, or from JSON of one.
+
+    >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
+    {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
+    """
+    given = _from_json(parameter, given)
+    if given is None or isinstance(given, Mapping):
+        return columns_by_rater(parameter, given)
+    pairs = [_rater(parameter, part) for part in str(given).split(",")]
+    if len(dict(pairs)) < len(pairs):
+        raise ArgumentError(f"{parameter}={given!r} names an annotator twice.")
+    return columns_by_rater(parameter, dict(pairs))
+
+
+def _rater(parameter: str, part: str) -> tuple[str, list[str]]:
+    who, colon, columns = part.rpartition(":")
+    names = [name.strip() for name in columns.split("+")]
+    who = who.strip() if colon else names[0]
+    if not who or not all(names):
+        raise ArgumentError(
+            f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
+            "'who: column + rationale_column', with commas between the annotators."
+        )
+    return who, names
+
+
+def _from_json(parameter: str, given: Any) -> Any:
+    """Return JSON of a list or object as such, other text stripped, and blank text as None."""
+    if not isinstance(given, str):
+        return given
+    text = given.strip()
+    if not (text.startswith("[") and text.endswith("]")) and not text.startswith("{"):
+        return text or None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(f"{parameter}={given!r} is no JSON list or object: {error}.") from None
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ source. `workbench.log_labels` and `workbench.log_verdicts` call this module.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,15 @@ from mlflow.entities import Assessment, Feedback, TraceInfo
 from workbench.formatting import html_table
 from workbench.scale import Scale, is_missing
 from workbench.store.assessments import (
-    AFTER_VERDICT_KEY,
     DECISION_KEY,
     content_id,
+    is_after_verdict,
     log_assessments,
     make_feedback,
     now_ms,
     signature,
 )
-from workbench.store.cells import check_text, rating_problem, read_rating
-from workbench.store.columns import require_columns
+from workbench.store.cells import check_text, rating_problem, read_rating, require_columns
 from workbench.store.tables import raise_bad_rows, read_table
 from workbench.store.traces import fetch_traces
 
@@ -72,6 +72,70 @@ class Logged:
         if len(self.skipped):
             html += html_table(self.skipped, index=False, max_rows=10)
         return html
+
+
+def log_labels(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    annotator: str,
+    value: str,
+    rationale: str | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write one annotator's labels from a table.
+
+    Parameters
+    ----------
+    table
+        DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column; ``.trace_ids`` of
+        `import_traces` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` has it.
+    name
+        The judge's name, exactly.
+    annotator
+        Who gave the labels: the name itself, the same for all rows. A table that holds several
+        people's labels is logged in as many calls.
+    value, rationale
+        Columns with the labels and the annotator's reasons. Values are kept as given, also
+        abstentions such as ``N/A``; rows without one are skipped and listed.
+
+    Returns
+    -------
+    Logged
+        Counts of labels written, and of those there already, which equal the annotator's latest
+        label: a call that was killed, or is repeated, writes what is missing and nothing twice,
+        and a label that was changed since is changed back.
+
+    Warns
+    -----
+    UserWarning
+        When ``annotator`` is also the name of a column other than ``value``: it is not read.
+
+    Raises
+    ------
+    ArgumentError
+        For missing columns and empty names.
+    StoreError
+        For trace ids that the store does not hold; nothing is written then.
+    """
+    frame = read_table(table)
+    if annotator != value and annotator in frame.columns:
+        warnings.warn(
+            f"annotator={annotator!r} is the annotator's name itself, and all rows are logged as "
+            "that person's labels; the column of this name is not read. Where it names who gave "
+            "each label, log the rows of each person by themselves: for who, rows in "
+            f"table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
+            stacklevel=2,
+        )
+    return log_feedback_table(
+        frame,
+        name=name,
+        source_type="HUMAN",
+        source_id=annotator,
+        value=value,
+        rationale=rationale,
+        progress=progress,
+    )
 
 
 def log_feedback_table(
@@ -168,7 +232,7 @@ def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
         # A decision of the same person is no label of theirs.
         and before.get(DECISION_KEY) == after.get(DECISION_KEY)
         # A label given after its author saw the verdict never replaces one given blind.
-        and is_after_verdict(before) == is_after_verdict(after)
+        and is_after_verdict(stored) == is_after_verdict(new)
         and all(before.get(key) == value for key, value in after.items())
     )
 
@@ -207,8 +271,3 @@ def _without_repeats(items: Sequence[Any]) -> list[Any]:
 
 def _same(one: Assessment, other: Assessment) -> bool:
     return signature(one) == signature(other)
-
-
-def is_after_verdict(metadata: Mapping[str, str]) -> bool:
-    """Whether metadata marks feedback whose author had seen the judge's verdict."""
-    return str(metadata.get(AFTER_VERDICT_KEY, "")).lower() == "true"

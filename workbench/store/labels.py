@@ -1,27 +1,22 @@
-"""Human labels: written from a table, read from traces.
+"""Human labels and decisions, read from traces.
 
 A label is MLflow feedback from a HUMAN source under the judge's name, wherever it was given:
-by `log_labels`, by `mlflow.log_feedback`, in a panel or in MLflow's own UI.
+by `workbench.log_labels`, by `mlflow.log_feedback`, in a panel or in MLflow's own UI.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 from mlflow.entities import Feedback, Trace
 
 from workbench.scale import is_missing
-from workbench.store.assessments import DECISION_KEY, RUBRIC_KEY
-from workbench.store.feedback import Logged, is_after_verdict, log_feedback_table
-from workbench.store.tables import read_table
+from workbench.store.assessments import DECISION_KEY, RUBRIC_KEY, is_after_verdict
 
 
 def same_person(one: str, other: str) -> bool:
@@ -67,70 +62,6 @@ class Decision:
     rubric_version: int | None = None
 
 
-def log_labels(
-    table: pd.DataFrame | str | os.PathLike[str],
-    *,
-    name: str,
-    annotator: str,
-    value: str,
-    rationale: str | None = None,
-    progress: bool = True,
-) -> Logged:
-    """Write one annotator's labels from a table.
-
-    Parameters
-    ----------
-    table
-        DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column; ``.trace_ids`` of
-        `import_traces` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` has it.
-    name
-        The judge's name, exactly.
-    annotator
-        Who gave the labels: the name itself, the same for all rows. A table that holds several
-        people's labels is logged in as many calls.
-    value, rationale
-        Columns with the labels and the annotator's reasons. Values are kept as given, also
-        abstentions such as ``N/A``; rows without one are skipped and listed.
-
-    Returns
-    -------
-    Logged
-        Counts of labels written, and of those there already, which equal the annotator's latest
-        label: a call that was killed, or is repeated, writes what is missing and nothing twice,
-        and a label that was changed since is changed back.
-
-    Warns
-    -----
-    UserWarning
-        When ``annotator`` is also the name of a column other than ``value``: it is not read.
-
-    Raises
-    ------
-    ArgumentError
-        For missing columns and empty names.
-    StoreError
-        For trace ids that the store does not hold; nothing is written then.
-    """
-    frame = read_table(table)
-    if annotator != value and annotator in frame.columns:
-        warnings.warn(
-            f"annotator={annotator!r} is the annotator's name itself, and all rows are logged as "
-            "that person's labels; the column of this name is not read. Where it names who gave "
-            "each label, log the rows of each person by themselves: for who, rows in "
-            f"table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
-            stacklevel=2,
-        )
-    return log_feedback_table(
-        frame,
-        name=name,
-        source_type="HUMAN",
-        source_id=annotator,
-        value=value,
-        rationale=rationale,
-        progress=progress,
-    )
-
-
 def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
     """Return the labels that count, at most one a trace and annotator, in order of the traces.
 
@@ -168,7 +99,7 @@ def _records(traces: Iterable[Trace], name: str, rank: Callable[[Feedback], Any]
                 value=feedback.value,
                 rationale=feedback.rationale or None,
                 created_ms=int(feedback.create_time_ms or 0),
-                after_verdict=_is_after_verdict(feedback),
+                after_verdict=is_after_verdict(feedback),
                 rubric_version=_rubric_version(feedback),
                 assessment_id=feedback.assessment_id or "",
             )
@@ -191,7 +122,7 @@ def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
                     value=latest.value,
                     rationale=latest.rationale or None,
                     created_ms=int(latest.create_time_ms or 0),
-                    after_verdict=_is_after_verdict(latest),
+                    after_verdict=is_after_verdict(latest),
                     rubric_version=_rubric_version(latest),
                 )
             )
@@ -240,22 +171,18 @@ def _counts(feedback: Feedback, given: list[Feedback]) -> bool:
     newer = [f for f in given if f.overrides and f.overrides == feedback.assessment_id]
     return (
         bool(newer)
-        and not _is_after_verdict(feedback)
-        and all(_is_after_verdict(f) and _annotator(f) == _annotator(feedback) for f in newer)
+        and not is_after_verdict(feedback)
+        and all(is_after_verdict(f) and _annotator(f) == _annotator(feedback) for f in newer)
     )
 
 
 def _rank(feedback: Feedback) -> tuple[bool, int, str]:
     """Orders the feedback of one annotator: blind over not, later over earlier, then by id."""
     return (
-        not _is_after_verdict(feedback),
+        not is_after_verdict(feedback),
         int(feedback.create_time_ms or 0),
         feedback.assessment_id or "",
     )
-
-
-def _is_after_verdict(feedback: Feedback) -> bool:
-    return is_after_verdict(feedback.metadata or {})
 
 
 def _holds_a_value(feedback: Feedback) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -23,15 +23,17 @@ from workbench.store.cells import (
     plain_or_reason,
     rating_problem,
     read_rating,
-)
-from workbench.store.columns import (
-    ColumnSpec,
-    LabelSpec,
-    Raters,
-    columns_by_key,
-    columns_by_rater,
     require_columns,
 )
+
+ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
+"""A column, several, or {key: column}."""
+
+LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
+"""{annotator: column} or {annotator: (column, rationale column)}."""
+
+Raters: TypeAlias = dict[str, tuple[str, str | None]]
+"""{annotator: (column of ratings, column of rationales or None)}."""
 
 MAX_TAG = 8000
 """Characters of a trace tag; MLflow cuts off what is longer."""
@@ -160,6 +162,46 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 
 # -- rows of traces -------------------------------------------------------------------------
+
+
+def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
+    """Return {key: column} of a column, a list of columns or a dict."""
+    if spec is None:
+        return {}
+    if isinstance(spec, Mapping):
+        keyed = dict(spec)
+    else:
+        columns: list[Any] = list(spec) if isinstance(spec, (list, tuple)) else [spec]
+        keyed = {str(column): column for column in columns}
+        if len(keyed) < len(columns):
+            raise ArgumentError(f"{argument}={spec!r} names a column twice.")
+    if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
+        raise ArgumentError(
+            f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
+            "with texts for keys."
+        )
+    return keyed
+
+
+def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
+    """Return who rated in which columns."""
+    if spec is not None and not isinstance(spec, Mapping):
+        raise ArgumentError(
+            f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
+            "{annotator: (column, rationale column)}."
+        )
+    raters: Raters = {}
+    for who, given in (spec or {}).items():
+        if not isinstance(who, str) or not who.strip():
+            raise ArgumentError(f"{argument}: the annotator {who!r} must be a non-empty text.")
+        columns = list(given) if isinstance(given, (tuple, list)) else [given]
+        if not 1 <= len(columns) <= 2:
+            raise ArgumentError(
+                f"{argument}[{who!r}]={given!r} must be a column or a pair "
+                "(column, rationale column)."
+            )
+        raters[who] = (columns[0], columns[1] if len(columns) == 2 else None)
+    return raters
 
 
 @dataclass(frozen=True)
