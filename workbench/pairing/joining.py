@@ -115,7 +115,7 @@ def pair(
         given += [one.value for one in decisions.values()]
         scale = known_scale(judge_or_name, fetched) or _observed_scale(given, chosen)
         if positive is None:
-            notes += _notes_on_positive(scale)
+            notes += _positive_notes(scale)
     if positive is not None:
         scale = scale.with_positive(positive)
 
@@ -123,7 +123,7 @@ def pair(
         i: read_label(labels.get(i, []), scale, consensus, ties, decisions.get(i))
         for i in sorted(recorded)
     }
-    notes += _notes_on_labels(name, human, scale)
+    notes += _vote_notes(name, human, scale)
     table, excluded = _join(human, chosen, recorded, scale)
     return Pairs(
         name=name,
@@ -131,7 +131,7 @@ def pair(
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=(*notes, *_notes_on_names(name, fetched), *_notes_on_blindness(table)),
+        notes=(*notes, *_label_notes(name, fetched, table)),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
     )
 
@@ -187,7 +187,7 @@ def _observed_scale(labelled: Sequence[Any], chosen: Mapping[str, Sequence[Recor
 # -- notes and messages ---------------------------------------------------------------------
 
 
-def _notes_on_positive(scale: Scale) -> list[str]:
+def _positive_notes(scale: Scale) -> list[str]:
     if scale.positive_is_known:
         return []
     other = next(value for value in scale.values if value != scale.positive)
@@ -197,7 +197,7 @@ def _notes_on_positive(scale: Scale) -> list[str]:
     ]
 
 
-def _notes_on_labels(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str]:
+def _vote_notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str]:
     """Return notes on decisions and on labels off the scale.
 
     Raises
@@ -223,17 +223,16 @@ def _notes_on_labels(name: str, human: Mapping[str, HumanLabel], scale: Scale) -
     return notes
 
 
-def _notes_on_names(name: str, traces: Sequence[Trace]) -> list[str]:
-    return [
+def _label_notes(name: str, traces: Sequence[Trace], table: pd.DataFrame) -> list[str]:
+    notes = [
         f"{count} labels are stored under {other!r}, which is not {name!r}; they are not counted. "
         f"Log them again under {name!r} if they belong here."
         for other, count in near_misses(traces, name).items()
     ]
-
-
-def _notes_on_blindness(table: pd.DataFrame) -> list[str]:
     seen = sum(not blind for blind in table["blind"])
-    return [f"{seen} labels were given after their author saw the judge's verdict."] * bool(seen)
+    if seen:
+        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
+    return notes
 
 
 def _no_labels_message(name: str, traces: Sequence[Trace]) -> str:

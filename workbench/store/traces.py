@@ -50,13 +50,17 @@ def address() -> str:
 
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
+_WRONG_TABLES = (
+    "its tables are incomplete or of another version of MLflow. Use that version, restore a "
+    "backup, or use another store"
+)
 _SQL_REASONS = {
     "database is locked": "the database is locked by another program; try again in a moment",
     "disk is full": "the disk is full",
     "readonly database": "the database file or its folder cannot be written to",
     "unable to open database": "the database file cannot be opened",
-    "already exists": "its tables are incomplete or of another version of MLflow",
-    "no such": "its tables are incomplete or of another version of MLflow",
+    "already exists": _WRONG_TABLES,
+    "no such": _WRONG_TABLES,
 }
 
 
@@ -89,10 +93,6 @@ def store_errors() -> Iterator[None]:
         if message == str(error) or not (has_credentials or _SQL.search(str(error))):
             raise
         raise StoreError(f"The MLflow store {address()} failed: {message}") from None
-
-
-discreet = store_errors
-"""The former name."""
 
 
 def _may_pass(error: BaseException) -> bool:
