@@ -1,7 +1,7 @@
 // Elements of the page, and the contents of an item made of them.
 //
 // What a trace holds is hostile. Nothing here parses HTML or Markdown: texts reach the page as text
-// nodes, and their structure comes from the kernel as nodes and blocks (see `content.py`).
+// nodes, and their structure comes from the kernel as tokens and blocks (see `content.py`).
 
 const STEP = 20000; // characters of one text shown at once
 
@@ -91,38 +91,46 @@ const lengthShown = (length) => (length ? h("span", { class: "wb-length" }, ` ${
 
 // -- Markdown ---------------------------------------------------------------------------------
 
-const NODES = {
+const TOKENS = {
   paragraph: (inner) => h("p", { dir: "auto" }, inner),
-  inline: (inner) => inner,
-  lines: ([text]) => h("p", { dir: "auto" }, text.split("\n").map((line, n) => [n ? h("br") : null, visible(line)])),
-  break: () => h("br"),
-  rule: () => h("hr"),
+  blank_line: () => null,
+  softbreak: () => h("br"),
+  linebreak: () => h("br"),
+  thematic_break: () => h("hr"),
   emphasis: (inner) => h("em", null, inner),
   strong: (inner) => h("strong", null, inner),
   strikethrough: (inner) => h("s", null, inner),
-  code: (inner) => h("code", null, inner),
-  pre: (inner) => h("pre", { class: "wb-code", tabindex: 0 }, h("code", null, inner)),
-  quote: (inner) => h("blockquote", { dir: "auto" }, inner),
-  list: (inner, start) => h(start === null ? "ul" : "ol", { start }, inner),
-  item: (inner) => h("li", { dir: "auto" }, inner),
+  codespan: (inner) => h("code", null, inner),
+  block_code: codeBlock,
+  block_html: (_, { raw }) => h("p", { dir: "auto" }, raw.trimEnd().split("\n").map((line, n) => [n ? h("br") : null, visible(line)])),
+  block_quote: (inner) => h("blockquote", { dir: "auto" }, inner),
+  list: (inner, { attrs }) => (attrs.ordered ? h("ol", { start: attrs.start ?? 1 }, inner) : h("ul", null, inner)),
+  list_item: (inner) => h("li", { dir: "auto" }, inner),
   // The panel's own headings come first: those of a text are below them.
-  heading: (inner, level) => h("div", { class: `wb-h wb-h${level}`, role: "heading", "aria-level": Math.min(level + 3, 6), dir: "auto" }, inner),
-  table: ([head, ...body]) => h("div", { class: "wb-table", tabindex: 0 }, h("table", null, h("thead", null, head), body)),
-  body: (inner) => h("tbody", null, inner),
-  row: (inner) => h("tr", null, inner),
-  heading_cell: (inner) => h("th", { dir: "auto" }, inner),
-  cell: (inner) => h("td", { dir: "auto" }, inner),
-  link,
-  picture: (inner, address) => pictureNamed(h("span", null, inner).textContent, address),
+  heading: (inner, { attrs: { level } }) => h("div", { class: `wb-h wb-h${level}`, role: "heading", "aria-level": Math.min(level + 3, 6), dir: "auto" }, inner),
+  table: (inner) => h("div", { class: "wb-table", tabindex: 0 }, h("table", null, inner)),
+  table_head: (inner) => h("thead", null, h("tr", null, inner)),
+  table_body: (inner) => h("tbody", null, inner),
+  table_row: (inner) => h("tr", null, inner),
+  table_cell: (inner, { attrs }) => h(attrs.head ? "th" : "td", { dir: "auto" }, inner),
+  link: (inner, { attrs }) => link(inner, attrs.url),
+  image: (inner, { attrs }) => pictureNamed(h("span", null, inner).textContent, attrs.url),
 };
 
-/** Elements of the nodes that `content.py` makes of Markdown; unknown ones are shown as text. */
-function markdown(nodes) {
-  return nodes.map((node) => {
-    if (typeof node === "string") return visible(node);
-    const [kind, children, detail] = node;
-    return NODES[kind] ? NODES[kind](kind === "lines" ? children : markdown(children), detail) : markdown(children);
+/** Elements of the tokens that mistune makes of Markdown; what is not known is shown as text. */
+function markdown(tokens) {
+  return tokens.map((token) => {
+    const inner = token.children ? markdown(token.children) : visible(token.raw ?? "");
+    return TOKENS[token.type] ? TOKENS[token.type](inner, token) : inner;
   });
+}
+
+/** A block of code, with what stands behind its fence unless that names a language. */
+function codeBlock(_, { raw, marker = "", attrs }) {
+  const info = attrs?.info ?? "";
+  const code = raw.replace(/\n$/, "");
+  const text = /^[\w+#.-]{0,20}$/.test(info) ? code : `${marker}${info}\n${code}`;
+  return h("pre", { class: "wb-code", tabindex: 0 }, h("code", null, visible(text)));
 }
 
 /** A link to the web or a mail address, with its host where the text names another; else text. */
@@ -181,7 +189,7 @@ function leaf(value) {
 // -- blocks -----------------------------------------------------------------------------------
 
 const BLOCKS = {
-  markdown: ({ nodes }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(nodes)),
+  markdown: ({ tokens }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(tokens)),
   text: ({ value, length }) => plainText(value, length ?? value.length),
   tree: ({ value, label = null, closed }) => h("div", { class: `wb-tree${closed ? " wb-rest" : ""}` }, tree(value, label, closed ? 2 : label ? 1 : 0)),
   value: ({ value }) => h("div", { class: "wb-value" }, String(value)),

@@ -1,7 +1,7 @@
-"""Turn what a session sends into what the view draws: Markdown as nodes, chats as turns.
+"""Turn what a session sends into what the view draws: Markdown as tokens, chats as turns.
 
 The texts of a trace are hostile. They are parsed here, without HTML, and within bounds; the view
-builds elements of these nodes and reads no markup. What exceeds the bounds is shown as plain text.
+builds elements of the tokens and reads no markup. What exceeds the bounds is shown as plain text.
 
 A text is prepared as a list of blocks, each a dict with a ``kind`` (see `BLOCKS` in `content.js`).
 A block with ``at`` shows the value at this path in the item and not a copy of it.
@@ -10,12 +10,25 @@ A block with ``at`` shows the value at this path in the item and not a copy of i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+import mistune
 
 from workbench.labeling.contents import plain
 from workbench.widgets.choices import choices
-from workbench.widgets.markdown import LONGEST_MARKDOWN, markdown
+
+LONGEST_MARKDOWN: Final = 30_000
+"""Characters; longer texts are shown as plain text."""
+
+_DEEPEST = 20
+_MOST_TOKENS = 10_000
+# Patterns of the parser try every split of a run of spaces: their time grows with its cube.
+_GAP = re.compile(r"[ \t]{300}")
+_parse = mistune.create_markdown(renderer=None, plugins=["table", "strikethrough", "url"])
+# Definitions of links would not be shown at all: they stay text.
+_parse.block.rules.remove("ref_link")
 
 _LONG = 3_000
 _LONGEST_JSON = 200_000
@@ -221,9 +234,9 @@ def text_blocks(text: str, at: Path | None = None, length: int | None = None) ->
     """
     if not text:
         return [{"kind": "note", "text": "(empty text)"}]
-    nodes = markdown(text)
-    if nodes is not None:
-        return [{"kind": "markdown", "nodes": nodes}]
+    tokens = markdown(text)
+    if tokens is not None:
+        return [{"kind": "markdown", "tokens": tokens}]
     is_long = len(text) > LONGEST_MARKDOWN
     why = f"Longer than {LONGEST_MARKDOWN:,} characters" if is_long else "Too deeply nested"
     note = f"{why}: shown as plain text, without Markdown."
@@ -242,3 +255,27 @@ def _json_blocks(text: str) -> list[Block]:
     except (ValueError, RecursionError):
         return []  # It only begins like JSON.
     return value_blocks(data, None) if _is_chat(data) else [{"kind": "tree", "data": data}]
+
+
+def markdown(text: str) -> list[dict[str, Any]] | None:
+    """Parse Markdown into mistune's tokens, in which HTML is text.
+
+    Returns None for a text that is too long, too deeply nested or made to hold up the parser,
+    which is to be shown as plain text.
+    """
+    if len(text) > LONGEST_MARKDOWN or _GAP.search(text):
+        return None
+    try:
+        tokens: Any = _parse(text)
+        return tokens if _size(tokens, _DEEPEST) <= _MOST_TOKENS else None
+    except RecursionError:
+        return None
+
+
+def _size(tokens: list[dict[str, Any]], levels: int) -> int:
+    """The number of tokens; more than are taken where they have more levels."""
+    if not levels:
+        return _MOST_TOKENS + 1
+    return len(tokens) + sum(
+        _size(one["children"], levels - 1) for one in tokens if "children" in one
+    )
