@@ -222,11 +222,6 @@ class Scale:
         ArgumentError
             For a ``positive`` that is none of two values.
         """
-        scale = cls._of_observed(observed)
-        return scale if positive is None else scale.with_positive(positive)
-
-    @classmethod
-    def _of_observed(cls, observed: Iterable[Any]) -> Scale:
         seen: dict[str, Any] = {}
         # Which writing of a value stands for it must not depend on the order of arrival.
         for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
@@ -237,14 +232,13 @@ class Scale:
         if distinct and all(n is not None for n in numbers):
             known = sorted(n for n in numbers if n is not None)
             if len(known) > 20:
-                return cls("numeric", low=known[0], high=known[-1])
+                scale = cls("numeric", low=known[0], high=known[-1])
+                return scale if positive is None else scale.with_positive(positive)
             distinct = [int(n) if n == int(n) else n for n in known]
         sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
             # "Yes" and "true" are one value; the first writing of each side stays.
             distinct = [sides[side] for side in (0, 1) if side in sides]
-            if len(distinct) == 2:
-                return cls("binary", tuple(distinct))
         if not 2 <= len(distinct) <= 20:
             shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
             raise ScaleError(
@@ -252,7 +246,7 @@ class Scale:
                 " which make no rating scale. Give the judge a feedback_value_type, for instance "
                 "Literal['yes', 'no'] or int."
             )
-        return cls.of(distinct)
+        return cls.of(distinct, positive=positive)
 
     # -- values -------------------------------------------------------------------------
 

@@ -20,12 +20,7 @@ from workbench.store.assessments import DECISION_KEY, RUBRIC_KEY, is_after_verdi
 
 
 def same_person(one: str, other: str) -> bool:
-    """Whether two names are one person's: "Ben" and "ben" are.
-
-    A team cannot hold both (`workbench.review_queue`), so whoever is "Ben" in the notebook and
-    "ben" in MLflow's page labels a trace once. `workbench.pair` counts names as they are written;
-    a label that is given again in a panel replaces the one it finds.
-    """
+    """Whether two names are one person's: "Ben" in the notebook is "ben" in MLflow's page."""
     return folded(one) == folded(other)
 
 

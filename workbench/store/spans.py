@@ -102,12 +102,10 @@ def _write_batch(client: TracingClient, batch: Sequence[Pending], where: str) ->
 
 
 def _needs_info(pending: Pending, client: TracingClient) -> bool:
-    """Whether a trace is made by a call of its own rather than by its spans alone.
-
-    That call takes the assessments along, which is faster from three of them on where each would
-    be a request of its own. A database takes them faster after the spans, in one transaction.
-    """
+    """Whether a trace is made by a call of its own rather than by its spans alone."""
     row = pending.row
+    # That call takes the assessments along, which is faster from three of them on where each
+    # would be a request of its own. A database takes them faster in one transaction.
     along = len(pending.assessments) >= _TOGETHER and not has_transactions(client.store)
     return along or _is_broken(row.inputs, row.outputs)
 
