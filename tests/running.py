@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.cli import run as run_command
-from workbench.experiments.notebook import find_notebook, resolve_parameters
+from workbench.experiments.notebook import resolve_parameters
 from workbench.experiments.parameters import (
+    find_notebook,
     notebook_parameters,
     parse_parameters,
     read_notebook,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from workbench.credentials import shown_address
 from workbench.errors import NotebookError, WorkbenchError
-
-T = TypeVar("T")
-
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
@@ -64,43 +62,30 @@ def run(
     With --replay the run gives the result of the recorded one, byte for byte, if the notebook, its
     parameters and the data are the same; what the file does not hold is an error.
     """
-    from workbench.experiments.notebook import find_notebook
-    from workbench.experiments.parameters import notebook_parameters, parse_parameters
-
-    source = _or_exit(lambda: find_notebook(notebook), code=2)
-    known = _or_exit(lambda: notebook_parameters(source), code=1)
-    values = _or_exit(lambda: parse_parameters(known, given), code=2)
-    if record and replay:
-        click.echo("error: --record and --replay exclude each other.", err=True)
-        raise SystemExit(2)
-    _run(source, values, output, record, replay)
-
-
-def _run(
-    source: Path, values: dict[str, Any], output: Path, record: Path | None, replay: Path | None
-) -> None:
     from workbench.experiments.notebook import run_notebook
+    from workbench.experiments.parameters import (
+        find_notebook,
+        notebook_parameters,
+        parse_parameters,
+    )
 
+    if record and replay:
+        raise click.UsageError("--record and --replay exclude each other.")
+    with _errors(exit_code=2):
+        source = find_notebook(notebook)
+        values = parse_parameters(notebook_parameters(source), given)
     click.echo(f"Running {source}", err=True)
     if replay:
         click.echo(f"Answers come from {replay}; no model is called.", err=True)
-    try:
-        ran = _or_exit(
-            lambda: run_notebook(
-                source, parameters=values, output=output, record=record, replay=replay
-            ),
-            code=1,
-        )
-    except KeyboardInterrupt as stop:
-        click.echo(f"\n{stop}", err=True)
-        raise SystemExit(130) from None
+    with _errors(exit_code=1):
+        ran = run_notebook(source, parameters=values, output=output, record=record, replay=replay)
     click.echo(closing_words(ran.summary, ran.notebook, ran.seconds))
     if record:
         click.echo(f"\nAnswers were written to {record}. Replay: workbench run --replay {record}")
 
 
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
-    """What is printed at the end: the table of the notebook's summary, and where things lie."""
+    """Return what is printed at the end: the table of the summary, and where things are."""
     lines = [""]
     if summary.get("table"):
         lines += [str(summary["table"]).rstrip("\n"), ""]
@@ -130,11 +115,11 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
 @click.argument("notebook", default=_NOTEBOOK)
 def params(notebook: str) -> None:
     """List the parameters of NOTEBOOK with their defaults."""
-    from workbench.experiments.notebook import find_notebook
-    from workbench.experiments.parameters import notebook_parameters
+    from workbench.experiments.parameters import find_notebook, notebook_parameters
 
-    source = _or_exit(lambda: find_notebook(notebook), code=2)
-    known = _or_exit(lambda: notebook_parameters(source), code=1)
+    with _errors(exit_code=2):
+        source = find_notebook(notebook)
+        known = notebook_parameters(source)
     if not known:
         click.echo(f"{source.name} takes no parameters: no cell of it is tagged 'parameters'.")
     width = max((len(f"{p.name} = {p.source}") for p in known), default=0)
@@ -143,10 +128,15 @@ def params(notebook: str) -> None:
         click.echo(f"{written:<{min(width, 48)}}  # {p.help}" if p.help else written)
 
 
-def _or_exit(step: Callable[[], T], *, code: int) -> T:
+@contextmanager
+def _errors(*, exit_code: int) -> Iterator[None]:
+    """End the command with an error in one line; 130 when it is interrupted."""
     try:
-        return step()
+        yield
     except WorkbenchError as error:
         kind = "" if isinstance(error, NotebookError) else f"{type(error).__name__}: "
         click.echo(f"error: {kind}{error}", err=True)
-        raise SystemExit(code) from None
+        raise SystemExit(exit_code) from None
+    except KeyboardInterrupt as stop:
+        click.echo(f"\n{stop}", err=True)
+        raise SystemExit(130) from None

@@ -16,7 +16,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from workbench.errors import NotebookError
-from workbench.experiments.notebook import Ran, find_notebook, run_notebook
+from workbench.experiments.notebook import Ran, run_notebook
+from workbench.experiments.parameters import find_notebook
 
 PARAMETERS = 'seed = 0\noutput_dir = "output"\ndata = "data/table.csv"\nother = "no/such.csv"'
 

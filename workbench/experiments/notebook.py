@@ -1,21 +1,32 @@
-"""Run a notebook with parameters and keep the executed copy."""
+"""Run a notebook with parameters by papermill, in a kernel of this Python."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import papermill
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from tqdm.std import tqdm
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.parameters import (
-    Parameter,
     check_parameters,
+    find_notebook,
     notebook_parameters,
     read_notebook,
 )
@@ -23,13 +34,11 @@ from workbench.models.recording import tape_variables
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
-    from papermill import PapermillExecutionError
 
 SUMMARY: Final = "summary.json"
 """What a notebook may write into its ``output_dir`` for the command line to print."""
 
-OUTPUT_PARAMETER: Final = "output_dir"
-"""A notebook with a parameter of this name is told where to write."""
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -44,33 +53,6 @@ class Ran:
     parameters: dict[str, Any]
     seconds: float
     summary: dict[str, Any]
-
-
-def find_notebook(name: str | Path) -> Path:
-    """Return the notebook at a path, or of a name in ``notebooks/``.
-
-    ``notebooks/`` is looked for in the current folder, and beside the package when that is
-    installed from its repository.
-
-    Raises
-    ------
-    NotebookError
-        If there is none; the message lists the known ones.
-    """
-    given = Path(name)
-    file = given if given.suffix == ".ipynb" else given.with_name(given.name + ".ipynb")
-    folders = [Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks"]
-    places = [file]
-    if given.parent in (Path(), Path("notebooks")):
-        places += [folder / file.name for folder in folders]
-    for place in places:
-        if place.is_file():
-            return place.resolve()
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
-    raise NotebookError(
-        f"There is no notebook {str(name)!r}. Give a path, or one of: "
-        f"{', '.join(known) or 'none was found; run from the repository'}."
-    )
 
 
 def run_notebook(
@@ -114,18 +96,33 @@ def run_notebook(
     KeyboardInterrupt
         If interrupted. The kernel is stopped and the executed copy is kept.
     """
-    source = find_notebook(notebook)
-    folder = Path(output).resolve()
+    source, folder = find_notebook(notebook), Path(output).resolve()
     passed = resolve_parameters(source, parameters or {}, folder)
-    _check_output(source, folder)
+    copy = _Copy(folder / source.name, passed)
+    if copy.target == source:
+        raise NotebookError(
+            f"output={str(output)!r} is the folder of the notebook itself, which the executed "
+            "copy would replace. Choose another folder."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise NotebookError(
+            f"The output folder {folder} cannot be written to: {error.strerror}. Name another "
+            "with --output."
+        ) from None
     environment = tape_variables(record, replay)
-    # A summary of an earlier run must not pass for one of this run.
-    (folder / SUMMARY).unlink(missing_ok=True)
+    summary = folder / SUMMARY
+    summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
     started = time.monotonic()
-    copy = _Copy(folder / source.name, _secrets(passed))
-    _execute(source, copy, passed, progress, environment)
+    _execute(source, copy, passed, environment, progress)
     seconds = time.monotonic() - started
-    return Ran(copy.target, folder, passed, seconds, _summary(folder / SUMMARY))
+    try:
+        found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
+    except ValueError as error:
+        raise NotebookError(f"{summary}, which the notebook wrote, is no JSON: {error}") from error
+    return Ran(copy.target, folder, passed, seconds, found)
 
 
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
@@ -135,89 +132,119 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
-    values = dict(given)
+    values = {p.name: str(output) for p in declared if p.name == "output_dir"} | dict(given)
     for parameter in declared:
-        if parameter.name in values:
-            continue
-        file = _default_file(parameter, source.parent)
-        if parameter.name == OUTPUT_PARAMETER:
-            values[parameter.name] = str(output)
-        elif file is not None:
-            values[parameter.name] = str(file)
+        default = parameter.default
+        if parameter.name not in values and isinstance(default, str):
+            file = source.parent / default
+            if file.is_file() and not Path(default).is_absolute():
+                values[parameter.name] = str(file.resolve())
     return values
-
-
-def _default_file(parameter: Parameter, folder: Path) -> Path | None:
-    """The existing file in or near ``folder`` that a default names by a relative path."""
-    default = parameter.default
-    if not isinstance(default, str) or not ("/" in default or Path(default).suffix):
-        return None
-    file = folder / default
-    return file.resolve() if file.is_file() and not Path(default).is_absolute() else None
-
-
-def _check_output(source: Path, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotebookError(
-            f"The output folder {folder} cannot be made: {error.strerror}. Name another with "
-            "--output."
-        ) from None
-    if not os.access(folder, os.W_OK):
-        raise NotebookError(
-            f"The output folder {folder} cannot be written to. Name another with --output."
-        )
-    if folder / source.name == source:
-        raise NotebookError(
-            f"output={str(folder)!r} is the folder of the notebook itself, which the executed "
-            "copy would replace. Choose another folder."
-        )
 
 
 def _execute(
     source: Path,
     copy: _Copy,
-    parameters: Mapping[str, Any],
-    progress: bool,
+    parameters: dict[str, Any],
     environment: Mapping[str, str],
+    progress: bool,
 ) -> None:
-    from papermill import PapermillExecutionError
-
-    from workbench.experiments.kernel import execute
-
     kept = f"The notebook as far as it ran: {copy.target}"
-    try:
-        execute(source, parameters, save=copy.save, show=progress, environment=environment)
-    except PapermillExecutionError as error:
-        copy.save()  # now with papermill's mark at the cell that failed
-        raise NotebookError(f"{_failure(error, source)}\n{kept}") from None
-    except NotebookError as error:
-        raise NotebookError(f"{error}\n{kept}") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for the "
-            "rest."
-        ) from None
+    # What the kernel writes by itself, not its cells, matters only when it dies.
+    with tempfile.TemporaryFile() as log:
+        try:
+            papermill.execute_notebook(
+                # papermill formats paths: braces in the name of a folder would be fields.
+                str(source).replace("{", "{{").replace("}", "}}"),
+                None,  # written by `copy`
+                parameters,
+                engine_name="workbench",
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                copy=copy,
+                show=progress,
+                log=log,
+                environment=_environment(environment),
+            )
+        except papermill.PapermillExecutionError as error:
+            copy.save()  # now with papermill's mark at the cell that failed
+            raise NotebookError(f"{_failure(error, source)}\n{kept}") from None
+        except DeadKernelError as error:
+            log.seek(0)
+            lines = log.read().decode("utf-8", "replace").splitlines()
+            last = "".join(f"\n{line}" for line in lines[-6:] if "[IPKernelApp]" not in line)
+            raise NotebookError(
+                f"The kernel of {source.name} died, perhaps for lack of memory.{last}\n{kept}"
+            ) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for "
+                "the rest."
+            ) from None
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The kernel's environment: this one and ``more``, with less noise, for a reader of text."""
+    quiet = {
+        "WORKBENCH_PROGRESS": "text",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    }
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    return {**quiet, **os.environ, **inline, **more}
+
+
+def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
+    """Describe a failed cell: with its traceback, unless the error explains itself."""
+    stages = _headings(read_notebook(source))
+    # papermill puts a cell with the parameters among those of the source.
+    stage = stages[min(max(error.cell_index - 1, 0), len(stages) - 1)]
+    lines = [
+        f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
+        f"{error.ename}: {error.evalue}",
+    ]
+    if not hasattr(errors, error.ename) and error.ename != "MlflowException":
+        lines[1:] = ["", *"\n".join(error.traceback).splitlines()[-15:], ""]
+    return _ESCAPES.sub("", "\n".join(lines))
+
+
+def _headings(notebook: NotebookNode) -> list[str]:
+    """The heading above each cell; empty above the first one."""
+    found, heading = [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            lines = re.findall(r"^#+\s+(.+?)\s*#*$", cell.source, flags=re.MULTILINE)
+            heading = lines[-1] if lines else heading
+        found.append(heading)
+    return found
 
 
 class _Copy:
     """The executed copy: written whole or not at all, and without secrets."""
 
-    def __init__(self, target: Path, secrets: dict[str, str]) -> None:
-        self.target, self._secrets = target, secrets
-        self._notebook: NotebookNode | None = None
+    def __init__(self, target: Path, parameters: Mapping[str, Any]) -> None:
+        self.target = target
+        self.notebook: NotebookNode = None  # set by the engine
+        secrets = [str(value) for _, value in secret_params(dict(parameters))]
+        urls = {}
+        for value in parameters.values():
+            if isinstance(value, str) and "://" in value:
+                clean, withheld, parts = withhold({"base_url": value})
+                if withheld:
+                    urls[value] = clean["base_url"]
+                    secrets += parts
+        # Very short values would blot out ordinary words.
+        self._masks = urls | {value: "***" for value in secrets if len(value) >= 6}
 
-    def save(self, notebook: NotebookNode | None = None) -> None:
-        """Write the notebook, or the one saved last, which may have changed since."""
+    def save(self, **_: Any) -> None:
+        """Write the notebook as it is now."""
         import nbformat
 
-        self._notebook = notebook or self._notebook
-        if self._notebook is None:
-            return
-        text = nbformat.writes(self._notebook)
-        for secret, instead in self._secrets.items():
-            text = text.replace(json.dumps(secret)[1:-1], instead)
+        text = nbformat.writes(self.notebook)
+        for secret in sorted(self._masks, key=len, reverse=True):
+            text = text.replace(json.dumps(secret)[1:-1], self._masks[secret])
         # A name of its own: another run may be writing to the same folder.
         part = self.target.with_name(f".{self.target.name}.{os.getpid()}.part")
         try:
@@ -227,49 +254,131 @@ class _Copy:
             part.unlink(missing_ok=True)
 
 
-def _secrets(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What must not be saved and what stands for it, the longest first."""
-    values = [str(value) for _, value in secret_params(dict(parameters))]
-    found = {}
-    for value in parameters.values():
-        if isinstance(value, str) and "://" in value:
-            clean, withheld, parts = withhold({"base_url": value})
-            if withheld:
-                found[value] = clean["base_url"]
-                values += parts
-    # Very short values would blot out ordinary words.
-    found |= {value: "***" for value in values if len(value) >= 6}
-    return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
+# -- papermill's engine ---------------------------------------------------------------------
 
 
-def _failure(error: PapermillExecutionError, source: Path) -> str:
-    """Describe a failed cell: with its traceback, unless the error explains itself."""
-    from workbench.experiments.kernel import ESCAPES, headings
+class Progress:
+    """Shows the stage, the state of progress bars and the output of the running cell.
 
-    stages = headings(read_notebook(source))
-    # papermill puts a cell with the parameters among those of the source.
-    stage = stages[min(max(error.cell_index - 1, 0), len(stages) - 1)]
-    lines = [
-        f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
-        ESCAPES.sub("", f"{error.ename}: {error.evalue}"),
-    ]
-    if not _explains_itself(error.ename):
-        traceback = ESCAPES.sub("", "\n".join(error.traceback)).splitlines()
-        lines[1:] = ["", *traceback[-15:], ""]
-    return "\n".join(lines)
+    A terminal gets one tqdm bar at its bottom; a log gets a line for each stage.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        stages: list[str],
+        *,
+        stream: TextIO | None = None,
+        show: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stages, self._show, self._clock = stages, show, clock
+        self._stream = stream or sys.stderr
+        self._stage, self._pending, self._last = "", "", clock()
+        self._bar = tqdm(
+            total=len(stages),
+            file=self._stream,
+            disable=not (show and self._stream.isatty()),
+            dynamic_ncols=True,
+            leave=False,
+            bar_format=title + " {bar:16} {n_fmt}/{total_fmt} [{elapsed}] {desc}",
+        )
+
+    def start(self, index: int) -> None:
+        """Show that the cell at ``index`` begins."""
+        self._print(_last_state(self._pending))
+        self._pending, before, self._stage = "", self._stage, self._stages[index]
+        if not self._bar.disable:
+            self._bar.n = index + 1
+            self._bar.set_description_str(self._stage)
+        elif self._stage != before:
+            self._print(f"[{index + 1}/{len(self._stages)}] {self._stage}")
+
+    def output(self, text: str) -> None:
+        """Show what a cell writes: whole lines, and now and then the state of a rewritten one."""
+        *lines, self._pending = (self._pending + _ESCAPES.sub("", text)).split("\n")
+        for line in lines:
+            self._print(_last_state(line))
+        state = _last_state(self._pending)
+        if "\r" not in self._pending or not state:
+            return
+        self._pending = "\r" + state
+        if not self._bar.disable:
+            # There is no room for a second bar in the line; its figures suffice.
+            figures = re.sub(r"\|[^|]*\| *", " ", state)
+            self._bar.set_description_str(f"{self._stage}: {figures}")
+        elif self._clock() - self._last >= 5.0:
+            self._print(state)
+
+    def close(self) -> None:
+        """Show an unfinished line and remove the bar."""
+        self._print(_last_state(self._pending))
+        self._bar.close()
+
+    def _print(self, line: str) -> None:
+        if line and self._show:
+            self._last = self._clock()
+            tqdm.write(line, file=self._stream)
+            self._stream.flush()
 
 
-def _explains_itself(name: str) -> bool:
-    kind = getattr(errors, name, None)
-    ours = isinstance(kind, type) and issubclass(kind, errors.WorkbenchError)
-    return ours or name == "MlflowException"
+def _last_state(line: str) -> str:
+    """What is left on the screen of a line with carriage returns."""
+    return next((state.rstrip() for state in reversed(line.split("\r")) if state.strip()), "")
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        summary = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise NotebookError(f"{path}, which the notebook wrote, is no JSON: {error}") from error
-    return summary if isinstance(summary, dict) else {}
+class _ThisPython(KernelSpecManager):
+    """Knows one kernel: this interpreter, whatever kernels are registered for the user."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+            metadata={"debugger": False},
+        )
+
+
+class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
+    """Runs the cells in this Python and passes on what they print."""
+
+    progress: Progress
+
+    def create_kernel_manager(self) -> AsyncKernelManager:
+        specs = _ThisPython(parent=self)
+        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+        return self.km
+
+    def process_message(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().process_message(*args, **kwargs)
+        if output and output.output_type == "stream":
+            self.progress.output(output.text)
+        return output
+
+
+class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
+    """Saves the copy after each cell, and shows progress."""
+
+    @classmethod
+    def execute_managed_notebook(
+        cls, nb_man: Any, kernel_name: str, *, copy: _Copy, show: bool, **options: Any
+    ) -> None:
+        progress = Progress(copy.target.stem, _headings(nb_man.nb), show=show)
+        start = nb_man.cell_start
+
+        def cell_start(cell: NotebookNode, cell_index: int, **more: Any) -> None:
+            progress.start(cell_index)
+            start(cell, cell_index, **more)
+
+        copy.notebook, nb_man.save, nb_man.cell_start = nb_man.nb, copy.save, cell_start
+        client = _Client(
+            nb_man, kernel_name=kernel_name, startup_timeout=120, coalesce_streams=True
+        )
+        client.progress = progress
+        try:
+            client.execute(env=options["environment"], stderr=options["log"])
+        finally:
+            progress.close()
+
+
+papermill_engines.register("workbench", _Engine)

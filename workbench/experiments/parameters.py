@@ -1,4 +1,4 @@
-"""Parameters of a notebook: what it declares, and the values given for them."""
+"""Find a notebook, read the parameters that it declares, and check the values given for them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ from workbench.errors import NotebookError
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-
-class _Unknown:
-    def __repr__(self) -> str:
-        return "UNKNOWN"
-
-
-UNKNOWN: Final = _Unknown()
+UNKNOWN: Final = ...
 """Default of a parameter whose value is computed when the notebook runs."""
 
 
@@ -39,6 +33,33 @@ class Parameter:
     source: str
     default: Any
     help: str
+
+
+def find_notebook(name: str | Path) -> Path:
+    """Return the notebook at a path, or of a name in ``notebooks/``.
+
+    ``notebooks/`` is looked for in the current folder, and beside the package when that is
+    installed from its repository.
+
+    Raises
+    ------
+    NotebookError
+        If there is none; the message lists the known ones.
+    """
+    given = Path(name)
+    file = given if given.suffix == ".ipynb" else given.with_name(given.name + ".ipynb")
+    folders = [Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks"]
+    places = [file]
+    if given.parent in (Path(), Path("notebooks")):
+        places += [folder / file.name for folder in folders]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
+    raise NotebookError(
+        f"There is no notebook {str(name)!r}. Give a path, or one of: "
+        f"{', '.join(known) or 'none was found; run from the repository'}."
+    )
 
 
 def read_notebook(path: Path) -> NotebookNode:
@@ -75,44 +96,31 @@ def notebook_parameters(notebook: str | Path) -> list[Parameter]:
 
 
 def _assignments(source: str) -> list[Parameter]:
-    behind, above = _comments(source)
-    found: dict[str, Parameter] = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, value = node.targets[0], node.value
-        elif isinstance(node, ast.AnnAssign) and node.value is not None:
-            target, value = node.target, node.value
-        else:
-            continue
-        if not isinstance(target, ast.Name):
-            continue
-        try:
-            default = ast.literal_eval(value)
-        except (ValueError, TypeError):
-            default = UNKNOWN
-        text = behind.get(node.end_lineno or 0) or _block(above, node.lineno - 1)
-        written = ast.get_source_segment(source, value) or ""
-        found[target.id] = Parameter(target.id, written, default, text)
-    return list(found.values())
-
-
-def _comments(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Comments by line: those behind code, and those on lines of their own."""
     behind: dict[int, str] = {}
     alone: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             lines = alone if token.line.lstrip().startswith("#") else behind
             lines[token.start[0]] = token.string.lstrip("#").strip()
-    return behind, alone
-
-
-def _block(comments: Mapping[int, str], last: int) -> str:
-    """The comment lines that end in line ``last``, joined."""
-    first = last
-    while first in comments:
-        first -= 1
-    return " ".join(comments[line] for line in range(first + 1, last + 1))
+    found: dict[str, Parameter] = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        if not isinstance(target, ast.Name):
+            continue
+        try:
+            default = ast.literal_eval(node.value)
+        except (ValueError, TypeError):
+            default = UNKNOWN
+        first = node.lineno
+        while first - 1 in alone:
+            first -= 1
+        above = " ".join(alone[line] for line in range(first, node.lineno))
+        written = ast.get_source_segment(source, node.value) or ""
+        help_ = behind.get(node.end_lineno or 0, above)
+        found[target.id] = Parameter(target.id, written, default, help_)
+    return list(found.values())
 
 
 def parse_parameters(
@@ -130,16 +138,12 @@ def parse_parameters(
         For unknown names and for values that do not fit the default.
     """
     known = {parameter.name: parameter for parameter in parameters}
-    values = {}
+    values: dict[str, Any] = {}
     for name, text in given:
         is_text = name in known and isinstance(known[name].default, str)
-        values[name] = _text(text) if is_text else _value(text)
+        values[name] = _value(text) if text == "None" or not is_text else text
     check_parameters(known.values(), values)
     return values
-
-
-def _text(text: str) -> str | None:
-    return None if text == "None" else text
 
 
 def _value(text: str) -> Any:
@@ -171,21 +175,16 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             raise NotebookError(
                 f"Parameter {name!r} is not known.{hint} The notebook takes: {listed or 'none'}"
             )
-        problem = _problem(known[name].default, value)
+        default, problem = known[name].default, ""
+        if value is None or not isinstance(default, (bool, int, float)):
+            continue
+        if isinstance(default, bool):
+            problem = "" if isinstance(value, bool) else "neither True nor False"
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            problem = "no number"
+        elif not math.isfinite(value):
+            problem = "no finite number"
         if problem:
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."
             )
-
-
-def _problem(default: Any, value: Any) -> str:
-    """What is wrong with a value in place of this default; empty if nothing is."""
-    if value is None or default is None or default is UNKNOWN:
-        return ""
-    if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "neither True nor False"
-    if not isinstance(default, (int, float)):
-        return ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return "no number"
-    return "" if math.isfinite(value) else "no finite number"

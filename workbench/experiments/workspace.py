@@ -125,9 +125,13 @@ def use_workspace(
     """
     place = Path(folder).expanduser().resolve()
     place.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri or os.environ.get(_VARIABLE) or f"sqlite:///{place}/mlflow.db"
-    with _same_environment():
-        mlflow.set_tracking_uri(uri)
+    chosen = os.environ.get(_VARIABLE)
+    uri = tracking_uri or chosen or f"sqlite:///{place}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    # MLflow sets the variable, which the next call would take for the user's choice.
+    os.environ.pop(_VARIABLE, None)
+    if chosen:
+        os.environ[_VARIABLE] = chosen
     with _quiet_migrations():
         prepare_database(uri)
         if mlflow.get_experiment_by_name(experiment) is None:
@@ -141,27 +145,11 @@ def use_workspace(
 
 
 @contextmanager
-def _same_environment() -> Iterator[None]:
-    """Take back the variable that MLflow sets: the next call would take it for the user's."""
-    before = os.environ.get(_VARIABLE)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(_VARIABLE, None)
-        else:
-            os.environ[_VARIABLE] = before
-
-
-@contextmanager
 def _quiet_migrations() -> Iterator[None]:
     """Silence the log of the forty migrations that make a new database."""
-    names = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
     try:
         yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(before)

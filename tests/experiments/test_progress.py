@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from workbench.experiments.kernel import Progress
+from workbench.experiments.notebook import Progress
 
 
 class Terminal(io.StringIO):
