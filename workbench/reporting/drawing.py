@@ -207,7 +207,7 @@ def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
 # -- pictures in pages ----------------------------------------------------------------------
 
 
-def as_svg(draw: Callable[[Axes], Any], *, width: float, height: float, description: str) -> str:
+def as_svg(draw: Callable[..., Any], *, width: float, height: float, description: str) -> str:
     """Return a picture as an ``<svg>`` element that takes on the theme of the page around it.
 
     Text and lines have the page's text colour, the background is transparent, all text is
@@ -216,7 +216,7 @@ def as_svg(draw: Callable[[Axes], Any], *, width: float, height: float, descript
     Parameters
     ----------
     draw
-        Called with the Axes to draw on, for instance ``lambda ax: plot_balance(pairs, ax=ax)``.
+        Called with ``ax``, the Axes to draw on, for instance ``partial(plot_balance, pairs)``.
     width, height
         In inches.
     description
@@ -237,7 +237,7 @@ def as_svg(draw: Callable[[Axes], Any], *, width: float, height: float, descript
         warnings.filterwarnings("ignore", message="Glyph")
         fig = Figure(figsize=(width, height))
         fig.set_layout_engine("constrained")
-        draw(fig.subplots())
+        draw(ax=fig.subplots())
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), count=1, flags=re.DOTALL)
     inside = text[text.index("<svg") :].split(">", 1)[1]

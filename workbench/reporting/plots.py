@@ -132,10 +132,15 @@ def plot_before_after(
         raise ArgumentError(f"plot_before_after draws on two Axes, got {len(drawn)}.")
     for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
         _draw_confusion(found, one, normalise=normalise)
-        accuracy = figure(found.accuracy, found.accuracy_interval)
-        kappa = figure(found.kappa, found.kappa_interval)
-        one.set_title(f"{name}\naccuracy {accuracy}\nkappa {kappa}")
+        one.set_title(title_with_intervals(found, name))
     return drawn
+
+
+def title_with_intervals(found: Agreement, name: str) -> str:
+    """Return a title of three lines: name, accuracy and kappa with their intervals."""
+    accuracy = figure(found.accuracy, found.accuracy_interval)
+    kappa = figure(found.kappa, found.kappa_interval)
+    return f"{name}\naccuracy {accuracy}\nkappa {kappa}"
 
 
 def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:

@@ -14,6 +14,7 @@ import platform
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,19 @@ from workbench import compat
 from workbench.credentials import without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
 from workbench.formatting import safe_html, write_whole
-from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.intervals import figure
 from workbench.models.offline import SCHEME
 from workbench.reporting.drawing import as_svg
-from workbench.reporting.plots import plot_annotators, plot_balance, plot_confusion, plot_metrics
+from workbench.reporting.plots import (
+    plot_annotators,
+    plot_balance,
+    plot_confusion,
+    plot_metrics,
+    title_with_intervals,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from mlflow.genai.judges import Judge
 
     from workbench.alignment.result import Alignment
@@ -117,15 +122,12 @@ def _content(alignment: Alignment, title: str | None) -> dict[str, Any]:
         "notes": _notes(alignment),
         "n": comparison.n,
         "change": _table(comparison.table.rename_axis("measure").reset_index()),
-        "matrices": [_matrix(alignment.before, "before"), _matrix(alignment.after, "after")],
-        "metrics": _metrics(alignment),
+        "pictures": _pictures(alignment),
         "instructions": _instructions(alignment),
         "evidence": _evidence(alignment),
         "groups": _groups(alignment),
-        "balance": _balance(alignment.pairs),
         "people": _table(people.pairwise) if people and len(people.pairwise) else None,
         "people_sentence": _people_sentence(people) if people else "",
-        "people_picture": _annotators(people),
         "excluded": _excluded(alignment.pairs),
         "history": _history(alignment.history),
         "cost": _cost(alignment),
@@ -177,57 +179,41 @@ def _without_secrets(text: str) -> str:
 # -- pictures -------------------------------------------------------------------------------
 
 
-def _picture(
-    draw: Callable[[Axes], Any], *, width: float, height: float, description: str
-) -> Markup:
+def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
+    """The pictures as SVG, by name; None where there is nothing to draw."""
+    comparison, pairs, people = alignment.comparison, alignment.pairs, alignment.annotators
+    pictures: dict[str, Markup | None] = {
+        "metrics": _svg(
+            partial(plot_metrics, comparison, ceiling=people),
+            (5.2, 2.9 if alignment.before.scale.ordered else 2.3),
+            "Accuracy and kappa with their intervals, before and after",
+        ),
+        "balance": _svg(
+            partial(plot_balance, pairs),
+            (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10)),
+            "How often people gave each label, beside how often the judge did",
+        )
+        if len(pairs)
+        else None,
+        "annotators": None,
+    }
+    for when, found in (("before", alignment.before), ("after", alignment.after)):
+        side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
+        pictures[when] = _svg(
+            partial(plot_confusion, found, title=title_with_intervals(found, when)),
+            (side, side),
+            f"Confusion matrix of human labels and verdicts {when} the alignment",
+        )
+    if people and len(people.annotators) > 2:
+        side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
+        description = "Cohen's kappa between each two annotators"
+        pictures["annotators"] = _svg(partial(plot_annotators, people), (side, side), description)
+    return pictures
+
+
+def _svg(draw: Callable[..., Any], size: tuple[float, float], description: str) -> Markup:
     # matplotlib's SVG writer escapes all text.
-    return Markup(as_svg(draw, width=width, height=height, description=description))
-
-
-def _matrix(found: Agreement, when: str) -> Markup:
-    side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
-    title = (
-        f"{when}\naccuracy {figure(found.accuracy, found.accuracy_interval)}\n"
-        f"kappa {figure(found.kappa, found.kappa_interval)}"
-    )
-    return _picture(
-        lambda ax: plot_confusion(found, ax=ax, title=title),
-        width=side,
-        height=side,
-        description=f"Confusion matrix of human labels and verdicts {when} the alignment",
-    )
-
-
-def _metrics(alignment: Alignment) -> Markup:
-    return _picture(
-        lambda ax: plot_metrics(alignment.comparison, ax=ax, ceiling=alignment.annotators),
-        width=5.2,
-        height=2.9 if alignment.before.scale.ordered else 2.3,
-        description="Accuracy and kappa with their intervals, before and after",
-    )
-
-
-def _balance(pairs: Pairs) -> Markup | None:
-    if not len(pairs.table):
-        return None
-    return _picture(
-        lambda ax: plot_balance(pairs, ax=ax),
-        width=5.2,
-        height=1.2 + 0.4 * (len(pairs.scale.values) or 10),
-        description="How often people gave each label, beside how often the judge did",
-    )
-
-
-def _annotators(people: AnnotatorAgreement | None) -> Markup | None:
-    if people is None or len(people.annotators) < 3:
-        return None
-    side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
-    return _picture(
-        lambda ax: plot_annotators(people, ax=ax),
-        width=side,
-        height=side,
-        description="Cohen's kappa between each two annotators",
-    )
+    return Markup(as_svg(draw, width=size[0], height=size[1], description=description))
 
 
 # -- instructions and items -----------------------------------------------------------------
@@ -258,10 +244,7 @@ def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
         known = [rows[i] for i in map(str, ids) if i in rows]
         # A case whose label has a reason explains most.
         known.sort(key=lambda row: not _short(row.get("human_rationale")))
-        shown = [
-            {**_item(row, alignment), "judge_rationale": _short(row.get("judge_rationale"))}
-            for row in known[:MOST_CASES]
-        ]
+        shown = [_item(row, alignment) for row in known[:MOST_CASES]]
         found.append({"rule": rule, "count": len(ids), "shown": shown, "traces": ids[:MOST_ROWS]})
     return found
 
@@ -276,47 +259,41 @@ def _groups(alignment: Alignment) -> list[dict[str, Any]]:
         "Farther from people" if numeric else "Broken": comparison.broken,
         "Still wrong": comparison.still_wrong,
     }
-    found = []
-    for name, frame in groups.items():
-        shown = []
-        for row in frame.head(MOST_ITEMS).to_dict("records"):
-            old, new = before.get(row["trace_id"], {}), after.get(row["trace_id"], {})
-            shown.append(
-                {
-                    **_item({**old, **row}, alignment),
-                    "before_rationale": _short(old.get("judge_rationale")),
-                    "after_rationale": _short(new.get("judge_rationale")),
-                }
-            )
-        found.append(
-            {
-                "name": name,
-                "count": len(frame),
-                "shown": shown,
-                "left_out": len(frame) - len(shown),
-                "open": name == "Broken" and 0 < len(frame) <= 10,
-            }
-        )
-    return found
+    return [
+        {
+            "name": name,
+            "count": len(frame),
+            "shown": [
+                _item(
+                    {**before.get(row["trace_id"], {}), **row},
+                    alignment,
+                    after_rationale=after.get(row["trace_id"], {}).get("judge_rationale"),
+                )
+                for row in frame.head(MOST_ITEMS).to_dict("records")
+            ],
+        }
+        for name, frame in groups.items()
+    ]
 
 
 def _rows(pairs: Pairs) -> dict[str, dict[str, Any]]:
     return {str(row["trace_id"]): row for row in pairs.table.to_dict("records")}  # type: ignore[misc]  # column names are text
 
 
-def _item(row: Mapping[Any, Any], alignment: Alignment) -> dict[str, Any]:
+def _item(row: Mapping[Any, Any], alignment: Alignment, **rationales: Any) -> dict[str, Any]:
     """A row of pairs with the item's inputs, outputs and expectations as short texts."""
     example = alignment.examples.get(row["trace_id"])
-    parts: list[dict[str, str]] = []
+    parts: dict[str, str] = {}
     for name in ("inputs", "outputs", "expectations"):
         value = getattr(example, name, None)
         if value is None or value in ({}, []):
             continue
         if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-            parts += [{"name": str(key), "text": _short(text)} for key, text in value.items()]
+            parts |= {str(key): _short(text) for key, text in value.items()}
         else:
-            parts.append({"name": name, "text": _short(value)})
-    return {**row, "parts": parts, "human_rationale": _short(row.get("human_rationale"))}
+            parts[name] = _short(value)
+    rationales |= {key: row.get(key) for key in ("human_rationale", "judge_rationale")}
+    return {**row, "parts": parts, **{key: _short(text) for key, text in rationales.items()}}
 
 
 def _short(value: Any) -> str:
