@@ -67,8 +67,9 @@ class Loopback:
     def stats(self) -> dict[str, Any]:
         """What was asked so far.
 
-        ``requests``, ``most_at_once``, ``statuses`` (status -> how often), ``started`` (seconds
-        since the server's start, one a request), ``headers`` and ``body`` of the last request.
+        ``requests``, ``most_at_once``, ``connections``, ``statuses`` (status -> how often),
+        ``started`` (seconds since the server's start, one a request), ``headers`` and ``body`` of
+        the last request.
         """
         return self._request("GET", "/stats")
 
@@ -111,7 +112,7 @@ class Behaviour:
         self.started = time.monotonic()
         self.times: list[float] = []
         self.statuses: Counter[int] = Counter()
-        self.active = self.most_at_once = 0
+        self.active = self.most_at_once = self.connections = 0
         self.headers: dict[str, str] = {}
         self.body: Any = None
         self.script = itertools.chain.from_iterable(
@@ -124,6 +125,7 @@ class Behaviour:
         return {
             "requests": len(self.times),
             "most_at_once": self.most_at_once,
+            "connections": self.connections,
             "statuses": dict(self.statuses),
             "started": self.times,
             "headers": self.headers,
@@ -147,6 +149,8 @@ class Behaviour:
             more["Retry-After"] = str(self.options.retry_after)
         if status != 200:
             return status, more, json.dumps({"error": {"message": message}}).encode()
+        if self.options.page is not None:
+            return 200, more, self.options.page.encode()
         if self.options.says is not None:
             return 200, more, completion(self.options.says)
         if self._draw("junk", number) < self.options.junk_share:
@@ -232,6 +236,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
         self.buffer = bytearray()
+        self.asked = False
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -264,6 +269,8 @@ class _Connection(asyncio.Protocol):
         if method != "POST" or path not in behaviour.paths:
             self._send(404, {}, json.dumps({"error": {"message": f"no {path} here"}}).encode())
             return
+        behaviour.connections += not self.asked
+        self.asked = True
         behaviour.active += 1
         behaviour.most_at_once = max(behaviour.most_at_once, behaviour.active)
         answer = behaviour.answer(path, headers, json.loads(body))
@@ -303,6 +310,7 @@ def main() -> None:
     parser.add_argument("--junk-share", type=float, default=0.0, help="share of unreadable answers")
     parser.add_argument("--off-scale-share", type=float, default=0.0, help="share of odd values")
     parser.add_argument("--says", default=None, help="the text of every answer")
+    parser.add_argument("--page", default=None, help="every answer as it stands, no JSON")
     parser.add_argument("--no-schema", action="store_true", help="400 for a response_format")
     parser.add_argument("--use-tools", action="store_true", help="call a tool first, if offered")
     parser.add_argument("--seed", type=int, default=0)

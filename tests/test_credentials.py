@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import os
 from typing import Any
 from unittest import mock
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from workbench.credentials import (
     Withheld,
     header_variable,
     param_variable,
+    redact,
     restore,
     scrubbed,
     secret_params,
@@ -216,3 +219,19 @@ def test_a_password_is_scrubbed_as_it_is_meant_and_as_it_is_written() -> None:
     said = scrubbed("FATAL: no hunter@2 nor hunter%402", "postgresql://me:hunter%402@db/mlflow")
     assert said == "FATAL: no *** nor ***"
     assert scrubbed("no such table", "postgresql://me:no@db/x") == "no such table"
+
+
+def test_a_credential_is_found_in_each_form_in_which_it_is_sent() -> None:
+    """As it is, URL-encoded, and in base64 with whatever stands before or after it."""
+    secret = "pass/word-0123456789"
+    basic = base64.b64encode(f"{secret}".encode()).decode()
+    user = base64.b64encode(f"me:{secret}".encode()).decode()
+    text = f"{secret} {quote(secret, safe='')} Basic {basic} Basic {user}"
+    assert redact(text, [secret, f"me:{secret}"]) == "*** *** Basic *** Basic ***"
+
+
+@pytest.mark.parametrize("short", ["", "anything", "enabled", "a-password"])
+def test_what_is_short_may_be_a_word(short: str) -> None:
+    """README's own OPENAI_API_KEY=anything blots nothing out."""
+    text = f"promises {short} the shop"
+    assert redact(text, [short]) == text

@@ -7,15 +7,7 @@ that ``import workbench`` stays light.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
-
-# litellm downloads a price table when it is imported and waits for it; MLflow looks up prices and
-# context sizes before the first call, and reports usage. The workbench talks to no one but the
-# models that the user names; the lists that both were installed with serve.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _HOME = {
     "ABSTAIN": "scale",
@@ -87,14 +79,21 @@ __all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "DEFAULT_MODEL":
-        return importlib.import_module("workbench.judging.judge").default_model()
+        return _module("judging.judge").default_model()
     if name == "__version__":
         from importlib.metadata import version
 
         return version("judge-workbench")
     if name in _HOME:
-        return getattr(importlib.import_module(f"workbench.{_HOME[name]}"), name)
+        return getattr(_module(_HOME[name]), name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+
+
+def _module(name: str) -> Any:
+    from workbench.compat import quiet
+
+    with quiet():
+        return importlib.import_module(f"workbench.{name}")
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
+import inspect
 import os
+import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from workbench.errors import ArgumentError
 
@@ -180,3 +186,314 @@ def _sharing(store: Any, make: Any) -> Any:
 
     maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
     return maker
+
+
+# -- judges ---------------------------------------------------------------------------------
+
+
+def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
+    """Base URL, extra headers and inference parameters of a judge, as far as it has them.
+
+    Seen in mlflow 3.17.2, which keeps them in private attributes. A judge without them, be it
+    built in or a user's own class, gives ``(None, {}, {})``.
+    """
+    return (
+        getattr(judge, "_base_url", None),
+        dict(getattr(judge, "_extra_headers", None) or {}),
+        dict(getattr(judge, "_inference_params", None) or {}),
+    )
+
+
+def value_type_schema(judge: Any, value_type: Any) -> Any:
+    """The value type of an instructions judge as MLflow stores it.
+
+    Seen in mlflow 3.17.2. Part of the fingerprint, so there is no substitute for it.
+    """
+    return judge._serialize_feedback_value_type(value_type)
+
+
+@functools.cache
+def _prepared_judge_class() -> Any:
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+    from pydantic import PrivateAttr
+
+    class PreparedJudge(InstructionsJudge):  # type: ignore[misc]  # it is Any to mypy
+        _schema: Any = PrivateAttr(default=None)
+
+        def _create_response_format_model(self) -> Any:
+            return self._schema or super()._create_response_format_model()
+
+    return PreparedJudge
+
+
+def prepared(judge: Any) -> Any:
+    """A copy of an instructions judge that builds its answer schema once and not in every call.
+
+    Seen in mlflow 3.17.2. Any other judge, and any judge of a version without that method, is
+    returned as it is: only time is lost.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if type(judge) is not InstructionsJudge or not hasattr(judge, "_create_response_format_model"):
+        return judge
+    fast = _prepared_judge_class()(**options(judge))
+    fast._schema = fast._create_response_format_model()
+    return fast
+
+
+# -- requests of MLflow's judges ------------------------------------------------------------
+
+
+class Sender(Protocol):
+    """Sends the requests of the judge call that is under way."""
+
+    def post(
+        self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
+    ) -> dict[str, Any]:
+        """POST a chat request and return the JSON answer; raise `HTTPStatusError` from 400."""
+
+    def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
+        """Return what ``send()``, which makes the request, returns."""
+
+
+class HTTPStatusError(Exception):
+    """An answer with a status from 400. ``retry_after`` is in seconds, None where not said."""
+
+    def __init__(self, status_code: int, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status_code, self.retry_after = status_code, retry_after
+
+
+_sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
+
+_ADAPTERS = "mlflow.genai.judges.adapters"
+
+_SEAMS = {
+    ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
+    ("utils", "ChatCompletionError"): {"is_context_window_error"},
+    ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
+}
+"""What requests pass in mlflow 3.17.2, with the parameters that it takes there."""
+
+
+@functools.cache
+def unknown_seams() -> tuple[str, ...]:
+    """What this version of MLflow lacks for requests of judges to be counted and measured.
+
+    Without one of them judges are called through MLflow's own client: slower, and with retries
+    that are neither counted nor held to a budget.
+    """
+    missing = []
+    for (module, name), parameters in _SEAMS.items():
+        try:
+            found = getattr(importlib.import_module(f"{_ADAPTERS}.{module}"), name, None)
+        except ImportError:
+            found = None
+        if not callable(found) or not parameters <= set(inspect.signature(found).parameters):
+            missing.append(f"{module}.{name}")
+    return tuple(missing)
+
+
+class _Interception:
+    """Replaces MLflow's senders while anybody needs it, counted, and puts them back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._replaced: list[tuple[Any, str, Any]] = []
+        self._default: Sender | None = None
+
+    @contextmanager
+    def __call__(self, sender: Sender | None) -> Iterator[None]:
+        token = _sender.set(sender)
+        self._enter()
+        try:
+            with quiet():
+                yield
+        finally:
+            _sender.reset(token)
+            with self._lock:
+                self._users -= 1
+                while not self._users and self._replaced:
+                    module, name, original = self._replaced.pop()
+                    setattr(module, name, original)
+
+    def always(self, sender: Sender) -> None:
+        """From now on, and as long as the process lives, others' calls pass ``sender``."""
+        self._default = sender
+        self._enter()
+
+    def current(self) -> Sender | None:
+        """Who sends the request that is under way in this context."""
+        return _sender.get() or self._default
+
+    def _enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._begin()
+
+    def _begin(self) -> None:
+        if unknown_seams():
+            warnings.warn(
+                f"This version of MLflow has no {', '.join(unknown_seams())} as the workbench "
+                "knows it. Judges are called through MLflow's own client: slower, and with "
+                "retries that are neither counted nor held to a budget. Verdicts are the same.",
+                stacklevel=5,
+            )
+            return
+        gateway: Any = importlib.import_module(f"{_ADAPTERS}.gateway_adapter")
+        lite: Any = importlib.import_module(f"{_ADAPTERS}.litellm_adapter")
+        self._replace(
+            gateway, "send_chat_request", _sending(gateway.send_chat_request, self.current)
+        )
+        self._replace(lite, "_invoke_litellm", _asking(lite._invoke_litellm, self.current))
+        if to_format := getattr(gateway, "pydantic_to_response_format", None):
+            self._replace(
+                gateway, "pydantic_to_response_format", _remembering(to_format, self.current)
+            )
+
+    def _replace(self, module: Any, name: str, function: Any) -> None:
+        self._replaced.append((module, name, getattr(module, name)))
+        setattr(module, name, function)
+
+
+intercepted: Final = _Interception()
+"""``with intercepted(sender):`` lets requests of MLflow's judges in this context pass ``sender``.
+Calls in other contexts pass through untouched."""
+
+
+def _sending(original: Any, sender: Callable[[], Sender | None]) -> Any:
+    order = inspect.signature(original)
+
+    @functools.wraps(original)
+    def send_chat_request(*args: Any, **kwargs: Any) -> Any:
+        current = sender()
+        if current is None:
+            return original(*args, **kwargs)
+        given = order.bind(*args, **kwargs).arguments
+        try:
+            return current.post(given["endpoint"], given["headers"], given["payload"])
+        except HTTPStatusError as error:
+            utils = importlib.import_module(f"{_ADAPTERS}.utils")
+            too_long = error.status_code == 400 and utils.is_context_window_error(str(error))
+            raise utils.ChatCompletionError(
+                error.status_code, str(error), is_context_window_error=too_long
+            ) from error
+
+    return send_chat_request
+
+
+def _asking(original: Any, sender: Callable[[], Sender | None]) -> Any:
+    order = inspect.signature(original)
+
+    @functools.wraps(original)
+    def invoke_litellm(*args: Any, **kwargs: Any) -> Any:
+        current = sender()
+        if current is None:
+            return original(*args, **kwargs)
+        given = order.bind(*args, **kwargs).arguments | {"num_retries": 0}
+        payload = {key: given.get(key) for key in ("messages", "tools")}
+        if given.get("include_response_format"):
+            payload["response_format"] = given.get("response_format")
+        payload |= given.get("inference_params") or {}
+        load_litellm()
+        return current.ask(payload, lambda: original(**given))
+
+    return invoke_litellm
+
+
+def _remembering(original: Any, sender: Callable[[], Sender | None]) -> Any:
+    """The response format of a schema, made once a schema since each call has the same."""
+    remembered = functools.lru_cache(maxsize=64)(original)
+
+    @functools.wraps(original)
+    def response_format(cls: Any) -> Any:
+        # A copy, since providers' adapters may change what they are given.
+        return original(cls) if sender() is None else copy.deepcopy(remembered(cls))
+
+    return response_format
+
+
+# -- no look-ups over the network -----------------------------------------------------------
+
+_QUIET: Final = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "MLFLOW_MODEL_CATALOG_URI": "",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""litellm fetches a price table when it is imported, MLflow looks up prices before a call and
+reports usage unless it finds a variable when it is imported. With these, the lists that both were
+installed with serve. A user's own values stay."""
+
+
+class _Quiet:
+    """Sets the variables while anybody needs them, counted, and unsets them afterwards."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._missing: list[str] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._missing = [name for name in _QUIET if name not in os.environ]
+                os.environ.update({name: _QUIET[name] for name in self._missing})
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    for name in self._missing:
+                        os.environ.pop(name, None)
+
+
+quiet: Final = _Quiet()
+"""``with quiet():`` nobody is talked to but the models that the user names."""
+
+
+def load_litellm() -> Any:
+    """Import litellm without its fetching a price table from the network (litellm 1.110.2)."""
+    if "litellm" in sys.modules:
+        return sys.modules["litellm"]
+    with quiet():
+        return importlib.import_module("litellm")
+
+
+def token_prices(model: str, *, load: bool = False) -> tuple[float, float] | None:
+    """US dollars for a token read and a token written by a model URI; None where not known.
+
+    From the price list that MLflow bundles (mlflow 3.17.2), then from litellm's, which is loaded
+    for it only with ``load`` since that takes seconds.
+    """
+    return _token_prices(model, load or "litellm" in sys.modules)
+
+
+@functools.lru_cache(maxsize=256)
+def _token_prices(model: str, ask_litellm: bool) -> tuple[float, float] | None:
+    provider, mark, name = model.partition(":/")
+    name = name.lstrip("/")
+    if mark:
+        try:
+            from mlflow.utils.providers import cost_per_token
+
+            with quiet():
+                found = cost_per_token(name, 1000, 1000, provider)
+        except (ImportError, KeyError, TypeError, ValueError):
+            found = None
+        if found and sum(found) > 0:
+            return found[0] / 1000, found[1] / 1000
+    if not ask_litellm:
+        return None
+    full = f"{provider}/{name}" if mark else model
+    try:
+        found = load_litellm().cost_per_token(
+            model=full, prompt_tokens=1000, completion_tokens=1000
+        )
+    except Exception:  # litellm raises plain exceptions for what it does not know
+        return None
+    return (found[0] / 1000, found[1] / 1000) if sum(found) > 0 else None

@@ -19,46 +19,80 @@ variable                                holds
 
 from __future__ import annotations
 
+import base64
 import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from workbench.errors import CredentialError
 
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
+SHORTEST: Final = 12
+"""Characters of a credential that is searched for in texts. Shorter ones are often words."""
 
 
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+def redact(text: str, credentials: Iterable[str]) -> str:
+    """Replace the given credentials in a text by ``***``.
 
+    Found are credentials of at least 12 characters, as they are, URL-encoded, or in base64 as in
+    Basic authentication.
 
-def scrub(text: str, judge: Judge | None = None) -> str:
-    """The text with every known secret replaced by ``***``.
-
-    Known are the values of environment variables that name a key, token, secret or password,
-    and the judge's header values, base URL credentials and secret parameters. Providers repeat
-    them in messages.
+    >>> redact("bad key sk-0123456789abc, promises anything", ["sk-0123456789abc", "anything"])
+    'bad key ***, promises anything'
     """
-    secrets = {
-        value
-        for name, value in os.environ.items()
-        if any(word in name.upper() for word in _SECRET_WORDS)
-    }
-    for value in (getattr(judge, "_extra_headers", None) or {}).values():
-        secrets |= {value, value.rsplit(" ", 1)[-1]}
-    secrets |= {str(v) for _, v in secret_params(getattr(judge, "_inference_params", None))}
-    base_url = getattr(judge, "_base_url", None)
+    forms: set[str] = set()
+    for one in credentials:
+        if len(one) < SHORTEST:
+            continue
+        encoded = base64.b64encode(one.encode("utf-8", "surrogatepass")).decode()
+        forms |= {one, quote(one, safe="", errors="replace"), unquote(one)}
+        # What follows a credential changes how its last characters are encoded.
+        forms |= {encoded, encoded.rstrip("="), encoded[: len(one) // 3 * 4]}
+    for form in sorted((f for f in forms if len(f) >= SHORTEST), key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def credentials_of(
+    model: str | None = None,
+    base_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    params: Any = None,
+) -> tuple[str, ...]:
+    """Return the credentials that a request to a model carries.
+
+    These are header values, user, password and query values of the base URL, parameters named as
+    secrets, and the keys that the provider's client reads from the environment.
+    """
+    found: list[str] = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
+    found += [str(value) for _, value in secret_params(params)]
     if base_url:
         parts = urlsplit(base_url)
-        secrets |= {parts.query, parts.fragment, parts.username or "", parts.password or ""}
-    # Very short values would blot out ordinary words.
-    for secret in sorted((s for s in secrets if len(s) >= 6), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+        user = parts.netloc.rpartition("@")[0]
+        queried = [each.partition("=")[2] or each for each in parts.query.split("&")]
+        found += [user, parts.username or "", parts.password or "", parts.fragment, *queried]
+    provider = (model or "").partition(":/")[0].upper().replace("-", "_")
+    if provider:
+        secret = re.compile(
+            rf"{_ENVIRONMENT.get(provider, provider)}_\w*(KEY|TOKEN|SECRET|PASSWORD)"
+        )
+        found += [value for name, value in os.environ.items() if secret.match(name)]
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+_ENVIRONMENT: Final = {
+    "BEDROCK": "(AWS|BEDROCK)",
+    "AMAZON_BEDROCK": "(AWS|BEDROCK)",
+    "GEMINI": "(GEMINI|GOOGLE)",
+    "HUGGINGFACE": "(HF|HUGGINGFACE)",
+    "TOGETHERAI": "TOGETHER_?AI",
+    "VERTEX_AI": "(VERTEX|GOOGLE)",
+    "XAI": "(XAI|GROK)",
+}
+"""How variables of a provider begin where that is not its name."""
 
 
 URL_VARIABLE: Final = "WORKBENCH_BASE_URL_CREDENTIALS"

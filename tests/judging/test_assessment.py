@@ -303,7 +303,7 @@ def test_a_wrong_key_leaves_nothing_behind(
 def test_a_dead_port_and_a_wrong_model_leave_nothing_behind(store: str, loopback: Start) -> None:
     """Errors of their own that say where and what."""
     traces(10)
-    with pytest.raises(UnreachableModelError, match="Nothing was judged"):
+    with pytest.raises(UnreachableModelError, match="Nothing was answered"):
         run(judge_at("http://127.0.0.1:9/v1"))
     with pytest.raises(ModelError, match="does not exist"):
         run(judge_at(loopback().url, model=f"openai:/{UNKNOWN_MODEL}"))

@@ -18,18 +18,18 @@ from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
 from pydantic import PrivateAttr
 
-from workbench.compat import options
-from workbench.credentials import scrub
+from workbench.compat import options, prepared
+from workbench.credentials import redact
 from workbench.errors import ArgumentError
 from workbench.judging.judge import (
     chat_endpoint,
     fingerprint,
     from_options,
     is_cacheable,
+    judge_credentials,
     make_judge,
     with_instructions,
 )
-from workbench.models.client import prepared
 from workbench.models.offline import MODEL
 from workbench.scale import scale_of
 
@@ -332,18 +332,18 @@ def test_the_scale_is_that_of_the_type() -> None:
 # -- secrets --------------------------------------------------------------------------------
 
 
-def test_known_secrets_are_scrubbed_from_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOME_API_KEY", "sk-environment")
+def test_credentials_of_a_judge_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Header values, those of the address and of parameters, and the key of its provider."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-environment")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "enabled-parallelism")
     judge = plain(
-        base_url="https://me:pass-word@h/v1?key=in-query",
-        extra_headers={"Authorization": "Bearer in-header"},
-        inference_params={"api_key": "in-params"},
+        base_url="https://me:pass-word-123@h/v1?key=in-query-1234",
+        extra_headers={"Authorization": "Bearer in-header-1234"},
+        inference_params={"api_key": "in-params-1234"},
     )
-    text = "401 for sk-environment, pass-word, key=in-query, Bearer in-header, in-header, in-params"
-    assert scrub(text, judge) == "401 for ***, ***, ***, ***, ***, ***"
-
-
-def test_ordinary_text_is_not_scrubbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHORT_KEY", "no")
-    monkeypatch.setenv("EMPTY_TOKEN", "")
-    assert scrub("There is no model.", plain()) == "There is no model."
+    text = (
+        "401 for sk-environment, pass-word-123, in-query-1234, Bearer in-header-1234, "
+        "in-header-1234, in-params-1234, with enabled-parallelism"
+    )
+    said = redact(text, judge_credentials(judge))
+    assert said == "401 for ***, ***, ***, ***, ***, ***, with enabled-parallelism"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from asking import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback
@@ -18,13 +20,9 @@ from mlflow.genai.judges.base import JudgeField
 import workbench
 from workbench import Budget
 from workbench.errors import ArgumentError, BudgetError
-from workbench.judging.runner import run
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, usage
-from workbench.scale import Scale
-from workbench.simba.items import Case, Item
-from workbench.simba.reflection import Request
-from workbench.simba.reflector import Reflector
+from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, tokens_used
+from workbench.models.cache import AnswerCache
 from workbench.store.traces import Example
 
 PRICED = "openai:/gpt-4.1-mini"
@@ -81,13 +79,13 @@ def test_what_is_used_is_never_more_than_the_budget(
                 return
             text = {"max_tokens": most}
             try:
-                held = budget.hold("offline:/rubric", text)
+                held = budget.reserve("offline:/rubric", text)
             except BudgetError:
                 refused.append(most)
                 continue
             output = most * share // 100
-            used.append(held.prompt + output)
-            budget.settle(held, held.prompt, output)
+            used.append(held.read + output)
+            budget.settle(held, held.read, output)
 
     running = [threading.Thread(target=work) for _ in range(threads)]
     for thread in running:
@@ -104,10 +102,10 @@ def test_what_is_used_is_never_more_than_the_budget(
 def test_a_request_waits_for_what_others_leave_over() -> None:
     """Most of what is set aside comes back, so that a small budget still does much."""
     budget = Budget(tokens=1000)
-    first = budget.hold("offline:/rubric", {"max_tokens": 600})
+    first = budget.reserve("offline:/rubric", {"max_tokens": 600})
     got: list[Any] = []
     other = threading.Thread(
-        target=lambda: got.append(budget.hold("offline:/rubric", {"max_tokens": 600}))
+        target=lambda: got.append(budget.reserve("offline:/rubric", {"max_tokens": 600}))
     )
     other.start()
     time.sleep(0.2)
@@ -119,27 +117,27 @@ def test_a_request_waits_for_what_others_leave_over() -> None:
 
 def test_who_waits_can_be_told_that_it_is_over() -> None:
     budget = Budget(tokens=1000)
-    budget.hold("offline:/rubric", {"max_tokens": 600})
+    budget.reserve("offline:/rubric", {"max_tokens": 600})
     with pytest.raises(BudgetError):
-        budget.hold("offline:/rubric", {"max_tokens": 600}, lambda: True)
+        budget.reserve("offline:/rubric", {"max_tokens": 600}, lambda: True)
 
 
 def test_what_is_not_told_counts_in_full() -> None:
     budget = Budget(tokens=10_000)
-    held = budget.hold("offline:/rubric", {"max_tokens": 500})
+    held = budget.reserve("offline:/rubric", {"max_tokens": 500})
     budget.settle(held)
     budget.settle(held, 1, 1)  # once is enough
     assert budget.spent_tokens == held.tokens
 
 
-def test_more_than_was_set_aside_is_told_and_heeded() -> None:
+def test_more_than_was_reserved_is_told_and_heeded() -> None:
     """Where an answer has no limit, one that is longer than assumed warns, and teaches."""
     budget = Budget(tokens=100_000)
-    held = budget.hold("offline:/rubric", {})
-    assert held.output == ASSUMED_OUTPUT
+    held = budget.reserve("offline:/rubric", {})
+    assert held.written == ASSUMED_OUTPUT
     with pytest.warns(UserWarning, match="Set max_tokens"):
         budget.settle(held, 100, 3 * ASSUMED_OUTPUT)
-    assert budget.hold("offline:/rubric", {}).output >= 3 * ASSUMED_OUTPUT
+    assert budget.reserve("offline:/rubric", {}).written >= 3 * ASSUMED_OUTPUT
 
 
 def test_a_number_is_a_budget_of_calls() -> None:
@@ -189,7 +187,7 @@ def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> No
     ],
 )
 def test_usage_is_read_as_providers_tell_it(answer: Any, told: tuple[Any, Any]) -> None:
-    assert usage(answer) == told
+    assert tokens_used(answer) == told
 
 
 # -- on real requests -----------------------------------------------------------------------
@@ -240,7 +238,7 @@ def test_without_a_price_money_is_refused_before_anything_is_spent(
     loopback: Start, store: str
 ) -> None:
     server = loopback()
-    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+    with pytest.raises(BudgetError, match="know no price of openai:/m"):
         run(judge_of(server.url), asked(3), budget=Budget(usd=1))
     judge = judge_of(server.url)
     assert server.requests == 0
@@ -260,7 +258,7 @@ def test_without_a_price_money_is_refused_before_anything_is_spent(
     )
     workbench.assess(judge, traces, progress=False)
     spent = server.requests
-    with pytest.raises(BudgetError, match="knows no price of openai:/m"):
+    with pytest.raises(BudgetError, match="know no price of openai:/m"):
         workbench.align(judge, traces, budget=Budget(usd=1), progress=False)
     assert server.requests == spent
     # Tokens need no price; what was told beforehand names them.
@@ -302,18 +300,34 @@ def test_a_judge_that_cannot_be_measured_has_no_budget_in_tokens() -> None:
     assert len(run(Own(name="own"), asked(2), budget=Budget(2))) == 2
 
 
-def test_reflection_is_paid_from_the_same_budget() -> None:
-    """Its tokens as the model tells them; what is too much is not asked."""
-    scale = Scale.of(["no", "yes"])
-    judge = workbench.make_judge(
-        "good", "Is {{ outputs }} good?", model="offline:/rubric", feedback_value_type=str
-    )
-    case = Case(Item(Example("tr-1", None, "a"), "yes", "why"), Verdict("tr-1", "no", "because"))
-    request = Request("Rate.", (case, case), (), ("outputs",))
-    budget = Budget(tokens=20_000)
-    answer = Reflector(judge, scale).propose([(request, 0)], budget=budget)[0]
-    assert answer.tokens == budget.spent_tokens > 0
-    small = Budget(tokens=500)
-    with pytest.raises(BudgetError):
-        Reflector(judge, scale).propose([(request, 1)], budget=small)
-    assert (small.spent, small.spent_tokens) == (0, 0)
+def test_what_is_kept_back_is_for_later() -> None:
+    """And more of it the more requests have failed until now."""
+    budget = Budget(100)
+    with budget.keeping(calls=40):
+        assert budget.left == 60
+        for _ in range(20):
+            budget.settle(budget.reserve("offline:/rubric"), failed=True)
+        assert budget.left < 100 - 20 - 60
+    assert budget.left == 80
+    with (
+        pytest.raises(BudgetError, match="nothing is left to learn with"),
+        budget.keeping(calls=80),
+    ):
+        pass
+
+
+def test_a_request_that_is_not_made_is_refunded() -> None:
+    """Neither its call nor its tokens are spent."""
+    budget = Budget(1, tokens=10_000)
+    budget.refund(budget.reserve("offline:/rubric", {}))
+    assert (budget.spent, budget.spent_tokens, budget.left) == (0, 0, 1)
+
+
+def test_answers_from_the_cache_are_free(loopback: Start, tmp_path: Path) -> None:
+    """A run that is resumed pays only for the rest."""
+    server = loopback()
+    with AnswerCache(tmp_path) as cache:
+        run(judge_of(server.url), asked(5), cache=cache)
+        budget = Budget(3)
+        assert len(run(judge_of(server.url), asked(8), cache=cache, budget=budget)) == 8
+    assert (budget.spent, server.requests) == (3, 8)

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,6 @@ def test_an_answer_is_found_again(cache: AnswerCache) -> None:
     cache.close()
     with AnswerCache(cache.directory) as again:
         assert again.get("key") == ANSWER
-
-
-def test_the_first_answer_stays(cache: AnswerCache) -> None:
-    """Equal questions have one answer."""
-    cache.put("key", ANSWER)
-    cache.put("key", {"value": "bad", "rationale": ""})
-    assert cache.get("key") == ANSWER
 
 
 def test_values_of_all_types_survive(cache: AnswerCache) -> None:
@@ -180,3 +174,31 @@ def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "cache.db").write_text("this is no database " * 100)
     with pytest.raises(StoreError, match="does not work"):
         AnswerCache(tmp_path)
+
+
+def test_one_process_at_a_time_asks_a_question(tmp_path: Path) -> None:
+    """Two that start together pay once each; one that is killed holds up nobody."""
+    code = (
+        "import sys, time\n"
+        "from workbench.models.cache import AnswerCache\n"
+        "with AnswerCache(sys.argv[1]) as cache:\n"
+        "    with cache.locked('question'):\n"
+        "        print('held', flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with AnswerCache(tmp_path) as cache:
+        with cache.locked("another"):
+            pass  # at once
+        start = time.monotonic()
+        with cache.locked("question", lambda: time.monotonic() > start + 0.3):
+            assert time.monotonic() > start + 0.3  # it was given up
+        holder.kill()
+        holder.wait(10)
+        with cache.locked("question"):
+            pass
+    assert time.monotonic() < start + 10

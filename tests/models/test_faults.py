@@ -35,15 +35,17 @@ def refused(status: int, message: str = "no", wait: float | None = None) -> Mlfl
         (401, "credential"),
         (403, "credential"),
         (404, "refused"),
+        (402, "refused"),
         (405, "refused"),
         (407, "credential"),
-        (408, "transient"),
+        (408, "timeout"),
         (409, "transient"),
         (413, "request"),
         (422, "request"),
-        (429, "rate"),
+        (429, "rate_limit"),
         (500, "transient"),
         (502, "transient"),
+        (504, "timeout"),
         (503, "transient"),
         (529, "transient"),
     ],
@@ -51,24 +53,24 @@ def refused(status: int, message: str = "no", wait: float | None = None) -> Mlfl
 def test_the_status_decides(status: int, fault: str) -> None:
     """Each status has its fault, however deep in the chain it lies and whatever was said."""
     failure = classify(wrapped(refused(status, "connection unauthorized api_key")))
-    assert failure.fault == fault
+    assert failure.kind == fault
     assert "unauthorized" in failure.message
 
 
 def test_a_wait_that_is_asked_for_is_kept() -> None:
     """Retry-After counts for 429 and 503; one that is too long is a refusal."""
-    assert classify(refused(429, wait=7.5)).wait == 7.5
-    assert (classify(refused(503, wait=2.0)).fault, classify(refused(503)).fault) == (
-        "rate",
+    assert classify(refused(429, wait=7.5)).retry_after == 7.5
+    assert (classify(refused(503, wait=2.0)).kind, classify(refused(503)).kind) == (
+        "rate_limit",
         "transient",
     )
     too_long = classify(refused(429, wait=LONGEST_WAIT + 1))
-    assert (too_long.fault, too_long.permanent) == ("refused", True)
+    assert (too_long.kind, too_long.permanent) == ("refused", True)
 
 
 def test_a_spent_quota_is_no_rate_limit() -> None:
     """429 for an account without credit would never pass."""
-    assert classify(refused(429, "You exceeded your current quota")).fault == "refused"
+    assert classify(refused(429, "You exceeded your current quota")).kind == "refused"
 
 
 @pytest.mark.parametrize(
@@ -95,28 +97,38 @@ def test_an_address_that_cannot_be_reached(url: str) -> None:
     """A port where nothing listens and a URL that is none are not tried again."""
     with pytest.raises(requests.RequestException) as caught:
         requests.post(url, json={}, timeout=5)
-    assert classify(wrapped(caught.value)).fault == "unreachable"
+    assert classify(wrapped(caught.value)).kind == "unreachable"
 
 
 @pytest.mark.parametrize(
     "error",
     [
         requests.ConnectionError("('Connection aborted.', RemoteDisconnected('closed'))"),
-        requests.ReadTimeout("read timed out"),
-        requests.ConnectTimeout("connection to host timed out"),
         ConnectionResetError(104, "Connection reset by peer"),
-        TimeoutError(),
     ],
 )
 def test_a_connection_that_broke_is_tried_again(error: Exception) -> None:
     """What broke once may hold the next time."""
-    assert classify(wrapped(error)).fault == "transient"
+    assert classify(wrapped(error)).kind == "transient"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.ReadTimeout("read timed out"),
+        requests.ConnectTimeout("connection to host timed out"),
+        TimeoutError(),
+    ],
+)
+def test_a_timeout_is_told_apart(error: Exception) -> None:
+    """It is repeated less often than what broke."""
+    assert classify(wrapped(error)).kind == "timeout"
 
 
 def test_a_missing_key_is_a_matter_of_credentials() -> None:
     """MLflow finds it out before it sends anything."""
     error = MlflowException("OPENAI_API_KEY environment variable must be set to use openai.")
-    assert classify(error).fault == "credential"
+    assert classify(error).kind == "credential"
 
 
 @pytest.mark.parametrize(
@@ -126,13 +138,13 @@ def test_a_missing_key_is_a_matter_of_credentials() -> None:
 def test_what_a_model_says_is_no_fault_of_the_provider(text: str) -> None:
     """An unreadable answer about keys and connections is an unreadable answer."""
     error = MlflowException(f"Failed to parse response from judge model. Response: {text}")
-    assert classify(error).fault == "answer"
+    assert classify(error).kind == "answer"
 
 
 def test_a_bare_error_is_told_with_its_type() -> None:
     """KeyError('result') alone would read as 'result'."""
     failure = classify(KeyError("result"))
-    assert (failure.fault, failure.message) == ("answer", "unusable answer (KeyError: 'result')")
+    assert (failure.kind, failure.message) == ("answer", "unusable answer (KeyError: 'result')")
 
 
 def test_litellm_gives_500_to_what_never_left() -> None:
@@ -140,11 +152,11 @@ def test_litellm_gives_500_to_what_never_left() -> None:
     from litellm.exceptions import APIConnectionError, InternalServerError, RateLimitError
 
     def made(kind: Any, message: str) -> str:
-        return classify(wrapped(kind(message, llm_provider="x", model="m"))).fault
+        return classify(wrapped(kind(message, llm_provider="x", model="m"))).kind
 
     assert made(APIConnectionError, "Connection error.") == "unreachable"
     assert made(InternalServerError, "overloaded") == "transient"
-    assert made(RateLimitError, "slow down") == "rate"
+    assert made(RateLimitError, "slow down") == "rate_limit"
 
 
 def test_the_cause_is_found_by_type() -> None:

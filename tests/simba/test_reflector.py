@@ -1,4 +1,4 @@
-"""What the reflection model is shown, and what becomes of its answer."""
+"""Which model reflects, how it is reached, and what becomes of its answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from loopback import Loopback
@@ -17,6 +17,7 @@ from loopback import Loopback
 import workbench
 from workbench.errors import CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.scale import Scale
@@ -50,13 +51,12 @@ def judge(model: str = MODEL, **options: object) -> object:
 
 
 def test_another_server_has_answers_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, loopback: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the environment names the server, its answers are not taken for another's."""
-    cache = AnswerCache(tmp_path)
-    asked = Reflector(judge("openai:/m"), SCALE, cache=cache)
-    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:1/v1")
-    cache.put(asked._key(request(), 0), {"rules": ["x"]})
+    asked = Reflector(judge("openai:/m"), SCALE, cache=AnswerCache(tmp_path))
+    monkeypatch.setenv("OPENAI_API_BASE", loopback(says='["Be strict on promises."]').url)
+    asked.propose([(request(), 0)])
     assert asked.is_known(request(), 0)
     monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:2/v1")
     assert not asked.is_known(request(), 0)
@@ -205,16 +205,27 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
 
 
 def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
-    """Above the share that is allowed, of twenty at least, with what was said and a way on."""
+    """A third of them is borne, and two always; beyond that it says what came back."""
     _, url = moody(refused=frozenset({"focus bad"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
     asked.propose(focused("good", "bad 1"))
-    with pytest.raises(ModelError, match=r"2 of 4 requests.*no usable answer.*5% allowed"):
-        asked.propose(focused("good", "bad 2"))
-    patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.5)
+    asked.propose(focused("bad 2"))
+    with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer.*33% allowed"):
+        asked.propose(focused("good", "bad 3"))
+    patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.75)
     patient.propose(focused("good", "bad 1"))
     patient.propose(focused("bad 2", "bad 3"))  # no later round must have an answer
     assert patient.failures == 3
+
+
+def test_two_unusable_answers_of_nine_are_borne(
+    moody: Callable[..., tuple[type[Moody], str]],
+) -> None:
+    """By whatever share of failed judge calls is allowed."""
+    _, url = moody(refused=frozenset({"focus bad"}))
+    asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.0)
+    answers = asked.propose(focused("bad 1", "bad 2", *"abcdefg"))
+    assert sum(bool(answer.rules) for answer in answers) == 7
 
 
 def test_when_no_first_request_is_answered_it_ends(
@@ -303,3 +314,48 @@ def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> 
     assert begun <= 4
     time.sleep(0.7)
     assert server.requests == begun
+
+
+def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., Loopback]) -> None:
+    """1,024 tokens unless told otherwise; sampling parameters reach the model as well."""
+    server = loopback(says='["Be strict on promises."]')
+
+    def sent(**options: Any) -> dict[str, Any]:
+        with Reflector(judge("openai:/m", base_url=server.url), SCALE, **options) as asked:
+            asked.propose([(request(), 0)])
+        body: dict[str, Any] = server.stats()["body"]
+        return body
+
+    assert sent()["max_completion_tokens"] == 1024
+    more = sent(inference_params={"max_tokens": 50, "temperature": 0.5})
+    assert (more["max_completion_tokens"], more["temperature"]) == (50, 0.5)
+
+
+def test_a_timeout_is_repeated_once_and_says_how_to_allow_more(
+    loopback: Callable[..., Loopback],
+) -> None:
+    """A model that takes too long is no reason to wait four times."""
+    server = loopback(latency=2)
+    asked = Reflector(
+        judge("openai:/m", base_url=server.url), SCALE, inference_params={"timeout": 0.3}
+    )
+    with pytest.raises(ModelError, match=r"inference_params=\{'timeout'"):
+        asked.propose([(request(), 0)])
+    assert server.requests == 2
+
+
+def test_headers_of_the_judge_are_kept(loopback: Callable[..., Loopback]) -> None:
+    """The reflection model is reached as the judge's is."""
+    server = loopback(says='["Be strict on promises."]')
+    own = judge("openai:/m", base_url=server.url, extra_headers={"X-Team": "shop"})
+    Reflector(own, SCALE).propose([(request(), 0)])
+    assert server.stats()["headers"]["x-team"] == "shop"
+
+
+def test_requests_count_against_the_budget(loopback: Callable[..., Loopback]) -> None:
+    """Calls and tokens, once each; what is known is free."""
+    server = loopback(says='["Be strict on promises."]')
+    budget = Budget(5, tokens=200_000)
+    asked = Reflector(judge("openai:/m", base_url=server.url), SCALE, budget=budget)
+    asked.propose([(request(), 0)])
+    assert (budget.spent, budget.spent_tokens) == (1, 110)

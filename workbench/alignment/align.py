@@ -35,12 +35,13 @@ from workbench.alignment.watch import Watch
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint
-from workbench.judging.runner import run as run_judge
+from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import AnnotatorAgreement, annotator_agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
+from workbench.models.runner import Runner
 from workbench.pairing.pairs import Groups, dataset_digest
 from workbench.simba.crossfit import FEW
 from workbench.simba.items import labelled_items
@@ -331,20 +332,17 @@ def alignment_improvement(
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
-    cache = AnswerCache()
-    try:
+    with AnswerCache() as cache, Runner(cache=cache) as runner:
         verdicts = [
-            run_judge(
+            judge_examples(
                 judge,
                 [item.example for item in items],
-                cache=cache,
+                runner,
                 scale=scale,
                 progress=f"judging with the {which} judge" if progress else None,
             )
             for which, judge in (("original", original), ("aligned", aligned))
         ]
-    finally:
-        cache.close()
     rated = [
         (first.value == item.label, second.value == item.label)
         for item, first, second in zip(items, *verdicts, strict=True)

@@ -40,10 +40,10 @@ from workbench.alignment.runs import (
     params_before_test,
     tags_before_test,
 )
-from workbench.credentials import scrub
+from workbench.credentials import redact
 from workbench.errors import ReplayError, one_of
 from workbench.formatting import plain, say
-from workbench.judging.judge import fingerprint
+from workbench.judging.judge import fingerprint, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.models.budget import Budget
@@ -319,7 +319,10 @@ class _Benchmark:
         return tested, None if same else run.run_id
 
     def _failed(self, entry: Entry, error: Exception) -> Entry:
-        message = " ".join(scrub(str(error), self.judge).split()) or type(error).__name__
+        message = (
+            " ".join(redact(str(error), judge_credentials(self.judge)).split())
+            or type(error).__name__
+        )
         return replace(entry, status="failed", reason=message[:600], judge=None)
 
 

@@ -13,10 +13,11 @@ from workbench.alignment.external import others_counted
 from workbench.alignment.runs import ALIGNED_TAG, RunLocation
 from workbench.errors import BudgetError
 from workbench.judging.judge import fingerprint
-from workbench.judging.runner import run
+from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
+from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale, is_abstention
 from workbench.store.traces import Example, item_digest
@@ -57,14 +58,17 @@ def score_held_out(
         return HeldOutTest(test, test)
     verdicts: list[Verdict] = []
     notes: tuple[str, ...] = ()
-    with AnswerCache() as cache, others_counted(proposed, budget) as meter:
+    with (
+        AnswerCache() as cache,
+        Runner(cache=cache, budget=budget) as runner,
+        others_counted(proposed, budget) as meter,
+    ):
         try:
-            run(
+            judge_examples(
                 proposed,
                 [by_id[i] for i in test.trace_ids],
-                cache=cache,
+                runner,
                 scale=test.scale,
-                budget=budget,
                 progress="testing on held-out traces" if progress else None,
                 on_verdict=verdicts.append,
             )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from workbench.errors import ModelError, TooFewPairsError
-from workbench.judging.runner import run
+from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import ASSUMED_OUTPUT, Budget, Receipt, cost
+from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
+from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.forecast import Forecast, forecast
 from workbench.simba.items import MINIMUM_LABELS, Case, Item
@@ -64,10 +65,10 @@ def probed(
     ModelError
         When the judge does not answer, or not with a usable verdict.
     """
-    with AnswerCache() if cache else nullcontext() as answers:
-        verdict = run(
-            judge, [example], cache=answers, sample=PROBE, scale=pairs.scale, budget=budget
-        )[0]
+    with ExitStack() as stack:
+        answers = stack.enter_context(AnswerCache()) if cache else None
+        runner = stack.enter_context(Runner(cache=answers, budget=budget))
+        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=pairs.scale)[0]
     if verdict.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
@@ -184,13 +185,13 @@ def _cost(
     free = "repeated ones after failures not counted; "
     free += "the budget ends it" if budget.is_limited else "budget= sets a limit"
     rows = [("calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free)]
-    told = probe.receipt or Receipt()
-    each = math.ceil(1.5 * told.read + 2 * told.written)
+    read, written = _tokens_of(probe)
+    each = math.ceil(1.5 * read + 2 * written)
     tokens = int(min(most.tokens, max(0, budget.left_tokens - kept["tokens"]))) + each * test
     rows.append(("tokens at most, about", f"{tokens:,}", _limit(budget.tokens, "{:,}")))
     price = "unknown"
     if most.usd is not None:
-        a_test = cost(str(judge.model), math.ceil(1.5 * told.read), 2 * told.written) or 0.0
+        a_test = cost(str(judge.model), math.ceil(1.5 * read), 2 * written) or 0.0
         usd = min(most.usd, max(0.0, budget.left_usd - kept["usd"])) + a_test * test
         price = f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
     rows.append(("money at most, about", price, _limit(budget.usd, "${:.2f}")))
@@ -208,17 +209,23 @@ def to_keep(
     if not test:
         return {"calls": 0, "tokens": 0, "usd": 0.0}
     calls = math.ceil(1.1 * test) * requests
-    told = probe.receipt or Receipt()
-    read = math.ceil(1.5 * told.read)
-    # The last request is set aside at the most that it can use, which is far more than it does.
-    last = 6 * told.read
+    used, written = _tokens_of(probe)
+    read = math.ceil(1.5 * used)
+    # The last request is reserved at the most that it can use, which is far more than it does.
+    last = 6 * used
     usd = 0.0
     if budget.usd is not None:
         model = str(judge.model)
-        usd = calls * (cost(model, read, told.written) or 0.0)
+        usd = calls * (cost(model, read, written) or 0.0)
         usd += cost(model, last, ASSUMED_OUTPUT) or 0.0
-    tokens = calls * (read + told.written) + last + ASSUMED_OUTPUT
+    tokens = calls * (read + written) + last + ASSUMED_OUTPUT
     return {"calls": calls, "tokens": tokens, "usd": usd}
+
+
+def _tokens_of(probe: Verdict) -> tuple[int, int]:
+    """Tokens that one request of the judge reads and writes; 0 where that is not known."""
+    requests = max(1, probe.usage.requests)
+    return (probe.usage.read or 0) // requests, (probe.usage.written or 0) // requests
 
 
 def _limit(limit: float | None, words: str) -> str:

@@ -30,7 +30,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
     read_notebook,
 )
-from workbench.models.recording import tape_variables
+from workbench.models.recording import variables as recording_variables
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -112,7 +112,7 @@ def run_notebook(
             f"The output folder {folder} cannot be written to: {error.strerror}. Name another "
             "with --output."
         ) from None
-    environment = tape_variables(record, replay)
+    environment = recording_variables(record, replay)
     summary = folder / SUMMARY
     summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
     started = time.monotonic()

@@ -1,15 +1,14 @@
 """Let judges rate traces in the store, and log the verdicts.
 
 `assess` runs a judge and logs what comes back, failures included; `log_verdicts` takes
-verdicts of a judge that was run elsewhere. The calls themselves are made by `workbench.calls`.
+verdicts of a judge that was run elsewhere.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,22 +20,18 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench.errors import ArgumentError, BudgetError
 from workbench.formatting import html_table, html_text
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Plan, Question
-from workbench.judging.runner import note_known, run
+from workbench.judging.requests import Asker, judge_examples
 from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY, Verdict
-from workbench.models.budget import Budget, Receipt
+from workbench.models import recording
+from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
-from workbench.models.recording import active
+from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
 from workbench.store.feedback import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, fetch_traces
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-
-RECEIPT_KEY = "workbench.paid"
-"""Metadata key of a logged verdict: what was paid for it (`workbench.receipt`), as JSON."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +117,7 @@ def assess(
     budget
         Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
         exceeded by a single call; where it ends before all is judged, what was judged is kept and
-        logged. Verdicts that are there already are charged with what they cost when they were
-        paid for, so that a run that is resumed with the same budget ends as if it had never
-        been interrupted.
+        logged. Verdicts that are there already, and answers from the cache, are free.
     progress
         Show a progress bar.
 
@@ -151,27 +144,22 @@ def assess(
     infos = {t.info.trace_id: t.info for t in fetched}
     earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
     known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
-    purse = Budget.of(budget)
-    purse.check(str(getattr(judge, "model", None) or ""))
+    limit = Budget.of(budget)
+    limit.check(str(getattr(judge, "model", None) or ""))
     todo = _examples([i for i in earlier if i not in known], traces)
-    if active() is not None:
-        # A run that is recorded uses these answers as well, which another store will not have.
-        plan = Plan.of(judge, None)
-        asked = [Question(plan, one, 0) for one in _examples(list(known), traces)]
-        note_known((q, known[q.item.trace_id]) for q in asked)
-
+    _record_known(judge, _examples(list(known), traces) if recording.recorder() else [], known)
     verdicts: dict[str, Verdict] = {}
     # Whatever ends the run, what the judge has answered until then is written.
-    with (
-        AnswerCache() if cache else nullcontext() as answers,
-        AssessmentWriter() if log else nullcontext() as writer,
-    ):
+    with ExitStack() as stack:
+        answers = stack.enter_context(AnswerCache()) if cache else None
+        writer = stack.enter_context(AssessmentWriter()) if log else None
+        runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
 
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id] = verdict
             before = earlier[verdict.trace_id]
-            said_before = before is not None and before.error == verdict.error is not None
-            if writer is not None and not said_before:
+            failed_alike = before is not None and before.error == verdict.error is not None
+            if writer is not None and not failed_alike:
                 feedback = as_feedback(verdict, judge)
                 # Of two processes that assess together, one writes the verdict.
                 feedback.assessment_id = verdict_id(
@@ -180,15 +168,12 @@ def assess(
                 writer.put(feedback)
 
         try:
-            _charge(purse, known.values(), judge)
-            run(
+            judge_examples(
                 judge,
                 todo,
-                concurrency=concurrency,
-                cache=answers,
-                progress=f"judging with {judge.name}" if progress else None,
+                runner,
                 on_verdict=keep,
-                budget=purse,
+                progress=f"judging with {judge.name}" if progress else None,
             )
         except BudgetError as error:
             missing = len(todo) - len(verdicts)
@@ -200,9 +185,9 @@ def assess(
         name=judge.name,
         table=verdict_table(rows),
         calls=sum(v.calls for v in fresh),
-        cost=_total(v.cost for v in fresh),
-        input_tokens=_total(v.input_tokens for v in fresh),
-        output_tokens=_total(v.output_tokens for v in fresh),
+        cost=total(*(v.cost for v in fresh)),
+        input_tokens=total(*(v.input_tokens for v in fresh)),
+        output_tokens=total(*(v.output_tokens for v in fresh)),
         fingerprint=mark,
         seconds=time.monotonic() - started,
     )
@@ -247,12 +232,20 @@ def log_verdicts(
     )
 
 
-def _charge(budget: Budget, known: Iterable[Verdict], judge: Judge) -> None:
-    model = str(getattr(judge, "model", None) or "")
-    receipts = [verdict.receipt or Receipt() for verdict in known]
-    for receipt in receipts:
-        budget.charge(receipt, model)
-    budget.close((receipt, model) for receipt in receipts)
+def _record_known(judge: Judge, items: Sequence[Example], known: Mapping[str, Verdict]) -> None:
+    """Note verdicts that the store has already, which another store will not have."""
+    recorder = recording.recorder()
+    if recorder is None or not items:
+        return
+    asker = Asker.of(judge)
+    for item in items:
+        verdict = known[item.trace_id]
+        answer = {"value": verdict.value, "rationale": verdict.rationale}
+        request = asker.request(item)
+        recorder.put(
+            recording.Entry(key=request.portable_key, about=request.recorded_about, answer=answer)
+        )
+    recorder.save()
 
 
 def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> BudgetError:
@@ -280,8 +273,6 @@ def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
     ):
         if value is not None:
             metadata[key] = str(value)
-    if verdict.receipt is not None:
-        metadata[RECEIPT_KEY] = json.dumps(verdict.receipt.to_dict())
     error = None
     if verdict.error is not None:
         error = AssessmentError(error_code="JUDGE_FAILED", error_message=verdict.error)
@@ -325,16 +316,8 @@ def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
             error=error,
             fingerprint=mark,
             cached=True,
-            receipt=_receipt(metadata.get(RECEIPT_KEY)),
         )
     return latest
-
-
-def _receipt(stored: Any) -> Receipt:
-    try:
-        return Receipt.of(json.loads(stored))
-    except (TypeError, ValueError):
-        return Receipt()
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -345,9 +328,3 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         dtype=object,
     )
     return table.astype({"cached": bool})
-
-
-def _total(amounts: Iterable[float | None]) -> Any:
-    """Sum of the known amounts; None where none is known."""
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known else None

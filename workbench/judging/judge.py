@@ -16,11 +16,16 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.compat import options
-from workbench.credentials import public_query, without_credentials, without_secret_params
+from workbench.compat import endpoint, options, quiet, value_type_schema
+from workbench.credentials import (
+    credentials_of,
+    public_query,
+    without_credentials,
+    without_secret_params,
+)
 from workbench.errors import ArgumentError
 from workbench.models.offline import MODEL, SCHEME, register
-from workbench.models.recording import MODEL_VARIABLE, replays
+from workbench.models.recording import MODEL_VARIABLE, replayed
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -32,8 +37,8 @@ def default_model() -> str:
     While a file of answers is replayed it is what it was when that was recorded. Says once on
     stderr that the embedded model is in use.
     """
-    player = replays()
-    model = player.head.get("default_model") if player else os.environ.get(MODEL_VARIABLE)
+    player = replayed()
+    model = player.head.default_model if player else os.environ.get(MODEL_VARIABLE)
     if model:
         return model
     _say_embedded_once()
@@ -85,11 +90,13 @@ def make_judge(
     ArgumentError
         For a base URL that is not http(s).
     """
-    from mlflow.genai.judges import make_judge as mlflow_make_judge
+    with quiet():
+        from mlflow.genai.judges import make_judge as mlflow_make_judge
 
     uri = model or default_model()
     if uri.startswith(SCHEME):
-        register()
+        with quiet():
+            register()
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
         mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"], api)
@@ -130,7 +137,8 @@ def from_options(judge_options: dict[str, Any]) -> Judge:
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if str(judge_options.get("model", "")).startswith(SCHEME):
-        register()
+        with quiet():
+            register()
     return InstructionsJudge(**judge_options)
 
 
@@ -164,7 +172,7 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
         }
         # A key that is renewed makes no other judge.
         deciding["inference_params"] = without_secret_params(opts["inference_params"])
-        deciding["type"] = judge._serialize_feedback_value_type(opts["feedback_value_type"])
+        deciding["type"] = value_type_schema(judge, opts["feedback_value_type"])
         base_url = opts["base_url"] if place else None
         deciding["base_url"] = without_credentials(base_url) if base_url else None
         if base_url and (query := public_query(base_url)):
@@ -176,6 +184,11 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
         deciding["class"] = type(judge).__qualname__
     text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def judge_credentials(judge: Judge) -> tuple[str, ...]:
+    """The credentials that a judge's requests carry, to be redacted from messages."""
+    return credentials_of(getattr(judge, "model", None), *endpoint(judge))
 
 
 def is_cacheable(judge: Judge) -> bool:

@@ -1,11 +1,12 @@
-"""One judge asked about one item: what it is given, and its answer as a verdict."""
+"""A judge asked about examples: the requests that it makes, and its answers as verdicts."""
 
 from __future__ import annotations
 
 import inspect
 import os
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,17 +14,18 @@ import mlflow
 from mlflow.entities import Feedback
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
-from mlflow.tracing.constant import AssessmentMetadataKey
 
-from workbench.credentials import public_query, scrub, without_credentials
-from workbench.errors import ReplayError, ScaleError
-from workbench.judging.judge import fingerprint, is_cacheable
+from workbench.compat import endpoint, prepared, unknown_seams
+from workbench.credentials import public_query, redact, without_credentials
+from workbench.errors import BudgetError, ScaleError
+from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Receipt
-from workbench.models.cache import AnswerCache, question_key
-from workbench.models.client import prepared
+from workbench.models import recording
+from workbench.models.cache import question_key
+from workbench.models.client import Outcome, Request
+from workbench.models.faults import AnswerError
 from workbench.models.offline import SCHEME, VERSION
-from workbench.models.recording import Line, active, charged
+from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
 from workbench.store.traces import Example, item_digest
 
@@ -31,17 +33,78 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
-class AnswerError(Exception):
-    """The model answered, but not with a usable verdict."""
+def judge_examples(
+    judge: Judge,
+    items: Sequence[Example],
+    runner: Runner,
+    *,
+    sample: int = 0,
+    scale: Scale | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+    progress: str | None = None,
+) -> list[Verdict]:
+    """Call the judge on every item, in parallel, and return the verdicts in their order.
+
+    Parameters
+    ----------
+    sample
+        Number of the sample, from 0: the same item may be judged several times.
+    scale
+        Values off this scale are failures; the judge's own scale when None.
+    on_verdict
+        Called in this thread with each verdict as it comes, cached ones first.
+    progress
+        Text before the progress bar; None for no bar.
+
+    Raises as `Runner.run` does.
+    """
+    return judge_many(
+        [(judge, item, sample) for item in items],
+        runner,
+        scale=scale,
+        on_verdict=on_verdict,
+        progress=progress,
+    )
+
+
+def judge_many(
+    questions: Sequence[tuple[Judge, Example, int]],
+    runner: Runner,
+    *,
+    scale: Scale | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+    progress: str | None = None,
+) -> list[Verdict]:
+    """As `judge_examples`, for (judge, item, sample number) triples of several judges at once."""
+    askers: dict[int, Asker] = {}
+    asked: list[tuple[Asker, Example]] = []
+    requests = []
+    for judge, item, sample in questions:
+        if id(judge) not in askers:
+            askers[id(judge)] = Asker.of(judge, scale)
+            if runner.budget.measures:
+                check_measurable(judge)
+        asker = askers[id(judge)]
+        asked.append((asker, item))
+        requests.append(asker.request(item, sample))
+    verdicts: dict[int, Verdict] = {}
+
+    def settle(index: int, outcome: Outcome) -> None:
+        asker, item = asked[index]
+        verdicts[index] = asker.verdict(item, outcome)
+        if on_verdict is not None:
+            on_verdict(verdicts[index])
+
+    runner.run(requests, on_outcome=settle, progress=progress)
+    return [verdicts[index] for index in range(len(questions))]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One judge, made ready to be called many times.
+class Asker:
+    """One judge, made ready to be asked many times.
 
     ``mark`` is its fingerprint, ``source`` what else decides its answers (`answers_from`) and
-    ``lasting`` whether they may be kept for another run. ``anywhere`` is its fingerprint wherever
-    its model is reached.
+    ``lasting`` whether they may be kept for another run. ``fields`` are what it is given.
     """
 
     judge: Judge
@@ -50,15 +113,14 @@ class Plan:
     source: dict[str, Any]
     scale: Scale | None
     fields: tuple[str, ...]
-    lasting: bool = True
-
-    @cached_property
-    def anywhere(self) -> str:
-        return fingerprint(self.judge, place=False)
+    lasting: bool
+    credentials: tuple[str, ...] = field(repr=False)
 
     @classmethod
-    def of(cls, judge: Judge, scale: Scale | None) -> Plan:
-        own = scale_of(judge)
+    def of(cls, judge: Judge, scale: Scale | None = None) -> Asker:
+        """Prepare a judge; answers off the scale, its own when None, are unusable."""
+        base_url, _, _ = endpoint(judge)
+        model = getattr(judge, "model", None)
         if isinstance(judge, InstructionsJudge):
             fields = tuple(sorted(judge.template_variables))
         else:
@@ -67,11 +129,138 @@ class Plan:
             judge,
             prepared(judge),
             fingerprint(judge),
-            answers_from(getattr(judge, "model", None), getattr(judge, "_base_url", None)),
-            scale or own,
+            answers_from(model, base_url),
+            scale or scale_of(judge),
             fields,
-            lasting=is_cacheable(judge),
+            is_cacheable(judge),
+            judge_credentials(judge),
         )
+
+    @cached_property
+    def portable_mark(self) -> str:
+        """Fingerprint of the judge wherever its model is reached."""
+        return fingerprint(self.judge, place=False)
+
+    @property
+    def model(self) -> str:
+        """URI of the judge's model; "" where it has none."""
+        return str(getattr(self.judge, "model", None) or "")
+
+    def request(self, item: Example, sample: int = 0) -> Request:
+        """The judge asked about an item; ``sample`` counts repeated questions from 0."""
+        base_url, _, _ = endpoint(self.judge)
+        fields = tuple(f for f in self.fields if f != "trace")
+        digest = item_digest(item, fields) if fields else ""
+        # A judge of whole traces may read ids and times: the answer belongs to that trace alone.
+        where = item.trace_id if "trace" in self.fields else ""
+        key = question_key(self.mark, self.source, digest, where, sample) if self.lasting else None
+        return Request(
+            key=key,
+            model=self.model,
+            call=lambda: self._ask(item),
+            read=self._read,
+            check=lambda answer: self.canonical(answer.get("value")),
+            sender=f"Judge {self.judge.name!r}",
+            about=f"trace {item.trace_id}",
+            place=without_credentials(base_url) if base_url else "",
+            portable_key=self.portable_key(item, sample) if recording.current() else "",
+            credentials=self.credentials,
+            metered=not why_unmeasurable(self.judge),
+        )
+
+    def portable_key(self, item: Example, sample: int = 0) -> str:
+        """Key of the answer in a recording: the same on every machine and in every store."""
+        fields = tuple(f for f in self.fields if f != "trace")
+        digest = item_digest(item, fields) if fields else ""
+        number = 0
+        if "trace" in self.fields:
+            digest = question_key(item_digest(item), _content(item.trace_id))
+            used = recording.current()
+            number = used.occurrence(digest, item.trace_id) if used is not None else 0
+        return question_key("judge", self.portable_mark, digest, number, sample)
+
+    def _ask(self, item: Example) -> Any:
+        values = {
+            "inputs": item.inputs,
+            "outputs": item.outputs,
+            "expectations": item.expectations,
+        }
+        arguments = {f: values[f] for f in self.fields if f in values}
+        if "trace" in self.fields:
+            arguments["trace"] = mlflow.get_trace(item.trace_id)
+        return self.call(**arguments)
+
+    def _read(self, given: Any) -> dict[str, Any]:
+        feedback = _only_feedback(given)
+        if feedback.error is not None:
+            raise AnswerError(feedback.error.error_message or feedback.error.error_code)
+        return {
+            "value": feedback.value,
+            # A gateway may put into it what it was sent.
+            "rationale": redact(feedback.rationale or "", self.credentials),
+        }
+
+    def canonical(self, value: Any) -> Any:
+        """A value as the scale has it; "N/A" for an abstention.
+
+        Raises
+        ------
+        AnswerError
+            When it is empty or off the scale.
+        """
+        if is_missing(value):
+            raise AnswerError("the judge gave an empty answer")
+        if self.scale is None:
+            return value
+        try:
+            canonical = self.scale.normalise(value)
+        except ScaleError as error:
+            raise AnswerError(str(error)) from None
+        return "N/A" if canonical is ABSTAIN else canonical
+
+    def verdict(self, item: Example, outcome: Outcome) -> Verdict:
+        """What came back as a verdict on the item."""
+        paid = outcome.usage
+        fresh = not outcome.cached
+        answer = outcome.answer
+        return Verdict(
+            trace_id=item.trace_id,
+            value=None if answer is None else self.canonical(answer.get("value")),
+            rationale="" if answer is None else str(answer.get("rationale") or ""),
+            error=None if outcome.fault is None else outcome.fault.message,
+            fingerprint=self.mark,
+            input_tokens=paid.read if fresh else None,
+            output_tokens=paid.written if fresh else None,
+            cost=paid.cost if fresh else None,
+            cached=outcome.cached,
+            calls=paid.requests if fresh else 0,
+            usage=paid,
+        )
+
+
+def check_measurable(judge: Judge) -> None:
+    """Raise `BudgetError` where tokens of the judge's requests cannot be counted beforehand."""
+    why = why_unmeasurable(judge)
+    if why:
+        raise BudgetError(
+            f"A budget in tokens or money cannot be kept for judge {judge.name!r}: {why}. Nothing "
+            "was spent. Set the budget in calls instead."
+        )
+
+
+def why_unmeasurable(judge: Judge) -> str:
+    """Why the judge's requests do not all pass the client; "" where they do."""
+    model = str(getattr(judge, "model", None) or "")
+    if unknown_seams():
+        return f"this version of MLflow has no {', '.join(unknown_seams())}"
+    if not type(judge).__module__.startswith(("mlflow.", "workbench.")):
+        return f"how {type(judge).__name__} calls its model is its own affair"
+    if model == "databricks" or model.partition(":/")[0] in ("databricks", "endpoints"):
+        return f"requests to {model} are made by Databricks' own client"
+    return ""
+
+
+# -- where answers come from ----------------------------------------------------------------
 
 
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
@@ -124,6 +313,9 @@ def _address(named: str) -> str:
         return ""
 
 
+# -- what a judge is given and gives --------------------------------------------------------
+
+
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     """What a judge that is not made from instructions is given.
 
@@ -137,178 +329,13 @@ def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     return tuple(fields)
 
 
-@dataclass(frozen=True)
-class Question:
-    """One judge asked about one item; ``sample`` counts repeated questions from 0."""
-
-    plan: Plan
-    item: Example
-    sample: int
-
-    @cached_property
-    def key(self) -> str:
-        fields = tuple(f for f in self.plan.fields if f != "trace")
-        digest = item_digest(self.item, fields) if fields else ""
-        # What a judge reads from a whole trace has no digest: it belongs to that trace alone.
-        where = self.item.trace_id if "trace" in self.plan.fields else ""
-        return question_key(self.plan.mark, self.plan.source, digest, where, self.sample)
-
-    @property
-    def model(self) -> str:
-        """URI of the judge's model; "" where it has none."""
-        return str(getattr(self.plan.judge, "model", None) or "")
-
-    def tape_key(self, *, kept: bool) -> str:
-        """What the answer has in a file of answers: the same on every machine and in every store.
-
-        Where the answers come from is no part of it, and a trace that is read as a whole goes by
-        its content. ``kept`` tells whether equal questions have one answer.
-        """
-        tape = active()
-        fields = tuple(f for f in self.plan.fields if f != "trace")
-        digest = item_digest(self.item, fields) if fields else ""
-        place = 0
-        if "trace" in self.plan.fields:
-            digest = question_key(item_digest(self.item), _content(self.item.trace_id))
-            place = tape.place(digest, self.item.trace_id) if tape is not None else 0
-        return question_key("judge", kept, self.plan.anywhere, digest, place, self.sample)
-
-    def told(self) -> dict[str, Any]:
-        """What is asked, for those who read a file of answers."""
-        judge = self.plan.judge
-        about = {"judge": judge.name, "fingerprint": self.plan.anywhere, "sample": self.sample}
-        return {**about, "model": getattr(judge, "model", None) or type(judge).__name__}
-
-    def __str__(self) -> str:
-        told = self.told()
-        return f"Judge {told['judge']!r} ({told['model']}) on trace {self.item.trace_id}"
-
-    def of_line(self, line: Line) -> Verdict:
-        """The verdict that a file of answers holds.
-
-        Raises
-        ------
-        ReplayError
-            When its value is none of this judge's.
-        """
-        verdict = Verdict(
-            trace_id=self.item.trace_id,
-            rationale=line.answer.get("rationale", ""),
-            error=line.answer.get("error"),
-            fingerprint=self.plan.mark,
-            calls=line.paid.get("calls", 0),
-            input_tokens=line.paid.get("input_tokens"),
-            output_tokens=line.paid.get("output_tokens"),
-            cost=line.paid.get("cost"),
-            receipt=charged(line.paid),
-        )
-        if verdict.error is not None:
-            return verdict
-        try:
-            value = self._canonical(line.answer.get("value"))
-        except AnswerError as error:
-            raise ReplayError(f"{self} has an answer in the file that is none: {error}.") from None
-        return replace(verdict, value=value, cached=verdict.calls == 0)
-
-    def ask(self) -> tuple[Verdict, Any]:
-        """One call: the verdict, and its value as the judge gave it.
-
-        Raises whatever the judge raises, and `AnswerError` for unusable answers.
-        """
-        values = {
-            "inputs": self.item.inputs,
-            "outputs": self.item.outputs,
-            "expectations": self.item.expectations,
-        }
-        arguments = {f: values[f] for f in self.plan.fields if f in values}
-        if "trace" in self.plan.fields:
-            arguments["trace"] = mlflow.get_trace(self.item.trace_id)
-        feedback = _only_feedback(self.plan.call(**arguments))
-        if feedback.error is not None:
-            raise AnswerError(feedback.error.error_message or feedback.error.error_code)
-        metadata = feedback.metadata or {}
-        verdict = Verdict(
-            trace_id=self.item.trace_id,
-            value=self._canonical(feedback.value),
-            # A gateway may put into it what it was sent.
-            rationale=scrub(feedback.rationale or "", self.plan.judge),
-            fingerprint=self.plan.mark,
-            input_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_INPUT_TOKENS)),
-            output_tokens=_as(int, metadata.get(AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS)),
-            cost=_as(float, metadata.get(AssessmentMetadataKey.JUDGE_COST)),
-        )
-        return verdict, feedback.value
-
-    def _canonical(self, value: Any) -> Any:
-        if is_missing(value):
-            raise AnswerError("the judge gave an empty answer")
-        if self.plan.scale is None:
-            return value
-        try:
-            canonical = self.plan.scale.normalise(value)
-        except ScaleError as error:
-            raise AnswerError(str(error)) from None
-        return "N/A" if canonical is ABSTAIN else canonical
-
-    def stored(self, cache: AnswerCache) -> Verdict | None:
-        """The verdict of a stored answer; None where there is none on this scale."""
-        answer = cache.get(self.key) if self.plan.lasting else None
-        if answer is None:
-            return None
-        try:
-            # As the judge gave it: the same answer may have been read on another scale before.
-            value = self._canonical(answer.get("value"))
-        except AnswerError:
-            return None
-        return Verdict(
-            trace_id=self.item.trace_id,
-            value=value,
-            rationale=str(answer.get("rationale") or ""),
-            fingerprint=self.plan.mark,
-            cached=True,
-            receipt=Receipt.of(answer.get("paid")),
-        )
-
-    def keep(self, cache: AnswerCache, value: Any, verdict: Verdict) -> Verdict:
-        """Store an answer, its value as the judge gave it, where answers may be kept.
-
-        Returns the verdict that holds: another one's, where that was there first.
-        """
-        if not self.plan.lasting:
-            return verdict
-        answer = {"value": value, "rationale": verdict.rationale}
-        if verdict.receipt is not None:
-            answer["paid"] = verdict.receipt.to_dict()
-        if cache.put(self.key, answer) is answer:
-            return verdict
-        first = self.stored(cache)
-        if first is None:
-            return verdict
-        return replace(verdict, value=first.value, rationale=first.rationale)
-
-
-def answer_of(verdict: Verdict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Answer and price of a verdict as a file of answers holds them."""
-    answer: dict[str, Any] = {"rationale": verdict.rationale} if verdict.rationale else {}
-    answer |= {"value": verdict.value} if verdict.error is None else {"error": verdict.error}
-    paid: dict[str, Any] = {
-        "calls": verdict.calls,
-        "input_tokens": verdict.input_tokens,
-        "output_tokens": verdict.output_tokens,
-        "cost": verdict.cost,
-    }
-    if verdict.receipt is not None:
-        paid["charged"] = verdict.receipt.to_dict()
-    return answer, paid
-
-
 def _content(trace_id: str) -> str:
     """Digest of what a trace holds but for ids and times, which differ from store to store."""
     trace = mlflow.get_trace(trace_id)
     spans = list(trace.data.spans) if trace is not None else []
     spans.sort(key=lambda span: span.start_time_ns or 0)
     number = {span.span_id: index for index, span in enumerate(spans)}
-    told = [
+    described = [
         {
             "name": span.name,
             "parent": number.get(span.parent_id),
@@ -318,7 +345,7 @@ def _content(trace_id: str) -> str:
         }
         for span in spans
     ]
-    return question_key(told)
+    return question_key(described)
 
 
 _OF_A_STORE: Final = ("mlflow.traceRequestId", "mlflow.experimentId")
@@ -334,10 +361,3 @@ def _only_feedback(given: Any) -> Feedback:
             else f"the judge gave a {type(ratings[0]).__name__}, where feedback is needed"
         )
     return ratings[0]
-
-
-def _as(kind: type, value: Any) -> Any:
-    try:
-        return kind(value)
-    except (TypeError, ValueError):
-        return None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ScaleError
 from workbench.judging.judge import fingerprint
-from workbench.models.budget import Receipt
+from workbench.models.budget import UNPAID, Usage
 from workbench.scale import ABSTAIN, Scale, is_missing
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class Verdict:
     Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
     where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
     None where the provider does not count them. ``calls`` counts the requests made for it, retries
-    included, and ``cached`` tells that nothing was paid. ``receipt`` says what was paid for it at
-    whatever time; None where no model was asked.
+    included, and ``cached`` tells that nothing was paid. ``usage`` is what the answer has cost at
+    whatever time.
     """
 
     trace_id: str
@@ -46,7 +46,7 @@ class Verdict:
     cost: float | None = None
     cached: bool = False
     calls: int = 0
-    receipt: Receipt | None = field(default=None, compare=False, repr=False)
+    usage: Usage = field(default=UNPAID, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

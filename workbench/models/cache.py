@@ -9,28 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import sqlite3
 import threading
 import time
-import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final
 
 import diskcache
 import platformdirs
 
-from workbench.errors import CancelledError, StoreError
-from workbench.models.budget import Receipt
+from workbench.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes may pay for the same answer
+    fcntl = None  # type: ignore[assignment]
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 
-
 KEY_FORMAT = 2
 """Number of the way in which keys are made. Raised when an old answer must not be found."""
+
+PAUSE: Final = 0.05
+"""Seconds between two attempts at a lock that somebody else holds."""
 
 
 def cache_directory() -> Path:
@@ -47,14 +52,6 @@ def question_key(*parts: Any) -> str:
     """
     text = json.dumps([KEY_FORMAT, *parts], sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-_CLAIM = "claim:"
-"""Before the key of a question, and the tag, of a claim to be asking it."""
-
-
-_OWED = "owed:"
-"""The same for what was paid without an answer."""
 
 
 class _JsonOnly(diskcache.JSONDisk):  # type: ignore[misc]  # diskcache publishes no types
@@ -82,7 +79,7 @@ class AnswerCache:
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.directory = Path(directory) if directory else cache_directory()
-        with self._told():
+        with self._reporting():
             self._store = diskcache.Cache(
                 str(self.directory),
                 disk=_JsonOnly,
@@ -90,101 +87,44 @@ class AnswerCache:
                 eviction_policy="none",
                 size_limit=2**40,
             )
+        self._locks = _Locks.of(self.directory / "asking.lock")
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The answer under ``key``; None where there is none, or none that can be read."""
         try:
-            with self._told():
+            with self._reporting():
                 answer = self._store.get(key)
         except (ValueError, TypeError, zlib.error):  # damaged, or written by something else
             return None
         return answer if isinstance(answer, dict) else None
 
-    def put(self, key: str, answer: dict[str, Any]) -> dict[str, Any]:
-        """Keep a JSON-able answer, and return the one that holds.
-
-        The first one stays: equal questions have one answer, in whatever process they were asked.
-        """
-        with self._told():
-            if self._store.add(key, answer):
-                return answer
-        held = self.get(key)
-        if held is None:  # damaged, so that it holds nothing
-            with self._told():
-                self._store.set(key, answer)
-        return held or answer
+    def put(self, key: str, answer: dict[str, Any]) -> None:
+        """Keep a JSON-able answer, in place of another one where that was there before."""
+        with self._reporting():
+            self._store.set(key, answer)
 
     def __len__(self) -> int:
-        """Answers; claims and debts do not count."""
-        with self._told():
-            rows = self._store._sql("SELECT COUNT(*) FROM Cache WHERE tag IS NULL")
-            return int(rows.fetchone()[0])
+        with self._reporting():
+            return len(self._store)
 
-    # -- what was paid without an answer ----------------------------------------------------
+    @contextmanager
+    def locked(self, key: str, is_over: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Let one thread of one process at a time ask a question.
 
-    def owe(self, key: str, paid: Receipt) -> None:
-        """Note what a question has cost that is not answered yet, since its run was ended.
-
-        The budget of a run that takes it up is charged with that as well.
+        Who waits finds the answer in the cache afterwards. The lock ends with its process; the
+        wait ends, without the lock, when ``is_over`` says so.
         """
-        with self._told(), self._store.transact():
-            before = self.owed(key)
-            total = paid if before is None else before + paid
-            self._store.set(_OWED + key, total.to_dict(), tag=_OWED)
-
-    def owed(self, key: str) -> Receipt | None:
-        """What `owe` noted; None where nothing was paid in vain."""
-        stored = self.get(_OWED + key)
-        return None if stored is None else Receipt.of(stored)
-
-    # -- who asks what now (see `workbench.claims`) -----------------------------------------
-
-    def claim(
-        self,
-        keys: Sequence[str],
-        owner: dict[str, Any],
-        seconds: float,
-        is_gone: Callable[[dict[str, Any]], bool],
-    ) -> set[str]:
-        """Claim questions that are neither answered nor claimed; those that were had.
-
-        A claim ends after so many seconds, with `release`, or when ``is_gone`` says so of its
-        owner. Claims of one's own are renewed.
-        """
-        had = set()
-        with self._told(), self._store.transact():
-            for key in keys:
-                if key in self._store and self.get(key) is not None:
-                    continue
-                before = self._claimed_by(key)
-                if before is not None and before != owner and not is_gone(before):
-                    continue
-                self._store.set(_CLAIM + key, owner, expire=seconds, tag=_CLAIM)
-                had.add(key)
-        return had
-
-    def release(self, keys: Iterable[str], owner: dict[str, Any]) -> None:
-        """Give claims back; those of others stay."""
-        with self._told(), self._store.transact():
-            for key in keys:
-                if self._claimed_by(key) == owner:
-                    self._store.delete(_CLAIM + key)
-
-    def is_claimed(self, key: str, is_gone: Callable[[dict[str, Any]], bool]) -> bool:
-        """Whether somebody asks it now."""
-        with self._told():
-            owner = self._claimed_by(key)
-        return owner is not None and not is_gone(owner)
-
-    def _claimed_by(self, key: str) -> dict[str, Any] | None:
+        slot = int(hashlib.sha256(key.encode()).hexdigest()[:4], 16)
+        held = self._locks.acquire(slot, is_over)
         try:
-            owner = self._store.get(_CLAIM + key)
-        except (ValueError, TypeError, zlib.error):
-            return None
-        return owner if isinstance(owner, dict) else None
+            yield
+        finally:
+            if held:
+                self._locks.release(slot)
 
     def close(self) -> None:
         self._store.close()
+        self._locks.leave()
 
     def __enter__(self) -> AnswerCache:
         return self
@@ -193,7 +133,7 @@ class AnswerCache:
         self.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except (OSError, sqlite3.Error, diskcache.Timeout) as error:
@@ -203,145 +143,69 @@ class AnswerCache:
             ) from error
 
 
-T = TypeVar("T")
+class _Locks:
+    """Locks on questions: one for the threads of this process, one byte of a file for others.
 
-
-SECONDS_TO_LIVE: Final = 600.0
-"""After which a claim ends that was not renewed: longer than any single call takes."""
-
-
-SECONDS_TO_RENEW: Final = 60.0
-
-
-PAUSES: Final = (0.02, 0.05, 0.1, 0.2)
-"""Seconds between two looks at what others ask; the last one from then on."""
-
-
-CANCELLED: Final = "This was cancelled. Answers that were paid for are kept."
-
-
-_here = socket.gethostname()
-
-_alive: set[str] = set()
-"""The runs of this process that hold claims."""
-
-
-class Claims:
-    """The claims of one run. A context manager that gives back what is left of them.
-
-    Parameters
-    ----------
-    cache
-        Where they lie; None where answers are not kept, so that there is nothing to claim.
+    Shared by all caches of a folder, since closing one descriptor of a file would give up all
+    locks that the process has on it.
     """
 
-    def __init__(self, cache: AnswerCache | None) -> None:
-        self.cache = cache
-        self.run = uuid.uuid4().hex
-        self.owner: dict[str, Any] = {"host": _here, "pid": os.getpid(), "run": self.run}
-        self._held: set[str] = set()
-        self._lock = threading.Lock()
-        self._renewed = time.monotonic()
+    _of_path: ClassVar[dict[Path, _Locks]] = {}
+    _guard: ClassVar[threading.Lock] = threading.Lock()
 
-    def take(self, keys: Sequence[str]) -> set[str]:
-        """Those of the questions that nobody has answered and nobody else asks now."""
-        if self.cache is None or not keys:
-            return set(keys)
-        _alive.add(self.run)
-        had = self.cache.claim(keys, self.owner, SECONDS_TO_LIVE, _is_gone)
-        with self._lock:
-            self._held |= had
-        return had
+    def __init__(self, path: Path) -> None:
+        self.path, self.users = path, 0
+        self._threads: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._descriptor: int | None = None
+        if fcntl is not None:
+            with suppress(OSError):  # not worth failing for: an answer may be paid for twice
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
-    def renew(self) -> None:
-        """Say that the questions are still being asked; does nothing when called often."""
-        if self.cache is None or time.monotonic() - self._renewed < SECONDS_TO_RENEW:
-            return
-        self._renewed = time.monotonic()
-        with self._lock:
-            held = sorted(self._held)
-        self.cache.claim(held, self.owner, SECONDS_TO_LIVE, _is_gone)
+    @classmethod
+    def of(cls, path: Path) -> _Locks:
+        """The locks of a file; `leave` must follow."""
+        with cls._guard:
+            found = cls._of_path.get(path) or cls(path)
+            cls._of_path[path] = found
+            found.users += 1
+            return found
 
-    def give_back(self, keys: Iterable[str]) -> None:
-        """The questions are answered, or not asked after all."""
-        with self._lock:
-            mine = self._held & set(keys)
-            self._held -= mine
-        if mine and self.cache is not None:
-            self.cache.release(mine, self.owner)
+    def leave(self) -> None:
+        with self._guard:
+            self.users -= 1
+            if self.users == 0:
+                del self._of_path[self.path]
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = None
 
-    def wait(self, keys: Sequence[str], stop: threading.Event | None = None) -> None:
-        """Until at least one of the questions is answered or free.
-
-        Raises
-        ------
-        CancelledError
-            When ``stop`` is set meanwhile.
-        """
-        cache, stop, turn = self.cache, stop or threading.Event(), 0
-        while cache is not None and all(
-            cache.get(key) is None and cache.is_claimed(key, _is_gone) for key in keys
-        ):
-            self.renew()
-            if stop.wait(PAUSES[min(turn, len(PAUSES) - 1)]):
-                raise CancelledError(CANCELLED)
-            turn += 1
-
-    def known_or_mine(
-        self, key: str, read: Callable[[], T | None], stop: threading.Event | None = None
-    ) -> T | None:
-        """What ``read`` gives once there is an answer; None once the question is claimed.
-
-        ``read`` looks the answer up, and gives None where there is none that it can use.
-
-        Raises
-        ------
-        CancelledError
-            When ``stop`` is set while another run asks it.
-        """
-        while True:
-            found = read()
-            if found is not None or self.cache is None:
-                return found
-            if self.take([key]) or self.cache.get(key) is not None:
-                # An answer that is there and cannot be used is asked for anew.
-                return read()
-            self.wait([key], stop)
-
-    def close(self) -> None:
-        """Give everything back."""
-        self.give_back(set(self._held))
-        _alive.discard(self.run)
-
-    def __enter__(self) -> Claims:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the run that made the claim is known to have ended."""
-    pid = owner.get("pid")
-    if owner.get("host") != _here or not isinstance(pid, int):
-        return False
-    if pid == os.getpid():
-        return owner.get("run") not in _alive
-    if os.name != "posix":
-        return False  # there, asking for a process by signal 0 would end it
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    def acquire(self, slot: int, is_over: Callable[[], bool]) -> bool:
+        """Wait for the lock and return True; False once ``is_over`` holds."""
+        with self._guard:
+            lock = self._threads[slot]
+        while not lock.acquire(timeout=PAUSE):
+            if is_over():
+                return False
+        while not self._lock_byte(slot):
+            if is_over():
+                lock.release()
+                return False
+            time.sleep(PAUSE)
         return True
-    except OSError:
-        return False
-    return _is_zombie(pid)
 
+    def _lock_byte(self, slot: int) -> bool:
+        if self._descriptor is None:
+            return True
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError:  # a file system without locks
+            return True
+        return True
 
-def _is_zombie(pid: int) -> bool:
-    """Whether the process has ended and its parent has not noticed yet."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
-        return False
-    return stat.rpartition(")")[2].split()[:1] == ["Z"]
+    def release(self, slot: int) -> None:
+        if self._descriptor is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, slot)
+        self._threads[slot].release()

@@ -1,60 +1,119 @@
-"""How a judge's request travels while the workbench calls it.
+"""Sends one request to a model and says what came back.
 
-MLflow's client opens a connection a call, sleeps through rate limits on its own, up to ten
-times for minutes, and builds the same answer schema anew each time. Called by the workbench,
-judges share pooled connections, every request is counted before it is sent, and every failure
-comes back at once with the status and ``Retry-After`` of the provider, so that
-`workbench.calls` can decide for all calls together what to do. Nothing changes for judges
-that are called in any other way.
-
-MLflow publishes none of the functions that are replaced for this. Where a version of MLflow does
-not have them, its own client is used, and a warning says so.
+A request's call may be a judge of MLflow's, a dspy program or anything else. Its HTTP requests,
+of which one call may make several (tools, a provider that takes no answer schema), go out through
+the client: over pooled connections, counted and reserved in the budget before they are sent, and
+without retries of their own, so that the runner can decide for all calls together what to do.
 """
 
 from __future__ import annotations
 
-import copy
-import functools
-import importlib
-import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import requests
-from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from pydantic import PrivateAttr
 
-from workbench.compat import options
-from workbench.models.faults import seconds_to_wait
-from workbench.models.recording import refuse_calls
+from workbench.compat import HTTPStatusError, intercepted
+from workbench.credentials import redact
+from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
+from workbench.models import recording
+from workbench.models.budget import UNPAID, Budget, Reservation, Usage, cost, tokens_used
+from workbench.models.faults import Fault, cause_of_type, classify, seconds_to_wait
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS: Final = 10.0
 
-ANSWER_SECONDS = 300.0
+ANSWER_SECONDS: Final = 300.0
+"""Unless ``MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS`` or a request's own ``timeout`` says otherwise."""
 
+TIMEOUT_VARIABLE: Final = "MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS"
 
-_ADAPTERS = "mlflow.genai.judges.adapters"
+ENDINGS: Final = (CancelledError, ReplayError, StoreError)
+"""What ends a run and is no fault of a model."""
 
-
-def _seam(module: str, name: str) -> Any:
-    """What MLflow calls ``name`` there; None in a version that does not have it."""
-    try:
-        return getattr(importlib.import_module(f"{_ADAPTERS}.{module}"), name, None)
-    except ImportError:
-        return None
+T = TypeVar("T")
 
 
-class Transport:
-    """Pooled connections for up to ``concurrency`` simultaneous calls."""
+class StoppedError(Exception):
+    """The run has ended before this request was made."""
 
-    def __init__(self, concurrency: int) -> None:
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model.
+
+    Parameters
+    ----------
+    key
+        Of the answer in the cache; None where it is not to be kept.
+    model
+        URI of the model, for prices; "" where there is none.
+    call
+        Makes the call and returns the raw answer.
+    read
+        Turns a raw answer into one that JSON takes; raises `AnswerError` where it is unusable.
+    check
+        Raises `AnswerError` for an answer from the cache that is unusable now.
+    sender, about
+        Who asks about what, for messages: "Judge 'tone'" and "trace tr-1".
+    place
+        Where the model is reached, without credentials; "" for the provider's own address.
+    portable_key
+        Of the answer in recordings: independent of servers, stores and trace ids. "" where
+        nothing is recorded.
+    credentials
+        What is redacted from error messages.
+    metered
+        Whether all HTTP requests of the call go out through the client. Where they do not, one
+        is counted for the call.
+    """
+
+    key: str | None
+    model: str
+    call: Callable[[], Any]
+    read: Callable[[Any], dict[str, Any]]
+    check: Callable[[dict[str, Any]], object] = lambda _: None
+    sender: str = "The model"
+    about: str = ""
+    place: str = ""
+    portable_key: str = ""
+    credentials: tuple[str, ...] = ()
+    metered: bool = True
+
+    @property
+    def recorded_about(self) -> str:
+        """Who was asked, for those who read a recording."""
+        return f"{self.sender} ({self.model})" if self.model else self.sender
+
+    def __str__(self) -> str:
+        about = f" on {self.about}" if self.about else ""
+        return f"{self.sender} ({self.model or 'no model'}){about}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back: an answer or a fault.
+
+    ``usage`` is what the answer has cost, at whatever time; ``cached`` says that it was paid
+    before.
+    """
+
+    answer: dict[str, Any] | None
+    fault: Fault | None = None
+    usage: Usage = UNPAID
+    cached: bool = False
+
+
+class Client:
+    """Pooled connections for up to ``connections`` simultaneous calls, from any thread."""
+
+    def __init__(self, connections: int = 64) -> None:
         self._session = requests.Session()
         adapter = requests.adapters.HTTPAdapter(
-            pool_connections=4, pool_maxsize=concurrency, pool_block=False
+            pool_connections=4, pool_maxsize=connections, pool_block=False
         )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
@@ -66,14 +125,49 @@ class Transport:
         )
         self._proxies: dict[str, dict[str, str]] = {}
 
-    def post(self, endpoint: str, headers: dict[str, str], payload: dict[str, Any]) -> Any:
-        """POST a chat request.
+    def send(
+        self, request: Request, budget: Budget, *, is_over: Callable[[], bool] = lambda: False
+    ) -> Outcome:
+        """Make one call, without retries.
+
+        ``is_over`` says that no further HTTP request is to be sent. Where the budget does not allow
+        the next one, the outcome's fault is of the kind ``budget``.
 
         Raises
         ------
-        ChatCompletionError
-            For any status from 400, with ``retry_after`` in seconds where the provider said so;
-            502 for an answer that is no JSON.
+        ReplayError
+            While a recording is replayed, in which nothing is sent.
+        StoppedError
+            When ``is_over`` held before an HTTP request.
+        """
+        recording.refuse_calls(str(request))
+        answer: dict[str, Any] | None = None
+        fault = None
+        call = _UnderWay(self, request, budget, is_over)
+        try:
+            with call.active():
+                answer = request.read(request.call())
+                request.check(answer)
+        except Exception as error:
+            # Adapters wrap whatever is raised within them.
+            if ended := cause_of_type(error, (*ENDINGS, StoppedError)):
+                raise ended from None
+            if spent := cause_of_type(error, BudgetError):
+                return Outcome(None, Fault("budget", str(spent)), call.usage)
+            fault = classify(error)
+            sent = (*request.credentials, *call.credentials)
+            fault = replace(fault, message=redact(fault.message, sent)[:2000])
+        return Outcome(None if fault else answer, fault, call.usage)
+
+    def post(
+        self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        """POST a chat request and return the JSON answer.
+
+        Raises
+        ------
+        HTTPStatusError
+            For a status from 400; 502 for an answer that is no JSON.
         requests.RequestException
             Where there was no answer.
         """
@@ -83,191 +177,124 @@ class Transport:
             endpoint,
             headers={"Content-Type": "application/json", **headers},
             json=payload,
-            timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
+            timeout=(min(CONNECT_SECONDS, seconds), seconds),
             proxies=self._proxies[endpoint],
         )
         if response.status_code >= 400:
-            parse, is_too_long = (
-                _seam("utils", name) for name in ("_safe_parse_error", "is_context_window_error")
-            )
-            said = parse(response) if parse else response.text[:2000]
-            message = str(said or f"HTTP {response.status_code}")
-            error = _seam("utils", "ChatCompletionError")(
-                response.status_code,
-                message,
-                is_context_window_error=response.status_code == 400
-                and bool(is_too_long and is_too_long(message)),
-            )
-            error.retry_after = seconds_to_wait(response.headers.get("Retry-After"))
-            raise error
+            wait = seconds_to_wait(response.headers.get("Retry-After"))
+            raise HTTPStatusError(response.status_code, _said(response), wait)
         try:
-            return response.json()
+            answer: dict[str, Any] = response.json()
         except requests.exceptions.JSONDecodeError:
-            raise _seam("utils", "ChatCompletionError")(
+            raise HTTPStatusError(
                 502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
             ) from None
+        return answer
 
     def close(self) -> None:
         self._session.close()
 
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _said(response: requests.Response) -> str:
+    """The provider's own message in an error answer."""
+    try:
+        error = response.json().get("error")
+    except (ValueError, AttributeError):
+        error = None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return str(error or response.text[:2000] or f"HTTP {response.status_code}")
+
+
+class _UnderWay:
+    """A call under way, whose HTTP requests are counted and paid for here (a `compat.Sender`)."""
+
+    def __init__(
+        self, client: Client, request: Request, budget: Budget, is_over: Callable[[], bool]
+    ) -> None:
+        self.client, self.request, self.budget, self.is_over = client, request, budget, is_over
+        self.usage = Usage()
+        self.credentials: list[str] = []
+        self._unmetered: Reservation | None = None
+
     @contextmanager
-    def carrying(
-        self, before_request: Callable[[], None], measure: Measure | None = None
-    ) -> Iterator[None]:
-        """Within this context, judge calls of the current thread travel by this transport.
-
-        ``before_request`` is called before each request to a model, of which one judge call
-        may make several (tools, a provider that takes no answer schema), and may raise.
-        ``measure`` is given what is sent and is told what was used.
-        """
-        token = _current.set((self, before_request, measure or _unmeasured))
+    def active(self) -> Iterator[None]:
+        """Within this context the HTTP requests of the current thread pass here."""
+        if not self.request.metered:
+            self._unmetered = self.budget.reserve(self.request.model)
+        failed = True
+        token = _under_way.set(self)
         try:
-            yield
+            with intercepted(self):
+                yield
+            failed = False
         finally:
-            _current.reset(token)
+            _under_way.reset(token)
+            if self._unmetered is not None:
+                self.budget.settle(self._unmetered, failed=failed)
+                self.usage += Usage(1)
+
+    def post(
+        self, endpoint: str, headers: Mapping[str, str], payload: dict[str, Any]
+    ) -> dict[str, Any]:
+        """POST one chat request; its own ``timeout``, in seconds, is not sent."""
+        seconds = payload.get("timeout") or os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS
+        payload = {name: value for name, value in payload.items() if name != "timeout"}
+        for name, value in headers.items():
+            if name.lower() not in ("content-type", "accept", "user-agent"):
+                self.credentials += [value, value.split(" ")[-1]]
+        return self.ask(
+            payload, lambda: self.client.post(endpoint, headers, payload, float(seconds))
+        )
+
+    def ask(self, payload: Mapping[str, Any], send: Callable[[], T]) -> T:
+        """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
+        if self.is_over():
+            raise StoppedError
+        if self._unmetered is not None:
+            self.budget.refund(self._unmetered)
+            self._unmetered = None
+        reserved = self.budget.reserve(self.request.model, payload, self.is_over)
+        try:
+            answer = send()
+        except BaseException as error:
+            # What the provider refused has used nothing; what got lost on its way counts in full.
+            used = (0, 0) if _was_refused(error) else (None, None)
+            self.budget.settle(reserved, *used, failed=True)
+            self.usage += Usage(1)
+            raise
+        read, written = tokens_used(answer)
+        self.budget.settle(reserved, read, written)
+        paid = None if read is None or written is None else cost(self.request.model, read, written)
+        self.usage += Usage(1, read, written, paid)
+        return answer
 
 
-Measure = Callable[[Mapping[str, Any]], AbstractContextManager[Callable[[Any], None]]]
-"""Called with a request; within its context, which may raise, the request is made.
-
-The context gives a function that takes what the provider answered.
-"""
+_under_way: ContextVar[_UnderWay | None] = ContextVar("workbench_call", default=None)
 
 
-@contextmanager
-def _unmeasured(_: Mapping[str, Any]) -> Iterator[Callable[[Any], None]]:
-    yield lambda _: None
+def ask(payload: Mapping[str, Any], send: Callable[[], T]) -> T:
+    """Send one request of the call that is under way by ``send``: counted, and within its budget.
 
-
-def _as_sent(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The request that litellm is given, in the provider's terms."""
-    sent = {key: given.get(key) for key in ("messages", "tools")}
-    if given.get("include_response_format"):
-        sent["response_format"] = given.get("response_format")
-    return sent | dict(given.get("inference_params") or {})
-
-
-_current: ContextVar[tuple[Transport, Callable[[], None], Measure] | None] = ContextVar(
-    "workbench_transport", default=None
-)
-
-
-def is_carrying() -> bool:
-    """Whether the current thread's judge calls travel by a transport of the workbench."""
-    return _current.get() is not None
-
-
-class PreparedJudge(InstructionsJudge):
-    """A judge that builds its answer schema once rather than at every call."""
-
-    _schema: Any = PrivateAttr(default=None)
-
-    def _create_response_format_model(self) -> Any:
-        return self._schema or super()._create_response_format_model()
-
-
-_MAKE_SCHEMA = "_create_response_format_model"
-
-
-def prepared(judge: Any) -> Any:
-    """The judge in the form in which it is cheapest to call many times."""
-    if type(judge) is not InstructionsJudge or not hasattr(judge, _MAKE_SCHEMA):
-        return judge
-    fast = PreparedJudge(**options(judge))
-    fast._schema = fast._create_response_format_model()
-    return fast
-
-
-def _install() -> list[str]:
-    """Let MLflow's adapters ask for the current transport; without one they work as ever.
-
-    Returns what of MLflow was not found as it is known, and is left as it is.
+    For calls that are no judge's. Outside of `Client.send` it is just sent.
     """
-    return [*_install_gateway(), *_install_litellm()]
+    under_way = _under_way.get()
+    return send() if under_way is None else under_way.ask(payload, send)
 
 
-def _unknown(module: str, name: str, parameters: set[str]) -> bool:
-    function = _seam(module, name)
-    return not callable(function) or not parameters <= set(inspect.signature(function).parameters)
+_LOST: Final = (408, 504)
+"""Status of requests that a provider may have worked on before they were given up."""
 
 
-def _install_gateway() -> list[str]:
-    wanted = {
-        ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
-        ("utils", "ChatCompletionError"): {"is_context_window_error"},
-    }
-    missing = [f"{m}.{name}" for (m, name), needed in wanted.items() if _unknown(m, name, needed)]
-    if missing:
-        return missing
-    gateway_adapter: Any = importlib.import_module(f"{_ADAPTERS}.gateway_adapter")
-    send = gateway_adapter.send_chat_request
-    order = inspect.signature(send)
-
-    @functools.wraps(send)
-    def send_chat_request(*args: Any, **kwargs: Any) -> Any:
-        current = _current.get()
-        if current is None:
-            refuse_calls("A judge that was called directly")
-            return send(*args, **kwargs)
-        given = order.bind(*args, **kwargs).arguments
-        transport, before_request, measure = current
-        before_request()
-        with measure(given["payload"]) as used:
-            answer = transport.post(given["endpoint"], given["headers"], given["payload"])
-            used(answer)
-        return answer
-
-    gateway_adapter.send_chat_request = send_chat_request
-
-    to_format = _seam("gateway_adapter", "pydantic_to_response_format")
-    if to_format is None:  # only time is lost
-        return []
-    stored_format = functools.lru_cache(maxsize=64)(to_format)
-
-    @functools.wraps(to_format)
-    def response_format(cls: Any) -> Any:
-        if _current.get() is None:
-            return to_format(cls)
-        # Providers' adapters may change what they are given.
-        return copy.deepcopy(stored_format(cls))
-
-    gateway_adapter.pydantic_to_response_format = response_format
-    return []
-
-
-def _install_litellm() -> list[str]:
-    if _unknown("litellm_adapter", "_invoke_litellm", {"num_retries"}):
-        return ["litellm_adapter._invoke_litellm"]
-    litellm_adapter: Any = importlib.import_module(f"{_ADAPTERS}.litellm_adapter")
-    ask = litellm_adapter._invoke_litellm
-    order = inspect.signature(ask)
-
-    @functools.wraps(ask)
-    def invoke_litellm(*args: Any, num_retries: int, **kwargs: Any) -> Any:
-        current = _current.get()
-        if current is None:
-            refuse_calls("A judge that was called directly")
-            return ask(*args, num_retries=num_retries, **kwargs)
-        _, before_request, measure = current
-        before_request()
-        sent = order.bind(*args, num_retries=0, **kwargs).arguments
-        with measure(_as_sent(sent)) as used:
-            answer = ask(*args, num_retries=0, **kwargs)
-            used(answer)
-        return answer
-
-    litellm_adapter._invoke_litellm = invoke_litellm
-    return []
-
-
-MISSING = _install()
-"""What this version of MLflow lacks, so that requests cannot be measured."""
-
-
-if MISSING:
-    warnings.warn(
-        f"This version of MLflow has no {', '.join(MISSING)} as the workbench knows it, so judges "
-        "are called through MLflow's own client: slower, and with retries that are neither "
-        "counted nor held to a budget. Verdicts are the same.",
-        stacklevel=2,
-    )
+def _was_refused(error: BaseException) -> bool:
+    fault = classify(error)
+    if fault.kind == "unreachable":
+        return True
+    status = getattr(error, "status_code", None) or getattr(error, "status", None)
+    return isinstance(status, int) and status >= 400 and status not in _LOST

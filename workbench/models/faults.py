@@ -1,73 +1,93 @@
-"""What a failed model call means: wait, try again, leave this item, or give up the run."""
+"""What a failed model call means: wait, try again, give up this item, or give up the run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from socket import gaierror
 from time import time
 from typing import Any, Literal
 
 import requests
 
-Fault = Literal["credential", "unreachable", "refused", "rate", "transient", "request", "answer"]
+Kind = Literal[
+    "credential",
+    "unreachable",
+    "refused",
+    "rate_limit",
+    "transient",
+    "timeout",
+    "request",
+    "answer",
+    "budget",
+]
 """
 =============  ==============================================================================
 credential     a key or header is missing or was refused
 unreachable    nothing answers at the endpoint
 refused        no such model, quota used up: no other call will fare better
-rate           slow down, then try again
+rate_limit     slow down, then try again
 transient      try again
+timeout        no answer in time: try again once
 request        the provider does not take this very request
 answer         the model answered, but not usably
+budget         the budget did not allow the next request
 =============  ==============================================================================
 """
 
-
 PERMANENT = frozenset({"credential", "unreachable", "refused"})
-
+"""After these no other call of the run can be expected to succeed."""
 
 LONGEST_WAIT = 600.0
 """Seconds; a provider that asks for more has, for this run, refused."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A failed call: its fault, the provider's message, and how many seconds it asks to wait."""
+class AnswerError(Exception):
+    """The model answered, but not usably."""
 
-    fault: Fault
+
+@dataclass(frozen=True)
+class Fault:
+    """A failed call: its kind, the provider's message, and the seconds that it asks to wait."""
+
+    kind: Kind
     message: str
-    wait: float | None = None
+    retry_after: float | None = None
 
     @property
     def permanent(self) -> bool:
         """Whether no other call of the run can be expected to succeed."""
-        return self.fault in PERMANENT
+        return self.kind in PERMANENT
 
 
-def classify(error: BaseException) -> Failure:
-    """What the exception of a judge call means.
+def classify(error: BaseException) -> Fault:
+    """Return what the exception of a model call means.
 
     The innermost of the exceptions that led to it decides, since it knows best what happened.
     """
     message = str(error).strip() or type(error).__name__
-    for link in _innermost_first(error):
-        # litellm's name for it, and dspy's.
+    if isinstance(error, AnswerError):
+        return Fault("answer", message)
+    for link in causes(error):
+        # `status_code` is litellm's name for it, `status` is dspy's.
         status = getattr(link, "status_code", None) or getattr(link, "status", None)
+        if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
+            return Fault("timeout", message)
         if isinstance(status, int):
-            return _of_status(status, message, _wait_of(link))
-        if isinstance(link, (requests.RequestException, ConnectionError, TimeoutError)):
-            fault: Fault = "unreachable" if _never_connected(link) else "transient"
-            return Failure(fault, message)
+            return _of_status(status, message, _retry_after(link))
+        if isinstance(link, requests.RequestException | ConnectionError | gaierror):
+            return Fault("unreachable" if _never_connected(link) else "transient", message)
     if _wants_key(message):
-        return Failure("credential", message)
+        return Fault("credential", message)
     if type(error).__module__.split(".")[0] != "mlflow":
         # A bare KeyError or TypeError says what went wrong only together with its type.
         message = f"unusable answer ({type(error).__name__}: {message})"
-    return Failure("answer", message)
+    return Fault("answer", message)
 
 
-def _innermost_first(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that led to ``error`` and itself, innermost first."""
     links: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in links:
@@ -80,29 +100,31 @@ def cause_of_type(
     error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
 ) -> BaseException | None:
     """The exception of the given type among those that led to ``error``; None without one."""
-    return next((link for link in _innermost_first(error) if isinstance(link, kind)), None)
+    return next((link for link in causes(error) if isinstance(link, kind)), None)
 
 
-def _of_status(status: int, message: str, wait: float | None) -> Failure:
+def _of_status(status: int, message: str, retry_after: float | None) -> Fault:
     lower = message.lower()
-    if status == 429 or (status == 503 and wait is not None):
+    if status == 429 or (status == 503 and retry_after is not None):
         spent = "insufficient_quota" in lower or "exceeded your current quota" in lower
-        too_long = wait is not None and wait > LONGEST_WAIT
-        return Failure("refused" if spent or too_long else "rate", message, wait)
+        too_long = retry_after is not None and retry_after > LONGEST_WAIT
+        return Fault("refused" if spent or too_long else "rate_limit", message, retry_after)
     if status in (401, 403, 407):
-        return Failure("credential", message)
-    if status in (404, 405):
-        return Failure("refused", message)
-    if status in (408, 409, 425) or status >= 500:
+        return Fault("credential", message)
+    if status in (402, 404, 405):
+        return Fault("refused", message)
+    if status in (408, 504):
+        return Fault("timeout", message)
+    if status in (409, 425) or status >= 500:
         # litellm gives 500 to calls that never reached a server.
         signs = ("connection refused", "cannot connect", "connection error")
-        return Failure("unreachable" if any(s in lower for s in signs) else "transient", message)
-    return Failure("request", message)
+        return Fault("unreachable" if any(s in lower for s in signs) else "transient", message)
+    return Fault("request", message)
 
 
 def _never_connected(error: BaseException) -> bool:
     """Whether no connection came about, for a reason that will not pass by itself."""
-    if isinstance(error, (ConnectionRefusedError, requests.exceptions.SSLError)):
+    if isinstance(error, ConnectionRefusedError | gaierror | requests.exceptions.SSLError):
         return True
     if isinstance(error, requests.RequestException) and isinstance(error, ValueError):
         return not isinstance(error, requests.exceptions.InvalidJSONError)  # bad URLs
@@ -117,7 +139,7 @@ def _wants_key(message: str) -> bool:
     return any(s in lower for s in ("environment variable must be set", "api_key", "api key"))
 
 
-def _wait_of(error: BaseException) -> float | None:
+def _retry_after(error: BaseException) -> float | None:
     wait = getattr(error, "retry_after", None)
     if wait is None:
         headers = getattr(getattr(error, "response", None), "headers", None)

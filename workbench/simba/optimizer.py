@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,10 +64,11 @@ from workbench.compat import options
 from workbench.errors import ArgumentError, CancelledError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
-from workbench.judging.runner import Session, check_measurable, run_many
+from workbench.judging.requests import check_measurable, judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Receipt, cost
+from workbench.models.budget import Budget, Usage, cost
 from workbench.models.cache import AnswerCache
+from workbench.models.runner import Runner
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.ascent import optimise
@@ -97,6 +98,9 @@ class SIMBA(AlignmentOptimizer):
     ----------
     model
         URI of the model that reflects; the judge's own, with its base URL, when None.
+    inference_params
+        Parameters of the reflection's requests: ``max_tokens`` (1,024 unless given), ``timeout``
+        in seconds, ``temperature`` and whatever else the model takes.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
         before it stops.
@@ -141,6 +145,7 @@ class SIMBA(AlignmentOptimizer):
         self,
         model: str | None = None,
         *,
+        inference_params: Mapping[str, Any] | None = None,
         max_steps: int = Settings.max_steps,
         batch_size: int = Settings.batch_size,
         patience: int = Settings.patience,
@@ -158,6 +163,7 @@ class SIMBA(AlignmentOptimizer):
         if not 0 < dev_size < 1:
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         self.model, self.budget, self.seed = model, budget, seed
+        self.inference_params = dict(inference_params or {})
         self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size
         self.progress = progress
         self.on_step: Callable[[dict[str, Any]], None] | None = None
@@ -236,7 +242,7 @@ class SIMBA(AlignmentOptimizer):
         train, dev = (sorted(part, key=_content) for part in (train, dev))
         original = Candidate.from_instructions(options(judge)["instructions"])
         budget = Budget.of(self.budget) if budget is None else budget
-        spent_before, made_before = budget.spent, budget.made
+        spent_before = budget.spent
         model = str(getattr(judge, "model", None) or "")
         budget.check(model, self.model or model)
         if budget.measures:
@@ -263,8 +269,7 @@ class SIMBA(AlignmentOptimizer):
         )
         search = crossfit if len(train) + len(dev) < FEW else optimise
         try:
-            with shown, Session(self.concurrency, self.stop) as session:
-                asking = _Asking(self, judge, original, scale, known, answers, budget, session)
+            with shown, _Asking(self, judge, original, scale, known, answers, budget) as asking:
                 self.last = search(
                     problem, asking.verdicts, asking.rules, on_step=on_step, calls_left=asking.left
                 )
@@ -273,7 +278,7 @@ class SIMBA(AlignmentOptimizer):
                 answers.close()
         self.seconds = time.monotonic() - started
         # A batch that the budget cut short was paid for all the same.
-        self.last.judge_calls = budget.made - made_before - self.last.reflection_calls
+        self.last.judge_calls = budget.spent - spent_before - self.last.reflection_calls
         return asking.judges[self.last.best.key]
 
 
@@ -289,62 +294,68 @@ class _Asking:
         known: Sequence[Verdict],
         cache: AnswerCache | None,
         budget: Budget,
-        session: Session,
     ) -> None:
         self.simba, self.judge, self.original, self.scale = simba, judge, original, scale
-        self.cache, self.budget, self.session = cache, budget, session
+        self.runner = Runner(
+            cache=cache, budget=budget, concurrency=simba.concurrency, stop=simba.stop
+        )
         self.reflector = Reflector(
             judge,
             scale,
             model=simba.model,
+            inference_params=simba.inference_params,
             cache=cache,
+            budget=budget,
             max_failure_share=simba.settings.max_failure_share,
             stop=simba.stop,
         )
         self.judges: dict[str, Judge] = {original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
-        self.paid = Receipt(0)
+        self.paid = Usage()
+
+    def __enter__(self) -> _Asking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.close()
+        self.reflector.close()
 
     def verdicts(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         self._check()
         for candidate, _ in wanted:
             if candidate.key not in self.judges:
                 self.judges[candidate.key] = with_instructions(self.judge, candidate.text)
-        found: list[Verdict | None] = [
-            replace(self.known[item.trace_id], calls=0)
+        found: dict[int, Verdict] = {
+            index: replace(self.known[item.trace_id], calls=0)
+            for index, (candidate, item) in enumerate(wanted)
             if candidate.key == self.original.key and item.trace_id in self.known
-            else None
-            for candidate, item in wanted
-        ]
-        open_ = [index for index, verdict in enumerate(found) if verdict is None]
-        fresh = run_many(
-            [(self.judges[wanted[i][0].key], wanted[i][1].example, 0) for i in open_],
-            concurrency=self.simba.concurrency,
-            cache=self.cache,
+        }
+        missing = [index for index in range(len(wanted)) if index not in found]
+        fresh = judge_many(
+            [(self.judges[wanted[i][0].key], wanted[i][1].example, 0) for i in missing],
+            self.runner,
             scale=self.scale,
-            budget=self.budget,
-            session=self.session,
         )
-        for index, verdict in zip(open_, fresh, strict=True):
-            found[index] = verdict
+        found.update(zip(missing, fresh, strict=True))
         for verdict in fresh:
-            self.paid += verdict.receipt or Receipt(0)
-        return [verdict for verdict in found if verdict is not None]
+            self.paid += verdict.usage
+        return [found[index] for index in range(len(wanted))]
 
     def left(self) -> float:
         """Judge calls that the budget still allows, by what those until now have used."""
-        left, paid = self.budget.left, self.paid
-        if self.budget.tokens is not None and paid.tokens:
-            left = min(left, self.budget.left_tokens * paid.calls / paid.tokens)
-        if self.budget.usd is not None:
+        budget, paid = self.runner.budget, self.paid
+        left = budget.left
+        if budget.tokens is not None and paid.tokens:
+            left = min(left, budget.left_tokens * paid.requests / paid.tokens)
+        if budget.usd is not None:
             model = str(getattr(self.judge, "model", None) or "")
-            usd = cost(model, paid.read, paid.written)
-            left = min(left, self.budget.left_usd * paid.calls / usd) if usd else left
+            usd = cost(model, paid.read or 0, paid.written or 0)
+            left = min(left, budget.left_usd * paid.requests / usd) if usd else left
         return left
 
     def rules(self, requests: Sequence[Request], step: int) -> list[Reflection]:
         self._check()
-        return self.reflector.propose([(r, step) for r in requests], budget=self.budget)
+        return self.reflector.propose([(request, step) for request in requests])
 
     def _check(self) -> None:
         if self.simba.stop.is_set():

@@ -11,10 +11,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-from workbench.models.budget import Receipt
 from workbench.models.cache import question_key
 from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json
@@ -172,7 +171,6 @@ class Reflection:
     calls: int
     tokens: int | None = None
     cost: float | None = None
-    receipt: Receipt | None = field(default=None, compare=False, repr=False)
     error: str = ""
 
 

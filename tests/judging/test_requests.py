@@ -8,6 +8,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from asking import run
 from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
@@ -15,9 +16,8 @@ from mlflow.genai.judges.base import JudgeField
 
 from workbench import make_judge
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Plan, Question, answers_from
-from workbench.judging.runner import run
-from workbench.models.cache import KEY_FORMAT, AnswerCache
+from workbench.judging.requests import Asker, answers_from
+from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.store.traces import Example
 
@@ -28,8 +28,8 @@ def judge_of(model: str, **options: Any) -> Judge:
     return make_judge("quality", "Rate {{ outputs }}.", model=model, **options)
 
 
-def key(judge: Judge) -> str:
-    return Question(Plan.of(judge, None), ITEM, 0).key
+def key(judge: Judge) -> str | None:
+    return Asker.of(judge).request(ITEM).key
 
 
 @pytest.fixture(autouse=True)
@@ -120,24 +120,6 @@ def test_two_servers_do_not_get_each_others_answers(
             monkeypatch.setenv("OPENAI_API_BASE", server.url)
             assert run(judge, [ITEM], cache=cache)[0].error is None
     assert (one.stats()["requests"], two.stats()["requests"]) == (1, 1)
-
-
-def test_answers_of_an_older_embedded_model_are_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its version is part of their keys; those of other models do not depend on it."""
-    embedded, other = judge_of(MODEL), judge_of("openai:/m")
-    before = key(embedded), key(other)
-    monkeypatch.setattr("workbench.judging.requests.VERSION", 2)
-    assert key(embedded) != before[0]
-    assert key(other) == before[1]
-
-
-def test_answers_under_keys_of_another_format_are_not_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """When the parts of a key change, its number does."""
-    before = key(judge_of("openai:/m"))
-    monkeypatch.setattr("workbench.models.cache.KEY_FORMAT", KEY_FORMAT + 1)
-    assert key(judge_of("openai:/m")) != before
 
 
 class Counting(Judge):

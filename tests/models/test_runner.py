@@ -1,9 +1,11 @@
-"""Many calls at once, against a real server process: order, retries, limits, budget, stopping."""
+"""Many calls at once: order, retries, limits, budget, stopping; most against a real server."""
 
 from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from asking import run, run_many
 from loopback import UNKNOWN_MODEL, Loopback
-from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
-from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench import make_judge
 from workbench.errors import (
@@ -22,12 +23,16 @@ from workbench.errors import (
     BudgetError,
     CredentialError,
     ModelError,
+    StoreError,
     UnreachableModelError,
 )
-from workbench.judging.runner import Session, run, run_many
+from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
+from workbench.models.client import Request
+from workbench.models.faults import Fault
+from workbench.models.runner import Runner, Throttle, Workers
 from workbench.scale import Scale
 from workbench.store.traces import Example
 
@@ -46,6 +51,11 @@ def items(count: int) -> list[Example]:
 
 def found(verdicts: list[Verdict]) -> list[Any]:
     return [verdict.value for verdict in verdicts]
+
+
+def stub(key: str | None, call: Callable[[], Any], **options: Any) -> Request:
+    """A question whose answer is whatever ``call`` gives."""
+    return Request(key, "offline:/rubric", call, lambda raw: {"value": raw}, **options)
 
 
 @pytest.fixture
@@ -141,7 +151,7 @@ def test_an_endless_wait_is_a_refusal(loopback: Start) -> None:
     """A provider that asks for hours ends the run at once, with its message."""
     server = loopback(script="200x1,429x100", retry_after=7200)
     start = time.monotonic()
-    with pytest.raises(ModelError, match=r"scripted answer 429.*What was judged before is kept"):
+    with pytest.raises(ModelError, match=r"scripted answer 429.*What was answered before is kept"):
         run(judge_at(server.url), items(30), concurrency=4)
     assert time.monotonic() - start < 15
 
@@ -190,7 +200,7 @@ def test_a_key_that_is_withdrawn_midway(loopback: Start) -> None:
     """What was judged is kept, and the rest is not asked for."""
     server = loopback(script="200x20,401x1000", latency=0.02)
     settled: list[Verdict] = []
-    with pytest.raises(CredentialError, match="What was judged before is kept"):
+    with pytest.raises(CredentialError, match="What was answered before is kept"):
         run(judge_at(server.url), items(200), concurrency=8, on_verdict=settled.append)
     assert [v.error for v in settled] == [None] * 20
     assert server.requests <= 20 + 2 * 8
@@ -248,6 +258,38 @@ def test_a_few_failures_are_data(loopback: Start) -> None:
     """Fewer than ten that fail to the end are verdicts with an error."""
     verdicts = run(judge_at(loopback(script="400x5").url), items(8), concurrency=1)
     assert [v.error is not None for v in verdicts] == [True] * 5 + [False] * 3
+
+
+def test_answers_that_are_never_usable_end_the_run(loopback: Start) -> None:
+    """After ten, and not many more have been paid for by then."""
+    server = loopback(off_scale_share=1.0)
+    with pytest.raises(ModelError, match=r"none of the first 1.'purple' is not on the scale"):
+        run(judge_at(server.url), items(60))
+    assert 10 <= server.requests <= 20
+
+
+def test_a_rate_limit_without_an_end_ends_the_run(loopback: Start) -> None:
+    """With the provider's words, once nothing was answered for as long as one is patient."""
+    server = loopback(script="429x9999", retry_after=1)
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"scripted answer 429.*higher rate limit"):
+        run(judge_at(server.url), items(120), patience=2.5)
+    assert time.monotonic() - start < 15
+    assert server.requests <= 5
+
+
+def test_a_timeout_is_tried_again_once() -> None:
+    """Waiting long four times over helps nobody."""
+    tried: list[int] = []
+
+    def late() -> None:
+        tried.append(1)
+        raise TimeoutError("no answer within 300 s")
+
+    with Runner() as runner:
+        outcome = runner.run([stub(None, late)])[0]
+    assert len(tried) == 2
+    assert outcome.fault == Fault("timeout", "no answer within 300 s")
 
 
 # -- the budget -----------------------------------------------------------------------------
@@ -315,6 +357,61 @@ def test_equal_questions_are_paid_once(loopback: Start, cache: AnswerCache) -> N
     again = run(judge, twice, cache=cache)
     assert (server.requests, found(again)) == (5, found(first))
     assert all(v.cached and v.calls == 0 for v in again)
+
+
+def test_equal_questions_of_two_runs_at_once_are_asked_once(cache: AnswerCache) -> None:
+    """In one process: who comes second waits for the answer."""
+    asked: list[int] = []
+
+    def slowly() -> str:
+        asked.append(1)
+        time.sleep(0.3)
+        return "good"
+
+    def work() -> None:
+        with Runner(cache=cache) as runner:
+            found.extend(runner.run([stub("same", slowly)]))
+
+    found: list[Any] = []
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(asked) == 1
+    assert [outcome.answer for outcome in found] == [{"value": "good"}] * 4
+    assert sorted(outcome.cached for outcome in found) == [False, True, True, True]
+
+
+def test_a_cache_that_fails_loses_no_answer(tmp_path: Path) -> None:
+    """What was paid for reaches the caller; the next run asks for the rest alone."""
+    asked: list[int] = []
+
+    class Full(AnswerCache):
+        full = True
+
+        def put(self, key: str, answer: dict[str, Any]) -> None:
+            if self.full:
+                raise StoreError("the disk is full")
+            super().put(key, answer)
+
+    def call() -> str:
+        asked.append(1)
+        return "good"
+
+    cache, settled = Full(tmp_path), list[int]()
+    questions = [stub(str(n), call) for n in range(40)]
+    with (
+        Runner(cache=cache, concurrency=4) as runner,
+        pytest.raises(StoreError, match="the disk is full"),
+    ):
+        runner.run(questions, on_outcome=lambda n, _: settled.append(n))
+    assert len(settled) == len(asked) < 40
+    cache.full = False
+    rest = [question for n, question in enumerate(questions) if n not in settled]
+    with Runner(cache=cache, concurrency=4) as runner:
+        runner.run(rest)
+    assert len(asked) == 40
 
 
 def test_without_a_cache_each_is_asked(loopback: Start) -> None:
@@ -404,37 +501,23 @@ def test_a_stop_does_not_wait_for_a_pause(loopback: Start) -> None:
     assert time.monotonic() - start < 15
 
 
-class Hanging(InstructionsJudge):
-    """A judge whose calls hang until they are let go, but for the first one."""
-
-    def __call__(self, *, outputs: Any = None, **more: Any) -> Feedback:
-        if not str(outputs).endswith(" 0"):
-            _LET_GO.wait(60)
-        return Feedback(name=self.name, value="good")
-
-
-_LET_GO = threading.Event()
-
-
-def test_an_interrupt_is_not_held_up_by_calls_that_hang(
-    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_is_not_held_up_by_calls_that_hang(cache: AnswerCache) -> None:
     """It waits a moment; what comes after that is still kept, though the cache was closed."""
-    monkeypatch.setattr("workbench.judging.runner.SECONDS_AFTER_INTERRUPT", 0.5)
-    monkeypatch.setattr("workbench.judging.requests.is_cacheable", lambda judge: True)
-    _LET_GO.clear()
-    judge = Hanging(name="q", instructions="Rate {{ outputs }}.", model="openai:/m")
+    let_go = threading.Event()
 
-    settled: list[Verdict] = []
+    def asked(n: int) -> Request:
+        return stub(str(n), lambda: n == 0 or let_go.wait(60))
+
+    settled: list[int] = []
     main = threading.get_ident()
     timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
     timer.start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), cache:
-        run(judge, items(8), concurrency=4, cache=cache, on_verdict=settled.append)
-    assert 0.9 < time.monotonic() - start < 10
-    assert [verdict.trace_id for verdict in settled] == ["tr-0"]
-    _LET_GO.set()
+    with pytest.raises(KeyboardInterrupt), cache, Runner(cache=cache, concurrency=4) as runner:
+        runner.run([asked(n) for n in range(8)], on_outcome=lambda n, _: settled.append(n))
+    assert 5 < time.monotonic() - start < 10
+    assert settled == [0]
+    let_go.set()
     deadline = time.monotonic() + 10
     while len(cache) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -448,34 +531,24 @@ def test_of_several_runs_only_the_very_first_call_goes_alone(loopback: Start) ->
     """Where something was answered before, a later run sends all its calls at once."""
     server = loopback(script="200x4,401x99")
     judge = judge_at(server.url)
-    with Session(8) as session:
-        run_many([(judge, item, 0) for item in items(4)], concurrency=8, session=session)
-        assert session.answered == 4
+    with Runner(concurrency=8) as runner:
+        judge_examples(judge, items(4), runner)
+        assert runner.answered == 4
         with pytest.raises(CredentialError):
-            run_many([(judge, item, 0) for item in items(12)], concurrency=8, session=session)
+            judge_examples(judge, items(12), runner)
     assert server.requests > 4 + 1
 
 
-def test_a_run_of_its_own_starts_with_one_call(loopback: Start) -> None:
-    """Without a shared session each run tries the endpoint with a single call again."""
-    server = loopback(script="200x4,401x99")
-    judge = judge_at(server.url)
-    run_many([(judge, item, 0) for item in items(4)], concurrency=8)
-    with pytest.raises(CredentialError):
-        run_many([(judge, item, 0) for item in items(12)], concurrency=8)
-    assert server.requests == 4 + 1
-
-
-def test_a_session_that_was_never_answered_stays_careful(loopback: Start) -> None:
+def test_a_runner_that_was_never_answered_stays_careful(loopback: Start) -> None:
     """A failed first call does not open the gate: each run costs one call until one answers."""
     server = loopback(script="401x2")
     judge = judge_at(server.url)
-    with Session(8) as session:
+    with Runner(concurrency=8) as runner:
         for _ in range(2):
             with pytest.raises(CredentialError):
-                run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+                judge_examples(judge, items(6), runner)
         assert server.requests == 2
-        verdicts = run_many([(judge, item, 0) for item in items(6)], concurrency=8, session=session)
+        verdicts = judge_examples(judge, items(6), runner)
     assert all(verdict.error is None for verdict in verdicts)
 
 
@@ -485,9 +558,202 @@ def test_a_damaged_answer_is_asked_for_anew(loopback: Start, cache: AnswerCache)
     judge = judge_at(server.url)
     first = run(judge, items(3), cache=cache)
     with sqlite3.connect(cache.directory / "cache.db") as database:
-        database.execute("UPDATE Cache SET mode = 4 WHERE tag IS NULL")
+        database.execute("UPDATE Cache SET mode = 4 ")
     database.close()
     again = run(judge, items(3), cache=cache)
     assert (server.requests, found(again)) == (6, found(first))
     assert run(judge, items(3), cache=cache)[0].cached
     assert server.requests == 6
+
+
+# -- slots ----------------------------------------------------------------------------------
+
+
+def in_threads(count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def ended(threads: list[threading.Thread], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def opened(most: int) -> Throttle:
+    """One whose first call was answered."""
+    throttle = Throttle(most)
+    throttle.speed_up()
+    return throttle
+
+
+def test_no_more_slots_than_the_limit() -> None:
+    """Many threads, few slots: never more at once, and all get their turn."""
+    throttle, lock = opened(3), threading.Lock()
+    active, most, served = 0, 0, 0
+
+    def work() -> None:
+        nonlocal active, most, served
+        for _ in range(20):
+            with throttle.slot():
+                with lock:
+                    active += 1
+                    most = max(most, active)
+                time.sleep(0.001)
+                with lock:
+                    active -= 1
+                    served += 1
+
+    assert ended(in_threads(12, work), 20)
+    assert (most, served) == (3, 240)
+
+
+def test_calls_under_way_together_halve_the_slots_once() -> None:
+    """64 calls that meet one limit are one sign, not 64."""
+    throttle = opened(64)
+    asked = time.monotonic()
+    for _ in range(64):
+        throttle.slow_down(0.0, asked)
+    assert throttle.limit == 32
+    throttle.slow_down(0.0, time.monotonic())
+    assert throttle.limit == 16
+
+
+def test_there_is_always_one_slot() -> None:
+    """However often a limit is met."""
+    throttle = opened(4)
+    for _ in range(9):
+        throttle.slow_down(0.0, time.monotonic())
+    assert throttle.limit == 1
+    with throttle.slot():
+        pass
+
+
+def test_slots_come_back_one_by_one_and_no_further() -> None:
+    """As many successes as there are slots bring one more."""
+    throttle = opened(8)
+    throttle.slow_down(0.0, time.monotonic())
+    for _ in range(5):
+        throttle.speed_up()
+    assert throttle.limit == 5
+    for _ in range(500):
+        throttle.speed_up()
+    assert throttle.limit == 8
+
+
+def test_all_wait_together() -> None:
+    """A pause asked for by one holds for all."""
+    throttle = opened(4)
+    throttle.slow_down(0.4, time.monotonic())
+    start, times = time.monotonic(), []
+
+    def work() -> None:
+        with throttle.slot() as at:
+            times.append(at - start)
+
+    assert ended(in_threads(6, work), 5)
+    assert len(times) == 6
+    assert min(times) >= 0.4
+
+
+def test_whoever_waits_leaves_when_it_is_over() -> None:
+    """Nobody is left waiting for a slot or for a pause of ten minutes."""
+    throttle, over = opened(1), threading.Event()
+
+    def enter() -> None:
+        with throttle.slot(over.is_set):
+            pass
+
+    with throttle.slot():
+        throttle.slow_down(600, time.monotonic())
+        threads = in_threads(5, enter)
+        time.sleep(0.05)
+        over.set()
+        throttle.wake()
+        assert ended(threads, 5)
+
+
+def test_slots_open_with_the_first_usable_answer() -> None:
+    """Until then one call goes at a time, and one more for each answer that is unusable."""
+    throttle = Throttle(8)
+    assert throttle.limit == 1
+    throttle.speed_up(usable=False)
+    assert throttle.limit == 2
+    throttle.speed_up()
+    assert throttle.limit == 8
+
+
+def test_no_thread_is_forgotten_while_limits_come_and_go() -> None:
+    """Random slow-downs and speed-ups under load end with all calls made."""
+    throttle = opened(16)
+
+    def work() -> None:
+        for turn in range(30):
+            with throttle.slot() as at:
+                time.sleep(0.0005)
+            if turn % 7 == 3:
+                throttle.slow_down(0.002, at)
+            else:
+                throttle.speed_up()
+
+    assert ended(in_threads(24, work), 30)
+
+
+# -- threads --------------------------------------------------------------------------------
+
+
+def test_all_that_is_submitted_is_done_by_so_many_threads() -> None:
+    names: set[str] = set()
+
+    def square(number: int) -> int:
+        names.add(threading.current_thread().name)
+        time.sleep(0.005)
+        return number * number
+
+    workers = Workers[int](3, "square")
+    futures = [workers.submit(square, n) for n in range(20)]
+    assert [future.result(10) for future in futures] == [n * n for n in range(20)]
+    workers.stop()
+    assert names == {"square_0", "square_1", "square_2"}
+    assert not any(t.name.startswith("square") for t in threading.enumerate())
+
+
+def test_an_error_is_that_of_its_future() -> None:
+    workers = Workers[float](1, "divide")
+    failed, done = workers.submit(lambda: 1 / 0), workers.submit(lambda: 1 / 2)
+    with pytest.raises(ZeroDivisionError):
+        failed.result(10)
+    assert done.result(10) == 0.5
+    workers.stop()
+
+
+def test_stopping_waits_for_what_has_begun_and_cancels_the_rest() -> None:
+    begun = threading.Event()
+
+    def work() -> int:
+        begun.set()
+        time.sleep(0.2)
+        return 1
+
+    workers = Workers[int](1, "work")
+    first, second = workers.submit(work), workers.submit(work)
+    begun.wait(10)
+    workers.stop()
+    assert (first.result(0), second.cancelled()) == (1, True)
+
+
+def test_what_hangs_is_waited_for_so_long_and_holds_up_no_process() -> None:
+    code = (
+        "import time\n"
+        "from workbench.models.runner import Workers\n"
+        "workers = Workers(2, 'hung')\n"
+        "future = workers.submit(time.sleep, 100)\n"
+        "start = time.monotonic()\n"
+        "workers.stop(0.3)\n"
+        "print(0.2 < time.monotonic() - start < 5, future.done())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.stdout.split(), done.stderr) == (["True", "False"], "")
