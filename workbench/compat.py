@@ -301,7 +301,7 @@ class _Interception:
         self._lock = threading.Lock()
         self._users = 0
         self._replaced: list[tuple[Any, str, Any]] = []
-        self._default: Sender | None = None
+        self._default: Callable[[], Sender | None] = lambda: None
 
     @contextmanager
     def __call__(self, sender: Sender | None) -> Iterator[None]:
@@ -318,14 +318,14 @@ class _Interception:
                     module, name, original = self._replaced.pop()
                     setattr(module, name, original)
 
-    def always(self, sender: Sender) -> None:
-        """From now on, and as long as the process lives, others' calls pass ``sender``."""
+    def always(self, sender: Callable[[], Sender | None]) -> None:
+        """From now on, as long as the process lives, others' calls pass ``sender()``, if any."""
         self._default = sender
         self._enter()
 
     def current(self) -> Sender | None:
         """Who sends the request that is under way in this context."""
-        return _sender.get() or self._default
+        return _sender.get() or self._default()
 
     def _enter(self) -> None:
         with self._lock:

@@ -374,7 +374,7 @@ def test_a_budget_ends_a_replayed_run_where_it_ended_the_recorded_one(
     tmp_path: Path, loopback: Start
 ) -> None:
     """With the same spent; without a budget what was not asked for is missing."""
-    judge, path = judge_at(loopback(failure_share=0.3).url), tmp_path / "a"
+    judge, path = judge_at(loopback(junk_share=0.3).url), tmp_path / "a"
     for use in (recording, replaying):
         budget = Budget(9)
         with use(path), pytest.raises(BudgetError):

@@ -147,7 +147,8 @@ def assess(
     limit = Budget.of(budget)
     limit.check(str(getattr(judge, "model", None) or ""))
     todo = _examples([i for i in earlier if i not in known], traces)
-    _record_known(judge, _examples(list(known), traces) if recording.recorder() else [], known)
+    if recording.recorder() is not None:
+        _record_known(judge, _examples(list(known), traces), known)
     verdicts: dict[str, Verdict] = {}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:

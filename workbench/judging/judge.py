@@ -38,7 +38,7 @@ def default_model() -> str:
     stderr that the embedded model is in use.
     """
     player = replayed()
-    model = player.head.default_model if player else os.environ.get(MODEL_VARIABLE)
+    model = os.environ.get(MODEL_VARIABLE) if player is None else player.head.default_model
     if model:
         return model
     _say_embedded_once()

@@ -163,7 +163,7 @@ class Asker:
             sender=f"Judge {self.judge.name!r}",
             about=f"trace {item.trace_id}",
             place=without_credentials(base_url) if base_url else "",
-            portable_key=self.portable_key(item, sample) if recording.current() else "",
+            portable_key="" if recording.current() is None else self.portable_key(item, sample),
             credentials=self.credentials,
             metered=not why_unmeasurable(self.judge),
         )

@@ -53,8 +53,8 @@ class _Line(BaseModel):
 class Head(_Line):
     """The first line."""
 
-    file: Literal["workbench answers"] = "workbench answers"
-    format: Literal[2] = 2
+    file: Literal["workbench answers"]
+    format: Literal[2]
     default_model: str | None = None
 
 
@@ -205,7 +205,9 @@ class Recorder(_File):
                 f"The answers cannot be written to {self.path}: there is no folder "
                 f"{self.path.parent} that can be written to. Make it, or name another file."
             )
-        self.head = Head(default_model=os.environ.get(MODEL_VARIABLE) or None)
+        self.head = Head(
+            file="workbench answers", format=2, default_model=os.environ.get(MODEL_VARIABLE) or None
+        )
         self._entries: dict[str, Entry] = {}
         self._changed = False
         if self.path.exists():
@@ -311,7 +313,8 @@ def current() -> Recorder | Player | None:
 
     Threads that run in a copy of the context (`contextvars.copy_context`) have the same.
     """
-    return _current.get() or _of_environment()
+    found = _current.get()
+    return _of_environment() if found is None else found
 
 
 def _of_environment() -> Recorder | Player | None:
@@ -333,7 +336,7 @@ def _of_environment() -> Recorder | Player | None:
             variable, path = chosen
             if variable == REPLAY_VARIABLE:
                 _from_environment[chosen] = Player(path)
-                intercepted.always(_Refusal())
+                intercepted.always(lambda: None if replayed() is None else _Refusal())
             else:
                 recorder = _from_environment[chosen] = Recorder(path)
                 atexit.register(_save_at_exit, recorder)

@@ -510,7 +510,13 @@ class _Run:
                 future.add_done_callback(done.put)
             while running:
                 future = self._next(done)
-                self._take(running.pop(future), self._result(future))
+                index = running.pop(future)
+                try:
+                    outcome = future.result()
+                except StoppedError:  # another outcome says why
+                    continue
+                self._take(index, outcome)
+            self._check()
             self._give_up()
         except BaseException as error:
             # Whoever interrupts is not kept waiting by a call that hangs.
@@ -542,13 +548,6 @@ class _Run:
                 continue
             self._check()
             return future
-
-    def _result(self, future: Future[Outcome]) -> Outcome:
-        try:
-            return future.result()
-        except StoppedError:
-            self._check()
-            raise
 
     def _take(self, index: int, outcome: Outcome) -> None:
         request, fault = self.requests[index], outcome.fault
