@@ -595,7 +595,7 @@ class _Run:
                     self._settle(index, outcome)
                 except Exception:
                     return  # the error that ended the run is on its way already
-            elif outcome.fault is not None and outcome.fault.kind == "budget":
+            else:
                 self._record(self.requests[index], outcome)
 
     # -- outcomes -------------------------------------------------------------------------
