@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import mlflow
@@ -59,17 +59,16 @@ class Registered:
         return load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
-        state = "new" if self.new else "was there already"
-        status = f", alignment {self.status}" if self.status else ""
-        warning = f" {self.warning}" if self.warning else ""
-        return f"<Registered {self.name!r} version {self.version} ({state}{status}).{warning}>"
+        return f"<Registered {self._described}>"
 
     def _repr_html_(self) -> str:
+        return f"<div>{html_text(self._described)}</div>"
+
+    @property
+    def _described(self) -> str:
         state = "new" if self.new else "was there already"
-        status = f", alignment <b>{html_text(self.status)}</b>" if self.status else ""
-        warning = f"<div>{html_text(self.warning)}</div>" if self.warning else ""
-        name = html_text(self.name)
-        return f"<div><b>{name}</b> version {self.version} ({state}{status})</div>{warning}"
+        status = f", alignment {self.status}" if self.status else ""
+        return f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
 
 
 # -- what made a version --------------------------------------------------------------------
@@ -153,26 +152,17 @@ def register(
         or when the store has no registry.
     """
     judge, made = judge_and_provenance(alignment_or_judge)
-    where = find_experiment_id(experiment)
     named = name or judge.name
     stored = StoredJudge.of(judge, named)
-    version, new = _write(where, named, stored, made)
-    return Registered(
-        name=named,
-        version=version,
-        experiment_id=where,
-        fingerprint=made["fingerprint"],
-        status=made.get("status", ""),
-        new=new,
-        warning=stored.warning,
-        _judge=judge if named == judge.name else _renamed(judge, named),
-    )
+    where = find_experiment_id(experiment)
+    renamed = judge if named == judge.name else _renamed(judge, named)
+    return _write(where, named, stored, made, renamed)
 
 
 def _renamed(judge: Judge, name: str) -> Judge | None:
     try:
         return from_options({**options(judge), "name": name})
-    except ArgumentError:  # not made from instructions; it is loaded when it is asked for
+    except ArgumentError:  # not made from instructions; it is loaded when it is used
         return None
 
 
@@ -189,18 +179,8 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    stored = StoredJudge.from_version(_version(where, name, version))
-    made = {**stored.provenance, "rolled_back_from": version}
-    written, new = _write(where, name, stored, made)
-    return Registered(
-        name=name,
-        version=written,
-        experiment_id=where,
-        fingerprint=made.get("fingerprint", ""),
-        status=made.get("status", ""),
-        new=new,
-        warning=stored.warning,
-    )
+    stored = _stored(_version(where, name, version))
+    return _write(where, name, stored, {**stored.provenance, "rolled_back_from": version})
 
 
 # -- load -----------------------------------------------------------------------------------
@@ -245,7 +225,7 @@ def load_judge(
         )
     if not isinstance(plain, InstructionsJudge):
         return cast("Judge", plain)
-    stored = StoredJudge.from_version(found)
+    stored = _stored(found)
     who = f"Judge {name!r} version {found.scorer_version}"
     judge = from_options(restore(stored.options, stored.withheld, headers=headers, who=who))
     copy_registration(plain, judge)
@@ -292,7 +272,7 @@ _COLUMNS: Final = [
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    stored = StoredJudge.from_version(version)
+    stored = _stored(version)
     made = stored.provenance
     row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
@@ -305,15 +285,11 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
             continue
         row["n"] = scores.get("n")
         for figure in ("accuracy", "kappa"):
-            row[f"{figure}_{when}"] = _figure(scores[figure])
-            low, high = scores[f"{figure}_interval"]
-            row[f"{figure}_{when}_interval"] = (_figure(low), _figure(high))
+            interval = scores[f"{figure}_interval"]
+            # JSON knows no nan.
+            value, *ends = [math.nan if x is None else x for x in (scores[figure], *interval)]
+            row[f"{figure}_{when}"], row[f"{figure}_{when}_interval"] = value, tuple(ends)
     return row
-
-
-def _figure(stored: float | None) -> float:
-    """Return nan for an undefined figure, which JSON does not know."""
-    return float("nan") if stored is None else stored
 
 
 @store_errors()
@@ -328,9 +304,7 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    texts = [
-        StoredJudge.from_version(_version(where, name, version)).instructions for version in (a, b)
-    ]
+    texts = [_stored(_version(where, name, version)).instructions for version in (a, b)]
     lines = difflib.unified_diff(
         texts[0].splitlines(),
         texts[1].splitlines(),
@@ -344,16 +318,30 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
 # -- MLflow's registry ----------------------------------------------------------------------
 
 
-def _write(where: str, name: str, stored: StoredJudge, made: dict[str, Any]) -> tuple[int, bool]:
-    """The version that holds this judge, and whether it is new."""
+def _write(
+    where: str, name: str, stored: StoredJudge, made: dict[str, Any], judge: Judge | None = None
+) -> Registered:
+    """Write a version unless the latest one is this very judge."""
     versions = _versions(where, name)
-    if versions and StoredJudge.from_version(versions[-1]).same_judge(stored):
-        return int(versions[-1].scorer_version), False
-    # judge.register() writes the same row, but has no place for what MLflow leaves out.
-    version = tracking_store().register_scorer(
-        where, name, json.dumps(stored.with_provenance(made).form)
+    new = not versions or not _stored(versions[-1]).same_judge(stored)
+    if new:
+        # judge.register() writes the same row, but has no place for what MLflow leaves out.
+        form = json.dumps(stored.with_provenance(made).form)
+        versions.append(tracking_store().register_scorer(where, name, form))
+    return Registered(
+        name=name,
+        version=int(versions[-1].scorer_version),
+        experiment_id=where,
+        fingerprint=made.get("fingerprint", ""),
+        status=made.get("status", ""),
+        new=new,
+        warning=stored.warning,
+        _judge=judge,
     )
-    return int(version.scorer_version), True
+
+
+def _stored(version: ScorerVersion) -> StoredJudge:
+    return StoredJudge(asdict(version.serialized_scorer))
 
 
 def _versions(where: str, name: str) -> list[ScorerVersion]:
@@ -379,8 +367,8 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise RegistryError(
-            f"No judge {name!r} is registered in experiment {_experiment_name(where)!r} of "
-            f"{address()}.{hint} Registered there: "
+            f"No judge {name!r} is registered in experiment "
+            f"{mlflow.get_experiment(where).name!r} of {address()}.{hint} Registered there: "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
     if version is None:
@@ -390,7 +378,3 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
             return each
     numbers = ", ".join(str(each.scorer_version) for each in versions)
     raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
-
-
-def _experiment_name(where: str) -> str:
-    return str(mlflow.get_experiment(where).name)

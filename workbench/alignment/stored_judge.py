@@ -1,15 +1,14 @@
 """The form in which the registry stores a judge: MLflow's own, with what it leaves out beside it.
 
-MLflow's form of a judge holds neither base URL nor headers, and a few other options. These lie
-under a key of their own within the form, which MLflow ignores, together with what made the
-version. Secrets are withheld: see `workbench.credentials` for where they come from at loading.
+MLflow ignores the key under which the rest lies. Secrets are withheld; `workbench.credentials` says
+where they come from at loading.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from workbench.compat import base_judge, options
@@ -18,12 +17,12 @@ from workbench.errors import RegistryError
 from workbench.judging.judge import from_options
 
 if TYPE_CHECKING:
-    from mlflow.entities import ScorerVersion
     from mlflow.genai.judges import Judge
 
-KEY: Final = "workbench"
+_KEY: Final = "workbench"
+"""Within MLflow's form of a judge: what it has no place for, and what made the version."""
 
-LEFT_OUT: Final = (
+_LEFT_OUT: Final = (
     "base_url",
     "include_timing_in_conversation",
     "include_tool_calls_in_conversation",
@@ -31,10 +30,7 @@ LEFT_OUT: Final = (
 )
 """Options that MLflow's form has no place for; header names are among what is withheld."""
 
-LEAST_SECRET = 6
-"""Characters from which a secret is searched for in other options; shorter ones occur in words."""
-
-WARNING: Final = (
+_WARNING: Final = (
     "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
     "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
 )
@@ -48,13 +44,7 @@ class StoredJudge:
 
     @classmethod
     def of(cls, judge: Judge, name: str) -> StoredJudge:
-        """Return the form of a judge under a name.
-
-        Raises
-        ------
-        RegistryError
-            When an option would not come back as it is, or a secret would be stored.
-        """
+        """Return the form of a judge; raise where it would not come back, or hold a secret."""
         from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
         if not isinstance(judge, InstructionsJudge):
@@ -62,13 +52,13 @@ class StoredJudge:
             return cls(_as_json({**judge.model_dump(), "name": name}, judge))
         clean, withheld, secrets = withhold({**options(judge), "name": name})
         form = from_options(clean).model_dump()
-        form["instructions_judge_pydantic_data"][KEY] = {
-            "options": {key: clean[key] for key in LEFT_OUT if key in clean},
+        form["instructions_judge_pydantic_data"][_KEY] = {
+            "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
             "typed": clean["feedback_value_type"] is not None,
             "withheld": withheld.to_dict(),
         }
         stored = cls(_as_json(form, judge))
-        stored._refuse_secrets(judge, secrets)
+        _refuse_secrets(stored.form, judge, secrets)
         back = stored.options
         lost = [key for key, value in clean.items() if value != back.get(key)]
         if lost:
@@ -78,14 +68,8 @@ class StoredJudge:
             )
         return stored
 
-    @classmethod
-    def from_version(cls, version: ScorerVersion) -> StoredJudge:
-        """Return what a version of MLflow's registry holds."""
-        return cls(asdict(version.serialized_scorer))
-
     @property
     def is_instructions_judge(self) -> bool:
-        """Whether the judge is made from instructions, and so has all its options here."""
         return self.form.get("instructions_judge_pydantic_data") is not None
 
     @property
@@ -121,14 +105,14 @@ class StoredJudge:
     def warning(self) -> str:
         """What to know before MLflow's own `get_scorer` is used; "" where there is nothing."""
         differs = self._beside.get("options", {}).get("base_url") or self.withheld.headers
-        return WARNING if differs else ""
+        return _WARNING if differs else ""
 
     def with_provenance(self, provenance: dict[str, Any]) -> StoredJudge:
         """Return a copy with what made it; MLflow's built-in judges have no place for it."""
         form = copy.deepcopy(self.form)
         inner = _inner(form)
         if inner is not None:
-            inner.setdefault(KEY, {})["provenance"] = provenance
+            inner.setdefault(_KEY, {})["provenance"] = provenance
         return StoredJudge(form)
 
     def same_judge(self, other: StoredJudge) -> bool:
@@ -137,7 +121,7 @@ class StoredJudge:
 
     @property
     def _beside(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", (_inner(self.form) or {}).get(KEY) or {})
+        return cast("dict[str, Any]", (_inner(self.form) or {}).get(_KEY) or {})
 
     @property
     def _comparable(self) -> Any:
@@ -146,21 +130,8 @@ class StoredJudge:
         bare = copy.deepcopy(self.form)
         for key in ("mlflow_version", "serialization_version"):
             bare.pop(key, None)
-        (_inner(bare) or {}).pop(KEY, None)
+        (_inner(bare) or {}).pop(_KEY, None)
         return bare
-
-    def _refuse_secrets(self, judge: Judge, secrets: list[str]) -> None:
-        text = json.dumps(self.form, ensure_ascii=False)
-        if any(
-            json.dumps(secret, ensure_ascii=False)[1:-1] in text
-            for secret in secrets
-            if len(secret) >= LEAST_SECRET
-        ):
-            raise RegistryError(
-                f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
-                "inference parameters also stands in another option, where it would be stored. "
-                "Look at its instructions, description, model and base URL."
-            )
 
 
 def _inner(form: dict[str, Any]) -> dict[str, Any] | None:
@@ -169,6 +140,18 @@ def _inner(form: dict[str, Any]) -> dict[str, Any] | None:
         if form.get(key) is not None:
             return cast("dict[str, Any]", form[key])
     return None
+
+
+def _refuse_secrets(form: dict[str, Any], judge: Judge, secrets: list[str]) -> None:
+    text = json.dumps(form, ensure_ascii=False)
+    # Shorter ones occur in ordinary words.
+    written = [json.dumps(s, ensure_ascii=False)[1:-1] for s in secrets if len(s) >= 6]
+    if any(secret in text for secret in written):
+        raise RegistryError(
+            f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
+            "inference parameters also stands in another option, where it would be stored. "
+            "Look at its instructions, description, model and base URL."
+        )
 
 
 def _as_json(form: dict[str, Any], judge: Judge) -> dict[str, Any]:
@@ -190,7 +173,7 @@ def _refuse_lossy(judge: Judge) -> None:
         return
     clean, withheld, _ = withhold(options(base))
     usual = options(InstructionsJudge(name=base.name, instructions=base.instructions))
-    lost = [key for key in LEFT_OUT if clean.get(key) != usual.get(key)]
+    lost = [key for key in _LEFT_OUT if clean.get(key) != usual.get(key)]
     if lost or withheld:
         raise RegistryError(
             f"Judge {judge.name!r} is a {type(judge).__name__}, of which MLflow would not keep "
