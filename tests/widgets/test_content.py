@@ -24,9 +24,12 @@ from workbench.widgets.content import (
 def outline(tokens: list[dict[str, Any]]) -> list[Any]:
     """The types of tokens and their texts."""
     return [
-        (token["type"], outline(token["children"])) if "children" in token else token.get("raw")
+        token
+        if isinstance(token, str)
+        else (token["type"], outline(token["children"]))
+        if "children" in token
+        else token["raw"]
         for token in tokens
-        if token["type"] != "blank_line"
     ]
 
 

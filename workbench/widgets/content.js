@@ -93,7 +93,6 @@ const lengthShown = (length) => (length ? h("span", { class: "wb-length" }, ` ${
 
 const TOKENS = {
   paragraph: (inner) => h("p", { dir: "auto" }, inner),
-  blank_line: () => null,
   softbreak: () => h("br"),
   linebreak: () => h("br"),
   thematic_break: () => h("hr"),
@@ -112,7 +111,7 @@ const TOKENS = {
   table_head: (inner) => h("thead", null, h("tr", null, inner)),
   table_body: (inner) => h("tbody", null, inner),
   table_row: (inner) => h("tr", null, inner),
-  table_cell: (inner, { attrs }) => h(attrs.head ? "th" : "td", { dir: "auto" }, inner),
+  table_cell: (inner, { attrs }) => h(attrs?.head ? "th" : "td", { dir: "auto" }, inner),
   link: (inner, { attrs }) => link(inner, attrs.url),
   image: (inner, { attrs }) => pictureNamed(h("span", null, inner).textContent, attrs.url),
 };
@@ -120,6 +119,7 @@ const TOKENS = {
 /** Elements of the tokens that mistune makes of Markdown; what is not known is shown as text. */
 function markdown(tokens) {
   return tokens.map((token) => {
+    if (typeof token === "string") return visible(token);
     const inner = token.children ? markdown(token.children) : visible(token.raw ?? "");
     return TOKENS[token.type] ? TOKENS[token.type](inner, token) : inner;
   });

@@ -257,8 +257,8 @@ def _json_blocks(text: str) -> list[Block]:
     return value_blocks(data, None) if _is_chat(data) else [{"kind": "tree", "data": data}]
 
 
-def markdown(text: str) -> list[dict[str, Any]] | None:
-    """Parse Markdown into mistune's tokens, in which HTML is text.
+def markdown(text: str) -> list[Any] | None:
+    """Parse Markdown into mistune's tokens, of which texts are strings; HTML in it is text.
 
     Returns None for a text that is too long, too deeply nested or made to hold up the parser,
     which is to be shown as plain text.
@@ -267,7 +267,7 @@ def markdown(text: str) -> list[dict[str, Any]] | None:
         return None
     try:
         tokens: Any = _parse(text)
-        return tokens if _size(tokens, _DEEPEST) <= _MOST_TOKENS else None
+        return _slim(tokens) if _size(tokens, _DEEPEST) <= _MOST_TOKENS else None
     except RecursionError:
         return None
 
@@ -276,6 +276,23 @@ def _size(tokens: list[dict[str, Any]], levels: int) -> int:
     """The number of tokens; more than are taken where they have more levels."""
     if not levels:
         return _MOST_TOKENS + 1
-    return len(tokens) + sum(
-        _size(one["children"], levels - 1) for one in tokens if "children" in one
-    )
+    return len(tokens) + sum(_size(one.get("children", []), levels - 1) for one in tokens)
+
+
+def _slim(tokens: list[dict[str, Any]]) -> list[Any]:
+    """The tokens with what the view needs: a browser holds hundreds of items."""
+    made: list[Any] = []
+    for token in tokens:
+        kind, attrs = token["type"], token.get("attrs") or {}
+        if kind == "text":
+            made.append(token["raw"])
+        elif kind != "blank_line":
+            needed: dict[str, Any] = {
+                name: token[name] for name in ("raw", "marker") if name in token
+            }
+            if attrs and (kind != "table_cell" or attrs["head"]):
+                needed["attrs"] = attrs
+            if "children" in token:
+                needed["children"] = _slim(token["children"])
+            made.append({"type": kind, **needed})
+    return made
