@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.formatting import html_table, html_text
 from workbench.labeling.session import DecisionSession
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, shortened
+from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -91,12 +91,6 @@ class AdjudicationPanel(SessionPanel):
                 f"<p><b>{html_text(self.session.title)}</b>, adjudicated by "
                 f"{html_text(self.session.by)}: {progress['labelled']} of {progress['total']} "
                 "decided.</p>",
-                html_table(table.map(_cell)) if len(table) else "",
+                html_table(table.map(table_cell)) if len(table) else "",
             ]
         )
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str):
-        return shortened(value)
-    return "" if value is None else value

@@ -10,7 +10,6 @@ from typing import Any, Final
 RESERVED: Final = frozenset("usrxt")
 """Letters that are commands at an item (see `keys.js`) and so choose no answer."""
 
-_MOST_NUMBERS = 11
 _FIGURE = re.compile(r"(\d)(?!\d|[.,]\d)")
 _HUES = (215, 35, 170, 280, 330, 95, 250, 10, 190)
 
@@ -49,7 +48,7 @@ def _numbers(question: dict[str, Any]) -> list[dict[str, Any]]:
     low, high = question.get("low"), question.get("high")
     if not question.get("integer") or low is None or high is None:
         return []
-    if not 0 <= high <= 10 or high - low >= _MOST_NUMBERS or low % 1 or high % 1:
+    if not 0 <= high <= 10 or high - low > 10 or low % 1 or high % 1:
         return []
     return [{"value": n, "label": str(n)} for n in range(int(low), int(high) + 1)]
 

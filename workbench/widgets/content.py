@@ -112,7 +112,8 @@ def value_blocks(value: Any, at: Path | None, cuts: Cuts | None = None) -> list[
                 return [_chat(turns, cuts), *_others(value, name)]
         if 0 < len(value) <= _MOST_FIELDS:
             return [_field(name, one, _below(at, name), cuts) for name, one in value.items()]
-    if isinstance(value, list) and 0 < len(value) <= _MOST_LISTED and _are_texts(value):
+    is_short = isinstance(value, list) and 0 < len(value) <= _MOST_LISTED
+    if is_short and all(isinstance(one, str) for one in value):
         entries = [_part(one, _below(at, n), cuts) for n, one in enumerate(value)]
         return [{"kind": "list", "entries": entries}]
     return [{"kind": "tree", **_source(value, at)}]
@@ -134,10 +135,6 @@ def _is_turn(value: Any) -> bool:
 
 def _is_chat(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(map(_is_turn, value))
-
-
-def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(one, str) for one in values)
 
 
 def _turns(value: dict[str, Any], name: str, at: Path | None) -> list[Turn]:
@@ -267,20 +264,16 @@ def markdown(text: str) -> list[Any] | None:
         return None
     try:
         tokens: Any = _parse(text)
-        return _slim(tokens) if _size(tokens, _DEEPEST) <= _MOST_TOKENS else None
+        return _slim(tokens, _DEEPEST, [_MOST_TOKENS])
     except RecursionError:
         return None
 
 
-def _size(tokens: list[dict[str, Any]], levels: int) -> int:
-    """The number of tokens; more than are taken where they have more levels."""
-    if not levels:
-        return _MOST_TOKENS + 1
-    return len(tokens) + sum(_size(one.get("children", []), levels - 1) for one in tokens)
-
-
-def _slim(tokens: list[dict[str, Any]]) -> list[Any]:
-    """The tokens with what the view needs: a browser holds hundreds of items."""
+def _slim(tokens: list[dict[str, Any]], levels: int, budget: list[int]) -> list[Any]:
+    """The tokens with what the view needs, unless they are too many or have too many levels."""
+    budget[0] -= len(tokens)
+    if not levels or budget[0] < 0:
+        raise RecursionError
     made: list[Any] = []
     for token in tokens:
         kind, attrs = token["type"], token.get("attrs") or {}
@@ -293,6 +286,6 @@ def _slim(tokens: list[dict[str, Any]]) -> list[Any]:
             if attrs and (kind != "table_cell" or attrs["head"]):
                 needed["attrs"] = attrs
             if "children" in token:
-                needed["children"] = _slim(token["children"])
+                needed["children"] = _slim(token["children"], levels - 1, budget)
             made.append({"type": kind, **needed})
     return made

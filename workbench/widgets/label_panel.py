@@ -10,7 +10,7 @@ import pandas as pd
 from workbench.formatting import html_table, html_text
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import LabelSession
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, shortened
+from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -147,7 +147,7 @@ class LabelPanel(SessionPanel):
         shown = shown.assign(
             # A mark of its own: an empty cell reads as if something were missing.
             value=shown["value"].map(lambda value: "can't judge" if value is None else value),
-            rationale=shown["rationale"].fillna("").map(shortened),
+            rationale=shown["rationale"].map(table_cell),
             saved=shown["saved"].map({True: "yes", False: "not yet"}),
         )
         left = len(labels) - len(shown)

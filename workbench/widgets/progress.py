@@ -16,7 +16,7 @@ import traitlets
 from workbench.alignment import background
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import html_text
-from workbench.widgets.session_panel import HERE, VIEW, javascript, someone_is_there
+from workbench.widgets.session_panel import HERE, javascript, someone_is_there, view_bundle
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -120,17 +120,9 @@ class AlignmentView(anywidget.AnyWidget):
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        bundle: dict[str, Any] = {
-            "text/plain": repr(self.alignment),
-            "text/html": self._repr_html_(),
-        }
-        if self.comm is not None and someone_is_there():
-            bundle[VIEW] = {
-                "version_major": 2,
-                "version_minor": 1,
-                "model_id": self.model_id,
-            }
-        return bundle
+        table = {"text/plain": repr(self.alignment), "text/html": self._repr_html_()}
+        is_live = self.comm is not None and someone_is_there()
+        return {**table, **(view_bundle(self) if is_live else {})}
 
 
 def _follow(view: weakref.ref[AlignmentView], alignment: BackgroundAlignment) -> None:

@@ -28,7 +28,6 @@ MOST_ROWS: Final = 200
 """Rows of a table that stands in place of a panel."""
 
 _LONGEST_TEXT = 200
-_PAUSE = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +69,11 @@ def display_bundle(bundle: dict[str, Any], **more: Any) -> None:
     display(bundle, raw=True, **more)  # type: ignore[no-untyped-call]  # IPython has none
 
 
+def view_bundle(widget: anywidget.AnyWidget) -> dict[str, Any]:
+    """Return what makes a front end show a widget."""
+    return {VIEW: {"version_major": 2, "version_minor": 1, "model_id": widget.model_id}}
+
+
 class LiveTable:
     """A table in the notebook's output that follows what is labelled.
 
@@ -90,7 +94,7 @@ class LiveTable:
         table: Callable[[], dict[str, Any]],
         epoch: str,
         display: Display = display_bundle,
-        pause: float = _PAUSE,
+        pause: float = 5.0,
     ) -> None:
         self._table, self._display, self._pause = table, display, pause
         self._class = f"wb-table-{epoch}"
@@ -209,15 +213,12 @@ class SessionPanel(anywidget.AnyWidget):
     def show_live(self, table: LiveTable, display: Display = display_bundle) -> None:
         """Put out the view, which is never touched again, and beside it the table, which is."""
         self._table = table
-        display({"text/plain": f"<{type(self).__name__}>", **self._view()})
+        display({"text/plain": f"<{type(self).__name__}>", **view_bundle(self)})
         table.show()
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         is_live = self.comm is not None and someone_is_there()
-        return {**self.table_bundle(), **(self._view() if is_live else {})}
-
-    def _view(self) -> dict[str, Any]:
-        return {VIEW: {"version_major": 2, "version_minor": 1, "model_id": self.model_id}}
+        return {**self.table_bundle(), **(view_bundle(self) if is_live else {})}
 
     def table_bundle(self) -> dict[str, Any]:
         """Return what stands in place of the view: a line of text and a table."""
@@ -237,6 +238,8 @@ class SessionPanel(anywidget.AnyWidget):
         )
 
 
-def shortened(text: str) -> str:
-    """Return the beginning of a text, as much of it as fits into a cell of a table."""
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+def table_cell(value: Any) -> Any:
+    """Return a value as a cell of a table shows it: of a long text the beginning, None as empty."""
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        return f"{value[:_LONGEST_TEXT]}…"
+    return "" if value is None else value
