@@ -1,7 +1,7 @@
 """Draw the pictures of README anew: python docs/pictures.py
 
-They come from the main job on the sample data with the embedded model and seed 0. Each file says
-in its ``Description`` which figures it shows, and a test compares them with those of a run.
+They come from the main job on the sample data with the embedded model and seed 0. The
+``Description`` of each file holds the figures that it shows; a test compares them with a run's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parent / "img"
 
 
 def description(summary: dict) -> str:
-    """What the picture of a run shows, from the run's summary."""
+    """Return what the picture of a run shows, from the run's summary."""
     figures = [summary["comparison"][when]["figures"] for when in ("before", "after")]
     before, after = (f"{each['accuracy']['value']:.3f}" for each in figures)
     return (
@@ -40,11 +40,11 @@ def main() -> None:
         cells = nbformat.read(ran.notebook, as_version=4).cells
     (cell,) = [c for c in cells if "plot_before_after" in c.source]
     picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    said = PngInfo()
-    said.add_text("Description", description(ran.summary))
+    metadata = PngInfo()
+    metadata.add_text("Description", description(ran.summary))
     target = FOLDER / "before_after.png"
     target.parent.mkdir(exist_ok=True)
-    Image.open(io.BytesIO(base64.b64decode(picture))).save(target, pnginfo=said, optimize=True)
+    Image.open(io.BytesIO(base64.b64decode(picture))).save(target, pnginfo=metadata, optimize=True)
     print(f"{target}: {description(ran.summary)}")
 
 

@@ -1,4 +1,4 @@
-"""A server of OpenAI's kind on loopback behind which the embedded model answers, and counts."""
+"""An OpenAI-compatible server on loopback that answers with the embedded model and counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench.models.offline.provider import answer
 
 
 class Embedded(http.server.ThreadingHTTPServer):
-    """Counts questions by their text, and can keep those waiting that come after some answers.
+    """Counts requests by their text, and can hold back the answers after so many.
 
     Attributes
     ----------
@@ -39,28 +39,28 @@ class Embedded(http.server.ThreadingHTTPServer):
         self._change = threading.Condition()
 
     def hold_after(self, answers: int) -> None:
-        """Let so many answers go out, then keep all others waiting."""
+        """Answer so many requests, then hold all others."""
         with self._change:
             self.answered.clear()
             self._left = answers
             self._change.notify_all()
 
     def release(self, *, answering: bool = True) -> None:
-        """Answer what waits and what comes; or drop what waits, whose asker is gone."""
+        """Answer all requests again; or drop those that wait, whose client is gone."""
         with self._change:
             self._left = float("inf")
             self._abandoned += not answering
             self._change.notify_all()
 
     def wait_until_held(self) -> None:
-        """Wait until all answers that may go out are out, and a question waits."""
+        """Wait until all answers that are allowed are sent, and another request waits."""
         deadline = time.monotonic() + 120
         while not (self._left == 0 and self.waiting):
-            assert time.monotonic() < deadline, "nothing more was asked"
+            assert time.monotonic() < deadline, "no further request came"
             time.sleep(0.01)
 
     def admit(self, question: str) -> bool:
-        """Whether to answer; waits where answers are held back."""
+        """Return whether to answer; wait while answers are held back."""
         with self._change:
             before = self._abandoned
             self.waiting += 1
@@ -74,7 +74,7 @@ class Embedded(http.server.ThreadingHTTPServer):
             return True
 
     def repeated(self) -> dict[str, int]:
-        """The questions that were answered more than once."""
+        """Return the requests that were answered more than once."""
         return {question: n for question, n in self.answered.items() if n > 1}
 
 
@@ -103,7 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         message = {"role": "assistant", "content": answer(body["messages"])}
-        told: dict[str, Any] = {
+        completion: dict[str, Any] = {
             "id": "x",
             "object": "chat.completion",
             "created": 1,
@@ -111,7 +111,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120},
         }
-        data = json.dumps(told).encode()
+        data = json.dumps(completion).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -34,7 +34,7 @@ from workbench.models.offline.prompts import (
 )
 from workbench.models.offline.reflect import fill, propose
 from workbench.models.offline.rubric import Ladder, judge, rate
-from workbench.models.offline.rules import read_rule, read_rules
+from workbench.models.offline.rules import read_condition, read_rule, read_rules
 from workbench.simba import candidate
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.store.tables import read_table
@@ -141,9 +141,7 @@ RULES = [
 @pytest.mark.parametrize("sentence", RULES)
 def test_a_rule_reads_back_as_it_was_written(sentence: str) -> None:
     """Every sentence that the model can read, it writes in the same words."""
-    rule = read_rule(f"- {sentence}")
-    assert rule is not None
-    assert str(rule) == sentence
+    assert str(read_rule(f"- {sentence}")) == sentence
 
 
 @pytest.mark.parametrize(
@@ -161,16 +159,38 @@ def test_other_sentences_move_nothing(sentence: str) -> None:
     assert read_rule(sentence) is None
 
 
+@pytest.mark.parametrize(
+    ("stated", "opposite"),
+    [
+        ('mention "40 cm"', 'do not mention "40 cm"'),
+        ("give a number", "give no number"),
+        ("give a number that is also in the inputs", "give no number that is also in the inputs"),
+        ("give a number that is not in the inputs", "give no number that is not in the inputs"),
+        ("open with a number", "do not open with a number"),
+        ("use an exclamation mark", "use no exclamation mark"),
+        ("use a question mark", "use no question mark"),
+        ("use words of referral elsewhere", "use no words of referral elsewhere"),
+        ("have more than 2 words", "have fewer than 3 words"),
+    ],
+)
+def test_of_a_condition_and_its_opposite_one_holds(stated: str, opposite: str) -> None:
+    """Whatever the item, one that lacks the field included."""
+    both = [read_condition(f"the outputs {words}") for words in (stated, opposite)]
+    one, other = (condition for condition in both if condition is not None)
+    items = [{"inputs": "40 cm", "outputs": text} for text in ("40 cm wide!", "Ask us. Why?", "7")]
+    held = [one.holds(as_item(item)) for item in [*items, {}]]
+    assert held == [not other.holds(as_item(item)) for item in [*items, {}]]
+    assert len(set(held)) == 2
+
+
 def test_rules_move_the_rating() -> None:
     """Steps add up from the start and are cut at the ends of the scale."""
     item = as_item({"inputs": "40 cm", "outputs": "It is 40 cm wide!"})
-    start = read_rules(RULES[0])
-    up = read_rules(RULES[1])
-    down = read_rules(RULES[2])
-    assert rate(start, LADDER, item)[0] == 1
-    assert rate(start + up, LADDER, item)[0] == 2
-    assert rate(start + up + down, LADDER, item)[0] == 0
-    assert rate(start + down + down, LADDER, item)[0] == 0
+    start, up, down = (read_rules(RULES[k]) for k in range(3))
+    for rules, position in (
+        (start, 1), (start + up, 2), (start + up + down, 0), (start + down + down, 0),
+    ):  # fmt: skip
+        assert rate(rules, LADDER, item)[0] == position
 
 
 def test_the_last_rule_of_the_instructions_counts() -> None:
@@ -184,9 +204,8 @@ def test_categories_without_order_are_voted_for() -> None:
     """On a nominal scale the rule that fires names the answer."""
     ladder = Ladder(("refund", "delivery", "other"), ordered=False)
     rule = read_rules('Answer "delivery" when the outputs mention "parcel".')
-    assert ladder.values[rate(rule, ladder, as_item({"outputs": "The parcel is late"}))[0]] == (
-        "delivery"
-    )
+    position, _ = rate(rule, ladder, as_item({"outputs": "The parcel is late"}))
+    assert ladder.values[position] == "delivery"
 
 
 def test_a_worked_example_decides_an_equal_item() -> None:
@@ -246,7 +265,7 @@ def test_no_example_of_the_own_text_states_a_rule_either() -> None:
     assert [str(rule) for rule in read_rules(text)] == [RULES[1], RULES[2]]
 
 
-def test_rules_are_read_wherever_they_were_learnt() -> None:
+def test_rules_are_read_wherever_they_were_learned() -> None:
     """A judge that is aligned again has two lists of rules and two of examples."""
     once = taught(f"a\n{LOWER}", rules=(RULES[1],))
     example = WorkedExample("tr-2", (("outputs", "b"),), "poor", LOWER)
@@ -268,7 +287,7 @@ def test_a_case_is_one_line_whatever_it_holds() -> None:
     assert read_cases(json.dumps(case, ensure_ascii=False)) == [case]
 
 
-def test_what_is_learnt_names_no_values_and_no_range() -> None:
+def test_what_is_learned_names_no_values_and_no_range() -> None:
     """Both are read from the judge's own text alone."""
     text = taught("Pick red, green, blue, black or white. Scale from 0 to 90.", rules=("1-7",))
     assert values_in_text(text) == ()
@@ -431,14 +450,6 @@ def test_an_output_of_any_size_gets_a_verdict(outputs: str) -> None:
     assert feedback.value in {"excellent", "good", "fair", "poor"}
 
 
-def test_a_deeply_nested_item_is_read() -> None:
-    """As deep as JSON can be read, text can be taken from it."""
-    nested: Any = "end"
-    for _ in range(900):
-        nested = [nested]
-    assert Text(nested).words == ["end"]
-
-
 def test_an_example_is_known_again_by_its_beginning() -> None:
     """Of long texts the beginning is compared; a rating off the scale decides nothing."""
     long = " ".join(f"word{chr(97 + n % 26)}{'x' * (n // 26)}" for n in range(1000))
@@ -464,13 +475,9 @@ def test_any_item_gets_a_verdict(value: Any) -> None:
     assert reasons
 
 
-def test_numbers_are_compared_by_value() -> None:
-    """1,000 is 1000 and 9.50 is 9.5."""
+def test_numbers_are_compared_by_value_and_answers_to_the_best_of_several() -> None:
+    """1,000 is 1000 and 9.50 is 9.5; a JSON list holds alternatives."""
     assert numbers("1,000 or 9.50 or 7,5") == {"1000", "9.5", "7.5"}
-
-
-def test_reference_answers_in_a_json_list_are_alternatives() -> None:
-    """Of several right answers the best one counts."""
     gold = Text({"gold": '["the Eiffel Tower", "Paris"]'})
     assert gold.share_in(Text("It is in Paris, France")) == 1.0
 
