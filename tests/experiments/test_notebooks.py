@@ -22,6 +22,7 @@ from PIL import Image
 from running import SECRET, MainRun, active_store, run_here, summary
 
 import workbench
+from workbench.errors import TableError
 from workbench.experiments.notebook import run_notebook
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -289,3 +290,12 @@ def test_a_column_that_the_file_lacks_ends_the_run_before_anything_is_stored(
         pytest.raises(workbench.WorkbenchError, match=said),
     ):
         run_here("workbench run -p data own.csv")
+
+
+def test_papermill_in_another_folder_is_told_where_paths_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """papermill itself does not say where the notebook is, so its data cannot be found."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TableError, match="papermill --cwd notebooks"):
+        workbench.read_dataset("../data/shop_answers.csv", inputs="query", outputs="answer")

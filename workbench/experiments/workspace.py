@@ -147,9 +147,8 @@ def use_workspace(
 @contextmanager
 def _quiet_migrations() -> Iterator[None]:
     """Silence the log of the forty migrations that make a new database."""
-    before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(logging.NOTSET)

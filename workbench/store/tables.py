@@ -75,7 +75,10 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
             "any other file with pandas and give the DataFrame."
         )
     if not path.is_file():
-        raise TableError(f"There is no file {str(path.absolute())!r}.")
+        raise TableError(
+            f"There is no file {str(path.absolute())!r}. A relative path starts in the current "
+            "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
+        )
     try:
         return reader(path)
     except UnicodeDecodeError as error:
