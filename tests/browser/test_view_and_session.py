@@ -18,7 +18,7 @@ from hosts import Panel
 from playwright.sync_api import Browser, BrowserContext, expect
 
 import workbench
-from workbench.labeling.session import LabelSession
+from workbench.labeling.label_session import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
 from workbench.widgets.label_panel import LabelPanel
 

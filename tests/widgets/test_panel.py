@@ -224,17 +224,17 @@ def test_a_queue_is_labelled_and_its_status_kept_in_step(trace_ids: list[str]) -
     assert sorted(ana.session.trace_ids) == sorted(queue.of("ana"))
     assert [q.name for q in ana.session.questions] == ["right"]
     rate(ana, trace_ids[0], "yes")
-    assert ana.session.keeper.flush(30)
+    assert ana.session.queue_sync.flush(30)
     assert status() == {trace_ids[0]: "pending", trace_ids[1]: "pending"}
     rate(ben, trace_ids[0], "no")
-    assert ben.session.keeper.flush(30)
+    assert ben.session.queue_sync.flush(30)
     assert status() == {trace_ids[0]: "complete", trace_ids[1]: "pending"}
     (own,) = [a for a in mlflow.get_trace(trace_ids[0]).info.assessments if a.value == "no"]
     undo = {"id": "u", "kind": "undo", "trace_id": trace_ids[0]}
     undo["undoes"] = own.metadata["workbench.action"]
     ben._handle_custom_msg({"type": "act", "actions": [undo]}, [])
     assert ben.session.flush(30)
-    assert ben.session.keeper.flush(30)
+    assert ben.session.queue_sync.flush(30)
     assert status() == {trace_ids[0]: "pending", trace_ids[1]: "pending"}
     queue.add(trace_ids[2:])
     ana.refresh()

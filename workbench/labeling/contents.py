@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any, Final
 
-from mlflow.entities import Trace, TraceInfo
-from mlflow.tracing.client import TracingClient
-
 from workbench.store.cells import has_lone_surrogate
-from workbench.store.traces import Example, load_spans
+from workbench.store.traces import Example
 
 CUT: Final = 200_000
 """Characters of one text that are sent unless all of it is asked for."""
 
 
 _DEEPEST = 60
-
-_CACHED = 1_000
 
 
 def content(example: Example, *, full: bool = False) -> dict[str, Any]:
@@ -88,30 +80,3 @@ def _as_text(value: Any) -> str:
         return json.dumps(value, default=str)
     except RecursionError:
         return "(too deeply nested to be shown)"
-
-
-class Contents:
-    """Reads traces with their spans and caches the last thousand."""
-
-    def __init__(self, client: TracingClient) -> None:
-        self._client = client
-        self._lock = threading.Lock()
-        self._cached: OrderedDict[str, Trace] = OrderedDict()
-
-    def read(self, infos: Sequence[TraceInfo]) -> dict[str, Trace]:
-        """Return the traces by id, without deleted ones; read from the store if not cached."""
-        with self._lock:
-            missing = [info for info in infos if info.trace_id not in self._cached]
-        loaded = load_spans(self._client, missing) if missing else {}
-        with self._lock:
-            for info in missing:
-                if info.trace_id in loaded:
-                    self._cached[info.trace_id] = Trace(info, loaded[info.trace_id])
-            found = {
-                i.trace_id: self._cached[i.trace_id] for i in infos if i.trace_id in self._cached
-            }
-            for trace_id in found:
-                self._cached.move_to_end(trace_id)
-            while len(self._cached) > max(_CACHED, len(infos)):
-                self._cached.popitem(last=False)
-        return found

@@ -1,16 +1,16 @@
-"""What an annotator is asked about a trace, and what may be answered."""
+"""Questions that an annotator answers about each trace."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
 from workbench.store.cells import rating_problem
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
@@ -55,32 +55,31 @@ class LabelQuestion:
 
     @classmethod
     def of_judge(cls, judge: Judge, **more: Any) -> LabelQuestion:
-        """The question that a judge answers; its instructions are the rubric by default.
-
-        Raises
-        ------
-        ArgumentError
-            For a judge whose value type holds no single verdict.
-        """
-        from workbench.scale import scale_of
-
+        """Return the question that a judge answers; its instructions are the default rubric."""
         more.setdefault("rubric", getattr(judge, "instructions", None) or "")
         more.setdefault("scale", scale_of(judge))
         return cls(name=judge.name, **more)
 
     @classmethod
-    def of_schema(cls, schema: Any, **more: Any) -> LabelQuestion:
-        """The question of an MLflow label schema.
+    def of_schema(cls, schema: LabelSchema, **more: Any) -> LabelQuestion:
+        """Return the question of an MLflow label schema; its instruction is the default rubric.
 
         Raises
         ------
         ArgumentError
-            For a schema that takes several values at once.
+            For a schema that asks for an expectation, or takes several values at once.
         """
-        given = schema.input
-        shown = getattr(given, "positive_label", None), getattr(given, "negative_label", None)
-        if shown[0] and shown[1]:
-            more.setdefault("labels", {True: shown[0], False: shown[1]})
+        if not asks_for_feedback(schema):
+            raise ArgumentError(
+                f"The label schema {schema.name!r} asks for an expectation, not for a rating. "
+                "Give expectations in MLflow's own page, or name a schema that asks for feedback."
+            )
+        words = (
+            getattr(schema.input, "positive_label", None),
+            getattr(schema.input, "negative_label", None),
+        )
+        if all(words):
+            more.setdefault("labels", {True: words[0], False: words[1]})
         more.setdefault("rubric", schema.instruction or "")
         return cls(name=schema.name, scale=Scale.from_schema(schema), **more)
 
@@ -91,7 +90,7 @@ class LabelQuestion:
 
     @property
     def abstention(self) -> str:
-        """What is stored for "can't judge": a word that reads back as an abstention."""
+        """The word that is stored for "can't judge", and reads back as an abstention."""
         for word in _ABSTENTIONS:
             try:
                 if self.scale is None or self.scale.normalise(word) is ABSTAIN:
@@ -101,7 +100,7 @@ class LabelQuestion:
         raise ArgumentError(f"Every word for an abstention is a value of {self.name!r}.")
 
     def shown(self, value: Any) -> str:
-        """How a canonical value is shown."""
+        """Return the words for a canonical value."""
         if value is ABSTAIN:
             return "can't judge"
         own = (self.labels or {}).get(value)
@@ -112,7 +111,7 @@ class LabelQuestion:
         return str(value)
 
     def to_json(self) -> dict[str, Any]:
-        """The question as the view needs it."""
+        """Return the question as the view needs it."""
         values = self.scale.values if self.scale else ()
         return {
             "name": self.name,
@@ -128,7 +127,7 @@ class LabelQuestion:
         }
 
     def read(self, stored: Any) -> Any:
-        """The canonical value of a stored label, or `ABSTAIN`.
+        """Return the canonical value of a stored label, or `ABSTAIN`.
 
         Raises
         ------
@@ -142,7 +141,7 @@ class LabelQuestion:
         return ABSTAIN if stored == self.abstention else str(stored)
 
     def answer(self, value: Any, *, abstain: bool = False) -> Any:
-        """The canonical value of an answer that is given, or `ABSTAIN`.
+        """Return the canonical value of an answer, or `ABSTAIN`.
 
         Raises
         ------
@@ -167,24 +166,16 @@ class LabelQuestion:
         return canonical
 
     def stored(self, canonical: Any) -> Any:
-        """What is written for a canonical value."""
+        """Return what is stored for a canonical value."""
         return self.abstention if canonical is ABSTAIN else canonical
 
 
 def check_questions(questions: Iterable[LabelQuestion]) -> tuple[LabelQuestion, ...]:
-    """The questions, if they are usable together.
-
-    Raises
-    ------
-    ArgumentError
-        For none, for one name twice, and where no question is required.
-    """
+    """Return the questions if they can be asked together, else raise `ArgumentError`."""
     given = tuple(questions)
     names = [question.name for question in given]
     if not given or len(set(names)) < len(names):
-        raise ArgumentError(
-            f"questions={names!r} must be at least one, each with a name of its own."
-        )
+        raise ArgumentError(f"questions={names!r} must be at least one, each with its own name.")
     if not any(question.required for question in given):
         raise ArgumentError(
             f"None of the questions {names!r} is required, so no trace would ever be labelled. "
@@ -193,64 +184,46 @@ def check_questions(questions: Iterable[LabelQuestion]) -> tuple[LabelQuestion, 
     return given
 
 
-def asked(
+def session_questions(
     judge_or_name: Judge | str | None,
-    given: Sequence[LabelQuestion | LabelSchema | str] | None,
+    questions: Sequence[LabelQuestion | LabelSchema | str] | None,
     scale: Scale | None,
     infos: Iterable[TraceInfo],
     experiment: str,
 ) -> tuple[LabelQuestion, ...]:
-    """The questions of a session (see `workbench.labelling.LabelSession` for the arguments)."""
-    if given is not None:
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            given = [given]
-        return check_questions(_question(one, experiment) for one in given)
+    """Return the questions of a session from its arguments (see `workbench.LabelPanel`).
+
+    ``infos`` are the traces, whose values tell the scale where nothing else does.
+    """
+    if questions is not None:
+        if isinstance(questions, str) or not isinstance(questions, Iterable):
+            questions = [questions]
+        return check_questions(_question(one, experiment) for one in questions)
     if judge_or_name is None:
-        raise ArgumentError("What is asked is not said. Give a judge, its name, or questions=.")
-    schema = find_schema(_name(judge_or_name), experiment=experiment)
-    if schema is not None and not asks_for_feedback(schema):
-        if isinstance(judge_or_name, str) and scale is None:
-            raise ArgumentError(_EXPECTS.format(schema.name))
-        schema = None
-    if isinstance(judge_or_name, str):
+        raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
+    is_name = isinstance(judge_or_name, str)
+    name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
+    schema = find_schema(name, experiment=experiment)
+    in_schema = None
+    if schema is not None and (asks_for_feedback(schema) or (is_name and scale is None)):
         try:
-            question = LabelQuestion(judge_or_name, None) if schema is None else question_of(schema)
+            in_schema = LabelQuestion.of_schema(schema)
         except ArgumentError:
+            if not asks_for_feedback(schema):
+                raise
             # It takes several values at once, which are no rating; the scale may be known.
-            schema, question = None, LabelQuestion(judge_or_name, None)
-        if schema is not None and scale is None and question.scale is None:
-            return (question,)
+    if isinstance(judge_or_name, str):
+        if in_schema is not None and scale is None and in_schema.scale is None:
+            return (in_schema,)
+        question = in_schema or LabelQuestion(name, None)
     else:
         question = LabelQuestion.of_judge(judge_or_name)
-        question = _in_the_words_of(schema, question)
-    found = scale or question.scale or _observed_scale(question.name, infos)
-    if question.labels and question.scale is not None and found != question.scale:
-        question = replace(question, labels=None)
+        if in_schema is not None and question.scale in (None, in_schema.scale):
+            question = replace(question, scale=in_schema.scale, labels=in_schema.labels)
+    found = scale or question.scale or _observed_scale(name, infos)
+    if question.scale is not None and found != question.scale:
+        question = replace(question, labels=None)  # another scale has other words
     return (replace(question, scale=found),)
-
-
-def question_of(schema: LabelSchema, **more: Any) -> LabelQuestion:
-    """The question of an MLflow label schema: its scale and words, its instruction as the rubric
-    unless another is given, and whether reasons are asked for.
-
-    Raises
-    ------
-    ArgumentError
-        For a schema that asks for an expectation, or takes several values at once.
-    """
-    if not asks_for_feedback(schema):
-        raise ArgumentError(_EXPECTS.format(schema.name))
-    question = LabelQuestion.of_schema(schema, **more)
-    if any(one.name == "rationale" for one in fields(question)):
-        changed: dict[str, Any] = {"rationale": bool(schema.enable_comment)}
-        question = replace(question, **changed)
-    return question
-
-
-_EXPECTS: Final = (
-    "The label schema {!r} asks for an expectation, not for a rating. Expectations are given in "
-    "MLflow's own page; give the name of a schema that asks for feedback."
-)
 
 
 def _question(given: LabelQuestion | LabelSchema | str, experiment: str) -> LabelQuestion:
@@ -261,37 +234,17 @@ def _question(given: LabelQuestion | LabelSchema | str, experiment: str) -> Labe
         if schema is None:
             raise ArgumentError(
                 f"questions: there is no label schema {given!r} in experiment {experiment}. Give "
-                "a LabelQuestion with a scale, or the name of a schema that is there."
+                "a LabelQuestion with a scale, or the name of an existing schema."
             )
-        return question_of(schema)
+        return LabelQuestion.of_schema(schema)
     if hasattr(given, "input") and hasattr(given, "enable_comment"):
-        return question_of(given)
+        return LabelQuestion.of_schema(given)
     if hasattr(given, "feedback_value_type"):
         return LabelQuestion.of_judge(given)
     raise ArgumentError(
         f"questions holds {given!r:.80}. Each must be a LabelQuestion, an MLflow LabelSchema or "
         "the name of one."
     )
-
-
-def _in_the_words_of(schema: LabelSchema | None, question: LabelQuestion) -> LabelQuestion:
-    """A judge's question on the scale of the schema of its name where its own type tells none,
-    and in the words of the schema where the scales are the same."""
-    if schema is None:
-        return question
-    try:
-        there = question_of(schema)
-    except ArgumentError:
-        return question
-    if question.scale is None:
-        return replace(question, scale=there.scale, labels=there.labels)
-    if there.labels and there.scale == question.scale:
-        return replace(question, labels=there.labels)
-    return question
-
-
-def _name(judge_or_name: Judge | str) -> str:
-    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
 
 
 def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
@@ -312,7 +265,7 @@ def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
 
 
 def with_rubric(question: LabelQuestion, history: RubricHistory) -> LabelQuestion:
-    """The question with the rubric that was set for it, where one was."""
+    """Return the question with the rubric that was set for it, where one was."""
     current = history.current
     if current is None:
         return question

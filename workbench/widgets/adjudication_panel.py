@@ -1,4 +1,4 @@
-"""Decide where annotators differ: `AdjudicationPanel`, a view of `DecisionSession`."""
+"""Decide where annotators differ: `AdjudicationPanel`, a view of `AdjudicationSession`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.formatting import html_table, html_text
-from workbench.labeling.session import DecisionSession
+from workbench.labeling.adjudication_session import AdjudicationSession
 from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class AdjudicationPanel(SessionPanel):
     """
 
     _esm = panel_module("Adjudication", "adjudication")
-    session: DecisionSession
+    session: AdjudicationSession
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class AdjudicationPanel(SessionPanel):
         experiment: str | None = None,
     ) -> None:
         self._begin(
-            DecisionSession(
+            AdjudicationSession(
                 judge_or_name, traces, by=by, scale=scale, title=title, experiment=experiment
             )
         )

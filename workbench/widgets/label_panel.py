@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.formatting import html_table, html_text
+from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.session import LabelSession
 from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
 
 if TYPE_CHECKING:

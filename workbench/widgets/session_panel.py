@@ -19,7 +19,8 @@ import anywidget
 import pandas as pd
 import traitlets
 
-from workbench.labeling.session import DecisionSession, LabelSession
+from workbench.labeling.adjudication_session import AdjudicationSession
+from workbench.labeling.label_session import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
@@ -149,9 +150,9 @@ class SessionPanel(anywidget.AnyWidget):
     setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
 
-    session: LabelSession | DecisionSession
+    session: LabelSession | AdjudicationSession
 
-    def _begin(self, session: LabelSession | DecisionSession) -> None:
+    def _begin(self, session: LabelSession | AdjudicationSession) -> None:
         self.session = session
         self._sending = threading.Lock()
         super().__init__(setup=prepared_setup(session.setup()), state=session.state())

@@ -4,93 +4,36 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from labeling_helpers import (
+    SCALE,
+    MemoryStore,
+    MemoryTraces,
+    View,
+    begin,
+    delete,
+    imported,
+    in_memory,
+    stored,
+    wait_until,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from workbench import (
-    LabelQuestion,
-    Scale,
-    earlier_labels,
-    import_traces,
-    log_labels,
-    log_verdicts,
-    pair,
-    set_rubric,
-)
-from workbench.errors import ArgumentError, WorkbenchError
-from workbench.labeling.queue import Action
-from workbench.labeling.session import LabelSession
+from workbench import LabelQuestion, earlier_labels, log_labels, log_verdicts, pair, set_rubric
+from workbench.errors import ArgumentError
+from workbench.labeling.label_session import LabelSession
 from workbench.store.assessments import RUBRIC_KEY
-from workbench.store.labels import label_records
 from workbench.store.traces import fetch_traces
-
-SCALE = Scale.of(["no", "yes"])
-
-
-class View:
-    """The part of the browser: sends actions, keeps what it is told."""
-
-    def __init__(self, session: LabelSession) -> None:
-        self.session = session
-        self.told: list[dict[str, Any]] = []
-        self.numbers: Iterator[int] = iter(range(10**6))
-        session.on_message = self.told.append
-
-    def send(self, **message: Any) -> list[dict[str, Any]]:
-        """A message and what is answered at once; both must be JSON."""
-        answers = self.session.receive(json.loads(json.dumps(message)))
-        self.told += answers
-        json.dumps([answers, self.session.state()], allow_nan=False)
-        return answers
-
-    def action(self, kind: str, position: int, **more: Any) -> dict[str, Any]:
-        trace_id = self.session.trace_ids[position]
-        key = more.pop("id", f"{self.session.setup()['epoch']}-{next(self.numbers)}")
-        at = int(time.time() * 1000)
-        made = {"id": key, "kind": kind, "position": position, "trace_id": trace_id, "at": at}
-        return {**made, "seconds": 2.0, **more}
-
-    def save(self, position: int, value: Any, why: str = "", **more: Any) -> dict[str, Any]:
-        answer = {"value": value, "abstain": value is None}
-        return self.action(
-            "save", position, answers={"quality": answer}, rationale={"quality": why}, **more
-        )
-
-    def act(self, *actions: dict[str, Any]) -> list[str]:
-        """Send actions, wait until they are settled; the ids told as saved since."""
-        before = len(self.told)
-        self.send(type="act", actions=list(actions))
-        assert self.session.flush(20)
-        return [i for m in self.told[before:] if m["type"] == "saved" for i in m["ids"]]
-
-    def items(self, start: int = 0, count: int = 100) -> list[dict[str, Any]]:
-        (message,) = self.send(type="want", start=start, count=count)
-        assert message["type"] == "items"
-        return list(message["items"])
 
 
 @pytest.fixture
 def ids(store: str) -> list[str]:
-    table = pd.DataFrame({"q": [f"question {n}" for n in range(8)], "a": ["an answer"] * 8})
-    return import_traces(table, inputs="q", outputs="a", progress=False).trace_ids
-
-
-def begin(annotator: str = "ana", **more: Any) -> View:
-    return View(LabelSession("quality", annotator=annotator, scale=SCALE, **more))
-
-
-def stored(annotator: str = "ana") -> dict[str, Any]:
-    """What the store says the annotator said, by trace."""
-    records = label_records(fetch_traces(spans=False), "quality")
-    return {r.trace_id: r.value for r in records if r.annotator == annotator}
+    return imported(8)
 
 
 def test_a_label_is_saved_and_read_back(ids: list[str]) -> None:
@@ -103,7 +46,7 @@ def test_a_label_is_saved_and_read_back(ids: list[str]) -> None:
     item = view.items()[0]
     assert item["done"]["answers"] == {"quality": {"value": "yes", "abstain": False}}
     assert item["done"]["rationale"] == {"quality": "since so"}
-    assert (item["inputs"], item["outputs"]) == (view.items()[0]["inputs"], "an answer")
+    assert (item["inputs"], item["outputs"]) == (view.items()[0]["inputs"], "x")
     row = view.session.labels.iloc[0]
     assert (row.value, row.rationale, row.saved, row.seconds) == ("yes", "since so", True, 2.0)
     assert (row.chosen, row.probability, row.draw, row["pool"]) == ("random", 1 / 8, 1, 8)
@@ -183,7 +126,7 @@ def test_what_is_sent_again_is_not_written_again(ids: list[str]) -> None:
     undo = view.action("undo", 0, undoes=action["id"])
     assert view.act(undo) == [undo["id"]]
     third = begin()
-    assert third.act(action, undo, undo) == [action["id"], undo["id"], undo["id"]]
+    assert third.act(action, undo, undo) == [action["id"], undo["id"]]
     # `other` has not heard of the undo.
     other.act(action)
     assert stored() == {}
@@ -191,62 +134,44 @@ def test_what_is_sent_again_is_not_written_again(ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["save", "undo"])
-def test_what_is_written_by_half_is_not_told_as_saved(
-    kind: str, ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_half_written_is_not_told_as_saved(kind: str) -> None:
     """The kernel ends between two labels of one action: sent again, the rest of it is done."""
+    shared = MemoryStore(["t0"])
     asks = [LabelQuestion("quality", SCALE), LabelQuestion("comment", None, required=False)]
 
-    def two_questions() -> View:
-        return View(LabelSession(annotator="ana", questions=asks))
+    def kernel() -> View:
+        session = LabelSession(
+            annotator="ana", questions=asks, refresh_every=None, store=MemoryTraces(shared)
+        )
+        return View(session)
 
     def left() -> dict[str, Any]:
-        info = mlflow.get_trace(trace_id).info
-        return {a.name: a.value for a in info.assessments}
+        return {a.name: a.value for a in shared.infos["t0"].assessments}
 
-    view = two_questions()
-    trace_id = view.session.trace_ids[0]
-    said = {"quality": "yes", "comment": "as promised"}
-    answers = {name: {"value": value, "abstain": False} for name, value in said.items()}
+    view = kernel()
+    given = {"quality": "yes", "comment": "as promised"}
+    answers = {name: {"value": value, "abstain": False} for name, value in given.items()}
     save = view.action("save", 0, answers=answers)
     # The view need not know what an undo took back.
     undo = view.action("undo", 0, undoes=None) | {"trace_id": ""}
     if kind == "undo":
         view.act(save)
-    name = {"save": "create_assessment", "undo": "delete_assessment"}[kind]
-    real, calls, locked = getattr(SqlAlchemyStore, name), [], threading.Event()
-
-    def once(*arguments: Any, **named: Any) -> Any:
-        calls.append(named)
-        if len(calls) > 1:
-            locked.set()
-            raise MlflowException("database is locked", error_code=TEMPORARILY_UNAVAILABLE)
-        return real(*arguments, **named)
-
-    def ended(*_: Any) -> Any:
-        raise WorkbenchError("this kernel is no more")
-
-    monkeypatch.setattr(SqlAlchemyStore, name, once)
     action = {"save": save, "undo": undo}[kind]
+    shared.fails_after = 1 if kind == "save" else 2
     view.send(type="act", actions=[action])
-    assert locked.wait(20)
+    wait_until(lambda: shared.down)
     assert not any(m["type"] == "saved" and action["id"] in m["ids"] for m in view.told)
-    # The kernel ends: what its thread has not written yet, it never will.
-    monkeypatch.setattr(view.session._recorder, kind, ended)
+    view.session._store.alive = False  # type: ignore[attr-defined]  # the kernel ends
+    shared.mend()
     assert view.session.flush(20)
-    monkeypatch.setattr(SqlAlchemyStore, name, real)
     assert len(left()) == 1
 
-    again = two_questions()
-    told = again.send(type="hello", pending=[action])
-    assert not any(m["type"] == "saved" for m in told)
+    again = kernel()
+    again.send(type="hello", pending=[action])
     assert again.session.flush(20)
     assert [m["ids"] for m in again.told if m["type"] == "saved"] == [[action["id"]]]
-    assert left() == (said if kind == "save" else {})
+    assert left() == (given if kind == "save" else {})
     assert len(again.session.state()["history"]) == (kind == "save")
-    # What is there as a whole is told at once, by a kernel that knows it from the store only.
-    third = two_questions()
-    assert [m["ids"] for m in third.send(type="act", actions=[action])] == [[action["id"]]]
 
 
 def test_labels_made_elsewhere_are_done(ids: list[str]) -> None:
@@ -385,13 +310,6 @@ def test_a_question_without_a_scale_is_an_error(ids: list[str]) -> None:
         LabelSession("quality", annotator=" ", scale=SCALE)
 
 
-def test_half_an_emoji_in_a_reason_does_not_keep_it_from_being_saved() -> None:
-    """A text field that is cut at its limit may end so."""
-    given = {"id": "a", "kind": "save", "trace_id": "tr", "answers": {"q": {"value": "yes"}}}
-    action = Action.parse({**given, "rationale": {"q": "fine \ud83d"}})
-    assert action.answers["q"].rationale == "fine ?"
-
-
 def versions(session: LabelSession) -> list[Any]:
     """The rubric version that each label of the session records, in the order of the queue."""
     infos = [fetch_traces([i], spans=False)[0].info for i in session.trace_ids]
@@ -415,29 +333,6 @@ def test_a_label_is_of_the_rubric_that_was_shown(ids: list[str]) -> None:
     assert list(view.session.labels["rubric_version"]) == [0, 1, 2, 2]
     assert versions(view.session) == ["0", "1", "2", "2"]
     assert set(earlier_labels("quality").trace_id) == set(view.session.trace_ids[:2])
-
-
-def test_a_rubric_that_only_the_view_has_heard_of_is_looked_up(ids: list[str]) -> None:
-    """Another kernel showed it; one that nobody wrote is refused."""
-    set_rubric("quality", "Facts first.")
-    view = begin()
-    set_rubric("quality", "Facts first, and no promises.")
-    unknown = view.save(1, "yes", rubrics={"quality": 3})
-    view.act(view.save(0, "yes", rubrics={"quality": 2}), unknown)
-    assert versions(view.session) == ["2"]
-    assert list(view.session.unsaved["id"]) == [unknown["id"]]
-    assert "no version 3" in view.session.unsaved["error"][0]
-
-
-@pytest.mark.parametrize(
-    "rubrics", [7, ["quality"], {"quality": True}, {"quality": "1"}, {"quality": 1.0},
-                {"quality": -1}, {"quality": None}, {"quality": 10**30}, {"quality": {}}]
-)  # fmt: skip
-def test_a_rubric_version_that_is_none_is_refused(ids: list[str], rubrics: Any) -> None:
-    view = begin()
-    assert view.act(view.save(0, "yes", rubrics=rubrics)) == []
-    assert (view.told[-1]["type"], view.told[-1]["retry"]) == ("unsaved", False)
-    assert stored() == {}
 
 
 def test_a_new_rubric_reaches_an_open_session(ids: list[str]) -> None:
@@ -524,3 +419,130 @@ def test_each_question_is_of_the_rubric_of_its_own_latest_answer(ids: list[str])
     view.act(view.action("save", 0, answers={"tone": yes}, after_reveal=True))
     assert not view.items()[0]["done"]["earlier_rubric"]
     assert earlier_labels("tone").empty
+
+
+# -- a store that fails ---------------------------------------------------------------------
+
+
+def test_a_store_that_is_down_delays_and_loses_nothing() -> None:
+    """The labels are not saved yet, the session goes on, and all is written afterwards."""
+    view = in_memory(4)
+    shared = view.session._store.store  # type: ignore[attr-defined]
+    shared.down = True
+    actions = [view.save(position, "yes") for position in range(3)]
+    assert view.send(type="act", actions=actions) == []
+    wait_until(lambda: bool(view.told))
+    assert view.kinds()[0] == ("unsaved", True)
+    assert set(view.told[0]["ids"]) == {action["id"] for action in actions}
+    state = view.session.state()
+    assert (state["position"], state["store_ok"]) == (3, False)
+    assert "Not saved yet: database is locked" in state["message"]
+    assert view.session.progress["waiting"] == 3
+    assert view.session.labels["saved"].tolist() == [False] * 3
+    shared.mend()
+    assert view.session.flush(60)
+    assert view.session.state()["store_ok"]
+    assert view.session.labels["saved"].tolist() == [True] * 3
+    assert view.session.unsaved.empty
+
+
+def test_what_the_store_says_late_does_not_stay() -> None:
+    """ "Not saved yet" goes when the label is saved, and what is done elsewhere is read again."""
+    view = in_memory(2)
+    session = view.session
+    assert isinstance(session, LabelSession)
+    jobs: list[Any] = []
+    real = session.written
+    session.written = lambda job, result: (jobs.append(job), real(job, result))  # type: ignore[method-assign,assignment]
+    view.act(view.save(0, "yes"))
+    # The timer that told of a slow store ran at the moment at which the label was written.
+    session.delayed(jobs[0], "the store has not answered yet")
+    assert (session.state()["store_ok"], session.state()["message"]) == (True, "")
+    shared = session._store.store  # type: ignore[attr-defined]
+    other = in_memory(2)
+    other.session._store.store = shared  # type: ignore[attr-defined]
+    other.act(other.save(0, "yes", trace_id=session.trace_ids[1]))
+    session.reread()
+    assert session.progress["labelled"] == 2
+
+
+def test_sql_text_is_not_shown_to_annotators() -> None:
+    """Neither where writing fails nor where reading does."""
+    text = (
+        "(sqlite3.OperationalError) disk I/O error\n[SQL: INSERT INTO assessments VALUES (?)]\n"
+        "[parameters: ('SECRET label',)]\n(Background on this error at: https://sqlalche.me/e/20)"
+    )
+
+    class Failing(MemoryTraces):
+        failures = 1
+        unreadable = False
+
+        def get(self, trace_id: str) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise MlflowException(text, error_code=TEMPORARILY_UNAVAILABLE)
+            return super().get(trace_id)
+
+        def spans(self, infos: Any) -> Any:
+            raise MlflowException(text)
+
+    view = in_memory(2, store=Failing(MemoryStore(["t0", "t1"])))
+    view.act(view.save(0, "yes"))
+    view.send(type="want", start=0, count=2)
+    said = json.dumps(view.told)
+    assert said.count("the database reported an error") == 2
+    for word in ("SQL", "INSERT", "SECRET", "sqlalche"):
+        assert word not in said
+
+
+def test_reading_does_not_hold_up_the_kernel() -> None:
+    """A store that does not answer is told soon, and the items come when it does."""
+    go = threading.Event()
+
+    class Slow(MemoryTraces):
+        def spans(self, infos: Any) -> Any:
+            go.wait(20)
+            return {}
+
+    view = in_memory(4, store=Slow(MemoryStore([f"t{n}" for n in range(4)])), patience=0.1)
+    for _ in range(2):
+        (problem,) = view.send(type="want", start=0, count=4)
+        assert problem["type"] == "problem"
+        assert "has not answered" in problem["error"]
+    go.set()
+    wait_until(lambda: len(view.told) == 4)
+    assert [len(message["items"]) for message in view.told[2:]] == [4, 4]
+
+
+def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
+    """Its label is told as never to be saved; the others are saved."""
+    view = begin()
+    gone = view.session.trace_ids[1]
+    delete(gone)
+    first = view.save(1, "no")
+    view.act(view.save(0, "no"), first, view.save(2, "no"))
+    assert sorted(view.kinds(), key=str) == [
+        ("queue", None), ("saved", None), ("saved", None), ("unsaved", False)
+    ]  # fmt: skip
+    assert view.session.unsaved[["id", "trace_id"]].to_numpy().tolist() == [[first["id"], gone]]
+    assert "deleted" in view.session.unsaved["error"][0]
+    assert [item["gone"] for item in view.items(0, 4)] == [False, True, False, False]
+    state = view.session.state()
+    assert (state["position"], state["store_ok"], state["message"]) == (3, True, "")
+    assert view.send(type="act", actions=[first])[0]["retry"] is False
+
+
+@pytest.mark.slow
+def test_a_locked_database_delays_and_loses_nothing(ids: list[str], store: str) -> None:
+    """As MLflow's own store says it."""
+    import sqlite3
+
+    view = begin()
+    lock = sqlite3.connect(store.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    view.send(type="act", actions=[view.save(n, "yes") for n in range(3)])
+    wait_until(lambda: ("unsaved", True) in view.kinds())
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert view.session.flush(60)
+    assert len(stored()) == 3

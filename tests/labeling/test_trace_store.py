@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import mlflow
 import pytest
-from test_draws import imported
-from test_labelling import SCALE
+from labeling_helpers import SCALE, delete, imported
 
 from workbench import assign
 from workbench.errors import ArgumentError
-from workbench.labeling.review_queue import work_of
-from workbench.labeling.session import LabelSession
+from workbench.labeling.label_session import LabelSession
+from workbench.labeling.trace_store import read_workload
 
 
 def test_a_name_that_is_not_in_the_assignment_is_said(store: str) -> None:
@@ -27,13 +25,12 @@ def test_an_assignment_of_some_traces_is_all_there_is_to_do(store: str) -> None:
     """Of the rest of the experiment nobody has anything, unless the traces are named."""
     ids = imported(20)
     parts = assign(ids[:5], ["ana", "ben"])
-    shares = [work_of(who, None, parts, None).infos for who in ("ana", "ben")]
+    shares = [read_workload(who, None, parts, None).infos for who in ("ana", "ben")]
     assert [list(share) for share in shares] == [parts.of("ana"), parts.of("ben")]
-    assert len(work_of("ana", ids, assign(ids[:5], ["ana"]), None).infos) == 20
+    assert len(read_workload("ana", ids, assign(ids[:5], ["ana"]), None).infos) == 20
 
 
 def test_a_trace_that_was_deleted_leaves_the_rest_of_an_assignment(store: str) -> None:
     ids = imported(3)
-    where = mlflow.get_trace(ids[0]).info.experiment_id
-    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
-    assert list(work_of("ana", None, assign(ids, ["ana"]), None).infos) == ids[1:]
+    delete(ids[0])
+    assert list(read_workload("ana", None, assign(ids, ["ana"]), None).infos) == ids[1:]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import mlflow
 import pandas as pd
 import pytest
+import sqlalchemy
 from mlflow.entities import AssessmentSource
 from mlflow.genai import label_schemas, review_queues
 from mlflow.genai.label_schemas import InputCategorical, InputNumeric, InputPassFail, InputText
+from mlflow.tracing.client import TracingClient
 
 import workbench
 from workbench.errors import ArgumentError, StoreError
+from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.session import LabelSession
 from workbench.scale import Scale
 from workbench.store.schemas import find_schema, make_schema, schema_scale
 
@@ -185,7 +188,7 @@ def test_what_was_declined_is_offered_to_nobody(store: str) -> None:
 def kept(queue: workbench.ReviewQueue, trace_id: str, *kinds: str) -> str:
     """The status of an item after ben has done this with it in a panel."""
     session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
-    assert session.keeper is not None
+    assert session.queue_sync is not None
     for number, kind in enumerate(kinds):
         action = {"id": f"{kind}{number}", "kind": kind, "trace_id": trace_id}
         if kind == "save":
@@ -194,7 +197,7 @@ def kept(queue: workbench.ReviewQueue, trace_id: str, *kinds: str) -> str:
             action["undoes"] = f"{kinds[number - 1]}{number - 1}"
         session.receive({"type": "act", "actions": [action]})
         assert session.flush(30)
-        assert session.keeper.flush(30)
+        assert session.queue_sync.flush(30)
     return statuses(queue)[trace_id]
 
 
@@ -204,14 +207,14 @@ def test_what_the_lead_declined_stays_declined_when_it_is_labelled(store: str) -
     queue = workbench.review_queue("pilot", [judge()], annotators=["ben"])
     queue.add(ids)
     session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
-    assert session.keeper is not None
-    assert session.keeper.flush(30)
+    assert session.queue_sync is not None
+    assert session.queue_sync.flush(30)
     finish(queue, ids[0], "lead", "declined")
     answers = {NAME: {"value": "good", "abstain": False}}
     action = {"id": "a", "kind": "save", "trace_id": ids[0], "answers": answers}
     session.receive({"type": "act", "actions": [action]})
     assert session.flush(30)
-    assert session.keeper.flush(30)
+    assert session.queue_sync.flush(30)
     assert statuses(queue) == {ids[0]: "declined"}
     assert queue.sync().finished == 0
 
@@ -273,13 +276,51 @@ def test_a_deleted_trace_leaves_the_rest_in_place(store: str) -> None:
     assert set(queue.of("ana")) == set(ids[1:])
 
 
-def test_more_items_than_a_page_are_all_there(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.labeling.review_queue._PAGE", 2)
-    monkeypatch.setattr("workbench.labeling.review_queue._BATCH", 2)
-    ids = imported(5)
-    queue = workbench.review_queue("pilot", [judge()])
-    assert queue.add(None) == 5
+def test_a_large_queue_is_built_at_once_and_a_label_does_not_read_it(
+    store: str, record_property: Any
+) -> None:
+    """More items than a page are all there; a label asks for its own item only."""
+    ids = imported(1200)
+    queue = workbench.review_queue("pilot", [judge()], annotators=["ana"])
+    began = time.monotonic()
+    assert queue.add(None) == 1200
+    record_property("figure", f"review queue: {(time.monotonic() - began) / 1.2:.1f} s per 1,000")
+    assert queue.add(ids[:3]) == 0
     assert sorted(queue.trace_ids) == sorted(ids)
+    session = LabelSession(traces=queue, annotator="ana", refresh_every=None)
+    assert session.queue_sync is not None
+    assert session.queue_sync.flush(60)
+    statements: list[str] = []
+    engine = TracingClient().store.engine
+    sqlalchemy.event.listen(
+        engine, "before_cursor_execute", lambda *given: statements.append(given[2])
+    )
+    answers = {NAME: {"value": "good", "abstain": False}}
+    action = {"id": "a", "kind": "save", "trace_id": session.trace_ids[0], "answers": answers}
+    session.receive({"type": "act", "actions": [action]})
+    assert session.flush(30)
+    assert session.queue_sync.flush(30)
+    found = review_queues.list_review_queue_items(queue.queue_id, status="complete")
+    assert [item.item_id for item in found] == session.trace_ids[:1]
+    assert 0 < len(statements) < 80, len(statements)
+
+
+def test_what_was_taken_out_of_the_queue_stays_out(store: str) -> None:
+    """Though it is labelled by one who held it."""
+    ids = imported(2)
+    queue = workbench.review_queue("pilot", [judge()], annotators=["ana"])
+    queue.add(ids)
+    session = LabelSession(traces=queue, annotator="ana", refresh_every=None)
+    assert session.queue_sync is not None
+    assert session.queue_sync.flush(30)
+    time.sleep(0.01)
+    review_queues.remove_items_from_review_queue(queue.queue_id, item_ids=ids[:1])
+    answers = {NAME: {"value": "good", "abstain": False}}
+    action = {"id": "a", "kind": "save", "trace_id": ids[0], "answers": answers}
+    session.receive({"type": "act", "actions": [action]})
+    assert session.flush(30)
+    assert session.queue_sync.flush(30)
+    assert queue.trace_ids == ids[1:]
 
 
 def test_a_team_larger_than_mlflow_takes_shares_all_the_same(store: str) -> None:

@@ -5,41 +5,32 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from labeling_helpers import (
+    SCALE,
+    MemoryStore,
+    MemoryTraces,
+    begin,
+    delete,
+    imported,
+    in_memory,
+    label,
+    wait_until,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas, review_queues
 from mlflow.genai.label_schemas import InputPassFail, InputText
-from test_draws import imported, rated
-from test_labelling import SCALE, View
 
 import workbench
 from workbench import LabelQuestion
 from workbench.errors import ArgumentError
-from workbench.labeling.session import LabelSession, Rereader
+from workbench.labeling.label_session import LabelSession, Rereader
 from workbench.store.labels import label_records
 from workbench.store.traces import fetch_traces
-
-
-def begin(traces: Any = None, *, annotator: str = "ana", **more: Any) -> View:
-    return View(LabelSession("quality", traces, annotator=annotator, scale=SCALE, **more))
-
-
-def label(trace_id: str, by: str, value: str = "yes", name: str = "quality") -> None:
-    """As MLflow's page writes it."""
-    source = mlflow.entities.AssessmentSource("HUMAN", by)
-    mlflow.log_feedback(trace_id=trace_id, name=name, value=value, source=source)
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def queue_of(ids: list[str], **more: Any) -> workbench.ReviewQueue:
@@ -84,8 +75,7 @@ def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> N
     """What is done to the others shows up all the same."""
     first, second, third = imported(3)
     view = begin([first, second, third], refresh_every=None)
-    experiment = mlflow.get_experiment_by_name("test")
-    mlflow.MlflowClient().delete_traces(experiment.experiment_id, trace_ids=[first])
+    delete(first)
     label(second, "ana")
     view.session.reread()
     assert view.session.progress["labelled"] == 1
@@ -115,7 +105,7 @@ def test_the_thread_ends_with_its_session_and_outlives_failures() -> None:
     rereader = Rereader(reader, 0.01)
     rereader.start()
     wait_until(lambda: Failing.tries > 2)
-    thread = rereader._thread
+    thread = rereader.thread
     assert thread is not None
     del reader
     gc.collect()
@@ -124,25 +114,25 @@ def test_the_thread_ends_with_its_session_and_outlives_failures() -> None:
     stopped = Rereader(Failing(), 0.01)
     stopped.stop()
     stopped.start()
-    assert stopped._thread is None
+    assert stopped.thread is None
 
 
-def test_what_was_read_before_a_label_was_saved_does_not_take_it_back(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_read_before_a_label_was_saved_does_not_take_it_back() -> None:
     """Reading takes a while; what is written meanwhile is later news."""
-    imported(3)
-    view = begin()
-    real = LabelSession._fetch
     read, go = threading.Event(), threading.Event()
 
-    def slow(self: LabelSession, **how: Any) -> Any:
-        found = real(self, **how)
-        read.set()
-        go.wait(20)
-        return found
+    class Slow(MemoryTraces):
+        reads = 0
 
-    monkeypatch.setattr(LabelSession, "_fetch", slow)
+        def read(self, *given: Any, **how: Any) -> Any:
+            found = super().read(*given, **how)
+            self.reads += 1
+            if self.reads > 1:
+                read.set()
+                go.wait(20)
+            return found
+
+    view = in_memory(3, store=Slow(MemoryStore(["t0", "t1", "t2"])))
     reading = threading.Thread(target=view.session.refresh)
     reading.start()
     read.wait(20)
@@ -166,18 +156,21 @@ def test_a_view_may_ask_for_it(store: str) -> None:
     assert view.send(type="offer_again", trace_ids=[1])[0]["type"] == "problem"
 
 
-def test_the_kernel_does_not_wait_for_a_store_that_does_not_answer(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told at once, and the queue comes later."""
-    monkeypatch.setattr("workbench.labeling.session._PATIENCE", 0.1)
-    imported(3)
-    view = begin()
-    go, real = threading.Event(), LabelSession._fetch
-    monkeypatch.setattr(LabelSession, "_fetch", lambda self, **_: (go.wait(20), real(self))[1])
+def test_a_store_that_fails_while_it_is_read_again_changes_nothing() -> None:
+    class Failing(MemoryTraces):
+        down = False
+
+        def read(self, *given: Any, **how: Any) -> Any:
+            if self.down:
+                raise MlflowException("database is locked")
+            return super().read(*given, **how)
+
+    traces = Failing(MemoryStore(["t0", "t1"]))
+    view = in_memory(2, store=traces)
+    traces.down = True
     assert view.send(type="refresh")[0]["type"] == "problem"
-    go.set()
-    wait_until(lambda: view.told[-1]["type"] == "queue")
+    assert view.session.progress["total"] == 2
+    assert isinstance(view.session.labels, pd.DataFrame)
 
 
 # -- what one did last ----------------------------------------------------------------------
@@ -223,8 +216,7 @@ def test_what_another_has_done_leaves_the_queue(store: str) -> None:
     assert ben.session.trace_ids == [mine]
     assert ben.session.progress["balance"] == {"no": 1, "yes": 0}
     # What was rated before it had gone from the view is kept all the same.
-    late = rated({"trace_id": done[0], "chosen": None}, "late", "no")
-    assert ben.act(late) == ["late"]
+    assert ben.act(ben.save(0, "no", trace_id=done[0], id="late")) == ["late"]
     records = label_records(fetch_traces(spans=False), "quality")
     assert sorted(r.annotator for r in records if r.trace_id == done[0]) == ["ana", "ben"]
 
@@ -241,12 +233,9 @@ def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
     before = len(ben.told)
     ben.session.reread()
     assert ben.session.trace_ids == order
-    assert ben.session.position == 0
     (told,) = ben.told[before:]
-    assert told["type"] == "items"
-    assert [(i["position"], i["trace_id"], i["skipped"]) for i in told["items"]] == [
-        (n, order[n], True) for n in (2, 5)
-    ]
+    assert told == {"type": "queue", "total": 6, "position": 1, "stay": True}
+    assert [n for n, item in enumerate(ben.items()) if item["skipped"]] == [0, 2, 5]
     # The one on the page may be rated all the same, and then what is left comes.
     ben.act(ben.save(0, "no"))
     assert ben.session.position == 1
@@ -264,23 +253,6 @@ def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
     assert ben.session.position == 2
     ben.send(type="refresh")
     assert set(ben.session.trace_ids) == set(order) - {order[5]}
-
-
-def test_what_others_have_done_far_ahead_leaves_the_queue(store: str) -> None:
-    """Behind all that a browser may show before it hears of it; it is told, and stays where it
-    is."""
-    queue = queue_of(imported(70))
-    view = begin(queue, refresh_every=None)
-    view.send(type="hello", pending=[])
-    view.send(type="want", start=0, count=70)
-    order = view.session.trace_ids
-    for trace_id in order[58:63]:
-        label(trace_id, "ben")
-    view.session.reread()
-    assert view.session.trace_ids == order[:60] + order[63:]
-    told = [m for m in view.told if m["type"] == "queue"]
-    assert told == [{"type": "queue", "total": 67, "position": 0, "stay": True}]
-    assert [item["skipped"] for item in view.items(57, 4)] == [False, True, True, False]
 
 
 def test_people_who_label_the_same_traces_have_orders_of_their_own(store: str) -> None:
@@ -318,12 +290,12 @@ def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
 
     finish(ids[0])
     view = begin(queue, annotator="ben", refresh_every=None)
-    assert view.session.keeper is not None
-    assert view.session.keeper.flush(30)
+    assert view.session.queue_sync is not None
+    assert view.session.queue_sync.flush(30)
     assert status(queue, ids[0]) == "pending"
     finish(ids[1])
     view.send(type="refresh")
-    assert view.session.keeper.flush(30)
+    assert view.session.queue_sync.flush(30)
     assert status(queue, ids[1]) == "pending"
 
 
@@ -333,13 +305,13 @@ def test_a_status_that_cannot_be_written_is_a_note(
     """It holds nothing up."""
     queue = queue_of(imported(2), annotators=["ana"])
 
-    def refuse(self: object) -> None:
+    def refuse(self: object, snapshot: object) -> None:
         raise ArgumentError("no rights")
 
     monkeypatch.setattr(workbench.ReviewQueue, "sync", refuse)
     view = begin(queue)
-    assert view.session.keeper is not None
-    assert view.session.keeper.flush(20)
+    assert view.session.queue_sync is not None
+    assert view.session.queue_sync.flush(20)
     assert "no rights" in view.session.state()["message"]
     view.act(view.save(0, "yes"))
     assert view.session.progress["labelled"] == 1
@@ -422,18 +394,3 @@ def test_expectations_are_not_asked_and_that_is_said(store: str) -> None:
     for given in ({"judge_or_name": "answer"}, {"questions": [schemas[1]]}):
         with pytest.raises(ArgumentError, match="asks for an expectation"):
             LabelSession(traces=ids, annotator="ana", **given)  # type: ignore[arg-type]
-
-
-def test_a_store_that_fails_while_it_is_read_again_changes_nothing(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    imported(2)
-    view = begin()
-
-    def down(self: LabelSession, **_: Any) -> Any:
-        raise MlflowException("database is locked")
-
-    monkeypatch.setattr(LabelSession, "_fetch", down)
-    assert view.send(type="refresh")[0]["type"] == "problem"
-    assert view.session.progress["total"] == 2
-    assert isinstance(view.session.labels, pd.DataFrame)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-import time
 from typing import Any
 
 import mlflow
@@ -13,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Trace
-from mlflow.tracing.client import TracingClient
 
 import workbench
-from workbench.labeling.session import DecisionSession
-from workbench.store import traces
+from workbench.labeling.adjudication_session import AdjudicationSession
+from workbench.labeling.trace_store import MlflowTraces
 from workbench.store.labels import decision_feedback, decision_records
 from workbench.store.traces import fetch_traces
 from workbench.widgets.adjudication_panel import AdjudicationPanel
@@ -42,8 +39,8 @@ def ids(store: str) -> list[str]:
     return list(made)
 
 
-def session(**options: Any) -> DecisionSession:
-    made = DecisionSession(NAME, **{"by": "dora", **options})
+def session(**options: Any) -> AdjudicationSession:
+    made = AdjudicationSession(NAME, **{"by": "dora", **options})
     made.told = []  # type: ignore[attr-defined]
     made.on_message = made.told.append  # type: ignore[attr-defined]
     return made
@@ -64,7 +61,7 @@ def undo(target: dict[str, Any]) -> dict[str, Any]:
     return action(target["trace_id"], kind="undo", undoes=target["id"])
 
 
-def send(one: DecisionSession, *actions: dict[str, Any]) -> list[dict[str, Any]]:
+def send(one: AdjudicationSession, *actions: dict[str, Any]) -> list[dict[str, Any]]:
     """What is answered and told to actions, when all of them are settled."""
     one.told.clear()  # type: ignore[attr-defined]
     answered = one.receive({"type": "act", "actions": list(actions)})
@@ -77,7 +74,7 @@ def decided(trace_ids: list[str]) -> dict[str, Any]:
     return {one.trace_id: one.value for one in records}
 
 
-def shown(one: DecisionSession) -> list[dict[str, Any]]:
+def shown(one: AdjudicationSession) -> list[dict[str, Any]]:
     return next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")["items"]
 
 
@@ -93,24 +90,26 @@ def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
     assert session().setup()["questions"][0]["values"][0] == {"value": "poor", "label": "poor"}
 
 
-def test_a_store_that_hangs_does_not_hold_up_the_kernel(
-    ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is told soon, and the items come when it answers."""
+def test_items_and_decisions_bear_a_stamp(ids: list[str]) -> None:
+    """Items that were read before a decision was saved do not take it back."""
     one = session()
-    monkeypatch.setattr("workbench.labeling.session._PATIENCE", 0.1)
-    go, load = threading.Event(), traces.load_spans
-    monkeypatch.setattr(
-        "workbench.labeling.session.load_spans", lambda *given: (go.wait(20), load(*given))[1]
-    )
-    (problem,) = one.receive({"type": "want", "start": 0, "count": 2})
-    assert (problem["type"], problem["about"]) == ("problem", "want")
-    go.set()
-    wait_until = time.monotonic() + 20
-    while not one.told and time.monotonic() < wait_until:  # type: ignore[attr-defined]
-        time.sleep(0.01)
-    (items,) = one.told  # type: ignore[attr-defined]
-    assert [item["trace_id"] for item in items["items"]] == ids[:2]
+    before = next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")
+    (saved,) = send(one, action(ids[0]))
+    assert before["stamp"] < saved["stamp"]
+
+
+def test_the_scale_follows_the_labels(ids: list[str]) -> None:
+    """Of values that come later, too; unless it was given."""
+    one, given = session(), session(scale=workbench.Scale.of(["poor", "fair", "good"]))
+    more = pd.DataFrame({"trace_id": ids[:1], "v": ["awful"]})
+    workbench.log_labels(more, name=NAME, annotator="chloe", value="v")
+    for which in (one, given):
+        which.refresh()
+    values = [one["value"] for one in one.setup()["questions"][0]["values"]]
+    assert "awful" in values
+    assert "awful" not in [v["value"] for v in given.setup()["questions"][0]["values"]]
+    send(one, action(ids[0], "awful"))
+    assert decided(ids) == {ids[0]: "awful"}
 
 
 def test_a_decision_is_told_as_saved_when_the_store_has_it(ids: list[str]) -> None:
@@ -186,24 +185,24 @@ def test_nonsense_is_answered_and_ends_nothing(ids: list[str], message: Any) -> 
     assert decided(ids) == {ids[0]: "good"}
 
 
-def test_a_store_that_is_down_is_waited_for(
-    ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_down_is_waited_for(ids: list[str]) -> None:
     """Told as not saved yet, and written when it answers again."""
-    write, failures = TracingClient.log_assessment, [ConnectionError("down")] * 3
 
-    def failing(self: TracingClient, *args: Any, **options: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return write(self, *args, **options)
+    class Failing(MlflowTraces):
+        failures = 3
 
-    monkeypatch.setattr(TracingClient, "log_assessment", failing)
-    one = session()
+        def get(self, trace_id: str) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise ConnectionError("down")
+            return super().get(trace_id)
+
+    one = session(store=Failing())
     told = send(one, action(ids[0]))
     assert [m["type"] for m in told] == ["unsaved"] * 3 + ["saved"]
     assert all(m["retry"] for m in told[:3])
     assert "down" in told[0]["error"]
-    assert one.state()["store_ok"]
+    assert (one.state()["store_ok"], one.state()["message"]) == (True, "")
     assert decided(ids) == {ids[0]: "good"}
 
 
@@ -215,25 +214,6 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     assert {m["type"] for m in told} == {"unsaved", "saved"}
     assert one.unsaved["trace_id"].tolist() == [ids[0]]
     assert shown(one)[0]["gone"]
-
-
-def test_after_a_refusal_nothing_is_said_to_be_tried_again(
-    ids: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = session()
-    where = mlflow.get_experiment_by_name("test").experiment_id
-    mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
-    read, failures = DecisionSession._read, [ConnectionError("down")]
-
-    def failing(self: DecisionSession, trace_id: str) -> Any:
-        if failures:
-            raise failures.pop()
-        return read(self, trace_id)
-
-    monkeypatch.setattr(DecisionSession, "_read", failing)
-    told = send(one, action(ids[0]))
-    assert [m["retry"] for m in told] == [True, False]
-    assert (one.state()["store_ok"], one.state()["message"]) == (True, "")
 
 
 def test_decisions_made_elsewhere_are_seen(ids: list[str]) -> None:

@@ -1,0 +1,608 @@
+"""`LabelSession`: one annotator labels a queue of traces, without a widget or a browser."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+from mlflow.entities import Trace, TraceInfo
+
+from workbench.errors import ArgumentError
+from workbench.labeling.actions import Action
+from workbench.labeling.annotations import Annotations, Answer, annotator_key
+from workbench.labeling.contents import content
+from workbench.labeling.label_tables import label_table, refused_table, summary_table
+from workbench.labeling.questions import LabelQuestion, session_questions, with_rubric
+from workbench.labeling.queue import Item, LabelQueue
+from workbench.labeling.queue_sync import QueueSync
+from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
+from workbench.labeling.review_queue import ReviewQueue
+from workbench.labeling.session import PROTOCOL, Message, Session, problem
+from workbench.labeling.trace_store import Assign, MlflowTraces, TraceStore, Workload, in_common
+from workbench.labeling.writer import Job
+from workbench.scale import ABSTAIN, Scale
+from workbench.store.labels import folded
+from workbench.store.traces import as_example, store_message
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+    from mlflow.genai.label_schemas import LabelSchema
+
+_READING_SHARE: Final = 0.05
+"""Of its time that the background thread may spend on reading."""
+
+_REVEAL: Final = "reveal "
+
+_log = logging.getLogger(__name__)
+
+
+class LabelSession(Session[Item]):
+    """The labelling of one annotator on one or several questions.
+
+    The messages between session and view are described in `workbench.labeling.session`.
+
+    Parameters
+    ----------
+    judge_or_name, traces, annotator, questions, order, seed, random_share, assign, reveal, \
+title, scale, experiment
+        See `workbench.LabelPanel`.
+    on_message
+        Called with each message that comes later than the answer to `receive`, from another
+        thread. May be set afterwards.
+    refresh_every
+        Seconds between two readings of the store for what was done elsewhere, once a view has
+        said hello; longer where reading takes long. None: only when `refresh` is called.
+    store
+        What is read from and written to; the active tracking store by default.
+    patience
+        Seconds that a view waits for the store before it is told that there is no answer yet.
+
+    Raises
+    ------
+    ArgumentError
+        For an annotator without a name, or one whom ``assign`` does not name, unknown orders, or
+        no scale to rate on.
+    StoreError
+        When the traces cannot be read.
+    """
+
+    def __init__(
+        self,
+        judge_or_name: Judge | str | None = None,
+        traces: Any = None,
+        *,
+        annotator: str,
+        questions: Sequence[LabelQuestion | LabelSchema | str] | None = None,
+        order: str = "random",
+        seed: int = 0,
+        random_share: float | None = None,
+        assign: Assign | None = None,
+        reveal: bool = False,
+        title: str = "",
+        scale: Scale | None = None,
+        experiment: str | None = None,
+        on_message: Callable[[Message], None] | None = None,
+        refresh_every: float | None = 30.0,
+        store: TraceStore | None = None,
+        patience: float = 2.0,
+    ) -> None:
+        if not isinstance(annotator, str) or not annotator.strip():
+            raise ArgumentError(f"annotator={annotator!r} must be a non-empty text.")
+        self.annotator = annotator
+        self.reveal = reveal
+        self._assign, self._traces, self._judge = assign, traces, judge_or_name
+        self.queue_sync: QueueSync | None = None
+        self._notes: list[str] = []
+        if isinstance(traces, ReviewQueue):
+            self.queue_sync = QueueSync(traces, annotator, lambda: self._tell({"type": "state"}))
+            experiment = experiment or traces.experiment_id
+            if judge_or_name is None and questions is None:
+                questions = traces.questions
+                self._notes = _note_of_expectations(traces)
+        # Where labels go stays what it is now, whatever is made active later.
+        super().__init__(
+            on_message=on_message, store=store or MlflowTraces(experiment), patience=patience
+        )
+        work = self._read()
+        asked = session_questions(
+            judge_or_name, questions, scale, work.infos.values(), self._store.experiment
+        )
+        self._rubrics = {q.name: self._store.rubrics(q.name) for q in asked}
+        self.questions = tuple(with_rubric(q, self._rubrics[q.name]) for q in asked)
+        self.title = title or ", ".join(q.title or q.name for q in self.questions)
+        self._reading = threading.Lock()
+        self._recorder = Recorder(self._store, self.questions, annotator)
+        self._queue = LabelQueue(
+            self.questions,
+            annotator,
+            order=order,
+            seed=seed,
+            random_share=random_share,
+            judge=judge_or_name,
+            in_common=in_common(traces, assign),
+        )
+        # Positions from here on were not sent to the view, so that they may still change.
+        self._sent = 0
+        self._unplanned = 0
+        self._load(work)
+        self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
+
+    def _load(self, work: Workload) -> None:
+        queue = self._queue
+        queue.add(work.infos, work.batches)
+        queue.consider(work.infos)
+        plan = queue.plan(0)
+        queue.follow(queue.order_of(plan), plan)
+        answers: list[tuple[float, str, str, float | None]] = []
+        for trace_id, item in queue.items.items():
+            stored = item.annotations
+            for answer in [*stored.answers.values(), *stored.changed.values()]:
+                if answer.action:
+                    answers.append((answer.created_ms, answer.action, trace_id, answer.seconds))
+            for action, skip in stored.skips.items():
+                answers.append((float(skip.get("at") or 0), action, trace_id, None))
+        for _, action, trace_id, seconds in sorted(answers, key=lambda one: one[:2]):
+            self._history[action] = trace_id
+            if seconds:
+                queue.recent.append(seconds)
+        if self.queue_sync is not None and work.snapshot is not None:
+            self.queue_sync.sync(work.snapshot)
+
+    # -- the view -----------------------------------------------------------------------
+
+    def setup(self) -> Message:
+        """Return what does not change while one labels."""
+        place = json.dumps([self._store.address, self._store.experiment])
+        who = annotator_key(folded(self.annotator), self.questions)
+        return {
+            "protocol": PROTOCOL,
+            "panel_key": f"{annotator_key(place, ())}-{who}",
+            "epoch": self._epoch,
+            "annotator": self.annotator,
+            "title": self.title,
+            "questions": [question.to_json() for question in self.questions],
+            "reveal": self.reveal,
+            "read_only": False,
+            "total": len(self._queue.queue),
+        }
+
+    @property
+    def trace_ids(self) -> list[str]:
+        """The queue, in order."""
+        with self._lock:
+            return list(self._queue.queue)
+
+    @property
+    def position(self) -> int:
+        """Where to go on: the first open item, else the one that was skipped first, else the
+        length of the queue."""
+        with self._lock:
+            return self._queue.position
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """``labelled`` and ``skipped`` of ``total``, ``again`` of the labelled that are offered
+        again, ``waiting`` actions not in the store yet, ``balance`` (labels by value, of the
+        first question), ``balances`` (of each question), ``per_hour`` (own rate over the last
+        items) and ``seconds_left``; None where not known."""
+        with self._lock:
+            return self._queue.progress
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the session: rules that have nothing to go by, questions that are not
+        asked, labels under another spelling of the annotator's name, MLflow's queue."""
+        with self._lock:
+            others = ", ".join(sorted(map(repr, self._queue.spellings - {self.annotator})))
+        notes = [*self._notes, *self._queue.notes]
+        if others:
+            notes.append(f"Labels by {others} count as yours: {self.annotator!r}.")
+        if self.queue_sync is not None and self.queue_sync.note:
+            notes.append(self.queue_sync.note)
+        return tuple(notes)
+
+    def _notes_text(self) -> str:
+        return " ".join(self.notes)
+
+    def _history_json(self, action_id: str, trace_id: str) -> Message:
+        item = self._queue.items[trace_id]
+        skips = {*item.annotations.skips, *(a.id for a in item.waiting if a.kind == "skip")}
+        return {
+            "id": action_id,
+            "trace_id": trace_id,
+            "kind": "skip" if action_id in skips else "save",
+            "position": self._queue.place[trace_id],
+            "kept": item.annotations.keeps(action_id),
+        }
+
+    def _handlers(self) -> dict[str, Callable[[Mapping[str, Any]], list[Message]]]:
+        return {
+            **super()._handlers(),
+            "reveal": lambda message: self._reveal(message.get("trace_id")),
+            "offer_again": self._offer_again,
+        }
+
+    def _hello(self, message: Mapping[str, Any]) -> list[Message]:
+        if self._rereader is not None:
+            self._rereader.start()
+        return super()._hello(message)
+
+    def _items_message(self, start: int, count: int, *, full: bool) -> Message:
+        with self._lock:
+            self._sent = max(self._sent, min(start + count, len(self._queue.queue)))
+        return super()._items_message(start, count, full=full)
+
+    def _item_json(self, trace: Trace, *, full: bool) -> Message:
+        trace_id = trace.info.trace_id
+        item = self._queue.items[trace_id]
+        answers = self._answers_json(item.annotations)
+        return {
+            "position": self._queue.place[trace_id],
+            "trace_id": trace_id,
+            **content(as_example(trace), full=full),
+            "chosen": self._queue.send_draw(trace_id).to_json(),
+            "done": answers if item.annotations.done else None,
+            "partial": None if item.annotations.done else answers,
+            "again": item.again,
+            # To a view what others have done is like what was put off: it is not offered.
+            "skipped": item.annotations.skipped or item.taken,
+            "gone": item.gone,
+        }
+
+    def _done_json(self, trace_id: str) -> Message | None:
+        item = self._queue.items[trace_id]
+        return self._answers_json(item.annotations) if item.annotations.done else None
+
+    def _answers_json(self, stored: Annotations) -> Message | None:
+        answers = stored.answers
+        if not answers:
+            return None
+        return {
+            "answers": {name: _answer_json(one) for name, one in answers.items()},
+            "rationale": {name: one.rationale for name, one in answers.items()},
+            "changed": {name: _answer_json(one) for name, one in stored.changed.items()},
+            "earlier_rubric": any(
+                (latest := stored.latest(name)) is not None
+                and self._rubrics[name].is_earlier(latest.label)
+                for name in answers
+            ),
+            "elsewhere": all(one.action is None for one in answers.values()),
+            "action": max(answers.values(), key=lambda one: one.created_ms).action,
+        }
+
+    # -- actions ------------------------------------------------------------------------
+
+    def _find(self, trace_id: str) -> Item | None:
+        return self._queue.items.get(trace_id)
+
+    def _ids(self) -> Sequence[str]:
+        return self._queue.queue
+
+    def _update(self, item: Item) -> None:
+        self._queue.update(item)
+
+    def _learn(self, info: TraceInfo) -> None:
+        self._queue.learn(info)
+
+    def _write(self, action: Action) -> Callable[[], TraceInfo]:
+        recorder = self._recorder
+        if action.kind == "undo":
+            return lambda: recorder.undo(action)
+        if action.kind == "skip":
+            metadata = self._queue.record_draw(action.trace_id, action.chosen).to_metadata()
+            return lambda: recorder.skip(action, metadata)
+        answers = self._read_answers(action)
+        metadata = self._queue.record_draw(action.trace_id, action.chosen).to_metadata()
+        self._unplanned += 1
+        return lambda: recorder.save(action, answers, metadata)
+
+    def _take(self, action: Action) -> list[Message]:
+        if action.kind == "save":
+            # The version that was shown, which may have been changed since, else the present one.
+            present = {q.name: q.rubric_version for q in self.questions}
+            versions = {n: action.rubrics.get(n, present.get(n)) for n in action.answers}
+            known = {name: version for name, version in versions.items() if version is not None}
+            action = action.model_copy(update={"rubrics": known})
+        return super()._take(action)
+
+    def _read_answers(self, action: Action) -> dict[str, Any]:
+        """The canonical answers by question."""
+        by_name = {question.name: question for question in self.questions}
+        unknown = sorted(set(action.answers) - set(by_name))
+        if unknown:
+            raise ArgumentError(f"No question is named {unknown[0]!r:.80} here.")
+        answers = {
+            name: by_name[name].answer(one.value, abstain=one.abstain)
+            for name, one in action.answers.items()
+        }
+        item = self._find(action.trace_id)
+        stored = set(item.annotations.answers) if item else set()
+        lacking = [q.name for q in self.questions if q.required and q.name not in answers]
+        if not answers or set(lacking) - stored:
+            raise ArgumentError(f"{', '.join(lacking) or 'Every question'} needs an answer.")
+        return answers
+
+    def _check_undo(self, action_id: str, trace_id: str) -> None:
+        item = self._find(trace_id)
+        if item is not None and item.annotations.keeps(action_id):
+            raise BlindLabelError
+
+    def _reveal(self, trace_id: Any) -> list[Message]:
+        with self._lock:
+            item = self._find(trace_id) if isinstance(trace_id, str) else None
+            if not self.reveal:
+                raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
+            if item is None:
+                raise ArgumentError(f"Trace {trace_id!r:.80} is not in the queue.")
+            if item.status != "done":
+                raise ArgumentError("The verdict is shown once your own label is saved.")
+            recorder, judge = self._recorder, self._judge
+            self._put(
+                Job(f"{_REVEAL}{trace_id}", trace_id, lambda: recorder.reveal(trace_id, judge))
+            )
+        return []
+
+    def written(self, job: Job, result: Any) -> None:
+        """Record that the store has an action, or show what was revealed."""
+        if isinstance(result, Revealed):
+            with self._lock:
+                self._unwritten.pop(job.key, None)
+                self._trouble = ""
+                if self._find(job.trace_id) is not None:
+                    self._learn(result.info)
+            self._tell(result.to_json())
+            return
+        with self._lock:
+            item = self._find(job.trace_id)
+            action = next((a for a in item.waiting if a.id == job.key), None) if item else None
+            if action is not None and action.kind == "save" and action.seconds:
+                self._queue.recent.append(action.seconds)
+        super().written(job, result)
+        if self.queue_sync is not None:
+            self.queue_sync.labelled([job.trace_id])
+
+    def refused(self, job: Job, error: BaseException) -> None:
+        """Tell the view that an action will never be written, or nothing be revealed."""
+        if job.key.startswith(_REVEAL):
+            with self._lock:
+                self._unwritten.pop(job.key, None)
+            self._tell(problem(store_message(error), "reveal"))
+            return
+        super().refused(job, error)
+        if (item := self._find(job.trace_id)) is not None and item.gone:
+            # Else the view would come back to it for ever.
+            self._tell(self._stay_message())
+
+    # -- reading again ------------------------------------------------------------------
+
+    def refresh(self) -> list[Message]:
+        """Read the store again, and return the messages to send: ``queue``.
+
+        New traces join the queue, those that are no longer the annotator's leave it, labels made
+        elsewhere count as done, the rubric is the latest.
+        """
+        self._read_rubrics()
+        self._read_again(drop=True)
+        with self._lock:
+            return [self._queue_message()]
+
+    def reread(self) -> None:
+        """Read the store again in the background, and tell the view what has changed.
+
+        What others have done meanwhile is passed over; nothing moves of what the view holds.
+        """
+        with self._lock:
+            if self._unwritten:
+                return
+        labelled, changed = self._read_again(drop=False)
+        with self._lock:
+            messages: list[Message] = []
+            if labelled:
+                self._stamp += 1
+                messages.append(self._saved([], labelled))
+            if changed:
+                messages.append(self._stay_message())
+        self._tell(*messages)
+
+    def _read(self, *, missing_ok: bool = False) -> Workload:
+        return self._store.read(self.annotator, self._traces, self._assign, missing_ok=missing_ok)
+
+    def _read_again(self, *, drop: bool) -> tuple[list[str], bool]:
+        """Return the traces whose labels have changed, and whether the queue has."""
+        queue = self._queue
+        with self._reading:
+            since = time.monotonic()
+            # Of traces that are named, some may have been deleted since.
+            work = self._read(missing_ok=True)
+            infos = work.infos
+            with self._lock:
+                drawn = queue.drawn()
+                labelled = []
+                news = queue.news(infos, since=since)
+                for info in news:
+                    before = self._done_json(info.trace_id)
+                    self._learn(info)
+                    self._forget_undone(info)
+                    if self._done_json(info.trace_id) != before:
+                        labelled.append(info.trace_id)
+                joined = {i: info for i, info in infos.items() if i not in queue.items}
+                changed = self._leave(set(queue.items) - set(infos), work.is_share, drop=drop)
+                queue.add(joined, work.batches)
+                queue.renumber(drawn)
+                plan = None
+                if joined or changed or news or (queue.adapts and self._unplanned):
+                    self._unplanned = 0
+                    queue.consider({i.trace_id: i for i in news} | joined)
+                    plan = queue.plan(max(self._sent, queue.position))
+            if plan is not None:
+                # Without the lock: for a large queue it takes a while.
+                order = queue.order_of(plan)
+                with self._lock:
+                    queue.follow(order, plan)
+            if drop and self.queue_sync is not None and work.snapshot is not None:
+                self.queue_sync.sync(work.snapshot)
+        return labelled, bool(joined) or changed
+
+    def _leave(self, trace_ids: set[str], is_share: bool, *, drop: bool) -> bool:
+        """Drop items that are no longer there to label, or pass over them where they stand.
+
+        Returns whether anything has changed. What a filter no longer matches stays.
+        """
+        queue = self._queue
+        left = {i for i in trace_ids if is_share and queue.items[i].untouched}
+        if drop:
+            queue.drop(left)
+            return bool(left)
+        changed = [i for i, item in queue.items.items() if item.taken != (i in left)]
+        for trace_id in changed:
+            item = queue.items[trace_id]
+            item.taken = not item.taken
+            queue.update(item)
+        return bool(changed)
+
+    def _read_rubrics(self) -> None:
+        """Ask by the latest rubrics: a label is recorded with the one that its annotator saw."""
+        rubrics = {q.name: self._store.rubrics(q.name) for q in self.questions}
+        with self._lock:
+            self._rubrics = rubrics
+            self.questions = tuple(with_rubric(q, rubrics[q.name]) for q in self.questions)
+            self._recorder.questions = self.questions
+
+    def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
+        """Open labelled items again, until each has a newer answer, and return the messages to
+        send: ``queue``. By default those that were labelled under an earlier rubric.
+
+        A new label replaces the first where the verdict was not shown yet; it is shown again only
+        after the new label is saved. A label that is given after the verdict was seen stays
+        beside the first: the first is what agreement is measured on, and what is said under the
+        new rubric is kept as a change of it (``changed_to`` in `labels`).
+        """
+        self._read_rubrics()
+        with self._lock:
+            chosen = None if trace_ids is None else set(trace_ids)
+            for trace_id, item in self._queue.items.items():
+                done = self._done_json(trace_id)
+                if done and (done["earlier_rubric"] if chosen is None else trace_id in chosen):
+                    item.again = True
+                    self._queue.update(item)
+            return [self._queue_message()]
+
+    def _offer_again(self, message: Mapping[str, Any]) -> list[Message]:
+        ids = message.get("trace_ids")
+        if ids is not None and not (
+            isinstance(ids, list) and all(isinstance(one, str) for one in ids)
+        ):
+            raise ArgumentError(f"trace_ids must be a list of texts, not {ids!r:.80}.")
+        return self._soon(lambda: self.offer_again(ids), "offer_again")
+
+    def _queue_message(self) -> Message:
+        # The view forgets what it holds, and asks again from where it is.
+        position = self.position
+        self._sent = min(self._sent, position + 1)
+        return {"type": "queue", "total": len(self._queue.queue), "position": position}
+
+    def _stay_message(self) -> Message:
+        """The queue has changed, but nobody asked: the view stays where it is."""
+        queue = self._queue
+        return {
+            "type": "queue",
+            "total": len(queue.queue),
+            "position": queue.position,
+            "stay": True,
+        }
+
+    # -- tables -------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """The annotator's labels in the order in which they were given, one row a trace and
+        question: the label that counts, ``value`` canonical or None for "can't judge".
+
+        ``saved`` is False for what waits to be written. ``chosen``, ``probability``, ``draw`` and
+        ``pool`` say how the item was chosen (see `workbench.sampled_prevalence`).
+        ``after_verdict`` is True where the only label was given after a look at the verdict;
+        ``changed_to`` is what was said otherwise after the look at it.
+        """
+        with self._lock:
+            return label_table(self._queue)
+
+    @property
+    def unsaved(self) -> pd.DataFrame:
+        """What will never be written, and why: ``id``, ``kind``, ``trace_id``, ``answers`` (dict
+        question -> value), ``rationale`` (dict), ``error``."""
+        with self._lock:
+            return refused_table(self._refused)
+
+    def summary(self) -> pd.DataFrame:
+        """Return how far it is: one row a question and value, with ``labels`` and ``share`` of
+        those that are no abstention; below them the counts of abstentions and of open items."""
+        with self._lock:
+            return summary_table(self._queue)
+
+    def close(self) -> None:
+        """Stop reading the store again; what waits to be written is written."""
+        if self._rereader is not None:
+            self._rereader.stop()
+
+    def __repr__(self) -> str:
+        progress = self.progress
+        return (
+            f"<LabelSession {self.title!r} by {self.annotator}: {progress['labelled']} of "
+            f"{progress['total']} labelled, {progress['waiting']} not saved yet>"
+        )
+
+
+class Rereader:
+    """Calls ``reread`` of a session every so many seconds, in a thread of its own.
+
+    The thread ends when the session is no longer used, when it is stopped, and with the process.
+    What fails is tried again the next time.
+    """
+
+    def __init__(self, session: Any, every: float) -> None:
+        self._session = weakref.ref(session)
+        self._every = every
+        self._stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, unless it has begun or was stopped."""
+        if self.thread is None and not self._stopped.is_set():
+            self.thread = threading.Thread(target=self._work, name="rereading", daemon=True)
+            self.thread.start()
+
+    def stop(self) -> None:
+        """End; a call that is under way is not waited for."""
+        self._stopped.set()
+
+    def _work(self) -> None:
+        wait = self._every
+        while not self._stopped.wait(wait):
+            session = self._session()
+            if session is None:
+                return
+            began = time.monotonic()
+            try:
+                session.reread()
+            except Exception:
+                _log.debug("the store could not be read again", exc_info=True)
+            del session
+            wait = max(self._every, (time.monotonic() - began) / _READING_SHARE)
+
+
+def _answer_json(answer: Answer) -> Message:
+    abstain = answer.value is ABSTAIN
+    return {"value": None if abstain else answer.value, "abstain": abstain}
+
+
+def _note_of_expectations(queue: ReviewQueue) -> list[str]:
+    names = ", ".join(map(repr, queue.left_out))
+    if not names:
+        return []
+    return [f"Not asked here, since they ask for expectations: {names}. Use MLflow's page."]

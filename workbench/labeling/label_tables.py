@@ -1,0 +1,131 @@
+"""The tables of a labelling session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import pandas as pd
+
+from workbench.labeling.actions import Action
+from workbench.labeling.annotations import Answer
+from workbench.labeling.questions import LabelQuestion
+from workbench.labeling.queue import Item, LabelQueue
+from workbench.scale import ABSTAIN
+from workbench.store.assessments import now_ms
+
+_COLUMNS: Final = [
+    "trace_id", "question", "value", "rationale", "annotator", "chosen", "probability", "draw",
+    "pool", "seconds", "at", "saved", "rubric_version", "after_verdict", "changed_to", "elsewhere",
+]  # fmt: skip
+
+
+def label_table(queue: LabelQueue) -> pd.DataFrame:
+    """Return one row a trace and question, unsaved ones last (see `LabelSession.labels`)."""
+    rows = [
+        {"trace_id": trace_id, "annotator": queue.annotator, **row}
+        for trace_id, item in queue.items.items()
+        for row in _rows(item, queue.questions)
+    ]
+    rows.sort(key=lambda row: (not row["saved"], row["at"]))
+    # As objects first: pandas would make texts of mixed values, and nan of what is None.
+    table = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
+    table = table.astype(object).where(table.notna(), None)
+    numbers = dict.fromkeys(["probability", "seconds"], "float64")
+    table = table.astype({**numbers, "saved": bool, "after_verdict": bool, "elsewhere": bool})
+    return table.assign(at=pd.to_datetime(table["at"], utc=True))
+
+
+def _rows(item: Item, questions: tuple[LabelQuestion, ...]) -> Iterator[dict[str, Any]]:
+    waiting: dict[str, Action] = {}
+    for action in item.waiting:
+        if action.kind == "save":
+            waiting |= dict.fromkeys(action.answers, action)
+        elif action.kind == "undo":
+            waiting = {name: one for name, one in waiting.items() if one.id != action.undoes}
+    for question in questions:
+        stored = item.annotations.answers.get(question.name)
+        unsaved = waiting.get(question.name)
+        row: dict[str, Any] = {"question": question.name}
+        if item.draw is not None:
+            row |= {"chosen": item.draw.how, "probability": item.draw.probability}
+            row |= {"draw": item.draw.number, "pool": item.draw.pool}
+        # What is said after a look at the verdict does not take the place of the first label.
+        if unsaved and not (stored and question.name in item.annotations.revealed):
+            yield {**row, **_unsaved_row(unsaved, question)}
+        elif stored:
+            yield {**row, **_stored_row(stored, item.annotations.changed.get(question.name))}
+
+
+def _unsaved_row(action: Action, question: LabelQuestion) -> dict[str, Any]:
+    given = action.answers[question.name]
+    return {
+        "value": _cell(question.answer(given.value, abstain=given.abstain)),
+        "rationale": action.reason(question.name),
+        "seconds": action.seconds,
+        "at": _time(int(action.at or now_ms())),
+        "saved": False,
+        "rubric_version": action.rubrics.get(question.name),
+        "after_verdict": action.after_reveal,
+        "elsewhere": False,
+    }
+
+
+def _stored_row(answer: Answer, changed: Answer | None) -> dict[str, Any]:
+    return {
+        "value": _cell(answer.value),
+        "rationale": answer.rationale,
+        "seconds": answer.seconds,
+        "at": _time(answer.created_ms),
+        "saved": True,
+        "rubric_version": answer.label.rubric_version,
+        "after_verdict": answer.label.after_verdict,
+        "changed_to": _cell(changed.value) if changed else None,
+        "elsewhere": answer.action is None,
+    }
+
+
+def refused_table(refused: Mapping[str, tuple[Action, str]]) -> pd.DataFrame:
+    """Return what will never be written, and why (see `LabelSession.unsaved`)."""
+    rows = [
+        {
+            "id": key,
+            "kind": action.kind,
+            "trace_id": action.trace_id,
+            "answers": {
+                n: "N/A" if one.abstain else one.value for n, one in action.answers.items()
+            },
+            "rationale": {name: action.reason(name) for name in action.answers},
+            "error": error,
+        }
+        for key, (action, error) in refused.items()
+    ]
+    columns = ["id", "kind", "trace_id", "answers", "rationale", "error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def summary_table(queue: LabelQueue) -> pd.DataFrame:
+    """Return one row a question and value (see `LabelSession.summary`)."""
+    rows = []
+    for question in queue.questions:
+        counts = queue.balances[question.name]
+        abstained = counts.pop(ABSTAIN, 0)
+        total = sum(counts.values())
+        for value, count in counts.items():
+            share = count / total if total else float("nan")
+            rows.append((question.name, question.shown(value), count, share))
+        rows.append((question.name, "can't judge", abstained, float("nan")))
+        lacking = sum(
+            question.name not in item.annotations.answers and not item.gone
+            for item in queue.items.values()
+        )
+        rows.append((question.name, "not labelled", lacking, float("nan")))
+    return pd.DataFrame(rows, columns=["question", "value", "labels", "share"])
+
+
+def _cell(value: Any) -> Any:
+    return None if value is ABSTAIN else value
+
+
+def _time(at_ms: int) -> pd.Timestamp:
+    return pd.Timestamp(at_ms, unit="ms", tz="UTC")
