@@ -46,7 +46,7 @@ def test_open_panels_see_what_is_labelled_there_and_the_others_get_it_still(
     queue.add(made)
     there, other = made.trace_ids
     cells = [
-        connected(server, experiment="remote"),
+        connected(server, experiment=mlflow.get_experiment(queue.experiment_id).name),
         "queue = workbench.review_queue('double')\n"
         f"hers = workbench.LabelPanel(traces=queue, annotator={VISITOR!r})\nhers",
         "bens = workbench.LabelPanel(traces=queue, annotator='ben')\nbens",
