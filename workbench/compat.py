@@ -527,3 +527,20 @@ def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
         for start in range(0, len(trace_ids), 50):
             batch = list(trace_ids[start : start + 50])
             review_queues.add_items_to_review_queue(queue_id, item_ids=batch)
+
+
+@functools.lru_cache(maxsize=64)
+def context_window(model: str) -> int | None:
+    """Tokens that a model reads at most, by the catalog that MLflow bundles (mlflow 3.17.2).
+
+    None where it does not list the model, or where MLflow has no catalog.
+    """
+    provider, _, name = model.partition(":/")
+    try:
+        from mlflow.utils.providers import get_models
+
+        with quiet():
+            listed = get_models(provider)
+    except (ImportError, KeyError, TypeError, ValueError):
+        return None
+    return next((m["max_input_tokens"] for m in listed if m["model"] == name.lstrip("/")), None)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from stubs import (
     BASE,
     RULE,
@@ -21,13 +19,13 @@ from stubs import (
     obedient,
 )
 
-from workbench.errors import BudgetError, CancelledError, ModelError
+from workbench.errors import BudgetError, CancelledError
 from workbench.judging.verdicts import Verdict
 from workbench.simba.candidate import Candidate
-from workbench.simba.crossfit import FOLDS, crossfit
+from workbench.simba.crossfit import crossfit
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import Optimised, Problem, Settings
+from workbench.simba.search import FOLDS, Optimised, Problem, Settings
 
 
 def run(
@@ -73,7 +71,7 @@ def test_no_item_is_scored_by_what_was_made_from_it() -> None:
     run(learned, ask=ask, reflect=reflect)
     assert len(shown) == FOLDS + 1
     everything = {item.trace_id for item in learned}
-    assert [seen == everything for seen in shown.values()] == [False] * FOLDS + [True]
+    assert [seen == everything for seen in shown.values()] == [True] + [False] * FOLDS
     scored = set()
     for candidate, item in batches[1]:
         assert item.trace_id not in {e.trace_id for e in candidate.examples}
@@ -97,27 +95,6 @@ def test_rules_that_hold_items_by_heart_never_win() -> None:
     assert "nothing did better" in found.stopped
 
 
-@settings(max_examples=5)
-@given(st.integers(-3, 10**6))
-def test_the_same_seed_gives_the_same_result(seed: int) -> None:
-    """Folds and examples are drawn by the seed alone."""
-    one, two = run(seed=seed), run(seed=seed)
-    assert one.best.text == two.best.text
-    assert one.history.equals(two.history)
-
-
-def test_useless_rules_change_nothing() -> None:
-    """What no verdict is changed by loses against the shorter original."""
-
-    def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection(("Think of the number seven.",), 1) for _ in requests]
-
-    found = run(reflect=useless)
-    assert found.best == BASE
-    assert found.best_score == found.original_score
-    assert "nothing did better" in found.stopped
-
-
 def test_examples_known_by_heart_earn_nothing() -> None:
     """A judge that only repeats what an example tells it is not taken for a better one."""
 
@@ -126,12 +103,6 @@ def test_examples_known_by_heart_earn_nothing() -> None:
     )
     found = run(ask=parrot, reflect=lambda requests, _: [Reflection((), 1) for _ in requests])
     assert found.best == BASE
-
-
-def test_a_judge_that_is_right_costs_no_reflection() -> None:
-    """Where all verdicts equal the labels nothing more is asked."""
-    found = run(ask=answers(lambda _, item: item.label))
-    assert (found.best, found.judge_calls, found.reflection_calls) == (BASE, 16, 0)
 
 
 def test_examples_can_be_left_out() -> None:
@@ -151,12 +122,6 @@ def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
     found = run(reflect=ending)
     assert found.best == BASE
     assert found.judge_calls == 16
-
-
-def test_a_judge_that_gives_no_opinion_is_an_error() -> None:
-    """There is nothing to improve on where each verdict is an abstention."""
-    with pytest.raises(ModelError, match="no usable verdict"):
-        run(ask=answers(lambda *_: "N/A"))
 
 
 @pytest.mark.parametrize("reasons", [False, True])
@@ -210,7 +175,7 @@ def test_a_rule_that_the_labels_speak_against_is_dropped() -> None:
     assert set(found.evidence) == {stays}
 
 
-@pytest.mark.parametrize("limit", [0, 37, 38, 53, 54, 70, 86])
+@pytest.mark.parametrize("limit", [0, 43, 44, 59, 60, 76])
 def test_no_more_kinds_are_tried_than_can_be_scored(limit: int) -> None:
     """With too little for one kind and its winner nothing is spent beyond the first verdicts."""
     asked = 0
@@ -222,8 +187,8 @@ def test_no_more_kinds_are_tried_than_can_be_scored(limit: int) -> None:
 
     found = run(items(16), ask=ask, calls_left=lambda: 16 + limit - asked)
     assert asked <= 16 + limit
-    assert bool(found.best.rules) == (limit >= 38)
-    if limit < 38:
+    assert bool(found.best.rules) == (limit >= 44)
+    if limit < 44:
         assert (asked, found.reflection_calls) == (16, 0)
         assert found.stopped == "the budget is spent"
 

@@ -14,10 +14,9 @@ import workbench
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
-from workbench.simba.ascent import optimise
-from workbench.simba.crossfit import FEW, crossfit
+from workbench.simba.crossfit import crossfit
 from workbench.simba.forecast import Forecast, announcement, forecast, most_calls
-from workbench.simba.search import Problem, Settings
+from workbench.simba.search import FEW, Problem, Settings, optimise
 
 SETTINGS = st.builds(
     Settings,
@@ -58,8 +57,7 @@ def test_a_probe_makes_the_forecast_closer(n: int) -> None:
     cases = [case(item) for item in items(n)]
 
     def tokens(probe: Verdict | None = None, some: list[object] = cases) -> int:  # type: ignore[assignment]
-        found = forecast(judge, some, 0, Settings(), SCALE, probe=probe, with_price=False)  # type: ignore[arg-type]
-        assert found.usd is None
+        found = forecast(judge, some, 0, Settings(), SCALE, probe=probe)  # type: ignore[arg-type]
         assert found.calls == sum(most_calls(len(some), 0, Settings(), SCALE))
         return found.tokens
 
@@ -72,7 +70,7 @@ def test_a_probe_makes_the_forecast_closer(n: int) -> None:
 
 def test_the_announcement_is_limited_by_the_budget() -> None:
     found = Forecast(900, 100, 5_000_000, 12.0)
-    assert announcement(found).startswith("at most 1,000 calls")
+    assert announcement(found, Budget()).startswith("at most 1,000 calls")
     limited = announcement(found, Budget(calls=50))
     assert limited.startswith("at most 50 calls")
     assert "never exceeded" in limited

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from stubs import BASE, RULE, SCALE, case, items
 
-from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.items import Case, Item
 from workbench.simba.proposals import (
-    CLUSTERED_FROM,
     CRITERIA,
     MAX_BLAMED,
-    MAX_CLUSTERS,
+    REWRITE,
     Proposer,
     blamed,
     by_direction,
-    cluster,
     mentioned,
     newest,
     strongest,
 )
 from workbench.simba.reflection import Reflection, Request
-from workbench.store.traces import Example
 
 RULES = [
     "Rate it poor when a promise is made.",
@@ -39,7 +33,7 @@ RULES = [
 
 def proposer(seed: int = 0, *, answers: Sequence[str] = (RULE,)) -> Proposer:
     def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection(tuple(answers), 1, tokens=10, cost=0.5) for _ in requests]
+        return [Reflection(tuple(answers), 1) for _ in requests]
 
     return Proposer(reflect, SCALE, ("outputs",), seed=seed)
 
@@ -106,7 +100,7 @@ def test_examples_are_two_of_different_labels_with_reasons_first() -> None:
     """What people gave a reason for tells more, and two labels tell more than one."""
     wrong = [case(item, "fair") for item in items(10)]
     silent = [case(replace(item, rationale="")) for item in items(6, start=50)]
-    shown = proposer().by_examples(BASE, [*silent, *wrong], 4).examples
+    shown = proposer().with_examples(BASE, [*silent, *wrong], 4).examples
     assert sorted(example.rating for example in shown) == ["good", "poor"]
     assert next(e for e in shown if e.rating == "poor").rationale == "no promises"
 
@@ -142,117 +136,60 @@ def test_a_reason_speaks_of_rules_that_exist(rules: list[str], reason: str) -> N
     assert mentioned(rules, "") == []
 
 
-def test_people_are_asked_for_by_where_the_judge_is_right() -> None:
-    """In the first step, blind, on all cases; not where no reason is given on those."""
-    seen: list[Request] = []
-
-    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
-        seen.extend(requests)
-        return [Reflection((f"Rule of {r.focus[:8]}.",), 1) for r in requests]
-
-    one = Proposer(reflect, SCALE, ("outputs",), seed=0)
+def test_people_are_asked_for_their_criteria_where_they_gave_reasons() -> None:
+    """Blind, on all cases; not where no reason is given on those that the judge gets right."""
     wrong = [case(item, "fair") for item in items(4)]
     silent = [case(item, item.label) for item in items(9, start=50) if not item.rationale]
     telling = [case(item, item.label) for item in items(9, start=50) if item.rationale]
-    one.by_reflection(BASE, wrong, silent, [], 1)
-    one.by_reflection(BASE, wrong, [*silent, *telling], [], 2)
-    assert not any(request.blind for request in seen)
-    seen.clear()
-    children = one.by_reflection(BASE, wrong, [*silent, *telling], [], 1)
-    (blind,) = [request for request in seen if request.blind]
-    assert {c.item.trace_id for c in blind.disagreements} == {
-        c.item.trace_id for c in [*wrong, *silent, *telling]
-    }
-    assert f"rules: {CRITERIA}" in [child.origin for child in children]
+    one = proposer()
+    assert CRITERIA not in one.requests(BASE, wrong, silent, criteria=True)
+    asked = one.requests(BASE, wrong, [*silent, *telling], criteria=True)
+    assert [name for name, request in asked.items() if request.blind] == [CRITERIA]
+    assert len(asked[CRITERIA].disagreements) == len([*wrong, *silent, *telling])
+    (answers,) = one.ask([asked], 1)
+    assert one.children(BASE, asked, answers)[f"rules: {CRITERIA}"].rules == (RULE,)
 
 
 def test_a_rewrite_settles_no_case_both_ways() -> None:
     """What the new list must explain is not shown as what must stay as it is as well."""
     right = [case(item, item.label) for item in items(6)]
     parent = BASE.with_rules([RULE], "x")
-    request = proposer().rewrite_request(parent, right[:2], right)
+    request = proposer().requests(parent, right[:2], right)[REWRITE]
     assert request.agreements == tuple(right[2:])
     assert RULE in request.focus
     assert request.instructions == BASE.text
 
 
-def test_children_add_rules_and_the_cost_is_counted() -> None:
-    """No child equals its parent, and each request, its tokens and its cost are counted."""
-    made = proposer(answers=RULES)
-    wrong = [case(item, "fair") for item in items(6)]
-    children = made.by_reflection(BASE, wrong, [], [], 1)
+def test_children_add_rules_and_requests_are_counted() -> None:
+    """All rules or the strongest half, in one batch; a request that failed gives none."""
+    batches = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        batches.append(len(requests))
+        failed = [Reflection((), 1, error="cut") for _ in requests[1:]]
+        return [Reflection(tuple(RULES), 1), *failed]
+
+    one = Proposer(reflect, SCALE, ("outputs",), seed=0)
+    asked = one.requests(BASE, [case(item, "fair") for item in items(6)], [])
+    (answers,) = one.ask([asked], 1)
+    children = list(one.children(BASE, asked, answers).values())
     assert [child.rules for child in children][:2] == [tuple(RULES), tuple(RULES[:2])]
     assert all(child.parent == BASE.key for child in children)
-    assert made.calls == len(made.tokens) == len(made.costs) >= 1
-    assert made.by_reflection(BASE.with_rules(RULES, "x"), wrong, [], [], 2) == []
+    assert batches == [3]
+    assert (one.calls, one.failures) == (3, 2)
 
 
-# -- which cases are shown together --------------------------------------------------------------
-
-COLOURS = Scale.of(["red", "green", "blue"])
-TOPICS = ("too many broken promises", "wrong numbers and sums", "a rude tone of voice")
-
-
-def wrong_case(i: int, label: str, verdict: str, why: str = "") -> Case:
-    return Case(Item(Example(f"tr-{i}", {}, f"text {i}"), label, why), Verdict(f"tr-{i}", verdict))
-
-
-def topical(n: int) -> list[Case]:
-    """Cases of one direction on three topics in turn."""
-    return [wrong_case(i, "poor", "good", f"{TOPICS[i % 3]} of case{i}") for i in range(n)]
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 10**6), st.integers(0, 60), st.sampled_from([SCALE, COLOURS]))
-def test_each_case_is_in_one_group_at_most(seed: int, n: int, scale: Scale) -> None:
-    """By direction all cases once; in parts none twice, and never a group of one."""
-    rng = random.Random(seed)
-    wrong = [
-        wrong_case(i, *rng.sample(list(scale.values), 2), rng.choice([*TOPICS, ""]))
-        for i in range(n)
-    ]
-    directions = by_direction(wrong, scale)
-    assert Counter(c.item.trace_id for part in directions.values() for c in part) == Counter(
-        c.item.trace_id for c in wrong
-    )
-    groups = cluster(wrong, scale, seed)
-    counts = Counter(c.item.trace_id for _, part in groups for c in part)
-    assert set(counts.values()) <= {1}
-    assert all(len(part) > 1 for _, part in groups)
-    assert (
-        len({focus for focus, _ in groups}) == len(groups) <= MAX_CLUSTERS * max(1, len(directions))
-    )
-    lonely = sum(len(part) for part in directions.values() if len(part) == 1)
-    assert sum(counts.values()) == n - lonely
-    assert groups == cluster(wrong, scale, seed)
-
-
-def test_too_high_and_too_low_are_apart() -> None:
-    """On scales with an order it counts which way the judge errs, else what people say."""
-    ordered = by_direction([wrong_case(0, "poor", "fair"), wrong_case(1, "good", "fair")], SCALE)
-    assert {k: [c.item.trace_id for c in v] for k, v in ordered.items()} == {
-        "the judge rates too high": ["tr-0"],
-        "the judge rates too low": ["tr-1"],
+def test_disagreements_are_grouped_by_direction() -> None:
+    """On scales with an order by how the judge errs, else by what people say; none alone."""
+    four = items(4)  # labelled poor and good
+    ordered = by_direction([case(item, "fair") for item in four], SCALE)
+    assert {k: [c.item for c in v] for k, v in ordered.items()} == {
+        "the judge rates too high": four[::2],
+        "the judge rates too low": four[1::2],
     }
-    assert set(by_direction([wrong_case(0, "red", "blue")], COLOURS)) == {"people say red"}
-
-
-def test_large_groups_are_parted_by_their_reasons() -> None:
-    """Reasons on different topics come apart: each topic is whole in one part."""
-    groups = cluster(topical(8 * 3), SCALE, 0)
-    assert 2 <= len(groups) <= MAX_CLUSTERS
-    topics = [{int(c.item.trace_id[3:]) % 3 for c in part} for _, part in groups]
-    assert sorted(topic for some in topics for topic in some) == [0, 1, 2]
-
-
-def test_small_or_uniform_groups_stay_whole() -> None:
-    """Under the size for parts, or where all reasons are the same, there is one group."""
-    assert len(cluster(topical(CLUSTERED_FROM - 1), SCALE, 0)) == 1
-    assert (
-        len(cluster([wrong_case(i, "poor", "good", "the same") for i in range(40)], SCALE, 0)) == 1
-    )
-
-
-def test_a_negative_seed_is_a_seed() -> None:
-    """Any int will do."""
-    assert cluster(topical(24), SCALE, -7) == cluster(topical(24), SCALE, -7)
+    assert set(by_direction([case(item, "fair") for item in four[:3]], SCALE)) == {
+        "the judge rates too high"
+    }
+    colours = Scale.of(["red", "green", "blue"])
+    red = [case(replace(item, label="red"), "blue") for item in four]
+    assert set(by_direction(red, colours)) == {"people say red"}

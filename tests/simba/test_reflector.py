@@ -54,39 +54,33 @@ def test_another_server_has_answers_of_its_own(
     tmp_path: Path, loopback: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the environment names the server, its answers are not taken for another's."""
-    asked = Reflector(judge("openai:/m"), SCALE, cache=AnswerCache(tmp_path))
+    cache = AnswerCache(tmp_path)
     monkeypatch.setenv("OPENAI_API_BASE", loopback(says='["Be strict on promises."]').url)
-    asked.propose([(request(), 0)])
-    assert asked.is_known(request(), 0)
-    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:2/v1")
-    assert not asked.is_known(request(), 0)
+    for calls in (1, 0):
+        asked = Reflector(judge("openai:/m"), SCALE, cache=cache).propose([request()], 0)
+        assert asked[0].calls == calls
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
+    with pytest.raises(ModelError):
+        Reflector(judge("openai:/m"), SCALE, cache=cache).propose([request()], 0)
 
 
 def test_the_same_request_is_paid_once(tmp_path: Path) -> None:
     """The second time the answer comes from the cache, also for another reflector."""
     cache = AnswerCache(tmp_path)
-    first = Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])[0]
+    first = Reflector(judge(), SCALE, cache=cache).propose([request()], 0)[0]
     assert first.calls == 1
     assert first.rules
     again = Reflector(judge(), SCALE, cache=cache)
-    assert again.is_known(request(), 0)
-    assert not again.is_known(request(), 1)
-    second = again.propose([(request(), 0)])[0]
+    second = again.propose([request()], 0)[0]
     assert second.calls == 0
     assert second.rules == first.rules
-
-
-def test_another_reflection_model_has_answers_of_its_own(tmp_path: Path) -> None:
-    """Answers are kept by model, so that one model's rules are not taken for another's."""
-    cache = AnswerCache(tmp_path)
-    Reflector(judge(), SCALE, cache=cache).propose([(request(), 0)])
-    assert not Reflector(judge(), SCALE, model="openai:/m", cache=cache).is_known(request(), 0)
+    assert again.propose([request()], 1)[0].calls == 1
 
 
 def test_answers_keep_the_order_of_the_requests() -> None:
     """Requests run in parallel and come back in order."""
-    many = [(request(n=n), 0) for n in (8, 2, 9)]
-    answers = Reflector(judge(), SCALE).propose(many)
+    many = [request(n=n) for n in (8, 2, 9)]
+    answers = Reflector(judge(), SCALE).propose(many, 0)
     assert [bool(answer.rules) for answer in answers] == [True, False, True]
 
 
@@ -95,7 +89,7 @@ def test_a_dead_reflection_model_says_what_came_back(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-123456")
     dead = judge("openai:/m", base_url="http://127.0.0.1:9/v1")
     with pytest.raises(ModelError, match=r"openai:/m") as caught:
-        Reflector(dead, SCALE).propose([(request(), 0)])
+        Reflector(dead, SCALE).propose([request()], 0)
     assert "sk-secret" not in str(caught.value)
     assert "Run again" in str(caught.value)
 
@@ -116,7 +110,7 @@ def test_an_answer_in_another_form_is_read_and_paid_once(
     server = loopback(says=says)
     asked = Reflector(
         judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
-    ).propose([(request(), 0)])[0]
+    ).propose([request()], 0)[0]
     assert asked.rules == ("Be strict on promises.",)
     assert asked.calls == server.requests == 1
     assert asked.tokens == 110
@@ -177,8 +171,8 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[type[
         server.server_close()
 
 
-def focused(*names: str) -> list[tuple[Request, int]]:
-    return [(replace(request(), focus=f"focus {name}"), 0) for name in names]
+def focused(*names: str) -> list[Request]:
+    return [replace(request(), focus=f"focus {name}") for name in names]
 
 
 @pytest.mark.parametrize("says", ["I'm sorry, but I can't assist with that.", "", '["I can\'t."]'])
@@ -190,7 +184,7 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
     cache = AnswerCache(tmp_path)
     reflector = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache)
     asked = focused("a", "b", "c")
-    answers = reflector.propose(asked)
+    answers = reflector.propose(asked, 0)
     assert [answer.rules for answer in answers] == [
         ("Be strict on promises.",), (), ("Be strict on promises.",)
     ]  # fmt: skip
@@ -198,9 +192,8 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
     assert answers[1].calls == 1
     assert answers[1].tokens == 110
     assert (reflector.asked, reflector.failures) == (3, 1)
-    assert [reflector.is_known(*each) for each in asked] == [True, False, True]
     state.refused = frozenset()
-    again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked)
+    again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked, 0)
     assert [answer.calls for answer in again] == [0, 1, 0]
 
 
@@ -208,13 +201,13 @@ def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]])
     """A third of them is borne, and two always; beyond that it says what came back."""
     _, url = moody(refused=frozenset({"focus bad"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
-    asked.propose(focused("good", "bad 1"))
-    asked.propose(focused("bad 2"))
+    asked.propose(focused("good", "bad 1"), 0)
+    asked.propose(focused("bad 2"), 0)
     with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer.*33% allowed"):
-        asked.propose(focused("good", "bad 3"))
+        asked.propose(focused("good", "bad 3"), 0)
     patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.75)
-    patient.propose(focused("good", "bad 1"))
-    patient.propose(focused("bad 2", "bad 3"))  # no later round must have an answer
+    patient.propose(focused("good", "bad 1"), 0)
+    patient.propose(focused("bad 2", "bad 3"), 0)  # no later round must have an answer
     assert patient.failures == 3
 
 
@@ -224,7 +217,7 @@ def test_two_unusable_answers_of_nine_are_borne(
     """By whatever share of failed judge calls is allowed."""
     _, url = moody(refused=frozenset({"focus bad"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.0)
-    answers = asked.propose(focused("bad 1", "bad 2", *"abcdefg"))
+    answers = asked.propose(focused("bad 1", "bad 2", *"abcdefg"), 0)
     assert sum(bool(answer.rules) for answer in answers) == 7
 
 
@@ -235,7 +228,7 @@ def test_when_no_first_request_is_answered_it_ends(
     _, url = moody(refused=frozenset({"focus"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
     with pytest.raises(ModelError, match=r"(?s)openai:/m gave no usable answer.*I'm sorry"):
-        asked.propose(focused("a", "b"))
+        asked.propose(focused("a", "b"), 0)
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -246,7 +239,7 @@ def test_a_refused_key_or_model_ends_it_at_once(
     _, url = moody(refused=frozenset({"focus b"}), status=status)
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
     with pytest.raises(ModelError, match=f"the provider says {status}"):
-        asked.propose(focused("a", "b", "c"))
+        asked.propose(focused("a", "b", "c"), 0)
 
 
 def test_a_provider_that_is_out_of_order_is_asked_again(
@@ -255,7 +248,7 @@ def test_a_provider_that_is_out_of_order_is_asked_again(
     """Errors that pass are no refusals; each request is counted."""
     server = loopback(script="500x1,503x1", says='["Be strict on promises."]')
     asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
-    answer = asked.propose([(request(), 0)])[0]
+    answer = asked.propose([request()], 0)[0]
     assert answer.rules == ("Be strict on promises.",)
     assert answer.calls == server.requests == 3
 
@@ -267,11 +260,11 @@ def test_a_refusal_is_replayed_as_one(
     state, url = moody(refused=frozenset({"focus b"}))
     path = tmp_path / "answers.jsonl"
     with workbench.recording(path):
-        first = Reflector(judge("openai:/m", base_url=url), SCALE).propose(focused("a", "b"))
+        first = Reflector(judge("openai:/m", base_url=url), SCALE).propose(focused("a", "b"), 0)
     made = state.asked
     with workbench.replaying(path):
         replayed = Reflector(judge("openai:/m"), SCALE)
-        assert replayed.propose(focused("a", "b")) == first
+        assert replayed.propose(focused("a", "b"), 0) == first
         assert replayed.failures == 1
     assert state.asked == made
 
@@ -282,17 +275,28 @@ def test_an_answer_that_states_nothing_is_an_error(
 ) -> None:
     """What holds no rule is told, after one request, and not kept as an answer."""
     server, cache = loopback(says=says), AnswerCache(tmp_path)
-    reflector = Reflector(judge("openai:/m", base_url=server.url), SCALE, cache=cache)
-    with pytest.raises(ModelError, match="no usable answer"):
-        reflector.propose([(request(), 0)])
-    assert server.requests == 1
-    assert not reflector.is_known(request(), 0)
+    asking = judge("openai:/m", base_url=server.url)
+    for asked in (1, 2):
+        with pytest.raises(ModelError, match="no usable answer"):
+            Reflector(asking, SCALE, cache=cache).propose([request()], 0)
+        assert server.requests == asked
+
+
+def test_requests_are_sized_to_the_context(loopback: Callable[..., Loopback]) -> None:
+    """Of an unknown model 8,000 tokens are taken; the answer is limited as well."""
+    server = loopback(says='["Be strict on promises."]')
+    asking = judge("openai:/m", base_url=server.url)
+    for context, most in ((None, 24_000), (3000, 9_000)):
+        Reflector(asking, SCALE, context=context).propose([request(n=200)], 0)
+        body = server.stats()["body"]
+        assert sum(len(message["content"].encode()) for message in body["messages"]) < most
+        assert 1024 in (body.get("max_tokens"), body.get("max_completion_tokens"))
 
 
 def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
     """A model that finds nothing in common may say so."""
     server = loopback(says='{"rules": []}')
-    answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([(request(), 0)])[0]
+    answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([request()], 0)[0]
     assert answer.rules == ()
     assert answer.calls == 1
 
@@ -309,7 +313,7 @@ def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> 
     )
     threading.Timer(0.5, stop.set).start()
     with pytest.raises(CancelledError):
-        asking.propose([(request(n=n), 0) for n in range(1, 9)])
+        asking.propose([request(n=n) for n in range(1, 9)], 0)
     begun = server.requests
     assert begun <= 4
     time.sleep(0.7)
@@ -322,7 +326,7 @@ def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., L
 
     def sent(**options: Any) -> dict[str, Any]:
         with Reflector(judge("openai:/m", base_url=server.url), SCALE, **options) as asked:
-            asked.propose([(request(), 0)])
+            asked.propose([request()], 0)
         body: dict[str, Any] = server.stats()["body"]
         return body
 
@@ -340,7 +344,7 @@ def test_a_timeout_is_repeated_once_and_says_how_to_allow_more(
         judge("openai:/m", base_url=server.url), SCALE, inference_params={"timeout": 0.3}
     )
     with pytest.raises(ModelError, match=r"inference_params=\{'timeout'"):
-        asked.propose([(request(), 0)])
+        asked.propose([request()], 0)
     assert server.requests == 2
 
 
@@ -348,7 +352,7 @@ def test_headers_of_the_judge_are_kept(loopback: Callable[..., Loopback]) -> Non
     """The reflection model is reached as the judge's is."""
     server = loopback(says='["Be strict on promises."]')
     own = judge("openai:/m", base_url=server.url, extra_headers={"X-Team": "shop"})
-    Reflector(own, SCALE).propose([(request(), 0)])
+    Reflector(own, SCALE).propose([request()], 0)
     assert server.stats()["headers"]["x-team"] == "shop"
 
 
@@ -357,5 +361,5 @@ def test_requests_count_against_the_budget(loopback: Callable[..., Loopback]) ->
     server = loopback(says='["Be strict on promises."]')
     budget = Budget(5, tokens=200_000)
     asked = Reflector(judge("openai:/m", base_url=server.url), SCALE, budget=budget)
-    asked.propose([(request(), 0)])
+    asked.propose([request()], 0)
     assert (budget.spent, budget.spent_tokens) == (1, 110)

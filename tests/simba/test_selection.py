@@ -23,8 +23,7 @@ from workbench.simba.selection import (
     ablate,
     agrees,
     credit,
-    harmful_rules,
-    idle_rules,
+    dropped_rules,
     prune,
 )
 
@@ -75,7 +74,7 @@ def test_a_shown_item_counts_as_the_original_judged_it() -> None:
     """Having been told the answer is no merit: the candidate is not even asked."""
     one = board()
     one.judge((BASE, i) for i in one.items)
-    shown = proposer().by_examples(BASE, [case(one.items[0])], 4)
+    shown = proposer().with_examples(BASE, [case(one.items[0])], 4)
     asked: list[str] = []
 
     def right(questions: Questions) -> list[Verdict]:
@@ -101,7 +100,7 @@ def test_an_item_that_always_fails_is_counted_once() -> None:
     one = board(ask=failing)
     for _ in range(2):
         one.judge((BASE, i) for i in one.items)
-    one.remove_failed(BASE)
+    one.remove_failed()
     one.judge((CURED, i) for i in one.items)
     assert one.failures == 1
     assert one.score(CURED)[1] == 1.0
@@ -197,8 +196,8 @@ def test_what_harms_and_what_does_nothing_is_found() -> None:
     """The rule that helps is neither."""
     candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
     ablations = ablated(candidate, obedient, items(20))
-    assert list(harmful_rules(ablations)) == [0]
-    assert list(idle_rules(3, ablations)) == [2]
+    assert list(dropped_rules(3, ablations)[0]) == [0]
+    assert list(dropped_rules(3, ablations)[1]) == [2]
     assert [child.rules for child in prune(candidate, ablations)] == [(HELPS,), (HELPS, IDLE)]
     dropped = {one.rule: one.reason for one in prune(candidate, ablations)[0].dropped}
     assert dropped[HARMS].startswith("harmful")
@@ -212,8 +211,10 @@ def test_what_weighs_more_has_the_say() -> None:
     candidate = BASE.with_rules([HELPS], "x")
     old = [replace(item, weight=0.25) for item in items(12)]
     new = [replace(item, label="good") for item in items(8, start=50)]
-    assert list(harmful_rules(ablated(candidate, obedient, [*old, *new], (40, 40)))) == [0]
-    assert not harmful_rules(ablated(candidate, obedient, old, (40, 40)))
+    harmful, _ = dropped_rules(1, ablated(candidate, obedient, [*old, *new], (40, 40)))
+    assert list(harmful) == [0]
+    harmful, _ = dropped_rules(1, ablated(candidate, obedient, old, (40, 40)))
+    assert not harmful
 
 
 def test_nothing_is_pruned_where_nothing_is_wrong() -> None:
@@ -252,6 +253,7 @@ def test_a_call_that_failed_speaks_neither_for_a_rule_nor_against_it() -> None:
     board = Scoreboard(items(20), BASE, SCALE, failing, max_failure_share=1)
     board.judge((candidate, item) for item in board.items)
     ablations = ablate(candidate, board, proposer())
-    assert {one.gain for one in ablations} == {0.0}
-    assert not harmful_rules(ablations)
-    assert not {one.rule for one in ablations} & set(idle_rules(3, ablations))
+    assert {one.gain for one in ablations} == {None}
+    harmful, idle = dropped_rules(3, ablations)
+    assert not harmful
+    assert not {one.rule for one in ablations} & set(idle)

@@ -43,9 +43,9 @@ from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Groups, dataset_digest
-from workbench.simba.crossfit import FEW
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
+from workbench.simba.search import FEW
 from workbench.store.traces import fetch_traces, item_digest
 
 if TYPE_CHECKING:

@@ -145,7 +145,6 @@ def forecast_of(
         for part in (split.train, split.dev)
         for row in part.table.to_dict("records")
     ]
-    other = reflection_model not in (None, getattr(judge, "model", None))
     return forecast(
         judge,
         cases,
@@ -154,8 +153,6 @@ def forecast_of(
         split.train.scale,
         reflection_model=reflection_model,
         probe=probe,
-        # MLflow has told whether there is a price; litellm, which knows it, loads slowly.
-        with_price=other or probe is None or probe.cached or probe.cost is not None,
     )
 
 

@@ -53,6 +53,14 @@ class Case:
     item: Item
     verdict: Verdict
 
+    @property
+    def label(self) -> Any:
+        return self.item.label
+
+    @property
+    def weight(self) -> float:
+        return self.item.weight
+
 
 def judge_fields(judge: Judge) -> tuple[str, ...]:
     """Which of inputs, outputs and expectations the judge's instructions refer to."""

@@ -10,10 +10,9 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 
 1. judges a minibatch of train items and collects the parent's disagreements with the labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
-   are right: all at once, by direction (too high, too low) and, if there are many, in up to three
-   clusters of similar rationales. Up to eight *candidates* are made from its answers: all rules,
-   the strongest half, the rules of all groups, a rewritten list, the criteria that people name,
-   two worked examples,
+   are right: all at once and by direction (too high, too low; by label if they have no order).
+   Up to eight *candidates* are made from its answers: all rules, the strongest half, the rules of
+   all directions, a rewritten list, the criteria that people name, two worked examples,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more,
 4. prunes the winner: rules are left out on up to 18 items whose verdicts they may decide. Harmful
@@ -38,7 +37,7 @@ With a selection items, b items of the minibatch that are not among them, S step
 and h3 items, and K directions of errors (2, or the number of values if they have no order)::
 
     judge calls  <=  a + b + S (b + 8 h1 + 4 h2 + 2 h3 + 36 + 3 a)
-    reflections  <=  1 + S (2 + 3 K)
+    reflections  <=  1 + S (2 + K)
 
 plus up to 5 a judge calls for the rules of an aligned judge. Usually it is far less: about 220
 judge calls for 50 labels and 510 for 200 in ``tests/benchmarks/bench_simba.py``. The calls of a
@@ -54,6 +53,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,19 +66,18 @@ from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import check_measurable, judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage, cost
+from workbench.models.budget import Budget, Usage, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
-from workbench.simba.ascent import optimise
 from workbench.simba.candidate import Candidate
-from workbench.simba.crossfit import FEW, crossfit
+from workbench.simba.crossfit import crossfit
 from workbench.simba.forecast import announcement, forecast
 from workbench.simba.items import Case, Item, judge_fields, known_verdicts, labelled_items
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
-from workbench.simba.search import Optimised, Problem, Settings
+from workbench.simba.search import FEW, Optimised, Problem, Settings, optimise
 from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
@@ -101,6 +100,9 @@ class SIMBA(AlignmentOptimizer):
     inference_params
         Parameters of the reflection's requests: ``max_tokens`` (1,024 unless given), ``timeout``
         in seconds, ``temperature`` and whatever else the model takes.
+    reflection_context
+        Tokens that a reflection's prompt and answer may have; those of MLflow's catalog of
+        models, or 8,000, when None. Longer texts are shortened and cases left out.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
         before it stops.
@@ -146,6 +148,7 @@ class SIMBA(AlignmentOptimizer):
         model: str | None = None,
         *,
         inference_params: Mapping[str, Any] | None = None,
+        reflection_context: int | None = None,
         max_steps: int = Settings.max_steps,
         batch_size: int = Settings.batch_size,
         patience: int = Settings.patience,
@@ -164,6 +167,7 @@ class SIMBA(AlignmentOptimizer):
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         self.model, self.budget, self.seed = model, budget, seed
         self.inference_params = dict(inference_params or {})
+        self.reflection_context = reflection_context
         self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size
         self.progress = progress
         self.on_step: Callable[[dict[str, Any]], None] | None = None
@@ -199,29 +203,17 @@ class SIMBA(AlignmentOptimizer):
             {"dev": self.dev_size, "train": 1 - self.dev_size},
             self.seed,
         )
-        by_id = {item.trace_id: item for item in items}
+        train, dev = ([i for i in items if i.trace_id in parts[p]] for p in ("train", "dev"))
         known = known_verdicts(judge, traces, scale)
         budget = Budget.of(self.budget)
         if self.progress:
             said = {verdict.trace_id: verdict for verdict in known}
             cases = [Case(i, said.get(i.trace_id, Verdict(i.trace_id))) for i in items]
             most = forecast(
-                judge,
-                cases,
-                len(parts["dev"]),
-                self.settings,
-                scale,
-                reflection_model=self.model,
+                judge, cases, len(dev), self.settings, scale, reflection_model=self.model
             )
             say(f"SIMBA: {announcement(most, budget)}")
-        return self.learn(
-            judge,
-            [by_id[i] for i in parts["train"]],
-            [by_id[i] for i in parts["dev"]],
-            scale=scale,
-            known=known,
-            budget=budget,
-        )
+        return self.learn(judge, train, dev, scale=scale, known=known, budget=budget)
 
     def learn(
         self,
@@ -247,7 +239,6 @@ class SIMBA(AlignmentOptimizer):
         budget.check(model, self.model or model)
         if budget.measures:
             check_measurable(judge)
-        answers = AnswerCache() if self.cache else None
         started = time.monotonic()
         shown = bar(
             total=self.settings.max_steps, desc="aligning with SIMBA", disable=not self.progress
@@ -268,101 +259,123 @@ class SIMBA(AlignmentOptimizer):
             original, train, dev, scale, judge_fields(judge), self.seed, self.settings
         )
         search = crossfit if len(train) + len(dev) < FEW else optimise
-        try:
-            with shown, _Asking(self, judge, original, scale, known, answers, budget) as asking:
-                self.last = search(
-                    problem, asking.verdicts, asking.rules, on_step=on_step, calls_left=asking.left
-                )
-        finally:
-            if answers is not None:
-                answers.close()
-        self.seconds = time.monotonic() - started
+        with (
+            shown,
+            AnswerCache() if self.cache else nullcontext() as answers,
+            _Models(self, judge, problem, known, answers, budget) as models,
+        ):
+            found = search(
+                problem,
+                models.ask_judge,
+                models.reflect,
+                on_step=on_step,
+                calls_left=models.calls_left,
+            )
         # A batch that the budget cut short was paid for all the same.
-        self.last.judge_calls = budget.spent - spent_before - self.last.reflection_calls
-        return asking.judges[self.last.best.key]
+        judge_calls = budget.spent - spent_before - found.reflection_calls
+        self.last = replace(
+            found,
+            judge_calls=judge_calls,
+            known=models.cached,
+            tokens=models.tokens or None,
+            cost=models.cost,
+        )
+        self.seconds = time.monotonic() - started
+        return models.judges[found.best.key]
 
 
-class _Asking:
-    """Verdicts and rules for one run of the loop: from what is known, the cache, or the models."""
+class _Models:
+    """The judge and the reflection model of one run, and what they used."""
 
     def __init__(
         self,
         simba: SIMBA,
         judge: Judge,
-        original: Candidate,
-        scale: Scale,
+        problem: Problem,
         known: Sequence[Verdict],
         cache: AnswerCache | None,
         budget: Budget,
     ) -> None:
-        self.simba, self.judge, self.original, self.scale = simba, judge, original, scale
+        self.scale, self.original = problem.scale, problem.original
+        self.judges: dict[str, Judge] = {self.original.key: judge}
+        self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
         self.runner = Runner(
             cache=cache, budget=budget, concurrency=simba.concurrency, stop=simba.stop
         )
         self.reflector = Reflector(
             judge,
-            scale,
+            self.scale,
             model=simba.model,
             inference_params=simba.inference_params,
+            context=simba.reflection_context,
             cache=cache,
             budget=budget,
             max_failure_share=simba.settings.max_failure_share,
             stop=simba.stop,
         )
-        self.judges: dict[str, Judge] = {original.key: judge}
-        self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
-        self.paid = Usage()
+        self.used = Usage()
+        self.tokens = self.cached = 0
+        self.cost: float | None = None
 
-    def __enter__(self) -> _Asking:
+    def __enter__(self) -> _Models:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.runner.close()
         self.reflector.close()
 
-    def verdicts(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
-        self._check()
-        for candidate, _ in wanted:
+    def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
+        """Verdicts of the candidates; those of the original may be known."""
+        self._check_stop()
+        found: dict[int, Verdict] = {}
+        missing: list[tuple[Judge, Any, int]] = []
+        for index, (candidate, item) in enumerate(wanted):
+            if candidate.key == self.original.key and item.trace_id in self.known:
+                found[index] = replace(self.known[item.trace_id], calls=0)
+                continue
             if candidate.key not in self.judges:
-                self.judges[candidate.key] = with_instructions(self.judge, candidate.text)
-        found: dict[int, Verdict] = {
-            index: replace(self.known[item.trace_id], calls=0)
-            for index, (candidate, item) in enumerate(wanted)
-            if candidate.key == self.original.key and item.trace_id in self.known
-        }
-        missing = [index for index in range(len(wanted)) if index not in found]
-        fresh = judge_many(
-            [(self.judges[wanted[i][0].key], wanted[i][1].example, 0) for i in missing],
-            self.runner,
-            scale=self.scale,
-        )
-        found.update(zip(missing, fresh, strict=True))
+                self.judges[candidate.key] = with_instructions(
+                    self.judges[self.original.key], candidate.text
+                )
+            missing.append((self.judges[candidate.key], item.example, 0))
+        fresh = judge_many(missing, self.runner, scale=self.scale)
         for verdict in fresh:
-            self.paid += verdict.usage
-        return [found[index] for index in range(len(wanted))]
+            self.used += verdict.usage
+            self.cached += verdict.cached
+            tokens = (verdict.input_tokens or 0) + (verdict.output_tokens or 0)
+            self._count(tokens, verdict.cost)
+        rest = iter(fresh)
+        return [found[i] if i in found else next(rest) for i in range(len(wanted))]
 
-    def left(self) -> float:
-        """Judge calls that the budget still allows, by what those until now have used."""
-        budget, paid = self.runner.budget, self.paid
+    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        """Rules for each request."""
+        self._check_stop()
+        answers = self.reflector.propose(requests, step)
+        for answer in answers:
+            self.cached += answer.calls == 0 and not answer.error
+            self._count(answer.tokens or 0, answer.cost)
+        return answers
+
+    def calls_left(self) -> float:
+        """Judge calls that the budget still allows, if they use as much as those until now."""
+        budget, used = self.runner.budget, self.used
         left = budget.left
-        if budget.tokens is not None and paid.tokens:
-            left = min(left, budget.left_tokens * paid.requests / paid.tokens)
-        if budget.usd is not None:
-            model = str(getattr(self.judge, "model", None) or "")
-            usd = cost(model, paid.read or 0, paid.written or 0)
-            left = min(left, budget.left_usd * paid.requests / usd) if usd else left
+        if used.tokens:
+            left = min(left, budget.left_tokens * used.requests / used.tokens)
+        if used.cost:
+            left = min(left, budget.left_usd * used.requests / used.cost)
         return left
 
-    def rules(self, requests: Sequence[Request], step: int) -> list[Reflection]:
-        self._check()
-        return self.reflector.propose([(request, step) for request in requests])
+    def _count(self, tokens: int, cost: float | None) -> None:
+        self.tokens += tokens
+        self.cost = total(self.cost, cost)
 
-    def _check(self) -> None:
-        if self.simba.stop.is_set():
-            raise CancelledError("The alignment was cancelled. " + ANSWERS_ARE_KEPT)
-
-
-ANSWERS_ARE_KEPT = "Answers that were paid for are kept; the same call takes it up again."
+    def _check_stop(self) -> None:
+        if self.runner.stop.is_set():
+            raise CancelledError(
+                "The alignment was cancelled. Answers that were paid for are kept; the same call "
+                "takes it up again."
+            )
 
 
 def _content(item: Item) -> tuple[str, str, str]:

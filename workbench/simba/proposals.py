@@ -5,25 +5,24 @@ from __future__ import annotations
 import math
 import random
 import re
-import warnings
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, WorkedExample, one_line_json
+from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.items import Case, Item
 from workbench.simba.reflection import Reflection, Request
 
 Reflect = Callable[[Sequence[Request], int], list[Reflection]]
 """Asks the reflection model for rules; the number is the step."""
 
+Labelled = TypeVar("Labelled", Item, Case)
+
 EVERYTHING: Final = "all disagreements"
 REWRITE: Final = "rewrite the rules"
 CRITERIA: Final = "what people go by"
+EXAMPLES: Final = "worked examples"
 
 CRITERIA_TASK: Final = (
     "By which criteria do people go? The cases show labels and reasons of people, whether or not "
@@ -34,13 +33,6 @@ REWRITE_TASK: Final = (
     "change or leave out what they contradict, put together what says the same. The rules now:"
 )
 
-CLUSTERED_FROM: Final = 16
-"""Number of cases of one direction from which they are split into clusters."""
-
-MAX_CLUSTERS: Final = 3
-MIN_CLUSTER: Final = 3
-HASH_BUCKETS: Final = 256
-
 MIN_RATIONALES: Final = 2
 """Rationales on items the judge gets right from which people's criteria are asked for."""
 
@@ -49,92 +41,88 @@ MAX_BLAMED: Final = 2
 
 
 class Proposer:
-    """Proposes candidates and counts what the reflection model cost.
-
-    ``failures`` counts requests without a usable answer. ``evidence`` maps each rule to the trace
-    ids that it was made from.
-    """
+    """Proposes candidates. ``evidence`` maps each rule to the trace ids that it was made from."""
 
     def __init__(
         self, reflect: Reflect, scale: Scale, fields: tuple[str, ...], *, seed: int
     ) -> None:
-        self.reflect, self.scale, self.fields, self.seed = reflect, scale, fields, seed
+        self.reflect, self.scale, self.fields = reflect, scale, fields
         self.rng = random.Random(f"simba-{seed}")
         self.evidence: dict[str, list[str]] = {}
-        self.calls = self.cached = self.failures = 0
-        self.tokens: list[int] = []
-        self.costs: list[float] = []
+        self.calls = self.failures = 0
 
-    # -- rules ----------------------------------------------------------------------------
-
-    def by_reflection(
+    def requests(
         self,
         parent: Candidate,
         wrong: Sequence[Case],
         right: Sequence[Case],
-        cured: Sequence[Case],
-        step: int,
-    ) -> list[Candidate]:
-        """Children with rules for all disagreements, for each group of them, and rewritten rules.
+        cured: Sequence[Case] = (),
+        *,
+        criteria: bool = False,
+    ) -> dict[str, Request]:
+        """What to ask: all disagreements, each direction, rewritten rules, people's criteria.
 
-        ``cured`` are the original judge's verdicts on the items that the parent gets right.
+        ``cured`` are the original judge's verdicts on items that the parent gets right.
         """
-        groups = cluster(wrong, self.scale, self.seed + step)
-        requests = {EVERYTHING: self.request(parent, wrong, right, EVERYTHING)}
+        asked = {EVERYTHING: self._request(parent, wrong, right, EVERYTHING)}
+        groups = by_direction(wrong, self.scale)
         if len(groups) > 1:
-            for focus, cases in groups:
-                requests[focus] = self.request(parent, cases, right, focus)
+            asked |= {name: self._request(parent, g, right, name) for name, g in groups.items()}
         if parent.rules:
-            requests[REWRITE] = self.rewrite_request(parent, [*wrong, *cured], right)
-        if step == 1 and have_rationales(right):
-            requests[CRITERIA] = self.criteria_request(parent, [*wrong, *right])
-        answers = self.ask(list(requests.values()), step)
-        rules = dict(zip(requests, answers, strict=True))
-        for focus, request in requests.items():
-            self.record_evidence(parent.rewritten(rules[focus], focus).rules, request.disagreements)
+            explained = {case.item.trace_id: case for case in (*wrong, *cured)}
+            others = [case for case in right if case.item.trace_id not in explained]
+            focus = "\n".join([REWRITE_TASK, *(f"- {rule}" for rule in parent.rules)])
+            bare = parent.rewritten((), REWRITE)
+            asked[REWRITE] = self._request(bare, [*wrong, *cured], others, focus)
+        if criteria and sum(bool(case.item.rationale) for case in right) >= MIN_RATIONALES:
+            # Where a judge errs by chance, most rationales are on items that it got right.
+            cases = (*wrong, *right)
+            asked[CRITERIA] = Request(
+                parent.text, cases, (), self.fields, CRITERIA_TASK, blind=True
+            )
+        return asked
 
-        general, criteria = rules[EVERYTHING], rules.get(CRITERIA, ())
-        of_groups = [rule for focus, _ in groups for rule in rules.get(focus, ())]
-        children = [
-            parent.with_rules(general, f"rules: {EVERYTHING}"),
-            parent.with_rules(strongest(general), f"strongest rules: {EVERYTHING}"),
-            parent.with_rules(of_groups, "rules of all groups"),
-            parent.with_rules(criteria, f"rules: {CRITERIA}"),
-            parent.with_rules(strongest(criteria), f"strongest rules: {CRITERIA}"),
-            parent.rewritten(rules.get(REWRITE, parent.rules), REWRITE),
-        ]
-        return [child for child in children if child.rules and child.rules != parent.rules]
-
-    def request(
+    def _request(
         self, parent: Candidate, wrong: Sequence[Case], right: Sequence[Case], focus: str
     ) -> Request:
         return Request(parent.text, tuple(wrong), tuple(right), self.fields, focus)
 
-    def criteria_request(self, parent: Candidate, cases: Sequence[Case]) -> Request:
-        """Ask what people go by on all items, including those that the judge gets right.
+    def ask(
+        self, asked: Sequence[Mapping[str, Request]], step: int
+    ) -> list[dict[str, tuple[str, ...]]]:
+        """Ask all requests in parallel; return the rules of each under the name of its request."""
+        answers = self.reflect([r for requests in asked for r in requests.values()], step)
+        self.calls += sum(answer.calls for answer in answers)
+        self.failures += sum(bool(answer.error) for answer in answers)
+        rules = iter(answers)
+        return [{name: next(rules).rules for name in requests} for requests in asked]
 
-        Where a judge errs by chance, most rationales are on items that it got right.
-        """
-        return Request(parent.text, tuple(cases), (), self.fields, CRITERIA_TASK, blind=True)
-
-    def rewrite_request(
-        self, parent: Candidate, cases: Sequence[Case], right: Sequence[Case]
-    ) -> Request:
-        explained = {case.item.trace_id for case in cases}
-        others = [case for case in right if case.item.trace_id not in explained]
-        focus = "\n".join([REWRITE_TASK, *(f"- {rule}" for rule in parent.rules)])
-        return self.request(parent.rewritten((), REWRITE), cases, others, focus)
-
-    def ask(self, requests: Sequence[Request], step: int) -> list[tuple[str, ...]]:
-        """Ask all requests in parallel and return the rules of each."""
-        answers = self.reflect(requests, step)
-        for answer in answers:
-            self.calls += answer.calls
-            self.failures += bool(answer.error)
-            self.cached += answer.calls == 0 and not answer.error
-            self.tokens += [answer.tokens] if answer.tokens else []
-            self.costs += [answer.cost] if answer.cost else []
-        return [answer.rules for answer in answers]
+    def children(
+        self,
+        parent: Candidate,
+        asked: Mapping[str, Request],
+        answers: Mapping[str, tuple[str, ...]],
+    ) -> dict[str, Candidate]:
+        """Make candidates from the rules that were answered, by origin."""
+        for name, request in asked.items():
+            self.record_evidence(parent.rewritten(answers[name], name).rules, request.disagreements)
+        sources: dict[str, Sequence[str]] = {
+            EVERYTHING: answers[EVERYTHING],
+            "all groups": [
+                rule
+                for name in answers
+                if name not in (EVERYTHING, REWRITE, CRITERIA)
+                for rule in answers[name]
+            ],
+            CRITERIA: answers.get(CRITERIA, ()),
+        }
+        made = []
+        for name, rules in sources.items():
+            made.append(parent.with_rules(rules, f"rules: {name}"))
+            if name != "all groups":
+                made.append(parent.with_rules(strongest(rules), f"strongest rules: {name}"))
+        made.append(parent.rewritten(answers.get(REWRITE, parent.rules), REWRITE))
+        return {child.origin: child for child in made}
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
         """Keep which cases each rule was made from: those whose rationale mentions it, else all.
@@ -149,10 +137,8 @@ class Proposer:
         for rule, ids in zip(rules, found, strict=True):
             self.evidence.setdefault(rule, ids or shown)
 
-    # -- worked examples ------------------------------------------------------------------
-
-    def by_examples(self, parent: Candidate, wrong: Sequence[Case], limit: int) -> Candidate:
-        """A child with two disagreements of different labels, preferably with a rationale."""
+    def with_examples(self, parent: Candidate, wrong: Sequence[Case], limit: int) -> Candidate:
+        """A child that shows two disagreements of different labels, if possible with rationale."""
         ranked = sorted(wrong, key=lambda case: (not case.item.rationale, self.rng.random()))
         by_label: dict[Any, Item] = {}
         for case in ranked:
@@ -168,32 +154,25 @@ class Proposer:
         ]
         return parent.with_examples(shown, limit)
 
-    # -- sampling -------------------------------------------------------------------------
-
-    def sample(self, items: Sequence[Item], size: int) -> list[Item]:
+    def sample(self, items: Sequence[Labelled], size: int) -> list[Labelled]:
         """Draw up to ``size`` items, the labels in turn; items of more weight come first."""
-        by_label: dict[Any, list[Item]] = defaultdict(list)
+        by_label: dict[Any, list[Labelled]] = defaultdict(list)
         for item in sorted(items, key=lambda one: (one.weight, self.rng.random())):
             by_label[item.label].append(item)
         queues = [by_label[label] for label in sorted(by_label, key=str)]
-        drawn: list[Item] = []
+        drawn: list[Labelled] = []
         while len(drawn) < min(size, len(items)):
             for queue in queues:
                 if queue and len(drawn) < size:
                     drawn.append(queue.pop())
         return drawn
 
-    def sample_cases(self, cases: Sequence[Case], size: int) -> list[Case]:
-        """Draw up to ``size`` cases as `sample` draws items."""
-        by_id = {case.item.trace_id: case for case in cases}
-        return [by_id[i.trace_id] for i in self.sample([c.item for c in cases], size)]
-
-
-# -- which cases to show ------------------------------------------------------------------------
-
 
 def by_direction(wrong: Sequence[Case], scale: Scale) -> dict[str, list[Case]]:
-    """Group cases by how the judge errs: too high or too low; by label on nominal scales."""
+    """Group cases by how the judge errs: too high or too low; by label on nominal scales.
+
+    Single cases are left out, since they show nothing general.
+    """
     groups: dict[str, list[Case]] = defaultdict(list)
     for case in wrong:
         if scale.kind == "nominal":
@@ -201,49 +180,7 @@ def by_direction(wrong: Sequence[Case], scale: Scale) -> dict[str, list[Case]]:
         else:
             high = scale.rank(case.verdict.value) > scale.rank(case.item.label)
             groups["the judge rates too high" if high else "the judge rates too low"].append(case)
-    return dict(sorted(groups.items()))
-
-
-def cluster(wrong: Sequence[Case], scale: Scale, seed: int) -> list[tuple[str, list[Case]]]:
-    """Group cases by direction, and large groups by their words: (focus, cases).
-
-    Groups of a single case are left out, since a single case shows nothing general.
-    """
-    groups: list[tuple[str, list[Case]]] = []
-    for focus, cases in by_direction(wrong, scale).items():
-        clusters = _k_means(cases, seed) if len(cases) >= CLUSTERED_FROM else [cases]
-        for number, part in enumerate(clusters, start=1):
-            name = f"{focus}, like cases {number} of {len(clusters)}"
-            groups += [(name if len(clusters) > 1 else focus, part)] if len(part) > 1 else []
-    return groups
-
-
-def _k_means(cases: Sequence[Case], seed: int) -> list[list[Case]]:
-    """Cluster by hashed words; a single cluster if one would be very small."""
-    from scipy.cluster.vq import kmeans2
-
-    # The rationale says why; the output is the best guess where there is none.
-    texts = [case.item.rationale or one_line_json(case.item.example.outputs) for case in cases]
-    vectors = np.array([_hashed_words(text) for text in texts])
-    distinct = len(np.unique(vectors, axis=0))
-    k = min(MAX_CLUSTERS, len(cases) // (CLUSTERED_FROM // 2), distinct)
-    if k < 2:
-        return [list(cases)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty clusters, which are dealt with below
-        _, labels = kmeans2(vectors, k, minit="++", rng=np.random.default_rng(abs(seed)))
-    clusters: list[list[Case]] = [[] for _ in range(k)]
-    for case, label in zip(cases, labels, strict=True):
-        clusters[label].append(case)
-    return clusters if min(map(len, clusters)) >= MIN_CLUSTER else [list(cases)]
-
-
-def _hashed_words(text: str) -> Any:
-    """The words of a text as a unit vector."""
-    vector = np.zeros(HASH_BUCKETS)
-    for word in set(_WORD.findall(text.casefold())):
-        vector[zlib.crc32(word.encode()) % HASH_BUCKETS] += 1.0
-    return vector / (np.linalg.norm(vector) or 1.0)
+    return {name: cases for name, cases in sorted(groups.items()) if len(cases) > 1}
 
 
 def newest(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[list[Case], list[Case]]:
@@ -257,14 +194,6 @@ def newest(wrong: Sequence[Case], right: Sequence[Case]) -> tuple[list[Case], li
     if len(kept) < 2:
         return list(wrong), list(right)
     return kept, [case for case in right if case.item.weight >= top]
-
-
-def have_rationales(right: Sequence[Case]) -> bool:
-    """Whether people gave reasons on items that the judge gets right."""
-    return sum(bool(case.item.rationale) for case in right) >= MIN_RATIONALES
-
-
-# -- which rules a text is about ----------------------------------------------------------------
 
 
 def strongest(rules: Sequence[str]) -> Sequence[str]:
@@ -292,10 +221,7 @@ def mentioned(rules: Sequence[str], rationale: str) -> list[int]:
 
 
 def _shared_words(rules: Sequence[str], text: str) -> list[float]:
-    """How many words each rule shares with the text, rare words counting more.
-
-    A word counts 1/n if n rules have it.
-    """
+    """How many words each rule shares with the text; a word that n rules have counts 1/n."""
     words = [set(_WORD.findall(rule.casefold())) for rule in rules]
     in_text = set(_WORD.findall(text.casefold()))
     return [

@@ -19,7 +19,7 @@ from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json
 from workbench.simba.items import Case
 
-MOST_RULES: Final = 6
+MAX_RULES: Final = 6
 """Rules in an answer."""
 
 TASK: Final = """\
@@ -103,7 +103,7 @@ class Request:
             words = _words(rule)
             if words and f" {words} " not in shown:
                 kept.setdefault(words, rule.strip())
-        return list(kept.values())[:MOST_RULES]
+        return list(kept.values())[:MAX_RULES]
 
     def _fitting_cases(self, room: float) -> tuple[list[str], list[str]]:
         for limit in FIELD_LIMITS:

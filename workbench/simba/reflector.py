@@ -1,8 +1,7 @@
-"""Asks the reflection model for rules: which model, where it is reached, and what it answered.
+"""Reflector: asks the reflection model for rules by a dspy program.
 
-The program is dspy's. Its requests go out through dspy's own connection, and pass the client on
-their way, so that they are counted, kept to the budget and never sent while a recording is
-replayed.
+Requests are sent by dspy's connection and pass the client on their way, so that they are counted,
+cached, kept to the budget and never sent while a recording is replayed.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from workbench.compat import endpoint, quiet
+from workbench.compat import context_window, endpoint, quiet
 from workbench.credentials import (
     credentials_of,
     redact,
@@ -33,7 +32,7 @@ from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
-    MOST_RULES,
+    MAX_RULES,
     TASK,
     TASK_DIGEST,
     Reflection,
@@ -45,14 +44,23 @@ from workbench.simba.reflection import (
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-REASONING_TOKENS: Final = 16_000
-"""The same for OpenAI's reasoning models, for which dspy takes no smaller limit."""
+DEFAULT_CONTEXT: Final = 8000
+"""Tokens of a prompt and its answer where the model's context is not known."""
 
-LEAST_FAILURES: Final = 3
+REASONING_TOKENS: Final = 16_000
+"""Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
+
+MIN_FAILURES: Final = 3
 """Fewer failed requests are never a reason to give up, as long as others succeed."""
 
-LEAST_SHARE: Final = 1 / 3
+MIN_FAILURE_SHARE: Final = 1 / 3
 """Nor is a smaller share of failed requests."""
+
+_ADVICE: Final = (
+    "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
+    "more time or room with SIMBA(inference_params={'timeout': seconds, 'max_tokens': ...}). Run "
+    "again to go on from here: answers that were paid for are kept."
+)
 
 
 class Reflector:
@@ -61,25 +69,18 @@ class Reflector:
     Parameters
     ----------
     judge
-        Whose model, base URL and headers are used where ``model`` is None.
+        Whose model, base URL and headers are used if ``model`` is None.
     model
-        Another model URI for the reflection.
+        Another model URI.
     inference_params
         Parameters of the requests: ``max_tokens`` (1,024 unless given), ``timeout`` in seconds
-        (the judge's, or 300), ``temperature`` and whatever else the model takes.
-    cache
-        Where answers are kept; the same request with the same ``sample`` is paid once.
-    budget
-        Counts every request to the model before it is made, retries included.
+        (the judge's, or 300), ``temperature`` and others that the model takes.
+    context
+        Tokens that prompt and answer may have; what MLflow's catalog says, or 8,000, if None.
+    cache, budget, stop
+        As in `workbench.models.runner.Runner`.
     max_failure_share
-        Share of failed requests, in [0, 1], above which it gives up; it bears a third at least.
-    stop
-        Once it is set no request is begun any more.
-
-    Attributes
-    ----------
-    asked, failures
-        Requests so far, known ones included, and those of them without a usable answer.
+        Share of failed requests, in [0, 1], above which it gives up; at least a third.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Reflector:
         *,
         model: str | None = None,
         inference_params: Mapping[str, Any] | None = None,
+        context: int | None = None,
         cache: AnswerCache | None = None,
         budget: Budget | None = None,
         concurrency: int = 8,
@@ -97,10 +99,16 @@ class Reflector:
     ) -> None:
         self.scale, self.max_failure_share = scale, max_failure_share
         self.asked = self.failures = 0
-        self.model = model or getattr(judge, "model", None) or MODEL
+        own_model = getattr(judge, "model", None)
+        self.model = model or own_model or MODEL
         self.params = dict(inference_params or {})
+        # The embedded model reads prompts of any length.
+        known = None if self.model.startswith(SCHEME) else context_window(self.model)
+        self.context = context or known
+        if self.context is None and not self.model.startswith(SCHEME):
+            self.context = DEFAULT_CONTEXT
         base_url, headers, params = endpoint(judge)
-        if model is not None and model != getattr(judge, "model", None):
+        if model not in (None, own_model):
             base_url, headers, params = None, {}, {}
         self.base_url = base_url
         self.options = reached_by(base_url, headers, params)
@@ -109,80 +117,74 @@ class Reflector:
         )
         self.runner = Runner(cache=cache, budget=budget, concurrency=concurrency, stop=stop)
         self._lock = threading.Lock()
-        self._inner: Any = None
+        self._connected: Any = None
 
-    def is_known(self, request: Request, sample: int) -> bool:
-        """Whether the answer is in the cache, so that asking costs nothing."""
-        return self.runner.known(self._request(request, sample)) is not None
+    def propose(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        """Ask for the rules of each request; answers of another step are other answers.
 
-    def propose(self, requests: Sequence[tuple[Request, int]]) -> list[Reflection]:
-        """Rules for each (request, sample number), in order.
-
-        A request that the model refuses, or answers with what holds no rule, has an ``error`` and
-        is not kept, so that another run asks again.
+        An answer that is no use has an ``error`` and is not kept, so that another run asks again.
 
         Raises
         ------
-        BudgetError
-            When the budget ends; answers that came before are kept in the cache.
-        CancelledError
-            When ``stop`` is set; the same holds.
+        BudgetError, CancelledError, ReplayError
+            As in `workbench.models.runner.Runner.run`.
         ModelError
-            When the model cannot be reached, refuses the key or does not exist, when none of the
-            first requests had a usable answer, or when more failed than are allowed; what the
-            model said is part of the message.
-        ReplayError
-            While a recording is replayed that lacks an answer.
+            If the model can't be reached, none of the first requests had a usable answer, or more
+            failed than allowed.
         """
-        asked = [self._request(request, sample) for request, sample in requests]
         try:
-            outcomes = self.runner.run(asked)
+            outcomes = self.runner.run([self._request(request, step) for request in requests])
         except ModelError as error:
             raise type(error)(f"{error} {_ADVICE}") from None
         self._count(outcomes)
-        return [_reflection(outcome) for outcome in outcomes]
+        return [
+            Reflection(
+                rules=tuple((outcome.answer or {}).get("rules", ())),
+                calls=0 if outcome.cached else outcome.usage.requests,
+                tokens=None if outcome.cached else outcome.usage.tokens or None,
+                cost=None if outcome.cached else outcome.usage.cost,
+                error=outcome.fault.message if outcome.fault else "",
+            )
+            for outcome in outcomes
+        ]
 
     def _count(self, outcomes: Sequence[Outcome]) -> None:
-        """Count answers and failures; raise where there are too many of these."""
-        first = not self.asked
+        """Count failures; raise if there are too many."""
         faults = [outcome.fault for outcome in outcomes if outcome.fault]
-        said = [fault.message for fault in faults]
+        all_failed = not self.asked and len(faults) == len(outcomes)
         self.asked += len(outcomes)
-        self.failures += len(said)
-        if any(fault.permanent for fault in faults) or (first and len(said) == len(outcomes) > 0):
+        self.failures += len(faults)
+        if faults and (all_failed or any(fault.permanent for fault in faults)):
             raise ModelError(
-                f"The reflection model {self.model} gave no usable answer: {said[0]}. {_ADVICE}"
+                f"The reflection model {self.model} gave no usable answer: {faults[0].message}. "
+                f"{_ADVICE}"
             )
-        borne = max(self.max_failure_share, LEAST_SHARE)
-        if self.failures >= LEAST_FAILURES and self.failures > borne * self.asked:
+        allowed = max(self.max_failure_share, MIN_FAILURE_SHARE)
+        if faults and self.failures >= MIN_FAILURES and self.failures > allowed * self.asked:
             raise ModelError(
                 f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
-                f"had no usable answer, more than the {borne:.0%} allowed. One of them: "
-                f"{said[0] if said else ''}. {_ADVICE} Or allow more with "
-                "SIMBA(max_failure_share=...)."
+                f"had no usable answer, more than the {allowed:.0%} allowed. One of them: "
+                f"{faults[0].message}. {_ADVICE} Or allow more with SIMBA(max_failure_share=...)."
             )
 
-    # -- one request ------------------------------------------------------------------------
-
-    def _request(self, request: Request, sample: int) -> client.Request:
-        inputs = request.as_inputs(self.scale)
-        source = answers_from(self.model, self.base_url)
+    def _request(self, request: Request, step: int) -> client.Request:
+        inputs = request.as_inputs(self.scale, self.context)
         params = without_secret_params(self.params)
-        more = [params] if params else []
-        place = without_credentials(self.base_url) if self.base_url else ""
+        key = (TASK_DIGEST, inputs, step, *([params] if params else []))
+        source = answers_from(self.model, self.base_url)
         return client.Request(
-            key=question_key("reflection", self.model, source, TASK_DIGEST, inputs, sample, *more),
+            key=question_key("reflection", self.model, source, *key),
             model=self.model,
             call=functools.partial(self._ask, inputs),
             read=functools.partial(self._read, request),
             sender="The reflection model",
-            place=place,
-            portable_key=question_key("reflection", self.model, TASK_DIGEST, inputs, sample, *more),
+            place=without_credentials(self.base_url) if self.base_url else "",
+            portable_key=question_key("reflection", self.model, *key),
             credentials=self.credentials,
         )
 
-    def _read(self, request: Request, stated: Any) -> dict[str, Any]:
-        # Rules are shown, logged and registered; a gateway may put into them what it was sent.
+    def _read(self, request: Request, stated: Sequence[Any]) -> dict[str, Any]:
+        # Rules are shown, logged and registered, and a gateway may repeat what it was sent.
         rules = [redact(str(rule), self.credentials) for rule in stated]
         if rules and all(map(is_refusal, rules)):
             raise AnswerError(f"it said {rules[0][:300]!r}")
@@ -194,7 +196,8 @@ class Reflector:
         from dspy.utils.exceptions import AdapterParseError
 
         engine = _Engine(self._connection())
-        lm = _language_model(engine, self._limits())
+        limits = {"max_tokens": ANSWER_TOKENS, **self.params}
+        lm = _language_model(engine, {k: limits[k] for k in limits.keys() - _OF_CONNECTION})
         try:
             # Else dspy asks a second time for an answer that can be read as it is.
             with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
@@ -204,47 +207,42 @@ class Reflector:
             stated = rules_in(said)
             if stated is not None:
                 return stated
+            why = f"it stated no rule but {said[:300]!r}"
             if engine.was_cut:
-                raise AnswerError(
+                why = (
                     "its answer was cut before it had stated a rule; raise max_tokens with "
                     "SIMBA(inference_params={'max_tokens': ...})"
-                ) from None
-            raise AnswerError(
-                f"it stated no rule but {(error.lm_response or '')[:300]!r}"
-            ) from None
-
-    def _limits(self) -> dict[str, Any]:
-        given = {name: v for name, v in self.params.items() if name not in ("timeout", "api_key")}
-        return {"max_tokens": ANSWER_TOKENS, **given}
+                )
+            raise AnswerError(why) from None
 
     def _connection(self) -> Any:
-        """dspy's language model that requests are sent by, made once."""
+        """dspy's language model that sends the requests."""
         import dspy
 
         provider, _, name = self.model.partition(":/")
         options: dict[str, Any] = {
             "timeout": float(os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS),
             **self.options,
-            **{name: self.params[name] for name in ("timeout", "api_key") if name in self.params},
+            **{name: self.params[name] for name in self.params.keys() & _OF_CONNECTION},
         }
-        if provider == "openai" and "api_base" not in options and os.environ.get("OPENAI_API_BASE"):
-            options["api_base"] = os.environ["OPENAI_API_BASE"]
+        if provider == "openai" and os.environ.get("OPENAI_API_BASE"):
+            options.setdefault("api_base", os.environ["OPENAI_API_BASE"])
         with self._lock:
-            if self._inner is None:
-                if provider + ":/" == SCHEME:
+            if self._connected is None:
+                if self.model.startswith(SCHEME):
                     with quiet():
                         register()
-                # The runner keeps answers and repeats requests, so that each is counted.
-                self._inner = dspy.LM(
+                # The runner caches answers and retries, so that each request is counted.
+                self._connected = dspy.LM(
                     f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
                 )
-            return self._inner
+            return self._connected
 
     def close(self) -> None:
         """Close the connections."""
         self.runner.close()
-        if self._inner is not None:
-            self._inner.close()
+        if self._connected is not None:
+            self._connected.close()
 
     def __enter__(self) -> Reflector:
         return self
@@ -253,32 +251,15 @@ class Reflector:
         self.close()
 
 
-_ADVICE: Final = (
-    "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
-    "more time or room with SIMBA(inference_params={'timeout': seconds, 'max_tokens': ...}). Run "
-    "again to go on from here: answers that were paid for are kept."
-)
-
-
-def _reflection(outcome: Outcome) -> Reflection:
-    paid = outcome.usage
-    fresh = not outcome.cached
-    return Reflection(
-        rules=tuple((outcome.answer or {}).get("rules", ())),
-        calls=paid.requests if fresh else 0,
-        tokens=(paid.tokens or None) if fresh else None,
-        cost=paid.cost if fresh else None,
-        error=outcome.fault.message if outcome.fault else "",
-    )
+_OF_CONNECTION: Final = {"timeout", "api_key"}
 
 
 def reached_by(
     base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Where and as whom a judge's model is reached, in dspy's terms.
+    """Options by which dspy reaches a judge's model.
 
-    Sampling parameters of the judge are not taken over: a verdict of few words at temperature 0
-    and a reflection are asked for differently.
+    Sampling parameters of the judge are left out: verdicts and reflections differ.
     """
     options: dict[str, Any] = {}
     if base_url:
@@ -302,7 +283,7 @@ class _Engine:
         """Send a ``dspy.lm15.Request`` and return the ``dspy.lm15.Response``."""
         messages = [str(message) for message in (request.system, *request.messages)]
         payload = {"messages": messages, "max_tokens": request.config.max_tokens}
-        response = client.ask(payload, _cleanly(lambda: self.inner(request)))
+        response = client.ask(payload, _without_dspys_advice(lambda: self.inner(request)))
         self.was_cut = response.finish_reason == "length"
         return response
 
@@ -310,9 +291,7 @@ class _Engine:
         """The connection belongs to the reflector."""
 
 
-def _cleanly(send: Callable[[], Any]) -> Callable[[], Any]:
-    """Send, and leave out of an error what dspy advises its own users to do."""
-
+def _without_dspys_advice(send: Callable[[], Any]) -> Callable[[], Any]:
     def sent() -> Any:
         from dspy.utils.exceptions import LMError
 
@@ -352,6 +331,6 @@ def program() -> Any:
         disagreements: str = dspy.InputField(desc="cases to learn from, one JSON object a line")
         agreements: str = dspy.InputField(desc="cases that are right and must stay so")
         focus: str = dspy.InputField(desc="which disagreements to explain")
-        rules: list[str] = dspy.OutputField(desc=f"at most {MOST_RULES} rules, the strongest first")
+        rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
 
     return dspy.Predict(ProposeRules)

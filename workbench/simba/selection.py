@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -57,21 +57,10 @@ def _is_continuous(scale: Scale) -> bool:
 class Scoreboard:
     """Verdicts of all candidates, and their scores on the items that they are selected on.
 
-    Parameters
-    ----------
-    items
-        Items to select on.
-    original
-        The judge's own instructions. Abstaining where the original had an opinion earns nothing.
-        An item that a candidate shows as a worked example counts as the original judged it.
-    scale
-        The rating scale.
-    ask
-        Asks the judge.
-    class_weight
-        ``"balanced"`` gives all labels the same total weight.
-    max_failure_share
-        Share of failed calls, in [0, 1], above which `judge` gives up.
+    Abstaining where ``original`` had an opinion earns nothing. An item that a candidate shows as a
+    worked example counts as the original judged it. In cross-validation, ``siblings`` has, for a
+    candidate's key and a trace id, the candidate that was made without that item and judges it in
+    its place.
     """
 
     items: list[Item]
@@ -81,11 +70,9 @@ class Scoreboard:
     class_weight: Literal["balanced"] | None = None
     max_failure_share: float = 0.05
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict, init=False)
+    siblings: dict[str, Mapping[str, Candidate]] = field(default_factory=dict, init=False)
     calls: int = field(default=0, init=False)
-    cached: int = field(default=0, init=False)
     failures: int = field(default=0, init=False)
-    tokens: list[int] = field(default_factory=list, init=False)
-    costs: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         counts = Counter(item.label for item in self.items)
@@ -102,20 +89,17 @@ class Scoreboard:
         ModelError
             If more calls failed than allowed.
         """
-        missing = {
-            (candidate.key, item.trace_id): (candidate, item)
-            for candidate, item in wanted
-            if (candidate.key, item.trace_id) not in self.verdicts
-            and not _is_example(candidate, item)
-        }
+        missing = {}
+        for candidate, item in wanted:
+            judge = self._judged_by(candidate, item)
+            key = (judge.key, item.trace_id)
+            if key not in self.verdicts and not _is_example(candidate, item):
+                missing[key] = (judge, item)
         answers = self.ask(list(missing.values())) if missing else []
         for key, verdict in zip(missing, answers, strict=True):
             self.verdicts[key] = verdict
             self.calls += verdict.calls
-            self.cached += verdict.cached
             self.failures += verdict.error is not None
-            self.tokens += [n for n in (verdict.input_tokens, verdict.output_tokens) if n]
-            self.costs += [verdict.cost] if verdict.cost else []
         asked = len(self.verdicts)
         if self.failures > self.max_failure_share * max(20, asked):
             failed = next(v for v in self.verdicts.values() if v.error is not None)
@@ -126,25 +110,17 @@ class Scoreboard:
                 "with SIMBA(max_failure_share=...)."
             )
 
-    def remove_failed(self, candidate: Candidate) -> None:
-        """Remove items on which a call of the candidate failed, unless all did.
+    def remove_failed(self) -> None:
+        """Remove items on which a call of the original failed, unless all did.
 
-        Without the original's verdict there is nothing to compare a candidate with, and asking
-        for others would count one bad item as many failures.
+        Without its verdict there is nothing to compare a candidate with.
         """
-        failed = {
-            trace_id
-            for (key, trace_id), verdict in self.verdicts.items()
-            if key == candidate.key and verdict.error is not None
-        }
-        self.items = [i for i in self.items if i.trace_id not in failed] or self.items
-
-    # -- verdicts -------------------------------------------------------------------------
+        judged = [i for i in self.items if not self._has_failed(self.original, i)]
+        self.items = judged or self.items
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The verdict that counts for the candidate, a failed one included; None if missing."""
-        judged_by = self.original if _is_example(candidate, item) else candidate
-        return self.verdicts.get((judged_by.key, item.trace_id))
+        return self.verdicts.get((self._judged_by(candidate, item).key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The candidate's verdict; None if it is missing, failed or an abstention."""
@@ -152,6 +128,15 @@ class Scoreboard:
         if verdict is None or verdict.error is not None:
             return None
         return None if is_abstention(verdict.value, self.scale) else verdict
+
+    def _judged_by(self, candidate: Candidate, item: Item) -> Candidate:
+        if _is_example(candidate, item):
+            return self.original
+        return self.siblings.get(candidate.key, {}).get(item.trace_id, candidate)
+
+    def _has_failed(self, candidate: Candidate, item: Item) -> bool:
+        verdict = self.verdict(candidate, item)
+        return verdict is not None and verdict.error is not None
 
     def cases(self, candidate: Candidate, items: Iterable[Item]) -> tuple[list[Case], list[Case]]:
         """The candidate's opinions that differ from the label, and those that agree."""
@@ -163,8 +148,6 @@ class Scoreboard:
                 agreed = agrees(self.scale, verdict.value, item.label)
                 (right if agreed else wrong).append(Case(item, verdict))
         return wrong, right
-
-    # -- scores ---------------------------------------------------------------------------
 
     def weight(self, item: Item) -> float:
         return item.weight * self._label_weights.get(item.label, 1.0)
@@ -205,8 +188,7 @@ class Scoreboard:
             if opinion is not None:
                 opinions += 1
                 right += opinion.value == item.label
-        verdicts = [self.verdict(candidate, item) for item in items]
-        failed = sum(v is not None and v.error is not None for v in verdicts)
+        failed = sum(self._has_failed(candidate, item) for item in items)
         if not opinions or failed > MAX_FAILED * len(items):
             return math.nan, math.nan
         return earned / weight - length_penalty(candidate), right / opinions
@@ -232,7 +214,53 @@ def _is_example(candidate: Candidate, item: Item) -> bool:
     return any(example.trace_id == item.trace_id for example in candidate.examples)
 
 
-# -- which rules are dropped --------------------------------------------------------------------
+FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
+"""Shares of the items that candidates are scored on before some drop out."""
+
+MIN_RUNG: Final = 8
+
+
+def first_rung(items: int) -> int:
+    """Number of items in the first rung of a race on so many items."""
+    return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
+
+
+def rungs(board: Scoreboard, best: Candidate, proposer: Proposer) -> list[list[Item]]:
+    """Split the items to select on into rungs, half of the first one wrong by the best."""
+    missed = {case.item.trace_id for case in board.cases(best, board.items)[0]}
+    size = first_rung(len(board.items))
+    wrong = [i for i in board.items if i.trace_id in missed]
+    first = proposer.sample(wrong, math.ceil(size / 2))
+    right = [i for i in board.items if i.trace_id not in missed]
+    first += proposer.sample(right, size - len(first))
+    taken = {item.trace_id for item in first}
+    rest = [item for item in board.items if item.trace_id not in taken]
+    second = proposer.sample(rest, math.ceil(len(board.items) * SECOND_RUNG))
+    taken |= {item.trace_id for item in second}
+    third = [item for item in board.items if item.trace_id not in taken]
+    return [rung for rung in (first, second, third) if rung]
+
+
+def race(
+    board: Scoreboard,
+    candidates: Sequence[Candidate],
+    rungs: Sequence[Sequence[Item]],
+    to_beat: float,
+) -> list[Candidate]:
+    """Score candidates by successive halving and return those that come through all rungs.
+
+    After each rung the worse half drops out, and those that can't beat the best any more.
+    """
+    alive, seen = list(candidates), list[Item]()
+    for rung in rungs:
+        board.judge((candidate, item) for candidate in alive for item in rung)
+        seen += rung
+        if len(seen) < len(board.items):
+            alive.sort(key=lambda c: board.score(c, seen)[0], reverse=True)
+            alive = alive[: max(1, len(alive) // 2)]
+            alive = [c for c in alive if board.upper_bound(c, seen) > to_beat + 1e-9]
+    return alive
+
 
 MAX_ABLATED: Final = 6
 """Wrong items on which rules of a winner are left out; of right ones twice as many."""
@@ -242,15 +270,13 @@ MAX_ABLATED: Final = 6
 class Ablation:
     """One rule left out on one item.
 
-    ``gain`` is the weighted credit gained without the rule. ``represents`` is the number of items
-    (wrong or right ones) that this one was sampled for. ``failed`` calls show nothing.
+    ``gain`` is the credit gained without it on all the items that this one was sampled for; None
+    if the call failed.
     """
 
     rule: int
     item: Item
-    gain: float
-    represents: float
-    failed: bool = False
+    gain: float | None
 
 
 def ablate(
@@ -262,55 +288,44 @@ def ablate(
 ) -> list[Ablation]:
     """Leave out rules on a sample of the items that the candidate gets wrong, and right.
 
-    On each item the rules are left out that its verdict may rest on, which takes at most
-    `MAX_BLAMED` judge calls.
+    On each item those rules are left out that its verdict may rest on, `MAX_BLAMED` at most.
     """
     without = [candidate.without_rules({i: "left out"}) for i in range(len(candidate.rules))]
     planned: list[tuple[int, Item, float]] = []
     sides = board.cases(candidate, board.items)
     for side, limit in zip(sides, (max_wrong, max_right), strict=True):
-        rationales = {case.item.trace_id: case.verdict.rationale for case in side}
-        sample = proposer.sample([case.item for case in side], limit)
+        sample = proposer.sample(side, limit)
         planned += [
-            (rule, item, len(side) / len(sample))
-            for turn, item in enumerate(sample)
-            for rule in blamed(candidate.rules, rationales[item.trace_id], turn)
+            (rule, case.item, len(side) / len(sample))
+            for turn, case in enumerate(sample)
+            for rule in blamed(candidate.rules, case.verdict.rationale, turn)
         ]
     board.judge((without[rule], item) for rule, item, _ in planned)
-    return [
-        Ablation(
-            rule,
-            item,
-            board.gain(without[rule], candidate, item),
-            represents,
-            failed=board.earned(without[rule], item) is None,
-        )
-        for rule, item, represents in planned
-    ]
+    ablations = []
+    for rule, item, represents in planned:
+        gain = board.gain(without[rule], candidate, item) * represents
+        failed = board.earned(without[rule], item) is None
+        ablations.append(Ablation(rule, item, None if failed else gain))
+    return ablations
 
 
-def harmful_rules(ablations: Sequence[Ablation]) -> dict[int, str]:
-    """The rules without which credit is gained, the worst first, with the reason to drop them."""
+def dropped_rules(
+    rules: int, ablations: Sequence[Ablation]
+) -> tuple[dict[int, str], dict[int, str]]:
+    """Which of so many rules are harmful, the worst first, and which idle, with the reasons."""
     gains: dict[int, float] = {}
+    felt = set()
     for one in ablations:
-        gains[one.rule] = gains.get(one.rule, 0.0) + one.gain * one.represents
-    worst = sorted(gains, key=lambda rule: (-gains[rule], rule))
-    return {
+        gains[one.rule] = gains.get(one.rule, 0.0) + (one.gain or 0.0)
+        if one.gain is None or abs(one.gain) > 1e-9:
+            felt.add(one.rule)
+    harmful = {
         rule: f"harmful: about {gains[rule]:.3g} more items right without it"
-        for rule in worst
+        for rule in sorted(gains, key=lambda rule: (-gains[rule], rule))
         if gains[rule] > 1e-9
     }
-
-
-def idle_rules(rules: int, ablations: Sequence[Ablation]) -> dict[int, str]:
-    """Those of the first ``rules`` rules that changed no credit, with the reason to drop them."""
-    tried = Counter(one.rule for one in ablations)
-    felt = {one.rule for one in ablations if abs(one.gain) > 1e-9 or one.failed}
-    return {
-        rule: f"idle: leaving it out changed no score on {tried[rule]} items"
-        for rule in range(rules)
-        if rule not in felt
-    }
+    idle = {i: "idle: no score changed without it" for i in range(rules) if i not in felt}
+    return harmful, idle
 
 
 def prune(
@@ -320,8 +335,7 @@ def prune(
 
     `Candidate.dropped` of each says which rules were dropped and why.
     """
-    harmful = harmful_rules(ablations)
-    idle = idle_rules(len(candidate.rules), ablations) if drop_idle else {}
-    choices = [{**harmful, **idle}, harmful, dict(list(harmful.items())[:1])]
+    harmful, idle = dropped_rules(len(candidate.rules), ablations)
+    choices = [{**harmful, **(idle if drop_idle else {})}, harmful, dict([*harmful.items()][:1])]
     children = [candidate.without_rules(reasons) for reasons in choices if reasons]
     return list({child.key: child for child in children}.values())

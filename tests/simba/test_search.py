@@ -1,4 +1,4 @@
-"""Mini-batch ascent: what it learns from, what it may not see, and when it stops."""
+"""The search: what it learns from, what it may not see, and when it stops."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ from stubs import (
 
 from workbench.errors import ArgumentError, BudgetError, ModelError
 from workbench.judging.verdicts import Verdict
-from workbench.simba.ascent import Ascent, optimise
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import Optimised, Problem, Settings
+from workbench.simba.search import Optimised, Problem, Search, Settings, optimise
 from workbench.simba.selection import Ask
 from workbench.store.traces import Example
 
@@ -285,12 +284,12 @@ def test_settings_out_of_range_are_named(name: str) -> None:
 @given(st.integers(0, 10**6), st.integers(3, 50), st.integers(1, 30))
 def test_rungs_have_each_item_once(seed: int, n: int, k: int) -> None:
     """Whoever comes through all rungs has been scored on all items, and on none twice."""
-    ascent = Ascent(problem(items(n), items(k, 100), seed=seed), always_good, Reflecting())
-    ascent.judge_original()
-    rungs = ascent.rungs(BASE)
+    search = Search(problem(items(n), items(k, 100), seed=seed), always_good, Reflecting())
+    search.board.judge((BASE, item) for item in search.board.items)
+    rungs = search.rungs(BASE)
     assert all(rungs)
     assert sorted(i.trace_id for rung in rungs for i in rung) == sorted(
-        i.trace_id for i in ascent.board.items
+        i.trace_id for i in search.board.items
     )
 
 
@@ -372,9 +371,9 @@ def test_a_difference_that_chance_makes_is_no_improvement(
         return item.label if right else {"poor": "good", "good": "poor"}[item.label]
 
     few = problem(items(4), items(20, 100), settings=Settings(max_dev=20))
-    ascent = Ascent(few, answers(value), Reflecting())
-    ascent.board.judge((c, item) for c in (one, other) for item in ascent.board.items)
-    assert ascent.is_better(one, other) == is_better
+    search = Search(few, answers(value), Reflecting())
+    search.board.judge((c, item) for c in (one, other) for item in search.board.items)
+    assert search.is_better(one, other) == is_better
 
 
 # -- judges that were aligned before --------------------------------------------------------------
