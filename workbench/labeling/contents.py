@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any, Final
 
-from workbench.store.cells import has_lone_surrogate
+from workbench.store.tables import has_lone_surrogate
 from workbench.store.traces import Example
 
 CUT: Final = 200_000

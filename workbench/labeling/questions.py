@@ -11,9 +11,9 @@ from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
-from workbench.store.cells import rating_problem
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
+from workbench.store.tables import read_rating
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -154,8 +154,10 @@ class LabelQuestion:
             raise ScaleError(f"{self.name}: {value!r} is not a number.")
         if isinstance(value, (dict, list)):
             raise ScaleError(f"{self.name}: one value is needed, not a {type(value).__name__}.")
-        if problem := rating_problem(value, None):
-            raise ScaleError(f"{self.name}: {problem}.")
+        try:
+            read_rating(value, None)
+        except ValueError as error:
+            raise ScaleError(f"{self.name}: {error}.") from None
         canonical = self.read(value)
         scale = self.scale
         if scale is not None and scale.kind == "numeric" and canonical is not ABSTAIN:

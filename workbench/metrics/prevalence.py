@@ -15,7 +15,7 @@ from workbench.formatting import plain
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import UNDEFINED, Interval, check_confidence, figure, ratio, wilson
 from workbench.scale import ABSTAIN, is_missing
-from workbench.store.cells import require_columns
+from workbench.store.tables import require_columns
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs

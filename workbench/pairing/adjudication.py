@@ -32,7 +32,6 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
-from workbench.store.cells import check_text, rating_problem
 from workbench.store.labels import (
     Decision,
     Label,
@@ -42,6 +41,7 @@ from workbench.store.labels import (
 )
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import schema_scale
+from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces
 
 if TYPE_CHECKING:
@@ -213,8 +213,10 @@ def adjudicate(
     (trace,) = fetch_traces([trace_id], spans=False)
     where = trace.info.experiment_id
     scale = scale or schema_scale(name, experiment=where)
-    if problem := rating_problem(value, rationale, scale):
-        raise ScaleError(f"value={value!r} cannot be decided on: {problem}")
+    try:
+        read_rating(value, rationale, scale)
+    except ValueError as error:
+        raise ScaleError(f"value={value!r} cannot be decided on: {error}") from None
     rubric = rubric_history(name, experiment=where).current
     made = new_decision(
         trace,

@@ -13,7 +13,7 @@ from workbench.errors import ArgumentError
 from workbench.formatting import html_table, html_text
 from workbench.pairing.splits import groups_from_traces, stratified
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.cells import digest
+from workbench.store.tables import digest
 
 Groups = str | Mapping[str, Hashable] | None
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.compat import has_transactions, one_transaction
 from workbench.errors import ArgumentError, StoreError
-from workbench.store.cells import digest
+from workbench.store.tables import digest
 from workbench.store.traces import address, retrying, store_message
 
 AFTER_VERDICT_KEY: Final = "workbench.after_verdict"

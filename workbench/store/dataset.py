@@ -23,13 +23,10 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, html_text
 from workbench.scale import Scale, is_missing
-from workbench.store.cells import require_columns
-from workbench.store.tables import Raters, columns_by_rater, read_table
+from workbench.store.tables import Raters, columns_by_rater, read_table, require_columns
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
-
-_PARAMETERS = "inputs, outputs, expectations, annotators, groups and verdicts"
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,18 +67,17 @@ class Dataset:
             return int if self.scale.integer else float
         if self.scale.values == (False, True) and isinstance(self.scale.values[0], bool):
             return bool
-        ordered = self.scale.kind in ("binary", "ordinal")
-        values = self.scale.values[::-1] if ordered else self.scale.values
-        return Literal[tuple(values)]
+        best_first = self.scale.kind in ("binary", "ordinal")
+        return Literal[tuple(self.scale.values[:: -1 if best_first else 1])]
 
     @property
     def instructions(self) -> str:
         """Plain instructions to begin with, made of the columns' names. Your own say more."""
-        outputs = [self.outputs] if isinstance(self.outputs, str) else self.outputs
         given = f"{_listed(self.inputs)} in {{{{ inputs }}}}"
         if self.expectations:
             given += f" and the {_listed(self.expectations)} in {{{{ expectations }}}}"
-        return f"Rate how good the {_listed(outputs)} in {{{{ outputs }}}} is, given the {given}."
+        answer = _listed(_as_list(self.outputs))
+        return f"Rate how good the {answer} in {{{{ outputs }}}} is, given the {given}."
 
     def __len__(self) -> int:
         return len(self.table)
@@ -92,14 +88,15 @@ class Dataset:
     def _repr_html_(self) -> str:
         head = f"{self.source}: {len(self)} rows, rated {self.scale.describe()}"
         roles = {
-            "inputs": ", ".join(self.inputs),
-            "outputs": self.outputs if isinstance(self.outputs, str) else ", ".join(self.outputs),
-            "expectations": ", ".join(self.expectations or []),
-            "annotators": _shown(self.labels),
-            "recorded verdicts": _shown(self.verdicts),
-            "kept together": self.groups or "",
+            "inputs": self.inputs,
+            "outputs": _as_list(self.outputs),
+            "expectations": self.expectations or [],
+            "annotators": [f"{who}: {_pair(pair)}" for who, pair in self.labels.items()],
+            "recorded verdicts": [f"{who}: {_pair(pair)}" for who, pair in self.verdicts.items()],
+            "kept together": _as_list(self.groups),
         }
-        table = pd.DataFrame([(r, c) for r, c in roles.items() if c], columns=["role", "columns"])
+        rows = [(role, ", ".join(columns)) for role, columns in roles.items() if columns]
+        table = pd.DataFrame(rows, columns=["role", "columns"])
         return f"<div>{html_text(head)}</div>" + html_table(table, index=False)
 
 
@@ -141,26 +138,26 @@ def read_dataset(
     """
     table = read_table(data)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
+    labels = parse_raters("annotators", annotators)
+    recorded = parse_raters("verdicts", verdicts)
     named = {
         "inputs": parse_names("inputs", inputs),
         "outputs": parse_names("outputs", outputs),
         "expectations": parse_names("expectations", expectations),
-        "groups": [groups] if groups else [],
+        "groups": _as_list(groups),
+        "annotators": [c for pair in labels.values() for c in pair if c is not None],
+        "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
     }
-    labels = parse_raters("annotators", annotators)
-    recorded = parse_raters("verdicts", verdicts)
     for parameter in ("inputs", "outputs"):
         if not named[parameter]:
             raise ArgumentError(f"{parameter} is empty. Name at least one column of {source}.")
-    for parameter, raters in (("annotators", labels), ("verdicts", recorded)):
-        named[parameter] = [c for columns in raters.values() for c in columns if c is not None]
     for parameter, columns in named.items():
         try:
             require_columns(table, parameter, columns)
         except ArgumentError as error:
             raise ArgumentError(
-                f"{error} Say what the columns of {source} are by {_PARAMETERS}; those that it "
-                "lacks are None."
+                f"{error} Say what the columns of {source} are by {', '.join(named)}; those that "
+                "it lacks are None."
             ) from None
     return Dataset(
         table=table,
@@ -188,12 +185,12 @@ def parse_names(parameter: str, given: Names) -> list[str]:
         given = [part.strip() for part in given.split(",")]
     if not isinstance(given, Sequence):
         given = [str(given)]  # the command line reads 1 as a number
-    wrong = [name for name in given if not isinstance(name, str) or not name.strip()]
-    if wrong:
-        raise ArgumentError(
-            f"{parameter}={given!r} holds {wrong[0]!r}, which is no name. Write names with commas "
-            "between them: 'question, context'."
-        )
+    for name in given:
+        if not isinstance(name, str) or not name.strip():
+            raise ArgumentError(
+                f"{parameter}={given!r} holds {name!r}, which is no name. Write names with commas "
+                "between them: 'question, context'."
+            )
     return list(given)
 
 
@@ -206,22 +203,20 @@ def parse_raters(parameter: str, given: RaterText) -> Raters:
     given = _from_json(parameter, given)
     if given is None or isinstance(given, Mapping):
         return columns_by_rater(parameter, given)
-    pairs = [_rater(parameter, part) for part in str(given).split(",")]
-    if len(dict(pairs)) < len(pairs):
-        raise ArgumentError(f"{parameter}={given!r} names an annotator twice.")
-    return columns_by_rater(parameter, dict(pairs))
-
-
-def _rater(parameter: str, part: str) -> tuple[str, list[str]]:
-    who, colon, columns = part.rpartition(":")
-    names = [name.strip() for name in columns.split("+")]
-    who = who.strip() if colon else names[0]
-    if not who or not all(names):
-        raise ArgumentError(
-            f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
-            "'who: column + rationale_column', with commas between the annotators."
-        )
-    return who, names
+    raters: dict[str, list[str]] = {}
+    for part in str(given).split(","):
+        who, _, text = part.rpartition(":")
+        columns = [name.strip() for name in text.split("+")]
+        who = who.strip() if ":" in part else columns[0]
+        if not who or not all(columns):
+            raise ArgumentError(
+                f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
+                "'who: column + rationale_column', with commas between the annotators."
+            )
+        if who in raters:
+            raise ArgumentError(f"{parameter}={given!r} names an annotator twice.")
+        raters[who] = columns
+    return columns_by_rater(parameter, raters)
 
 
 def _from_json(parameter: str, given: Any) -> Any:
@@ -237,14 +232,17 @@ def _from_json(parameter: str, given: Any) -> Any:
         raise ArgumentError(f"{parameter}={given!r} is no JSON list or object: {error}.") from None
 
 
+def _as_list(columns: str | list[str] | None) -> list[str]:
+    return [columns] if isinstance(columns, str) and columns else list(columns or [])
+
+
+def _pair(columns: tuple[str, str | None]) -> str:
+    return " with ".join(filter(None, columns))
+
+
 def _listed(columns: Sequence[str]) -> str:
-    names = [column.replace("_", " ").strip() for column in columns]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _shown(raters: Raters) -> str:
-    texts = [f"{who}: {' with '.join(filter(None, columns))}" for who, columns in raters.items()]
-    return ", ".join(texts)
+    *most, last = (column.replace("_", " ").strip() for column in columns)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
@@ -255,16 +253,16 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
             "values is None and no annotators are named, so the rating scale is not known. Give "
             "values, for instance 'excellent, good, fair, poor'."
         )
-    cells = [value for column, _ in labels.values() for value in table[column].tolist()]
-    seen = [value for value in cells if not is_missing(value)]
+    columns = [column for column, _ in labels.values()]
+    seen = [v for column in columns for v in table[column].tolist() if not is_missing(v)]
     if seen and all(isinstance(value, (bool, np.bool_)) for value in seen):
         return Scale("binary", (False, True))
     try:
         found = Scale.from_values(seen)
     except ScaleError as error:
-        columns = ", ".join(repr(column) for column, _ in labels.values())
         raise ScaleError(
-            f"The ratings in {columns} make no scale: {error} Check annotators, or give values."
+            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
+            "annotators, or give values."
         ) from None
     if found.kind == "numeric":
         return Scale("numeric", integer=all(float(value).is_integer() for value in seen))

@@ -27,8 +27,13 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
-from workbench.store.cells import check_text, rating_problem, read_rating, require_columns
-from workbench.store.tables import raise_bad_rows, read_table
+from workbench.store.tables import (
+    check_text,
+    raise_bad_rows,
+    read_rating,
+    read_table,
+    require_columns,
+)
 from workbench.store.traces import fetch_traces
 
 
@@ -204,10 +209,11 @@ def _read_ratings(
             skipped.append((row, "without a trace_id"))
         elif is_missing(raw):
             skipped.append((row, "without a value"))
-        elif problem := rating_problem(raw, because, scale):
-            bad.append((row, problem))
         else:
-            rows.append((str(trace_id), *read_rating(raw, because)))
+            try:
+                rows.append((str(trace_id), *read_rating(raw, because, scale)))
+            except ValueError as error:
+                bad.append((row, str(error)))
     raise_bad_rows(bad, len(table), "logged")
     return rows, skipped
 

@@ -20,9 +20,8 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
-from workbench.store.cells import digest
 from workbench.store.spans import Pending, write_traces
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, read_rows, read_table
+from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, read_table
 from workbench.store.traces import find_experiment_id, has_spans, trace_infos
 
 _DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]

@@ -23,8 +23,8 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import html_table
-from workbench.store.cells import check_text
 from workbench.store.labels import Decision, Label, folded, label_records, latest_records
+from workbench.store.tables import check_text
 from workbench.store.traces import (
     address,
     all_pages,

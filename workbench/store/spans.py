@@ -19,8 +19,7 @@ from tqdm.auto import tqdm
 from workbench.compat import has_transactions
 from workbench.errors import StoreError
 from workbench.store.assessments import log_assessments
-from workbench.store.cells import has_lone_surrogate
-from workbench.store.tables import Row
+from workbench.store.tables import Row, has_lone_surrogate
 from workbench.store.traces import address, retrying, store_message
 
 TRACE_NAME = "imported"

@@ -1,30 +1,30 @@
-"""Tables: files read by their extension without loss, and their rows in plain values."""
+"""Tables: files read by their extension without loss, and cells as values that MLflow can store.
+
+A plain value is what JSON can hold and MLflow gives back unchanged: None, bool, int, float, str,
+and lists and dicts of these.
+"""
 
 from __future__ import annotations
 
 import csv
+import datetime
+import difflib
+import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from workbench import compat
 from workbench.errors import ArgumentError, TableError
-from workbench.scale import is_missing
-from workbench.store.cells import (
-    as_text,
-    has_lone_surrogate,
-    is_null,
-    plain_or_reason,
-    rating_problem,
-    read_rating,
-    require_columns,
-)
+from workbench.scale import Scale, is_missing
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
@@ -35,8 +35,8 @@ LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
 
-MAX_TAG = 8000
-"""Characters of a trace tag; MLflow cuts off what is longer."""
+
+# -- files ----------------------------------------------------------------------------------
 
 
 def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
@@ -62,12 +62,8 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
             "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
         )
     path = Path(table).expanduser()
-    readers = {
-        ".csv": _read_csv,
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".parquet": _read_parquet,
-    }
+    jsonl, parquet = _read_jsonl, _read_parquet
+    readers = {".csv": _read_csv, ".jsonl": jsonl, ".ndjson": jsonl, ".parquet": parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ArgumentError(
@@ -92,26 +88,23 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     # pandas would rename columns, take the first for an index where rows are wider than the
     # header, and fill up those that are shorter.
-    limit = csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             reader = csv.reader(text, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if cells]
     except csv.Error as error:
         raise TableError(f"{str(path)!r} is no well-formed CSV: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
     if not lines:
         raise TableError(f"{str(path)!r} is empty.")
-    header = lines[0][1]
-    bad = [
-        (row, f"line {line} has {len(cells)} cells, the header has {len(header)}")
-        for row, (line, cells) in enumerate(lines[1:])
-        if len(cells) != len(header)
-    ]
-    if bad:
-        raise TableError(f"{str(path)!r} is no well-formed CSV: {bad[0][1]}.", bad)
-    return pd.DataFrame([cells for _, cells in lines[1:]], columns=header, dtype=object)
+    (_, header), *rows = lines
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise TableError(
+                f"{str(path)!r} is no well-formed CSV: line {line} has {len(cells)} cells, the "
+                f"header has {len(header)}."
+            )
+    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -121,15 +114,11 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise TableError(f"{str(path)!r}, line {number}: {error}.") from error
-            if not isinstance(record, dict):
+                records.append({**json.loads(line)})
+            except (ValueError, TypeError) as error:
                 raise TableError(
-                    f"{str(path)!r}, line {number}: a JSON object was expected, this is a "
-                    f"{type(record).__name__}."
-                )
-            records.append(record)
+                    f"{str(path)!r}, line {number} is no JSON object: {error}."
+                ) from error
     if not records:
         raise TableError(f"{str(path)!r} is empty.")
     # Without dtype=object a whole number in a column with gaps would become a float.
@@ -138,46 +127,44 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        import pyarrow as arrow
+        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
     except ImportError as error:
         raise TableError(
             "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
         ) from error
-    try:
-        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-    except (arrow.ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
         raise TableError(f"{str(path)!r} is no readable Parquet file: {error}") from error
 
 
-def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
-    """Raise a `TableError` that lists the rows, if there are any."""
-    if not bad:
-        return
-    rows = len({row for row, _ in bad})
-    lines = [f"  row {row}: {reason}" for row, reason in bad[:20]]
-    if len(bad) > 20:
-        lines.append(f"  ... and {len(bad) - 20} more, all in the error's .rows")
-    raise TableError(
-        f"{rows} of {total} rows cannot be {what}, and nothing was written. Mend or drop them "
-        "(rows are counted from 0):\n" + "\n".join(lines),
-        bad,
-    )
+# -- columns --------------------------------------------------------------------------------
 
 
-# -- rows of traces -------------------------------------------------------------------------
+def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
+    """Raise `ArgumentError` unless the table has each of the columns once.
+
+    The message names the columns that exist and the one that was probably meant.
+    """
+    columns: list[object] = list(table.columns)
+    for name in names:
+        found = columns.count(name)
+        if found > 1:
+            raise ArgumentError(f"{argument}: the table has {found} columns named {name!r}.")
+        if not found:
+            lowered = {str(column).lower(): str(column) for column in columns}
+            near = difflib.get_close_matches(str(name).lower(), lowered, n=1)
+            raise ArgumentError(
+                f"{argument}: the table has no column {name!r}"
+                + (f" - did you mean {lowered[near[0]]!r}?" if near else ".")
+                + f" Its columns are: {', '.join(repr(str(c)) for c in columns) or 'none'}."
+            )
 
 
-def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
+def _columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
     """Return {key: column} of a column, a list of columns or a dict."""
     if spec is None:
         return {}
-    if isinstance(spec, Mapping):
-        keyed = dict(spec)
-    else:
-        columns: list[Any] = list(spec) if isinstance(spec, (list, tuple)) else [spec]
-        keyed = {str(column): column for column in columns}
-        if len(keyed) < len(columns):
-            raise ArgumentError(f"{argument}={spec!r} names a column twice.")
+    columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
+    keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
     if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
         raise ArgumentError(
             f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
@@ -188,17 +175,16 @@ def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
 
 def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     """Return who rated in which columns."""
-    if spec is not None and not isinstance(spec, Mapping):
+    if not isinstance(spec or {}, Mapping):
         raise ArgumentError(
             f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
             "{annotator: (column, rationale column)}."
         )
     raters: Raters = {}
     for who, given in (spec or {}).items():
-        if not isinstance(who, str) or not who.strip():
-            raise ArgumentError(f"{argument}: the annotator {who!r} must be a non-empty text.")
+        check_text(f"{argument}: the annotator", who)
         columns = list(given) if isinstance(given, (tuple, list)) else [given]
-        if not 1 <= len(columns) <= 2:
+        if len(columns) not in (1, 2):
             raise ArgumentError(
                 f"{argument}[{who!r}]={given!r} must be a column or a pair "
                 "(column, rationale column)."
@@ -207,16 +193,18 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     return raters
 
 
+# -- rows of traces -------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a table of traces, in plain values."""
+    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}."""
 
     inputs: dict[str, Any]
     outputs: Any
     expectations: dict[str, Any]
     tags: dict[str, str]
     labels: dict[str, tuple[Any, str | None]]
-    """annotator -> (value, rationale)"""
 
 
 def read_rows(
@@ -229,12 +217,8 @@ def read_rows(
     labels: LabelSpec | None = None,
 ) -> list[Row]:
     """Return the rows of the table in plain values, or raise `TableError` with all bad ones."""
-    columns = {
-        "inputs": columns_by_key("inputs", inputs),
-        "outputs": columns_by_key("outputs", outputs),
-        "expectations": columns_by_key("expectations", expectations),
-        "tags": columns_by_key("tags", tags),
-    }
+    given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
+    columns = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
     rated = [column for pair in raters.values() for column in pair if column is not None]
     for argument, by_key in columns.items():
@@ -243,69 +227,177 @@ def read_rows(
     for key in columns["tags"]:
         _check_tag_key(key)
 
-    used = {column for by_key in columns.values() for column in by_key.values()} | set(rated)
+    used = dict.fromkeys([c for by_key in columns.values() for c in by_key.values()] + rated)
     cells = {column: table[column].tolist() for column in used}
-    single_output = not isinstance(outputs, (list, tuple, Mapping))
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     for number in range(len(table)):
         raw = {column: values[number] for column, values in cells.items()}
-        row, problems = _read_row(raw, columns, raters, single_output)
-        rows.append(row)
+        problems: list[str] = []
+        rows.append(_read_row(raw, columns, raters, problems))
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
-    return rows
+    if isinstance(outputs, (list, tuple, Mapping)):
+        return rows
+    return [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
 
 
 def _read_row(
-    raw: dict[str, Any], columns: dict[str, dict[str, str]], raters: Raters, single_output: bool
-) -> tuple[Row, list[str]]:
-    """Return the row and what is wrong with it."""
-    problems: list[str] = []
-
-    def value(column: str) -> Any:
-        result, reason = plain_or_reason(raw[column])
-        if reason:
-            problems.append(f"column {column!r} holds {reason}")
-        return result
-
-    given = {key: value(column) for key, column in columns["inputs"].items()}
-    answer: Any = {key: value(column) for key, column in columns["outputs"].items()}
+    raw: dict[str, Any], columns: dict[str, dict[str, str]], raters: Raters, problems: list[str]
+) -> Row:
+    """Return the row, with a dict of outputs, and add to ``problems`` what is wrong with it."""
+    sides: dict[str, dict[str, Any]] = {argument: {} for argument in columns}
+    for argument, key, column in [(a, k, c) for a, by in columns.items() for k, c in by.items()]:
+        if argument in ("expectations", "tags") and is_missing(raw[column]):
+            continue
+        try:
+            sides[argument][key] = plain(raw[column])
+        except ValueError as error:
+            problems.append(f"column {column!r} holds {error}")
     for argument in ("inputs", "outputs"):
-        if all(is_null(raw[column]) for column in columns[argument].values()):
+        if all(_is_null(raw[column]) for column in columns[argument].values()):
             names = ", ".join(map(repr, columns[argument].values()))
             problems.append(f"no {argument} (column {names} is empty)")
-    filled = {
-        argument: {k: value(c) for k, c in columns[argument].items() if not is_missing(raw[c])}
-        for argument in ("expectations", "tags")
-    }
-    tags = {key: as_text(tag) for key, tag in filled["tags"].items()}
+    tags = {key: _as_text(tag) for key, tag in sides["tags"].items()}
     for key, text in tags.items():
-        if len(text) > MAX_TAG:
-            problems.append(f"tag {key!r} is longer than {MAX_TAG} characters")
+        if len(text) > 8000:  # MLflow would cut it off
+            problems.append(f"tag {key!r} is longer than 8000 characters")
         if has_lone_surrogate(text):
             problems.append(f"tag {key!r} holds half of a surrogate pair")
     labels: dict[str, tuple[Any, str | None]] = {}
     for annotator, (column, rationale) in raters.items():
         if is_missing(raw[column]):
             continue
-        because = raw[rationale] if rationale is not None else None
-        if problem := rating_problem(raw[column], because):
-            problems.append(f"label of {annotator!r}: {problem}")
-        else:
-            labels[annotator] = read_rating(raw[column], because)
-    if single_output:
-        answer = next(iter(answer.values()))
-    return Row(given, answer, filled["expectations"], tags, labels), problems
+        try:
+            labels[annotator] = read_rating(raw[column], rationale and raw[rationale])
+        except ValueError as error:
+            problems.append(f"label of {annotator!r}: {error}")
+    return Row(sides["inputs"], sides["outputs"], sides["expectations"], tags, labels)
 
 
 def _check_tag_key(key: str) -> None:
+    problem = "it begins with 'mlflow.' or is longer than 250 characters"
     try:
         compat.check_tag_key(key)
     except MlflowException as error:
-        raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {error}") from error
-    if key.startswith("mlflow.") or len(key) > 250:
+        problem = str(error)
+    else:
+        if not key.startswith("mlflow.") and len(key) <= 250:
+            return
+    raise ArgumentError(
+        f"tags: MLflow does not take {key!r} as a key: {problem}. Rename it: tags={{'key': "
+        "'column'}."
+    )
+
+
+def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
+    """Raise a `TableError` that lists the rows, if there are any."""
+    if not bad:
+        return
+    lines = [f"  row {row}: {reason}" for row, reason in bad[:20]]
+    if len(bad) > 20:
+        lines.append(f"  ... and {len(bad) - 20} more, all in the error's .rows")
+    raise TableError(
+        f"{len(dict(bad))} of {total} rows cannot be {what}, and nothing was written. Mend or drop "
+        "them (rows are counted from 0):\n" + "\n".join(lines),
+        bad,
+    )
+
+
+# -- cells ----------------------------------------------------------------------------------
+
+
+def plain(cell: Any) -> Any:
+    """Return a cell as a plain value: missing ones as None, dates as ISO text.
+
+    Raises
+    ------
+    ValueError
+        For what JSON cannot hold; the message is the reason, without the value.
+    """
+    if isinstance(cell, np.datetime64):
+        cell = pd.Timestamp(cell)
+    elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
+        cell = pd.Timedelta(cell)
+    elif isinstance(cell, (np.generic, np.ndarray)):
+        cell = cell.tolist()
+    if isinstance(cell, str):
+        return str.__str__(cell)  # without a subclass that prints itself otherwise
+    if isinstance(cell, bool):
+        return cell
+    if _is_null(cell):
+        return None
+    if isinstance(cell, int):
+        if not -(2**63) <= cell < 2**63:
+            raise ValueError("a whole number beyond 64 bits; give it as text")
+        return int(cell)
+    if isinstance(cell, float):
+        if math.isinf(cell):
+            raise ValueError("an infinite number")
+        return float(cell)
+    if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
+        return cell.isoformat()
+    if isinstance(cell, (list, tuple)):
+        return [plain(item) for item in cell]
+    if isinstance(cell, dict):
+        wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
+        if wrong:
+            raise ValueError(f"a dict with a key of type {wrong[0]}")
+        return {str.__str__(key): plain(value) for key, value in cell.items()}
+    raise ValueError(f"a value of type {type(cell).__name__}")
+
+
+def _is_null(cell: Any) -> bool:
+    """Whether a cell holds None, nan, NaT or pandas.NA. Empty text is a value."""
+    return cell is None or (pd.api.types.is_scalar(cell) and bool(pd.isna(cell)))
+
+
+def _as_text(value: Any) -> str:
+    """Return a plain value as text: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def check_text(argument: str, given: Any) -> None:
+    """Raise `ArgumentError` unless an argument is a text that is not blank and can be stored."""
+    if not isinstance(given, str) or not given.strip():
+        raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
+    if has_lone_surrogate(given):
         raise ArgumentError(
-            f"tags: the key {key!r} begins with 'mlflow.' or is longer than 250 characters. "
-            "Rename it: tags={'key': 'column'}."
+            f"{argument}={given!r} holds half of a surrogate pair, which cannot be stored."
         )
+
+
+def read_rating(raw: Any, rationale: Any, scale: Scale | None = None) -> tuple[Any, str | None]:
+    """Return a rating as a plain value, and its rationale or None.
+
+    A ValueError says why it cannot be stored, or does not lie on the scale.
+    """
+    try:
+        value = plain(raw)
+    except ValueError as error:
+        raise ValueError(f"the value is {error}") from None
+    because = None if is_missing(rationale) else str(rationale)
+    for what, text in (("value", _as_text(value)), ("rationale", because or "")):
+        if has_lone_surrogate(text):
+            raise ValueError(
+                f"the {what} holds half of a surrogate pair, which MLflow cannot store here"
+            )
+    if scale is not None:
+        scale.normalise(value)
+    return value, because
+
+
+def digest(content: Any) -> str:
+    """Return the SHA-256 of plain content, the same in every process: 64 hexadecimal digits."""
+    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -28,7 +28,7 @@ from mlflow.tracing.client import TracingClient
 from workbench import compat
 from workbench.credentials import scrubbed, shown_address
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
-from workbench.store.cells import digest, has_lone_surrogate, require_columns
+from workbench.store.tables import digest, has_lone_surrogate, require_columns
 
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
