@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # The files that take longest come first, so that no process is left alone with one at the end.
-_FIRST = ("test_readme.py", "test_labelling_in_a_notebook.py", "test_notebooks.py")
+_FIRST = ("test_readme.py", "test_labelling_in_a_notebook.py", "test_alignment.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -194,22 +195,64 @@ def _server(tmp_path_factory: pytest.TempPathFactory, _empty_store: Path) -> Ite
         process.wait(20)
 
 
+@pytest.fixture(scope="session")
+def _mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory, _empty_store: Path
+) -> Iterator[tuple[str, Path]]:
+    """The address and the database of an MLflow server, started once for all tests."""
+    folder = tmp_path_factory.mktemp("server")
+    database = folder / "server.db"
+    shutil.copy(_empty_store, database)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--backend-store-uri", f"sqlite:///{database}"),
+                *("--default-artifact-root", str(folder / "artifacts")),
+                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            ],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**new_user(folder), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _await_answer(f"{address}/health", process, folder / "server.log")
+        yield address, database
+    finally:
+        # The server's own children are in its session and end with it.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
 @pytest.fixture
 def server(
-    tmp_path: Path, store: str, _server: str, monkeypatch: pytest.MonkeyPatch
+    _mlflow_server: tuple[str, Path],
+    _empty_store: Path,
+    store: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    """The address of a real MLflow server, with an experiment of its own active for the test."""
+    """The address of a real MLflow server, empty and active for the test."""
     import mlflow
 
-    try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", _server)
-        mlflow.set_tracking_uri(_server)
-        mlflow.set_registry_uri(_server)
-        mlflow.set_experiment(f"remote {tmp_path.name}")
-        yield _server
-    finally:
-        mlflow.set_tracking_uri(store)
-        mlflow.set_registry_uri(store)
+    address, database = _mlflow_server
+    with (
+        contextlib.closing(sqlite3.connect(_empty_store)) as empty,
+        contextlib.closing(sqlite3.connect(database)) as used,
+    ):
+        empty.backup(used)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    mlflow.set_experiment("remote")
+    yield address
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
