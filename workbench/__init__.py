@@ -7,7 +7,16 @@ that ``import workbench`` stays light.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
+
+# litellm and dspy fetch price lists, MLflow a model catalog, and MLflow reports its usage: each
+# waits for the network, before the first call or at import. The lists that they are installed
+# with serve. WORKBENCH_ALLOW_LOOKUPS=1 leaves the environment alone; a user's own values stay.
+if not os.environ.get("WORKBENCH_ALLOW_LOOKUPS"):
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    os.environ.setdefault("MLFLOW_MODEL_CATALOG_URI", "")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 _HOME = {
     "ABSTAIN": "scale",
@@ -79,21 +88,14 @@ __all__ = sorted([*_HOME, "DEFAULT_MODEL", "__version__"])
 
 def __getattr__(name: str) -> Any:
     if name == "DEFAULT_MODEL":
-        return _module("judging.judge").default_model()
+        return importlib.import_module("workbench.judging.judge").default_model()
     if name == "__version__":
         from importlib.metadata import version
 
         return version("judge-workbench")
     if name in _HOME:
-        return getattr(_module(_HOME[name]), name)
+        return getattr(importlib.import_module(f"workbench.{_HOME[name]}"), name)
     raise AttributeError(f"module 'workbench' has no attribute {name!r}")
-
-
-def _module(name: str) -> Any:
-    from workbench.compat import quiet
-
-    with quiet():
-        return importlib.import_module(f"workbench.{name}")
 
 
 def __dir__() -> list[str]:

@@ -309,8 +309,7 @@ class _Interception:
         token = _sender.set(sender)
         self._enter()
         try:
-            with quiet():
-                yield
+            yield
         finally:
             _sender.reset(token)
             with self._lock:
@@ -398,7 +397,6 @@ def _asking(original: Any, sender: Callable[[], Sender | None]) -> Any:
         if given.get("include_response_format"):
             payload["response_format"] = given.get("response_format")
         payload |= given.get("inference_params") or {}
-        load_litellm()
         return current.ask(payload, lambda: original(**given))
 
     return invoke_litellm
@@ -416,53 +414,7 @@ def _remembering(original: Any, sender: Callable[[], Sender | None]) -> Any:
     return response_format
 
 
-# -- no look-ups over the network -----------------------------------------------------------
-
-_QUIET: Final = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "MLFLOW_MODEL_CATALOG_URI": "",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-"""litellm fetches a price table when it is imported, MLflow looks up prices before a call and
-reports usage unless it finds a variable when it is imported. With these, the lists that both were
-installed with serve. A user's own values stay."""
-
-
-class _Quiet:
-    """Sets the variables while anybody needs them, counted, and unsets them afterwards."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._missing: list[str] = []
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                self._missing = [name for name in _QUIET if name not in os.environ]
-                os.environ.update({name: _QUIET[name] for name in self._missing})
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    for name in self._missing:
-                        os.environ.pop(name, None)
-
-
-quiet: Final = _Quiet()
-"""``with quiet():`` nobody is talked to but the models that the user names."""
-
-
-def load_litellm() -> Any:
-    """Import litellm without its fetching a price table from the network (litellm 1.110.2)."""
-    if "litellm" in sys.modules:
-        return sys.modules["litellm"]
-    with quiet():
-        return importlib.import_module("litellm")
+# -- prices and context windows -------------------------------------------------------------
 
 
 def token_prices(model: str, *, load: bool = False) -> tuple[float, float] | None:
@@ -482,8 +434,7 @@ def _token_prices(model: str, ask_litellm: bool) -> tuple[float, float] | None:
         try:
             from mlflow.utils.providers import cost_per_token
 
-            with quiet():
-                found = cost_per_token(name, 1000, 1000, provider)
+            found = cost_per_token(name, 1000, 1000, provider)
         except (ImportError, KeyError, TypeError, ValueError):
             found = None
         if found and sum(found) > 0:
@@ -492,9 +443,9 @@ def _token_prices(model: str, ask_litellm: bool) -> tuple[float, float] | None:
         return None
     full = f"{provider}/{name}" if mark else model
     try:
-        found = load_litellm().cost_per_token(
-            model=full, prompt_tokens=1000, completion_tokens=1000
-        )
+        import litellm
+
+        found = litellm.cost_per_token(model=full, prompt_tokens=1000, completion_tokens=1000)
     except Exception:  # litellm raises plain exceptions for what it does not know
         return None
     return (found[0] / 1000, found[1] / 1000) if sum(found) > 0 else None
@@ -539,8 +490,7 @@ def context_window(model: str) -> int | None:
     try:
         from mlflow.utils.providers import get_models
 
-        with quiet():
-            listed = get_models(provider)
+        listed = get_models(provider)
     except (ImportError, KeyError, TypeError, ValueError):
         return None
     return next((m["max_input_tokens"] for m in listed if m["model"] == name.lstrip("/")), None)

@@ -134,7 +134,6 @@ def test_nothing_is_replaced_but_while_something_is_asked(loopback: Start) -> No
     server = loopback()
     assert send(judge_at(server.url)).fault is None
     assert (gateway_adapter.send_chat_request, litellm_adapter._invoke_litellm) == before
-    assert "MLFLOW_MODEL_CATALOG_URI" not in os.environ
 
 
 def test_within_it_a_failure_comes_back_at_once(loopback: Start) -> None:

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.compat import endpoint, options, quiet, value_type_schema
+from workbench.compat import endpoint, options, value_type_schema
 from workbench.credentials import (
     credentials_of,
     public_query,
@@ -90,13 +90,11 @@ def make_judge(
     ArgumentError
         For a base URL that is not http(s).
     """
-    with quiet():
-        from mlflow.genai.judges import make_judge as mlflow_make_judge
+    from mlflow.genai.judges import make_judge as mlflow_make_judge
 
     uri = model or default_model()
     if uri.startswith(SCHEME):
-        with quiet():
-            register()
+        register()
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
         mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"], api)
@@ -137,8 +135,7 @@ def from_options(judge_options: dict[str, Any]) -> Judge:
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if str(judge_options.get("model", "")).startswith(SCHEME):
-        with quiet():
-            register()
+        register()
     return InstructionsJudge(**judge_options)
 
 

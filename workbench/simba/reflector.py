@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from workbench.compat import context_window, endpoint, quiet
+from workbench.compat import context_window, endpoint
 from workbench.credentials import (
     credentials_of,
     redact,
@@ -28,6 +28,7 @@ from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.faults import AnswerError
 from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflection import (
@@ -118,6 +119,9 @@ class Reflector:
         self.runner = Runner(cache=cache, budget=budget, concurrency=concurrency, stop=stop)
         self._lock = threading.Lock()
         self._connected: Any = None
+        if replayed() is None:
+            # dspy takes seconds to import: they pass while the judge's first calls wait.
+            threading.Thread(target=program, name="import dspy", daemon=True).start()
 
     def propose(self, requests: Sequence[Request], step: int) -> list[Reflection]:
         """Ask for the rules of each request; answers of another step are other answers.
@@ -230,8 +234,7 @@ class Reflector:
         with self._lock:
             if self._connected is None:
                 if self.model.startswith(SCHEME):
-                    with quiet():
-                        register()
+                    register()
                 # The runner caches answers and retries, so that each request is counted.
                 self._connected = dspy.LM(
                     f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
