@@ -365,7 +365,8 @@ class _Run:
             self.equal.setdefault(self._group(index), []).append(index)
         self.open = [indices[0] for indices in self.equal.values()]
         self.stopped = threading.Event()
-        self.failed: list[tuple[int, Outcome]] = []  # in a row
+        self.failed: list[tuple[int, Outcome]] = []
+        self.in_a_row: list[Fault] = []
         self.failures, self.cached, self.cost = 0, 0, 0.0
 
     def _group(self, index: int) -> str:
@@ -438,7 +439,9 @@ class _Run:
                 thread.start()
             for _ in self.open:
                 self._take(*self._next(done))
-            self._settle_failed()
+            # Failures are those of their questions once it is known that others succeed.
+            for index, outcome in self.failed:
+                self._settle(index, outcome)
         except BaseException as error:
             # Whoever interrupts is not kept waiting by a call that hangs.
             if isinstance(error, CancelledError):
@@ -488,7 +491,7 @@ class _Run:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
         request, fault = self.requests[index], outcome.fault
         if fault is None or fault.kind == "answer":
-            self._settle_failed()
+            self.in_a_row.clear()
             self._settle(index, outcome)
             if self.runner.unkept is not None:
                 raise self.runner.unkept
@@ -499,21 +502,16 @@ class _Run:
             self._record(request, outcome)
             raise BudgetError(fault.message)
         self.failed.append((index, outcome))
+        self.in_a_row.append(fault)
         some = self.runner.answered > 0
-        permanent = sum(bool(one.fault and one.fault.permanent) for _, one in self.failed)
+        permanent = sum(one.permanent for one in self.in_a_row)
         silence = time.monotonic() - self.runner.last_progress
         if (
             permanent >= (PERMANENT_FAILURES_TO_STOP if some else 1)
-            or len(self.failed) >= FAILURES_TO_STOP
+            or len(self.in_a_row) >= FAILURES_TO_STOP
             or (fault.kind == "rate_limit" and silence > self.runner.patience)
         ):
             raise _refusal(request, fault, some)
-
-    def _settle_failed(self) -> None:
-        """Settle the failures until now as those of their questions, since others succeed."""
-        failed, self.failed = self.failed, []
-        for index, outcome in failed:
-            self._settle(index, outcome)
 
     def _settle_late(self, done: queue.SimpleQueue[tuple[int, Outcome | BaseException]]) -> None:
         """Settle what came after the end, since it has been paid for."""
