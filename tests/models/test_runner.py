@@ -511,12 +511,12 @@ def test_an_interrupt_is_not_held_up_by_calls_that_hang(cache: AnswerCache) -> N
 
     settled: list[int] = []
     main = threading.get_ident()
-    timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer = threading.Timer(2, lambda: signal.pthread_kill(main, signal.SIGINT))
     timer.start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), cache, Runner(cache=cache, concurrency=4) as runner:
         runner.run([asked(n) for n in range(8)], on_outcome=lambda n, _: settled.append(n))
-    assert 5 < time.monotonic() - start < 10
+    assert 5 < time.monotonic() - start < 15
     assert settled == [0]
     let_go.set()
     deadline = time.monotonic() + 10

@@ -60,7 +60,7 @@ def score_held_out(
     notes: tuple[str, ...] = ()
     with (
         AnswerCache() as cache,
-        Runner(cache=cache, budget=budget) as runner,
+        Runner(cache=cache, budget=budget, proven=True) as runner,
         others_counted(proposed, budget) as meter,
     ):
         try:

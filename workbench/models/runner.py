@@ -152,6 +152,8 @@ class Runner:
         Once it is set no call is begun any more; those under way are waited for, a minute at most.
     patience
         Seconds of rate limits without a single success after which a run gives up.
+    proven
+        The model is known to answer: all calls go at once, and unusable answers end no run.
     """
 
     def __init__(
@@ -162,13 +164,16 @@ class Runner:
         concurrency: int = 64,
         stop: threading.Event | None = None,
         patience: float = PATIENCE,
+        proven: bool = False,
     ) -> None:
         if concurrency < 1:
             raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), Throttle(concurrency)
-        self.answered = self.unusable = 0
+        self.answered, self.unusable = int(proven), 0
+        if proven:
+            self.throttle.speed_up()
         self.last_progress = time.monotonic()
         self.unkept: StoreError | None = None
         self._lock = threading.Lock()
