@@ -227,6 +227,8 @@ class _UnderWay:
     def active(self) -> Iterator[None]:
         """Within this context the HTTP requests of the current thread pass here."""
         if not self.request.metered:
+            if self.is_over():
+                raise StoppedError
             self._unmetered = self.budget.reserve(self.request.model)
         failed = True
         token = _under_way.set(self)
