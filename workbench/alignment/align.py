@@ -332,7 +332,7 @@ def alignment_improvement(
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
-    with AnswerCache() as cache, Runner(cache=cache) as runner:
+    with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
         verdicts = [
             judge_examples(
                 judge,
