@@ -58,7 +58,7 @@ _HOME = {
     "history": "alignment.registry",
     "import_traces": "store.importing",
     "load_judge": "alignment.registry",
-    "log_labels": "store.feedback",
+    "log_labels": "store.labels",
     "log_verdicts": "judging.assessment",
     "make_judge": "judging.judge",
     "pair": "pairing.joining",

@@ -15,9 +15,8 @@ from mlflow.entities import AssessmentSource
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, TableError
-from workbench.store.feedback import log_labels
 from workbench.store.importing import Imported, import_traces
-from workbench.store.labels import label_records
+from workbench.store.labels import label_records, log_labels
 from workbench.store.tables import read_table
 from workbench.store.traces import Example, examples, fetch_traces, find_experiment_id
 

@@ -27,7 +27,7 @@ from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
-from workbench.store.feedback import Logged, log_feedback_table
+from workbench.store.labels import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, fetch_traces
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Final
 
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
@@ -72,13 +71,9 @@ def assessment_id(*parts: Any) -> str:
     return f"a-{digest(parts)[:32]}"
 
 
-def content_id(assessment: Assessment, occurrence: int = 0) -> str:
-    """Return the id that follows from trace and `signature`.
-
-    ``occurrence`` counts, from 0, how often the same source has given the same before.
-    """
-    again = [occurrence] if occurrence else []
-    return assessment_id(assessment.trace_id, *signature(assessment), *again)
+def content_id(assessment: Assessment) -> str:
+    """Return the id that follows from trace and `signature`."""
+    return assessment_id(assessment.trace_id, *signature(assessment))
 
 
 def verdict_id(info: TraceInfo, name: str, fingerprint: str, *, failed: bool = False) -> str:
@@ -127,12 +122,8 @@ def log_assessments(
     """Write assessments, each with its ``trace_id``, and return how many were new.
 
     One whose ``assessment_id`` is there already is not written again. When interrupted, what
-    is written stays.
-
-    Raises
-    ------
-    StoreError
-        When the store does not take one, after retries if the failure may pass.
+    is written stays. A `StoreError` says which one the store does not take, after retries where
+    the failure may pass.
     """
     client = TracingClient()
     new = 0
@@ -208,12 +199,10 @@ class AssessmentWriter:
 
     def put(self, assessment: Assessment) -> None:
         """Hand over an assessment; returns at once. Raises `StoreError` if writing has failed."""
-        self._raise_failure()
+        if self._error is not None:
+            raise self._error
         self._waiting.append(assessment)
-        try:
-            self._thread.submit(self._write_waiting)
-        except RuntimeError:
-            raise StoreError("This writer is closed.") from None
+        self._thread.submit(self._write_waiting)
 
     def _write_waiting(self) -> None:
         """Write a batch of what has come meanwhile; later calls find less, or nothing, to do."""
@@ -228,21 +217,13 @@ class AssessmentWriter:
     def close(self) -> None:
         """Wait until all is written, and raise what went wrong. May be called again."""
         self._thread.shutdown(wait=True)
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
         if self._error is not None:
             raise self._error
 
     def __enter__(self) -> AssessmentWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self.close()
         except StoreError:

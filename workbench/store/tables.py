@@ -116,9 +116,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             try:
                 records.append({**json.loads(line)})
             except (ValueError, TypeError) as error:
-                raise TableError(
-                    f"{str(path)!r}, line {number} is no JSON object: {error}."
-                ) from error
+                what = f"{str(path)!r}, line {number} is no JSON object"
+                raise TableError(f"{what}: {error}.") from error
     if not records:
         raise TableError(f"{str(path)!r} is empty.")
     # Without dtype=object a whole number in a column with gaps would become a float.
@@ -284,10 +283,8 @@ def _check_tag_key(key: str) -> None:
     else:
         if not key.startswith("mlflow.") and len(key) <= 250:
             return
-    raise ArgumentError(
-        f"tags: MLflow does not take {key!r} as a key: {problem}. Rename it: tags={{'key': "
-        "'column'}."
-    )
+    how = "Rename it: tags={'key': 'column'}."
+    raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {problem}. {how}")
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
