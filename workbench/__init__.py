@@ -61,7 +61,7 @@ _HOME = {
     "log_labels": "store.labels",
     "log_verdicts": "judging.assessment",
     "make_judge": "judging.judge",
-    "pair": "pairing.joining",
+    "pair": "pairing.pairs",
     "plot_annotators": "reporting.plots",
     "plot_balance": "reporting.plots",
     "plot_before_after": "reporting.plots",

@@ -1,11 +1,520 @@
-"""Pairs: subsets, other verdicts, digest."""
+"""`pair`: which labels and verdicts count, and why a trace makes no pair."""
 
 from __future__ import annotations
 
-import pandas as pd
+import random
+from typing import Any, Literal
 
+import mlflow
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mlflow.entities import AssessmentSource, Feedback
+from mlflow.entities.assessment_error import AssessmentError
+
+from workbench import agreement, import_traces, log_labels, log_verdicts, make_judge, pair
+from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, PairingError, ScaleError
+from workbench.judging.judge import fingerprint
+from workbench.judging.verdicts import FINGERPRINT_KEY
 from workbench.pairing.pairs import Pairs, dataset_digest
 from workbench.scale import Scale
+from workbench.store.assessments import AFTER_VERDICT_KEY
+from workbench.store.traces import fetch_traces
+
+GRADES = Literal["excellent", "good", "fair", "poor"]
+
+
+def judge_of(instructions: str = "Rate {{ outputs }}.", **options: Any) -> Any:
+    given = {"model": "openai:/m", "feedback_value_type": GRADES, **options}
+    return make_judge("quality", instructions, **given)
+
+
+def traces(count: int) -> list[str]:
+    numbers = range(count)
+    table = pd.DataFrame(
+        {"q": [f"question {n % 5}" for n in numbers], "a": [f"answer {n}" for n in numbers]}
+    )
+    return import_traces(table, inputs="q", outputs="a", progress=False).trace_ids
+
+
+def say(
+    trace_id: str, value: Any, by: str | None = None, at: int | None = None, **more: Any
+) -> str:
+    """Log feedback with MLflow alone: a label by someone, or a verdict of a judge."""
+    source = AssessmentSource("HUMAN", by) if by else more.pop("source", None)
+    feedback = Feedback(
+        name=more.pop("name", "quality"),
+        value=value,
+        source=source or AssessmentSource("LLM_JUDGE", "openai:/m"),
+        create_time_ms=at,
+        last_update_time_ms=at,
+        **more,
+    )
+    return str(mlflow.log_assessment(trace_id, feedback).assessment_id)
+
+
+def judged(judge: Any, trace_ids: list[str], value: Any = "good", **more: Any) -> None:
+    for trace_id in trace_ids:
+        say(trace_id, value, metadata={FINGERPRINT_KEY: fingerprint(judge)}, **more)
+
+
+def reasons(pairs: Pairs) -> dict[str, str]:
+    return dict(zip(pairs.excluded["trace_id"], pairs.excluded["reason"], strict=True))
+
+
+# -- the table ---
+
+
+def test_verdicts_and_labels_are_joined(store: str) -> None:
+    """One row a trace, canonical values, rationales and votes; the rest with its reason."""
+    ids, judge = sorted(traces(5)), judge_of()
+    judged(judge, ids[:4], "Good ", rationale="because")
+    say(ids[0], "GOOD", "ana", rationale="fine")
+    say(ids[0], "good", "bo", rationale="quite so")
+    say(ids[1], "poor", "ana")
+    say(ids[4], "fair", "ana")
+    pairs = pair(judge)
+    assert list(pairs.table.columns) == [
+        "trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind",
+    ]  # fmt: skip
+    assert pairs.trace_ids == ids[:2]
+    first, second = pairs.table.to_dict("records")
+    assert (first["human"], first["judge"], first["judge_rationale"]) == ("good", "good", "because")
+    assert (first["human_rationale"], first["blind"]) == ("fine / quite so", True)
+    assert (first["votes"], second["votes"]) == ({"ana": "good", "bo": "good"}, {"ana": "poor"})
+    assert reasons(pairs) == {ids[2]: "no label", ids[3]: "no label", ids[4]: "no verdict"}
+    assert list(pairs.reasons["traces"]) == [2, 1]
+    assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
+    assert repr(pairs) == "<Pairs 'quality': 2 pairs, 3 excluded, ordinal scale>"
+    assert "no verdict" in pairs._repr_html_()
+
+
+def test_every_trace_is_somewhere(store: str) -> None:
+    """Paired or excluded, never both and never neither, whatever was said about it."""
+    ids, judge = traces(9), judge_of()
+    judged(judge, ids[:7])
+    say(ids[0], "good", "ana")
+    say(ids[1], "N/A", "ana")
+    say(ids[2], "purple", "ana")
+    say(ids[3], "good", "ana")
+    say(ids[3], "poor", "bo")
+    say(ids[7], "good", "ana")
+    for trace_id in ids[4:6]:
+        say(trace_id, "fair", "ana")
+    pairs = pair(judge)
+    assert sorted([*pairs.trace_ids, *pairs.excluded["trace_id"]]) == sorted(ids)
+    assert {ids[1]: "annotators abstained", ids[3]: "annotators tie", ids[6]: "no label",
+            ids[7]: "no verdict", ids[8]: "no label, no verdict"}.items() <= (
+        reasons(pairs).items())  # fmt: skip
+    assert reasons(pairs)[ids[2]].startswith("label outside the scale: 'purple' is not")
+
+
+def test_chosen_traces_alone_are_paired(store: str) -> None:
+    """Others are not even excluded."""
+    ids, judge = traces(4), judge_of()
+    judged(judge, ids)
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert sorted(pair(judge, ids[:2]).trace_ids) == sorted(ids[:2])
+    assert len(pair(judge, ids[:2]).excluded) == 0
+    assert len(pair(judge, fetch_traces(ids[1:]))) == 3
+
+
+# -- whose verdicts ---
+
+
+def test_versions_are_never_mixed(store: str) -> None:
+    """A judge is paired with what this very version said, however new another's verdict is."""
+    ids, one, other = sorted(traces(3)), judge_of(), judge_of("Is {{ outputs }} kind?")
+    judged(one, ids[:2], "good", at=1000)
+    judged(other, ids[1:], "poor", at=2000)
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert dict(pair(one).table[["trace_id", "judge"]].values) == dict.fromkeys(ids[:2], "good")
+    assert reasons(pair(one)) == {ids[2]: "verdict of another version of the judge only"}
+    by_name = pair("quality")
+    assert dict(by_name.table[["trace_id", "judge"]].values) == dict.fromkeys(ids[1:], "poor")
+    assert by_name.fingerprint == fingerprint(other)
+    assert any("2 versions of the judge" in note for note in by_name.notes)
+
+
+def test_a_verdict_logged_by_hand_counts(store: str) -> None:
+    """`mlflow.log_feedback` without a source, as in MLflow's walk-through, is the judge's."""
+    ids, judge = traces(2), judge_of()
+    for trace_id in ids:
+        mlflow.log_feedback(trace_id=trace_id, name="quality", value="good", rationale="so")
+    say(ids[0], "good", "ana")
+    say(ids[1], "poor", "ana")
+    pairs = pair(judge)
+    assert (len(pairs), list(pairs.table["judge_rationale"])) == (2, ["so", "so"])
+    assert any("do not say which version" in note for note in pairs.notes)
+    assert len(pair("quality")) == 2
+
+
+def test_what_a_judge_returned_and_was_logged_counts(store: str) -> None:
+    """`mlflow.log_assessment(judge(...))`: MLflow's feedback names the instructions."""
+    ids, judge = traces(1), judge_of(model="offline:/rubric")
+    mlflow.log_assessment(ids[0], judge(outputs="x"))
+    say(ids[0], "good", "ana")
+    assert len(pair(judge)) == 1
+    assert ["is not known" in note for note in pair(judge).notes] == [True]
+    with pytest.raises(NoVerdictsError):
+        pair(judge_of("Is {{ outputs }} kind?", model="offline:/rubric"))
+
+
+def test_what_another_model_said_to_the_same_instructions_is_no_verdict(store: str) -> None:
+    """MLflow's own verdicts are told apart by model too; where both judged, marked ones need no
+    note."""
+    ids, judge = sorted(traces(2)), judge_of(model="openai:/b")
+    for trace_id, model in zip(ids, "ab", strict=True):
+        say(trace_id, "good", "ana")
+        say(
+            trace_id,
+            "good",
+            source=AssessmentSource("LLM_JUDGE", f"openai:/{model}"),
+            metadata={"guideline": judge.instructions},
+        )
+    pairs = pair(judge)
+    assert pairs.trace_ids == ids[1:]
+    assert any("1 verdicts were logged by MLflow" in note for note in pairs.notes)
+    assert reasons(pairs) == {ids[0]: "verdict of another version of the judge only"}
+    by_name = pair("quality", scale=Scale.of(["poor", "good"]))
+    assert any("2 versions" in note for note in by_name.notes)
+    judged(judge, ids)
+    assert (pair(judge).trace_ids, pair(judge).notes) == (ids, ())
+
+
+def test_unmarked_verdicts_never_fill_the_gaps(store: str) -> None:
+    """Where this version has judged, a verdict of unknown origin is none of its own."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids[:1])
+    mlflow.log_feedback(trace_id=ids[1], name="quality", value="poor")
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    assert pair(judge).trace_ids == ids[:1]
+    assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
+
+
+def test_unmarked_verdicts_of_several_sources_are_not_mixed(store: str) -> None:
+    """Those of the judge's own model count; else those of the source that judged last."""
+    ids, judge = sorted(traces(3)), judge_of()
+    for n, trace_id in enumerate(ids):
+        say(trace_id, "good", "ana")
+        say(trace_id, "poor", at=5000 + n, source=AssessmentSource("LLM_JUDGE", "other"))
+    say(ids[0], "fair", at=1000, source=AssessmentSource("LLM_JUDGE", "openai:/m"))
+    assert dict(pair(judge).table[["trace_id", "judge"]].values) == {ids[0]: "fair"}
+    others = pair(judge_of(model="openai:/third"))
+    assert list(others.table["judge"]) == ["poor"] * 3
+    assert any("Those by 'other' count" in note for note in others.notes)
+
+
+def test_recorded_verdicts_are_paired_by_name(store: str) -> None:
+    """Those of a judge that ran elsewhere, and those of one source where there are several."""
+    ids = traces(4)
+    table = pd.DataFrame({"trace_id": ids, "v": ["yes", "no"] * 2, "w": ["no"] * 4})
+    log_labels(table, name="quality", annotator="ana", value="v", progress=False)
+    log_verdicts(table, name="quality", source="gpt-4", value="v", progress=False)
+    assert (pair("quality").table["human"] == pair("quality").table["judge"]).all()
+    log_verdicts(table, name="quality", source="other", value="w", progress=False)
+    assert set(pair("quality", source="other").table["judge"]) == {"no"}
+    assert set(pair("quality", source="gpt-4").table["judge"]) == {"no", "yes"}
+    with pytest.raises(ArgumentError, match="source='gpt-5' is not known"):
+        pair("quality", source="gpt-5")
+    with pytest.raises(ArgumentError, match="chooses among the verdicts under a name"):
+        pair(judge_of(), source="gpt-4")
+
+
+def test_a_failed_verdict_is_no_verdict(store: str) -> None:
+    """It is excluded with what went wrong; an earlier or later success counts."""
+    ids, judge = sorted(traces(3)), judge_of()
+    marked = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    broken = AssessmentError(error_code="JUDGE_FAILED", error_message="no JSON")
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+        say(trace_id, None, at=2000, error=broken, **marked)
+    say(ids[1], "fair", at=1000, **marked)
+    say(ids[2], "poor", at=3000, **marked)
+    pairs = pair(judge)
+    assert reasons(pairs) == {ids[0]: "the judge failed: no JSON"}
+    assert list(pairs.table["judge"]) == ["fair", "poor"]
+
+
+def test_the_latest_verdict_of_a_version_counts(store: str) -> None:
+    """By the time that it was given; one that was overridden counts no more."""
+    ids, judge = sorted(traces(2)), judge_of()
+    marked = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    say(ids[0], "poor", at=2000, **marked)
+    say(ids[0], "fair", at=1000, **marked)
+    old = say(ids[1], "good", at=3000, **marked)
+    say(ids[1], "fair", at=1000, overrides=old, **marked)
+    assert list(pair(judge).table["judge"]) == ["poor", "fair"]
+
+
+def test_odd_verdicts_are_excluded_with_the_reason(store: str) -> None:
+    """Off the scale, or an abstention: neither is right or wrong."""
+    ids, judge = sorted(traces(3)), judge_of()
+    for trace_id, value in zip(ids, ["good", "purple", "N/A"], strict=True):
+        judged(judge, [trace_id], value)
+        say(trace_id, "good", "ana")
+    told = reasons(pair(judge))
+    assert told[ids[1]].startswith("verdict outside the scale: 'purple'")
+    assert told[ids[2]] == "the judge abstained"
+
+
+def test_a_category_that_reads_like_an_abstention_is_a_category(store: str) -> None:
+    """On a scale that has the value N/A itself, it is a label, a verdict and a vote."""
+    ids = traces(3)
+    judge = judge_of(feedback_value_type=Literal["yes", "no", "N/A"])
+    for trace_id, value in zip(ids, ["yes", "N/A", "n/a"], strict=True):
+        judged(judge, [trace_id], value)
+        say(trace_id, "N/A", "ana")
+    pairs = pair(judge)
+    assert len(pairs.excluded) == 0
+    assert set(pairs.table["human"]) == {"N/A"}
+    assert pairs.votes["ana"].tolist() == ["N/A"] * 3
+    found = agreement(pairs)
+    assert (found.n, found.accuracy) == (3, pytest.approx(2 / 3))
+
+
+def test_without_verdicts_it_says_what_to_run(store: str) -> None:
+    """With what there is under the name from others."""
+    ids, judge = traces(2), judge_of()
+    say(ids[0], "good", "ana")
+    with pytest.raises(NoVerdictsError, match=r"Run workbench.assess\(judge, traces\)"):
+        pair(judge)
+    with pytest.raises(NoVerdictsError, match=r"log_verdicts\(table, name='quality'"):
+        pair("quality")
+    judged(judge_of("Is {{ outputs }} kind?"), ids[:1])
+    with pytest.raises(NoVerdictsError, match=r"1 traces have verdicts of another version"):
+        pair(judge)
+
+
+# -- whose labels ---
+
+
+@pytest.mark.parametrize("near", ["Quality", "quality ", "qual_ity", "QUALITY", "qualiti"])
+def test_a_near_miss_of_the_name_is_reported(store: str, near: str) -> None:
+    """With its count and a remedy: as an error without labels, as a note beside some."""
+    ids, judge = traces(3), judge_of()
+    judged(judge, ids)
+    for trace_id in ids:
+        say(trace_id, "good", "ana", name=near)
+    with pytest.raises(NoLabelsError) as caught:
+        pair(judge)
+    assert f"{near!r} (3 labels)" in str(caught.value)
+    assert "workbench.log_labels(table, name='quality'" in str(caught.value)
+    say(ids[0], "good", "ana")
+    (note,) = pair(judge).notes
+    assert note.startswith(f"3 labels are stored under {near!r}")
+
+
+def test_without_any_label_it_says_how_to_log_one(store: str) -> None:
+    """And does not guess at names that are nothing alike."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana", name="politeness")
+    with pytest.raises(NoLabelsError, match=r"No human label.*mlflow.log_feedback") as caught:
+        pair(judge)
+    assert "politeness" not in str(caught.value)
+
+
+def test_overridden_labels_do_not_count(store: str) -> None:
+    """What replaced them does."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    old = say(ids[0], "poor", "ana")
+    say(ids[0], "good", "ana", overrides=old)
+    assert list(pair(judge).table["human"]) == ["good"]
+
+
+def test_the_latest_of_one_annotator_counts_once(store: str) -> None:
+    """Three labels by one are one vote, against two others."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    for at, value in enumerate(["poor", "poor", "poor"]):
+        say(ids[0], value, "ana", at=1000 + at)
+    say(ids[0], "good", "bo", at=900)
+    say(ids[0], "good", "cy", at=901)
+    assert list(pair(judge).table["human"]) == ["good"]
+
+
+def test_a_label_changed_after_the_verdict_does_not_replace_the_blind_one(store: str) -> None:
+    """It is marked where it stands alone, and said so in the notes."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids)
+    seen = {"metadata": {AFTER_VERDICT_KEY: "true"}}
+    say(ids[0], "poor", "ana", at=1000)
+    say(ids[0], "good", "ana", at=2000, **seen)
+    say(ids[1], "good", "ana", at=2000, **seen)
+    pairs = pair(judge)
+    assert list(pairs.table["human"]) == ["poor", "good"]
+    assert list(pairs.table["blind"]) == [True, False]
+    assert pairs.notes == ("1 labels were given after their author saw the judge's verdict.",)
+
+
+def test_labels_off_the_scale_are_told(store: str) -> None:
+    """Beside others they have no vote, and are counted; alone they are a reason."""
+    ids, judge = sorted(traces(2)), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana")
+    say(ids[0], "7", "bo")
+    say(ids[1], "7", "bo")
+    pairs = pair(judge)
+    assert pairs.table["votes"][0] == {"ana": "good"}
+    assert reasons(pairs)[ids[1]].startswith("label outside the scale: '7'")
+    assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
+
+
+def test_no_label_on_the_scale_is_an_error(store: str) -> None:
+    """Even where other traces have no label at all; a scale that fits makes pairs."""
+    ids, judge = traces(4), judge_of(feedback_value_type=int)
+    judged(judge, ids, 4)
+    say(ids[0], "fine", "ana")
+    say(ids[1], "awful", "ana")
+    with pytest.raises(ScaleError, match=r"No label under 'quality'.*'(fine|awful)'.*pass scale="):
+        pair(judge)
+    with pytest.raises(ScaleError):
+        pair(judge, ids[:2])
+
+
+def test_the_scale_comes_from_the_judge_or_from_what_is_seen(store: str) -> None:
+    """A plain str judge takes the labels' values; a number is a number on either side."""
+    ids = traces(3)
+    judge = judge_of(feedback_value_type=str)
+    judged(judge, ids, "good")
+    for trace_id, value in zip(ids, ["GOOD", "fair", "poor"], strict=True):
+        say(trace_id, value, "ana")
+    pairs = pair(judge)
+    assert (pairs.scale.kind, len(pairs.scale.values)) == ("ordinal", 3)
+    assert (pairs.table["human"] == pairs.table["judge"]).sum() == 1
+    given = Scale.of(["poor", "fair", "good", "excellent"], ordered=True)
+    assert pair(judge, scale=given).scale == given
+
+    number = judge_of(feedback_value_type=int)
+    judged(number, ids, 4.0)
+    for trace_id, value in zip(ids, ["4", 2, "5.0"], strict=True):
+        say(trace_id, value, "ana")
+    table = pair(number).table
+    assert sorted(table["human"]) == [2, 4, 5]
+    assert list(table["judge"]) == [4, 4, 4]
+    assert (pair(number).scale.low, pair(number).scale.high) == (2, 5)
+
+
+def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
+    """Which of spam and ham makes a false positive is nobody's secret."""
+    ids = traces(2)
+    for trace_id, value in zip(ids, ("spam", "ham"), strict=True):
+        say(trace_id, value, "ana")
+        say(trace_id, "spam")
+    pairs = pair("quality")
+    assert pairs.scale.positive == "ham"
+    assert any("'ham' is taken as the positive value, 'spam'" in note for note in pairs.notes)
+    named = pair("quality", positive="Spam")
+    assert (named.scale.positive, named.notes) == ("spam", ())
+    assert agreement(named).false_positives == 1
+    assert pair("quality", scale=Scale.of(["spam", "ham"])).notes == ()
+    judge = judge_of(feedback_value_type=Literal["spam", "ham"])
+    assert pair(judge).scale.positive == "spam"
+    assert any("'spam' is taken" in note for note in pair(judge).notes)
+    with pytest.raises(ArgumentError, match="positive='eggs'"):
+        pair("quality", positive="eggs")
+
+
+def test_unknown_rules_are_errors(store: str) -> None:
+    """With the annotators that there are."""
+    ids, judge = traces(1), judge_of()
+    judged(judge, ids)
+    say(ids[0], "good", "ana")
+    with pytest.raises(ArgumentError, match=r"consensus='bo'.*'majority'.*'ana'"):
+        pair(judge, consensus="bo")
+    with pytest.raises(ArgumentError, match="ties='coin'"):
+        pair(judge, ties="coin")  # type: ignore[arg-type]
+    assert len(pair(judge, consensus="ana")) == 1
+
+
+def test_votes_as_a_table(store: str) -> None:
+    """A row a labelled trace, paired or not; a column an annotator; None where there is none."""
+    ids, judge = sorted(traces(3)), judge_of()
+    judged(judge, ids[:1])
+    say(ids[0], "good", "ana")
+    say(ids[0], "N/A", "bo")
+    say(ids[1], "poor", "bo")
+    votes = pair(judge).votes
+    assert (list(votes.index), list(votes.columns)) == (ids[:2], ["ana", "bo"])
+    assert votes.to_numpy().tolist() == [["good", None], [None, "poor"]]
+
+
+# -- order of arrival ---
+
+said = st.lists(
+    st.tuples(
+        st.sampled_from(["ana", "bo", "cy", ""]),  # "" is the judge
+        st.sampled_from(["excellent", "good", "Poor", "N/A", "purple"]),
+        st.integers(0, 3),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(per_trace=st.lists(said, min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_order_of_arrival_never_matters(store: str, per_trace: list[Any], seed: int) -> None:
+    """The same assessments in any order give the same pairs, exclusions, votes and notes."""
+    judge = judge_of()
+    found = [
+        _trace(f"tr-{n}", [
+            _feedback(f"a-{n}-{k}", who, value, at, seen, fingerprint(judge))
+            for k, (who, value, at, seen) in enumerate(one)
+        ])
+        for n, one in enumerate(per_trace)
+    ]  # fmt: skip
+    outcomes = []
+    shuffled = random.Random(seed)
+    for _ in range(3):
+        try:
+            pairs = pair(judge, found, ties="latest")
+            outcomes.append(
+                (pairs.table.to_json(), pairs.excluded.to_json(), repr(pairs.all_votes),
+                 pairs.notes)
+            )  # fmt: skip
+        except PairingError as error:
+            outcomes.append(str(error))
+        except ScaleError:
+            outcomes.append("off the scale")
+        shuffled.shuffle(found)
+        for one in found:
+            shuffled.shuffle(one.info.assessments)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+def _feedback(key: str, who: str, value: str, at: int, seen: bool, mark: str) -> Feedback:
+    human = AssessmentSource("HUMAN", who) if who else AssessmentSource("LLM_JUDGE", "m")
+    marks = {AFTER_VERDICT_KEY: str(seen).lower()} if who else {FINGERPRINT_KEY: mark}
+    made = Feedback(
+        name="quality", value=value, source=human, metadata=marks, create_time_ms=at,
+        rationale=key,
+    )  # fmt: skip
+    made.assessment_id = key
+    return made
+
+
+def _trace(trace_id: str, assessments: list[Feedback]) -> mlflow.entities.Trace:
+    info = mlflow.entities.TraceInfo(
+        trace_id=trace_id,
+        trace_location=mlflow.entities.trace_location.TraceLocation.from_experiment_id("0"),
+        request_time=0,
+        state=mlflow.entities.TraceState.OK,
+        assessments=assessments,
+    )
+    return mlflow.entities.Trace(info, mlflow.entities.TraceData(spans=[]))
+
+
+# -- pairs that are there already ---
 
 YES_NO = Scale.of(["no", "yes"])
 
@@ -17,10 +526,6 @@ def make_pairs(values: dict[str, str]) -> Pairs:
                  "blind"],
     )  # fmt: skip
     return Pairs("quality", table, pd.DataFrame(columns=["trace_id", "reason"]), YES_NO)
-
-
-def reasons(pairs: Pairs) -> dict[str, str]:
-    return dict(zip(pairs.excluded["trace_id"], pairs.excluded["reason"], strict=True))
 
 
 def test_a_subset_is_of_the_same_kind() -> None:

@@ -42,7 +42,8 @@ from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Groups, dataset_digest
+from workbench.pairing.pairs import dataset_digest
+from workbench.pairing.splits import Groups
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import FEW

@@ -47,7 +47,8 @@ from workbench.judging.judge import fingerprint, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.models.budget import Budget
-from workbench.pairing.pairs import Groups, dataset_digest
+from workbench.pairing.pairs import dataset_digest
+from workbench.pairing.splits import Groups
 from workbench.simba.forecast import announcement
 from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import item_digest

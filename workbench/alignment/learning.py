@@ -20,9 +20,8 @@ from workbench.errors import ArgumentError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
-from workbench.pairing.joining import pair
-from workbench.pairing.pairs import Groups, Pairs, Split
-from workbench.pairing.splits import default_groups, with_equal_items
+from workbench.pairing.pairs import Pairs, Split, pair
+from workbench.pairing.splits import Groups, default_groups, groups_of, with_equal_items
 from workbench.simba.items import Item
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Optimised
@@ -131,7 +130,7 @@ def split_pairs(
     """
     items = [by_id[i] for i in pairs.trace_ids]
     named = groups if isinstance(groups, str) else None
-    group_of = default_groups(items) if groups is None else pairs.group_of(groups)
+    group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
     group_of = with_equal_items(group_of, items)
     here = set(pairs.trace_ids)
     enough = len(here - lineage.all) >= MINIMUM_FRESH

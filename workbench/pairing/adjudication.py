@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from workbench.errors import ScaleError, StoreError
+from workbench.errors import ScaleError
 from workbench.pairing.consensus import (
     decisions_by_trace,
     known_scale,
@@ -57,18 +58,8 @@ VOTES_KEY: Final = "workbench.decided_on"
 class Difference:
     """A trace on which annotators differ.
 
-    Attributes
-    ----------
-    trace_id
-        Which.
-    labels
-        All labels on it, by annotator: also those that abstain or lie off the scale.
-    votes
-        Annotator -> canonical value of those that lie on the scale, `ABSTAIN` for abstentions.
-    distance
-        The largest distance between two votes on the scale, in (0, 1].
-    decision
-        What was decided; None while it is open.
+    ``labels`` are all labels on it, ``votes`` those on the scale as annotator -> canonical value
+    or `ABSTAIN`, ``distance`` the largest between two votes, ``decision`` None while it is open.
     """
 
     trace_id: str
@@ -105,11 +96,10 @@ def disagreements(
     Returns
     -------
     DataFrame
-        One row a trace, index ``trace_id``; open ones first, of these those on which people lie
-        farthest apart. The columns have two levels: ``label`` and ``rationale`` with a column
-        each annotator, ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and
-        ``rationale``. ``table["label"]`` is a table of the labels alone. None where an annotator
-        gave none.
+        One row a trace, index ``trace_id``; open ones first, of these the farthest apart. The
+        columns have two levels: ``label`` and ``rationale`` with a column each annotator (None
+        where one gave none), ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and
+        ``rationale``.
 
     Examples
     --------
@@ -118,11 +108,12 @@ def disagreements(
     found = differences(judge_or_name, fetch_traces(traces, spans=False), scale=scale)
     found = [one for one in found if decided or one.decision is None]
     given = [{label.annotator: label for label in one.labels} for one in found]
-    annotators = sorted({who for labels in given for who in labels})
-    columns: dict[tuple[str, str], list[Any]] = {}
-    for title, attribute in (("label", "value"), ("rationale", "rationale")):
-        for who in annotators:
-            columns[title, who] = [getattr(one.get(who), attribute, None) for one in given]
+    annotators = sorted(set().union(*given))
+    columns: dict[tuple[str, str], list[Any]] = {
+        (title, who): [getattr(labels.get(who), attribute, None) for labels in given]
+        for title, attribute in (("label", "value"), ("rationale", "rationale"))
+        for who in annotators
+    }
     columns["distance", ""] = [one.distance for one in found]
     for what in ("value", "by", "rationale"):
         columns["decision", what] = [getattr(one.decision, what, None) for one in found]
@@ -156,14 +147,12 @@ def scale_of_labels(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scal
 
     None where the labels have fewer than two values, on which nobody can differ.
     """
-    scale = known_scale(judge_or_name, traces)
-    if scale is not None:
-        return scale
     name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    try:
-        return Scale.from_values(label.value for label in label_records(traces, name))
-    except ScaleError:
-        return None
+    with suppress(ScaleError):
+        return known_scale(judge_or_name, traces) or Scale.from_values(
+            label.value for label in label_records(traces, name)
+        )
+    return None
 
 
 def adjudicate(
@@ -179,16 +168,15 @@ def adjudicate(
     """Record what was decided about a trace, and by whom.
 
     The labels stay. `workbench.pair` takes the decision in place of the consensus. The same
-    decision again writes nothing; another one takes the place of the earlier, which stays in
-    the store, marked as overridden.
+    decision again writes nothing; another one overrides the earlier.
 
     Parameters
     ----------
     trace_id
         The trace.
     value
-        The decision: a value of the scale, or an abstention such as ``"N/A"`` for a trace that
-        cannot be judged, which then makes no pair.
+        A value of the scale, or an abstention such as ``"N/A"`` for a trace that cannot be
+        judged, which then makes no pair.
     name
         The name under which the labels are stored, exactly.
     by
@@ -196,8 +184,8 @@ def adjudicate(
     rationale
         Why.
     scale
-        The rating scale that the value must lie on; by default that of MLflow's label schema of
-        this name, and where there is none any value that can be stored.
+        The rating scale; by default that of MLflow's label schema of this name, and where there
+        is none any value that can be stored.
     after_verdict
         True where the one who decided had seen the judge's verdict.
 
@@ -229,11 +217,7 @@ def adjudicate(
     )
     if made is not None:
         log_assessments([made], progress=False)
-    (now,) = fetch_traces([trace_id], spans=False)
-    recorded = decision_records([now], name)
-    if not recorded:  # pragma: no cover - only if someone deletes it in between
-        raise StoreError(f"The decision on {trace_id} was written, but is not there any more.")
-    return recorded[0]
+    return decision_records(fetch_traces([trace_id], spans=False), name)[0]
 
 
 def new_decision(

@@ -1,22 +1,48 @@
-"""Pairs of one verdict and one human label on a trace, what makes no pair, and their splits."""
+"""`pair`: a judge's verdicts joined with the human labels under its name; `Pairs` and `Split`.
+
+Only valid assessments count. Names match exactly. Every trace that makes no pair is listed
+in `Pairs.excluded` with its reason, and the order in which assessments arrived never matters.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
 from workbench.formatting import html_table, html_text
-from workbench.pairing.splits import groups_from_traces, stratified
+from workbench.judging.verdicts import (
+    Recorded,
+    choose_version,
+    read_verdict,
+    recorded_verdicts,
+    where,
+)
+from workbench.pairing.consensus import (
+    RULES,
+    HumanLabel,
+    decisions_by_trace,
+    known_scale,
+    label_notes,
+    labels_by_trace,
+    no_labels_message,
+    read_label,
+)
+from workbench.pairing.splits import Groups, groups_of, stratified
 from workbench.scale import ABSTAIN, Scale
+from workbench.store.labels import near_misses
 from workbench.store.tables import digest
+from workbench.store.traces import fetch_traces
 
-Groups = str | Mapping[str, Hashable] | None
-
+if TYPE_CHECKING:
+    from mlflow.entities import Trace
+    from mlflow.genai.judges import Judge
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
@@ -27,23 +53,21 @@ class Pairs:
 
     Attributes
     ----------
-    name
-        The name under which verdicts and labels are stored.
+    name, scale
+        The name under which verdicts and labels are stored; the rating scale of both.
     table
         One row a trace, sorted by ``trace_id``: ``trace_id``, ``human`` (canonical consensus
-        value), ``judge`` (canonical value), ``human_rationale`` (of those who voted for the
-        consensus), ``judge_rationale``, ``votes`` (dict annotator -> canonical value or
-        `ABSTAIN`), ``blind`` (False where a label was given after its author saw the verdict).
+        value), ``judge`` (canonical value), ``human_rationale`` (of those who voted for it),
+        ``judge_rationale``, ``votes`` (dict annotator -> canonical value or `ABSTAIN`),
+        ``blind`` (False where a label was given after its author saw the verdict).
     excluded
         One row a trace that makes no pair: ``trace_id``, ``reason``.
-    scale
-        The rating scale that both sides are on.
     fingerprint
         Fingerprint of the judge version that gave the verdicts; "" where unknown.
     notes
         What a reader should know about how the pairs came to be.
     all_votes
-        Dict trace_id -> dict annotator -> value, for every labelled trace, paired or not.
+        Trace id -> annotator -> value, for every labelled trace, paired or not.
     """
 
     name: str
@@ -64,19 +88,14 @@ class Pairs:
 
     @property
     def votes(self) -> pd.DataFrame:
-        """Votes of the single annotators: index trace_id, one column an annotator.
-
-        Covers every labelled trace, paired or not. None where an annotator gave no label or
-        abstained.
-        """
-        every = self.all_votes or dict(
-            zip(self.table["trace_id"], self.table["votes"], strict=True)
+        """Index trace_id (of every labelled trace), one column an annotator; None for no vote."""
+        every: Mapping[str, Any] = (
+            self.all_votes or self.table.set_index("trace_id")["votes"].to_dict()
         )
-        annotators = sorted({who for votes in every.values() for who in votes})
         ids = sorted(every)
         columns = {
             who: [None if (v := every[i].get(who)) is ABSTAIN else v for i in ids]
-            for who in annotators
+            for who in sorted({who for votes in every.values() for who in votes})
         }
         return pd.DataFrame(columns, index=pd.Index(ids, name="trace_id"), dtype=object)
 
@@ -93,22 +112,19 @@ class Pairs:
         )
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
-        """Return the labels with other verdicts: trace_id -> (canonical value, rationale).
-
-        Traces without a verdict leave the table and are listed in ``excluded``.
-        """
+        """Return the labels with other verdicts: trace_id -> (canonical value, rationale)."""
         judged = self.table["trace_id"].isin(verdicts)
-        kept, gone = self.table[judged].copy(), self.table.loc[~judged, ["trace_id"]]
-        kept["judge"] = pd.Series(
-            [verdicts[i][0] for i in kept["trace_id"]], index=kept.index, dtype=object
-        )
-        kept["judge_rationale"] = [verdicts[i][1] for i in kept["trace_id"]]
-        excluded = pd.concat(
-            [self.excluded, gone.assign(reason="the judge gave no usable verdict")],
-            ignore_index=True,
-        )
+        rest = self.table.loc[~judged, ["trace_id"]]
+        rest["reason"] = "the judge gave no usable verdict"
+        table = self.table[judged].reset_index(drop=True)
+        answers = [verdicts[i] for i in table["trace_id"]]
+        table["judge"] = pd.Series([value for value, _ in answers], dtype=object)
+        table["judge_rationale"] = [rationale for _, rationale in answers]
         return replace(
-            self, table=kept.reset_index(drop=True), excluded=excluded, fingerprint=fingerprint
+            self,
+            table=table,
+            excluded=pd.concat([self.excluded, rest], ignore_index=True),
+            fingerprint=fingerprint,
         )
 
     @property
@@ -151,7 +167,7 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = self.group_of(groups)
+        group_of = groups_of(self.table, groups)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -163,32 +179,15 @@ class Pairs:
         )
         return Split(
             train=self.subset(parts["train"]),
-            dev=self.subset(parts.get("dev", [])),
+            dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),
             seed=seed,
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
             group_of=group_of,
         )
 
-    def group_of(self, groups: Groups) -> dict[str, str]:
-        """Return the group of each paired trace (see `split` for what ``groups`` may be)."""
-        ids = self.trace_ids
-        if groups is None:
-            return {i: i for i in ids}
-        if isinstance(groups, str):
-            if groups in self.table.columns:
-                return dict(zip(ids, map(str, self.table[groups]), strict=True))
-            return groups_from_traces(ids, groups)
-        missing = [i for i in ids if i not in groups]
-        if missing:
-            raise ArgumentError(
-                f"groups names no group for {len(missing)} of {len(ids)} traces, e.g. "
-                f"{missing[0]!r}. Give one for every paired trace."
-            )
-        return {i: str(groups[i]) for i in ids}
-
     def __repr__(self) -> str:
-        left_out = f", {len(self.excluded)} excluded" if len(self.excluded) else ""
+        left_out = f", {len(self.excluded)} excluded" * bool(len(self.excluded))
         return f"<Pairs {self.name!r}: {len(self)} pairs{left_out}, {self.scale.kind} scale>"
 
     def _repr_html_(self) -> str:
@@ -206,8 +205,7 @@ class Pairs:
 class Split:
     """Train, dev and test pairs: disjoint by trace and by group.
 
-    ``groups`` names what was kept together, ``group_of`` tells the group of each trace.
-    ``digest`` identifies the split: equal digests mean the same traces in the same parts.
+    ``groups`` names what was kept together. Equal digests mean the same traces in the same parts.
     """
 
     train: Pairs
@@ -237,3 +235,171 @@ def dataset_digest(pairs: Pairs) -> str:
     """Return a hash of trace ids with their consensus labels: 16 hexadecimal digits."""
     rows = zip(pairs.table["trace_id"], map(str, pairs.table["human"]), strict=True)
     return digest(sorted(rows))[:16]
+
+
+def pair(
+    judge_or_name: Judge | str,
+    traces: Any = None,
+    *,
+    consensus: str = "majority",
+    ties: Literal["drop", "latest", "error"] = "drop",
+    scale: Scale | None = None,
+    source: str | None = None,
+    positive: Any = None,
+) -> Pairs:
+    """Join a judge's verdicts with the human labels under its name.
+
+    Parameters
+    ----------
+    judge_or_name
+        A judge (only verdicts of this very version count) or a name (the version that judged
+        last counts).
+    traces
+        None (the active experiment), traces, trace ids, or an MLflow filter string.
+    consensus
+        How several annotators' labels become one: ``"majority"``, ``"unanimous"``,
+        ``"latest"``, or the name of an annotator whose labels alone count. Where a trace was
+        adjudicated, the decision counts in place of the first three; the labels stay the votes.
+    ties
+        What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` label
+        among the tied, or raise an ``"error"``.
+    scale
+        The rating scale; by default the judge's, else that of MLflow's label schema of this
+        name, else that of the observed values.
+    source
+        With a name: only verdicts by this source count, which is a judge's model, or the
+        ``source`` given to `workbench.log_verdicts`.
+    positive
+        Which of two values is the positive one. By default the known word (yes, pass, True); of
+        unknown words (spam, ham) the first that the judge's Literal lists, else the first by
+        the alphabet, which ``.notes`` says.
+
+    Raises
+    ------
+    ArgumentError
+        For ``source`` beside a judge, and for a ``positive`` that is none of two values.
+    NoLabelsError
+        No human label under the name; names that nearly match are listed with their counts.
+    NoVerdictsError
+        Labels, but no verdict of this judge.
+    ScaleError
+        No label lies on the scale (single ones are excluded with the reason).
+    PairingError
+        A tie, with ``ties="error"``.
+    """
+    one_of("ties", ties, ["drop", "latest", "error"])
+    if source is not None and not isinstance(judge_or_name, str):
+        raise ArgumentError(
+            f"source={source!r} chooses among the verdicts under a name. Give the name: "
+            f"workbench.pair({judge_or_name.name!r}, source={source!r})."
+        )
+    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
+    fetched = fetch_traces(traces, spans=False)
+    labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
+    near = near_misses(fetched, name)
+    if not labels and not decisions:
+        raise NoLabelsError(no_labels_message(name, len(fetched), near))
+    every = list(chain(*labels.values()))
+    one_of("consensus", consensus, [*RULES, *sorted({label.annotator for label in every})])
+
+    recorded = _recorded(fetched, name, source)
+    chosen, version, notes = choose_version(judge_or_name, recorded)
+    if not any(chosen.values()):
+        raise NoVerdictsError(_no_verdicts(judge_or_name, len(labels), recorded))
+
+    if scale is None:
+        given = [label.value for label in every] + [one.value for one in decisions.values()]
+        scale = known_scale(judge_or_name, fetched) or _observed_scale(given, chosen)
+        if positive is None and not scale.positive_is_known:
+            notes.append(
+                f"{scale.positive!r} is taken as the positive value, {scale.values[0]!r} as the "
+                "negative one, since the words do not tell. For the other way round: "
+                f"positive={scale.values[0]!r}."
+            )
+    if positive is not None:
+        scale = scale.with_positive(positive)
+
+    human = {
+        i: read_label(labels.get(i, []), scale, consensus, ties, decisions.get(i))
+        for i in sorted(recorded)
+    }
+    notes += label_notes(name, human, scale, near)
+    table, excluded = _join(human, chosen, recorded, scale)
+    seen = sum(not blind for blind in table["blind"])
+    if seen:
+        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
+    return Pairs(
+        name=name,
+        table=table,
+        excluded=excluded,
+        scale=scale.with_range([*table["human"], *table["judge"]]),
+        fingerprint=version,
+        notes=tuple(notes),
+        all_votes={i: one.votes for i, one in human.items() if one.votes},
+    )
+
+
+def _recorded(traces: Sequence[Trace], name: str, source: str | None) -> dict[str, list[Recorded]]:
+    """Return the stored verdicts under the name, by trace; only those by a source if given."""
+    recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in traces}
+    if source is None:
+        return recorded
+    sources = {v.source for verdicts in recorded.values() for v in verdicts}
+    if sources:
+        one_of("source", source, sorted(sources))
+    return where(recorded, lambda v: v.source == source)
+
+
+def _join(
+    human: Mapping[str, HumanLabel],
+    chosen: Mapping[str, Sequence[Recorded]],
+    recorded: Mapping[str, Sequence[Recorded]],
+    scale: Scale,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of pairs, and the traces that make none with the reason."""
+    rows: list[tuple[Any, ...]] = []
+    excluded: list[tuple[str, str | None]] = []
+    for i, label in human.items():
+        verdict, fault = read_verdict(chosen[i], recorded[i], scale)
+        if label.fault == "no label" and fault == "no verdict":
+            excluded.append((i, "no label, no verdict"))
+        elif label.fault or verdict is None:
+            excluded.append((i, label.fault or fault))
+        else:
+            value, why = verdict
+            rows.append((i, label.value, value, label.rationale, why, label.votes, label.blind))
+    return (
+        pd.DataFrame(rows, columns=COLUMNS).astype({"human": object, "judge": object}),
+        pd.DataFrame(excluded, columns=["trace_id", "reason"]),
+    )
+
+
+def _observed_scale(labelled: Sequence[Any], chosen: Mapping[str, Sequence[Recorded]]) -> Scale:
+    """Return the scale of all values seen; of the labels alone where verdicts would blur it."""
+    judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
+    both = Scale.from_values([*labelled, *judged])
+    if both.kind == "nominal":
+        with suppress(ScaleError):
+            alone = Scale.from_values(labelled)
+            return both if alone.kind == "nominal" else alone
+    return both
+
+
+def _no_verdicts(
+    judge_or_name: Judge | str, labelled: int, recorded: Mapping[str, Sequence[Recorded]]
+) -> str:
+    if isinstance(judge_or_name, str):
+        return (
+            f"{labelled} traces are labelled under {judge_or_name!r}, but no verdict of a "
+            "judge of that name is stored. Run workbench.assess(judge, traces), or log recorded "
+            f"ones with workbench.log_verdicts(table, name={judge_or_name!r}, ...)."
+        )
+    name, others = judge_or_name.name, sum(map(bool, recorded.values()))
+    found = (
+        f" ({others} traces have verdicts of another version or source under this name; to pair "
+        f"those, use workbench.pair({name!r}).)" * bool(others)
+    )
+    return (
+        f"{labelled} traces are labelled, but this version of judge {name!r} has judged none of "
+        f"them.{found} Run workbench.assess(judge, traces) first."
+    )

@@ -5,15 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Mapping, Sequence
+
+import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.store.traces import Example, examples, item_digest
 
+Groups = str | Mapping[str, Hashable] | None
 
-def groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
-    """Return the group of each trace, the value of a tag or of a key of the inputs."""
+LARGEST_GROUP = 0.3
+"""Share of all items in one group above which grouping by inputs leaves nothing to split."""
+
+
+def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
+    """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``)."""
+    ids = list(table["trace_id"])
+    if groups is None:
+        return {i: i for i in ids}
+    if isinstance(groups, str):
+        if groups not in table.columns:
+            return _groups_from_traces(ids, groups)
+        groups = dict(zip(ids, table[groups], strict=True))
+    missing = [i for i in ids if i not in groups]
+    if missing:
+        raise ArgumentError(
+            f"groups names no group for {len(missing)} of {len(ids)} traces, e.g. "
+            f"{missing[0]!r}. Give one for every paired trace."
+        )
+    return {i: str(groups[i]) for i in ids}
+
+
+def _groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
+    """Return the group of each trace: the value of a tag or of a key of the inputs."""
     found = {}
     keys: set[str] = set()
     for example in examples(list(trace_ids)):
@@ -30,10 +54,6 @@ def groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
             f"{len(trace_ids)} traces. These exist: {', '.join(map(repr, sorted(keys)))}."
         )
     return found
-
-
-LARGEST_GROUP = 0.3
-"""Share of all items in one group above which grouping by inputs leaves nothing to split."""
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
@@ -60,31 +80,12 @@ def with_equal_items(group_of: Mapping[str, str], items: Sequence[Example]) -> d
         return group
 
     holder: dict[str, str] = {}
-    for item in sorted(items, key=lambda one: one.trace_id):
-        if item.trace_id not in group_of:
-            continue
-        mine = find(group_of[item.trace_id])
-        other = find(holder.setdefault(item_digest(item), mine))
-        root[max(mine, other)] = min(mine, other)
+    for item in items:
+        if item.trace_id in group_of:
+            mine = find(group_of[item.trace_id])
+            other = find(holder.setdefault(item_digest(item), mine))
+            root[max(mine, other)] = min(mine, other)
     return {trace_id: find(group) for trace_id, group in group_of.items()}
-
-
-@dataclass
-class _Part:
-    """A part of a split: its share of all items, and what it holds so far."""
-
-    share: float
-    ids: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def need(self, labels: Counter[str], totals: Counter[str]) -> float:
-        """Return how far the part is below its share of these labels and of all items."""
-        by_label = sum(
-            n * (1 - self.counts[label] / (self.share * totals[label]))
-            for label, n in labels.items()
-        )
-        by_size = 1 - sum(self.counts.values()) / (self.share * sum(totals.values()))
-        return by_label + 0.5 * by_size * sum(labels.values())
 
 
 def stratified(
@@ -109,39 +110,50 @@ def stratified(
     members: dict[str, list[str]] = defaultdict(list)
     for trace_id in sorted(label_of):
         members[group_of[trace_id]].append(trace_id)
+    size = f"{len(label_of)} pairs"
     if len(members) < len(shares):
         raise ArgumentError(
-            f"{len(label_of)} pairs in {len(members)} groups cannot be split into "
-            f"{len(shares)} parts. Label more traces, or group by something finer."
+            f"{size} in {len(members)} groups cannot be split into {len(shares)} parts. "
+            "Label more traces, or group by something finer."
         )
-    barred_groups = {
-        part: {group_of[i] for i in ids if i in group_of} for part, ids in (barred or {}).items()
-    }
+    closed = {part: {group_of.get(i) for i in ids} for part, ids in (barred or {}).items()}
     totals = Counter(label_of.values())
-    parts = {name: _Part(share) for name, share in shares.items()}
+    parts: dict[str, list[str]] = {name: [] for name in shares}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in shares}
     # Groups that are barred somewhere have less choice, so they go first.
-    free = set(members).difference(*barred_groups.values())
+    free = set(members).difference(*closed.values())
     queue = sorted(members, key=lambda g: (g in free, -len(members[g]), _draw(seed, g)))
     for position, group in enumerate(queue):
-        open_parts = [name for name in parts if group not in barred_groups.get(name, ())]
-        empty = [name for name in open_parts if not parts[name].ids]
+        choice = [name for name in parts if group not in closed.get(name, ())]
+        empty = [name for name in choice if not parts[name]]
         # The last groups go to parts that would otherwise stay empty.
-        candidates = empty if empty and len(queue) - position <= len(empty) else open_parts
+        if empty and len(queue) - position <= len(empty):
+            choice = empty
         labels = Counter(label_of[i] for i in members[group])
         ranked = {
-            name: (parts[name].need(labels, totals), _draw(seed, f"{group}:{name}"))
-            for name in candidates
+            name: (
+                _need(counts[name], shares[name], labels, totals),
+                _draw(seed, f"{group}:{name}"),
+            )
+            for name in choice
         }
-        best = parts[max(ranked, key=ranked.__getitem__)]
-        best.counts.update(labels)
-        best.ids.extend(members[group])
-    for name, part in parts.items():
-        if not part.ids:
+        best = max(ranked, key=ranked.__getitem__)
+        counts[best].update(labels)
+        parts[best] += members[group]
+    for name, ids in parts.items():
+        if not ids:
             raise ArgumentError(
-                f"Nothing is left for {name} in {len(label_of)} pairs and {len(members)} groups. "
+                f"Nothing is left for {name} in {size} and {len(members)} groups. "
                 "Label more traces, or group by something finer."
             )
-    return {name: sorted(part.ids) for name, part in parts.items()}
+    return {name: sorted(ids) for name, ids in parts.items()}
+
+
+def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Counter[str]) -> float:
+    """Return how far a part is below its share of these labels and of all items."""
+    by_label = sum(n * (1 - counts[label] / (share * totals[label])) for label, n in labels.items())
+    by_size = 1 - counts.total() / (share * totals.total())
+    return by_label + 0.5 * by_size * labels.total()
 
 
 def _draw(seed: int, name: str) -> str:
