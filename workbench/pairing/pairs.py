@@ -89,9 +89,7 @@ class Pairs:
     @property
     def votes(self) -> pd.DataFrame:
         """Index trace_id (of every labelled trace), one column an annotator; None for no vote."""
-        every: Mapping[str, Any] = (
-            self.all_votes or self.table.set_index("trace_id")["votes"].to_dict()
-        )
+        every = self.all_votes or dict(zip(self.trace_ids, self.table["votes"], strict=True))
         ids = sorted(every)
         columns = {
             who: [None if (v := every[i].get(who)) is ABSTAIN else v for i in ids]
