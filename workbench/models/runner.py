@@ -385,7 +385,7 @@ class _Run:
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
         missing: list[int] = []
-        budget_ended = False
+        refused: list[int] = []
         for index in self.open:
             request = self.requests[index]
             entry = player.get(request.portable_key)
@@ -396,7 +396,7 @@ class _Run:
             self.runner.budget.charge(usage)
             fault = None if entry.failed is None else Fault(**entry.failed.model_dump())
             if fault is not None and fault.kind == "budget":
-                budget_ended = True
+                refused.append(index)
                 continue
             try:
                 request.check(entry.answer or {}) if fault is None else None
@@ -406,8 +406,9 @@ class _Run:
                 ) from None
             known = fault is None and usage.requests == 0
             self._settle(index, Outcome(entry.answer, fault, usage, known))
-        if budget_ended and self.runner.budget.is_limited:
+        if refused and self.runner.budget.is_limited:
             raise self.runner.budget.exhausted()
+        missing = sorted([*missing, *refused])
         if missing:
             more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
             raise player.missing(f"{self.requests[missing[0]]}{more}")
