@@ -9,7 +9,7 @@ from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale
-from workbench.store.schemas import find_schema, list_schemas, make_schema, schema_scale
+from workbench.store.schemas import every_schema, find_schema, make_schema, schema_scale
 
 SCALES = [
     Scale.from_type(bool),
@@ -31,7 +31,7 @@ def test_a_scale_comes_back_from_its_schema(store: str) -> None:
         assert schema_scale(name) == scale
         assert find_schema(name).instruction == "Look."
     assert schema_scale("another") is None
-    assert len(list_schemas()) == len(SCALES)
+    assert len(every_schema()) == len(SCALES)
 
 
 def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
@@ -43,7 +43,7 @@ def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
     assert long.schema_id == first.schema_id
     assert len(long.instruction) == 1000
     assert long.instruction.endswith("(cut: MLflow's page takes 1,000 characters)")
-    assert [one.name for one in list_schemas()] == ["quality"]
+    assert [one.name for one in every_schema()] == ["quality"]
 
 
 def test_what_no_schema_can_be_is_refused(store: str) -> None:

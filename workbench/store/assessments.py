@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from workbench.compat import has_transactions, one_transaction
 from workbench.errors import ArgumentError, StoreError
 from workbench.store.tables import digest
-from workbench.store.traces import address, retrying, store_message
+from workbench.store.traces import not_written, retrying
 
 AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
 """Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
@@ -162,11 +162,8 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
     except Exception as error:
         if _is_written(client, assessment):
             return False
-        raise StoreError(
-            f"Assessment {assessment.name!r} of trace {assessment.trace_id} could not be "
-            f"written to {address()}: {store_message(error)}. What was written before stays; "
-            "run the call again to write the rest."
-        ) from None
+        what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
+        raise not_written(what, error) from None
     return True
 
 

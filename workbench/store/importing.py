@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Assessment, Expectation, TraceInfo
+from mlflow.entities import Assessment, Expectation, Span, TraceInfo
+from mlflow.entities.trace_location import TraceLocation
+from mlflow.entities.trace_state import TraceState
+from mlflow.tracing.client import TracingClient
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+from tqdm.auto import tqdm
 
+from workbench.compat import has_transactions
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import html_table
 from workbench.store.assessments import (
@@ -20,10 +29,28 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
-from workbench.store.spans import Pending, write_traces
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, read_table
-from workbench.store.traces import find_experiment_id, has_spans, trace_infos
+from workbench.store.tables import (
+    ColumnSpec,
+    LabelSpec,
+    Row,
+    digest,
+    has_lone_surrogate,
+    read_rows,
+    read_table,
+)
+from workbench.store.traces import (
+    find_experiment_id,
+    has_spans,
+    not_written,
+    retrying,
+    trace_infos,
+)
 
+# A batch is one transaction and, on a server, one request.
+_BATCH_TRACES = 200
+_BATCH_CHARACTERS = 4_000_000
+
+_TRACE_NAME = "imported"
 _DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
 
 
@@ -37,12 +64,8 @@ class Imported:
         One a row, in row order, also for rows that were there already.
     skipped
         The rows that were there already: ``row`` (counted from 0), ``trace_id``, ``reason``.
-    created
-        Traces written now.
-    labels
-        Labels written now.
-    experiment_id
-        Where the traces are.
+    created, labels
+        Numbers of traces and labels written now, in the experiment ``experiment_id``.
     differing
         Labels of the table that were left out since the annotator has another one in the store:
         ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
@@ -53,22 +76,18 @@ class Imported:
     created: int
     labels: int
     experiment_id: str
-    differing: pd.DataFrame = field(
-        default_factory=lambda: pd.DataFrame([], columns=_DIFFERING), repr=False
-    )
+    differing: pd.DataFrame
 
     def __len__(self) -> int:
         return len(self.trace_ids)
 
     def __repr__(self) -> str:
+        many = len(self.differing)
+        stay = f"{many} left as they are in the store (see .differing), " if many else ""
         return (
             f"<Imported {len(self)} rows: {self.created} new, {len(self.skipped)} already there, "
-            f"{self.labels} labels added, {self._left_out()}experiment {self.experiment_id}>"
+            f"{self.labels} labels added, {stay}experiment {self.experiment_id}>"
         )
-
-    def _left_out(self) -> str:
-        many = len(self.differing)
-        return f"{many} left as they are in the store (see .differing), " if many else ""
 
     def _repr_html_(self) -> str:
         counts = pd.DataFrame(
@@ -76,11 +95,10 @@ class Imported:
             columns=["rows", "new traces", "already there", "labels added"],
         )
         html = html_table(counts, index=False)
-        if len(self.skipped):
-            html += html_table(self.skipped, index=False, max_rows=10)
-        if len(self.differing):
-            html += "<div>Labels that differ from those in the store, which stay:</div>"
-            html += html_table(self.differing, index=False, max_rows=10)
+        differing = "<div>Labels that differ from those in the store, which stay:</div>"
+        for title, listed in (("", self.skipped), (differing, self.differing)):
+            if len(listed):
+                html += title + html_table(listed, index=False, max_rows=10)
         return html
 
 
@@ -127,11 +145,9 @@ def import_traces(
         other columns. A row is known by its inputs, outputs, expectations and tags, and by how
         many equal rows precede it. Rows that the experiment has already are not written again,
         but labels that they lack are added: an import that was interrupted can simply be run
-        again, and annotators can be imported one after another. An import never changes a
-        label: where the annotator has one under that name, given in whatever way, overridden or
-        edited, it stays, and what the table has instead is listed in ``.differing``. Only a
+        again, and annotators can be imported one after another. A label in the store is never
+        changed: where the table has another one, it is listed in ``.differing``. Only a
         rationale is added to an equal label that has none. To change labels, use `log_labels`.
-        The order of traces by time is that of the rows.
 
     Raises
     ------
@@ -144,7 +160,7 @@ def import_traces(
     StoreError
         When the store fails; rows written before stay.
     """
-    if bool(labels) != (label_name is not None) or (label_name is not None and not label_name):
+    if bool(labels) != bool(label_name):
         raise ArgumentError(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
@@ -162,7 +178,7 @@ def import_traces(
     where, now = find_experiment_id(experiment), now_ms()
     trace_ids = _trace_ids(rows, where)
     stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
-    new: list[Pending] = []
+    new: list[_NewTrace] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
@@ -171,17 +187,21 @@ def import_traces(
         info = stored.get(trace_id)
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append(Pending(row, trace_id, assessments, now + len(new)))
+            new.append(_NewTrace(row, trace_id, now + len(new), assessments))
             continue
         missing, others = _compare(assessments, info)
         added += missing
         differing += [(number, trace_id, *other) for other in others]
+        reason = "already there"
         if not has_spans(info):
-            new.append(Pending(row, trace_id, [], int(info.request_time), has_info=True))
-        skipped.append((number, trace_id, _reason(info, len(missing), len(others))))
-    write_traces(new, where, progress=progress)
+            new.append(_NewTrace(row, trace_id, int(info.request_time), [], has_info=True))
+            reason = "was there without its spans, completed"
+        reason += f", {len(missing)} labels or expectations added" if missing else ""
+        reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
+        skipped.append((number, trace_id, reason))
+    _write_traces(new, where, progress=progress)
     log_assessments(added, progress=progress, desc="labels")
-    written = [a for pending in new for a in pending.assessments] + added
+    written = [a for one in new for a in one.assessments] + added
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
@@ -190,16 +210,6 @@ def import_traces(
         experiment_id=where,
         differing=pd.DataFrame(differing, columns=_DIFFERING),
     )
-
-
-def _reason(info: TraceInfo, added: int, differing: int) -> str:
-    """Return why a row made no new trace."""
-    reason = "already there"
-    if not has_spans(info):
-        reason = "was there without its spans, completed"
-    elif added:
-        reason += f", {added} labels or expectations added"
-    return reason + f", {differing} labels differ from those stored, which stay" * bool(differing)
 
 
 def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:
@@ -215,9 +225,7 @@ def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:
 
 def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> Iterator[Assessment]:
     for key, value in row.expectations.items():
-        expectation = Expectation(
-            name=key, value=value, trace_id=trace_id, create_time_ms=now, last_update_time_ms=now
-        )
+        expectation = Expectation(key, value, trace_id=trace_id, create_time_ms=now)
         expectation.assessment_id = content_id(expectation)
         yield expectation
     for annotator, (value, rationale) in row.labels.items():
@@ -242,33 +250,150 @@ def _compare(
         current = _current(one, info)
         if current is None:
             missing.append(one)
-        elif one.feedback is not None and signature(current) != signature(one):
-            *_, value, rationale = signature(one)
-            *_, stored_value, stored_rationale = signature(current)
-            if stored_value == value and not stored_rationale and current.valid is not False:
-                # It completes the stored label, so it must be the later one.
-                one.create_time_ms = max(one.create_time_ms or 0, (current.create_time_ms or 0) + 1)
-                missing.append(one)
-            elif value != stored_value or rationale:
-                shown = current.feedback.value if current.feedback is not None else None
-                differing.append((one.source.source_id, one.feedback.value, shown))
+            continue
+        *_, value, rationale = signature(one)
+        *_, stored, stored_rationale = signature(current)
+        if one.feedback is None or (value == stored and rationale in ("", stored_rationale)):
+            continue
+        if value == stored and not stored_rationale and current.valid is not False:
+            # It completes the stored label, so it must be the later one.
+            one.create_time_ms = max(one.create_time_ms, (current.create_time_ms or 0) + 1)
+            missing.append(one)
+        else:
+            differing.append((one.source.source_id, one.feedback.value, current.feedback.value))
     ids = {a.assessment_id for a in info.assessments}
     return [a for a in missing if a.assessment_id not in ids], differing
 
 
 def _current(one: Assessment, info: TraceInfo) -> Assessment | None:
     """Return what is stored in place of an assessment: a valid one, else the latest."""
+    # An annotator has one label, and a trace one expectation of a name.
+    place = slice(0, 4 if one.feedback is not None else 2)
+    there = [a for a in info.assessments if signature(a)[place] == signature(one)[place]]
     return max(
-        (a for a in info.assessments if _place(a) == _place(one)),
+        (a for a in there if a.feedback is None or a.feedback.error is None),
         key=lambda a: (a.valid is not False, a.create_time_ms or 0, a.assessment_id or ""),
         default=None,
     )
 
 
-def _place(assessment: Assessment) -> tuple[str, ...]:
-    """Return what tells whether a label or expectation is there already, whatever its value."""
-    if assessment.feedback is None:
-        return type(assessment).__name__, assessment.name
-    if assessment.feedback.error is not None:
-        return "error", assessment.name
-    return signature(assessment)[:4]
+# -- new traces -----------------------------------------------------------------------------
+
+
+@dataclass
+class _NewTrace:
+    """A row on its way into the store; ``has_info`` once all but its spans is there."""
+
+    row: Row
+    trace_id: str
+    start_ms: int
+    assessments: list[Assessment]
+    has_info: bool = False
+
+
+def _write_traces(new: Sequence[_NewTrace], where: str, *, progress: bool) -> None:
+    """Write traces of one span each, with their assessments, batch by batch."""
+    client = TracingClient()
+    with tqdm(total=len(new), desc="import", disable=not (progress and len(new) > 200)) as bar:
+        try:
+            for batch in _batches(new):
+                _write_batch(client, batch, where)
+                bar.update(len(batch))
+        except KeyboardInterrupt:
+            bar.write("Interrupted. Run the same import again to add the rows that are missing.")
+            raise
+
+
+def _batches(new: Sequence[_NewTrace]) -> Iterator[list[_NewTrace]]:
+    batch: list[_NewTrace] = []
+    size = 0
+    for one in new:
+        batch.append(one)
+        size += len(_to_json([one.row.inputs, one.row.outputs]))
+        if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield from [batch] if batch else []
+
+
+def _write_batch(client: TracingClient, batch: Sequence[_NewTrace], where: str) -> None:
+    """Write one batch: all its spans in one transaction, then the assessments that are left."""
+    together = has_transactions(client.store)
+    try:
+        for one in batch:
+            # This call takes assessments along, which on a server would be requests of their own.
+            by_itself = _is_broken(one.row) or (one.assessments and not together)
+            if by_itself and not one.has_info:
+                retrying(client.start_trace, _info(one, where))
+                one.has_info = True
+        retrying(client.log_spans, where, [_span(one) for one in batch])
+    except Exception as error:
+        raise not_written("The traces", error) from None
+    left = [a for one in batch if not one.has_info for a in one.assessments]
+    log_assessments(left, progress=False)
+
+
+def _info(new: _NewTrace, where: str) -> TraceInfo:
+    # MLflow takes previews from the span, but could not store one with a broken character.
+    broken = _is_broken(new.row)
+    return TraceInfo(
+        trace_id=new.trace_id,
+        trace_location=TraceLocation.from_experiment_id(where),
+        request_time=new.start_ms,
+        execution_duration=0,
+        state=TraceState.OK,
+        request_preview=_to_json(new.row.inputs)[:1000] if broken else None,
+        response_preview=_to_json(new.row.outputs)[:1000] if broken else None,
+        tags={"mlflow.traceName": _TRACE_NAME, **new.row.tags},
+        assessments=new.assessments,
+    )
+
+
+def _span(new: _NewTrace) -> Span:
+    attributes = {
+        "mlflow.traceRequestId": json.dumps(new.trace_id),
+        "mlflow.spanType": json.dumps("UNKNOWN"),
+        "mlflow.spanInputs": _attribute(new.row.inputs),
+        "mlflow.spanOutputs": _attribute(new.row.outputs),
+    }
+    if not new.has_info:
+        tags = {"mlflow.traceName": _TRACE_NAME, **new.row.tags}
+        attributes |= {f"mlflow.traceTag.{k}": _attribute(v) for k, v in tags.items()}
+    sides = [side for side in (new.row.inputs, new.row.outputs) if isinstance(side, dict)]
+    if any(has_lone_surrogate(str(side.get("model"))) for side in sides):
+        # MLflow takes a model's name from here, and could not store a broken one.
+        attributes["mlflow.llm.model"] = json.dumps("unknown")
+    number = int(new.trace_id.removeprefix("tr-"), 16)
+    start = new.start_ms * 1_000_000
+    return Span(
+        ReadableSpan(
+            name=_TRACE_NAME,
+            context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
+            start_time=start,
+            end_time=start,
+            attributes=attributes,
+            status=Status(StatusCode.OK),
+            resource=Resource.get_empty(),
+        )
+    )
+
+
+def _is_broken(row: Row) -> bool:
+    """Whether a text holds half of a surrogate pair, which MLflow takes in JSON escapes only."""
+    return has_lone_surrogate(json.dumps([row.inputs, row.outputs], ensure_ascii=False))
+
+
+def _to_json(value: Any) -> str:
+    """Return JSON with readable text for MLflow's text search; escaped where it must be."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if has_lone_surrogate(text) else text
+
+
+def _attribute(value: Any) -> str:
+    """Return a span attribute that MLflow stores as the JSON of ``value``.
+
+    MLflow unwraps JSON in JSON once, since attributes that come through a server are wrapped
+    twice. Wrapped twice, an output that is itself JSON text stays text.
+    """
+    text = _to_json(value)
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, (str, list, dict)) else text

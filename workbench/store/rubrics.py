@@ -14,19 +14,19 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import ArgumentError
 from workbench.formatting import html_table
 from workbench.store.labels import Decision, Label, folded, label_records, latest_records
 from workbench.store.tables import check_text
 from workbench.store.traces import (
-    address,
     all_pages,
     fetch_traces,
     find_experiment_id,
@@ -34,13 +34,8 @@ from workbench.store.traces import (
     store_errors,
 )
 
-MAX_LENGTH: Final = 100_000
-"""Characters that MLflow's prompt registry takes."""
-
-
-_NAME_TAG: Final = "workbench.rubric"
-_AUTHOR_TAG: Final = "workbench.by"
-_PAGE: Final = 100
+_NAME_TAG = "workbench.rubric"
+_AUTHOR_TAG = "workbench.by"
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,8 @@ class RubricHistory:
         """
         if label.rubric_version is not None:
             return label.rubric_version
-        return max(
-            (v.version for v in self.versions if v.created_ms <= label.created_ms), default=0
-        )
+        before = [v.version for v in self.versions if v.created_ms <= label.created_ms]
+        return max(before, default=0)
 
     def is_earlier(self, label: Label) -> bool:
         """Whether a label was made under a text that differs from the current one."""
@@ -170,18 +164,32 @@ def set_rubric(
     <Rubric 'answer_quality' version 1 by ana: 29 characters>
     """
     check_text("name", name)
-    text = _checked(text)
+    check_text("text", text)
+    text = text.strip()
+    if len(text) > 100_000:
+        raise ArgumentError(f"text has {len(text):,} characters; a rubric takes at most 100,000.")
     where = find_experiment_id(experiment)
     current = _history(name, where).current
     if current is not None and current.text == text:
         return current
     tags = {_NAME_TAG: name, **({_AUTHOR_TAG: by} if by else {})}
-    version = _write(_prompt_name(name, where), text, note, tags)
+    write = partial(
+        retrying,
+        _client().register_prompt,
+        _prompt_name(name, where),
+        text,
+        commit_message=note or None,
+        tags=tags,
+    )
+    try:
+        made = write()
+    except MlflowException as error:
+        # Someone else may have made the prompt at the same moment.
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        made = write()
     # Where someone else wrote the same text at the same moment, the earlier version counts.
-    counted = [v for v in _history(name, where) if v.version <= version]
-    if not counted:
-        raise StoreError(f"The rubric of {name!r} was written to {address()} but is not there.")
-    return counted[-1]
+    return [v for v in _history(name, where) if v.version <= int(made.version)][-1]
 
 
 @store_errors()
@@ -198,13 +206,13 @@ def rubric(
     history = rubric_history(name, experiment=experiment)
     if version is None:
         return history.current
-    for one in history:
-        if one.version == version:
-            return one
-    known = ", ".join(str(one.version) for one in history) or "none"
-    raise ArgumentError(
-        f"version={version!r} of the rubric of {name!r} does not exist. There are: {known}."
-    )
+    by_version = {one.version: one for one in history}
+    if version not in by_version:
+        raise ArgumentError(
+            f"version={version!r} of the rubric of {name!r} does not exist. There are: "
+            f"{', '.join(map(str, by_version)) or 'none'}."
+        )
+    return by_version[version]
 
 
 @store_errors()
@@ -250,21 +258,17 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
-    latest: dict[tuple[str, str], Label] = {}
-    for one in sorted(latest_records(fetched, name), key=lambda label: label.created_ms):
-        latest[one.trace_id, folded(one.annotator)] = one
+    latest = sorted(latest_records(fetched, name), key=lambda label: label.created_ms)
+    stale = {(one.trace_id, folded(one.annotator)): history.is_earlier(one) for one in latest}
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
         if annotator in (None, one.annotator)
         and history.is_earlier(one)
-        and history.is_earlier(latest[one.trace_id, folded(one.annotator)])
+        and stale[one.trace_id, folded(one.annotator)]
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
     return pd.DataFrame(rows, columns=columns).astype({"value": object})
-
-
-# -- the prompt registry --------------------------------------------------------------------
 
 
 def _client() -> MlflowClient:
@@ -279,25 +283,11 @@ def _prompt_name(name: str, experiment_id: str) -> str:
     return f"workbench.rubric.{experiment_id}.{plain or 'question'}.{digest}"
 
 
-def _write(prompt: str, text: str, note: str, tags: dict[str, str]) -> int:
-    """Write a version, and make the prompt where it is the first."""
-    arguments: dict[str, Any] = {"commit_message": note or None, "tags": tags}
-    for attempt in range(2):
-        try:
-            made = retrying(_client().register_prompt, prompt, text, **arguments)
-            break
-        except MlflowException as error:
-            # Someone else may have made the prompt at the same moment.
-            if attempt or error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-    return int(made.version)
-
-
 def _history(name: str, experiment_id: str) -> RubricHistory:
     client, prompt = _client(), _prompt_name(name, experiment_id)
     try:
         found = all_pages(
-            lambda token: client.search_prompt_versions(prompt, max_results=_PAGE, page_token=token)
+            lambda token: client.search_prompt_versions(prompt, max_results=100, page_token=token)
         )
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
@@ -306,26 +296,15 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
     versions: list[Rubric] = []
     for one in sorted(found, key=lambda v: int(v.version)):
         # Of equal texts in a row the first is the version; the others changed nothing.
-        if versions and versions[-1].text == one.template:
-            continue
-        versions.append(
-            Rubric(
-                name=name,
-                text=str(one.template),
-                version=int(one.version),
-                by=(one.tags or {}).get(_AUTHOR_TAG, ""),
-                note=one.commit_message or "",
-                created_ms=int(one.creation_timestamp or 0),
+        if not versions or versions[-1].text != one.template:
+            versions.append(
+                Rubric(
+                    name=name,
+                    text=str(one.template),
+                    version=int(one.version),
+                    by=(one.tags or {}).get(_AUTHOR_TAG, ""),
+                    note=one.commit_message or "",
+                    created_ms=int(one.creation_timestamp or 0),
+                )
             )
-        )
     return RubricHistory(name, tuple(versions))
-
-
-def _checked(given: Any) -> str:
-    check_text("text", given)
-    text = str(given).strip()
-    if len(text) > MAX_LENGTH:
-        raise ArgumentError(
-            f"text has {len(text):,} characters; a rubric takes at most {MAX_LENGTH:,}."
-        )
-    return text

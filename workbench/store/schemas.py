@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -23,31 +23,16 @@ if TYPE_CHECKING:
     from mlflow.genai.label_schemas import LabelSchema
 
 
-MAX_INSTRUCTION: Final = 1000
-"""Characters of a schema's instruction that MLflow takes."""
-
-_MAX_OPTIONS: Final = 10
-_MAX_OPTION: Final = 64
-_PAGE: Final = 100
-
-
 @store_errors()
 def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | None:
     """Return the label schema of a name; None where there is none, or the store has no schemas."""
     where = find_experiment_id(experiment, create=False)
     try:
         return label_schemas.get_label_schema(name, experiment_id=where)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST" or _is_unsupported(error):
+    except (NotImplementedError, MlflowException) as error:
+        if _code(error) == "RESOURCE_DOES_NOT_EXIST" or _is_unsupported(error):
             return None
         raise
-    except NotImplementedError:
-        return None
-
-
-def list_schemas(*, experiment: str | None = None) -> list[LabelSchema]:
-    """Return the experiment's label schemas that ask for feedback, oldest first."""
-    return [one for one in every_schema(experiment=experiment) if asks_for_feedback(one)]
 
 
 @store_errors()
@@ -56,12 +41,10 @@ def every_schema(*, experiment: str | None = None) -> list[LabelSchema]:
     where = find_experiment_id(experiment, create=False)
     with supported("label schemas"):
         found = all_pages(
-            lambda token: label_schemas.list_label_schemas(
-                where, max_results=_PAGE, page_token=token
-            )
+            lambda token: label_schemas.list_label_schemas(where, max_results=100, page_token=token)
         )
-    kept = [one for one in found if not one.is_default]
-    return sorted(kept, key=lambda one: (one.created_at or 0, one.schema_id or ""))
+    own = [one for one in found if not one.is_default]
+    return sorted(own, key=lambda one: (one.created_at or 0, one.schema_id or ""))
 
 
 def asks_for_feedback(schema: LabelSchema) -> bool:
@@ -100,25 +83,29 @@ def make_schema(
     that no schema holds, are an `ArgumentError`.
     """
     where = find_experiment_id(experiment)
-    text = _cut(instruction.strip())
+    text = instruction.strip()
+    if len(text) > 1000:
+        mark = " … (cut: MLflow's page takes 1,000 characters)"
+        text = text[: 1000 - len(mark)] + mark
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
-            try:
-                return label_schemas.create_label_schema(
-                    name,
-                    type="feedback",
-                    input=_input_of(name, scale),
-                    instruction=text or None,
-                    enable_comment=True,
-                    experiment_id=where,
-                )
-            except MlflowException as error:
-                # Someone else may have made it since it was looked for.
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-            schema = label_schemas.get_label_schema(name, experiment_id=where)
-        _check_same(schema, scale)
+            return label_schemas.create_label_schema(
+                name,
+                type="feedback",
+                input=_input_of(name, scale),
+                instruction=text or None,
+                enable_comment=True,
+                experiment_id=where,
+            )
+        there = Scale.from_schema(schema)
+        if _values(there) != _values(scale):
+            old, new = (one.describe() if one else "free text" for one in (there, scale))
+            raise ArgumentError(
+                f"The label schema {name!r} is there already, with another scale: {old}, not "
+                f"{new}. Use another name, or delete it with mlflow.genai.label_schemas."
+                f"delete_label_schema(schema_id={schema.schema_id!r})."
+            )
         if text and text != (schema.instruction or ""):
             schema = label_schemas.update_label_schema(schema.schema_id, instruction=text)
     return schema
@@ -136,25 +123,12 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     if scale.kind == "binary":
         options.reverse()  # the positive one first, which is how it is read again
     longest = max(map(len, options))
-    if len(options) > _MAX_OPTIONS or longest > _MAX_OPTION:
+    if len(options) > 10 or longest > 64:
         raise ArgumentError(
             f"The scale of {name!r} has {len(options)} values, the longest of {longest} "
-            f"characters. A label schema of MLflow takes at most {_MAX_OPTIONS} of at most "
-            f"{_MAX_OPTION}."
+            "characters. A label schema of MLflow takes at most 10 of at most 64."
         )
     return label_schemas.InputCategorical(options=options)
-
-
-def _check_same(schema: LabelSchema, scale: Scale | None) -> None:
-    there = Scale.from_schema(schema)
-    if _values(there) == _values(scale):
-        return
-    raise ArgumentError(
-        f"The label schema {schema.name!r} is there already, with another scale: "
-        f"{there.describe() if there else 'free text'}, not "
-        f"{scale.describe() if scale else 'free text'}. Use another name, or delete it with "
-        f"mlflow.genai.label_schemas.delete_label_schema(schema_id={schema.schema_id!r})."
-    )
 
 
 def _values(scale: Scale | None) -> list[str] | None:
@@ -164,20 +138,13 @@ def _values(scale: Scale | None) -> list[str] | None:
     return sorted(str(value).strip().casefold() for value in scale.values)
 
 
-def _cut(text: str) -> str:
-    if len(text) <= MAX_INSTRUCTION:
-        return text
-    mark = " … (cut: MLflow's page takes 1,000 characters)"
-    return text[: MAX_INSTRUCTION - len(mark)] + mark
-
-
 @contextmanager
 def supported(what: str) -> Iterator[None]:
     """Raise a `StoreError` where the store, such as an older server, does not have ``what``."""
     try:
         yield
     except (NotImplementedError, MlflowException) as error:
-        if isinstance(error, MlflowException) and not _is_unsupported(error):
+        if not _is_unsupported(error):
             raise
         raise StoreError(
             f"There are no {what} in {address()} with MLflow {mlflow.__version__}. They need "
@@ -185,7 +152,13 @@ def supported(what: str) -> Iterator[None]:
         ) from None
 
 
-def _is_unsupported(error: MlflowException) -> bool:
-    return error.error_code in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED") or (
-        "failed with error code 404 !=" in str(error)
+def _is_unsupported(error: Exception) -> bool:
+    return (
+        isinstance(error, NotImplementedError)
+        or _code(error) in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+        or "failed with error code 404 !=" in str(error)
     )
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "error_code", ""))

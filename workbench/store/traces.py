@@ -33,9 +33,8 @@ from workbench.store.tables import digest, has_lone_surrogate, require_columns
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
 
-_SPAN_BATCH = 100
+_BATCH = 100
 _SPANS_LOCATION = "mlflow.trace.spansLocation"
-_IN_TRACKING_STORE = "TRACKING_STORE"
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +76,14 @@ def store_message(error: BaseException) -> str:
     return next(known, f"the database reported an error, which logger {__name__!r} has at INFO")
 
 
+def not_written(what: str, error: BaseException) -> StoreError:
+    """Return the error for what the store did not take."""
+    return StoreError(
+        f"{what} could not be written to {address()}: {store_message(error)}. What was written "
+        "before stays; run the same call again to write the rest."
+    )
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Raise a failure of the store as a `StoreError` without SQL and without credentials.
@@ -89,8 +96,7 @@ def store_errors() -> Iterator[None]:
         raise
     except Exception as error:
         message = store_message(error)
-        has_credentials = address() != mlflow.get_tracking_uri()
-        if message == str(error) or not (has_credentials or _SQL.search(str(error))):
+        if message == str(error):
             raise
         raise StoreError(f"The MLflow store {address()} failed: {message}") from None
 
@@ -123,19 +129,16 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
         return compat.active_experiment_id()
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
-    if found is None and name.isdigit():
-        try:
+    try:
+        if found is None and name.isdigit():
             found = mlflow.get_experiment(name)
-        except MlflowException:
-            found = None
-    if found is None and create and not name.isdigit():
-        try:
+        elif found is None and create:
             return str(mlflow.create_experiment(name))
-        except MlflowException:
-            # Another process may have been faster.
-            found = mlflow.get_experiment_by_name(name)
-            if found is None:
-                raise
+    except MlflowException as error:
+        # There is no such id, or another process was faster to create the name.
+        found = mlflow.get_experiment_by_name(name)
+        if found is None and error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
     if found is None:
         raise StoreError(
             f"There is no experiment {name!r} in {address()}. Check the name "
@@ -190,24 +193,25 @@ def fetch_traces(
     """
     _await_pending_traces()
     client = TracingClient()
-    given: dict[str, Trace] = {}
+    given: dict[str, Trace | None] = {}
     if traces is None or (isinstance(traces, str) and not _is_trace_id(traces)):
         infos = _search(client, find_experiment_id(experiment, create=False), traces)
     else:
-        ids = _trace_ids(traces, given)
-        by_id = {i: one.info for i, one in given.items()} | trace_infos(ids, experiment=experiment)
-        unknown = [i for i in ids if i not in by_id]
+        given = _by_id(traces)
+        found = trace_infos(list(given), experiment=experiment)
+        known = {i: found.get(i) or (one and one.info) for i, one in given.items()}
+        unknown = [i for i, info in known.items() if info is None]
         if unknown and not missing_ok:
             raise StoreError(
-                f"{len(unknown)} of {len(ids)} trace ids are not in the store at "
-                f"{address()}: {', '.join(unknown[:5])}"
-                f"{', ...' if len(unknown) > 5 else ''}. Check the ids and the tracking URI."
+                f"{len(unknown)} of {len(known)} trace ids are not in the store at "
+                f"{address()}: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}. "
+                "Check the ids and the tracking URI."
             )
-        infos = [by_id[i] for i in ids if i in by_id]
+        infos = [info for info in known.values() if info is not None]
     if not spans:
         return [Trace(info, TraceData(spans=[])) for info in infos]
-    loaded = {i: t.data for i, t in given.items() if t.data.spans}
-    loaded.update(load_spans(client, [i for i in infos if i.trace_id not in loaded]))
+    loaded = {i: one.data for i, one in given.items() if one is not None and one.data.spans}
+    loaded |= load_spans(client, [info for info in infos if info.trace_id not in loaded])
     return [Trace(info, loaded.get(info.trace_id) or TraceData(spans=[])) for info in infos]
 
 
@@ -242,18 +246,16 @@ def trace_infos(
     # so it goes first and the batch call finds what lies elsewhere.
     for chunk in _chunks([i for i in ids if re.fullmatch(r"[\w:./-]+", i)], PAGE):
         quoted = ",".join(f"'{i}'" for i in chunk)
-        for info in _search(client, where, f"request_id IN ({quoted})"):
-            found[info.trace_id] = info
-    others = [i for i in ids if i not in found and not has_lone_surrogate(i)]
-    for chunk in _chunks(others if elsewhere else [], _SPAN_BATCH):
-        for info in client.store.batch_get_trace_infos(chunk):
-            found[info.trace_id] = info
+        found |= {i.trace_id: i for i in _search(client, where, f"request_id IN ({quoted})")}
+    others = [i for i in ids if elsewhere and i not in found and not has_lone_surrogate(i)]
+    for chunk in _chunks(others, _BATCH):
+        found |= {info.trace_id: info for info in client.store.batch_get_trace_infos(chunk)}
     return found
 
 
 def has_spans(info: TraceInfo) -> bool:
     """Whether the spans of a trace have arrived in the tracking store."""
-    return bool(info.tags.get(_SPANS_LOCATION) == _IN_TRACKING_STORE)
+    return bool(info.tags.get(_SPANS_LOCATION) == "TRACKING_STORE")
 
 
 def _search(client: TracingClient, where: str, filter_string: str | None) -> list[TraceInfo]:
@@ -273,59 +275,56 @@ def _search(client: TracingClient, where: str, filter_string: str | None) -> lis
 
 def all_pages(read: Callable[[str | None], Any]) -> list[Any]:
     """Return the items of all pages; ``read`` takes the token of a page, None for the first."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = read(token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
+    page = read(None)
+    found = list(page)
+    while page.token:
+        page = read(page.token)
+        found += page
+    return found
 
 
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
     """Read the spans of the given traces, by trace id; those without spans are left out."""
-    loaded: dict[str, TraceData] = {}
-    for chunk in _chunks([i.trace_id for i in infos if has_spans(i)], _SPAN_BATCH):
-        loaded.update((t.info.trace_id, t.data) for t in client.store.batch_get_traces(chunk))
+    here = [i.trace_id for i in infos if has_spans(i)]
     # Spans in an artifact or archive repository; the client knows the way to each.
     elsewhere = [i.trace_id for i in infos if not has_spans(i) and i.tags.get(_SPANS_LOCATION)]
-    for chunk in _chunks(elsewhere, _SPAN_BATCH):
-        loaded.update((t.info.trace_id, t.data) for t in client.batch_get_traces(chunk))
-    return loaded
+    loaded: list[Trace] = []
+    for chunk in _chunks(here, _BATCH):
+        loaded += client.store.batch_get_traces(chunk)
+    for chunk in _chunks(elsewhere, _BATCH):
+        loaded += client.batch_get_traces(chunk)
+    return {trace.info.trace_id: trace.data for trace in loaded}
 
 
 def _is_trace_id(text: str) -> bool:
     return re.fullmatch(r"tr-[0-9a-f]{32}|trace:/\S+", text) is not None
 
 
-def _trace_ids(traces: Any, given: dict[str, Trace]) -> list[str]:
-    """Return the distinct trace ids in the order given; trace objects are put into ``given``."""
+def _by_id(traces: Any) -> dict[str, Trace | None]:
+    """Return the distinct traces by id in the order given, None where only the id is given."""
     if isinstance(traces, pd.DataFrame):
         require_columns(traces, "traces", ["trace_id"])
         traces = traces["trace_id"].tolist()
-    elif hasattr(traces, "trace_ids"):
-        traces = traces.trace_ids
     elif isinstance(traces, (str, Trace)):
         traces = [traces]
+    traces = getattr(traces, "trace_ids", traces)
     if not isinstance(traces, Iterable):
         raise ArgumentError(
             f"traces is a {type(traces).__name__}. Give None, a list of MLflow traces or of "
             "trace ids, a DataFrame with a trace_id column, or an MLflow filter string."
         )
-    ids: dict[str, None] = {}
+    given: dict[str, Trace | None] = {}
     for item in traces:
         if isinstance(item, Trace):
             given[item.info.trace_id] = item
-            ids[item.info.trace_id] = None
         elif isinstance(item, str):
-            ids[item] = None
+            given.setdefault(item, None)
         else:
             raise ArgumentError(
                 f"traces holds a {type(item).__name__}: {str(item)[:80]!r}. Its items may be "
                 "MLflow traces or trace ids."
             )
-    return list(ids)
+    return given
 
 
 def _chunks(items: Sequence[str], size: int) -> Iterable[list[str]]:
