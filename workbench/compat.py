@@ -494,3 +494,110 @@ def context_window(model: str) -> int | None:
     except (ImportError, KeyError, TypeError, ValueError):
         return None
     return next((m["max_input_tokens"] for m in listed if m["model"] == name.lstrip("/")), None)
+
+
+# -- optimizers of MLflow -------------------------------------------------------------------
+
+
+def reached_elsewhere(
+    judge: Any,
+    model: str,
+    base_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a copy of an instructions judge, of the same class, that asks another model.
+
+    Seen in mlflow 3.17.2, which keeps all four in private attributes. Without it an optimizer's
+    requests cannot be metered.
+    """
+    moved = judge.model_copy()
+    moved._model = model
+    moved._base_url = base_url
+    moved._extra_headers = dict(headers) if headers else None
+    moved._inference_params = dict(params) if params else None
+    return moved
+
+
+def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any:
+    """Return a judge that an optimizer made with its models renamed.
+
+    Its judge within (MemAlign's), or itself where it is made from instructions, is reached as
+    ``like``. Seen in mlflow 3.17.2 and dspy 3.4.1. Without it such a judge asks a model that ends
+    with the optimizer's run.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    base_url, headers, params = endpoint(like)
+    if isinstance(judge, InstructionsJudge):
+        return reached_elsewhere(judge, rename(judge.model), base_url, headers, params)
+    base = base_judge(judge)
+    if base is not None:
+        judge._base_judge = reached_elsewhere(base, rename(base.model), base_url, headers, params)
+    for name in _OPTIMIZER_MODELS:
+        if isinstance(getattr(judge, name, None), str):
+            setattr(judge, name, rename(getattr(judge, name)))
+    embedder = embedder_of(judge)
+    if embedder is not None:
+        embedder.model = rename(embedder.model)
+    return judge
+
+
+_OPTIMIZER_MODELS: Final = {
+    "_model": "reflection",
+    "_reflection_lm": "reflection",
+    "_embedding_model": "embedding",
+}
+
+
+def models_of_optimizer(optimizer: Any) -> dict[str, str]:
+    """Return the attributes in which an optimizer of MLflow names its models, with their use.
+
+    Seen in mlflow 3.17.2. Without them requests to models other than the judge's are not metered.
+    """
+    return {
+        name: use
+        for name, use in _OPTIMIZER_MODELS.items()
+        if isinstance(getattr(optimizer, name, None), str)
+    }
+
+
+def embedding_dimensions(optimizer: Any) -> int | None:
+    """Return the length of the vectors that MemAlign asks for; None for other optimizers.
+
+    Seen in mlflow 3.17.2; litellm 1.110.2 drops it on the way to a provider of ours. Without it
+    vectors have the model's own length.
+    """
+    found: int | None = getattr(optimizer, "_embedding_dim", None)
+    return found
+
+
+def embedder_of(judge: Any) -> Any:
+    """Return the ``dspy.Embedder`` of a MemAlign judge; None for other judges.
+
+    Seen in mlflow 3.17.2. Without it the embeddings of such a judge are not counted.
+    """
+    return getattr(judge, "_embedder", None)
+
+
+@contextmanager
+def candidates_made_by(optimizer: Any, make: Callable[[str], Any]) -> Iterator[None]:
+    """Let an optimizer of MLflow on dspy make its judges from instructions by ``make``.
+
+    Seen in mlflow 3.17.2, which makes them from name, model and value type alone. Without it
+    candidates are tried without the judge's other options.
+    """
+    name = "_create_judge_from_dspy_program"
+    original = getattr(optimizer, name, None)
+    if original is None:
+        yield
+        return
+
+    def create(optimized_program: Any, original_judge: Any) -> Any:
+        return make(original(optimized_program, original_judge).instructions)
+
+    setattr(optimizer, name, create)
+    try:
+        yield
+    finally:
+        delattr(optimizer, name)

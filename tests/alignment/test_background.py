@@ -19,7 +19,6 @@ from embedded import Embedded, embedded
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.external import StoppedError
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, UnreachableModelError
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
@@ -271,9 +270,21 @@ def test_other_optimizers_are_cancelled_at_their_next_call(judge: Any) -> None:
     assert running.cancel()
     with pytest.raises(CancelledError):
         running.result(60)
-    assert all(isinstance(error, StoppedError) for error in optimizer.refused)
+    assert all("nothing more is asked" in str(error) for error in optimizer.refused)
     assert running.state.stage == "cancelled"
     assert runs() == []
+
+
+def test_a_replay_holds_in_the_thread(judge: Any, tmp_path: Path) -> None:
+    """What is recorded or replayed where it is begun is so in the thread, and no model is asked."""
+    path = tmp_path / "answers.jsonl.gz"
+    optimizer = workbench.SIMBA(max_steps=1, progress=False)
+    with workbench.recording(path) as recorder:
+        first = workbench.align_in_background(judge, optimizer=optimizer).result(120)
+    assert len(recorder) >= first.calls > 0
+    with workbench.replaying(path):
+        second = workbench.align_in_background(judge, optimizer=optimizer).result(120)
+    assert second.proposed.instructions == first.proposed.instructions
 
 
 KILLED = """

@@ -20,18 +20,18 @@ from workbench.alignment.heldout import (
     total,
     usable,
 )
-from workbench.alignment.learning import AlignmentData, Learned, check_one_budget, learn
+from workbench.alignment.learning import AlignmentData, check_one_budget, learn
 from workbench.alignment.lineage import lineage_files, origin_note
 from workbench.alignment.preflight import preflight, probed, to_keep
-from workbench.alignment.result import Alignment
+from workbench.alignment.result import Alignment, Learned
 from workbench.alignment.runs import (
     AlignmentRun,
+    Watch,
     finish_run,
     instruction_files,
     params_before_test,
     tags_before_test,
 )
-from workbench.alignment.watch import Watch
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint

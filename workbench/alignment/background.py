@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
-from workbench.alignment.watch import Stage, Watch
+from workbench.alignment.runs import Stage, Watch
 from workbench.errors import ArgumentError, CancelledError
 from workbench.models.budget import Budget
 from workbench.simba.optimizer import SIMBA

@@ -20,7 +20,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.alignment.external import requests_of_a_verdict
 from workbench.alignment.gate import Gate, decide
 from workbench.alignment.heldout import HeldOutTest, TestSetUse, score_held_out, test_set_tags
-from workbench.alignment.learning import AlignmentData, Learned, check_one_budget, learn
+from workbench.alignment.learning import AlignmentData, check_one_budget, learn
 from workbench.alignment.lineage import lineage_files
 from workbench.alignment.optimizer_comparison import (
     Effort,
@@ -32,6 +32,7 @@ from workbench.alignment.optimizer_comparison import (
 )
 from workbench.alignment.optimizers import examples_shown, few_shot, majority, named_optimizers
 from workbench.alignment.preflight import forecast_of, probed, to_keep
+from workbench.alignment.result import Learned
 from workbench.alignment.runs import (
     ORIGINAL_TAG,
     AlignmentRun,

@@ -1,135 +1,201 @@
-"""Optimizers that are not the workbench's own.
+"""Optimizers that are not the workbench's own: what they propose, and what it cost to find.
 
-Their requests are not counted yet: they are made through MLflow's and dspy's own clients.
+Their requests are counted, cached and kept within the budget where they ask the judge's model, or
+models that MLflow's optimizers name; see `workbench.alignment.metering`.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import io
-import sys
+import json
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.watch import CANCELLED
-from workbench.compat import endpoint
-from workbench.credentials import redact, without_secret_params
-from workbench.errors import (
-    BudgetError,
-    CancelledError,
-    CredentialError,
-    UnreachableModelError,
+from workbench.alignment.metering import UNMETERED, Count, Meter
+from workbench.alignment.result import Learned
+from workbench.alignment.runs import CANCELLED
+from workbench.compat import (
+    candidates_made_by,
+    embedder_of,
+    embedding_dimensions,
+    models_of_optimizer,
+    reached_elsewhere,
+    rename_models,
 )
+from workbench.credentials import redact, without_secret_params
+from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.models import recording
-from workbench.models.budget import Budget
-from workbench.models.cache import question_key
+from workbench.models.budget import Budget, Usage
+from workbench.models.cache import AnswerCache, question_key
 from workbench.pairing.pairs import Pairs, Split
-from workbench.simba.reflector import reached_by
 from workbench.store.traces import Example, fetch_traces, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
-class StoppedError(Exception):
-    """Nothing more is asked: the models have failed, the budget is spent, someone has cancelled."""
-
-
-@dataclass
-class Count:
-    """Calls of one kind."""
-
-    requests: int = 0
-
-
-@dataclass
-class Meter:
-    """What was asked of models so far."""
-
-    judge: Count = field(default_factory=Count)
-    reflection: Count = field(default_factory=Count)
-    embedding: Count = field(default_factory=Count)
-    words: int = 0
-
-
-@contextmanager
-def metering(**_: Any) -> Iterator[Meter]:
-    """Within it calls will be counted."""
-    yield Meter()
-
-
-@contextmanager
-def without_dspy_answers() -> Iterator[None]:
-    """Within this context dspy asks anew what it was answered before."""
-    if importlib.util.find_spec("dspy") is None:
-        yield
-        return
-    dspy: Any = importlib.import_module("dspy")
-    kept = dspy.cache
-    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    try:
-        yield
-    finally:
-        dspy.cache = kept
-
-
-def learn(
+def propose(
     judge: Judge,
     optimizer: AlignmentOptimizer,
     split: Split,
+    by_id: Mapping[str, Example],
+    budget: Budget,
     *,
-    budget: Budget | None = None,
     max_failure_share: float = 0.05,
-    progress: bool = True,
     stop: threading.Event | None = None,
-) -> tuple[Judge, Meter]:
-    """The judge that the optimizer proposes, with all options of the original, and the calls."""
-    traces = [_with_consensus(part, t) for part in (split.train, split.dev) for t in _traces(part)]
-    recording.refuse_calls(type(optimizer).__name__)
-    with (
-        metering(max_failure_share=max_failure_share, budget=budget) as meter,
-        _options_kept(optimizer, judge),
-        _endpoint_kept(judge),
-        nullcontext() if progress else _silence(),
-    ):
-        proposed = judge.align(traces, optimizer)
-    if stop is not None and stop.is_set():
-        raise CancelledError(CANCELLED)
-    if type(proposed) is InstructionsJudge:
-        # They are shown, logged and registered; a gateway may put into them what it was sent.
-        proposed = with_instructions(judge, redact(proposed.instructions, judge_credentials(judge)))
-    return proposed, meter
+) -> Learned:
+    """Return what the optimizer proposes, from a recording where one is replayed.
+
+    Raises
+    ------
+    BudgetError
+        When the budget was exhausted, whatever the optimizer made of that.
+    CancelledError
+        When ``stop`` was set.
+    ModelError
+        When more than ``max_failure_share`` of its answers of one kind were lost.
+    ReplayError
+        While a recording is replayed that does not hold the proposal.
+    """
+    who = type(optimizer).__name__
+    player, recorder = recording.replayed(), recording.recorder()
+    key = ""
+    if player is not None or recorder is not None:
+        content = [_content(part, by_id) for part in (split.train, split.dev)]
+        settings = without_secret_params(_plain(vars(optimizer)))
+        key = question_key("optimizer", who, settings, fingerprint(judge, place=False), content)
+    if player is not None:
+        return _replayed(player, key, judge, who, budget)
+    learned = _learn(judge, optimizer, split, budget, max_failure_share, stop)
+    if recorder is not None and type(learned.judge) is InstructionsJudge:
+        counts = {name: getattr(learned, name) for name in _COUNTS}
+        calls = learned.calls + learned.reflection_calls + learned.embedding_calls
+        answer = {"instructions": learned.judge.instructions, "notes": learned.notes, **counts}
+        paid = recording.Paid(requests=calls, read=learned.tokens, cost=learned.cost)
+        about = f"optimizer {who} ({judge.model})"
+        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
+        recorder.save()
+    elif recorder is not None:
+        warnings.warn(
+            f"{who} makes judges that hold more than instructions, which {recorder.path} cannot "
+            "hold: what it proposes cannot be replayed.",
+            stacklevel=4,
+        )
+    return learned
 
 
 def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
-    """Requests that one verdict of a judge takes that the optimizer makes, as far as is known.
+    """Return how many requests one verdict takes of a judge that the optimizer makes.
 
     MemAlign's judges look up examples by an embedding before they answer.
     """
-    return 2 if getattr(optimizer, "_embedding_model", None) else 1
+    return 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
 
 
 @contextmanager
-def others_counted(judge: Judge, budget: Budget | None = None) -> Iterator[Meter | None]:
-    """Within it requests of the judge to other models than its own will be counted as well."""
-    yield None
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
+    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
+    embedder = embedder_of(judge)
+    if embedder is None:
+        yield Count()
+        return
+    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
+    with AnswerCache() as cache:
+        meter = Meter(judge, cache=cache, budget=budget, dimensions=dimensions)
+        name = meter.model("embedding", own.replace("/", ":/", 1))
+        with meter.serving():
+            embedder.model = name.replace(":/", "/", 1)
+            try:
+                yield meter.embeddings
+            finally:
+                embedder.model = own
+
+
+def _learn(
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    budget: Budget,
+    max_failure_share: float,
+    stop: threading.Event | None,
+) -> Learned:
+    who = type(optimizer).__name__
+    parts = (split.train, split.dev)
+    traces = [_with_consensus(part, trace) for part in parts for trace in _traces(part)]
+    budget.check(str(judge.model))
+    with AnswerCache() as cache:
+        meter = Meter(
+            judge,
+            scale=split.train.scale,
+            cache=cache,
+            budget=budget,
+            stop=stop,
+            max_failure_share=max_failure_share,
+            dimensions=embedding_dimensions(optimizer),
+        )
+        error: Exception | None = None
+        with meter.serving(), _metered(optimizer, judge, meter) as metered_judge:
+            try:
+                proposed = metered_judge.align(traces, optimizer)
+            except Exception as raised:
+                error = raised
+        if stop is not None and stop.is_set():
+            raise CancelledError(CANCELLED)
+        meter.raise_for_failures(who, error)
+        if error is not None:
+            raise error
+    return Learned(
+        _restored(proposed, judge, meter),
+        calls=meter.judgements.requests,
+        reflection_calls=meter.reflections.requests,
+        embedding_calls=meter.embeddings.requests,
+        known=sum(count.cached for count in meter.counts.values()),
+        tokens=meter.tokens,
+        cost=meter.cost,
+        notes=(*meter.notes(who), *_unmetered(who, judge, optimizer)),
+    )
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the optimizer's bars and remarks back; what is logged is logged."""
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
+def _metered(optimizer: AlignmentOptimizer, judge: Judge, meter: Meter) -> Iterator[Judge]:
+    """Return a copy of the judge whose requests are metered, and so let the optimizer's own be."""
+    name = meter.model("judge", str(judge.model))
+    metered_judge = judge if name == judge.model else reached_elsewhere(judge, name)
+    own = models_of_optimizer(optimizer)
+    with ExitStack() as undo:
+        for attribute, kind in own.items():
+            model = getattr(optimizer, attribute)
+            undo.callback(setattr, optimizer, attribute, model)
+            setattr(optimizer, attribute, meter.model(kind, model))
+        # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
+        undo.enter_context(
+            candidates_made_by(optimizer, lambda text: with_instructions(metered_judge, text))
+        )
+        yield metered_judge
+
+
+def _restored(proposed: Judge, judge: Judge, meter: Meter) -> Judge:
+    """Return the proposed judge with models, endpoint and all options of the original."""
+    if type(proposed) is InstructionsJudge:
+        # It is shown, logged and registered; a gateway may put into it what it was sent.
+        text = redact(proposed.instructions, judge_credentials(judge))
+        return with_instructions(judge, text)
+    return rename_models(proposed, meter.real, like=judge)
+
+
+def _unmetered(who: str, judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[str]:
+    names = [str(judge.model), *(getattr(optimizer, n) for n in models_of_optimizer(optimizer))]
+    for model in sorted(set(names)):
+        if model.partition(":/")[0] in UNMETERED:
+            yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
 
 def _traces(pairs: Pairs) -> list[Trace]:
@@ -137,9 +203,9 @@ def _traces(pairs: Pairs) -> list[Trace]:
 
 
 def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
-    """The trace with one human label: the consensus that the judge is tested on as well.
+    """Return the trace with one human label: the consensus that the judge is tested on as well.
 
-    MLflow's optimizers would choose one among several annotators' labels by a rule of their own.
+    MLflow's optimizers would choose one of several annotators' labels by a rule of their own.
     """
     rows = pairs.table.set_index("trace_id")
     row = rows.loc[trace.info.trace_id]
@@ -156,170 +222,32 @@ def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
     return Trace(info, trace.data)
 
 
-@contextmanager
-def _options_kept(optimizer: AlignmentOptimizer, judge: Judge) -> Iterator[None]:
-    """Let MLflow's dspy optimizers try candidates with all options of the judge.
+# -- recordings -------------------------------------------------------------------------------
 
-    They rebuild the judge from name, instructions, model and type alone, and would so call the
-    provider's public address where the judge has a base URL of its own.
-    """
-    make = getattr(optimizer, "_create_judge_from_dspy_program", None)
-    if make is None:
-        yield
-        return
-
-    def keeping(optimized_program: Any, original_judge: Judge) -> Judge:
-        return with_instructions(judge, make(optimized_program, original_judge).instructions)
-
-    optimizer._create_judge_from_dspy_program = keeping
-    try:
-        yield
-    finally:
-        del optimizer._create_judge_from_dspy_program
+_COUNTS: Final = ("calls", "reflection_calls", "embedding_calls", "known", "tokens", "cost")
 
 
-@contextmanager
-def _endpoint_kept(judge: Judge) -> Iterator[None]:
-    """Let MLflow's optimizers that reflect with the judge's own model reach it where it is.
-
-    They know the model by its name alone, and would send what people wrote to the provider's
-    public address where the judge has a base URL of its own.
-    """
-    options = reached_by(*endpoint(judge)) if isinstance(judge, InstructionsJudge) else {}
-    places = [m for name in _MAKERS if (m := sys.modules.get(name)) and hasattr(m, _MAKE_LM)]
-    if not options or not places:
-        yield
-        return
-    import dspy
-
-    made = [getattr(place, _MAKE_LM) for place in places]
-
-    def reaching(model: str) -> Any:
-        if model != judge.model:
-            return made[0](model)
-        return dspy.LM(model.replace(":/", "/", 1), **options)
-
-    for place in places:
-        setattr(place, _MAKE_LM, reaching)
-    try:
-        yield
-    finally:
-        for place, make in zip(places, made, strict=True):
-            setattr(place, _MAKE_LM, make)
-
-
-_MAKE_LM = "construct_dspy_lm"
-
-_MAKERS = (
-    "mlflow.genai.judges.optimizers.dspy",
-    "mlflow.genai.judges.optimizers.memalign.utils",
-)
-
-
-ERRORS: Final = {
-    kind.__name__: kind for kind in (BudgetError, CredentialError, UnreachableModelError)
-}
-"""Errors that are replayed as what they were; any other is a `ModelError`."""
-
-
-COUNTS: Final = ("calls", "reflection_calls", "embedding_calls", "known")
-"""What a `Proposal` counts."""
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The judge that an optimizer proposes, and the requests that it took.
-
-    ``known`` answers more were known from before. ``tokens`` and ``cost`` (US dollars) are None
-    where they are not known.
-    """
-
-    judge: Judge
-    calls: int = 0
-    reflection_calls: int = 0
-    embedding_calls: int = 0
-    known: int = 0
-    tokens: int | None = None
-    cost: float | None = None
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, judge: Judge, meter: Meter, who: str) -> Proposal:
-        """The proposal, and what the meter counted."""
-        return cls(judge, calls=meter.judge.requests)
-
-
-def propose(
-    judge: Judge,
-    optimizer: AlignmentOptimizer,
-    split: Split,
-    by_id: Mapping[str, Example],
-    *,
-    budget: Budget,
-    max_failure_share: float = 0.05,
-    progress: bool = True,
-    stop: threading.Event | None = None,
-) -> Proposal:
-    """What the optimizer proposes, from the file where one is replayed.
-
-    Raises
-    ------
-    ReplayError
-        While a file of answers is replayed that does not hold it.
-    """
-    who, player, recorder = type(optimizer).__name__, recording.replayed(), recording.recorder()
-    parts = [_content(part, by_id) for part in (split.train, split.dev)]
-    mark = fingerprint(judge, place=False)
-    key = question_key("optimizer", who, _settings(optimizer), mark, parts)
-    if player is not None:
-        entry = player.get(key)
-        if entry is None or entry.answer is None:
-            raise player.missing(f"Optimizer {who}")
-        return Proposal(with_instructions(judge, entry.answer["instructions"]))
-    found, meter = learn(
-        judge,
-        optimizer,
-        split,
-        budget=budget,
-        max_failure_share=max_failure_share,
-        progress=progress,
-        stop=stop,
+def _replayed(
+    player: recording.Player, key: str, judge: Judge, who: str, budget: Budget
+) -> Learned:
+    entry = player.get(key)
+    if entry is None or entry.answer is None:
+        raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
+    budget.charge(Usage(**entry.paid.model_dump()))
+    return Learned(
+        with_instructions(judge, entry.answer["instructions"]),
+        **{name: entry.answer[name] for name in _COUNTS},
+        notes=tuple(entry.answer["notes"]),
     )
-    proposal = Proposal.of(found, meter, who)
-    if recorder is not None and type(found) is InstructionsJudge:
-        answer = {"instructions": found.instructions}
-        recorder.put(recording.Entry(key=key, about=f"Optimizer {who}", answer=answer))
-        recorder.save()
-    elif recorder is not None:
-        warnings.warn(
-            f"{who} makes judges that hold more than instructions, which {recorder.path} cannot "
-            "hold: what it came to cannot be replayed.",
-            stacklevel=3,
-        )
-    return proposal
 
 
 def _content(part: Pairs, by_id: Mapping[str, Example]) -> list[Any]:
-    """Items and labels as they are the same in every store."""
+    """Return items and labels as they are the same in every store."""
     rows = part.table.to_dict("records")
-    told = [
-        (item_digest(by_id[row["trace_id"]]), row["human"], row["human_rationale"]) for row in rows
-    ]
-    return sorted(told, key=str)
-
-
-def _settings(optimizer: AlignmentOptimizer) -> dict[str, Any]:
-    """What an optimizer was made with, without secrets; of what is no plain data, what it is."""
-    return dict(without_secret_params(_plain(vars(optimizer))))
+    items = [(item_digest(by_id[r["trace_id"]]), r["human"], r["human_rationale"]) for r in rows]
+    return sorted(items, key=str)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    named = value if isinstance(value, type) or callable(value) else type(value)
-    name = getattr(named, "__qualname__", type(value).__qualname__)
-    return f"<{type(value).__module__}.{name}>"
+    """Return settings as JSON: what is no plain data by its type."""
+    return json.loads(json.dumps(value, default=lambda one: f"<{type(one).__qualname__}>"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.alignment.external import others_counted
+from workbench.alignment.external import metered_embeddings
 from workbench.alignment.runs import ALIGNED_TAG, RunLocation
 from workbench.errors import BudgetError
 from workbench.judging.judge import fingerprint
@@ -61,7 +61,7 @@ def score_held_out(
     with (
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, proven=True) as runner,
-        others_counted(proposed, budget) as meter,
+        metered_embeddings(proposed, budget) as embeddings,
     ):
         try:
             judge_examples(
@@ -88,7 +88,7 @@ def score_held_out(
         after,
         tuple(verdicts),
         calls=sum(v.calls for v in verdicts),
-        other_calls=meter.embedding.requests + meter.reflection.requests if meter else 0,
+        other_calls=embeddings.requests,
         tokens=total(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
         cost=total(*(v.cost for v in verdicts)),
         lost=lost / len(test),

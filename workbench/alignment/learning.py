@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.external import propose
 from workbench.alignment.lineage import Lineage
 from workbench.alignment.preflight import check_pairs
-from workbench.alignment.runs import RunLocation
-from workbench.alignment.watch import Watch
+from workbench.alignment.result import Learned
+from workbench.alignment.runs import RunLocation, Watch
 from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
@@ -38,30 +37,6 @@ EARLIER_WEIGHT = 0.25
 
 MAX_FAILURE_SHARE = 0.05
 """Default share of lost answers above which an optimizer is stopped."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an optimizer proposes, and what it cost to find.
-
-    Calls count requests, retries included; ``known`` answers more came from the cache.
-    ``failures`` of the judge and ``reflection_failures`` are answers that never came or could
-    not be read (`SIMBA` only).
-    """
-
-    judge: Judge
-    calls: int = 0
-    reflection_calls: int = 0
-    embedding_calls: int = 0
-    known: int = 0
-    tokens: int | None = None
-    cost: float | None = None
-    stopped: str = ""
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    evidence: Mapping[str, list[str]] = field(default_factory=dict)
-    failures: int = 0
-    reflection_failures: int = 0
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,17 +173,9 @@ def learn(
             judge, optimizer, split, by_id, Budget.of(budget), earlier, max_failure_share, watch
         )
     share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
-    proposal = propose(
-        judge,
-        optimizer,
-        split,
-        by_id,
-        budget=Budget.of(budget),
-        max_failure_share=share,
-        progress=progress,
-        stop=watch.stop,
+    return propose(
+        judge, optimizer, split, by_id, Budget.of(budget), max_failure_share=share, stop=watch.stop
     )
-    return Learned(**vars(proposal))
 
 
 def _learn_simba(

@@ -97,3 +97,27 @@ class Alignment:
         notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
         head = f"<div><b>{html_text(self.status)}</b>: {html_text(self.reason)}</div>"
         return head + html_table(self.comparison.table) + notes
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it cost to find.
+
+    Calls count requests, retries included; ``known`` answers more came from the cache.
+    ``failures`` of the judge and ``reflection_failures`` are answers that never came or could
+    not be read (`SIMBA` only).
+    """
+
+    judge: Judge
+    calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    tokens: int | None = None
+    cost: float | None = None
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
+    notes: tuple[str, ...] = ()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
 import pandas as pd
@@ -23,12 +24,15 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
+from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint
+from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
 from workbench.store.traces import find_experiment_id
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+    from mlflow.genai.judges.base import AlignmentOptimizer
 
     from workbench.alignment.result import Alignment
 
@@ -74,6 +78,48 @@ def _all_pages(search: Callable[..., Any], **query: Any) -> Iterable[Any]:
     while page.token:
         page = search(**query, page_token=page.token)
         yield from page
+
+
+Stage = Literal["preflight", "learning", "testing"]
+
+CANCELLED = (
+    "The alignment was cancelled: nothing was tested and the judge stays as it was. Paid answers "
+    "are in the cache, so running the same call again resumes it."
+)
+
+
+class Watch:
+    """Receives the stages of an alignment and can end it. This one only allows cancelling.
+
+    Attributes
+    ----------
+    location
+        Where the alignment is logged: what was active when this was made.
+    stop
+        Once set, no further model is called and `align` raises `CancelledError`. A held-out test
+        that has begun runs to its end.
+    """
+
+    def __init__(self) -> None:
+        self.location = RunLocation.active()
+        self.stop = threading.Event()
+
+    def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
+        """Begin a stage; ``preflight`` is the table of checks, given before learning.
+
+        Raises
+        ------
+        CancelledError
+            When ``stop`` is set.
+        """
+        if self.stop.is_set():
+            raise CancelledError(CANCELLED)
+
+    def learning(
+        self, optimizer: AlignmentOptimizer, budget: Budget
+    ) -> AbstractContextManager[Any]:
+        """Return the context in which the optimizer learns and spends ``budget``."""
+        return nullcontext()
 
 
 class AlignmentRun:
