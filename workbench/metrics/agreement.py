@@ -21,7 +21,6 @@ from workbench.metrics.intervals import (
     figure,
     full_agreement,
     ratio,
-    unseen_disagreement,
     wilson,
 )
 from workbench.scale import Scale
@@ -64,15 +63,14 @@ class Agreement:
     weighted_kappa, weighted_kappa_interval, weights
         Kappa that counts near misses less, on ordinal and numeric scales.
     confusion
-        ``confusion.loc[human, judge]``: pairs with that human label and that verdict, in the
-        scale's order. A numeric scale with more than 20 distinct values is shown in 10 bins of
-        equal width.
+        ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
+        than 20 distinct values is shown in 10 bins of equal width.
     per_class
         Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class).
         None on numeric scales with bins.
     mean_distance, mean_distance_interval
-        Mean `Scale.distance` of verdict and label: 0 is full agreement, and a near miss costs
-        less than a far one; bootstrap interval. On binary and nominal scales it is 1 - accuracy.
+        Mean `Scale.distance` of verdict and label: 0 is full agreement; bootstrap interval. On
+        binary and nominal scales it is 1 - accuracy.
     baseline
         Accuracy of always answering the most frequent human label.
     false_positives, false_negatives, false_positive_rate, false_negative_rate (and _interval)
@@ -147,9 +145,8 @@ class Agreement:
     @property
     def class_shares(self) -> pd.DataFrame:
         """Index class; ``human`` and ``judge``: its share of all labels and of all verdicts."""
-        counts = [self.confusion.sum(axis=1), self.confusion.sum(axis=0)]
-        table = pd.DataFrame(dict(zip(("human", "judge"), counts, strict=True)))
-        return table.reindex(self.confusion.index) / max(self.n, 1)
+        human, judge = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
+        return pd.DataFrame({"human": human, "judge": judge}, index=human.index) / max(self.n, 1)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -232,12 +229,16 @@ def agreement(
     }
     more: dict[str, Any] = {}
     if coded.scale.ordered:
-        weighted, interval = found[f"kappa ({weights})"]
-        more = {"weighted_kappa": weighted, "weighted_kappa_interval": interval}
+        more["weighted_kappa"], more["weighted_kappa_interval"] = found[f"kappa ({weights})"]
     if coded.scale.kind == "binary":
-        more |= _binary_rates(coded, confidence)
+        for side, name in ((0, "false_positive"), (1, "false_negative")):
+            of_side = coded.human == side
+            wrong, every = int((of_side & (coded.judge != side)).sum()), int(of_side.sum())
+            more[f"{name}s"], more[f"{name}_rate"] = wrong, ratio(wrong, every)
+            more[f"{name}_rate_interval"] = wilson(wrong, every, confidence)
     if coded.scale.kind == "numeric":
         more |= _errors_of_numbers(coded)
+    confusion = _confusion(coded)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
@@ -246,8 +247,8 @@ def agreement(
         accuracy_interval=wilson(right, n, confidence),
         kappa=found["kappa"][0],
         kappa_interval=found["kappa"][1],
-        confusion=_confusion(coded),
-        per_class=None if coded.binned else _per_class(coded),
+        confusion=confusion,
+        per_class=None if coded.binned else _per_class(confusion),
         mean_distance=found["mean distance"][0],
         mean_distance_interval=found["mean distance"][1],
         baseline=ratio(np.bincount(coded.human).max(initial=0), n),
@@ -266,7 +267,7 @@ def _with_interval(
         return value, sample.bootstrap.interval(statistic)
     if name.startswith("kappa"):
         return value, full_agreement(sample.counts / n, n, confidence)
-    return value, Interval(0.0, unseen_disagreement(n, confidence))
+    return value, Interval(0.0, wilson(0, n, confidence).high)
 
 
 def _confusion(coded: Coded) -> pd.DataFrame:
@@ -283,25 +284,16 @@ def _confusion(coded: Coded) -> pd.DataFrame:
     )
 
 
-def _per_class(coded: Coded) -> pd.DataFrame:
-    table = _confusion(coded).to_numpy()
+def _per_class(confusion: pd.DataFrame) -> pd.DataFrame:
+    table = confusion.to_numpy()
     hits, labels, verdicts = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    rows = [
-        (ratio(h, v), ratio(h, s), ratio(2 * h, s + v), int(s))
-        for h, s, v in zip(hits, labels, verdicts, strict=True)
-    ]
-    index = pd.Index(coded.values, name="class")
-    return pd.DataFrame(rows, columns=["precision", "recall", "f1", "support"], index=index)
-
-
-def _binary_rates(coded: Coded, confidence: float) -> dict[str, Any]:
-    rates: dict[str, Any] = {}
-    for side, name in ((0, "false_positive"), (1, "false_negative")):
-        of_side = coded.human == side
-        wrong, n = int((of_side & (coded.judge != side)).sum()), int(of_side.sum())
-        rates[f"{name}s"], rates[f"{name}_rate"] = wrong, ratio(wrong, n)
-        rates[f"{name}_rate_interval"] = wilson(wrong, n, confidence)
-    return rates
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = {
+            "precision": hits / verdicts,
+            "recall": hits / labels,
+            "f1": 2 * hits / (labels + verdicts),
+        }
+    return pd.DataFrame(shares | {"support": labels}, index=confusion.index.rename("class"))
 
 
 def _errors_of_numbers(coded: Coded) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError
+from workbench.errors import ArgumentError
 from workbench.formatting import html_table, plain
 from workbench.metrics.coefficients import (
     MOST_CATEGORIES,
@@ -21,7 +21,6 @@ from workbench.metrics.coefficients import (
     disagreement,
     fleiss_kappa,
     krippendorff_alpha,
-    number_or_text,
 )
 from workbench.metrics.intervals import (
     UNDEFINED,
@@ -39,7 +38,7 @@ from workbench.scale import ABSTAIN, Scale, is_missing
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
 
-_LEVELS: dict[str, Level] = {
+LEVELS: dict[str, Level] = {
     "binary": "nominal",
     "nominal": "nominal",
     "ordinal": "ordinal",
@@ -54,9 +53,9 @@ class AnnotatorAgreement:
     Attributes
     ----------
     annotators
-        The annotators' names, in the order of the votes' columns.
-    items
-        Labelled items; ``shared_items`` of them have at least two labels.
+        Their names, in the order of the votes' columns.
+    items, shared_items
+        Labelled items, and those with at least two labels.
     pairwise
         One row for each two annotators: ``annotator_a``, ``annotator_b``, ``n`` (items that both
         labelled), ``accuracy`` (share on which they agree), ``kappa`` and, on ordered scales,
@@ -68,15 +67,14 @@ class AnnotatorAgreement:
         Krippendorff's alpha over all labels, with a bootstrap interval over items; ``level`` of
         measurement follows the scale: nominal, ordinal or interval.
     fleiss, fleiss_items, fleiss_raters
-        Fleiss' kappa. It is defined only for items with the same number of labels. Where not all
-        items have that, it covers the items that each of the ``fleiss_raters`` most active
-        annotators labelled, as many annotators as leave most labels. (To pick items by their
-        number of labels would mislead: a third label is often asked for only where two differ.)
+        Fleiss' kappa, defined only for items with the same number of labels. Where not all have
+        that, it covers the items that each of the ``fleiss_raters`` most active annotators
+        labelled, as many annotators as leave most labels. (To pick items by their number of
+        labels would mislead: a third label is often asked for only where two differ.)
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
-        item, over all labels that can be compared; among tied majority values each counts as
-        its share. A judge that agrees with people more than this agrees with them better than
-        they do with each other.
+        item; among tied majority values each counts as its share. A judge that agrees with
+        people more than this agrees with them better than they do with each other.
     """
 
     annotators: tuple[str, ...]
@@ -106,13 +104,16 @@ class AnnotatorAgreement:
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
-        alpha, ceiling = (self.alpha, *self.alpha_interval), (self.ceiling, *self.ceiling_interval)
         rows = {
-            f"Krippendorff's alpha ({self.level})": (*alpha, self.shared_items),
+            f"Krippendorff's alpha ({self.level})": (
+                self.alpha, *self.alpha_interval, self.shared_items,
+            ),
             f"Fleiss' kappa ({self.fleiss_raters} labels an item)": (
                 self.fleiss, *UNDEFINED, self.fleiss_items,
             ),
-            "ceiling (one against the others)": (*ceiling, self.shared_items),
+            "ceiling (one against the others)": (
+                self.ceiling, *self.ceiling_interval, self.shared_items,
+            ),
         }  # fmt: skip
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
 
@@ -171,23 +172,29 @@ def annotator_agreement(
     scale = scale or _scale_seen(votes)
     values, codes = _codes(votes, scale)
     counts = _counts(codes, len(values))
-    positions = np.array([scale.rank(v) if scale else k for k, v in enumerate(values)])
-    level = _LEVELS[scale.kind] if scale else "nominal"
+    labels = counts.sum(axis=1)
+    positions = np.array([scale.rank(v) if scale else 0.0 for v in values])
+    level = LEVELS[scale.kind] if scale else "nominal"
     names = tuple(str(name) for name in votes.columns)
     by_annotator, credit, compared = _against_others(names, codes, counts)
-    bootstrap = Bootstrap(
-        np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
-    )
-    if ((counts > 0).sum(axis=1) > 1).any():
+    shared = counts[labels >= 2]
+    if ((shared > 0).sum(axis=1) > 1).any():
+        bootstrap = Bootstrap(
+            np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
+        )
         alpha_interval = _alpha_interval(counts, positions, level, bootstrap)
         ceiling_interval = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
+    elif len(shared):
+        n = len(shared)
+        alpha_interval = full_agreement(shared.sum(axis=0) / shared.sum(), n, confidence)
+        ceiling_interval = Interval(wilson(n, n, confidence).low, 1.0)
     else:
-        alpha_interval, ceiling_interval = _unanimous(counts, confidence)
+        alpha_interval = ceiling_interval = UNDEFINED
     equal = _equally_rated(codes, counts)
     return AnnotatorAgreement(
         annotators=names,
-        items=int((counts.sum(axis=1) >= 1).sum()),
-        shared_items=int((counts.sum(axis=1) >= 2).sum()),
+        items=int((labels >= 1).sum()),
+        shared_items=len(shared),
         pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
         by_annotator=by_annotator,
         alpha=float(krippendorff_alpha(coincidences(counts), positions, level)),
@@ -207,29 +214,21 @@ def annotator_agreement(
 
 def _scale_seen(votes: pd.DataFrame) -> Scale | None:
     """The scale of the values; None where all are one value, on which nothing can differ."""
-    seen = votes.to_numpy().ravel().tolist()
-    try:
-        return Scale.from_values(seen)
-    except ScaleError:
-        if len({v for v in seen if not is_missing(v)}) <= 1:
-            return None
-        raise
+    seen = [v for v in votes.to_numpy().ravel().tolist() if not is_missing(v)]
+    return None if len(set(seen)) <= 1 else Scale.from_values(seen)
 
 
 def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     """The categories in order and, item by annotator, the number of the category; -1 for none."""
-
-    def canonical(raw: Any) -> Any:
-        if raw is ABSTAIN or is_missing(raw):
-            return None
-        value = scale.normalise(raw) if scale else raw
-        return None if value is ABSTAIN else value
-
-    table = [[canonical(raw) for raw in row] for row in votes.to_numpy(dtype=object)]
-    seen = {value for row in table for value in row if value is not None}
-    values = list(scale.values) if scale and scale.values else sorted(seen, key=number_or_text)
-    number = {value: k for k, value in enumerate(values)}
-    codes = [[-1 if value is None else number[value] for value in row] for row in table]
+    read = scale.normalise if scale else lambda raw: raw
+    table = [
+        [ABSTAIN if raw is ABSTAIN or is_missing(raw) else read(raw) for raw in row]
+        for row in votes.to_numpy(dtype=object)
+    ]
+    seen: set[Any] = {value for row in table for value in row if value is not ABSTAIN}
+    values = list(scale.values) if scale and scale.values else sorted(seen)
+    number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
+    codes = [[number[value] for value in row] for row in table]
     return values or [None], np.array(codes, dtype=int).reshape(votes.shape)
 
 
@@ -251,11 +250,9 @@ def _pairwise(
     for a, b in combinations(range(len(names)), 2):
         both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
         (left, right), counts = cells(codes[both, a], codes[both, b])
+        kappas = [float(cohen_kappa(left, right, counts, each)) for each in matrices.values()]
         n = int(both.sum())
-        row = [names[a], names[b], n, ratio(counts[left == right].sum(), n)]
-        rows.append(
-            [*row, *(float(cohen_kappa(left, right, counts, m)) for m in matrices.values())]
-        )
+        rows.append([names[a], names[b], n, ratio(counts[left == right].sum(), n), *kappas])
     columns = ["annotator_a", "annotator_b", "n", "accuracy", *matrices]
     return pd.DataFrame(rows, columns=columns)
 
@@ -305,13 +302,3 @@ def _alpha_interval(
     return bootstrap.interval(
         lambda items: krippendorff_alpha((items @ each).reshape(-1, size, size), positions, level)
     )
-
-
-def _unanimous(counts: Array, confidence: float) -> tuple[Interval, Interval]:
-    """Intervals of alpha and of the ceiling where no two labels of an item differ."""
-    shared = counts[counts.sum(axis=1) >= 2]
-    if not len(shared):
-        return UNDEFINED, UNDEFINED
-    shares = shared.sum(axis=0) / shared.sum()
-    agreed = wilson(len(shared), len(shared), confidence).low
-    return full_agreement(shares, len(shared), confidence), Interval(agreed, 1.0)

@@ -1,7 +1,6 @@
 """Coefficients of agreement, on counts and arrays, and pairs coded as numbers.
 
-Every coefficient states its range, when it is undefined (then it is nan and not 0) and its
-source.
+Every coefficient states its range, its source, and when it is undefined: then it is nan, not 0.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 MOST_CATEGORIES = 20
 """A numeric scale with more distinct values than this is shown in bins."""
 
-Level = Literal["nominal", "ordinal", "interval", "ratio"]
+Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["linear", "quadratic"]
 
 Statistic = Callable[[Array], Array]
@@ -43,23 +42,19 @@ class Coded:
     @classmethod
     def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
         """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
-        seen = [v for p in (pairs, *more) for side in ("human", "judge") for v in p.table[side]]
+        sides = ("human", "judge")
+        seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
         scale = pairs.scale.with_range(seen)
-        plain = {v.item() if isinstance(v, np.generic) else v for v in seen}
-        values = list(scale.values) or sorted(plain, key=number_or_text)
+        values = list(scale.values) or sorted(set(seen))
         position = {value: k for k, value in enumerate(values)}
-        off = [(side, v) for side in ("human", "judge") for v in pairs.table[side]]
-        off = [(side, v) for side, v in off if v not in position]
+        off = [(side, v) for side in sides for v in pairs.table[side] if v not in position]
         if off:
             raise ArgumentError(
                 f"The pairs of {pairs.name!r} hold the {off[0][0]} value {off[0][1]!r}, which is "
                 f"not on their scale ({scale.describe()}). workbench.pair gives canonical values."
             )
-        codes = [
-            np.array([position[v] for v in pairs.table[side]], dtype=int)
-            for side in ("human", "judge")
-        ]
-        return cls(scale, values, *codes)
+        human, judge = ([position[v] for v in pairs.table[side]] for side in sides)
+        return cls(scale, values, np.array(human, dtype=int), np.array(judge, dtype=int))
 
     @property
     def positions(self) -> Array:
@@ -73,10 +68,9 @@ class Coded:
 
     def distances(self, human: Array, judge: Array) -> Array:
         """Return `Scale.distance` of each two codes."""
-        each = zip(human, judge, strict=True)
-        return np.array(
-            [self.scale.distance(self.values[h], self.values[j]) for h, j in each], dtype=float
-        )
+        between = self.scale.distance
+        gaps = [between(self.values[h], self.values[j]) for h, j in zip(human, judge, strict=True)]
+        return np.array(gaps, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -118,11 +112,6 @@ class Sample:
 
 def _mean(values: Array, counts: Array) -> Array:
     return np.asarray(counts @ values / counts.sum(axis=-1))
-
-
-def number_or_text(value: Any) -> tuple[float, str]:
-    """Sort key: numbers by size, all else by its text."""
-    return (float(value), "") if isinstance(value, (int, float)) else (math.inf, str(value))
 
 
 def mcnemar(fixed: int, broken: int) -> float:
@@ -219,17 +208,10 @@ def coincidences(counts: Array) -> Array:
 def krippendorff_alpha(together: Array, values: Array, level: Level = "nominal") -> Array:
     """Return Krippendorff's alpha: ``1 - observed / expected`` disagreement.
 
-    Any ratings may be missing. At most 1; 0 is what chance gives. nan where all ratings are one
-    category or none can be paired. Source: Krippendorff (2011), "Computing Krippendorff's
-    Alpha-Reliability".
-
-    Parameters
-    ----------
-    together
-        What `coincidences` gives, shape (..., K, K); leading axes (resamples, say) are kept.
-    values
-        The categories' numbers (used by ``"interval"`` and ``"ratio"``) in worst-to-best order
-        (used by ``"ordinal"``), shape (K,).
+    ``together`` is what `coincidences` gives, leading axes (resamples, say) are kept; ``values``
+    are the categories' numbers, worst first. Any ratings may be missing. At most 1; 0 is what
+    chance gives. nan where all ratings are one category or none can be paired. Source:
+    Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability".
     """
     margins = together.sum(axis=-1)
     n = margins.sum(axis=-1)
@@ -248,9 +230,4 @@ def _squared_difference(margins: Array, values: Array, level: Level) -> Array:
         return np.asarray((middle[..., :, None] - middle[..., None, :]) ** 2)
     if level == "nominal":
         return 1.0 - np.eye(len(values))
-    numbers = np.asarray(values, dtype=float)
-    gap = np.subtract.outer(numbers, numbers)
-    if level == "interval":
-        return np.asarray(gap**2)
-    total = np.add.outer(numbers, numbers)
-    return np.asarray(np.divide(gap, total, out=np.zeros_like(gap), where=total != 0) ** 2)
+    return disagreement(values, "quadratic")

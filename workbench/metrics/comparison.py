@@ -17,7 +17,6 @@ from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Interval,
-    check_confidence,
     figure,
     paired_difference,
 )
@@ -44,8 +43,8 @@ class Comparison:
         `Agreement` of each judge on those items.
     changes
         Name of a figure -> (after minus before, its interval). Items are compared with
-        themselves: accuracy and the binary rates by Newcombe's interval for paired proportions,
-        the rest by a bootstrap over items, which has no interval where the judges never differ.
+        themselves: accuracy and binary rates by Newcombe's interval for paired proportions, the
+        rest by a bootstrap over items, which has no interval where the judges never differ.
     fixed, broken, still_wrong
         Items that only the judge after, only the judge before, and neither got right:
         ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
@@ -162,15 +161,12 @@ class Comparison:
                 f"The gain may be luck: p = {self.p_value:.2g} is not below "
                 f"{1 - self.confidence:.2g}."
             )
-        for judged, other, ids in (
-            ("before", "after", self.only_before),
-            ("after", "before", self.only_after),
-        ):
-            if ids:
-                found.append(
-                    f"{len(ids)} items were judged only {judged}, not {other}; they are left out."
-                )
-        return found
+        sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
+        return found + [
+            f"{len(ids)} items were judged only {judged}, not {other}; they are left out."
+            for judged, other, ids in sides
+            if ids
+        ]
 
 
 def compare(
@@ -196,36 +192,31 @@ def compare(
     ArgumentError
         When the two have no trace in common, other scales, or other human labels on a trace.
     """
-    check_confidence(confidence)
-    common = _common(before, after)
-    only_before = tuple(i for i in before.table["trace_id"] if i not in common)
-    only_after = tuple(i for i in after.table["trace_id"] if i not in common)
-    before, after = _on(before, common), _on(after, common)
-    _check_comparable(before, after)
-    measure = partial(
-        agreement, weights=weights, confidence=confidence, seed=seed, resamples=resamples
-    )
-    first, second = measure(before), measure(after)
+    before, after, only_before, only_after = _same_items(before, after)
+    options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
-    sample = Sample.of(one, two, resamples=resamples, seed=seed, confidence=confidence)
-    changes = _changes(first, second, sample)
+    changes = _changes(first, second, Sample.of(one, two, **options))
+    gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
+    improved = second.mean_distance < first.mean_distance
+    if one.scale.kind == "numeric":
+        fixed, broken = gap_after < gap_before, gap_after > gap_before
+    else:
+        fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
+        gain = fixed.sum() - broken.sum()
+        improved = bool(gain > 0 or (gain == 0 and improved))
+    p_value = mcnemar(int(fixed.sum()), int(broken.sum()))
+    note = _power_note(len(fixed), int((fixed | broken).sum()), p_value, confidence)
+    low, high = changes["accuracy"][1]
+    if note and not math.isnan(low):
+        note += (
+            " All that can be said is that the change in accuracy lies between "
+            f"{low:+.3f} and {high:+.3f}."
+        )
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
-    gap_before = one.distances(one.human, one.judge)
-    gap_after = two.distances(two.human, two.judge)
-    wrong_before, wrong_after = gap_before > 0, gap_after > 0
-    nearer = second.mean_distance < first.mean_distance
-    if one.scale.kind == "numeric":
-        fixed, broken, improved = gap_after < gap_before, gap_after > gap_before, nearer
-    else:
-        fixed, broken = wrong_before & ~wrong_after, ~wrong_before & wrong_after
-        gain = changes["accuracy"][0]
-        improved = gain > 0 or (gain == 0 and nearer)
-    p_value = mcnemar(int(fixed.sum()), int(broken.sum()))
-    note = _power_note(len(items), int((fixed | broken).sum()), p_value, confidence)
-    if note:
-        note += _all_that_can_be_said(changes["accuracy"][1])
+    still_wrong = (gap_before > 0) & (gap_after > 0)
     return Comparison(
         n=len(items),
         before=first,
@@ -233,7 +224,7 @@ def compare(
         changes=changes,
         fixed=items[fixed].reset_index(drop=True),
         broken=items[broken].reset_index(drop=True),
-        still_wrong=items[wrong_before & wrong_after].reset_index(drop=True),
+        still_wrong=items[still_wrong].reset_index(drop=True),
         p_value=p_value,
         improved=improved,
         enough=not note,
@@ -244,40 +235,37 @@ def compare(
     )
 
 
-def _common(before: Pairs, after: Pairs) -> set[str]:
-    common = set(before.table["trace_id"]) & set(after.table["trace_id"])
-    if not common and (len(before.table) or len(after.table)):
+def _same_items(
+    before: Pairs, after: Pairs
+) -> tuple[Pairs, Pairs, tuple[str, ...], tuple[str, ...]]:
+    """Return both pairs on the traces that they have in common, and the ids of the others."""
+    ids = [list(each.table["trace_id"]) for each in (before, after)]
+    common = set(ids[0]) & set(ids[1])
+    if not common and (ids[0] or ids[1]):
         raise ArgumentError(
-            f"The two sets of pairs ({len(before.table)} before, {len(after.table)} after) have no "
+            f"The two sets of pairs ({len(ids[0])} before, {len(ids[1])} after) have no "
             "trace in common. Let both judges judge the same labelled traces."
         )
-    return common
-
-
-def _on(pairs: Pairs, trace_ids: set[str]) -> Pairs:
-    table = pairs.table[pairs.table["trace_id"].isin(trace_ids)]
-    return replace(pairs, table=table.sort_values("trace_id").reset_index(drop=True))
-
-
-def _check_comparable(before: Pairs, after: Pairs) -> None:
     if (before.scale.kind, before.scale.values) != (after.scale.kind, after.scale.values):
         raise ArgumentError(
             f"The two sets of pairs are on different scales: {before.scale.kind} "
             f"({before.scale.describe()}) before, {after.scale.kind} ({after.scale.describe()}) "
             "after. Pair both judges with the same scale=."
         )
-    other = before.table["human"].to_numpy() != after.table["human"].to_numpy()
+    one, two = (
+        each.table[each.table["trace_id"].isin(common)].sort_values("trace_id", ignore_index=True)
+        for each in (before, after)
+    )
+    other = one["human"].to_numpy() != two["human"].to_numpy()
     if other.any():
-        row = before.table[other].iloc[0]
-        theirs = after.table[other].iloc[0]["human"]
+        row, theirs = one[other].iloc[0], two[other].iloc[0]["human"]
         raise ArgumentError(
             f"{int(other.sum())} traces have another human label before than after, e.g. "
             f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
             "the same consensus and the labels of today."
         )
-
-
-# -- changes of figures ---------------------------------------------------------------------
+    only_before, only_after = (tuple(i for i in each if i not in common) for each in ids)
+    return replace(before, table=one), replace(after, table=two), only_before, only_after
 
 
 def _changes(
@@ -294,29 +282,26 @@ def _changes(
             low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name])
             interval = Interval(-high, -low)
         elif name in before and not math.isnan(change):
-            old, new = before[name], after[name]
             # Judges that differ on no item differ in no resample, which proves nothing.
-            interval = sample.bootstrap.interval(partial(_difference, old, new), spread=True)
+            difference = partial(_difference, before[name], after[name])
+            interval = sample.bootstrap.interval(difference, spread=True)
         changes[name] = (change, interval)
     return changes
-
-
-def _change_of_accuracy(sample: Sample, where: Array) -> Interval:
-    """Interval of the change in accuracy on the items of some cells."""
-    before, after = (sample.human == judge for judge in sample.judges)
-    both, only_before, only_after, neither = (
-        int(sample.counts[where & cell].sum())
-        for cell in (before & after, before & ~after, ~before & after, ~before & ~after)
-    )
-    confidence = sample.bootstrap.confidence
-    return paired_difference(both, only_before, only_after, neither, confidence)
 
 
 def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
     return new(counts) - old(counts)
 
 
-# -- words ----------------------------------------------------------------------------------
+def _change_of_accuracy(sample: Sample, where: Array) -> Interval:
+    """Interval of the change in accuracy on the items of some cells."""
+    before, after = (sample.human == judge for judge in sample.judges)
+    both, only_before, only_after, neither = (
+        int(sample.counts[where & group].sum())
+        for group in (before & after, before & ~after, ~before & after, ~before & ~after)
+    )
+    confidence = sample.bootstrap.confidence
+    return paired_difference(both, only_before, only_after, neither, confidence)
 
 
 def _power_note(n: int, differing: int, p_value: float, confidence: float) -> str:
@@ -340,12 +325,3 @@ def _power_note(n: int, differing: int, p_value: float, confidence: float) -> st
             f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
         )
     return ""
-
-
-def _all_that_can_be_said(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return ""
-    return (
-        " All that can be said is that the change in accuracy lies between "
-        f"{interval.low:+.3f} and {interval.high:+.3f}."
-    )

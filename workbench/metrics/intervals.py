@@ -79,7 +79,7 @@ def paired_difference(
     """Return the interval of the second proportion minus the first, observed on the same items.
 
     Joins the Wilson intervals of the two proportions by their correlation phi, so that it
-    holds its level on small samples and does not collapse when the two differ on no item.
+    does not collapse when the two differ on no item.
     Within [-1, 1]; undefined for no items. Source: Newcombe (1998), "Improved confidence
     intervals for the difference between binomial proportions based on paired data",
     Statistics in Medicine 17, 2635-2650, method 10.
@@ -111,18 +111,11 @@ def paired_difference(
 
 
 class Bootstrap:
-    """Percentile bootstrap over items that fall into cells.
+    """Percentile bootstrap over items that fall into cells, with ``counts`` items in each.
 
     To draw n items with replacement is to draw the cells' counts from a multinomial
     distribution, which needs no loop. Source: Efron and Tibshirani (1993), An Introduction to
     the Bootstrap, chapter 13.
-
-    Parameters
-    ----------
-    counts
-        Items in each cell, shape (cells,).
-    resamples, seed, confidence
-        As in `workbench.agreement`.
     """
 
     def __init__(self, counts: Array, *, resamples: int, seed: int, confidence: float) -> None:
@@ -133,15 +126,10 @@ class Bootstrap:
         self.draws = rng.multinomial(n, counts / n, size=resamples) if n else None
 
     def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
-        """Return the interval of a statistic.
+        """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
 
         Undefined without items, where half of the resamples or more leave the statistic
         undefined, and, with ``spread``, where all resamples give the same value.
-
-        Parameters
-        ----------
-        statistic
-            Takes counts of shape (resamples, cells), returns values of shape (resamples,).
         """
         if self.draws is None:
             return UNDEFINED
@@ -155,22 +143,14 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
 
-def unseen_disagreement(n: int, confidence: float) -> float:
-    """Return the largest share of disagreements that n items without one leave plausible.
-
-    The upper end of Wilson's interval. No resample of items that all agree can disagree, so the
-    bootstrap would claim certainty.
-    """
-    return wilson(0, n, confidence).high
-
-
 def full_agreement(shares: Array, n: int, confidence: float) -> Interval:
     """Return the interval of a chance-corrected coefficient where all of n items agree.
 
-    ``shares`` are the categories' shares, shape (categories,). The lower end is the coefficient
-    at the largest plausible share of disagreements; undefined where all items are one category.
+    No resample of such items can disagree, so the bootstrap would claim certainty. The lower end
+    is the coefficient at the largest share of disagreements that Wilson's interval leaves
+    plausible; undefined where all items are one category. ``shares`` are those of the categories.
     """
     by_chance = 1 - float(shares @ shares)
     if by_chance <= 0:
         return UNDEFINED
-    return Interval(max(-1.0, 1 - unseen_disagreement(n, confidence) / by_chance), 1.0)
+    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
