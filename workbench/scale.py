@@ -1,7 +1,7 @@
 """`Scale`: the rating scale of a judge and its labels.
 
-A scale normalises the many forms in which people, tables and models write a value
-to one canonical value, orders the values and measures the distance between two of them.
+A scale maps the forms in which people, tables and models write a value to one canonical value,
+orders the values and measures the distance between two of them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ def scale_of(judge: Judge) -> Scale | None:
 Kind = Literal["binary", "nominal", "ordinal", "numeric"]
 
 
+MOST_CATEGORIES = 20
+"""More distinct observed values than this are numbers or no scale."""
+
+
 class Abstention:
     """The state of an item that could not be judged: neither right nor wrong."""
 
@@ -52,11 +56,9 @@ def is_missing(raw: object) -> bool:
     >>> is_missing(" "), is_missing(float("nan")), is_missing(0)
     (True, True, False)
     """
-    if raw is None or raw is ABSTAIN:
-        return raw is None
-    if isinstance(raw, float) and math.isnan(raw):
-        return True
-    return (isinstance(raw, str) and not raw.strip()) or str(raw) in ("<NA>", "NaT")
+    if isinstance(raw, float):
+        return math.isnan(raw)
+    return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
 
 
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
@@ -86,9 +88,8 @@ class Scale:
     values
         The canonical values. Binary: negative first. Ordinal: worst first. Numeric: empty.
     low, high
-        The ends of a numeric scale where they are known. They set the unit of `distance` and
-        allow nothing less or more: labels that happen to lie between 2 and 4 do not make a
-        verdict of 5 impossible.
+        The ends of a numeric scale where they are known. They set the unit of `distance`; values
+        beyond them are allowed.
     integer
         Whether a numeric scale takes whole numbers only.
 
@@ -123,10 +124,9 @@ class Scale:
     def from_type(cls, feedback_value_type: Any) -> Scale | None:
         """Return the scale of a judge's ``feedback_value_type``; None for plain str.
 
-        Literals of two values are binary, Literals of numbers or of graded words are ordinal,
-        other Literals nominal; bool is binary; int and float are numeric. Optional types are
-        read as the type itself. Of two words that are not known (yes, pass, ...), the one that
-        the Literal lists first is the positive one.
+        Literals of two values are binary, of numbers or graded words ordinal, others nominal; bool
+        is binary; int and float are numeric. Optional types are read as the type itself. Of two
+        words that are not known (yes, pass, ...), the first listed is the positive one.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class Scale:
             For lists and dicts, which hold no single verdict.
         """
         origin = typing.get_origin(feedback_value_type)
-        if origin is Union or origin is types.UnionType:
+        if origin in (Union, types.UnionType):
             inner = [t for t in typing.get_args(feedback_value_type) if t is not type(None)]
             return cls.from_type(inner[0]) if len(inner) == 1 else None
         if origin is Literal:
@@ -154,8 +154,7 @@ class Scale:
     def from_schema(cls, schema: Any) -> Scale | None:
         """Return the scale of an MLflow label schema or of its input; None for free text.
 
-        Pass/fail is stored as a bool by MLflow, so its scale is that of bool; options of a
-        category are read as `of` reads them; numbers take the schema's ends.
+        Pass/fail is stored as a bool by MLflow, so its scale is that of bool.
 
         Raises
         ------
@@ -163,18 +162,18 @@ class Scale:
             For inputs that take several values at once, and for anything else.
         """
         given = getattr(schema, "input", schema)
-        kind = type(given).__name__
-        if kind == "InputPassFail":
-            return cls("binary", (False, True))
-        if kind == "InputNumeric":
-            return cls("numeric", low=given.min_value, high=given.max_value)
-        if kind == "InputText":
-            return None
-        if kind == "InputCategorical" and not given.multi_select:
-            return cls.of(given.options)
+        match type(given).__name__:
+            case "InputPassFail":
+                return cls("binary", (False, True))
+            case "InputNumeric":
+                return cls("numeric", low=given.min_value, high=given.max_value)
+            case "InputText":
+                return None
+            case "InputCategorical" if not given.multi_select:
+                return cls.of(given.options)
         raise ArgumentError(
-            f"A label schema of {kind} holds no single rating. Use pass/fail, one choice of "
-            "several, or a number."
+            f"A label schema of {type(given).__name__} holds no single rating. Use pass/fail, one "
+            "choice of several, or a number."
         )
 
     @classmethod
@@ -186,24 +185,25 @@ class Scale:
         ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
         an order; None decides by the values: two are binary, numbers and graded words ordinal.
         ``positive`` names the positive one of two values; None leaves it to the words (yes is,
-        no is not), and where no word is known the first one listed is the positive one.
+        no is not), and where no word is known to the first one listed.
 
         Raises
         ------
         ArgumentError
             For fewer than two values, and for a ``positive`` that is none of two.
         """
-        writings: dict[str, Any] = {}
+        unique: list[Any] = []
         for value in values:
-            writings.setdefault(fold(value), value)
-        unique = list(writings.values())
-        if len(unique) == 2 and ordered is None:
-            scale = cls("binary", binary_order(unique))
-        elif ordered is None:
-            ladder = ladder_order(unique)
-            scale = cls("ordinal", ladder) if ladder else cls("nominal", tuple(unique))
-        else:
+            if fold(value) not in map(fold, unique):
+                unique.append(value)
+        if ordered is not None:
             scale = cls("ordinal" if ordered else "nominal", tuple(unique))
+        elif len(unique) == 2:
+            scale = cls("binary", binary_order(unique))
+        elif ladder := ladder_order(unique):
+            scale = cls("ordinal", ladder)
+        else:
+            scale = cls("nominal", tuple(unique))
         return scale if positive is None else scale.with_positive(positive)
 
     @classmethod
@@ -222,24 +222,25 @@ class Scale:
         ArgumentError
             For a ``positive`` that is none of two values.
         """
-        seen: dict[str, Any] = {}
         # Which writing of a value stands for it must not depend on the order of arrival.
-        for raw in sorted(observed, key=lambda raw: (str(raw), type(raw).__name__)):
-            if not is_missing(raw) and not is_abstention(raw):
-                seen.setdefault(fold(raw), raw.strip() if isinstance(raw, str) else raw)
-        distinct = [seen[key] for key in sorted(seen)]
-        numbers = [number(v) for v in distinct]
-        if distinct and all(n is not None for n in numbers):
-            known = sorted(n for n in numbers if n is not None)
-            if len(known) > 20:
-                scale = cls("numeric", low=known[0], high=known[-1])
+        writings = sorted(
+            (raw for raw in observed if not is_missing(raw) and not is_abstention(raw)),
+            key=lambda raw: (str(raw), type(raw).__name__),
+            reverse=True,
+        )
+        seen = {fold(raw): raw.strip() if isinstance(raw, str) else raw for raw in writings}
+        distinct = [seen[word] for word in sorted(seen)]
+        numbers = sorted(size for value in distinct if (size := number(value)) is not None)
+        if numbers and len(numbers) == len(distinct):
+            if len(numbers) > MOST_CATEGORIES:
+                scale = cls("numeric", low=numbers[0], high=numbers[-1])
                 return scale if positive is None else scale.with_positive(positive)
-            distinct = [int(n) if n == int(n) else n for n in known]
+            distinct = [int(size) if size.is_integer() else size for size in numbers]
         sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
             # "Yes" and "true" are one value; the first writing of each side stays.
             distinct = [sides[side] for side in (0, 1) if side in sides]
-        if not 2 <= len(distinct) <= 20:
+        if not 2 <= len(distinct) <= MOST_CATEGORIES:
             shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
             raise ScaleError(
                 f"{len(distinct)} distinct values were seen ({shown}{', …' * (len(distinct) > 5)}),"
@@ -263,27 +264,21 @@ class Scale:
         if is_abstention(raw, self):
             return ABSTAIN
         if self.kind == "numeric":
-            return self._normalise_number(raw)
-        folded = fold(raw)
-        for value in self.values:
-            if fold(value) == folded:
-                return value
-        if self.kind == "binary":
-            sides = [binary_side(fold(value)) for value in self.values]
-            side = binary_side(folded)
-            if side is not None and sorted(map(str, sides)) == ["0", "1"]:
+            size = number(raw)
+            if size is None or isinstance(raw, bool):
+                raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
+            if self.integer and not size.is_integer():
+                raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
+            return int(size) if self.integer else size
+        folded = [fold(value) for value in self.values]
+        word = fold(raw)
+        if word in folded:
+            return self.values[folded.index(word)]
+        if self.kind == "binary" and (side := binary_side(word)) is not None:
+            sides = [binary_side(value) for value in folded]
+            if set(sides) == {0, 1}:
                 return self.values[sides.index(side)]
         raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
-
-    def _normalise_number(self, raw: Any) -> float | int:
-        size = number(raw)
-        if size is None or isinstance(raw, bool):
-            raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
-        if not self.integer:
-            return size
-        if not size.is_integer():
-            raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
-        return int(size)
 
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.
@@ -306,9 +301,10 @@ class Scale:
         gap = abs(self.rank(a) - self.rank(b))
         if self.kind == "ordinal":
             return gap / (len(self.values) - 1)
+        unit = max(abs(self.rank(a)), abs(self.rank(b)), 1.0)
         if self.low is not None and self.high is not None and self.high > self.low:
-            return min(1.0, gap / (self.high - self.low))
-        return min(1.0, gap / max(abs(self.rank(a)), abs(self.rank(b)), 1.0))
+            unit = self.high - self.low
+        return min(1.0, gap / unit)
 
     @property
     def positive(self) -> Any:
@@ -348,9 +344,7 @@ class Scale:
             raise ArgumentError(f"positive={value!r}: {error}") from None
         if positive is ABSTAIN:
             raise ArgumentError(f"positive={value!r} is not one of {self.describe()}.")
-        if fold(positive) == fold(self.positive):
-            return self
-        return Scale("binary", (self.values[1], self.values[0]))
+        return self if positive == self.positive else Scale("binary", self.values[::-1])
 
     @property
     def ordered(self) -> bool:

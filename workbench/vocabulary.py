@@ -18,16 +18,14 @@ ABSTENTIONS: Final = _words(
 )
 
 
-# What people write for the two sides of a yes/no question, the negative side first.
-_BINARY_WORDS: Final = (
-    _words(
-        "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
-        "unacceptable, thumbs down, irrelevant, unsafe, not ok"
-    ),
-    _words(
-        "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
-        "acceptable, thumbs up, relevant, safe, ok"
-    ),
+# What people write for the two sides of a yes/no question.
+_NEGATIVE: Final = _words(
+    "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
+    "unacceptable, thumbs down, irrelevant, unsafe, not ok"
+)
+_POSITIVE: Final = _words(
+    "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
+    "acceptable, thumbs up, relevant, safe, ok"
 )
 
 
@@ -80,22 +78,16 @@ def number(value: object) -> float | None:
 
 def binary_side(folded: str) -> int | None:
     """Return 0 for a known negative word, 1 for a known positive one, None for others."""
-    for side, words in enumerate(_BINARY_WORDS):
-        if folded in words:
-            return side
-    return None
+    return 0 if folded in _NEGATIVE else 1 if folded in _POSITIVE else None
 
 
 def binary_order(values: Sequence[Any]) -> tuple[Any, ...]:
     """Return two values, the negative one first. Of unknown words the first is the positive one."""
-    first, second = values
-    ladder = ladder_order(values)
-    if ladder:
+    if ladder := ladder_order(values):
         return ladder
+    first, second = values
     sides = [binary_side(fold(v)) for v in values]
-    if sides in ([0, 1], [0, None], [None, 1]):
-        return (first, second)
-    return (second, first)
+    return (first, second) if sides in ([0, 1], [0, None], [None, 1]) else (second, first)
 
 
 def ladder_order(values: Sequence[Any]) -> tuple[Any, ...] | None:
