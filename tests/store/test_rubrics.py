@@ -19,23 +19,15 @@ from workbench.store.rubrics import Rubric, RubricHistory
 NAME = "Is the answer correct?"
 
 
-def label(value: str = "good", *, at: int = 0, under: int | None = None) -> Label:
-    return Label("tr-1", "ana", value, None, at, False, under)
-
-
 @pytest.fixture
 def trace_ids(store: str) -> list[str]:
     table = pd.DataFrame({"q": ["a", "b"], "a": ["1", "2"]})
     return list(workbench.import_traces(table, inputs=["q"], outputs="a").trace_ids)
 
 
-def test_there_is_none_until_one_is_set(store: str) -> None:
-    assert workbench.rubric(NAME) is None
-    assert len(workbench.rubric_history(NAME)) == 0
-    assert workbench.rubric_history(NAME).table.empty
-
-
 def test_each_change_is_a_version_and_nothing_is_overwritten(store: str) -> None:
+    assert workbench.rubric(NAME) is None
+    assert workbench.rubric_history(NAME).table.empty
     workbench.set_rubric(NAME, "Says the fact.", by="ana", note="first thoughts")
     second = workbench.set_rubric(NAME, "Says the fact {{ inputs }} *first*.\n\n- é 漢", by="ben")
     assert workbench.rubric(NAME) == second
@@ -46,16 +38,14 @@ def test_each_change_is_a_version_and_nothing_is_overwritten(store: str) -> None
         [1, "ana", "first thoughts"],
         [2, "ben", ""],
     ]
+    with pytest.raises(ArgumentError, match=r"version=7 .* There are: 1, 2\."):
+        workbench.rubric(NAME, 7)
 
 
-def test_the_same_text_again_makes_no_version(store: str) -> None:
-    first = workbench.set_rubric(NAME, "Says the fact.", by="ana")
-    assert workbench.set_rubric(NAME, "  Says the fact.\n", by="ben") == first
-    assert len(workbench.rubric_history(NAME)) == 1
-
-
-def test_a_text_that_comes_back_is_a_version_of_its_own(store: str) -> None:
-    for text in ("one", "two", "one"):
+def test_the_same_text_again_makes_no_version_unless_another_came_between(store: str) -> None:
+    first = workbench.set_rubric(NAME, "one", by="ana")
+    assert workbench.set_rubric(NAME, "  one\n", by="ben") == first
+    for text in ("two", "one"):
         workbench.set_rubric(NAME, text)
     assert [v.text for v in workbench.rubric_history(NAME)] == ["one", "two", "one"]
 
@@ -113,37 +103,31 @@ def test_what_cannot_be_stored_is_said(store: str, text: str, said: str) -> None
         workbench.set_rubric(NAME, text)
 
 
-def test_an_unknown_version_names_those_that_exist(store: str) -> None:
-    workbench.set_rubric(NAME, "one")
-    with pytest.raises(ArgumentError, match=r"version=7 .* There are: 1\."):
-        workbench.rubric(NAME, 7)
+HISTORY = RubricHistory(
+    NAME,
+    tuple(Rubric(NAME, text, n, created_ms=10 * n) for n, text in enumerate(["a", "b", "a"], 1)),
+)
 
 
-def test_a_label_is_of_the_version_that_it_records() -> None:
-    history = RubricHistory(
-        NAME, (Rubric(NAME, "one", 1, created_ms=10), Rubric(NAME, "two", 2, created_ms=20))
-    )
-    assert history.version_of(label(at=25, under=1)) == 1
-    assert history.is_earlier(label(at=25, under=1))
-    assert not history.is_earlier(label(at=5, under=2))
-
-
-def test_a_label_that_records_none_is_of_the_version_in_force() -> None:
-    history = RubricHistory(
-        NAME, (Rubric(NAME, "one", 1, created_ms=10), Rubric(NAME, "two", 2, created_ms=20))
-    )
-    assert [history.version_of(label(at=at)) for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
-    assert [history.is_earlier(label(at=at)) for at in (9, 10, 19, 20)] == [True, True, True, False]
-
-
-def test_a_label_under_a_text_that_came_back_is_not_earlier() -> None:
-    texts = ["one", "two", "one"]
-    history = RubricHistory(NAME, tuple(Rubric(NAME, t, n) for n, t in enumerate(texts, 1)))
-    assert [history.is_earlier(label(under=n)) for n in (0, 1, 2, 3)] == [True, False, True, False]
-
-
-def test_without_a_rubric_no_label_is_earlier() -> None:
-    assert not RubricHistory(NAME).is_earlier(label(at=5))
+@pytest.mark.parametrize(
+    ("at", "under", "version", "earlier"),
+    [
+        # The version that the label records counts, whenever it was given ...
+        (5, 0, 0, True),
+        (35, 1, 1, False),  # the text was changed and changed back
+        (35, 2, 2, True),
+        (5, 3, 3, False),
+        # ... else the one in force when it was given.
+        (9, None, 0, True),
+        (20, None, 2, True),
+        (29, None, 2, True),
+        (30, None, 3, False),
+    ],
+)
+def test_a_label_is_of_one_version(at: int, under: int | None, version: int, earlier: bool) -> None:
+    label = Label("tr-1", "ana", "good", None, at, False, under)
+    assert (HISTORY.version_of(label), HISTORY.is_earlier(label)) == (version, earlier)
+    assert not RubricHistory(NAME).is_earlier(label)
 
 
 def test_labels_under_an_earlier_rubric_are_told(trace_ids: list[str]) -> None:

@@ -11,6 +11,7 @@ in MLflow's page or by a script, was made under the version in force at the time
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ from workbench.store.traces import (
     store_errors,
 )
 
-_NAME_TAG = "workbench.rubric"
 _AUTHOR_TAG = "workbench.by"
 
 
@@ -44,16 +44,12 @@ class Rubric:
 
     Attributes
     ----------
-    name
-        The question, which is the judge's name.
-    text
-        Markdown.
+    name, text
+        The question, which is the judge's name, and what to look at, in Markdown.
     version
         Counted from 1; a larger one is later.
-    by, note
-        Who wrote it and why, "" where that was not said.
-    created_ms
-        When, in milliseconds since the epoch.
+    by, note, created_ms
+        Who wrote it, why, and when in milliseconds since the epoch; "" where not known.
     """
 
     name: str
@@ -133,7 +129,7 @@ def set_rubric(
 
     A text that differs from the current one makes a new version, which marks the labels made
     until then as made under an earlier rubric (see `earlier_labels`). The same text again makes
-    none.
+    none. The current version is returned, new or not.
 
     Parameters
     ----------
@@ -142,14 +138,9 @@ def set_rubric(
     text
         Markdown, at most 100,000 characters. White space at its ends does not count.
     by, note
-        Who wrote it and why; kept beside the version.
+        Who wrote it and why; stored with the version.
     experiment
         Name or id; the active experiment by default.
-
-    Returns
-    -------
-    Rubric
-        The current version, new or not.
 
     Raises
     ------
@@ -172,22 +163,16 @@ def set_rubric(
     current = _history(name, where).current
     if current is not None and current.text == text:
         return current
-    tags = {_NAME_TAG: name, **({_AUTHOR_TAG: by} if by else {})}
-    write = partial(
-        retrying,
-        _client().register_prompt,
-        _prompt_name(name, where),
-        text,
-        commit_message=note or None,
-        tags=tags,
-    )
+    tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
+    prompt = _prompt_name(name, where)
+    write = partial(_client().register_prompt, prompt, text, note or None, tags)
     try:
-        made = write()
+        made = retrying(write)
     except MlflowException as error:
         # Someone else may have made the prompt at the same moment.
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        made = write()
+        made = retrying(write)
     # Where someone else wrote the same text at the same moment, the earlier version counts.
     return [v for v in _history(name, where) if v.version <= int(made.version)][-1]
 
@@ -198,10 +183,7 @@ def rubric(
 ) -> Rubric | None:
     """Return the rubric of a question, the current version by default; None if there is none.
 
-    Raises
-    ------
-    ArgumentError
-        For a version that does not exist; names those that do.
+    For a version that does not exist an `ArgumentError` names those that do.
     """
     history = rubric_history(name, experiment=experiment)
     if version is None:
@@ -234,10 +216,8 @@ def earlier_labels(
 ) -> pd.DataFrame:
     """Return the labels that were made under an earlier rubric than the current one.
 
-    A label counts as such if the rubric's text differs now; one made under a text that was
-    changed and changed back does not. It no longer counts once its annotator has answered again
-    under the current rubric, even after seeing the verdict: such an answer is stored beside the
-    first label, on which agreement is measured.
+    A label counts as such if the rubric's text differs now, and no longer once its annotator has
+    answered again under the current one, even after seeing the verdict.
 
     Parameters
     ----------
@@ -293,18 +273,18 @@ def _history(name: str, experiment_id: str) -> RubricHistory:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return RubricHistory(name)
         raise
-    versions: list[Rubric] = []
-    for one in sorted(found, key=lambda v: int(v.version)):
-        # Of equal texts in a row the first is the version; the others changed nothing.
-        if not versions or versions[-1].text != one.template:
-            versions.append(
-                Rubric(
-                    name=name,
-                    text=str(one.template),
-                    version=int(one.version),
-                    by=(one.tags or {}).get(_AUTHOR_TAG, ""),
-                    note=one.commit_message or "",
-                    created_ms=int(one.creation_timestamp or 0),
-                )
-            )
+    found.sort(key=lambda version: int(version.version))
+    # Of equal texts in a row the first is the version; the others changed nothing.
+    changes = [next(same) for _, same in itertools.groupby(found, lambda one: one.template)]
+    versions = [
+        Rubric(
+            name=name,
+            text=str(one.template),
+            version=int(one.version),
+            by=(one.tags or {}).get(_AUTHOR_TAG, ""),
+            note=one.commit_message or "",
+            created_ms=int(one.creation_timestamp or 0),
+        )
+        for one in changes
+    ]
     return RubricHistory(name, tuple(versions))

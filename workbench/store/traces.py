@@ -177,19 +177,12 @@ def fetch_traces(
     experiment
         Name or id for None and filter strings; the active experiment by default.
     missing_ok
-        Whether unknown trace ids are left out: they were there before, and have been deleted.
+        Whether unknown trace ids are left out instead of a `StoreError`.
 
     Returns
     -------
     list of Trace
         In the order given, each once; else by request time and trace id.
-
-    Raises
-    ------
-    StoreError
-        For unknown trace ids or an unknown experiment.
-    ArgumentError
-        When ``traces`` is something else.
     """
     _await_pending_traces()
     client = TracingClient()
