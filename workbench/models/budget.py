@@ -73,16 +73,6 @@ def cost(model: str, read: int, written: int, *, load: bool = False) -> float | 
     return None if prices is None else read * prices[0] + written * prices[1]
 
 
-def check_priced(model: str) -> None:
-    """Raise `BudgetError` where no price of the model is known, so that no money is counted."""
-    if cost(model, 1, 1, load=True) is None:
-        raise BudgetError(
-            f"A budget in money cannot be kept: MLflow and litellm know no price of {model}. "
-            "Nothing was spent. Set the budget in tokens or calls instead: "
-            "workbench.Budget(tokens=...)."
-        )
-
-
 @dataclass(eq=False)
 class Reservation:
     """One request, and the most tokens and money that it can use."""
@@ -141,13 +131,9 @@ class Budget:
         self, calls: int | None = None, *, tokens: int | None = None, usd: float | None = None
     ) -> None:
         for name, limit in (("calls", calls), ("tokens", tokens), ("usd", usd)):
-            if limit is None:
-                continue
             number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-            if not number or math.isnan(limit):
-                raise ArgumentError(f"budget={limit!r} ({name}) must be a number.")
-            if limit < 0:
-                raise ArgumentError(f"budget={limit} ({name}) must not be negative.")
+            if limit is not None and not (number and limit >= 0):
+                raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
         self._kept = {"calls": 0, "tokens": 0, "usd": 0.0}
@@ -158,42 +144,29 @@ class Budget:
 
     @classmethod
     def of(cls, budget: Budget | int | None) -> Budget:
-        """The budget itself; a number is one of calls, None one without limits."""
+        """Return the budget itself; a number is one of calls, None one without limits."""
         return budget if isinstance(budget, Budget) else cls(budget)
 
     def afresh(self) -> Budget:
-        """Another budget with the same limits, of which nothing is spent."""
+        """Return another budget with the same limits, of which nothing is spent."""
         return Budget(self.limit, tokens=self.tokens, usd=self.usd)
 
     @property
     def left(self) -> float:
         """Calls; infinite without a limit."""
-        if self.limit is None:
-            return math.inf
-        return max(0, self.limit - self.spent - self._kept_calls)
+        # More are kept back the more requests have failed, twenty answers being assumed at first.
+        failing = self._failed / (self.spent - self._failed + 20)
+        return _left(self.limit, self.spent + math.ceil(self._kept["calls"] * (1 + failing)))
 
     @property
     def left_tokens(self) -> float:
         """Tokens; infinite without a limit."""
-        if self.tokens is None:
-            return math.inf
-        return max(0, self.tokens - self.spent_tokens - self._kept["tokens"])
+        return _left(self.tokens, self.spent_tokens + self._kept["tokens"])
 
     @property
     def left_usd(self) -> float:
         """US dollars; infinite without a limit."""
-        if self.usd is None:
-            return math.inf
-        return max(0.0, self.usd - self.spent_usd - self._kept["usd"])
-
-    @property
-    def _kept_calls(self) -> int:
-        """Calls kept back: more of them the more requests have failed until now.
-
-        Twenty answers without a failure are assumed beforehand, since the first few tell little.
-        """
-        answered = self.spent - self._failed + 20
-        return math.ceil(self._kept["calls"] * (1 + self._failed / answered))
+        return _left(self.usd, self.spent_usd + self._kept["usd"])
 
     @property
     def is_limited(self) -> bool:
@@ -206,10 +179,14 @@ class Budget:
         return self.tokens is not None or self.usd is not None
 
     def check(self, *models: str) -> None:
-        """Raise `BudgetError` where the cost of one of the models cannot be told."""
-        if self.usd is not None:
-            for model in models:
-                check_priced(model)
+        """Raise `BudgetError` where money is limited and the price of a model is not known."""
+        for model in models if self.usd is not None else ():
+            if cost(model, 1, 1, load=True) is None:
+                raise BudgetError(
+                    f"A budget in money cannot be kept: MLflow and litellm know no price of "
+                    f"{model}. Nothing was spent. Set the budget in tokens or calls instead: "
+                    "workbench.Budget(tokens=...)."
+                )
 
     @contextmanager
     def keeping(self, *, calls: int = 0, tokens: int = 0, usd: float = 0.0) -> Iterator[None]:
@@ -226,14 +203,16 @@ class Budget:
                 f"{calls} calls, {tokens:,} tokens and ${usd:.2f} are kept back for the held-out "
                 "test, so that nothing is left to learn with. Raise budget=."
             )
-        kept = {"calls": calls, "tokens": tokens, "usd": usd}
-        for name, amount in kept.items():
-            self._kept[name] += amount
+        before = self._kept
+        self._kept = {
+            "calls": before["calls"] + calls,
+            "tokens": before["tokens"] + tokens,
+            "usd": before["usd"] + usd,
+        }
         try:
             yield
         finally:
-            for name, amount in kept.items():
-                self._kept[name] -= amount
+            self._kept = before
 
     # -- one request ------------------------------------------------------------------------
 
@@ -253,8 +232,7 @@ class Budget:
         BudgetError
             When not enough is left for it, or no price is known. Nothing is counted then.
         """
-        if self.usd is not None:
-            check_priced(model)
+        self.check(model)
         read, written = most_tokens(payload or {}) if self.measures else (0, 0)
         with self._changed:
             while True:
@@ -288,14 +266,12 @@ class Budget:
         """Replace a reservation by what was used; all of it counts where that is not known."""
         read = reserved.read if read is None else read
         written = reserved.written if written is None else written
+        exceeded = self.measures and read + written > reserved.tokens
         with self._changed:
-            if reserved not in self._reserved:
-                return
             self._reserved.remove(reserved)
             self._failed += failed
             self.spent_tokens += read + written
             self.spent_usd += cost(reserved.model, read, written) or 0.0
-            exceeded = self.measures and read + written > reserved.tokens
             if exceeded:
                 self._excess = max(self._excess, (read + written) / max(1, reserved.written))
             self._changed.notify_all()
@@ -310,10 +286,9 @@ class Budget:
     def refund(self, reserved: Reservation) -> None:
         """Give back the reservation of a request that was not made."""
         with self._changed:
-            if reserved in self._reserved:
-                self._reserved.remove(reserved)
-                self.spent -= 1
-                self._changed.notify_all()
+            self._reserved.remove(reserved)
+            self.spent -= 1
+            self._changed.notify_all()
 
     def charge(self, used: Usage) -> None:
         """Count what a recorded run paid for an answer, while it is replayed."""
@@ -325,7 +300,7 @@ class Budget:
     # -- in words ---------------------------------------------------------------------------
 
     def exhausted(self, wanted: Reservation | None = None) -> BudgetError:
-        """The error that says that the budget is spent, and for what too little is left."""
+        """Return the error that says that the budget is spent, and for what too little is left."""
         if wanted is None:
             return BudgetError(
                 f"The budget of {self._limits()} is spent. Raise budget= to go on; answers that "
@@ -345,10 +320,8 @@ class Budget:
         return ", ".join(parts)
 
     def told(self) -> str:
-        """Spent of each limit, in words."""
-        parts = []
-        if self.limit is not None:
-            parts.append(f"{self.spent} of {self.limit} calls")
+        """Return what is spent of each limit, in words."""
+        parts = [] if self.limit is None else [f"{self.spent} of {self.limit} calls"]
         if self.tokens is not None:
             parts.append(f"{self.spent_tokens:,} of {self.tokens:,} tokens")
         if self.usd is not None:
@@ -357,6 +330,10 @@ class Budget:
 
     def __repr__(self) -> str:
         return f"Budget({self.told()})"
+
+
+def _left(limit: float | None, used: float) -> float:
+    return math.inf if limit is None else max(0, limit - used)
 
 
 # -- sizes ----------------------------------------------------------------------------------

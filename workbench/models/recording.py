@@ -1,13 +1,9 @@
 """The model answers of a run in one file, and runs that take their answers from such a file.
 
-`recording` writes every answer that a run uses, be it fresh, from the cache or from the store.
-`replaying` takes them from that file and calls no model, so that someone without a key, or CI,
-gets the same result; what is not in the file is an error.
-
-The file is text, one JSON object a line (gzip where its name ends in ``.gz``). The first line says
-what it is; every other one is an `Entry`: its key follows from the judge and the content that was
-judged, and neither from servers, stores and trace ids nor from the machine. Lines are sorted and
-hold no times, so that the same run gives the same bytes.
+The file is text, one JSON object a line (gzip where its name ends in ``.gz``): a `Head`, then an
+`Entry` for each answer. The key of an entry follows from the judge and the content that was judged,
+and not from servers, stores, trace ids or the machine. Lines are sorted and hold no times, so that
+the same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -23,31 +19,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import filelock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workbench.compat import intercepted
 from workbench.errors import ArgumentError, ReplayError
+from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import cache_directory
-from workbench.models.faults import Kind
+from workbench.models.faults import Fault
 
 RECORD_VARIABLE: Final = "WORKBENCH_RECORD"
-
 REPLAY_VARIABLE: Final = "WORKBENCH_REPLAY"
-
 MODEL_VARIABLE: Final = "WORKBENCH_MODEL"
-
-LONGEST_LINE: Final = 2**24
-"""Bytes of a line beyond which it is no answer."""
 
 LARGEST_FILE: Final = 2**28
 """Bytes, after expansion, beyond which a file is not read."""
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Head(_Line):
@@ -58,109 +50,72 @@ class Head(_Line):
     default_model: str | None = None
 
 
-class Paid(_Line):
-    """What an answer cost in the recorded run: all 0 where it was known before."""
-
-    requests: int = Field(default=0, ge=0, lt=2**53)
-    read: int | None = Field(default=None, ge=0, lt=2**53)
-    written: int | None = Field(default=None, ge=0, lt=2**53)
-    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-
-
-class Failed(_Line):
-    """Why there is no answer."""
-
-    kind: Kind
-    message: str = ""
-
-
 class Entry(_Line):
-    """The answer to one question, or why there is none."""
+    """The answer to one question, or why there is none. ``paid`` is 0 for an answer from before."""
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
     about: str = ""
     answer: dict[str, Any] | None = None
-    failed: Failed | None = None
-    paid: Paid = Field(default_factory=Paid)
-
-    @model_validator(mode="after")
-    def _either(self) -> Entry:
-        if (self.answer is None) == (self.failed is None):
-            raise ValueError("an entry has either an answer or a failure")
-        return self
+    failed: Fault | None = None
+    paid: Usage = UNPAID
 
 
 # -- the file -------------------------------------------------------------------------------
 
 
 def read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
-    """Head and entries of a file of answers. The file may come from anywhere: it is only data.
+    """Read head and entries of a file of answers, which may come from anywhere.
 
     Raises
     ------
     ReplayError
         Where the file cannot be read or a line is not as it must be; the line is named.
     """
-    head: Head | None = None
+    number, head = 0, None
     entries: dict[str, Entry] = {}
-    number = 0
     try:
-        with _opened(path) as stream:
-            for line in _lines(stream):
-                number += 1
-                found = json.loads(line)
-                if head is None:
-                    head = Head.model_validate(found)
-                else:
-                    entry = Entry.model_validate(found)
-                    entries[entry.key] = entry
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ReplayError(
-            f"Line {number} of {path} is not as a file of answers has it: "
-            f"{where}{': ' if where else ''}{first['msg'][:300]}. Get the file again as it was "
-            "recorded, or record it anew: files of earlier versions cannot be read."
-        ) from None
+        for line in _lines(path):
+            number += 1
+            if head is None:
+                head = Head.model_validate(json.loads(line))
+            else:
+                entry = Entry.model_validate(json.loads(line))
+                entries[entry.key] = entry
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         raise ReplayError(
-            f"The file of answers {path} cannot be read after line {number}: {error}. Name a file "
-            "that was written by workbench.recording(path) or `workbench run --record FILE`."
+            f"The file of answers {path} cannot be read at line {number}: {_what(error)}. Name a "
+            "file that was written by workbench.recording(path) or `workbench run --record FILE`, "
+            "or record it anew."
         ) from None
     if head is None:
         raise ReplayError(f"The file of answers {path} is empty. Record it again.")
     return head, entries
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if packed:
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield stream  # type: ignore[misc]  # read like any other stream
-        else:
-            yield raw
-
-
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a stream, which is read no further than it may be long."""
     size = 0
-    while line := stream.readline(LONGEST_LINE + 1):
-        size += len(line)
-        if len(line) > LONGEST_LINE:
-            raise ValueError(f"a line has more than {LONGEST_LINE:,} bytes")
-        if size > LARGEST_FILE:
-            raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
-        yield line
+    with gzip.open(path) if packed else path.open("rb") as stream:
+        while line := stream.readline(LARGEST_FILE + 1 - size):
+            size += len(line)
+            if size > LARGEST_FILE:
+                raise ValueError(f"it expands to more than {LARGEST_FILE:,} bytes")
+            yield line
+
+
+def _what(error: BaseException) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, first["loc"])) + f" {first['msg'][:300]}"
 
 
 def _write_file(path: Path, head: Head, entries: dict[str, Entry]) -> None:
     """Write the file, whole or not at all."""
-    records = [head.model_dump()]
-    records += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
-    data = "".join(f"{json.dumps(record, sort_keys=True)}\n" for record in records).encode("ascii")
+    lines = [head.model_dump()]
+    lines += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
+    data = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines).encode("ascii")
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
@@ -170,91 +125,73 @@ def _write_file(path: Path, head: Head, entries: dict[str, Entry]) -> None:
 
 
 class _File:
-    """What recorder and player share."""
-
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser().resolve()
+        self._entries: dict[str, Entry] = {}
         self._lock = threading.RLock()
         self._traces: dict[str, dict[str, int]] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def occurrence(self, content: str, trace_id: str) -> int:
-        """The number of a trace among those of equal content, in the order of asking."""
+        """Return the number of a trace among those of equal content, in the order of asking."""
         with self._lock:
             known = self._traces.setdefault(content, {})
             return known.setdefault(trace_id, len(known))
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} answers in {self.path}>"
+
 
 class Recorder(_File):
-    """Notes the answers of a run, and writes them to a file.
-
-    A file of answers that is there already is added to, so that a run that was interrupted is
-    completed by running it again, and processes that are started within it add theirs.
+    """Collects the answers of a run, and writes them to a file or adds them to one.
 
     Raises
     ------
     ArgumentError
         Where the file cannot be written.
     ReplayError
-        Where something lies there that is no file of answers.
+        Where the path holds something that is no file of answers.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        if not self.path.parent.is_dir() or not os.access(self.path.parent, os.W_OK):
+        if not os.access(self.path.parent, os.W_OK):
             raise ArgumentError(
                 f"The answers cannot be written to {self.path}: there is no folder "
                 f"{self.path.parent} that can be written to. Make it, or name another file."
             )
-        self.head = Head(
-            file="workbench answers", format=2, default_model=os.environ.get(MODEL_VARIABLE) or None
-        )
-        self._entries: dict[str, Entry] = {}
-        self._changed = False
+        default_model = os.environ.get(MODEL_VARIABLE) or None
+        self.head = Head(file="workbench answers", format=2, default_model=default_model)
         if self.path.exists():
             read_file(self.path)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def put(self, entry: Entry) -> None:
-        """Note an answer."""
+        """Add an answer."""
         with self._lock:
-            kept = _kept(self._entries.get(entry.key), entry)
-            if kept is entry:
-                self._entries[entry.key] = entry
-                self._changed = True
+            self._entries[entry.key] = _better(self._entries.get(entry.key), entry)
 
     def save(self) -> None:
-        """Write the file, with what other processes have added to it meanwhile."""
-        with self._lock:
-            if not self._changed and self.path.exists():
-                return
-            try:
-                with self._alone():
-                    entries = read_file(self.path)[1] if self.path.exists() else {}
-                    for key, entry in self._entries.items():
-                        entries[key] = _kept(entries.get(key), entry)
-                    _write_file(self.path, self.head, entries)
-            except (OSError, filelock.Timeout) as error:
-                raise ReplayError(
-                    f"The answers could not be written to {self.path}: {error}. Name another file; "
-                    "the same run again pays nothing twice."
-                ) from None
-            self._changed = False
-
-    def _alone(self) -> filelock.BaseFileLock:
-        """Held while the file is changed; the lock lies with the cache, which leaves no trace."""
-        folder = cache_directory() / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write the file, with what other processes have added to it."""
+        locks = cache_directory() / "locks"
         name = hashlib.sha256(str(self.path).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return filelock.FileLock(folder / f"{name}.lock", timeout=60)
+        try:
+            locks.mkdir(parents=True, exist_ok=True)
+            with self._lock, filelock.FileLock(locks / f"{name}.lock", timeout=60):
+                entries = read_file(self.path)[1] if self.path.exists() else {}
+                for key, entry in self._entries.items():
+                    entries[key] = _better(entries.get(key), entry)
+                _write_file(self.path, self.head, entries)
+        except (OSError, filelock.Timeout) as error:
+            raise ReplayError(
+                f"The answers could not be written to {self.path}: {error}. Name another file; "
+                "the same run again pays nothing twice."
+            ) from None
 
-    def __repr__(self) -> str:
-        return f"<Recorder of {len(self)} answers in {self.path}>"
 
-
-def _kept(before: Entry | None, now: Entry) -> Entry:
-    """Which of two entries of a question is kept: what was paid, not what was found again."""
+def _better(before: Entry | None, now: Entry) -> Entry:
+    """Prefer an answer to a failure, and what was paid for to what was found again."""
     if before is None or (before.failed and not now.failed):
         return now
     return now if now.answer is not None and now.paid.requests else before
@@ -268,21 +205,17 @@ class Player(_File):
         self.head, self._entries = read_file(self.path)
         self._used: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def get(self, key: str) -> Entry | None:
-        """The answer; what it cost is part of it the first time only."""
+        """Return the answer; its cost is part of it the first time only."""
         entry = self._entries.get(key)
-        if entry is None:
-            return None
         with self._lock:
             again = key in self._used
             self._used.add(key)
-        return entry.model_copy(update={"paid": Paid()}) if again and entry.answer else entry
+        free = entry is not None and entry.answer is not None and again
+        return entry.model_copy(update={"paid": UNPAID}) if entry and free else entry
 
     def missing(self, who: str) -> ReplayError:
-        """The error for a question that has no answer in the file."""
+        """Return the error for a question that has no answer in the file."""
         return ReplayError(
             f"{who} has no answer in {self.path}, which is replayed, so that no model is called. "
             "This run is not the recorded one: judge, instructions, data, parameters, seed or the "
@@ -290,9 +223,6 @@ class Player(_File):
             "with workbench.recording(path) or `workbench run --record FILE` and a model that can "
             "be reached."
         )
-
-    def __repr__(self) -> str:
-        return f"<Player of {len(self)} answers from {self.path}>"
 
 
 # -- what is recorded or replayed now -------------------------------------------------------
@@ -303,21 +233,18 @@ _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording
 _from_environment: dict[tuple[str, str], Recorder | Player] = {}
 
 _for_children: list[str] = []
-"""Files that `recording` and `replaying` name in the environment for processes to be started."""
+"""Files that are named in the environment for processes to be started, and not for this one."""
 
 _choosing = threading.Lock()
 
 
 def current() -> Recorder | Player | None:
-    """What the innermost `recording` or `replaying` uses, else the file of the environment.
+    """Return what the innermost `recording` or `replaying` uses, else the environment's file.
 
     Threads that run in a copy of the context (`contextvars.copy_context`) have the same.
     """
-    found = _current.get()
-    return _of_environment() if found is None else found
-
-
-def _of_environment() -> Recorder | Player | None:
+    if (found := _current.get()) is not None:
+        return found
     named = [
         (variable, path)
         for variable in (RECORD_VARIABLE, REPLAY_VARIABLE)
@@ -331,44 +258,51 @@ def _of_environment() -> Recorder | Player | None:
             "replayed: unset one of them."
         )
     with _choosing:
-        chosen = named[0]
-        if chosen not in _from_environment:
-            variable, path = chosen
-            if variable == REPLAY_VARIABLE:
-                _from_environment[chosen] = Player(path)
-                intercepted.always(lambda: None if replayed() is None else _Refusal())
-            else:
-                recorder = _from_environment[chosen] = Recorder(path)
-                atexit.register(_save_at_exit, recorder)
-        return _from_environment[chosen]
+        if named[0] not in _from_environment:
+            _from_environment[named[0]] = _opened(*named[0])
+        return _from_environment[named[0]]
 
 
-def _save_at_exit(recorder: Recorder) -> None:
-    if recorder.path.parent.is_dir():  # a test's folder may be gone
-        recorder.save()
+def _opened(variable: str, path: str) -> Recorder | Player:
+    if variable == REPLAY_VARIABLE:
+        intercepted.always(lambda: None if replayed() is None else _Refusal())
+        return Player(path)
+    recorder = Recorder(path)
+    atexit.register(recorder.save)
+    return recorder
 
 
 def replayed() -> Player | None:
-    """The file that is replayed; None where models are called."""
+    """Return the file that is replayed; None where models are called."""
     found = current()
     return found if isinstance(found, Player) else None
 
 
 def recorder() -> Recorder | None:
-    """Where answers are noted; None where they are not."""
+    """Return where answers are recorded; None where they are not."""
     found = current()
     return found if isinstance(found, Recorder) else None
 
 
 def refuse_calls(who: str) -> None:
     """Raise `ReplayError` where a run is replayed, in which no model is ever called."""
-    player = replayed()
-    if player is not None:
+    if (player := replayed()) is not None:
         raise ReplayError(
             f"{who} was about to call a model while {player.path} is replayed, where no model is "
             "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
             "run the rest outside workbench.replaying(...)."
         )
+
+
+class _Refusal:
+    """Refuses requests of judges that are called directly."""
+
+    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
+        self.ask(payload, None)
+
+    def ask(self, payload: Any, send: Any) -> NoReturn:
+        refuse_calls("A judge that was called directly")
+        raise AssertionError("installed only while a run is replayed")
 
 
 @contextmanager
@@ -380,15 +314,14 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     path
         The file, gzip-compressed where the name ends in ``.gz``. One that is there is added to.
 
-    Answers of judges and of the reflection model are noted, whether they are fresh, from the cache
-    or verdicts that the traces in the store bear already; failures as well, since they decide
-    results like answers do. No prompt, key, header or address is written; what models answered
-    may quote what they were shown. The file is written after each batch of calls and at the end, an
-    end by an error or Ctrl-C included. Alignments in the background and processes that are started
-    within the context are recorded too.
+    Answers of judges and of the reflection model are recorded, whether they are fresh, from the
+    cache or verdicts in the store; failures as well, since they decide results like answers do. No
+    prompt, key, header or address is written; what models answered may quote what they were shown.
+    The file is written after each batch of calls and at the end, also after an error or Ctrl-C.
+    Alignments in the background and processes started within the context are recorded too.
 
-    Of an optimizer that is not the workbench's what it came to is noted and not what it asked; not
-    noted is one whose judges hold more than instructions, as MemAlign's do.
+    Of another library's optimizer the resulting instructions are recorded; not recorded is one
+    whose judges hold more than instructions, as MemAlign's do.
 
     Raises
     ------
@@ -430,40 +363,26 @@ def replaying(path: str | os.PathLike[str]) -> Iterator[Player]:
         yield player
 
 
-class _Refusal:
-    """Refuses requests of judges that are called directly."""
-
-    def post(self, endpoint: str, headers: Any, payload: Any) -> Any:
-        refuse_calls("A judge that was called directly")
-
-    def ask(self, payload: Any, send: Any) -> Any:
-        refuse_calls("A judge that was called directly")
-
-
 @contextmanager
 def _in_use(used: Recorder | Player, variable: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in (RECORD_VARIABLE, REPLAY_VARIABLE)}
-    token = _current.set(used)
-    # Processes that are started within find it there; this one heeds its own context only.
-    _for_children.append(str(used.path))
-    for name in before:
-        os.environ.pop(name, None)
+    """Use a file in this context, and name it to processes that are started within."""
+    before = {name: os.environ.pop(name, None) for name in (RECORD_VARIABLE, REPLAY_VARIABLE)}
     os.environ[variable] = str(used.path)
+    _for_children.append(str(used.path))
+    token = _current.set(used)
     try:
         yield
     finally:
         _current.reset(token)
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
         _for_children.remove(str(used.path))
+        del os.environ[variable]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def variables(
     record: str | os.PathLike[str] | None, replay: str | os.PathLike[str] | None
 ) -> dict[str, str]:
-    """Environment of a process that is to record or replay; checks that it can.
+    """Return the environment of a process that is to record or replay; check that it can.
 
     Raises
     ------

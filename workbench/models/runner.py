@@ -392,9 +392,8 @@ class _Run:
             if entry is None:
                 missing.append(index)
                 continue
-            usage = Usage(**entry.paid.model_dump())
+            usage, fault = entry.paid, entry.failed
             self.runner.budget.charge(usage)
-            fault = None if entry.failed is None else Fault(**entry.failed.model_dump())
             if fault is not None and fault.kind == "budget":
                 refused.append(index)
                 continue
@@ -565,10 +564,8 @@ class _Run:
                 key=request.portable_key,
                 about=request.recorded_about,
                 answer=outcome.answer,
-                failed=None
-                if fault is None
-                else recording.Failed(kind=fault.kind, message=fault.message),
-                paid=recording.Paid(**vars(paid)),
+                failed=None if fault is None else Fault(fault.kind, fault.message),
+                paid=paid,
             )
         )
 
