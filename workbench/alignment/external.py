@@ -79,7 +79,7 @@ def propose(
         counts = {name: getattr(learned, name) for name in _COUNTS}
         calls = learned.calls + learned.reflection_calls + learned.embedding_calls
         answer = {"instructions": learned.judge.instructions, "notes": learned.notes, **counts}
-        paid = recording.Paid(requests=calls, read=learned.tokens, cost=learned.cost)
+        paid = Usage(calls, read=learned.tokens, cost=learned.cost)
         about = f"optimizer {who} ({judge.model})"
         recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
         recorder.save()
@@ -233,7 +233,7 @@ def _replayed(
     entry = player.get(key)
     if entry is None or entry.answer is None:
         raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
-    budget.charge(Usage(**entry.paid.model_dump()))
+    budget.charge(entry.paid)
     return Learned(
         with_instructions(judge, entry.answer["instructions"]),
         **{name: entry.answer[name] for name in _COUNTS},
