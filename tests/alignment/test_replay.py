@@ -225,7 +225,7 @@ def test_the_command_says_what_is_wrong_with_a_file(
     (tmp_path / "bad").write_text("{}\n")
     runner = CliRunner()
     bad = runner.invoke(main, ["run", "--replay", "bad"])
-    assert (bad.exit_code, "Line 1 of" in bad.output) == (1, True)
+    assert (bad.exit_code, "at line 1:" in bad.output) == (1, True)
     both = runner.invoke(main, ["run", "--replay", "bad", "--record", "other"])
     assert (both.exit_code, "exclude each other" in both.output) == (2, True)
     nowhere = runner.invoke(main, ["run", "--record", "no/where"])
