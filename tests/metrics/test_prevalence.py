@@ -94,14 +94,14 @@ def labelled(parts: list[dict[str, str]], counts: list[int], seed: int, **how: A
     labels: list[Sequence[object]] = []
     waiting: list[Known] = []
     truth: dict[str, str] = {}
-    for number, (part, count) in enumerate(zip(parts, counts, strict=True)):
+    for part, count in zip(parts, counts, strict=True):
         truth |= part
         waiting += [Known(i, verdicts=samples[v]) for i, v in part.items()]
-        options = {"seed": seed, "drawn": len(labels), "pool": str(number), **how}
+        options = {"seed": seed, "drawn": len(labels), "pool": len(truth), **how}
         drawn = put_in_order(waiting, **options).queue[:count]
         for one in drawn:
-            row = (one.trace_id, len(labels) + 1, len(truth), one.probability, truth[one.trace_id])
-            labels.append(row)
+            chance = 1 / (len(truth) - len(labels)) if one.how == "random" else None
+            labels.append((one.trace_id, len(labels) + 1, len(truth), chance, truth[one.trace_id]))
         done = {one.trace_id for one in drawn}
         waiting = [item for item in waiting if item.trace_id not in done]
     return table(*labels)

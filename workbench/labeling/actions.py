@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -12,13 +13,10 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
-    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
-    model_validator,
 )
-from pydantic.dataclasses import dataclass
 
 from workbench.errors import ArgumentError
 
@@ -35,31 +33,20 @@ POOL_KEY: Final = "workbench.pool"
 class Draw:
     """How an item was chosen, as recorded with its label.
 
-    ``how`` is "random", the name of a rule, "picked" (gone to by hand, past several open items),
-    "elsewhere" (labelled before it was drawn) or "not in the queue". ``probability`` is that of
-    the item among those that were left, None unless it was drawn at random. ``number`` counts
-    draws from 1, and ``pool`` is the size of what was drawn from, earlier draws included.
+    ``how`` is "random", the name of a rule, or "picked" (gone to by hand). ``probability`` is
+    that of the item among those that were left, None unless it was drawn at random. ``number``
+    counts draws from 1, and ``pool`` is the number of items drawn from, earlier draws included.
+    Older versions also wrote "elsewhere" and "not in the queue".
     """
 
-    how: Annotated[StrictStr, Field(min_length=1, max_length=40)]
-    probability: Annotated[StrictFloat, Field(gt=0, le=1)] | None
-    number: Annotated[StrictInt, Field(ge=0, le=10**9)]
-    pool: Annotated[StrictInt, Field(ge=0, le=10**9)]
-
-    @model_validator(mode="after")
-    def _check_probability(self) -> Draw:
-        if (self.how == "random") != (self.probability is not None):
-            raise ValueError("a random draw has a probability, and no other has")
-        return self
+    how: str
+    probability: float | None
+    number: int
+    pool: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the draw as the view gets it, which sends it back with a rating."""
-        return {
-            "how": self.how,
-            "probability": self.probability,
-            "number": self.number,
-            "pool": self.pool,
-        }
+        """Return the draw as the view gets it."""
+        return asdict(self)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the draw as it is stored with a label."""
@@ -90,11 +77,6 @@ def _number(raw: Any) -> float | None:
     return max(float(raw), 0.0)
 
 
-def _whole_draw(raw: Any) -> Any:
-    is_part = isinstance(raw, Mapping) and raw.get("number") is None and raw.get("pool") is None
-    return None if is_part else raw
-
-
 def _text(raw: Any) -> Any:
     # A text field that cuts an emoji in two leaves a half that cannot be stored.
     return raw.encode("utf-8", "replace").decode().strip() if isinstance(raw, str) else raw
@@ -123,7 +105,7 @@ class Action(BaseModel):
 
     ``id`` is the same however often the action is sent. ``seconds`` were spent on the item;
     ``at`` is the browser's clock in milliseconds, which may be wrong. ``undoes`` is the action to
-    take back, None for the last one. ``chosen`` is the draw as it was sent with the item.
+    take back, None for the last one.
     ``rubrics`` are the versions of the rubrics that were shown, by question, 0 for none.
     """
 
@@ -138,7 +120,6 @@ class Action(BaseModel):
     at: Number = None
     undoes: Name | None = None
     after_reveal: StrictBool = False
-    chosen: Annotated[Draw | None, BeforeValidator(_whole_draw)] = None
     rubrics: Annotated[
         dict[str, Annotated[StrictInt, Field(ge=0, le=10**9)]], BeforeValidator(_object)
     ] = {}

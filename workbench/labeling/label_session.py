@@ -127,18 +127,13 @@ title, scale, experiment
             judge=judge_or_name,
             in_common=in_common(traces, assign),
         )
-        # Positions from here on were not sent to the view, so that they may still change.
-        self._sent = 0
-        self._unplanned = 0
         self._load(work)
         self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
 
     def _load(self, work: Workload) -> None:
         queue = self._queue
-        queue.add(work.infos, work.batches)
-        queue.consider(work.infos)
-        plan = queue.plan(0)
-        queue.follow(queue.order_of(plan), plan)
+        queue.add(work.infos)
+        queue.plan(work.batches)
         answers: list[tuple[float, str, str, float | None]] = []
         for trace_id, item in queue.items.items():
             stored = item.annotations
@@ -233,11 +228,6 @@ title, scale, experiment
             self._rereader.start()
         return super()._hello(message)
 
-    def _items_message(self, start: int, count: int, *, full: bool) -> Message:
-        with self._lock:
-            self._sent = max(self._sent, min(start + count, len(self._queue.queue)))
-        return super()._items_message(start, count, full=full)
-
     def _item_json(self, trace: Trace, *, full: bool) -> Message:
         trace_id = trace.info.trace_id
         item = self._queue.items[trace_id]
@@ -246,7 +236,7 @@ title, scale, experiment
             "position": self._queue.place[trace_id],
             "trace_id": trace_id,
             **content(as_example(trace), full=full),
-            "chosen": self._queue.send_draw(trace_id).to_json(),
+            "chosen": item.draw.to_json() if item.draw else {"how": item.how, "probability": None},
             "done": answers if item.annotations.done else None,
             "partial": None if item.annotations.done else answers,
             "again": item.again,
@@ -295,11 +285,10 @@ title, scale, experiment
         if action.kind == "undo":
             return lambda: recorder.undo(action)
         if action.kind == "skip":
-            metadata = self._queue.record_draw(action.trace_id, action.chosen).to_metadata()
+            metadata = self._queue.record_draw(action.trace_id).to_metadata()
             return lambda: recorder.skip(action, metadata)
         answers = self._read_answers(action)
-        metadata = self._queue.record_draw(action.trace_id, action.chosen).to_metadata()
-        self._unplanned += 1
+        metadata = self._queue.record_draw(action.trace_id).to_metadata()
         return lambda: recorder.save(action, answers, metadata)
 
     def _take(self, action: Action) -> list[Message]:
@@ -388,7 +377,7 @@ title, scale, experiment
         elsewhere count as done, the rubric is the latest.
         """
         self._read_rubrics()
-        self._read_again(drop=True)
+        self._read_again(in_background=False)
         with self._lock:
             return [self._queue_message()]
 
@@ -400,7 +389,7 @@ title, scale, experiment
         with self._lock:
             if self._unwritten:
                 return
-        labelled, changed = self._read_again(drop=False)
+        labelled, changed = self._read_again(in_background=True)
         with self._lock:
             messages: list[Message] = []
             if labelled:
@@ -413,58 +402,43 @@ title, scale, experiment
     def _read(self, *, missing_ok: bool = False) -> Workload:
         return self._store.read(self.annotator, self._traces, self._assign, missing_ok=missing_ok)
 
-    def _read_again(self, *, drop: bool) -> tuple[list[str], bool]:
-        """Return the traces whose labels have changed, and whether the queue has."""
+    def _read_again(self, *, in_background: bool) -> tuple[list[str], bool]:
+        """Return the traces whose labels have changed, and whether the queue has.
+
+        In the background nothing moves: what joins comes last, what leaves is passed over.
+        """
         queue = self._queue
         with self._reading:
             since = time.monotonic()
             # Of traces that are named, some may have been deleted since.
             work = self._read(missing_ok=True)
-            infos = work.infos
             with self._lock:
-                drawn = queue.drawn()
                 labelled = []
-                news = queue.news(infos, since=since)
-                for info in news:
+                for info in queue.news(work.infos, since=since):
                     before = self._done_json(info.trace_id)
                     self._learn(info)
                     self._forget_undone(info)
                     if self._done_json(info.trace_id) != before:
                         labelled.append(info.trace_id)
-                joined = {i: info for i, info in infos.items() if i not in queue.items}
-                changed = self._leave(set(queue.items) - set(infos), work.is_share, drop=drop)
-                queue.add(joined, work.batches)
-                queue.renumber(drawn)
-                plan = None
-                if joined or changed or news or (queue.adapts and self._unplanned):
-                    self._unplanned = 0
-                    queue.consider({i.trace_id: i for i in news} | joined)
-                    plan = queue.plan(max(self._sent, queue.position))
-            if plan is not None:
-                # Without the lock: for a large queue it takes a while.
-                order = queue.order_of(plan)
-                with self._lock:
-                    queue.follow(order, plan)
-            if drop and self.queue_sync is not None and work.snapshot is not None:
+                joined = {i: info for i, info in work.infos.items() if i not in queue.items}
+                left = {
+                    i
+                    for i, item in queue.items.items()
+                    if work.is_share and i not in work.infos and item.untouched
+                }
+                if in_background:
+                    changed = queue.pass_over(left)
+                else:
+                    queue.drop(left)
+                    changed = bool(left)
+                    queue.draw_current()
+                if joined:
+                    queue.add(joined)
+                if not in_background:
+                    queue.plan(work.batches)
+            if not in_background and self.queue_sync is not None and work.snapshot is not None:
                 self.queue_sync.sync(work.snapshot)
         return labelled, bool(joined) or changed
-
-    def _leave(self, trace_ids: set[str], is_share: bool, *, drop: bool) -> bool:
-        """Drop items that are no longer there to label, or pass over them where they stand.
-
-        Returns whether anything has changed. What a filter no longer matches stays.
-        """
-        queue = self._queue
-        left = {i for i in trace_ids if is_share and queue.items[i].untouched}
-        if drop:
-            queue.drop(left)
-            return bool(left)
-        changed = [i for i, item in queue.items.items() if item.taken != (i in left)]
-        for trace_id in changed:
-            item = queue.items[trace_id]
-            item.taken = not item.taken
-            queue.update(item)
-        return bool(changed)
 
     def _read_rubrics(self) -> None:
         """Ask by the latest rubrics: a label is recorded with the one that its annotator saw."""
@@ -503,19 +477,11 @@ title, scale, experiment
 
     def _queue_message(self) -> Message:
         # The view forgets what it holds, and asks again from where it is.
-        position = self.position
-        self._sent = min(self._sent, position + 1)
-        return {"type": "queue", "total": len(self._queue.queue), "position": position}
+        return {"type": "queue", "total": len(self._queue.queue), "position": self.position}
 
     def _stay_message(self) -> Message:
         """The queue has changed, but nobody asked: the view stays where it is."""
-        queue = self._queue
-        return {
-            "type": "queue",
-            "total": len(queue.queue),
-            "position": queue.position,
-            "stay": True,
-        }
+        return {**self._queue_message(), "stay": True}
 
     # -- tables -------------------------------------------------------------------------
 
@@ -559,9 +525,8 @@ title, scale, experiment
 
 
 class Rereader:
-    """Calls ``reread`` of a session every so many seconds, in a thread of its own.
+    """Calls ``reread`` of a session every so many seconds, in a thread that ends with it.
 
-    The thread ends when the session is no longer used, when it is stopped, and with the process.
     What fails is tried again the next time.
     """
 

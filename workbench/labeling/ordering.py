@@ -1,10 +1,8 @@
-"""Orders in which to label traces, and the probability with which each was drawn.
+"""Orders in which to label traces: by chance, by rules, or both in turn.
 
-An order is a sequence of draws without replacement from the open items. A random draw has the
-probability 1 / (number of items left). A draw that follows a rule (the item on which people
-differ most, say) has none. Labels chosen by a rule are no sample of all items. The random draws
-among them are, and `workbench.sampled_prevalence` weighs both for an unbiased estimate;
-therefore every rule takes a ``random_share``.
+Labels chosen by a rule are no sample of all items. The random draws among them are, and
+`workbench.sampled_prevalence` uses both for an unbiased estimate; therefore every rule takes a
+``random_share``.
 """
 
 from __future__ import annotations
@@ -35,14 +33,8 @@ if TYPE_CHECKING:
 
 ORDERS: Final = ("random", "disagreement", "balance", "unlike", "mix")
 
-BALANCED_SHARE: Final = 0.3
-"""The share of each class that `balance` aims at; less where there are more than three."""
-
 MIX_SHARE: Final = 0.3
 """The random share of a mix, unless another is asked for."""
-
-_TRUST: Final = 4
-"""Labels that a verdict is worth as a guess before there are labels to compare it with."""
 
 _DIMENSIONS: Final = 128
 
@@ -73,28 +65,22 @@ class Known:
 
 @dataclass(frozen=True)
 class Chosen:
-    """One draw: ``how`` is "random" or the name of a rule; only random draws have a
-    ``probability``, in (0, 1]."""
+    """One item of an order: ``how`` is "random" or the name of the rule that chose it."""
 
     trace_id: str
     how: str
-    probability: float | None
 
 
 @dataclass(frozen=True)
 class Order:
     """Items in the order in which to label them.
 
-    ``notes`` tell of rules that have nothing to go by. Annotators read them, so they hold no
+    ``notes`` name the rules that have nothing to go by. Annotators read them, so they hold no
     verdict and nobody's label.
     """
 
     queue: tuple[Chosen, ...]
     notes: tuple[str, ...] = ()
-
-
-Ranking: TypeAlias = "Sequence[str] | str"
-"""Trace ids in the order of a rule that does not depend on labels, or why there is none."""
 
 
 def known_of(
@@ -150,10 +136,8 @@ def put_in_order(
     random_share: float | None = None,
     labelled: Mapping[str, Any] | None = None,
     before: Sequence[Known] = (),
-    ahead: Sequence[Known] = (),
-    drawn: int | None = None,
-    pool: str = "",
-    rankings: dict[str, Ranking] | None = None,
+    drawn: int = 0,
+    pool: int = 0,
 ) -> Order:
     """Put open items in the order in which to label them.
 
@@ -163,31 +147,25 @@ def put_in_order(
         The open items.
     order
         ``"random"``; ``"disagreement"``: first where the judge's samples or people differ most;
-        ``"balance"``: so that each class gets 30 % of the labels, the judge's verdict being the
-        guess, and what was labelled telling how good a guess it is; ``"unlike"``: what is least
-        like all before; ``"mix"``: the three rules in turn.
+        ``"balance"``: the classes that the judge's verdicts tell in turn, first the one that has
+        the fewest labels; ``"unlike"``: what is least like all before; ``"mix"``: the three rules
+        in turn.
     seed
         The same seed gives the same order of the same items, whatever the order they come in.
     whose
         Name of the annotator, for an order of their own. Empty: the order common to all.
     random_share
-        Share of random draws in [0, 1]; by default 0, for a mix 0.3. A draw that a rule has
-        nothing to say about is random as well.
+        Share of random draws in [0, 1]; by default 0, for a mix 0.3. What no rule chooses is
+        drawn at random as well.
     labelled
         Labels that were given already, trace_id -> canonical value, for `balance`.
     before
-        The items labelled already, for `unlike`, and for how good the verdicts are as guesses.
-    ahead
-        Items that are not labelled yet but will be before the first of these.
+        The items that were drawn already, for `unlike`.
     drawn
-        How many draws were made already, those of ``ahead`` included; by default the number of
-        items in ``before`` and ``ahead``. The random share is owed over all of them.
+        How many draws were made already; the random share is kept over all of them.
     pool
-        Names what is drawn from. When items join, another name shuffles all of them anew, so
-        that those that waited and those that are new have equal chances.
-    rankings
-        Filled with the rankings that labels have no influence on. Given again, they save most of
-        the work of ordering the same items anew.
+        Size of the queue. When it grows, all that wait are shuffled anew: under the old order new
+        items would not have the same chance as those that waited.
 
     Raises
     ------
@@ -198,31 +176,29 @@ def put_in_order(
     share = (MIX_SHARE if order == "mix" else 0.0) if random_share is None else random_share
     if isinstance(share, bool) or not 0 <= share <= 1:
         raise ArgumentError(f"random_share={share!r} must lie in [0, 1].")
-    shuffled = _shuffled(items, f"{seed} random{pool} {whose}".rstrip())
+    names = ["disagreement", "balance", "unlike"] if order == "mix" else [order]
+    if order == "random" or share == 1:
+        names = []
+    # The order among equals is not the random order, which must tell nothing of it.
+    equals = _shuffled(items, f"{seed} rule {whose}")
     rules: list[tuple[str, Iterator[str]]] = []
     lacking: list[tuple[str, str]] = []
-    if order != "random" and share < 1:
-        rankings = {} if rankings is None else rankings
-        # The order among equals is not the random order, which must tell nothing of it.
-        among_equals = _shuffled(items, f"{seed} rule {whose}".rstrip())
-        for name in ("disagreement", "balance", "unlike") if order == "mix" else (order,):
-            rule: Iterator[str] | Ranking
-            if name == "balance":
-                rule = _balance(among_equals, labelled or {}, before, ahead)
-            elif name in rankings:
-                rule = rankings[name]
-            elif name == "disagreement":
-                rule = rankings[name] = _disagreement(among_equals)
-            else:
-                rule = rankings[name] = _unlike(among_equals, [*before, *ahead])
-            if isinstance(rule, str):
-                lacking.append((name, rule))
-            else:
-                rules.append((name, iter(rule)))
+    for name in names:
+        found: Iterator[str] | str
+        if name == "disagreement":
+            found = _disagreement(equals)
+        elif name == "balance":
+            found = _balance(equals, labelled or {})
+        else:
+            found = _unlike(equals, before)
+        if isinstance(found, str):
+            lacking.append((name, found))
+        else:
+            rules.append((name, found))
     otherwise = "so {} chooses no trace." if rules else "so the order is random."
     notes = [f"order={order!r}: {why}, {otherwise.format(repr(name))}" for name, why in lacking]
-    past = len(before) + len(ahead) if drawn is None else drawn
-    return Order(tuple(_draws(shuffled, rules, share, past)), tuple(notes))
+    by_chance = _shuffled(items, f"{seed} random {pool} {whose}")
+    return Order(tuple(_draws(by_chance, rules, share, drawn)), tuple(notes))
 
 
 def _shuffled(items: Sequence[Known], salt: str) -> list[Known]:
@@ -233,57 +209,43 @@ def _shuffled(items: Sequence[Known], salt: str) -> list[Known]:
 
 
 def _draws(
-    shuffled: Sequence[Known], rules: list[tuple[str, Iterator[str]]], share: float, past: int
+    by_chance: Sequence[Known], rules: list[tuple[str, Iterator[str]]], share: float, drawn: int
 ) -> Iterator[Chosen]:
-    left = {item.trace_id for item in shuffled}
-    by_chance = iter(shuffled)
-    turns = deque(rules)
-    # An order that is made anew goes on where the former ended: with the random share that is
-    # owed, and with the rule whose turn it is.
-    due = share * past
-    owed = max(0.0, due - math.floor(due + 1e-9))
-    turns.rotate(-(past - math.floor(due + 1e-9)))
-    while left:
-        owed += share if turns else 1.0
+    """Draw all items; ``drawn`` tells whose turn it is."""
+    chance = iter([item.trace_id for item in by_chance])
+    left = {item.trace_id for item in by_chance}
+    for number in range(drawn, drawn + len(left)):
+        owed, next_owed = (math.floor(n * share + 1e-9) for n in (number, number + 1))
         choice = None
-        if owed < 1 - 1e-9:
-            choice = _by_rule(turns, left)
-        else:
-            owed -= 1
+        while rules and next_owed == owed and choice is None:
+            name, rule = rules[(number - owed) % len(rules)]
+            trace_id = next((i for i in rule if i in left), None)
+            if trace_id is None:
+                rules.remove((name, rule))
+            else:
+                choice = Chosen(trace_id, name)
         if choice is None:
-            trace_id = next(item.trace_id for item in by_chance if item.trace_id in left)
-            choice = Chosen(trace_id, "random", 1 / len(left))
+            choice = Chosen(next(i for i in chance if i in left), "random")
         left.remove(choice.trace_id)
         yield choice
-
-
-def _by_rule(turns: deque[tuple[str, Iterator[str]]], left: set[str]) -> Chosen | None:
-    """The next choice of the rule whose turn it is; rules that have nothing left are dropped."""
-    while turns:
-        name, rule = turns[0]
-        for trace_id in rule:
-            if trace_id in left:
-                turns.rotate(-1)
-                return Chosen(trace_id, name, None)
-        turns.popleft()
-    return None
 
 
 # -- rules: each gives trace ids in its order, or says why it has nothing to go by -------------
 
 
-def _disagreement(items: Sequence[Known]) -> Ranking:
-    split = {item.trace_id: max(_split(item.verdicts), _split(item.labels)) for item in items}
-    across = {
-        item.trace_id: float(bool({*item.verdicts} and {*item.labels} - {*item.verdicts}))
+def _disagreement(items: Sequence[Known]) -> Iterator[str] | str:
+    """People or samples that differ among themselves, then people who differ from the judge."""
+    scores = {
+        item.trace_id: (
+            max(_split(item.verdicts), _split(item.labels)),
+            bool(item.verdicts and {*item.labels} - {*item.verdicts}),
+        )
         for item in items
     }
-    scored = [i for i in items if split[i.trace_id] or across[i.trace_id]]
+    scored = [i for i, score in scores.items() if any(score)]
     if not scored:
         return "no trace has verdicts or labels that differ"
-    # People or samples that differ among themselves, then people who differ from the judge.
-    scored.sort(key=lambda i: (split[i.trace_id], across[i.trace_id]), reverse=True)
-    return [item.trace_id for item in scored]
+    return iter(sorted(scored, key=lambda i: scores[i], reverse=True))
 
 
 def _split(values: Sequence[Any]) -> float:
@@ -293,79 +255,33 @@ def _split(values: Sequence[Any]) -> float:
     return 1 - sum((n / total) ** 2 for n in counts.values()) if total else 0.0
 
 
-def _balance(
-    items: Sequence[Known],
-    labelled: Mapping[str, Any],
-    before: Sequence[Known],
-    ahead: Sequence[Known],
-) -> Iterator[str] | str:
-    by_class: dict[str, deque[str]] = {}
+def _balance(items: Sequence[Known], labelled: Mapping[str, Any]) -> Iterator[str] | str:
+    by_class: dict[str, deque[str]] = defaultdict(deque)
     for item in items:
         if item.guess:
-            by_class.setdefault(item.guess, deque()).append(item.trace_id)
-    said = {*by_class, *(g for item in [*before, *ahead] if (g := item.guess))}
-    if not said:
+            by_class[item.guess].append(item.trace_id)
+    if not by_class:
         return "no trace has a verdict to guess its class by"
-    if len(said) == 1:
+    if len(by_class) == 1:
         # Not which one: whoever reads this has yet to label blind.
         return "the verdicts tell no class from another"
-    counts: dict[str, float] = dict(Counter(map(repr, labelled.values())))
-    likely = _likely(said, labelled, before)
-    for item in ahead:
-        for value, chance in likely.get(item.guess or "", {}).items():
-            counts[value] = counts.get(value, 0) + chance
-    return _balanced(by_class, counts, likely)
+    return _in_turn(by_class, Counter(map(repr, labelled.values())))
 
 
-def _likely(
-    said: set[str], labelled: Mapping[str, Any], before: Sequence[Known]
-) -> dict[str, dict[str, float]]:
-    """``likely[verdict][class]``: the shares of classes among what is labelled, the verdict itself
-    counting as four labels."""
-    seen = {guess: Counter({guess: _TRUST}) for guess in said}
-    for item in before:
-        if item.guess and item.trace_id in labelled:
-            seen[item.guess][repr(labelled[item.trace_id])] += 1
-    return {
-        guess: {value: n / votes.total() for value, n in votes.items()}
-        for guess, votes in seen.items()
-    }
-
-
-def _balanced(
-    by_class: dict[str, deque[str]],
-    counts: dict[str, float],
-    likely: Mapping[str, Mapping[str, float]],
-) -> Iterator[str]:
-    classes = sorted({*by_class, *counts, *(value for one in likely.values() for value in one)})
-    share = min(BALANCED_SHARE, 1 / len(classes))
-    total = sum(counts.values()) + 1
-    # With one kind left there is nothing to choose: chance draws as well, and says how likely.
+def _in_turn(by_class: dict[str, deque[str]], counts: Counter[str]) -> Iterator[str]:
+    # With one class left there is nothing to choose.
     while len(by_class) > 1:
-        # What lacks most of its share, from where it is likeliest; where none lacks any, what
-        # there is most of.
-        lacking = [c for c in classes if counts.get(c, 0) < share * total]
-        lacking.sort(key=lambda c: share * total - counts.get(c, 0), reverse=True)
-        pick = None
-        for value in lacking:
-            best = max(sorted(by_class), key=lambda guess: likely[guess].get(value, 0))
-            if likely[best].get(value, 0) > 0:
-                pick = best
-                break
-        if pick is None:
-            pick = max(sorted(by_class), key=lambda guess: len(by_class[guess]))
-        yield by_class[pick].popleft()
-        for value, chance in likely[pick].items():
-            counts[value] = counts.get(value, 0) + chance
-        total += 1
-        if not by_class[pick]:
-            del by_class[pick]
+        fewest = min(by_class, key=lambda one: (counts[one], one))
+        counts[fewest] += 1
+        yield by_class[fewest].popleft()
+        if not by_class[fewest]:
+            del by_class[fewest]
 
 
-def _unlike(items: Sequence[Known], before: Sequence[Known]) -> Ranking:
+def _unlike(items: Sequence[Known], before: Sequence[Known]) -> Iterator[str] | str:
     if not any(item.text.strip() for item in items):
         return "no trace has a text to compare"
-    return list(_farthest_first(items, before))
+    return _farthest_first(items, before)
 
 
 def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> Iterator[str]:
@@ -376,23 +292,18 @@ def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> Iterator
     """
     import numpy as np
 
-    count = len(items)
     vectors = _vectors([item.text for item in [*items, *before]])
-    own, earlier = vectors[:count], vectors[count:]
-    nearest = np.full(count, -np.inf, dtype=np.float32)
+    own, earlier = vectors[: len(items)], vectors[len(items) :]
+    nearest = np.full(len(items), -np.inf, dtype=np.float32)
     for start in range(0, len(earlier), 256):
         np.maximum(nearest, (own @ earlier[start : start + 256].T).max(axis=1), out=nearest)
-    if not len(earlier):
-        # The first one is the most ordinary: what comes then is unlike it.
-        pick = int(np.argmax(own @ own.mean(axis=0)))
-        nearest = own @ own[pick]
-        nearest[pick] = np.inf
-        yield items[pick].trace_id
-    for _ in range(min(count - (not len(earlier)), _FARTHEST)):
-        pick = int(np.argmin(nearest))
+    # The first of all is the most ordinary one: what comes then is unlike it.
+    pick = int(np.argmin(nearest) if len(earlier) else np.argmax(own @ own.mean(axis=0)))
+    for _ in range(min(len(items), _FARTHEST)):
         np.maximum(nearest, own @ own[pick], out=nearest)
         nearest[pick] = np.inf
         yield items[pick].trace_id
+        pick = int(np.argmin(nearest))
 
 
 def _vectors(texts: Sequence[str]) -> Vectors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from mlflow.entities import TraceInfo
 
 from workbench.labeling.actions import Action, Draw
 from workbench.labeling.annotations import Annotations, read_annotations
-from workbench.labeling.ordering import Known, Order, Ranking, known_of, put_in_order
+from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import folded
@@ -46,13 +45,10 @@ class Item:
         Whether the trace was deleted.
     skip_order
         Which of the skipped items comes first: the one that was skipped first.
-    batch, joined, planned
-        Its batch, the plan with which it joined the queue, and the plan that drew its place:
-        from the items of its batch and those before that had joined by then.
-    how, number, left, pool
-        Its draw as planned: ``left`` is the number of items that it was drawn from.
-    sent
-        The draw as it was sent to the view.
+    block
+        Items of one block are drawn before those of the next.
+    how
+        How it is chosen: "random" or the name of a rule.
     draw
         The draw that is recorded with its labels, once it was labelled, skipped or passed by.
     """
@@ -66,14 +62,8 @@ class Item:
     gone: bool = False
     skip_order: int = 0
     read_at: float = 0.0
-    batch: int = 0
-    joined: int = 0
-    planned: int = 0
+    block: int = 0
     how: str = "random"
-    number: int = 1
-    left: int = 1
-    pool: int = 1
-    sent: Draw | None = None
     draw: Draw | None = None
 
     @property
@@ -85,21 +75,6 @@ class Item:
     def untouched(self) -> bool:
         """Whether the annotator has not begun with it."""
         return not self.waiting and not self.annotations.answers and not self.again
-
-    @property
-    def planned_draw(self) -> Draw:
-        """How it is drawn if those ahead of it are drawn first."""
-        chance = 1 / self.left if self.how == "random" else None
-        return Draw(self.how, chance, self.number, self.pool)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the queue is ordered by, so that the order can be computed without a lock."""
-
-    start: int
-    number: int
-    arguments: Mapping[str, Any]
 
 
 class LabelQueue:
@@ -137,35 +112,34 @@ class LabelQueue:
         self.recent: deque[float] = deque(maxlen=_RECENT)
         self.notes: tuple[str, ...] = ()
         self.spellings: set[str] = set()
-        self._order, self._seed, self._random_share = order, seed, random_share
         self._judge = judge
-        self._whose = "" if in_common else folded(annotator)
+        self._order = order
+        self._options: dict[str, Any] = {
+            "order": order,
+            "seed": seed,
+            "random_share": random_share,
+            "whose": "" if in_common else folded(annotator),
+        }
         self._skips = 0
-        self._last: str | None = None
-        self._plans = 0
-        self._known: dict[str, Known] = {}
-        self._rankings: dict[str, Ranking] = {}
 
     # -- items --------------------------------------------------------------------------
 
-    def add(self, infos: Mapping[str, TraceInfo], batches: Mapping[str, int]) -> None:
-        """Append traces: what is done, what was skipped, what is open. `plan` orders the last."""
-        if self.items:
-            self._plans += 1
+    def add(self, infos: Mapping[str, TraceInfo]) -> None:
+        """Append traces: what is done, what was skipped, what is open in random order.
+
+        They are drawn after all that were there before, until `plan` mixes them.
+        """
+        block = 1 + max((item.block for item in self.items.values()), default=-1)
         read = {i: read_annotations(t, self.questions, self.annotator) for i, t in infos.items()}
         done = sorted((i for i in read if read[i].done), key=lambda i: read[i].labelled_ms)
         skipped = sorted((i for i in read if read[i].skipped), key=lambda i: read[i].skipped_ms)
         rest = [i for i in read if not read[i].done and not read[i].skipped]
         for trace_id in [*done, *skipped, *rest]:
-            self.items[trace_id] = Item(
-                infos[trace_id],
-                draw=read[trace_id].draw,
-                batch=batches.get(trace_id, 0),
-                joined=self._plans,
-            )
-            self.place[trace_id] = len(self.queue)
+            item = Item(infos[trace_id], draw=read[trace_id].draw, block=block)
+            self.items[trace_id] = item
             self.queue.append(trace_id)
             self.learn(infos[trace_id], read[trace_id])
+        self._arrange({trace_id for trace_id in rest if not self.items[trace_id].drawn}, "random")
 
     def drop(self, trace_ids: Iterable[str]) -> None:
         """Take traces out of the queue."""
@@ -174,6 +148,14 @@ class LabelQueue:
             del self.items[trace_id]
         self.queue = [i for i in self.queue if i not in gone]
         self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
+
+    def pass_over(self, trace_ids: set[str]) -> bool:
+        """Pass over what others have done, and only that; return whether this changes anything."""
+        changed = [item for i, item in self.items.items() if item.taken != (i in trace_ids)]
+        for item in changed:
+            item.taken = not item.taken
+            self.update(item)
+        return bool(changed)
 
     def news(self, infos: Mapping[str, TraceInfo], *, since: float) -> list[TraceInfo]:
         """Return the traces of the queue that differ from what is known of them.
@@ -225,99 +207,41 @@ class LabelQueue:
 
     # -- order --------------------------------------------------------------------------
 
-    @property
-    def adapts(self) -> bool:
-        """Whether labels change what is best labelled next."""
-        return self._order in ("balance", "mix")
+    def plan(self, batches: Mapping[str, int]) -> None:
+        """Put all items that were not drawn in order, batch after batch."""
+        for trace_id, item in self.items.items():
+            item.block = batches.get(trace_id, 0)
+        self._arrange({i for i, item in self.items.items() if not item.drawn}, self._order)
 
-    def consider(self, infos: Mapping[str, TraceInfo]) -> None:
-        """Let the order go by the verdicts and labels on these traces."""
-        if self._order != "random" and infos:
-            self._known |= known_of(infos, self.questions[0], self.annotator, self._judge)
-            self._rankings = {}
-
-    def plan(self, start: int) -> Plan:
-        """Return what the open items from a position on are ordered by."""
-        places = {i: place for place, i in enumerate(self.queue) if not self.items[i].drawn}
-        ahead = [i for i, place in places.items() if place < start]
-        items = [i for i, place in places.items() if place >= start]
-        labels = self._labels() if self._order != "random" else {}
-        ids = "".join(sorted(self.items))
-        arguments = {
-            "items": [self._known.get(i) or Known(i) for i in items],
-            "ahead": [self._known.get(i) or Known(i) for i in ahead],
-            "before": [self._known.get(i) or Known(i) for i in labels],
-            "labelled": {i: value for i, value in labels.items() if value is not ABSTAIN},
-            "drawn": len(self.queue) - len(items),
-            "pool": hashlib.sha256(ids.encode()).hexdigest()[:16],
-            "rankings": self._rankings,
-        }
-        return Plan(start, self._plans, arguments)
-
-    def order_of(self, plan: Plan) -> Order:
-        """Compute the order of a plan; may be called without a lock."""
-        return put_in_order(
-            order=self._order,
-            seed=self._seed,
-            whose=self._whose,
-            random_share=self._random_share,
-            **plan.arguments,
+    def _arrange(self, trace_ids: set[str], order: str) -> None:
+        """Put items that were not drawn in order, within the places that they have."""
+        infos = {i: item.info for i, item in self.items.items()}
+        if order == "random":
+            known = {i: Known(i) for i in infos}
+        else:
+            known = known_of(infos, self.questions[0], self.annotator, self._judge)
+        made = put_in_order(
+            [one for i, one in known.items() if i in trace_ids],
+            **{**self._options, "order": order},
+            labelled=self._labels(),
+            before=[one for i, one in known.items() if i not in trace_ids],
+            drawn=len(self.items) - len(trace_ids),
+            pool=len(self.items),
         )
-
-    def follow(self, order: Order, plan: Plan) -> None:
-        """Put the open items from the plan's start on in order.
-
-        What was drawn or labelled meanwhile keeps its place.
-        """
-        chosen = [
-            one
-            for one in order.queue
-            if self.place.get(one.trace_id, -1) >= plan.start and not self.items[one.trace_id].drawn
-        ]
-        chosen.sort(key=lambda one: self.items[one.trace_id].batch)
-        ids = {one.trace_id for one in chosen}
-        places = [n for n in range(plan.start, len(self.queue)) if self.queue[n] in ids]
-        groups = self._groups(ids)
-        drawn = len(self.queue) - len(chosen)
-        for number, (place, one) in enumerate(zip(places, chosen, strict=True), 1):
-            item = self.items[one.trace_id]
+        chosen = sorted(made.queue, key=lambda one: self.items[one.trace_id].block)
+        places = [place for place, i in enumerate(self.queue) if i in trace_ids]
+        for place, one in zip(places, chosen, strict=True):
             self.queue[place] = one.trace_id
-            self.place[one.trace_id] = place
-            item.how, item.number, item.planned = one.how, drawn + number, plan.number
-            item.pool, item.left = groups[item.batch]
-            item.sent = None
-            for batch, (pool, left) in groups.items():
-                if batch >= item.batch:
-                    groups[batch] = pool, left - 1
-        self.notes = order.notes
-
-    def _groups(self, chosen: set[str]) -> dict[int, tuple[int, int]]:
-        """By batch: how many items it and those before it hold, and how many are left in them."""
-        sizes = Counter(item.batch for item in self.items.values())
-        left = Counter(self.items[i].batch for i in chosen)
-        batches = sorted(sizes)
-        return {
-            batch: (
-                sum(sizes[b] for b in batches if b <= batch),
-                sum(left[b] for b in batches if b <= batch),
-            )
-            for batch in batches
-        }
+            self.items[one.trace_id].how = one.how
+        self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
+        if order == self._order:
+            self.notes = made.notes
 
     def _labels(self) -> dict[str, Any]:
-        """The answers to the first question by trace, those that wait to be written included."""
-        question = self.questions[0]
-        values = {}
-        for trace_id, item in self.items.items():
-            stored = item.annotations.answers.get(question.name)
-            if stored is not None:
-                values[trace_id] = stored.value
-            for action in item.waiting:
-                if action.kind == "save" and (given := action.answers.get(question.name)):
-                    values[trace_id] = question.answer(given.value, abstain=given.abstain)
-                elif action.kind == "undo":
-                    values.pop(trace_id, None)
-        return values
+        """The stored answers to the first question, by trace."""
+        name = self.questions[0].name
+        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
+        return {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
 
     # -- progress -----------------------------------------------------------------------
 
@@ -375,78 +299,38 @@ class LabelQueue:
 
     # -- draws --------------------------------------------------------------------------
 
-    def send_draw(self, trace_id: str) -> Draw:
-        """Return how an item is drawn, as the view gets it and sends it back with the rating."""
-        item = self.items[trace_id]
-        item.sent = item.draw or (self._elsewhere() if item.drawn else item.planned_draw)
-        return item.sent
+    def record_draw(self, trace_id: str) -> Draw:
+        """Return how the item that is labelled or skipped now was chosen.
 
-    def record_draw(self, trace_id: str, sent: Draw | None = None) -> Draw:
-        """Return how the item that is labelled now was chosen.
-
-        ``sent`` is what the view says. Where it differs from what was sent last, the item was
-        rated by an order that was made before, perhaps by a kernel that is gone, and it is right.
-
-        Open items that one has passed by on the way are drawn with it. They keep the draws that
-        they had, as skipped ones do: people pass them by for what they say, and estimates would
-        be biased if these draws went to other items.
+        One open item that was passed by on the way is drawn with it, as a skipped one is: people
+        pass items by for what they say, and estimates would be biased if their draws went to
+        others. Whoever passes by more has picked the item.
         """
-        before, self._last = self._last, trace_id
         item = self.items.get(trace_id)
         if item is None:
-            return sent or Draw("not in the queue", None, 0, len(self.queue))
+            return Draw("picked", None, 1 + self._count_drawn(), len(self.queue))
         if item.draw is None:
-            if sent is not None and sent != item.sent:
-                item.draw = sent
-            elif item.status != "open" or item.again:
-                item.draw = self._elsewhere()
-            else:
-                passed = [i for i in self.queue[: self.place[trace_id]] if not self.items[i].drawn]
-                if passed and not self._goes_on(before, trace_id):
-                    # Gone to by hand, past several open items, perhaps for what it says.
-                    before_pick = self.drawn()
-                    number = self._count_drawn() + 1
-                    item.draw = Draw("picked", None, number, len(self.queue))
-                    self.renumber(before_pick)
-                else:
-                    for one in (*passed, trace_id):
-                        self.items[one].draw = self.items[one].planned_draw
-        return item.draw  # type: ignore[return-value]  # set in each branch
+            passed = [i for i in self.queue[: self.place[trace_id]] if not self.items[i].drawn]
+            if item.drawn or len(passed) > 1:
+                item.draw = Draw("picked", None, 1 + self._count_drawn(), len(self.queue))
+                return item.draw
+            for one in (*passed, trace_id):
+                self._draw(self.items[one])
+        assert item.draw is not None
+        return item.draw
 
-    def _goes_on(self, before: str | None, trace_id: str) -> bool:
-        """Whether someone goes on in order from one item to another.
+    def draw_current(self) -> None:
+        """Draw the item that is on the page, so that it keeps its place when others join."""
+        if self.position < len(self.queue):
+            item = self.items[self.queue[self.position]]
+            if not item.drawn:
+                self._draw(item)
 
-        One open item between them may be passed by; who passes more looks for something.
-        """
-        start = self.place.get(before, -1) + 1 if before is not None else 0
-        end = self.place[trace_id]
-        return start <= end and sum(not self.items[i].drawn for i in self.queue[start:end]) <= 1
-
-    def drawn(self) -> dict[str, bool]:
-        """Return which items were drawn already."""
-        return {trace_id: item.drawn for trace_id, item in self.items.items()}
-
-    def renumber(self, before: Mapping[str, bool]) -> None:
-        """Adapt the planned draws to items that were drawn out of order.
-
-        ``before`` is `drawn` before the change. What was drawn since, as it was labelled
-        elsewhere, say, counts as drawn before the open items that stand ahead of it.
-        """
-        behind: Counter[tuple[int, int]] = Counter()
-        for trace_id in reversed(self.queue):
-            item = self.items[trace_id]
-            if not item.drawn and behind:
-                item.number += behind.total()
-                item.left -= sum(
-                    count
-                    for (batch, joined), count in behind.items()
-                    if batch <= item.batch and joined <= item.planned
-                )
-            if item.drawn != before.get(trace_id, item.drawn):
-                behind[item.batch, item.joined] += 1 if item.drawn else -1
-
-    def _elsewhere(self) -> Draw:
-        return Draw("elsewhere", None, self._count_drawn(), len(self.queue))
+    def _draw(self, item: Item) -> None:
+        pool = [one for one in self.items.values() if one.block <= item.block]
+        left = sum(not one.drawn for one in pool)
+        chance = 1 / left if item.how == "random" else None
+        item.draw = Draw(item.how, chance, 1 + self._count_drawn(), len(pool))
 
     def _count_drawn(self) -> int:
         return sum(item.drawn for item in self.items.values())
