@@ -31,19 +31,17 @@ def at_random(numbers: range, pool: int) -> list[tuple[str, float | None, int, i
 
 
 def queue_of(truth: dict[str, str], seed: int = 0, **more: Any) -> LabelQueue:
-    """A queue without a store; the judge is sure of what is a no."""
+    """A queue without a store; people differ on what is a yes."""
     made = LabelQueue([LabelQuestion("quality", SCALE)], "ana", seed=seed, **more)
     infos = {}
     for trace_id, value in truth.items():
         info = infos[trace_id] = info_of(trace_id, f"text {trace_id}")
-        source = AssessmentSource("LLM_JUDGE", "m")
-        samples = ["no", "no"] if value == "no" else ["no", "yes"]
         info.assessments = [
-            Feedback(
-                name="quality", value=one, source=source, metadata={"workbench.sample": str(n)}
-            )
-            for one in samples
-        ]
+            Feedback(name="quality", value=one, source=AssessmentSource(kind, who))
+            for kind, who, one in [
+                ("LLM_JUDGE", "m", value), ("HUMAN", "ben", value), ("HUMAN", "cy", "no")
+            ]
+        ]  # fmt: skip
     made.add(infos)
     made.plan({})
     return made
