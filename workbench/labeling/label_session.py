@@ -20,9 +20,8 @@ from workbench.labeling.contents import content
 from workbench.labeling.label_tables import label_table, refused_table, summary_table
 from workbench.labeling.questions import LabelQuestion, session_questions, with_rubric
 from workbench.labeling.queue import Item, LabelQueue
-from workbench.labeling.queue_sync import QueueSync
 from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
-from workbench.labeling.review_queue import ReviewQueue
+from workbench.labeling.review_queue import QueueSync, ReviewQueue
 from workbench.labeling.session import PROTOCOL, Message, Session, problem
 from workbench.labeling.trace_store import Assign, MlflowTraces, TraceStore, Workload, in_common
 from workbench.labeling.writer import Job
@@ -354,7 +353,7 @@ title, scale, experiment
                 self._queue.recent.append(action.seconds)
         super().written(job, result)
         if self.queue_sync is not None:
-            self.queue_sync.labelled([job.trace_id])
+            self.queue_sync.labelled(job.trace_id)
 
     def refused(self, job: Job, error: BaseException) -> None:
         """Tell the view that an action will never be written, or nothing be revealed."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.genai import review_queues
 
 from workbench.errors import ArgumentError
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.review_queue import ReviewQueue, review_queues_api
+from workbench.labeling.review_queue import ReviewQueue
 from workbench.store.labels import folded
 from workbench.store.rubrics import rubric
 from workbench.store.schemas import find_schema, make_schema, scale_of_question, supported
@@ -89,7 +90,7 @@ def review_queue(
         users = list(team) if len(team) <= MAX_USERS else []
         if [folded(one) for one in users] != found.users:
             with supported("review queues"):
-                review_queues_api().update_review_queue(found.queue_id, users=users)
+                review_queues.update_review_queue(found.queue_id, users=users)
     stored = _settings(where, found)
     given: dict[str, Any] = {
         "annotators": team, "each": each, "share": share, "batch_size": batch_size, "seed": seed,
@@ -112,11 +113,10 @@ def review_queue(
 
 def _find_or_make(name: str, experiment_id: str, schema_ids: list[str]) -> Any:
     """Return MLflow's queue with these questions, or with those that it has for none."""
-    api = review_queues_api()
     found = _find(name, experiment_id)
     if found is None and not schema_ids:
         with supported("review queues"):
-            every = api.list_review_queues(experiment_id=experiment_id, max_results=100)
+            every = review_queues.list_review_queues(experiment_id=experiment_id, max_results=100)
         known = ", ".join(repr(one.name) for one in every) or "none"
         raise ArgumentError(
             f"There is no review queue {name!r} in experiment {experiment_id} (existing: {known}). "
@@ -125,7 +125,7 @@ def _find_or_make(name: str, experiment_id: str, schema_ids: list[str]) -> Any:
     with supported("review queues"):
         if found is None:
             try:
-                return api.create_review_queue(
+                return review_queues.create_review_queue(
                     name, queue_type="custom", schema_ids=schema_ids, experiment_id=experiment_id
                 )
             except MlflowException as error:
@@ -135,7 +135,7 @@ def _find_or_make(name: str, experiment_id: str, schema_ids: list[str]) -> Any:
                 return _find(name, experiment_id)
         if schema_ids and set(schema_ids) != set(found.schema_ids):
             try:
-                api.update_review_queue(found.queue_id, schema_ids=schema_ids)
+                review_queues.update_review_queue(found.queue_id, schema_ids=schema_ids)
             except MlflowException as error:
                 raise ArgumentError(
                     f"The questions of the queue {found.name!r} cannot be changed: "
@@ -147,7 +147,7 @@ def _find_or_make(name: str, experiment_id: str, schema_ids: list[str]) -> Any:
 def _find(name: str, experiment_id: str) -> Any:
     with supported("review queues"):
         try:
-            return review_queues_api().get_review_queue(name=name, experiment_id=experiment_id)
+            return review_queues.get_review_queue(name=name, experiment_id=experiment_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None

@@ -11,36 +11,34 @@ say whether all labels that are wanted are there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 from mlflow.entities import TraceInfo
+from mlflow.genai import review_queues
 
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign
-from workbench.labeling.questions import LabelQuestion
+from workbench.labeling.questions import LabelQuestion, with_rubric
+from workbench.labeling.writer import Job, Writer
 from workbench.scale import Scale
 from workbench.store.labels import folded, label_records, same_person
-from workbench.store.rubrics import rubric
-from workbench.store.schemas import (
-    asks_for_feedback,
-    every_schema,
-    supported,
-)
-from workbench.store.traces import (
-    fetch_traces,
-    store_errors,
-    trace_infos,
-)
+from workbench.store.rubrics import rubric_history
+from workbench.store.schemas import asks_for_feedback, every_schema, supported
+from workbench.store.traces import all_pages, fetch_traces, store_errors, store_message, trace_infos
 
 if TYPE_CHECKING:
     from mlflow.genai.label_schemas import LabelSchema
 
 _PAGE: Final = 500
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,15 @@ class QueueItem:
         """Whether the annotator has labelled it."""
         return any(same_person(one, annotator) for one in self.labelled_by)
 
-    @property
-    def handled_by(self) -> set[str]:
-        """Who labelled it or finished it in MLflow, folded."""
-        return {folded(one) for one in (*self.labelled_by, self.finished_by) if one}
+    def is_for(self, annotator: str) -> bool:
+        """Whether the annotator is to label it, or has: an item of their share, or, without a
+        team, one that fewer than the wanted number of others have labelled or finished."""
+        if self.status == "declined":
+            return self.is_by(annotator)
+        if self.asked is not None:
+            return any(same_person(one, annotator) for one in self.asked)
+        handled = {folded(one) for one in (*self.labelled_by, self.finished_by) if one}
+        return folded(annotator) in handled or len(handled) < self.wanted
 
     @property
     def done(self) -> bool:
@@ -91,34 +94,18 @@ class Snapshot:
     queue: ReviewQueue
     items: tuple[QueueItem, ...]
     infos: Mapping[str, TraceInfo]
+    batches: Mapping[str, int]
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[QueueItem]:
         """Return the items that one annotator labels, see `ReviewQueue.of`."""
-        who, items = folded(annotator), self.items
-        if self.queue.annotators:
-            names = {folded(name): name for name in self.queue.annotators}
-            if who not in names:
-                one_of("annotator", annotator, self.queue.annotators)
-            assignment = self.queue.assign([item.trace_id for item in items])
-            own = set(assignment.of(names[who], batch=batch))
-            mine = [item for item in items if item.trace_id in own]
-        else:
-            if batch is not None:
-                size = self.queue.batch_size or max(1, len(items))
-                items = items[batch * size : (batch + 1) * size]
-            each = self.queue.each
-            mine = [
-                item
-                for item in items
-                if who in item.handled_by or len(item.handled_by - {who}) < each
-            ]
-        return [item for item in mine if item.status != "declined" or item.is_by(annotator)]
-
-    @property
-    def batches(self) -> dict[str, int]:
-        """The batch of each trace, counted from 0."""
-        size = self.queue.batch_size or len(self.items) + 1
-        return {item.trace_id: place // size for place, item in enumerate(self.items)}
+        team = self.queue.annotators
+        if team and not any(same_person(one, annotator) for one in team):
+            one_of("annotator", annotator, team)
+        return [
+            item
+            for item in self.items
+            if item.is_for(annotator) and batch in (None, self.batches[item.trace_id])
+        ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -173,7 +160,7 @@ class ReviewQueue:
     def _schemas(self) -> list[LabelSchema]:
         found = every_schema(experiment=self.experiment_id)
         with supported("review queues"):
-            queue = review_queues_api().get_review_queue(self.queue_id)
+            queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
             return found
         kept = [one for one in found if one.schema_id in queue.schema_ids]
@@ -188,14 +175,13 @@ class ReviewQueue:
         """
         schemas = self.schemas
         required = _required(schemas)
-        questions = []
-        for schema in schemas:
-            now = rubric(schema.name, experiment=self.experiment_id)
-            current = {} if now is None else {"rubric": now.text, "rubric_version": now.version}
-            questions.append(
-                LabelQuestion.of_schema(schema, required=schema.name in required, **current)
+        return [
+            with_rubric(
+                LabelQuestion.of_schema(one, required=one.name in required),
+                rubric_history(one.name, experiment=self.experiment_id),
             )
-        return questions
+            for one in schemas
+        ]
 
     @store_errors()
     def add(self, traces: Any) -> int:
@@ -281,32 +267,29 @@ class ReviewQueue:
         return self._set_statuses((snapshot or self.read()).items)
 
     @store_errors()
-    def sync_items(self, added: Mapping[str, int], by: str | None = None) -> Synced:
-        """Do what `sync` does for a few items, without reading the queue.
+    def sync_item(self, trace_id: str, added_ms: int, by: str) -> Synced:
+        """Do what `sync` does for the item added at that time, without reading the queue.
 
-        ``added`` says when each was added, by trace id, in milliseconds. What ``by`` had
-        finished and has no label on any more is opened again, though one person is enough.
+        What ``by`` had finished and has no label on any more is opened again, though one person
+        is enough.
         """
-        api = review_queues_api()
         # Adding what is there changes nothing, and returns its status.
-        entries = api.add_items_to_review_queue(self.queue_id, item_ids=list(added))
-        removed = [e.item_id for e in entries if e.creation_time_ms > added[e.item_id]]
-        if removed:
+        (entry,) = review_queues.add_items_to_review_queue(self.queue_id, item_ids=[trace_id])
+        if entry.creation_time_ms > added_ms:
             # Someone has taken it out since: it is not to come back.
-            api.remove_items_from_review_queue(self.queue_id, item_ids=removed)
-        kept = [entry for entry in entries if entry.item_id not in removed]
-        infos = trace_infos([e.item_id for e in kept], experiment=self.experiment_id)
-        return self._set_statuses(self._queue_items(kept, infos), by)
+            review_queues.remove_items_from_review_queue(self.queue_id, item_ids=[trace_id])
+            return Synced(0, 0)
+        infos = trace_infos([trace_id], experiment=self.experiment_id)
+        return self._set_statuses(self._queue_items([entry], infos), by)
 
     def _set_statuses(self, items: Iterable[QueueItem], by: str | None = None) -> Synced:
         """An item that is wanted once and was finished without a label stays finished: whoever
         did that in MLflow's page decided so. Only ``by`` may take back what was theirs."""
-        api = review_queues_api()
         finished = reopened = 0
         for item in items:
             is_own = by is not None and item.finished_by and same_person(item.finished_by, by)
             if item.done and item.status == "pending":
-                api.set_review_queue_item_status(
+                review_queues.set_review_queue_item_status(
                     self.queue_id,
                     item_id=item.trace_id,
                     status="complete",
@@ -314,7 +297,7 @@ class ReviewQueue:
                 )
                 finished += 1
             elif not item.done and item.status == "complete" and (item.wanted > 1 or is_own):
-                api.set_review_queue_item_status(
+                review_queues.set_review_queue_item_status(
                     self.queue_id, item_id=item.trace_id, status="pending"
                 )
                 reopened += 1
@@ -327,47 +310,45 @@ class ReviewQueue:
         """Read the queue and its traces from the store."""
         entries = self._entries()
         infos = trace_infos([e.item_id for e in entries], experiment=self.experiment_id)
-        return Snapshot(self, tuple(self._queue_items(entries, infos)), infos)
+        size = self.batch_size or len(entries) + 1
+        batches = {entry.item_id: place // size for place, entry in enumerate(entries)}
+        return Snapshot(self, tuple(self._queue_items(entries, infos)), infos, batches)
 
     def _entries(self) -> list[Any]:
-        api = review_queues_api()
-        found: dict[str, Any] = {}
-        token = None
         with supported("review queues"):
-            while True:
-                page = api.list_review_queue_items(
+            found = all_pages(
+                lambda token: review_queues.list_review_queue_items(
                     self.queue_id, max_results=_PAGE, page_token=token
                 )
-                # What is added meanwhile comes first and moves the pages: an item may come twice.
-                found.update((item.item_id, item) for item in page)
-                token = page.token
-                if not token:
-                    break
-        return sorted(found.values(), key=lambda item: (item.creation_time_ms, item.item_id))
+            )
+        # What is added meanwhile comes first and moves the pages: an item may come twice.
+        unique = {item.item_id: item for item in found}
+        return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
 
     def _queue_items(
         self, entries: Sequence[Any], infos: Mapping[str, TraceInfo]
     ) -> list[QueueItem]:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
         traces = [without_spans(info) for info in infos.values()]
-        # When, and in which writing, each person answered: by question, trace and folded name.
-        given: list[dict[str, dict[str, tuple[int, str]]]] = []
-        for name in _required(self.schemas):
-            answers: dict[str, dict[str, tuple[int, str]]] = {}
+        required = _required(self.schemas)
+        # When, and in which writing, each person answered: by trace, folded name and question.
+        answers: dict[str, dict[str, dict[str, tuple[int, str]]]] = {i: {} for i in infos}
+        for name in required:
             for label in label_records(traces, name):
-                when = (label.created_ms, label.annotator)
-                answers.setdefault(label.trace_id, {})[folded(label.annotator)] = when
-            given.append(answers)
+                given = answers[label.trace_id].setdefault(folded(label.annotator), {})
+                given[name] = (label.created_ms, label.annotator)
         writing = {folded(name): name for name in self.annotators}
         assignment = self.assign([e.item_id for e in entries]) if self.annotators else None
         items = []
         for entry in entries:
             if entry.item_id not in infos:
                 continue
-            here = [answers.get(entry.item_id, {}) for answers in given]
-            everywhere = set.intersection(*map(set, here)) if here else set()
             # In the order in which they were done with the last question.
-            last = {who: max(answers[who] for answers in here) for who in everywhere}
+            last = {
+                who: max(given.values())
+                for who, given in answers[entry.item_id].items()
+                if len(given) == len(required)
+            }
             by_time = sorted(last, key=lambda who: last[who])
             asked = assignment.annotators_of(entry.item_id) if assignment else None
             items.append(
@@ -395,11 +376,53 @@ def _required(schemas: Iterable[LabelSchema]) -> list[str]:
     return [name for name, scale in scales.items() if scale is not None] or list(scales)
 
 
-def review_queues_api() -> Any:
-    """Return MLflow's functions for review queues, or raise `StoreError`."""
-    try:
-        from mlflow.genai import review_queues
-    except ImportError:  # pragma: no cover - older than what the workbench asks for
-        with supported("review queues"):
-            raise NotImplementedError from None
-    return review_queues
+class QueueSync:
+    """Keeps MLflow's status of a review queue's items in step with what one annotator does.
+
+    It works in a thread of its own and tries again until the store answers. What it could not do,
+    `ReviewQueue.sync` does. ``note`` says what keeps the status from being written, "" for
+    nothing; ``on_change`` is called, from that thread, when it has changed.
+    """
+
+    def __init__(self, queue: ReviewQueue, annotator: str, on_change: Callable[[], None]) -> None:
+        self.queue, self.note = queue, ""
+        self._annotator, self._on_change = annotator, on_change
+        self._added: dict[str, int] = {}
+        self._writer = Writer(self)
+
+    def sync(self, snapshot: Snapshot) -> None:
+        """Set the status of all items as they were just read; returns at once."""
+        self._added = {item.trace_id: item.added_ms for item in snapshot.items}
+        self._writer.put(Job("sync", "sync", partial(self.queue.sync, snapshot)))
+
+    def labelled(self, trace_id: str) -> None:
+        """Set the status of an item that has a new label, or lost one; returns at once."""
+        if trace_id in self._added:
+            added_ms = self._added[trace_id]
+            write = partial(self.queue.sync_item, trace_id, added_ms, self._annotator)
+            self._writer.put(Job(trace_id, trace_id, write))
+
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until MLflow's status is in step, ``seconds`` at most; return whether it is."""
+        return self._writer.flush(seconds)
+
+    def written(self, job: Job, result: Any) -> None:
+        """The status of an item, or of all, is in step."""
+        self._set_note("")
+
+    def delayed(self, job: Job, error: str) -> None:
+        """The store does not answer just now."""
+        self._set_note(f"The queue {self.queue.name!r} in MLflow's page lags behind: {error}")
+
+    def refused(self, job: Job, error: BaseException) -> None:
+        """The status stays as it is, for instance of an item that was taken out of the queue."""
+        text = store_message(error)
+        _log.info("the status of %s in queue %r stays: %s", job.trace_id, self.queue.name, text)
+        if job.key == "sync":
+            where = f"The queue {self.queue.name!r} in MLflow's page"
+            self._set_note(f"{where} was not updated: {text}")
+
+    def _set_note(self, note: str) -> None:
+        if note != self.note:
+            self.note = note
+            self._on_change()
