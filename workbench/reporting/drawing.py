@@ -13,7 +13,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -117,10 +117,10 @@ def bare_rows(ax: Axes, labels: Sequence[str]) -> None:
     ax.tick_params(left=False)
 
 
-def legend_above(ax: Axes, handles: Sequence[Any], labels: Sequence[str], **look: Any) -> None:
+def legend_above(ax: Axes, handles: Mapping[str, Any], **look: Any) -> None:
     """Put the legend above the picture, at its left."""
     place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
-    ax.legend(handles, labels, **{**place, **look})
+    ax.legend([*handles.values()], [*handles], **{**place, **look})
 
 
 # -- matrices -------------------------------------------------------------------------------
@@ -161,21 +161,14 @@ def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
 
 
 def write_cell(
-    ax: Axes,
-    row: int,
-    column: int,
-    texts: tuple[str, str],
-    *,
-    size: int,
-    white: bool = False,
-    faint: bool = False,
+    ax: Axes, at: tuple[int, int], large: str, small: str, *, white: bool, faint: bool = False
 ) -> None:
-    """Write a large and a small text into a cell of a matrix with ``size`` rows."""
-    large, small = texts
+    """Write a large and a small text into the cell of a matrix at a row and column."""
+    size = math.ceil(ax.get_ylim()[0])
     points = 13 if size <= 4 else 10.5 if size <= 7 else 8
     points = min(points, 10.5) if len(large) > 6 else points
     look: dict[str, Any] = {"color": "white" if white else ink(), "alpha": 0.55 if faint else None}
-    look |= {"xy": (column, row), "textcoords": "offset points", "ha": "center"}
+    look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
     ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
     if small:
         ax.annotate(small, xytext=(0, -3), va="top", size=max(6.5, points * 0.7), **look)
@@ -200,8 +193,7 @@ def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
     ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
 
 
 # -- pictures in pages ----------------------------------------------------------------------
@@ -210,17 +202,9 @@ def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
 def as_svg(draw: Callable[..., Any], *, width: float, height: float, description: str) -> str:
     """Return a picture as an ``<svg>`` element that takes on the theme of the page around it.
 
-    Text and lines have the page's text colour, the background is transparent, all text is
-    escaped, and the picture scales down to the width at hand.
-
-    Parameters
-    ----------
-    draw
-        Called with ``ax``, the Axes to draw on, for instance ``partial(plot_balance, pairs)``.
-    width, height
-        In inches.
-    description
-        What screen readers say.
+    ``draw`` is called with ``ax``; ``width`` and ``height`` are in inches; ``description`` is what
+    screen readers say. Text and lines have the page's text colour, the background is transparent,
+    all text is escaped, and the picture scales down to the width at hand.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -125,9 +125,8 @@ def plot_before_after(
     given = axes if axes is not None else ax
     if given is None:
         width, height = matrix_size(len(both[0].confusion))
-        drawn = new_axes(2 * width + 0.3, height + 0.3, count=2)
-    else:
-        drawn = np.asarray(list(given), dtype=object)
+        given = new_axes(2 * width + 0.3, height + 0.3, count=2)
+    drawn = np.asarray(list(given), dtype=object)
     if len(drawn) != 2:
         raise ArgumentError(f"plot_before_after draws on two Axes, got {len(drawn)}.")
     for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
@@ -145,32 +144,23 @@ def title_with_intervals(found: Agreement, name: str) -> str:
 
 def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
     table, shares = found.confusion, found.confusion_shares.to_numpy()
-    counts, size = table.to_numpy(), len(table)
-    draw_cells(ax, shares)
-    if size <= MOST_ROWS_WITH_TEXT:
-        for (row, column), count in np.ndenumerate(counts):
-            share = shares[row, column]
-            texts = (str(count), f"{share:.0%}" if count else "")
-            write_cell(
-                ax,
-                row,
-                column,
-                texts[::-1] if normalise and count else texts,
-                size=size,
-                white=bool(share >= WHITE_TEXT_FROM),
-                faint=count == 0,
-            )
-    outline_diagonal(ax, size)
-    break_or_space = "\n" if size <= MOST_ROWS_WITH_TEXT else " "
-    totals = counts.sum(axis=1)
+    with_text = len(table) <= MOST_ROWS_WITH_TEXT
+    between = "\n" if with_text else " "
+    totals = table.sum(axis=1)
     matrix_axes(
         ax,
-        [
-            f"{literal(v, width=18)}{break_or_space}({n})"
-            for v, n in zip(table.index, totals, strict=True)
-        ],
-        [literal(v, width=14) for v in table.columns],
+        [f"{literal(value, width=18)}{between}({n})" for value, n in totals.items()],
+        [literal(value, width=14) for value in table.columns],
     )
+    draw_cells(ax, shares)
+    if with_text:
+        for at, count in np.ndenumerate(table.to_numpy()):
+            texts = [str(count), f"{shares[at]:.0%}" if count else ""]
+            if normalise and count:
+                texts.reverse()
+            white = bool(shares[at] >= WHITE_TEXT_FROM)
+            write_cell(ax, at, *texts, white=white, faint=count == 0)
+    outline_diagonal(ax, len(table))
     ax.set_xlabel("judge")
     ax.set_ylabel("human")
 
@@ -227,8 +217,8 @@ def plot_metrics(
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
     handles, labels = ax.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    order = [n for n in (*judges, *levels) if n in unique]
-    legend_above(ax, [unique[n] for n in order], order, handlelength=1.4, columnspacing=1.4)
+    shown = {name: unique[name] for name in (*judges, *levels) if name in unique}
+    legend_above(ax, shown, handlelength=1.4, columnspacing=1.4)
     return ax
 
 
@@ -274,9 +264,7 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
             "differs from it (p < 0.05, adjusted)": filled,
             "the difference may be luck": hollow,
         }
-        legend_above(
-            ax, [*handles.values()], [*handles], ncols=3, handlelength=1.4, columnspacing=1.2
-        )
+        legend_above(ax, handles, ncols=3, handlelength=1.4, columnspacing=1.2)
     names = [[literal(entry.name, 30), literal(_effort(entry), 60)] for entry in entries]
     bare_rows(ax, ["\n".join(filter(None, lines)) for lines in names])
     ax.set_xlim(0, 1.01)
@@ -336,7 +324,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.tick_params(left=False)
     ax.set_xlabel(f"share of {found.n} pairs")
-    legend_above(ax, [*handles.values()], [*handles], handlelength=1.6)
+    legend_above(ax, handles, handlelength=1.6)
     return ax
 
 
@@ -357,17 +345,16 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
     size = len(kappa)
     ax = ax or new_axes(*matrix_size(size))[0]
     opacity = np.clip(np.abs(np.nan_to_num(kappa)), 0, 1)
+    names = annotators.annotators
+    matrix_axes(ax, [literal(v, width=18) for v in names], [literal(v, width=14) for v in names])
     draw_cells(ax, opacity, np.where(kappa < 0, BELOW, TINT))
-    for (row, column), value in np.ndenumerate(kappa):
-        if row != column and size <= MOST_ROWS_WITH_TEXT:
+    for at, value in np.ndenumerate(kappa):
+        if at[0] != at[1] and size <= MOST_ROWS_WITH_TEXT:
             large = "undefined" if math.isnan(value) else f"{value:.2f}"
-            texts = (large, f"n = {int(n[row, column])}")
-            white = opacity[row, column] >= WHITE_TEXT_FROM and value >= 0
-            write_cell(ax, row, column, texts, size=size, white=white)
+            white = bool(opacity[at] >= WHITE_TEXT_FROM and value >= 0)
+            write_cell(ax, at, large, f"n = {int(n[at])}", white=white)
     if size < 2:
         write(ax, 0, 0, "needs two annotators")
-    names = list(annotators.annotators)
-    matrix_axes(ax, [literal(v, width=18) for v in names], [literal(v, width=14) for v in names])
     ax.set_title(
         f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}, "
         f"ceiling {figure(annotators.ceiling)}"

@@ -12,7 +12,9 @@ import math
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -63,13 +65,9 @@ def write_report(
     alignment
         What `workbench.align` gave.
     path
-        The file to write.
+        The file to write, which is also returned.
     title
         The heading; names the judge by default.
-
-    Returns
-    -------
-    The path of the file.
 
     Raises
     ------
@@ -101,21 +99,10 @@ def render(alignment: Alignment, *, title: str | None = None) -> str:
         trim_blocks=True,
         finalize=_shown,
     )
-    template = environment.get_template("report.html")
-    return safe_html(template.render(_content(alignment, title)))
-
-
-def _shown(value: Any) -> Any:
-    """What the template writes for a value: figures with three digits, nothing for None."""
-    if isinstance(value, float):
-        return "undefined" if math.isnan(value) else f"{value:.3f}"
-    return "" if value is None else value
-
-
-def _content(alignment: Alignment, title: str | None) -> dict[str, Any]:
-    """What the template shows, by name; what an alignment does not have is None or empty."""
     comparison, people = alignment.comparison, alignment.annotators
-    return {
+    reasons = alignment.pairs.reasons
+    history = alignment.history.astype(object).map(_cell)
+    content = {
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
         "status": alignment.status,
         "sentence": _sentence(alignment),
@@ -128,21 +115,30 @@ def _content(alignment: Alignment, title: str | None) -> dict[str, Any]:
         "groups": _groups(alignment),
         "people": _table(people.pairwise) if people and len(people.pairwise) else None,
         "people_sentence": _people_sentence(people) if people else "",
-        "excluded": _excluded(alignment.pairs),
-        "history": _history(alignment.history),
+        "excluded": _table(reasons.assign(reason=reasons["reason"].map(_without_secrets))),
+        "history": None if history.empty else _table(history),
         "cost": _cost(alignment),
         "provenance": _provenance(alignment),
     }
+    return safe_html(environment.get_template("report.html").render(content))
+
+
+def _shown(value: Any) -> Any:
+    """What the template writes for a value: figures with three digits, nothing for None."""
+    if isinstance(value, float):
+        return "undefined" if math.isnan(value) else f"{value:.3f}"
+    return "" if value is None else value
 
 
 # -- words ----------------------------------------------------------------------------------
 
 
 def _sentence(alignment: Alignment) -> str:
-    """What happened, and why."""
-    comparison, reason = alignment.comparison, _without_secrets(alignment.reason)
-    # What is missing to be sure stands in a note of its own.
-    reason = reason.replace(comparison.power_note, "") if comparison.power_note else reason
+    """What happened, and why; what is missing to be sure stands in a note of its own."""
+    comparison = alignment.comparison
+    reason = _without_secrets(alignment.reason)
+    if comparison.power_note:
+        reason = reason.replace(comparison.power_note, "")
     summary = "" if comparison.summary in reason else comparison.summary
     return f"{reason.strip()} {summary}".strip()
 
@@ -156,7 +152,7 @@ def _notes(alignment: Alignment) -> list[str]:
         if model.startswith(SCHEME)
     ]
     notes = [*alignment.comparison.notes, *embedded, *alignment.notes]
-    return list(dict.fromkeys(_without_secrets(note) for note in notes))
+    return list(dict.fromkeys(map(_without_secrets, notes)))
 
 
 def _people_sentence(people: AnnotatorAgreement) -> str:
@@ -181,28 +177,25 @@ def _without_secrets(text: str) -> str:
 
 def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     """The pictures as SVG, by name; None where there is nothing to draw."""
-    comparison, pairs, people = alignment.comparison, alignment.pairs, alignment.annotators
-    pictures: dict[str, Markup | None] = {
-        "metrics": _svg(
-            partial(plot_metrics, comparison, ceiling=people),
-            (5.2, 2.9 if alignment.before.scale.ordered else 2.3),
-            "Accuracy and kappa with their intervals, before and after",
-        ),
-        "balance": _svg(
-            partial(plot_balance, pairs),
-            (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10)),
-            "How often people gave each label, beside how often the judge did",
-        )
-        if len(pairs)
-        else None,
-        "annotators": None,
-    }
+    pairs, people = alignment.pairs, alignment.annotators
+    pictures: dict[str, Markup | None] = dict.fromkeys(("balance", "annotators"))
+    pictures["metrics"] = _svg(
+        partial(plot_metrics, alignment.comparison, ceiling=people),
+        (5.2, 2.9 if alignment.before.scale.ordered else 2.3),
+        "Accuracy and kappa with their intervals, before and after",
+    )
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
         pictures[when] = _svg(
             partial(plot_confusion, found, title=title_with_intervals(found, when)),
             (side, side),
             f"Confusion matrix of human labels and verdicts {when} the alignment",
+        )
+    if len(pairs):
+        pictures["balance"] = _svg(
+            partial(plot_balance, pairs),
+            (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10)),
+            "How often people gave each label, beside how often the judge did",
         )
     if people and len(people.annotators) > 2:
         side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
@@ -228,10 +221,11 @@ def _instructions(alignment: Alignment) -> dict[str, Any]:
         for line in difflib.Differ().compare(before.splitlines(), after.splitlines())
         if line[0] in kinds
     ]
-    added, removed = (sum(x["kind"] == k for x in lines) for k in ("added", "removed"))
+    counts = Counter(line["kind"] for line in lines)
     taken = " (not taken)" if alignment.status == "rejected" else ""
     caption = (
-        f"From the original to the aligned ones{taken}: {added} lines added, {removed} removed."
+        f"From the original to the aligned ones{taken}: {counts['added']} lines added, "
+        f"{counts['removed']} removed."
     )
     return {"caption": "They are unchanged." if before == after else caption, "lines": lines}
 
@@ -241,7 +235,7 @@ def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
     rows = _rows(alignment.pairs)
     found = []
     for rule, ids in alignment.evidence.items():
-        known = [rows[i] for i in map(str, ids) if i in rows]
+        known = [rows[i] for i in ids if i in rows]
         # A case whose label has a reason explains most.
         known.sort(key=lambda row: not _short(row.get("human_rationale")))
         shown = [_item(row, alignment) for row in known[:MOST_CASES]]
@@ -259,28 +253,22 @@ def _groups(alignment: Alignment) -> list[dict[str, Any]]:
         "Farther from people" if numeric else "Broken": comparison.broken,
         "Still wrong": comparison.still_wrong,
     }
-    return [
-        {
-            "name": name,
-            "count": len(frame),
-            "shown": [
-                _item(
-                    {**before.get(row["trace_id"], {}), **row},
-                    alignment,
-                    after_rationale=after.get(row["trace_id"], {}).get("judge_rationale"),
-                )
-                for row in frame.head(MOST_ITEMS).to_dict("records")
-            ],
-        }
-        for name, frame in groups.items()
-    ]
+    found = []
+    for name, frame in groups.items():
+        shown = [
+            _item(before[i] | row, alignment, after_rationale=after[i].get("judge_rationale"))
+            for i, row in _rows(frame.head(MOST_ITEMS)).items()
+        ]
+        found.append({"name": name, "count": len(frame), "shown": shown})
+    return found
 
 
-def _rows(pairs: Pairs) -> dict[str, dict[str, Any]]:
-    return {str(row["trace_id"]): row for row in pairs.table.to_dict("records")}  # type: ignore[misc]  # column names are text
+def _rows(frame: pd.DataFrame | Pairs) -> dict[str, dict[str, Any]]:
+    table = frame if isinstance(frame, pd.DataFrame) else frame.table
+    return {row["trace_id"]: row for row in table.to_dict("records")}  # type: ignore[misc]  # column names are text
 
 
-def _item(row: Mapping[Any, Any], alignment: Alignment, **rationales: Any) -> dict[str, Any]:
+def _item(row: Mapping[str, Any], alignment: Alignment, **rationales: Any) -> dict[str, Any]:
     """A row of pairs with the item's inputs, outputs and expectations as short texts."""
     example = alignment.examples.get(row["trace_id"])
     parts: dict[str, str] = {}
@@ -316,49 +304,44 @@ def _table(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {"columns": columns, "rows": frame.head(MOST_ROWS).to_numpy(dtype=object).tolist()}
 
 
-def _excluded(pairs: Pairs) -> dict[str, list[Any]]:
-    reasons = pairs.reasons.assign(reason=pairs.reasons["reason"].map(_without_secrets))
-    return _table(reasons)
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) and value == value else _short(value)
 
 
-def _history(history: pd.DataFrame) -> dict[str, list[Any]] | None:
-    def cell(value: Any) -> Any:
-        return value if isinstance(value, (int, float)) and value == value else _short(value)
-
-    return None if history.empty else _table(history.astype(object).map(cell))
-
-
-def _cost(alignment: Alignment) -> list[tuple[str, str]]:
+def _cost(alignment: Alignment) -> dict[str, str]:
     tokens, cost = alignment.tokens, alignment.cost
-    return [
-        ("judge calls", f"{alignment.calls:,}"),
-        ("reflection calls", f"{alignment.reflection_calls:,}"),
-        ("tokens", "not counted by the model" if tokens is None else f"{tokens:,}"),
-        ("money", "no price is known for the model" if cost is None else f"${cost:,.4f}"),
-        ("time", f"{alignment.seconds:,.1f} s"),
-    ]
+    return {
+        "judge calls": f"{alignment.calls:,}",
+        "reflection calls": f"{alignment.reflection_calls:,}",
+        "tokens": "not counted by the model" if tokens is None else f"{tokens:,}",
+        "money": "no price is known for the model" if cost is None else f"${cost:,.4f}",
+        "time": f"{alignment.seconds:,.1f} s",
+    }
 
 
-def _provenance(alignment: Alignment) -> list[tuple[str, str]]:
+def _provenance(alignment: Alignment) -> dict[str, Any]:
     split, judge = alignment.split, alignment.judge
     sizes = ", ".join(f"{part} {len(getattr(split, part))}" for part in ("train", "dev", "test"))
-    packages = [*filter(None, map(_package, PACKAGES)), f"Python {platform.python_version()}"]
-    found: dict[str, Any] = {
+    packages = []
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages.append(f"{name} {version(name)}")
+    found = {
         "judge": judge.name,
         "model": getattr(judge, "model", None),
         "endpoint": _endpoint(judge),
         "fingerprint of the original": alignment.fingerprints.get("original"),
         "fingerprint of the aligned judge": alignment.fingerprints.get("aligned"),
-        "seed": alignment.seed,
+        "seed": str(alignment.seed),
         "split": f"{sizes}, {split.groups} kept together" if split.groups else sizes,
         "digest of the split": split.digest,
         "digest of the labels": alignment.dataset_digest,
         "optimizer": alignment.optimizer,
         "MLflow run": alignment.run_id,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "packages": ", ".join(packages),
+        "packages": ", ".join([*packages, f"Python {platform.python_version()}"]),
     }
-    return [(name, str(value)) for name, value in found.items() if value is not None]
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _endpoint(judge: Judge) -> str | None:
@@ -368,10 +351,3 @@ def _endpoint(judge: Judge) -> str | None:
     except ArgumentError:  # not made from instructions
         return None
     return without_credentials(url) if url else None
-
-
-def _package(name: str) -> str | None:
-    try:
-        return f"{name} {version(name)}"
-    except PackageNotFoundError:
-        return None
