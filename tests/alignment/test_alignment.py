@@ -543,6 +543,7 @@ def served() -> Iterator[dict[str, Any]]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket.listen(256)  # else connections are reset, and requests made again
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     state["base_url"] = f"http://127.0.0.1:{server.server_address[1]}/v1"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
 from workbench.simba.items import Case, Item
-from workbench.simba.reflection import TASK, Request, allowed_values, rules_in
+from workbench.simba.reflection import TASK, Request, allowed_values, rules_in, tokens_in
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])
@@ -104,12 +104,12 @@ def test_a_prompt_fits_into_the_context(context: int, n: int, m: int, size: int)
     wrong = tuple(case(i, f"{i} " + "x" * size, "poor", "good") for i in range(n))
     right = tuple(case(i, f"{i} " + "y" * size, "poor", "poor") for i in range(m))
     one = Request("Rate {{ outputs }}.", wrong, right, ("outputs",))
-    prompt = sum(len(text.encode()) for text in (TASK, *one.as_inputs(SCALE, context).values()))
+    prompt = sum(map(tokens_in, (TASK, *one.as_inputs(SCALE, context).values())))
     kept = shown(one, context)
     assert sum(c["human_label"] == "good" for c in kept) >= 2
-    assert prompt <= 3 * context or len(kept) <= 4
+    assert prompt <= context or len(kept) <= 4
     whole = one.as_inputs(SCALE)
-    if sum(len(text.encode()) for text in (TASK, *whole.values())) + 6000 <= 3 * context:
+    if sum(map(tokens_in, (TASK, *whole.values()))) + 1600 <= context:
         assert one.as_inputs(SCALE, context) == whole
 
 
@@ -118,7 +118,7 @@ def test_the_most_telling_cases_are_kept() -> None:
     cases = [case(i, f"begin {'x' * 900} end", "poor", "good") for i in range(40)]
     silent = [replace(c, item=replace(c.item, rationale="")) for c in cases[::2]]
     one = Request("r", (*silent, *cases[1::2]), (), ("outputs",))
-    kept = shown(one, 6000)
+    kept = shown(one, 3200)
     assert 12 <= len(kept) < 40
     assert sum(bool(c["human_rationale"]) for c in kept) == min(20, len(kept))
     assert all(c["outputs"].startswith("begin") and c["outputs"].endswith("end") for c in kept)

@@ -286,7 +286,7 @@ def test_requests_are_sized_to_the_context(loopback: Callable[..., Loopback]) ->
     """Of an unknown model 8,000 tokens are taken; the answer is limited as well."""
     server = loopback(says='["Be strict on promises."]')
     asking = judge("openai:/m", base_url=server.url)
-    for context, most in ((None, 24_000), (3000, 9_000)):
+    for context, most in ((None, 32_000), (3000, 12_000)):
         Reflector(asking, SCALE, context=context).propose([request(n=200)], 0)
         body = server.stats()["body"]
         assert sum(len(message["content"].encode()) for message in body["messages"]) < most

@@ -15,11 +15,11 @@ from workbench.simba.items import Case, judge_fields
 from workbench.simba.proposals import MAX_BLAMED
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
-    BYTES_PER_TOKEN,
-    FRAME_BYTES,
+    FRAME_TOKENS,
     MAX_RULES,
     TASK,
     Request,
+    tokens_in,
 )
 from workbench.simba.search import FEW, FOLDS, Settings
 from workbench.simba.selection import MAX_ABLATED, SECOND_RUNG, first_rung
@@ -27,8 +27,8 @@ from workbench.simba.selection import MAX_ABLATED, SECOND_RUNG, first_rung
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-RULE_BYTES: Final = 160
-"""Assumed size of a rule; twice `MAX_RULES` of them are assumed to be added."""
+RULE_TOKENS: Final = 50
+"""Assumed length of a rule; twice `MAX_RULES` of them are assumed to be added."""
 
 VERDICT_TOKENS: Final = 200
 """Assumed length of a judge's answer if none is known."""
@@ -92,18 +92,17 @@ def forecast(
     calls, reflections = most_calls(len(cases) - dev, dev, settings, scale, rules)
 
     shown = Request(instructions, tuple(cases), (), judge_fields(judge)).as_inputs(scale)
-    a_case = len(shown["disagreements"].encode()) / max(1, len(cases))
-    learned = 2 * MAX_RULES * RULE_BYTES + settings.max_examples * a_case
-    read = (len(instructions.encode()) + FRAME_BYTES + a_case + learned) / BYTES_PER_TOKEN
-    written = VERDICT_TOKENS
+    a_case = tokens_in(shown["disagreements"]) / max(1, len(cases))
+    learned = 2 * MAX_RULES * RULE_TOKENS + settings.max_examples * a_case
+    fixed = tokens_in(instructions) + FRAME_TOKENS + learned
+    read, written = fixed + a_case, VERDICT_TOKENS
     if probe is not None and probe.input_tokens:
-        read = probe.input_tokens + learned / BYTES_PER_TOKEN
+        read = probe.input_tokens + learned
         written = 2 * (probe.output_tokens or VERDICT_TOKENS)
-    prompt = len((TASK + instructions).encode()) + FRAME_BYTES + learned
-    prompt += min(len(cases), 3 * settings.batch_size) * a_case
+    prompt = tokens_in(TASK) + fixed + min(len(cases), 3 * settings.batch_size) * a_case
 
     model = str(getattr(judge, "model", None) or "")
-    used = (math.ceil(read), written), (math.ceil(prompt / BYTES_PER_TOKEN), ANSWER_TOKENS)
+    used = (math.ceil(read), written), (math.ceil(prompt), ANSWER_TOKENS)
     judged, reflected = cost(model, *used[0]), cost(reflection_model or model, *used[1])
     known = judged is not None and reflected is not None
     return Forecast(

@@ -271,11 +271,10 @@ class SIMBA(AlignmentOptimizer):
                 on_step=on_step,
                 calls_left=models.calls_left,
             )
-        # A batch that the budget cut short was paid for all the same.
-        judge_calls = budget.spent - spent_before - found.reflection_calls
         self.last = replace(
             found,
-            judge_calls=judge_calls,
+            # A batch that the budget cut short was paid for all the same.
+            judge_calls=budget.spent - spent_before - found.reflection_calls,
             known=models.cached,
             tokens=models.tokens or None,
             cost=models.cost,

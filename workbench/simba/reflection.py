@@ -44,10 +44,7 @@ TASK_DIGEST: Final = question_key(TASK)[:16]
 ANSWER_TOKENS: Final = 1024
 """Length of an answer, unless ``inference_params`` set ``max_tokens``."""
 
-BYTES_PER_TOKEN: Final = 3
-"""A cautious estimate: about 4 in English."""
-
-FRAME_BYTES: Final = 2000
+FRAME_TOKENS: Final = 500
 """What dspy writes around the fields of a prompt."""
 
 FIELD_LIMITS: Final = (MAX_FIELD, 600, 200)
@@ -84,8 +81,8 @@ class Request:
         focus = self.focus or "All disagreements."
         room = math.inf
         if context is not None:
-            room = BYTES_PER_TOKEN * (context - ANSWER_TOKENS) - FRAME_BYTES
-            room -= sum(map(_size, (TASK, self.instructions, values, focus)))
+            room = context - ANSWER_TOKENS - FRAME_TOKENS
+            room -= sum(map(tokens_in, (TASK, self.instructions, values, focus)))
         wrong, right = self._fitting_cases(room)
         return {
             "judge_instructions": self.instructions,
@@ -109,9 +106,9 @@ class Request:
         for limit in FIELD_LIMITS:
             wrong = [self._line(case, limit) for case in self.disagreements]
             right = [self._line(case, limit) for case in self.agreements]
-            share = max(DISAGREEMENT_SHARE * room, room - sum(map(_size, right)))
+            share = max(DISAGREEMENT_SHARE * room, room - sum(map(tokens_in, right)))
             wrong = _most_telling(self.disagreements, wrong, share)
-            right = _most_telling(self.agreements, right, room - sum(map(_size, wrong)))
+            right = _most_telling(self.agreements, right, room - sum(map(tokens_in, wrong)))
             if len(wrong) >= min(MIN_CASES, len(self.disagreements)):
                 break
         return wrong, right
@@ -133,16 +130,19 @@ def _most_telling(cases: Sequence[Case], lines: Sequence[str], room: float) -> l
     ranked = sorted(
         range(len(cases)), key=lambda i: (not cases[i].item.rationale, -cases[i].item.weight)
     )
-    kept, used = set[int](), 0
+    kept, used = set[int](), 0.0
     for i in ranked:
-        if used + _size(lines[i]) <= room or len(kept) < 2:
+        if used + tokens_in(lines[i]) <= room or len(kept) < 2:
             kept.add(i)
-            used += _size(lines[i])
+            used += tokens_in(lines[i])
     return [line for i, line in enumerate(lines) if i in kept]
 
 
-def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass")) + 1
+def tokens_in(text: str) -> float:
+    """Estimate tokens: one for 4 characters of ASCII, for 3 bytes of any other text."""
+    if text.isascii():
+        return (len(text) + 1) / 4
+    return (len(text.encode("utf-8", "surrogatepass")) + 1) / 3
 
 
 def _words(text: str) -> str:

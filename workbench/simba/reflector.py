@@ -59,8 +59,9 @@ MIN_FAILURE_SHARE: Final = 1 / 3
 
 _ADVICE: Final = (
     "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
-    "more time or room with SIMBA(inference_params={'timeout': seconds, 'max_tokens': ...}). Run "
-    "again to go on from here: answers that were paid for are kept."
+    "more time or room with SIMBA(inference_params={'timeout': seconds, 'max_tokens': ...}), or "
+    "shorter requests with SIMBA(reflection_context=tokens). Run again to go on from here: answers "
+    "that were paid for are kept."
 )
 
 
