@@ -155,7 +155,7 @@ def test_broken_characters_in_chats_and_expectations_survive(store: str) -> None
 
 def test_long_texts_survive(store: str) -> None:
     """Rows of megabytes go in batches that a server takes as one request."""
-    table = pd.DataFrame({"q": ["a", "b", "c"], "o": ["✓ " * 1_500_000, "x" * 4_000_000, "z"]})
+    table = pd.DataFrame({"q": ["a", "b"], "o": ["✓ " * 2_500_000, "z"]})
     import_traces(table, inputs="q", outputs="o")
     assert [e.outputs for e in examples()] == table["o"].tolist()
 
@@ -168,16 +168,6 @@ def test_tags_keep_their_text(store: str) -> None:
     assert [e.tags for e in examples()] == [
         {"t": tag, "group id": str(n)} for n, tag in enumerate(tags)
     ]
-
-
-def test_csv_and_dataframe_of_text_are_the_same(store: str, tmp_path: Path) -> None:
-    """A CSV keeps NA and 007 as the answers that they are; an empty answer is a text too."""
-    table = pd.DataFrame({"q": ["a", "b", "c"], "o": ["NA", "007", ""]})
-    path = tmp_path / "answers.csv"
-    table.to_csv(path, index=False)
-    imported = import_traces(path, inputs="q", outputs="o")
-    assert [e.outputs for e in examples()] == ["NA", "007", ""]
-    assert import_traces(table, inputs="q", outputs="o").trace_ids == imported.trace_ids
 
 
 # -- rows that are there already ---
@@ -396,12 +386,14 @@ def test_a_server_takes_the_same_import(server: str) -> None:
 
 
 def test_the_real_file_comes_in_whole(store: str, openqa: Path) -> None:
-    """All rows of the open question data, equal ones too, with the labels of all annotators."""
-    annotators = {f"annotator{k}": f"annotator{k}" for k in (1, 2, 3)}
-    imported = import_traces(
-        openqa, inputs="question", outputs="answer", labels=annotators, label_name="correct"
-    )
+    """All rows of the open question data, equal ones too; labels can be added to some later."""
+    columns: dict[str, Any] = {"inputs": "question", "outputs": "answer", "progress": False}
+    imported = import_traces(openqa, **columns)
     assert len(set(imported.trace_ids)) == imported.created == 1490
     assert [t.info.trace_id for t in fetch_traces(spans=False)] == imported.trace_ids
-    filled = sum(int((read_table(openqa)[column] != "").sum()) for column in annotators)
-    assert len(label_records(fetch_traces(spans=False), "correct")) == imported.labels == filled
+    table = read_table(openqa)[:100]
+    annotators = {f"annotator{k}": f"annotator{k}" for k in (1, 2, 3)}
+    added = import_traces(table, labels=annotators, label_name="correct", **columns)
+    assert (added.created, added.trace_ids) == (0, imported.trace_ids[:100])
+    filled = sum(int((table[column] != "").sum()) for column in annotators)
+    assert len(label_records(fetch_traces(spans=False), "correct")) == added.labels == filled

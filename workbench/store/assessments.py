@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final
 
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
@@ -144,34 +145,25 @@ def _write_batch(client: TracingClient, batch: Sequence[Assessment]) -> int:
         # An id given here shows a second attempt what the first one has written.
         assessment.assessment_id = assessment.assessment_id or f"a-{uuid.uuid4().hex}"
     if len(batch) > 1 and has_transactions(client.store):
-        try:
-            with one_transaction(client.store):
-                for assessment in batch:
-                    client.log_assessment(assessment.trace_id, assessment)
-        except Exception:
-            # Nothing of it is written. Writing one by one shows which cannot be.
-            return sum(_write(client, assessment) for assessment in batch)
-        return len(batch)
+        # If one fails, nothing is written, and writing one by one shows which.
+        with suppress(Exception), one_transaction(client.store):
+            for assessment in batch:
+                client.log_assessment(assessment.trace_id, assessment)
+            return len(batch)
     return sum(_write(client, assessment) for assessment in batch)
 
 
 def _write(client: TracingClient, assessment: Assessment) -> bool:
     """Write one assessment; False if it was there already."""
+    trace_id = assessment.trace_id
     try:
-        retrying(client.log_assessment, assessment.trace_id, assessment)
+        retrying(client.log_assessment, trace_id, assessment)
     except Exception as error:
-        if _is_written(client, assessment):
+        with suppress(Exception):
+            client.get_assessment(trace_id, assessment.assessment_id)
             return False
-        what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
+        what = f"Assessment {assessment.name!r} of trace {trace_id}"
         raise not_written(what, error) from None
-    return True
-
-
-def _is_written(client: TracingClient, assessment: Assessment) -> bool:
-    try:
-        client.get_assessment(assessment.trace_id, assessment.assessment_id)
-    except Exception:
-        return False
     return True
 
 

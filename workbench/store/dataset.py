@@ -91,8 +91,8 @@ class Dataset:
             "inputs": self.inputs,
             "outputs": _as_list(self.outputs),
             "expectations": self.expectations or [],
-            "annotators": [f"{who}: {_pair(pair)}" for who, pair in self.labels.items()],
-            "recorded verdicts": [f"{who}: {_pair(pair)}" for who, pair in self.verdicts.items()],
+            "annotators": _shown(self.labels),
+            "recorded verdicts": _shown(self.verdicts),
             "kept together": _as_list(self.groups),
         }
         rows = [(role, ", ".join(columns)) for role, columns in roles.items() if columns]
@@ -236,8 +236,8 @@ def _as_list(columns: str | list[str] | None) -> list[str]:
     return [columns] if isinstance(columns, str) and columns else list(columns or [])
 
 
-def _pair(columns: tuple[str, str | None]) -> str:
-    return " with ".join(filter(None, columns))
+def _shown(raters: Raters) -> list[str]:
+    return [f"{who}: {' with '.join(filter(None, columns))}" for who, columns in raters.items()]
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -294,7 +294,8 @@ class _NewTrace:
 def _write_traces(new: Sequence[_NewTrace], where: str, *, progress: bool) -> None:
     """Write traces of one span each, with their assessments, batch by batch."""
     client = TracingClient()
-    with tqdm(total=len(new), desc="import", disable=not (progress and len(new) > 200)) as bar:
+    hidden = not progress or len(new) <= _BATCH_TRACES
+    with tqdm(total=len(new), desc="import", disable=hidden) as bar:
         try:
             for batch in _batches(new):
                 _write_batch(client, batch, where)
