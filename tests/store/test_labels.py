@@ -159,6 +159,8 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
         log(table.assign(trace_id=half))
     with pytest.raises(ArgumentError, match="did you mean 'rating'"):
         log(table, value="ratng")
+    with pytest.raises(ArgumentError, match="rationale: the table has no column ''"):
+        log(table, rationale="")
     with pytest.raises(ArgumentError, match="no column 'trace_id'"):
         log(table.drop(columns="trace_id"))
     for argument in ({"source_id": " "}, {"source_id": "\ud83d"}, {"name": ""}):

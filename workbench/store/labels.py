@@ -190,7 +190,7 @@ def _read_ratings(
     """Return (trace id, value, rationale) of each row that has them, and the rows that do not."""
     require_columns(table, "trace_id", ["trace_id"])
     require_columns(table, "value", [value])
-    require_columns(table, "rationale", [rationale] if rationale else [])
+    require_columns(table, "rationale", [] if rationale is None else [rationale])
     rows: list[tuple[str, Any, str | None]] = []
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []

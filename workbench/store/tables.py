@@ -245,17 +245,18 @@ def _read_row(
     raw: dict[str, Any], columns: dict[str, dict[str, str]], raters: Raters, problems: list[str]
 ) -> Row:
     """Return the row, with a dict of outputs, and add to ``problems`` what is wrong with it."""
-    sides: dict[str, dict[str, Any]] = {argument: {} for argument in columns}
-    for argument, key, column in [(a, k, c) for a, by in columns.items() for k, c in by.items()]:
-        if argument in ("expectations", "tags") and is_missing(raw[column]):
-            continue
-        try:
-            sides[argument][key] = plain(raw[column])
-        except ValueError as error:
-            problems.append(f"column {column!r} holds {error}")
-    for argument in ("inputs", "outputs"):
-        if all(_is_null(raw[column]) for column in columns[argument].values()):
-            names = ", ".join(map(repr, columns[argument].values()))
+    sides: dict[str, dict[str, Any]] = {}
+    for argument, by_key in columns.items():
+        needed = argument in ("inputs", "outputs")
+        sides[argument] = {}
+        for key, column in by_key.items():
+            try:
+                if needed or not is_missing(raw[column]):
+                    sides[argument][key] = plain(raw[column])
+            except ValueError as error:
+                problems.append(f"column {column!r} holds {error}")
+        if needed and all(_is_null(raw[column]) for column in by_key.values()):
+            names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
     tags = {key: _as_text(tag) for key, tag in sides["tags"].items()}
     for key, text in tags.items():
@@ -268,23 +269,22 @@ def _read_row(
         if is_missing(raw[column]):
             continue
         try:
-            labels[annotator] = read_rating(raw[column], rationale and raw[rationale])
+            because = None if rationale is None else raw[rationale]
+            labels[annotator] = read_rating(raw[column], because)
         except ValueError as error:
             problems.append(f"label of {annotator!r}: {error}")
     return Row(sides["inputs"], sides["outputs"], sides["expectations"], tags, labels)
 
 
 def _check_tag_key(key: str) -> None:
-    problem = "it begins with 'mlflow.' or is longer than 250 characters"
     try:
         compat.check_tag_key(key)
+        problem = "it begins with 'mlflow.'" if key.startswith("mlflow.") else ""
+        problem = problem or "it is longer than 250 characters" * (len(key) > 250)
     except MlflowException as error:
         problem = str(error)
-    else:
-        if not key.startswith("mlflow.") and len(key) <= 250:
-            return
-    how = "Rename it: tags={'key': 'column'}."
-    raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {problem}. {how}")
+    if problem:
+        raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {problem}. Rename it.")
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
