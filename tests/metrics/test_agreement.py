@@ -8,11 +8,9 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +21,6 @@ from statsmodels.stats.inter_rater import cohens_kappa
 import workbench
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
-from workbench.metrics.annotators import annotator_agreement
 from workbench.scale import Scale
 
 
@@ -49,6 +46,7 @@ def test_confusion_follows_the_scale_from_worst_to_best_and_shows_unused_classes
     assert list(found.confusion.index) == ["poor", "fair", "good", "excellent"]
     assert list(found.confusion.columns) == list(found.confusion.index)
     assert found.confusion.loc["good", "excellent"] == 1
+    assert found.mean_distance == pytest.approx(1 / 6)
     assert found.confusion.to_numpy().sum() == 2
     booleans = agreement(make_pairs([True, False], [True, True], Scale.from_type(bool)))
     assert booleans.confusion.loc[False, True] == booleans.false_positives == 1
@@ -89,11 +87,6 @@ def test_weighted_kappa_counts_near_misses_less_and_only_where_there_is_an_order
         agreement(make_pairs(["red"], ["red"], COLOURS), weights="linear")
     with pytest.raises(ArgumentError, match="weights"):
         agreement(near, weights="cubic")  # type: ignore[arg-type]
-
-
-def test_mean_distance_gives_graded_credit() -> None:
-    found = agreement(make_pairs(["poor", "poor"], ["fair", "excellent"], GRADES))
-    assert found.mean_distance == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
@@ -147,18 +140,6 @@ def test_a_value_off_the_scale_is_an_error_that_names_it() -> None:
         agreement(make_pairs(["maybe"], ["yes"]))
 
 
-def test_real_judgements_give_the_published_figures(openqa: Path) -> None:
-    table = pd.read_csv(openqa)
-    judged = table[table["gpt4"].notna()]
-    scale = Scale.of(["Yes", "No"])
-    found = agreement(make_pairs(list(judged["human"]), list(judged["gpt4"]), scale))
-    assert (found.n, round(found.accuracy, 4), round(found.kappa, 3)) == (1487, 0.8480, 0.695)
-    assert found.confusion.to_numpy().tolist() == [[582, 89], [137, 679]]
-    people = annotator_agreement(table[["annotator1", "annotator2", "annotator3"]])
-    first = people.pairwise.iloc[0]
-    assert (first["n"], round(first["kappa"], 3)) == (1483, 0.735)
-
-
 def test_results_are_json_on_a_line() -> None:
     for pairs in (from_confusion([[2, 1], [0, 3]]), make_pairs([], [])):
         found = agreement(pairs)
@@ -189,7 +170,7 @@ def measured(rows: Rows) -> Any:
     return agreement(make_pairs([h for h, _ in rows], [j for _, j in rows], GRADES), resamples=10)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(ratings)
 def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
     found, swapped = measured(rows), measured([(j, h) for h, j in rows])
@@ -205,20 +186,6 @@ def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
         plain = cohen_kappa_score(*ranks)
         weighted = cohen_kappa_score(*ranks, labels=range(4), weights="quadratic")
     assert one == pytest.approx((plain, weighted))
-
-
-@settings(max_examples=30, deadline=None)
-@given(ratings, st.permutations(GRADES.values))
-def test_kappa_is_blind_to_the_names_of_categories(rows: Rows, names: list[str]) -> None:
-    new = dict(zip(GRADES.values, names, strict=True))
-    renamed = measured([(new[h], new[j]) for h, j in rows])
-    assert measured(rows).kappa == pytest.approx(renamed.kappa, nan_ok=True)
-
-
-@settings(max_examples=30, deadline=None)
-@given(ratings)
-def test_confusion_holds_every_pair_once(rows: Rows) -> None:
-    found = measured(rows)
     table = found.confusion.to_numpy()
     assert table.sum() == found.per_class["support"].sum() == len(rows) == found.n
     assert np.trace(table) / len(rows) == pytest.approx(found.accuracy)

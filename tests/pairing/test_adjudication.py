@@ -60,27 +60,12 @@ def test_labels_and_reasons_stand_side_by_side(ids: list[str]) -> None:
     assert list(table["rationale"]["Ben"]) == [None, None]
     assert list(table["distance"]) == [1, 0.5]
     assert table["decision"].isna().all().all()
-
-
-def test_differences_on_the_judges_own_scale(ids: list[str]) -> None:
-    """A scale with more values than were seen makes the same difference smaller."""
     judge = workbench.make_judge(NAME, "Rate {{ outputs }}.", feedback_value_type=LADDER)
-    table = workbench.disagreements(judge)
-    assert list(table["distance"]) == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
-
-
-def test_two_writings_of_one_value_are_no_difference(store: str) -> None:
-    table = pd.DataFrame({"q": ["a", "b"], "o": ["1", "2"], "x": ["Yes", "no"], "y": ["true", "N"]})
-    table["trace_id"] = workbench.import_traces(table, inputs=["q"], outputs="o").trace_ids
-    workbench.log_labels(table, name=NAME, annotator="ana", value="x")
-    workbench.log_labels(table, name=NAME, annotator="ben", value="y")
-    assert workbench.disagreements(NAME).empty
-
-
-def test_nothing_to_differ_on_is_an_empty_table(store: str) -> None:
-    table = workbench.disagreements(NAME)
-    assert len(table) == 0
-    assert list(table.columns.get_level_values(0).unique()) == ["distance", "decision"]
+    # On a scale with more values than were seen the same difference is smaller.
+    assert list(workbench.disagreements(judge)["distance"]) == pytest.approx([2 / 3, 1 / 3])
+    nothing = workbench.disagreements("other")
+    assert len(nothing) == 0
+    assert list(nothing.columns.get_level_values(0).unique()) == ["distance", "decision"]
 
 
 def test_a_decision_is_recorded_beside_the_labels(ids: list[str]) -> None:
@@ -92,6 +77,10 @@ def test_a_decision_is_recorded_beside_the_labels(ids: list[str]) -> None:
     assert [x.annotator for x in label_records([trace], NAME)] == ["Ana", "Ben"]
     (stored,) = decision_feedback(trace, NAME)
     assert json.loads(stored.metadata[VOTES_KEY]) == {"Ana": "poor", "Ben": "good"}
+    again = workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", rationale="between ")
+    assert again == made
+    (trace,) = fetch_traces([ids[2]], spans=False)
+    assert len(decision_feedback(trace, NAME)) == 1  # the same again writes nothing
     table = workbench.disagreements(NAME)
     assert list(table.index) == [ids[1], ids[2]]  # what is decided comes last
     assert list(table.loc[ids[2], "decision"]) == ["fair", "Chloe", "between"]
@@ -109,13 +98,6 @@ def test_a_decision_records_the_rubric_that_it_was_made_under(ids: list[str]) ->
     (stored,) = decision_feedback(trace, NAME)
     assert stored.metadata[RUBRIC_KEY] == "2"
     assert workbench.rubric_history(NAME).version_of(made) == 2
-
-
-def test_deciding_the_same_again_writes_nothing(ids: list[str]) -> None:
-    first = workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
-    assert workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", rationale=" ") == first
-    (trace,) = fetch_traces([ids[2]], spans=False)
-    assert len(decision_feedback(trace, NAME)) == 1
 
 
 def test_a_later_decision_replaces_the_earlier(ids: list[str]) -> None:
@@ -136,25 +118,10 @@ def test_a_later_decision_replaces_the_earlier(ids: list[str]) -> None:
     assert history == [("fair", False), ("good", False), ("fair", False), ("good", True)]
 
 
-def test_an_annotator_may_decide_and_keeps_their_own_label(ids: list[str]) -> None:
-    """Also where the decision says what the label says."""
-    workbench.adjudicate(ids[2], "poor", name=NAME, by="Ana", rationale="since c")
-    assert paired()[ids[2]] == "poor"
-    workbench.adjudicate(ids[1], "fair", name=NAME, by="Ana")
-    votes = workbench.pair(NAME).votes
-    assert votes.loc[ids[2]].to_dict() == {"Ana": "poor", "Ben": "good"}
-    assert votes.loc[ids[1]].to_dict() == {"Ana": "good", "Ben": "fair"}
-
-
-def test_labels_that_are_logged_again_take_no_notice_of_decisions(ids: list[str]) -> None:
-    workbench.adjudicate(ids[0], "poor", name=NAME, by="Ana")
-    again = pd.DataFrame({"trace_id": [ids[0]], "v": ["good"], "why": ["since a"]})
-    logged = workbench.log_labels(again, name=NAME, annotator="Ana", value="v", rationale="why")
-    assert (logged.written, logged.present) == (0, 1)
-
-
 def test_pairs_take_the_decision_for_the_votes(ids: list[str]) -> None:
     assert paired() == {ids[0]: "good", ids[3]: "fair", ids[4]: "fair", ids[5]: "good"}
+    with pytest.raises(PairingError, match="Adjudicate it"):
+        workbench.pair(NAME, ties="error")
     workbench.adjudicate(ids[1], "good", name=NAME, by="Chloe")
     workbench.adjudicate(ids[2], "poor", name=NAME, by="Chloe", rationale="it lies")
     workbench.adjudicate(ids[0], "poor", name=NAME, by="Chloe")
@@ -169,30 +136,6 @@ def test_pairs_take_the_decision_for_the_votes(ids: list[str]) -> None:
     assert "On 3 traces an adjudicator's decision takes the votes' place." in pairs.notes
 
 
-def test_a_named_annotators_labels_are_not_decided_on(ids: list[str]) -> None:
-    workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
-    assert paired(consensus="Ana")[ids[2]] == "poor"
-    assert paired(consensus="Ben")[ids[2]] == "good"
-
-
-def test_a_tie_asks_for_a_decision(ids: list[str]) -> None:
-    with pytest.raises(PairingError, match="Adjudicate it"):
-        workbench.pair(NAME, ties="error")
-
-
-def test_what_cannot_be_judged_makes_no_pair(ids: list[str]) -> None:
-    workbench.adjudicate(ids[0], "N/A", name=NAME, by="Chloe")
-    why = excluded(workbench.pair(NAME))
-    assert why[ids[0]] == "adjudicated as one that cannot be judged"
-
-
-def test_a_decision_off_the_scale_makes_no_pair(ids: list[str]) -> None:
-    judge = workbench.make_judge(NAME, "Rate {{ outputs }}.", feedback_value_type=LADDER)
-    workbench.adjudicate(ids[0], "superb", name=NAME, by="Chloe")
-    pairs = workbench.pair(NAME, scale=workbench.Scale.from_type(judge.feedback_value_type))
-    assert "decision outside the scale: 'superb'" in excluded(pairs)[ids[0]]
-
-
 def test_a_decision_stands_where_there_is_no_label(ids: list[str]) -> None:
     source = AssessmentSource(source_type="HUMAN", source_id="x")
     other = mlflow.log_feedback(trace_id=ids[5], name="other", value="good", source=source)
@@ -205,15 +148,6 @@ def test_a_decision_stands_where_there_is_no_label(ids: list[str]) -> None:
     assert pairs.votes.empty
 
 
-def test_agreement_of_annotators_counts_no_decision(ids: list[str]) -> None:
-    before = workbench.annotator_agreement(workbench.pair(NAME))
-    for trace_id in ids:
-        workbench.adjudicate(trace_id, "good", name=NAME, by="Chloe")
-    after = workbench.annotator_agreement(workbench.pair(NAME))
-    assert after.annotators == before.annotators == ("Ana", "Ben")
-    pd.testing.assert_frame_equal(after.pairwise, before.pairwise)
-
-
 def test_what_is_learned_from_is_what_was_decided(ids: list[str]) -> None:
     judge = workbench.make_judge(NAME, "Rate {{ outputs }}.", feedback_value_type=LADDER)
     workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", rationale="it lies")
@@ -222,13 +156,6 @@ def test_what_is_learned_from_is_what_was_decided(ids: list[str]) -> None:
     by_id = {item.example.trace_id: item for item in items}
     assert (by_id[ids[2]].label, by_id[ids[2]].rationale) == ("fair", "it lies")
     assert len(items) == 6
-
-
-def test_a_decision_after_the_verdict_was_seen_is_not_blind(ids: list[str]) -> None:
-    workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", after_verdict=True)
-    table = workbench.pair(NAME).table.set_index("trace_id")
-    assert not table.loc[ids[2], "blind"]
-    assert table.loc[ids[0], "blind"]
 
 
 def test_a_decision_changed_in_mlflows_page_is_a_decision_still(ids: list[str]) -> None:
@@ -242,17 +169,6 @@ def test_a_decision_changed_in_mlflows_page_is_a_decision_still(ids: list[str]) 
     )
     assert paired()[ids[2]] == "good"
     assert list(workbench.pair(NAME).votes.columns) == ["Ana", "Ben"]
-
-
-def test_all_of_it_over_a_server(server: str) -> None:
-    ids = import_and_label()
-    workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe")
-    workbench.adjudicate(ids[2], "good", name=NAME, by="Chloe", rationale="on reflection")
-    assert workbench.adjudicate(
-        ids[2], "good", name=NAME, by="Chloe", rationale="on reflection"
-    ).value == "good"  # fmt: skip
-    assert paired()[ids[2]] == "good"
-    assert list(workbench.disagreements(NAME)["decision"]["by"]) == [None, "Chloe"]
 
 
 def test_the_label_schema_tells_the_scale(ids: list[str]) -> None:
@@ -275,3 +191,30 @@ def test_what_cannot_be_recorded_is_said(ids: list[str]) -> None:
     with pytest.raises(StoreError, match="not in the store"):
         workbench.adjudicate("tr-" + "0" * 32, "good", name=NAME, by="Chloe")
     assert workbench.disagreements(NAME)["decision"].isna().all().all()
+
+
+def test_decisions_that_make_no_pair_or_are_not_blind(ids: list[str]) -> None:
+    """What cannot be judged, what lies off the scale, and what was decided with the verdict."""
+    workbench.adjudicate(ids[0], "N/A", name=NAME, by="Chloe")
+    workbench.adjudicate(ids[1], "superb", name=NAME, by="Chloe")
+    workbench.adjudicate(ids[2], "fair", name=NAME, by="Chloe", after_verdict=True)
+    pairs = workbench.pair(NAME, scale=workbench.Scale.from_type(LADDER))
+    why = excluded(pairs)
+    assert why[ids[0]] == "adjudicated as one that cannot be judged"
+    assert "decision outside the scale: 'superb'" in why[ids[1]]
+    blind = pairs.table.set_index("trace_id")["blind"]
+    assert (blind[ids[2]], blind[ids[3]]) == (False, True)
+
+
+def test_labels_stay_as_they_were(ids: list[str]) -> None:
+    """Also those of an annotator who decides, in votes, agreement and under a name of one's own."""
+    before = workbench.annotator_agreement(workbench.pair(NAME))
+    for trace_id in ids:
+        workbench.adjudicate(trace_id, "fair", name=NAME, by="Ana", rationale="since c")
+    assert (paired()[ids[2]], paired(consensus="Ana")[ids[2]]) == ("fair", "poor")
+    pairs = workbench.pair(NAME)
+    assert pairs.votes.loc[ids[2]].to_dict() == {"Ana": "poor", "Ben": "good"}
+    pd.testing.assert_frame_equal(workbench.annotator_agreement(pairs).pairwise, before.pairwise)
+    again = pd.DataFrame({"trace_id": [ids[0]], "v": ["good"], "why": ["since a"]})
+    logged = workbench.log_labels(again, name=NAME, annotator="Ana", value="v", rationale="why")
+    assert (logged.written, logged.present) == (0, 1)

@@ -148,13 +148,11 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
     coded = Coded.of(pairs)
-    right = coded.human == coded.judge
-    labelled = {
-        "true_positives": int((right & (coded.human == 1)).sum()),
-        "human_positives": int((coded.human == 1).sum()),
-        "true_negatives": int((right & (coded.human == 0)).sum()),
-        "human_negatives": int((coded.human == 0).sum()),
-    }
+    labelled: dict[str, int] = {}
+    for side, name in ((1, "positives"), (0, "negatives")):
+        of_side = coded.human == side
+        labelled[f"human_{name}"] = int(of_side.sum())
+        labelled[f"true_{name}"] = int((of_side & (coded.judge == side)).sum())
     tpr = ratio(labelled["true_positives"], labelled["human_positives"])
     tnr = ratio(labelled["true_negatives"], labelled["human_negatives"])
     return Prevalence(

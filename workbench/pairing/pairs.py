@@ -149,10 +149,10 @@ class Pairs:
         dev_size
             Share of the rest in dev, in [0, 1).
         seed
-            The same seed, pairs and groups give the same split; 0 is a seed like any other.
+            The same seed, pairs and groups give the same split.
         groups
-            What must stay on one side: the name of a table column, of a trace tag or of a key
-            of the traces' inputs, or a mapping trace_id -> group. None: every trace by itself.
+            What must stay on one side: a table column, a trace tag, a key of the traces' inputs,
+            or a mapping trace_id -> group. None: every trace by itself.
         never_test
             Traces that must not be tested on, nor their groups, since a judge learned on them.
 
@@ -376,10 +376,10 @@ def _observed_scale(labelled: Sequence[Any], chosen: Mapping[str, Sequence[Recor
     """Return the scale of all values seen; of the labels alone where verdicts would blur it."""
     judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
     both = Scale.from_values([*labelled, *judged])
-    if both.kind == "nominal":
-        with suppress(ScaleError):
-            alone = Scale.from_values(labelled)
-            return both if alone.kind == "nominal" else alone
+    with suppress(ScaleError):
+        alone = Scale.from_values(labelled)
+        if both.kind == "nominal" != alone.kind:
+            return alone
     return both
 
 
