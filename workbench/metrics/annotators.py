@@ -176,14 +176,21 @@ def annotator_agreement(
     positions = np.array([scale.rank(v) if scale else 0.0 for v in values])
     level = LEVELS[scale.kind] if scale else "nominal"
     names = tuple(str(name) for name in votes.columns)
-    by_annotator, credit, compared = _against_others(names, codes, counts)
+    credits = _against_others(codes, counts)
+    compared, credit = ~np.isnan(credits), np.nan_to_num(credits)
+    by_annotator = pd.DataFrame(
+        {"annotator": names, "labels": (codes >= 0).sum(axis=0), "n": compared.sum(axis=0)}
+    )
+    by_annotator["accuracy"] = credit.sum(axis=0) / by_annotator["n"].replace(0, math.nan)
     shared = counts[labels >= 2]
     if ((shared > 0).sum(axis=1) > 1).any():
         bootstrap = Bootstrap(
             np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
         )
         alpha_interval = _alpha_interval(counts, positions, level, bootstrap)
-        ceiling_interval = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
+        ceiling_interval = bootstrap.interval(
+            lambda items: (items @ credit.sum(axis=1)) / (items @ compared.sum(axis=1))
+        )
     elif len(shared):
         n = len(shared)
         alpha_interval = full_agreement(shared.sum(axis=0) / shared.sum(), n, confidence)
@@ -257,26 +264,19 @@ def _pairwise(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _against_others(
-    names: tuple[str, ...], codes: Array, counts: Array
-) -> tuple[pd.DataFrame, Array, Array]:
-    """Each annotator's accuracy against the others' majority, and credit and number by item."""
-    credit, compared = np.zeros(len(codes)), np.zeros(len(codes))
-    rows = []
-    for a, name in enumerate(names):
-        given = codes[:, a] >= 0
-        others = counts.copy()
-        others[given, codes[given, a]] -= 1
-        usable = given & (others.sum(axis=1) > 0)
-        most = others.max(axis=1, keepdims=True, initial=0)
-        tied = (others == most) & (others > 0)
-        share = tied[usable, codes[usable, a]] / tied[usable].sum(axis=1)
-        credit[usable] += share
-        compared[usable] += 1
-        n = int(usable.sum())
-        rows.append([name, int(given.sum()), n, ratio(share.sum(), n)])
-    table = pd.DataFrame(rows, columns=["annotator", "labels", "n", "accuracy"])
-    return table, credit, compared
+def _against_others(codes: Array, counts: Array) -> Array:
+    """Each label's accuracy against the others' majority, (items, annotators); nan for none."""
+    found = np.full(codes.shape, math.nan)
+    for a, given in enumerate(codes.T):
+        items = np.flatnonzero(given >= 0)
+        label = (np.arange(len(items)), given[items])
+        others = counts[items]
+        others[label] -= 1
+        most = others.max(axis=1, keepdims=True, initial=1)
+        tied = others == most
+        with np.errstate(invalid="ignore"):
+            found[items, a] = tied[label] / tied.sum(axis=1)
+    return found
 
 
 def _equally_rated(codes: Array, counts: Array) -> Array:

@@ -194,8 +194,7 @@ class Pairs:
         if len(self.excluded):
             parts.append(f"<div>{len(self.excluded)} traces make no pair:</div>")
             parts.append(html_table(self.reasons, index=False))
-        columns = ["trace_id", "human", "judge", "human_rationale", "judge_rationale"]
-        parts.append(html_table(self.table[columns].head(10), index=False))
+        parts.append(html_table(self.table[COLUMNS[:5]].head(10), index=False))
         return "".join(parts)
 
 
@@ -276,10 +275,8 @@ def pair(
     ------
     ArgumentError
         For ``source`` beside a judge, and for a ``positive`` that is none of two values.
-    NoLabelsError
-        No human label under the name; names that nearly match are listed with their counts.
-    NoVerdictsError
-        Labels, but no verdict of this judge.
+    NoLabelsError, NoVerdictsError
+        No human label under the name (near misses are listed), or no verdict of this judge.
     ScaleError
         No label lies on the scale (single ones are excluded with the reason).
     PairingError
