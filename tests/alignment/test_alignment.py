@@ -19,9 +19,8 @@ from mlflow.entities import AssessmentSource
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.learning import split_pairs
-from workbench.alignment.lineage import Lineage
-from workbench.alignment.runs import RunLocation
+from workbench.alignment.heldout import split_pairs
+from workbench.alignment.runs import Lineage, RunLocation
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
@@ -502,6 +501,7 @@ def served() -> Iterator[dict[str, Any]]:
         "refused": 0,
         "repeats_key": False,
     }
+    lock = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -510,7 +510,8 @@ def served() -> Iterator[dict[str, Any]]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text = answer(body["messages"])
             kind = "reflect" if "[[ ## " in text else "judge"
-            state[kind] += 1
+            with lock:
+                state[kind] += 1
             state["keys"].add(self.headers.get("Authorization"))
             state["team"] = self.headers.get("X-Team")
             if state["repeats_key"]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.optimizers import NAMES, few_shot, majority, named_optimizers
+from workbench.alignment.optimizers import NEEDS, few_shot, majority, named_optimizers
 from workbench.errors import ArgumentError, ModelError
 from workbench.judging.judge import with_instructions
 from workbench.models.offline import MODEL
@@ -221,7 +221,7 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
     assert list(entrants) == ["workbench SIMBA", "MLflow SIMBA", "MLflow GEPA"]
     assert "embedding_model=" in left_out["MLflow MemAlign"]
     entrants, left_out = named_optimizers(judge, None, seed=0, embedding_model="openai:/e")
-    assert list(entrants) == list(NAMES)
+    assert list(entrants) == list(NEEDS)
     assert left_out == {}
     for wanted, said in (
         (["MLflow MemAlign"], "embedding"),

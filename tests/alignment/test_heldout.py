@@ -42,7 +42,7 @@ def score(items: dict[str, Example], judge: str, name: str = "q") -> None:
     """Begin the run of a judge that is scored on the items."""
     tags = {ALIGNED_TAG: judge, **test_set_tags(held_out(items, name), items)}
     run = AlignmentRun(RunLocation.active(), "test")
-    run.begin(tags, {})
+    run.begin(tags, {}, {})
     assert not run.fault
 
 

@@ -39,8 +39,8 @@ def test_a_finished_run_holds_defined_metrics_only(store: str) -> None:
     """An undefined statistic is no number, and a plot would show it as one."""
     run = AlignmentRun(RunLocation.active(), "test")
     with run:
-        run.begin({}, {})
-        run.finish({"status": "improved"}, {"accuracy": 0.5, "kappa": float("nan")})
+        run.begin({}, {}, {})
+        run.finish({"status": "improved"}, {"accuracy": 0.5, "kappa": float("nan")}, {})
     logged = mlflow.get_run(run.run_id)
     assert logged.info.status == "FINISHED"
     assert logged.data.metrics == {"accuracy": 0.5}
@@ -52,7 +52,7 @@ def test_a_run_is_nested_in_what_was_active_when_it_was_located(store: str) -> N
         location = RunLocation.active()
     mlflow.set_experiment("elsewhere")
     run = AlignmentRun(location, "test")
-    run.begin({}, {})
+    run.begin({}, {}, {})
     logged = mlflow.get_run(run.run_id)
     assert logged.info.experiment_id == parent.info.experiment_id
     assert logged.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -62,7 +62,7 @@ def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
     """The fault is kept, and later writes are not tried."""
     run = AlignmentRun(RunLocation(store, "no such experiment", None), "test")
     with run:
-        run.begin({}, {})
-        run.finish({}, {"a": 1.0})
+        run.begin({}, {}, {})
+        run.finish({}, {"a": 1.0}, {})
     assert run.run_id is None
     assert "no such experiment" in run.fault

@@ -2,55 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench.alignment.external import requests_of_a_verdict
+from workbench.alignment.external import propose, requests_of_a_verdict
 from workbench.alignment.gate import Gate, decide, majority_note
 from workbench.alignment.heldout import (
+    AlignmentData,
     HeldOutTest,
     TestSetUse,
+    begin_test,
     score_held_out,
-    test_set_tags,
-    total,
     usable,
 )
-from workbench.alignment.learning import AlignmentData, check_one_budget, learn
-from workbench.alignment.lineage import lineage_files, origin_note
 from workbench.alignment.preflight import preflight, probed, to_keep
 from workbench.alignment.result import Alignment, Learned
-from workbench.alignment.runs import (
-    AlignmentRun,
-    Watch,
-    finish_run,
-    instruction_files,
-    params_before_test,
-    tags_before_test,
-)
+from workbench.alignment.runs import AlignmentRun, Watch, finish_run, origin_note, warn_of_faults
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
-from workbench.metrics.annotators import AnnotatorAgreement, annotator_agreement
-from workbench.metrics.comparison import Comparison, compare
-from workbench.models.budget import Budget
+from workbench.metrics.annotators import annotator_agreement
+from workbench.metrics.comparison import compare
+from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import dataset_digest
+from workbench.pairing.pairs import Pairs, Split, dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.items import labelled_items
+from workbench.simba.items import Item, labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import FEW
-from workbench.store.traces import fetch_traces, item_digest
+from workbench.store.traces import Example, fetch_traces, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+EARLIER_WEIGHT = 0.25
+"""Weight of a label that the judge learned from before; a newer one has 1."""
+
+MAX_FAILURE_SHARE = 0.05
+"""Default share of lost answers above which an optimizer is stopped."""
 
 
 def align(
@@ -136,114 +134,67 @@ def align(
     started = time.monotonic()
     watch = watch or Watch()
     data = AlignmentData.of(judge, pairs_or_traces, groups, test_size, seed, watch.location)
+    split = data.split
     people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-    budgets = _Budgets.of(judge, optimizer, budget)
+    whole, learning = _budgets(judge, optimizer, budget)
 
     watch.enter("preflight")
-    probe = _probe(judge, optimizer, data, budgets.total)
-    checks = _preflight(judge, optimizer, data, budgets, probe, people)
+    simba = optimizer if isinstance(optimizer, SIMBA) else None
+    # Chosen by content, so that it is the same item in every store.
+    first = min((data.by_id[i] for i in split.train.trace_ids), key=item_digest)
+    probe = probed(judge, first, data.pairs, budget=whole, cache=simba.cache if simba else True)
+    requests = requests_of_a_verdict(optimizer)
+    reserved = to_keep(judge, len(split.test), probe, whole, requests=requests)
+    checks = preflight(
+        judge, data.pairs, split, data.by_id, probe, people,
+        simba=simba, budget=learning, whole=learning is whole,
+    )  # fmt: skip
     if progress:
         say(checks.to_string(index=False))
 
     watch.enter("learning", preflight=checks)
-    requests = requests_of_a_verdict(optimizer)
-    reserve = to_keep(judge, len(data.split.test), probe, budgets.total, requests=requests)
-    with budgets.total.keeping(**reserve):
+    with whole.keeping(**reserved):
         learned = learn(
-            judge,
-            optimizer,
-            data.split,
-            data.by_id,
-            budgets.learning,
-            earlier=data.lineage.unchanged,
-            max_failure_share=max_failure_share,
-            progress=progress,
-            watch=watch,
-        )
+            judge, optimizer, split, data.by_id, learning,
+            earlier=data.lineage.unchanged, max_failure_share=max_failure_share, watch=watch,
+        )  # fmt: skip
 
     watch.enter("testing")
     name = type(optimizer).__name__
     with AlignmentRun(watch.location, f"align {judge.name}") as run:
-        use = _begin_run(run, judge, learned.judge, data, optimizer=name, seed=seed)
-        tested = score_held_out(
-            judge, learned.judge, data.split.test, data.by_id, progress, budgets.total
-        )
-        comparison = compare(tested.before, tested.after, seed=seed)
+        use = begin_test(run, judge, learned.judge, data, optimizer=name, seed=seed)
+        tested = score_held_out(judge, learned.judge, split.test, data.by_id, progress, whole)
         result = _result(
-            judge, data, probe, learned, tested, comparison, gate, use,
-            optimizer=name, seed=seed, annotators=people, preflight=checks,
+            judge, data, probe, learned, tested, gate, use,
+            seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
-        return _finish_run(run, result)
+        finish_run(run, result)
+        if faults := warn_of_faults("The alignment", run):
+            return replace(result, notes=(*result.notes, *faults))
+        return replace(result, run_id=run.run_id)
 
 
-@dataclass(frozen=True)
-class _Budgets:
-    """``total`` for the whole alignment, and the one that learning spends, often the same."""
-
-    total: Budget
-    learning: Budget
-
-    @classmethod
-    def of(
-        cls, judge: Judge, optimizer: AlignmentOptimizer, budget: Budget | int | None
-    ) -> _Budgets:
-        total = Budget.of(budget)
-        if not isinstance(optimizer, SIMBA):
-            return cls(total, total)
-        learning = total if budget is not None else Budget.of(optimizer.budget)
-        learning.check(judge.model, optimizer.model or judge.model)
-        return cls(total, learning)
+def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
+    """Raise `ArgumentError` where a `SIMBA` has a budget of its own and another is given."""
+    own = optimizer.budget if isinstance(optimizer, SIMBA) else None
+    if budget is not None and own is not None and own is not budget:
+        raise ArgumentError(
+            f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
+            "them: the former is for learning and the held-out test, SIMBA's for learning alone."
+        )
 
 
-def _probe(
-    judge: Judge, optimizer: AlignmentOptimizer, data: AlignmentData, budget: Budget
-) -> Verdict:
-    # Chosen by content, so that it is the same item in every store.
-    first = min((data.by_id[i] for i in data.split.train.trace_ids), key=item_digest)
-    cache = optimizer.cache if isinstance(optimizer, SIMBA) else True
-    return probed(judge, first, data.pairs, budget=budget, cache=cache)
-
-
-def _preflight(
-    judge: Judge,
-    optimizer: AlignmentOptimizer,
-    data: AlignmentData,
-    budgets: _Budgets,
-    probe: Verdict,
-    people: AnnotatorAgreement | None,
-) -> pd.DataFrame:
-    simba = optimizer if isinstance(optimizer, SIMBA) else None
-    return preflight(
-        judge,
-        data.pairs,
-        data.split,
-        data.by_id,
-        probe,
-        people,
-        settings=simba.settings if simba else None,
-        reflection_model=simba.model if simba else None,
-        budget=budgets.learning,
-        purse=budgets.total,
-    )
-
-
-def _begin_run(
-    run: AlignmentRun, judge: Judge, proposed: Judge, data: AlignmentData, **settings: Any
-) -> TestSetUse:
-    """Log the test before it is made, and count how often its items were used."""
-    test, judges = data.split.test, (fingerprint(judge), fingerprint(proposed))
-    tags = tags_before_test(judge, proposed, data.pairs, data.split)
-    use = TestSetUse()
-    if judges[0] != judges[1]:
-        use = TestSetUse.of(test, data.by_id, judges[1], location=run.location)
-        tags |= test_set_tags(test, data.by_id)
-    run.begin(
-        tags,
-        params_before_test(judge, data.split, **settings),
-        {**lineage_files(data.split, data.by_id), **instruction_files(judge, proposed)},
-    )
-    return use
+def _budgets(
+    judge: Judge, optimizer: AlignmentOptimizer, budget: Budget | int | None
+) -> tuple[Budget, Budget]:
+    """Return the budget of the whole alignment and the one of learning, often the same."""
+    whole = Budget.of(budget)
+    if not isinstance(optimizer, SIMBA):
+        return whole, whole
+    learning = whole if budget is not None else Budget.of(optimizer.budget)
+    learning.check(judge.model, optimizer.model or judge.model)
+    return whole, learning
 
 
 def _result(
@@ -252,15 +203,17 @@ def _result(
     probe: Verdict,
     learned: Learned,
     tested: HeldOutTest,
-    comparison: Comparison,
     gate: Gate,
     use: TestSetUse,
-    **settings: Any,
+    *,
+    seed: int,
+    **fields: Any,
 ) -> Alignment:
-    """Decide, and put everything together; ``settings`` are further fields of the result."""
+    """Decide, and put everything together; ``fields`` are further ones of the result."""
     fingerprints = {"original": fingerprint(judge), "aligned": fingerprint(learned.judge)}
     same = fingerprints["aligned"] == fingerprints["original"]
     train = data.split.train
+    comparison = compare(tested.before, tested.after, seed=seed)
     status, reason = decide(
         comparison, gate, same, learned.stopped, tested.lost, train=train, after=tested.after
     )
@@ -290,6 +243,7 @@ def _result(
         history=learned.history,
         evidence=learned.evidence,
         examples=data.by_id,
+        seed=seed,
         calls=probe.calls + learned.calls + tested.calls,
         reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
         tokens=total(learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens),
@@ -300,18 +254,97 @@ def _result(
         failures=learned.failures,
         reflection_failures=learned.reflection_failures,
         notes=tuple(note for note in notes if note),
-        **settings,
+        **fields,
     )
 
 
-def _finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
-    """Log the outcome; a store that refuses it is warned of, and the result is kept."""
-    finish_run(run, alignment)
-    if not run.fault:
-        return replace(alignment, run_id=run.run_id)
-    message = f"The alignment could not be logged as an MLflow run: {run.fault}"
-    warnings.warn(message, stacklevel=3)
-    return replace(alignment, notes=(*alignment.notes, message))
+# -- learning ---------------------------------------------------------------------------------
+
+
+def learn(
+    judge: Judge,
+    optimizer: AlignmentOptimizer,
+    split: Split,
+    by_id: Mapping[str, Example],
+    budget: Budget,
+    *,
+    earlier: Collection[str],
+    max_failure_share: float | None,
+    watch: Watch,
+) -> Learned:
+    """Let the optimizer learn on train and select on dev.
+
+    ``earlier`` are traces whose labels weigh less, since people's standards drift (`SIMBA` only).
+    """
+    if not isinstance(optimizer, SIMBA):
+        share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
+        return propose(
+            judge, optimizer, split, by_id, budget, max_failure_share=share, stop=watch.stop
+        )
+    known = [
+        Verdict(row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint)
+        for part in (split.train, split.dev)
+        for row in part.table.to_dict("records")
+    ]
+
+    def items(part: Pairs) -> list[Item]:
+        return [
+            Item(
+                by_id[row["trace_id"]],
+                row["human"],
+                row["human_rationale"],
+                weight=EARLIER_WEIGHT if row["trace_id"] in earlier else 1.0,
+                group=split.group_of.get(row["trace_id"], ""),
+            )
+            for row in part.table.to_dict("records")
+        ]
+
+    with watch.learning(optimizer, budget), _failure_share(optimizer, max_failure_share):
+        proposed = optimizer.learn(
+            judge, items(split.train), items(split.dev),
+            scale=split.train.scale, known=known, budget=budget,
+        )  # fmt: skip
+    found = optimizer.last
+    assert found is not None
+    return Learned(
+        judge=proposed,
+        calls=found.judge_calls,
+        reflection_calls=found.reflection_calls,
+        known=found.known,
+        tokens=found.tokens,
+        cost=found.cost,
+        stopped=found.stopped,
+        history=found.history,
+        evidence=found.evidence,
+        failures=found.failures,
+        reflection_failures=found.reflection_failures,
+        notes=(*found.notes, *_failure_notes(found.failures, found.reflection_failures)),
+    )
+
+
+@contextmanager
+def _failure_share(optimizer: SIMBA, max_failure_share: float | None) -> Iterator[None]:
+    """Set the share for the time of the run; None leaves the optimizer's own."""
+    own = optimizer.settings
+    if max_failure_share is not None:
+        optimizer.settings = replace(own, max_failure_share=max_failure_share)
+    try:
+        yield
+    finally:
+        optimizer.settings = own
+
+
+def _failure_notes(verdicts: int, reflections: int) -> Iterator[str]:
+    if verdicts:
+        yield (
+            f"While learning, {verdicts} verdict{'s' * (verdicts != 1)} failed or could not be "
+            "read, and counted neither for nor against any candidate."
+        )
+    if reflections:
+        yield (
+            f"{reflections} reflection{'s' * (reflections != 1)} failed, was refused or could not "
+            "be read, and gave no rule. They are not cached: the same call asks again."
+        )
 
 
 def alignment_improvement(
@@ -350,8 +383,7 @@ def alignment_improvement(
         if usable(first, scale) and usable(second, scale)
     ]
     n = len(rated)
-    before = sum(first for first, _ in rated) / n if n else float("nan")
-    after = sum(second for _, second in rated) / n if n else float("nan")
+    before, after = (sum(right) / n for right in zip(*rated, strict=True)) if n else (math.nan,) * 2
     return {
         "original_accuracy": before,
         "aligned_accuracy": after,

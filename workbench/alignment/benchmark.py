@@ -8,38 +8,34 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
+from workbench.alignment.align import check_one_budget, learn
 from workbench.alignment.external import requests_of_a_verdict
 from workbench.alignment.gate import Gate, decide
-from workbench.alignment.heldout import HeldOutTest, TestSetUse, score_held_out, test_set_tags
-from workbench.alignment.learning import AlignmentData, check_one_budget, learn
-from workbench.alignment.lineage import lineage_files
-from workbench.alignment.optimizer_comparison import (
+from workbench.alignment.heldout import AlignmentData, TestSetUse, begin_test, score_held_out
+from workbench.alignment.optimizers import few_shot, majority, named_optimizers
+from workbench.alignment.preflight import forecast_of, probed, to_keep
+from workbench.alignment.result import (
+    UNDEFINED,
+    BenchmarkStatus,
     Effort,
     Entry,
     OptimizerComparison,
-    in_words,
-    notes_on,
-    with_adjusted_p,
 )
-from workbench.alignment.optimizers import examples_shown, few_shot, majority, named_optimizers
-from workbench.alignment.preflight import forecast_of, probed, to_keep
-from workbench.alignment.result import Learned
 from workbench.alignment.runs import (
-    ORIGINAL_TAG,
     AlignmentRun,
     RunLocation,
-    instruction_files,
-    params_before_test,
-    tags_before_test,
+    Watch,
+    data_tags,
+    run_params,
+    warn_of_faults,
 )
 from workbench.credentials import redact
 from workbench.errors import ReplayError, one_of
@@ -48,10 +44,10 @@ from workbench.judging.judge import fingerprint, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.models.budget import Budget
-from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
 from workbench.simba.forecast import announcement
 from workbench.simba.optimizer import SIMBA
+from workbench.simba.search import Settings
 from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
@@ -90,7 +86,7 @@ def compare_optimizers(
         names of your own. None: those of the four whose packages are installed, with their
         defaults and the judge's own model for reflection.
     seed
-        Of the split, the few-shot examples and the optimizers that are asked for by name.
+        Of the split, the few-shot examples and the optimizers that are given by name.
     test_size, groups
         As in `align`.
     gate
@@ -116,45 +112,42 @@ def compare_optimizers(
     """
     one_of("gate", gate, ["better", "significant", "none"])
     started = time.monotonic()
-    optimizers_by_name, left_out = named_optimizers(
+    by_name, left_out = named_optimizers(
         judge, optimizers, seed=seed, embedding_model=embedding_model
     )
-    for optimizer in optimizers_by_name.values():
+    for optimizer in by_name.values():
         check_one_budget(optimizer, budget)
     location = RunLocation.active()
     data = AlignmentData.of(judge, pairs_or_traces, groups, test_size, seed, location)
     with AlignmentRun(location, f"compare optimizers of {judge.name}") as run:
-        _begin(run, judge, data, [*optimizers_by_name], seed)
+        run.begin(
+            data_tags(judge, data.pairs, data.split),
+            run_params(judge, data.split, optimizers=", ".join(by_name), seed=seed),
+            {"split.json": data.split.to_dict()},
+        )
         bench = _Benchmark(
             judge, data, gate, seed, Budget.of(budget), max_failure_share,
             location=replace(location, parent_run_id=run.run_id or location.parent_run_id),
         )  # fmt: skip
         if progress:
-            names = ", ".join(optimizers_by_name)
-            say(f"{data.split!r}: {names}, beside the original, the majority, few-shot")
-        shown = examples_shown(optimizers_by_name.values())
-        entries = [bench.original(), bench.majority(), bench.few_shot(shown)]
-        for name, optimizer in optimizers_by_name.items():
+            say(
+                f"{data.split!r}: {', '.join(by_name)}, beside the original, the majority, few-shot"
+            )
+        # As many examples as SIMBA's, so that more of them are not what decides.
+        shown = [one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)]
+        count = max(shown, default=0) or Settings.max_examples
+        entries = [bench.original(), bench.majority(), bench.few_shot(count)]
+        for name, optimizer in by_name.items():
             if progress:
-                say(f"{name}: {bench.announcement(optimizer)}")
+                say(f"{name}: {bench.announcement(optimizer)} ...")
             entries.append(bench.optimizer(name, optimizer))
             if progress:
-                say(f"{name}: {in_words(entries[-1])}")
-        notes = (
-            *data.pairs.notes,
-            *notes_on(entries, len(data.split.test)),
-            bench.note_on_use(entries),
-        )
+                say(f"{name}: {_in_words(entries[-1])}")
         found = OptimizerComparison(
-            entries=with_adjusted_p(entries),
-            left_out=left_out,
-            pairs=data.pairs,
-            split=data.split,
-            seed=seed,
-            seconds=time.monotonic() - started,
-            notes=tuple(note for note in notes if note),
-        )
-        return _finish(run, bench.runs, found)
+            _with_adjusted_p(entries), left_out, data.pairs, data.split, seed,
+            time.monotonic() - started, notes=(*data.pairs.notes, *bench.notes(entries)),
+        )  # fmt: skip
+        return _log(found, run, bench.runs)
 
 
 @dataclass
@@ -212,120 +205,105 @@ class _Benchmark:
     def announcement(self, optimizer: AlignmentOptimizer) -> str:
         """Return what the optimizer takes at most, where that is known."""
         if not isinstance(optimizer, SIMBA):
-            limit = f"the budget, {self.budget.told()}" if self.budget.is_limited else "no limit"
-            return f"how many calls it makes is not known beforehand; {limit} ..."
-        most = forecast_of(
-            self.judge,
-            self.data.split,
-            self.data.by_id,
-            optimizer.settings,
-            optimizer.model,
-            self.probe,
-        )
-        return f"{announcement(most, self.budget)} ..."
+            limit = "the budget ends it" if self.budget.is_limited else "no limit"
+            return f"how many calls it makes is not known beforehand; {limit}"
+        most = forecast_of(self.judge, self.data.split, self.data.by_id, optimizer, self.probe)
+        return announcement(most, self.budget)
 
     def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
         """Let the optimizer learn, and test what it proposes; a failure is its reason."""
         started = time.monotonic()
-        limited = self.budget.is_limited
+        split, limited = self.data.split, self.budget.is_limited
         own = optimizer.budget if isinstance(optimizer, SIMBA) else None
         budget = self.budget.afresh() if limited else Budget.of(own)
+        reserve: dict[str, Any] = {}
+        if limited:
+            each = requests_of_a_verdict(optimizer)
+            reserve = to_keep(self.judge, len(split.test), self.probe, budget, requests=each)
         try:
-            learned = self._learn(optimizer, budget)
+            with budget.keeping(**reserve) if reserve else nullcontext():
+                learned = learn(
+                    self.judge, optimizer, split, self.data.by_id, budget,
+                    earlier=self.data.lineage.unchanged,
+                    max_failure_share=self.max_failure_share, watch=Watch(),
+                )  # fmt: skip
         except ReplayError:
             raise
         except Exception as error:
             entry = Entry(name, "failed", seconds=time.monotonic() - started)
             return self._failed(entry, error)
+        taken = ("calls", "reflection_calls", "embedding_calls", "known", "tokens", "cost")
         entry = Entry(
             name,
             "unchanged",
             judge=learned.judge,
-            calls=learned.calls,
-            reflection_calls=learned.reflection_calls,
-            embedding_calls=learned.embedding_calls,
-            known=learned.known,
-            tokens=learned.tokens,
-            cost=learned.cost,
             seconds=time.monotonic() - started,
             notes=learned.notes,
+            **{figure: getattr(learned, figure) for figure in taken},
         )
         return self._tested(entry, learned.stopped, budget if limited else None)
 
-    def note_on_use(self, entries: Sequence[Entry]) -> str:
-        """Return a note where other judges were scored on the held-out pairs before these."""
+    def notes(self, entries: Sequence[Entry]) -> list[str]:
+        """Return what must be known to read the figures."""
+        test = self.data.split.test
         tested = [fingerprint(e.judge) for e in entries if e.run_id and e.judge is not None]
-        use = TestSetUse.of(self.data.split.test, self.data.by_id, *tested, location=self.location)
-        return use.note
-
-    def _learn(self, optimizer: AlignmentOptimizer, budget: Budget) -> Learned:
-        """Learn with what the held-out test leaves of the budget."""
-        reserve: dict[str, Any] = {}
-        if self.budget.is_limited:
-            tested, each = len(self.data.split.test), requests_of_a_verdict(optimizer)
-            reserve = to_keep(self.judge, tested, self.probe, budget, requests=each)
-        with budget.keeping(**reserve) if reserve else nullcontext():
-            return learn(
-                self.judge,
-                optimizer,
-                self.data.split,
-                self.data.by_id,
-                budget,
-                earlier=self.data.lineage.unchanged,
-                max_failure_share=self.max_failure_share,
-                progress=False,
+        use = TestSetUse.of(test, self.data.by_id, *tested, location=self.location)
+        notes = [note for entry in entries for note in entry.notes]
+        compared = sum(e.comparison is not None and e.judge is not None for e in entries)
+        if compared > 1:
+            notes.append(
+                f"{compared} judges were compared with the original on the same {len(test)} "
+                "held-out pairs: the more judges, the likelier that one looks better by luck, and "
+                "the winner's figure is too high on average. 'p adjusted' takes this into account; "
+                "labels that none has seen settle it."
             )
+        if any(entry.known for entry in entries):
+            notes.append(
+                "Calls are those paid now. Answers in the cache, of earlier runs or of another "
+                "optimizer with the same requests, were not paid again; 'known' counts them."
+            )
+        return [*notes, use.note] if use.note else notes
 
     def _tested(self, entry: Entry, stopped: str = "", budget: Budget | None = None) -> Entry:
-        assert entry.judge is not None
+        """Test the judge of an entry within a run of its own, and decide on it."""
+        judge, split = entry.judge, self.data.split
+        assert judge is not None
+        same = fingerprint(judge) == fingerprint(self.judge)
         try:
-            tested, run_id = self._score(entry.name, entry.judge, budget)
+            with AlignmentRun(self.location, entry.name) as run:
+                begin_test(run, self.judge, judge, self.data, optimizer=entry.name, seed=self.seed)
+                tested = score_held_out(
+                    self.judge, judge, split.test, self.data.by_id, False, budget
+                )
         except ReplayError:
             raise
         except Exception as error:
             return self._failed(entry, error)
+        self.runs[entry.name] = run
         comparison = compare(tested.before, tested.after, seed=self.seed)
         first = next((v for v in tested.verdicts if v.trace_id == self.first), self.probe)
-        entry = replace(
+        status: BenchmarkStatus = "reference"
+        reason = ""
+        if entry.status != "reference":
+            status, reason = decide(
+                comparison, self.gate, same, stopped, tested.lost,
+                train=split.train, after=tested.after,
+            )  # fmt: skip
+        return replace(
             entry,
-            run_id=run_id,
+            status=status,
+            reason=reason,
+            run_id=None if same else run.run_id,
             agreement=comparison.after,
             comparison=comparison,
-            later=_effort(entry.judge, first, tested.other_calls / max(1, len(tested.verdicts))),
+            later=_effort(judge, first, tested.other_calls / max(1, len(tested.verdicts))),
             notes=(*entry.notes, *(f"{entry.name}: {note}" for note in tested.notes)),
         )
-        if entry.status == "reference":
-            return entry
-        same = fingerprint(entry.judge) == fingerprint(self.judge)
-        train = self.data.split.train
-        status, reason = decide(
-            comparison, self.gate, same, stopped, tested.lost, train=train, after=tested.after
-        )
-        return replace(entry, status=status, reason=reason)
-
-    def _score(
-        self, name: str, judge: Judge, budget: Budget | None
-    ) -> tuple[HeldOutTest, str | None]:
-        """Test the judge within a run of its own; None where it is the original one."""
-        split, by_id = self.data.split, self.data.by_id
-        same = fingerprint(judge) == fingerprint(self.judge)
-        with AlignmentRun(self.location, name) as run:
-            run.begin(
-                tags_before_test(self.judge, judge, self.data.pairs, split)
-                | ({} if same else test_set_tags(split.test, by_id)),
-                params_before_test(self.judge, split, optimizer=name, seed=self.seed),
-                lineage_files(split, by_id) | instruction_files(self.judge, judge),
-            )
-            tested = score_held_out(self.judge, judge, split.test, by_id, False, budget)
-        self.runs[name] = run
-        return tested, None if same else run.run_id
 
     def _failed(self, entry: Entry, error: Exception) -> Entry:
-        message = (
-            " ".join(redact(str(error), judge_credentials(self.judge)).split())
-            or type(error).__name__
-        )
-        return replace(entry, status="failed", reason=message[:600], judge=None)
+        text = " ".join(redact(str(error), judge_credentials(self.judge)).split())
+        reason = (text or type(error).__name__)[:600]
+        return replace(entry, status="failed", reason=reason, judge=None)
 
 
 def _effort(judge: Judge, verdict: Verdict, others: float = 0.0) -> Effort:
@@ -333,53 +311,45 @@ def _effort(judge: Judge, verdict: Verdict, others: float = 0.0) -> Effort:
 
     Words are those of the instructions; the item's own are the same for all judges.
     """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
     # Judges that are more than their instructions add words that differ from item to item.
     known = isinstance(judge, InstructionsJudge)
     words = len(str(judge.instructions).split()) if known else None
     return Effort(1 + round(others), words, verdict.input_tokens)
 
 
-# -- the run ----------------------------------------------------------------------------------
+def _in_words(entry: Entry) -> str:
+    if entry.agreement is None:
+        return f"failed. {entry.reason}"
+    return f"{entry.status}, accuracy {entry.agreement.accuracy:.3f}, {entry.seconds:.1f} s"
 
 
-def _begin(
-    run: AlignmentRun, judge: Judge, data: AlignmentData, names: list[str], seed: int
-) -> None:
-    run.begin(
-        {
-            ORIGINAL_TAG: fingerprint(judge),
-            "workbench.dataset_digest": dataset_digest(data.pairs),
-            "workbench.split_digest": data.split.digest,
-        },
-        params_before_test(judge, data.split, optimizers=", ".join(names), seed=seed),
-        {"split.json": data.split.to_dict()},
-    )
+def _with_adjusted_p(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Adjust the p values of the judges that were tested after Holm (1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = {e.name: e.comparison.p_value for e in entries if e.comparison and e.judge}
+    if not p_values:
+        return tuple(entries)
+    found = multipletests(list(p_values.values()), method="holm")[1]
+    adjusted = dict(zip(p_values, map(float, found), strict=True))
+    return tuple(replace(e, p_adjusted=adjusted.get(e.name, UNDEFINED)) for e in entries)
 
 
-def _finish(
-    run: AlignmentRun, tested: Mapping[str, AlignmentRun], found: OptimizerComparison
+def _log(
+    found: OptimizerComparison, run: AlignmentRun, tested: Mapping[str, AlignmentRun]
 ) -> OptimizerComparison:
     """Log the outcome; a store that refuses it is warned of, and the result is kept."""
     table = found.table
     for name, child in tested.items():
-        row: dict[Any, Any] = table.loc[name].to_dict()
-        figures = {
-            re.sub(r"\W+", "_", str(key)): float(value)
-            for key, value in row.items()
-            if key not in ("status", "reason") and not pd.isna(value)
-        }
-        child.finish({"workbench.status": str(row["status"])}, figures)
+        row: dict[Any, Any] = table.loc[name].drop(["status", "reason"]).dropna().to_dict()
+        figures = {re.sub(r"\W+", "_", str(key)): float(value) for key, value in row.items()}
+        child.finish({"workbench.status": found[name].status}, figures, {})
     as_data = plain({"table": table.reset_index().astype(object), "notes": list(found.notes)})
     run.finish(
         {"mlflow.note.content": found.conclusion},
         {"seconds": found.seconds},
         {"comparison.csv": table.to_csv(), "comparison.json": as_data},
     )
-    faults = [each.fault for each in (run, *tested.values()) if each.fault]
-    if not faults:
-        return replace(found, run_id=run.run_id)
-    message = f"The comparison could not be logged as MLflow runs: {faults[0]}"
-    warnings.warn(message, stacklevel=3)
-    return replace(found, run_id=None if run.fault else run.run_id, notes=(*found.notes, message))
+    faults = warn_of_faults("The comparison", run, *tested.values())
+    run_id = None if run.fault else run.run_id
+    return replace(found, run_id=run_id, notes=(*found.notes, *faults))

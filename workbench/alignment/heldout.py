@@ -1,29 +1,124 @@
-"""The held-out test: both judges on the test pairs, and how often these were used before."""
+"""What is held out: the split, the test of a judge on it, and how often it was used before."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.alignment.external import metered_embeddings
-from workbench.alignment.runs import ALIGNED_TAG, RunLocation
-from workbench.errors import BudgetError
+from workbench.alignment.preflight import check_pairs
+from workbench.alignment.runs import (
+    ALIGNED_TAG,
+    AlignmentRun,
+    Lineage,
+    RunLocation,
+    data_tags,
+    lineage_files,
+    run_params,
+)
+from workbench.compat import options
+from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Pairs
+from workbench.pairing.pairs import Pairs, Split, pair
+from workbench.pairing.splits import Groups, default_groups, groups_of, with_equal_items
 from workbench.scale import Scale, is_abstention
-from workbench.store.traces import Example, item_digest
+from workbench.store.traces import Example, examples, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+MINIMUM_FRESH = 10
+"""With so many traces that are new to a judge, it is tested on these alone."""
+
+ITEMS_TAG = "workbench.test_items"
+"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
+
+ITEMS_PER_TAG = 500
+"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    """The pairs and their split, and what is known of them before anything is learned."""
+
+    pairs: Pairs
+    by_id: Mapping[str, Example]
+    lineage: Lineage
+    split: Split
+
+    @classmethod
+    def of(
+        cls,
+        judge: Judge,
+        pairs_or_traces: Any,
+        groups: Groups,
+        test_size: float,
+        seed: int,
+        location: RunLocation,
+    ) -> AlignmentData:
+        """Read and split the pairs of a judge that is made from instructions."""
+        pairs = pairs_or_traces
+        if not isinstance(pairs, Pairs):
+            pairs = pair(judge, pairs_or_traces)
+        elif pairs.fingerprint != fingerprint(judge):
+            raise PairingError(
+                f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. "
+                "Run workbench.assess(judge, traces) and workbench.pair(judge, traces) with this "
+                "one."
+            )
+        options(judge)  # raises for other judges
+        check_pairs(pairs)
+        by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
+        lineage = Lineage.of(judge, pairs, by_id, location)
+        split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
+        return cls(pairs, by_id, lineage, split)
+
+
+def split_pairs(
+    pairs: Pairs,
+    by_id: Mapping[str, Example],
+    groups: Groups,
+    lineage: Lineage,
+    test_size: float,
+    seed: int,
+) -> Split:
+    """Split into train, dev and test.
+
+    What the judge learned from before is never in test. What it was tested on before is not
+    either where enough traces are fresh, since it was chosen for doing well there.
+    """
+    items = [by_id[i] for i in pairs.trace_ids]
+    group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
+    group_of = with_equal_items(group_of, items)
+    here = set(pairs.trace_ids)
+    enough = len(here - lineage.all) >= MINIMUM_FRESH
+    barred = here & (lineage.all if enough else lineage.learned)
+    # The share refers to the traces that may be tested on, so that some of these are left to
+    # learn from.
+    share = test_size * (1 - len(barred) / len(pairs)) or test_size
+    try:
+        split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
+    except ArgumentError:
+        if not barred:
+            raise
+        raise TooFewPairsError(
+            "This judge was aligned on these traces before, and what a judge learned on is never "
+            "tested on. Label new traces and align with those as well, or align the judge that "
+            "it came from."
+        ) from None
+    return replace(split, groups=groups if isinstance(groups, str) else None)
+
+
+# -- the test ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -43,6 +138,24 @@ class HeldOutTest:
     cost: float | None = None
     lost: float = 0.0
     notes: tuple[str, ...] = ()
+
+
+def begin_test(
+    run: AlignmentRun, judge: Judge, proposed: Judge, data: AlignmentData, **settings: Any
+) -> TestSetUse:
+    """Log a test before it is made, and count how often its items were used."""
+    test, tested = data.split.test, fingerprint(proposed)
+    tags = data_tags(judge, data.pairs, data.split) | {ALIGNED_TAG: tested}
+    use = TestSetUse()
+    if tested != fingerprint(judge):
+        use = TestSetUse.of(test, data.by_id, tested, location=run.location)
+        tags |= test_set_tags(test, data.by_id)
+    run.begin(
+        tags,
+        run_params(judge, data.split, **settings),
+        lineage_files(judge, proposed, data.split, data.by_id),
+    )
+    return use
 
 
 def score_held_out(
@@ -101,36 +214,15 @@ def usable(verdict: Verdict, scale: Scale | None) -> bool:
     return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
-def total(*amounts: Any) -> Any:
-    """Return the sum of the known amounts; None where none is known."""
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known else None
-
-
 # -- how often held-out items were used -------------------------------------------------------
-
-ITEMS_TAG = "workbench.test_items"
-"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
-
-ITEMS_PER_TAG = 500
-"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
-
-DIGEST_LENGTH = 8
-"""Hexadecimal digits of an item's digest; a collision within 10,000 items hardly matters."""
 
 
 @dataclass(frozen=True)
 class TestSetUse:
     """How many judges were scored on the items of a test set, the original ones aside.
 
-    Attributes
-    ----------
-    most, mean
-        Judges per item, those at hand included: the largest number, and the mean over items.
-    earlier
-        The largest number of judges per item that were scored before.
-    items
-        Items in the test set; items with equal content are one.
+    ``most`` and ``mean`` are the judges per item, those at hand included; ``earlier`` the largest
+    number of other judges per item. Of the ``items``, those with equal content are one.
     """
 
     __test__ = False  # or pytest collects it where it is imported
@@ -145,14 +237,14 @@ class TestSetUse:
         cls, test: Pairs, by_id: Mapping[str, Example], *judges: str, location: RunLocation
     ) -> TestSetUse:
         """Count the judges by the runs in the store; ``judges`` are fingerprints that count too."""
-        digests = item_digests(test, by_id)
         scored: dict[str, set[str]] = defaultdict(set)
-        for logged in location.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'"):
-            judge = logged.data.tags.get(ALIGNED_TAG)
-            if judge:
-                for item in digests.intersection(_logged_items(logged.data.tags)):
-                    scored[item].add(judge)
-        here = set(judges)
+        for run in location.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'"):
+            tags = run.data.tags
+            for key, items in tags.items():
+                if key.startswith(f"{ITEMS_TAG}.") and ALIGNED_TAG in tags:
+                    for item in items.split(","):
+                        scored[item].add(tags[ALIGNED_TAG])
+        here, digests = set(judges), _item_digests(test, by_id)
         counts = [len(scored[item] | here) for item in digests]
         return cls(
             most=max(counts, default=0),
@@ -163,7 +255,7 @@ class TestSetUse:
 
     @property
     def note(self) -> str:
-        """What the count means, in words; "" where no judge was scored before."""
+        """What the count means, in words; "" where no other judge was scored."""
         if not self.earlier:
             return ""
         return (
@@ -176,7 +268,7 @@ class TestSetUse:
 
 def test_set_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
-    digests = sorted(item_digests(test, by_id))
+    digests = sorted(_item_digests(test, by_id))
     return {
         f"{ITEMS_TAG}.{number}": ",".join(digests[begin : begin + ITEMS_PER_TAG])
         for number, begin in enumerate(range(0, len(digests), ITEMS_PER_TAG))
@@ -186,14 +278,8 @@ def test_set_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
 test_set_tags.__test__ = False  # type: ignore[attr-defined]
 
 
-def item_digests(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
+def _item_digests(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
     """Return what identifies the items: their content, and the name of the labels."""
     texts = (json.dumps([test.name, item_digest(by_id[i])]) for i in test.trace_ids)
-    return {hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH] for text in texts}
-
-
-def _logged_items(tags: Mapping[str, str]) -> Iterator[str]:
-    number = 0
-    while (part := tags.get(f"{ITEMS_TAG}.{number}")) is not None:
-        yield from part.split(",")
-        number += 1
+    # A collision of 8 digits within 10,000 items hardly matters.
+    return {hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts}

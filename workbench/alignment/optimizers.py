@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -24,19 +24,16 @@ from workbench.store.traces import Example, item_digest
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-NAMES: Final = ("workbench SIMBA", "MLflow SIMBA", "MLflow GEPA", "MLflow MemAlign")
-"""Optimizers that can be asked for by name; all of them by default."""
-
-
-REFERENCES: Final = ("original", "majority label", "few-shot")
-"""What every comparison shows beside the optimizers."""
-
-
-NEEDS: Final = {
+NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "workbench SIMBA": (),
     "MLflow SIMBA": ("dspy",),
     "MLflow GEPA": ("dspy", "gepa"),
     "MLflow MemAlign": ("dspy", "litellm", "jinja2"),
 }
+"""Optimizers that are known by name, all of them by default, and the packages that each needs."""
+
+REFERENCES: Final = ("original", "majority label", "few-shot")
+"""What every comparison shows beside the optimizers."""
 
 
 def named_optimizers(
@@ -48,9 +45,8 @@ def named_optimizers(
 ) -> tuple[dict[str, AlignmentOptimizer], dict[str, str]]:
     """Return optimizers by their names in the comparison, and name -> why it was left out.
 
-    ``wanted`` holds optimizers or names of `NAMES`: a sequence, a text with commas, or a mapping
-    from names of one's own. MLflow's optimizers reflect with the judge's own model. An optimizer
-    that is wanted by name but not available is an error; a default one is left out.
+    MLflow's optimizers reflect with the judge's own model. An optimizer that is wanted by name but
+    not available is an error; a default one is left out.
 
     Raises
     ------
@@ -58,15 +54,11 @@ def named_optimizers(
         For an unknown name, one of `REFERENCES`, an object that is no optimizer, or nothing at all.
     """
     if wanted is None:
-        found: dict[str, AlignmentOptimizer] = {}
-        left_out: dict[str, str] = {}
-        for name in NAMES:
-            if why := _missing(name, embedding_model):
-                left_out[name] = why
-            else:
-                found[name] = _made(name, judge, seed, embedding_model)
-        return found, left_out
-    named = wanted if isinstance(wanted, Mapping) else dict(_with_names(wanted))
+        reasons = {name: _missing(name, embedding_model) for name in NEEDS}
+        left_out = {name: why for name, why in reasons.items() if why}
+        known = [name for name in NEEDS if name not in left_out]
+        return {name: _made(name, judge, seed, embedding_model) for name in known}, left_out
+    named = wanted if isinstance(wanted, Mapping) else _with_names(wanted)
     if not named:
         raise ArgumentError("optimizers is empty. Give optimizers, or None for the known ones.")
     if taken := sorted(set(named) & set(REFERENCES)):
@@ -76,12 +68,7 @@ def named_optimizers(
         )
     found = {}
     for shown, one in named.items():
-        if isinstance(one, str):
-            if one not in NAMES:
-                raise ArgumentError(
-                    f"optimizers names {one!r}. Known by name are {', '.join(map(repr, NAMES))}; "
-                    "give any other as an object."
-                )
+        if isinstance(one, str) and one in NEEDS:
             if why := _missing(one, embedding_model):
                 raise ArgumentError(f"optimizers names {one!r}, but {why}")
             found[shown] = _made(one, judge, seed, embedding_model)
@@ -89,23 +76,23 @@ def named_optimizers(
             found[shown] = one
         else:
             raise ArgumentError(
-                f"optimizers holds {shown!r}, a {type(one).__name__}, which is no MLflow "
-                f"AlignmentOptimizer and no name. Known by name: {', '.join(map(repr, NAMES))}."
+                f"optimizers holds {one!r}, which is no MLflow AlignmentOptimizer and none of the "
+                f"known names: {', '.join(map(repr, NEEDS))}."
             )
     return found, {}
 
 
-def _with_names(wanted: Any) -> list[tuple[str, Any]]:
+def _with_names(wanted: Any) -> dict[str, Any]:
     if isinstance(wanted, str):
         wanted = [name.strip() for name in wanted.split(",") if name.strip()]
     elif isinstance(wanted, AlignmentOptimizer):
         wanted = [wanted]
     seen: Counter[str] = Counter()
-    named = []
+    named = {}
     for one in wanted:
         name = one if isinstance(one, str) else _name_of(one)
         seen[name] += 1
-        named.append((name if seen[name] == 1 else f"{name} ({seen[name]})", one))
+        named[name if seen[name] == 1 else f"{name} ({seen[name]})"] = one
     return named
 
 
@@ -118,7 +105,7 @@ def _name_of(optimizer: Any) -> str:
 
 def _missing(name: str, embedding_model: str | None) -> str:
     """Return why the optimizer is not available; "" where it is."""
-    absent = [one for one in NEEDS.get(name, ()) if importlib.util.find_spec(one) is None]
+    absent = [one for one in NEEDS[name] if importlib.util.find_spec(one) is None]
     if absent:
         return f"it needs {' and '.join(absent)}, which is not installed."
     if name == "MLflow MemAlign" and not embedding_model:
@@ -142,16 +129,6 @@ def _made(name: str, judge: Judge, seed: int, embedding_model: str | None) -> Al
     return optimizers.MemAlignOptimizer(reflection_lm=judge.model, embedding_model=embedding_model)
 
 
-def examples_shown(optimizers: Iterable[AlignmentOptimizer]) -> int:
-    """Return how many labelled items plain few-shot shows: as many as a `SIMBA` among them at most.
-
-    So a gain of `SIMBA` over few-shot is not due to more examples. Its default where there is
-    none among them, or none that shows any.
-    """
-    shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
-    return max(shown, default=0) or Settings.max_examples
-
-
 def few_shot(
     judge: Judge,
     train: Pairs,
@@ -165,7 +142,19 @@ def few_shot(
     Labels take turns, the rarest first, and items with a rationale come first; otherwise the
     order is random by ``seed``.
     """
-    picked = _alternating(train, by_id, seed)[:count]
+
+    def order(row: dict[str, Any]) -> tuple[bool, str, str]:
+        # By content, so that the same items are shown in every store.
+        of_item = f"{seed}:{item_digest(by_id[row['trace_id']])}"
+        digest = hashlib.sha256(of_item.encode()).hexdigest()
+        return not row["human_rationale"], digest, row["trace_id"]
+
+    rows: list[Any] = train.table.to_dict("records")
+    by_label: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(rows, key=order):
+        by_label[row["human"]].append(row)
+    rarest_first = sorted(by_label, key=lambda label: (len(by_label[label]), str(label)))
+    turns = itertools.zip_longest(*(by_label[label] for label in rarest_first))
     fields = judge_fields(judge)
     shown = [
         WorkedExample(
@@ -174,29 +163,10 @@ def few_shot(
             str(row["human"]),
             row["human_rationale"] or "",
         )
-        for row in picked
+        for row in [row for turn in turns for row in turn if row is not None][:count]
     ]
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)
-
-
-def _alternating(train: Pairs, by_id: Mapping[str, Example], seed: int) -> list[dict[str, Any]]:
-    """Return the rows of train, one of each label in turn."""
-
-    def order(row: dict[str, Any]) -> tuple[bool, str]:
-        # By content, so that the same items are shown in every store.
-        of_item = f"{seed}:{item_digest(by_id[row['trace_id']])}"
-        return not row["human_rationale"], hashlib.sha256(of_item.encode()).hexdigest()
-
-    frequency = Counter(train.table["human"])
-    by_label: dict[Any, list[dict[str, Any]]] = {
-        label: [] for label in sorted(frequency, key=lambda one: (frequency[one], str(one)))
-    }
-    rows: list[Any] = train.table.to_dict("records")
-    for row in sorted(rows, key=lambda row: (*order(row), row["trace_id"])):
-        by_label[row["human"]].append(row)
-    turns = itertools.zip_longest(*by_label.values())
-    return [row for turn in turns for row in turn if row is not None]
 
 
 def majority(train: Pairs, test: Pairs) -> tuple[Any, Pairs]:

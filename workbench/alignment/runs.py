@@ -1,16 +1,18 @@
-"""The MLflow run of an alignment: begun before the held-out test, ended with its outcome.
+"""The MLflow runs of alignments: written by each one, and read to find what a judge has seen.
 
-Which judge is tested on which items is in the store before the first of them is judged, so the
-use of the test set is counted even if the test is interrupted.
+A run begins before the held-out test, so that each use of the test set is counted, even if the
+test is interrupted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +26,13 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
+from workbench.compat import options
 from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.store.traces import find_experiment_id
+from workbench.simba.candidate import Candidate
+from workbench.store.traces import Example, find_experiment_id, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -39,8 +43,18 @@ if TYPE_CHECKING:
 ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"
 
-Files = Mapping[str, Any]
-"""Path within the run -> text, or data to be written as JSON."""
+LABELS_FILE = "labels.json"
+"""In a run: trace id -> digest of its label, from which the label cannot be read."""
+
+CONTENT_FILE = "content.json"
+"""In a run: trace id -> digest of its item, by which a re-imported item is recognised."""
+
+Stage = Literal["preflight", "learning", "testing"]
+
+CANCELLED = (
+    "The alignment was cancelled: nothing was tested and the judge stays as it was. Paid answers "
+    "are in the cache, so running the same call again resumes it."
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,12 @@ class RunLocation:
         )
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
 
+    def load(self, run_id: str, file: str) -> dict[str, Any]:
+        """Return a JSON file of a run."""
+        uri = f"runs:/{run_id}/{file}"
+        path = mlflow.artifacts.download_artifacts(uri, tracking_uri=self.tracking_uri)
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
 
 def _all_pages(search: Callable[..., Any], **query: Any) -> Iterable[Any]:
     page = search(**query)
@@ -78,14 +98,6 @@ def _all_pages(search: Callable[..., Any], **query: Any) -> Iterable[Any]:
     while page.token:
         page = search(**query, page_token=page.token)
         yield from page
-
-
-Stage = Literal["preflight", "learning", "testing"]
-
-CANCELLED = (
-    "The alignment was cancelled: nothing was tested and the judge stays as it was. Paid answers "
-    "are in the cache, so running the same call again resumes it."
-)
 
 
 class Watch:
@@ -122,17 +134,15 @@ class Watch:
         return nullcontext()
 
 
+# -- writing ----------------------------------------------------------------------------------
+
+
 class AlignmentRun:
     """A run to log to; what the store refuses is kept in ``fault`` and raises nothing.
 
-    A context manager: an exception ends the run as failed, an interrupt as killed.
-
-    Attributes
-    ----------
-    run_id
-        None until `begin`, and where the store refused the run.
-    fault
-        What the store said when it refused; "" otherwise.
+    As a context manager it ends the run as failed on an exception, as killed on an interrupt.
+    ``run_id`` is None until `begin`, and where the store refused the run. ``files`` map paths to
+    text, or to data that is written as JSON.
     """
 
     def __init__(self, location: RunLocation, name: str) -> None:
@@ -141,19 +151,35 @@ class AlignmentRun:
         self.fault = ""
 
     def begin(
-        self, tags: Mapping[str, str], params: Mapping[str, Any], files: Files | None = None
+        self, tags: Mapping[str, str], params: Mapping[str, Any], files: Mapping[str, Any]
     ) -> None:
         """Create the run with all that is known before the test."""
-        self._write(lambda: self._begin(tags, params, files or {}))
+        where = self.location
+        parent = {MLFLOW_PARENT_RUN_ID: where.parent_run_id} if where.parent_run_id else {}
+        tags = {**resolve_tags(parent), **tags}
+        with self._keeping_fault():
+            made = where.client.create_run(where.experiment_id, run_name=self.name, tags=tags)
+            self.run_id = str(made.info.run_id)
+            logged = [Param(key, str(value)) for key, value in params.items()]
+            where.client.log_batch(self.run_id, params=logged)
+            self._log_files(files)
 
     def finish(
-        self,
-        tags: Mapping[str, str],
-        metrics: Mapping[str, float],
-        files: Files | None = None,
+        self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
     ) -> None:
         """Write the outcome and end the run. Undefined metrics (nan) are left out."""
-        self._write(lambda: self._finish(tags, metrics, files or {}))
+        if self.run_id is None or self.fault:
+            return
+        now = get_current_time_millis()
+        figures = [Metric(key, v, now, 0) for key, v in metrics.items() if v == v]
+        with self._keeping_fault():
+            self.location.client.log_batch(
+                self.run_id,
+                metrics=figures,
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+            self._log_files(files)
+            self.location.client.set_terminated(self.run_id)
 
     def __enter__(self) -> AlignmentRun:
         return self
@@ -171,80 +197,57 @@ class AlignmentRun:
         with suppress(Exception):
             self.location.client.set_terminated(self.run_id, status)
 
-    def _begin(self, tags: Mapping[str, str], params: Mapping[str, Any], files: Files) -> None:
-        location = self.location
-        parent = {MLFLOW_PARENT_RUN_ID: location.parent_run_id} if location.parent_run_id else {}
-        made = location.client.create_run(
-            location.experiment_id, run_name=self.name, tags={**resolve_tags(parent), **tags}
-        )
-        self.run_id = str(made.info.run_id)
-        location.client.log_batch(
-            self.run_id, params=[Param(key, str(value)) for key, value in params.items()]
-        )
-        self._log_files(files)
+    def _log_files(self, files: Mapping[str, Any]) -> None:
+        for path, content in files.items():
+            is_text = isinstance(content, str)
+            text = content if is_text else json.dumps(content, indent=2, default=str)
+            self.location.client.log_text(str(self.run_id), text, path)
 
-    def _finish(self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Files) -> None:
-        if self.run_id is None:
-            return
-        now = get_current_time_millis()
-        self.location.client.log_batch(
-            self.run_id,
-            metrics=[Metric(key, v, now, 0) for key, v in metrics.items() if v == v],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
-        self._log_files(files)
-        self.location.client.set_terminated(self.run_id)
-
-    def _log_files(self, files: Files) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                text = (
-                    content
-                    if isinstance(content, str)
-                    else json.dumps(content, indent=2, default=str)
-                )
-                path.write_text(text, encoding="utf-8")
-            if files:
-                self.location.client.log_artifacts(str(self.run_id), folder)
-
-    def _write(self, write: Callable[[], None]) -> None:
-        if self.fault:
-            return
+    @contextmanager
+    def _keeping_fault(self) -> Iterator[None]:
         try:
-            write()
+            yield
         except (MlflowException, OSError) as error:
             self.fault = str(error)
 
 
-def tags_before_test(
-    original: Judge, proposed: Judge, pairs: Pairs, split: Split
-) -> dict[str, str]:
-    """Return the tags that identify judges, data and split."""
+def warn_of_faults(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
+    """Warn, and return a note, where the store refused what was logged."""
+    faults = [run.fault for run in runs if run.fault]
+    if not faults:
+        return ()
+    message = f"{what} could not be logged as an MLflow run: {faults[0]}"
+    warnings.warn(message, stacklevel=4)
+    return (message,)
+
+
+def data_tags(judge: Judge, pairs: Pairs, split: Split) -> dict[str, str]:
+    """Return the tags that identify the original judge, the data and the split."""
     return {
-        ORIGINAL_TAG: fingerprint(original),
-        ALIGNED_TAG: fingerprint(proposed),
+        ORIGINAL_TAG: fingerprint(judge),
         "workbench.dataset_digest": dataset_digest(pairs),
         "workbench.split_digest": split.digest,
     }
 
 
-def params_before_test(judge: Judge, split: Split, **settings: Any) -> dict[str, Any]:
+def run_params(judge: Judge, split: Split, **settings: Any) -> dict[str, Any]:
     """Return the parameters of the run: the judge, ``settings``, and the sizes of the parts."""
     sizes = {"train": len(split.train), "dev": len(split.dev), "test": len(split.test)}
-    return {
-        "judge": judge.name,
-        "model": getattr(judge, "model", ""),
-        **settings,
-        "pairs": sum(sizes.values()),
-        **sizes,
-    }
+    total = sum(sizes.values())
+    model = getattr(judge, "model", "")
+    return {"judge": judge.name, "model": model, **settings, "pairs": total, **sizes}
 
 
-def instruction_files(original: Judge, proposed: Judge) -> dict[str, str]:
-    """Return the instructions of both judges, by path."""
+def lineage_files(
+    original: Judge, proposed: Judge, split: Split, by_id: Mapping[str, Example]
+) -> dict[str, Any]:
+    """Return the instructions of both judges, and what `Lineage.of` reads, by path."""
+    parts = (split.train, split.dev, split.test)
+    rated = [row for part in parts for row in part.table.to_dict("records")]
     return {
+        "split.json": split.to_dict(),
+        LABELS_FILE: {r["trace_id"]: _label_digest(r["trace_id"], r["human"]) for r in rated},
+        CONTENT_FILE: {i: item_digest(by_id[i]) for part in parts for i in part.trace_ids},
         "instructions/original.txt": str(getattr(original, "instructions", "")),
         "instructions/proposed.txt": str(getattr(proposed, "instructions", "")),
     }
@@ -252,14 +255,9 @@ def instruction_files(original: Judge, proposed: Judge) -> dict[str, str]:
 
 def finish_run(run: AlignmentRun, alignment: Alignment) -> None:
     """Write the outcome of an alignment: status, figures, evidence, and the changed items."""
-    metrics = {
-        "calls": float(alignment.calls),
-        "reflection_calls": float(alignment.reflection_calls),
-        "failures": float(alignment.failures),
-        "reflection_failures": float(alignment.reflection_failures),
-        "seconds": alignment.seconds,
-        "looks_at_test": float(alignment.looks),
-    }
+    counts = ("calls", "reflection_calls", "failures", "reflection_failures", "seconds")
+    metrics = {name: float(getattr(alignment, name)) for name in counts}
+    metrics["looks_at_test"] = float(alignment.looks)
     for when, measured in (("before", alignment.before), ("after", alignment.after)):
         metrics[f"{when}_accuracy"] = measured.accuracy
         metrics[f"{when}_kappa"] = measured.kappa
@@ -269,28 +267,109 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> None:
         "preflight.csv": alignment.preflight.to_csv(index=False),
         "history.csv": alignment.history.to_csv(index=False),
     }
-    for name, table in changed_items(alignment).items():
-        files[f"items/{name}.csv"] = table.to_csv(index=False)
+    before = alignment.test_before.table.rename(columns={"judge_rationale": "before_rationale"})
+    after = alignment.test_after.table.rename(columns={"judge_rationale": "after_rationale"})
+    rationales = before[["trace_id", "human_rationale", "before_rationale"]].merge(
+        after[["trace_id", "after_rationale"]], on="trace_id"
+    )
+    for name in ("fixed", "broken", "still_wrong"):
+        changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
+        files[f"items/{name}.csv"] = changed.to_csv(index=False)
     run.finish({"workbench.status": alignment.status}, metrics, files)
 
 
-def changed_items(alignment: Alignment) -> dict[str, pd.DataFrame]:
-    """Return the held-out items ``fixed``, ``broken`` and ``still_wrong``, with all rationales."""
-    before, after = alignment.test_before.table, alignment.test_after.table
-    rationales = pd.DataFrame(
-        {
-            "trace_id": before["trace_id"],
-            "human_rationale": before["human_rationale"],
-            "before_rationale": before["judge_rationale"],
-        }
-    ).merge(
-        after[["trace_id", "judge_rationale"]].rename(
-            columns={"judge_rationale": "after_rationale"}
-        ),
-        on="trace_id",
+# -- reading ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Traces of the alignments that a judge, or one of its ancestors, came out of.
+
+    Attributes
+    ----------
+    learned, tested
+        Traces that were learned or selected on, and traces that were tested on. Traces with
+        equal content count, whatever their id.
+    unchanged
+        Traces whose label is the one that they had in the latest of these alignments.
+    """
+
+    learned: frozenset[str] = frozenset()
+    tested: frozenset[str] = frozenset()
+    unchanged: frozenset[str] = frozenset()
+
+    @property
+    def all(self) -> frozenset[str]:
+        return self.learned | self.tested
+
+    @classmethod
+    def of(
+        cls, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example], location: RunLocation
+    ) -> Lineage:
+        """Read the lineage of a judge, as far as it is logged in the store.
+
+        Raises
+        ------
+        mlflow.exceptions.MlflowException
+            When a run does not say what was learned from.
+        """
+        same_content: dict[str, list[str]] = defaultdict(list)
+        for trace_id, example in by_id.items():
+            same_content[item_digest(example)].append(trace_id)
+        labels = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
+        learned: set[str] = set()
+        tested: set[str] = set()
+        unchanged: dict[str, bool] = {}
+        for run_id in _ancestor_runs(judge, location):
+            digests: dict[str, str] = {}
+            content: dict[str, str] = {}
+            with suppress(MlflowException, OSError):  # runs of early versions lack these files
+                digests = location.load(run_id, LABELS_FILE)
+                content = location.load(run_id, CONTENT_FILE)
+            parts = location.load(run_id, "split.json")["traces"]
+            for part, logged in ((part, i) for part, ids in parts.items() for i in ids):
+                for trace_id in {logged, *same_content.get(content.get(logged, ""), ())}:
+                    (tested if part == "test" else learned).add(trace_id)
+                    if trace_id in labels:
+                        now = _label_digest(logged, labels[trace_id])
+                        unchanged[trace_id] = digests.get(logged) == now
+        same = frozenset(trace_id for trace_id, is_same in unchanged.items() if is_same)
+        return cls(frozenset(learned), frozenset(tested), same)
+
+
+def origin_note(judge: Judge, lineage: Lineage) -> str:
+    """Return a warning about learned rules of unknown origin; "" where there are none.
+
+    Such a judge was edited after its alignment, say, or aligned in another store.
+    """
+    candidate = Candidate.from_instructions(options(judge)["instructions"])
+    if lineage.all or not (candidate.rules or candidate.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this store "
+        "tells on which traces they were learned. These may be among the held-out ones, so that "
+        "both figures may be better than they are: test on traces that are new to it."
     )
-    comparison = alignment.comparison
-    return {
-        name: getattr(comparison, name).merge(rationales, on="trace_id", how="left")
-        for name in ("fixed", "broken", "still_wrong")
-    }
+
+
+def _ancestor_runs(judge: Judge, location: RunLocation) -> list[str]:
+    """Return the ids of the runs that led to this judge, oldest first."""
+    runs = location.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    judges, size = {fingerprint(judge)}, 0
+    found: list[Any] = []
+    while size < len(judges):  # until no further ancestor is found
+        size = len(judges)
+        # A run with equal judges found nothing, so nothing was learned in it.
+        found = [
+            run
+            for run in runs
+            if (aligned := run.data.tags[ALIGNED_TAG]) in judges
+            and run.data.tags.get(ORIGINAL_TAG, aligned) != aligned
+        ]
+        judges |= {run.data.tags[ORIGINAL_TAG] for run in found}
+    return [run.info.run_id for run in found]
+
+
+def _label_digest(trace_id: str, label: Any) -> str:
+    text = json.dumps([trace_id, label], default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
