@@ -36,7 +36,7 @@ Kind = Literal["binary", "nominal", "ordinal", "numeric"]
 
 
 MOST_CATEGORIES = 20
-"""More distinct observed values than this are numbers or no scale."""
+"""More distinct values than this are numbers, shown in bins, or no scale."""
 
 
 class Abstention:

@@ -72,21 +72,13 @@ def test_confusion_shows_counts_shares_and_sides() -> None:
     assert "accuracy 0.800" in ax.get_title()
     where = {t.get_text(): t.xy for t in ax.texts}  # type: ignore[attr-defined]
     assert where["8"] == (1, 0)  # human "no" is row 0, judge "yes" column 1
-
-
-def test_confusion_takes_pairs_a_title_and_shares_first() -> None:
-    ax = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
-    assert ax.get_title() == "mine"
-    sizes = {t.get_text(): t.get_fontsize() for t in ax.texts}
-    assert sizes["80%"] > sizes["8"]
+    tints = np.asarray(ax.collections[0].get_facecolor())[:, 3]  # row by row, share of the row
+    assert tints == pytest.approx([0.2, 0.8, 0.0, 1.0])
+    shares = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
+    sizes = {t.get_text(): t.get_fontsize() for t in shares.texts}
+    assert (shares.get_title(), sizes["80%"] > sizes["8"]) == ("mine", True)
     with pytest.raises(ArgumentError, match=r"workbench\.agreement"):
         plot_confusion("q")  # type: ignore[arg-type]
-
-
-def test_cells_are_tinted_by_their_share_of_the_row() -> None:
-    """All in one artist, row by row."""
-    cells = plot_confusion(BEFORE, ax=axes()).collections[0]
-    assert np.asarray(cells.get_facecolor())[:, 3] == pytest.approx([0.2, 0.8, 0.0, 1.0])
 
 
 def test_text_stays_legible_on_dark_cells() -> None:

@@ -13,7 +13,6 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.formatting import html_table, plain
 from workbench.metrics.coefficients import (
-    MOST_CATEGORIES,
     Level,
     cells,
     cohen_kappa,
@@ -33,7 +32,7 @@ from workbench.metrics.intervals import (
     ratio,
     wilson,
 )
-from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale, is_missing
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
@@ -177,40 +176,24 @@ def annotator_agreement(
     level = LEVELS[scale.kind] if scale else "nominal"
     names = tuple(str(name) for name in votes.columns)
     credits = _against_others(codes, counts)
-    compared, credit = ~np.isnan(credits), np.nan_to_num(credits)
-    by_annotator = pd.DataFrame(
-        {"annotator": names, "labels": (codes >= 0).sum(axis=0), "n": compared.sum(axis=0)}
+    bootstrap = Bootstrap(
+        np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
     )
-    by_annotator["accuracy"] = credit.sum(axis=0) / by_annotator["n"].replace(0, math.nan)
-    shared = counts[labels >= 2]
-    if ((shared > 0).sum(axis=1) > 1).any():
-        bootstrap = Bootstrap(
-            np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
-        )
-        alpha_interval = _alpha_interval(counts, positions, level, bootstrap)
-        ceiling_interval = bootstrap.interval(
-            lambda items: (items @ credit.sum(axis=1)) / (items @ compared.sum(axis=1))
-        )
-    elif len(shared):
-        n = len(shared)
-        alpha_interval = full_agreement(shared.sum(axis=0) / shared.sum(), n, confidence)
-        ceiling_interval = Interval(wilson(n, n, confidence).low, 1.0)
-    else:
-        alpha_interval = ceiling_interval = UNDEFINED
+    alpha_interval, ceiling_interval = _intervals(counts, positions, level, credits, bootstrap)
     equal = _equally_rated(codes, counts)
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
-        shared_items=len(shared),
+        shared_items=int((labels >= 2).sum()),
         pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
-        by_annotator=by_annotator,
+        by_annotator=_by_annotator(names, codes, credits),
         alpha=float(krippendorff_alpha(coincidences(counts), positions, level)),
         alpha_interval=alpha_interval,
         level=level,
         fleiss=fleiss_kappa(equal),
         fleiss_items=len(equal),
         fleiss_raters=int(equal[0].sum()) if len(equal) else 0,
-        ceiling=ratio(credit.sum(), compared.sum()),
+        ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
         ceiling_interval=ceiling_interval,
         scale=scale,
     )
@@ -279,6 +262,12 @@ def _against_others(codes: Array, counts: Array) -> Array:
     return found
 
 
+def _by_annotator(names: tuple[str, ...], codes: Array, credits: Array) -> pd.DataFrame:
+    n = np.isfinite(credits).sum(axis=0)
+    table = pd.DataFrame({"annotator": names, "labels": (codes >= 0).sum(axis=0), "n": n})
+    return table.assign(accuracy=np.nansum(credits, axis=0) / table["n"].replace(0, math.nan))
+
+
 def _equally_rated(codes: Array, counts: Array) -> Array:
     """Counts of the items that `AnnotatorAgreement.fleiss` covers, with two labels at least."""
     numbers = set(counts.sum(axis=1).tolist()) - {0, 1}
@@ -291,14 +280,24 @@ def _equally_rated(codes: Array, counts: Array) -> Array:
     return _counts(codes[np.ix_(given[:, group].all(axis=1), group)], counts.shape[1])
 
 
-def _alpha_interval(
-    counts: Array, positions: Array, level: Level, bootstrap: Bootstrap
-) -> Interval:
-    """Bootstrap over items; not for many categories, where it would cost too much."""
-    size = counts.shape[1]
+def _intervals(
+    counts: Array, positions: Array, level: Level, credits: Array, bootstrap: Bootstrap
+) -> tuple[Interval, Interval]:
+    """Intervals of alpha and of the ceiling; alpha has none where many categories cost too much."""
+    shared, size = counts[counts.sum(axis=1) >= 2], counts.shape[1]
+    n, confidence = len(shared), bootstrap.confidence
+    if not n:
+        return UNDEFINED, UNDEFINED
+    if not ((shared > 0).sum(axis=1) > 1).any():
+        shares = shared.sum(axis=0) / shared.sum()
+        agreed = Interval(wilson(n, n, confidence).low, 1.0)
+        return full_agreement(shares, n, confidence), agreed
+    credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
+    ceiling = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
     if size > MOST_CATEGORIES:
-        return UNDEFINED
+        return UNDEFINED, ceiling
     each = np.stack([coincidences(row[None]).ravel() for row in counts])
-    return bootstrap.interval(
+    alpha = bootstrap.interval(
         lambda items: krippendorff_alpha((items @ each).reshape(-1, size, size), positions, level)
     )
+    return alpha, ceiling

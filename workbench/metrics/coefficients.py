@@ -15,13 +15,10 @@ import numpy as np
 
 from workbench.errors import ArgumentError
 from workbench.metrics.intervals import Array, Bootstrap
-from workbench.scale import Scale
+from workbench.scale import MOST_CATEGORIES, Scale
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
-
-MOST_CATEGORIES = 20
-"""A numeric scale with more distinct values than this is shown in bins."""
 
 Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["linear", "quadratic"]
