@@ -177,15 +177,23 @@ class BackgroundAlignment(Watch):
     def state(self) -> AlignmentState:
         """What the alignment is doing now."""
         with self._lock:
-            state, budget = self._state, self._budget
-        if state.ended:
-            return state
-        state = replace(state, seconds=time.monotonic() - self._began)
+            return self._state if self._state.ended else self._current
+
+    @property
+    def _current(self) -> AlignmentState:
+        """The state with time and spending as they are now."""
+        state = replace(self._state, seconds=time.monotonic() - self._began)
+        budget = self._budget
         if budget is None:
             return state
-        return replace(
-            state, calls=budget.spent, spent=budget.told(), share_spent=_share_spent(budget)
+        limits = (
+            (budget.spent, budget.limit),
+            (budget.spent_tokens, budget.tokens),
+            (budget.spent_usd, budget.usd),
         )
+        shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
+        share = min(1.0, max(shares)) if shares else None
+        return replace(state, calls=budget.spent, spent=budget.told(), share_spent=share)
 
     @property
     def done(self) -> bool:
@@ -229,14 +237,11 @@ class BackgroundAlignment(Watch):
         Exception
             Whatever `align` raised.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        # Waited for in short turns, so that Ctrl-C is seen in between everywhere.
-        while not self._ended.wait(1.0 if timeout is None else min(1.0, timeout)):
-            if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
-                    "longer with result(timeout=...), look at .state, or .cancel() it."
-                )
+        if not self._ended.wait(timeout):
+            raise TimeoutError(
+                f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
+                "longer with result(timeout=...), look at .state, or .cancel() it."
+            )
         if self._error is not None:
             raise self._error
         assert self._alignment is not None
@@ -277,25 +282,20 @@ class BackgroundAlignment(Watch):
     def _run(
         self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None, options: dict[str, Any]
     ) -> None:
+        end: dict[str, Any] = {"cancelling": False}
         try:
             found = align(self.judge, pairs_or_traces, optimizer, watch=self, **options)
-        except CancelledError as error:
-            self._error = error
-            self._end("cancelled", str(error))
+            self._alignment = found
+            end |= {"stage": "done", "message": found.reason}
+            end["instructions"] = found.proposed.instructions
         except BaseException as error:  # raised where someone waits for the result
             self._error = error
-            self._end("failed", f"{type(error).__name__}: {error}")
-        else:
-            self._alignment = found
-            self._end("done", found.reason, instructions=found.proposed.instructions)
-        finally:
-            self._read.set()
-
-    def _end(self, stage: str, message: str, **more: Any) -> None:
-        state = self.state
+            cancelled = isinstance(error, CancelledError)
+            end["stage"] = "cancelled" if cancelled else "failed"
+            end["message"] = str(error) if cancelled else f"{type(error).__name__}: {error}"
         with self._lock:
-            self._state = state
-        self._update(stage=stage, message=message, cancelling=False, **more)
+            self._state = replace(self._current, **end)
+        self._read.set()
         self._ended.set()
 
     def _update(self, **changes: Any) -> None:
@@ -335,13 +335,3 @@ class BackgroundAlignment(Watch):
             return {"text/plain": repr(self)}
         bundle: dict[str, Any] = self.view._repr_mimebundle_(**given)
         return bundle
-
-
-def _share_spent(budget: Budget) -> float | None:
-    limits = (
-        (budget.spent, budget.limit),
-        (budget.spent_tokens, budget.tokens),
-        (budget.spent_usd, budget.usd),
-    )
-    shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
-    return min(1.0, max(shares)) if shares else None

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.genai.judges import Judge as MlflowJudge
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
+from mlflow.genai.scorers import get_scorer
 
 from workbench.alignment.stored_judge import StoredJudge
 from workbench.compat import copy_registration, options, tracking_store
@@ -59,67 +62,21 @@ class Registered:
         return load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
-        return f"<Registered {self._described}>"
-
-    def _repr_html_(self) -> str:
-        return f"<div>{html_text(self._described)}</div>"
-
-    @property
-    def _described(self) -> str:
         state = "new" if self.new else "was there already"
         status = f", alignment {self.status}" if self.status else ""
-        return f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
+        text = f"{self.name!r} version {self.version} ({state}{status}). {self.warning}".rstrip()
+        return f"<Registered {text}>"
 
-
-# -- what made a version --------------------------------------------------------------------
-
-_RECORDED: Final = (
-    "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens", "cost", "run_id",
-)  # fmt: skip
-
-
-def judge_and_provenance(given: Any) -> tuple[Judge, dict[str, Any]]:
-    """Return the judge of an alignment, or the judge itself, and what made it."""
-    from mlflow.genai.judges import Judge as MlflowJudge
-
-    judge = given if isinstance(given, MlflowJudge) else getattr(given, "judge", None)
-    if not isinstance(judge, MlflowJudge):
-        raise ArgumentError(
-            f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
-        )
-    provenance = {"fingerprint": fingerprint(judge), "model": getattr(judge, "model", None)}
-    if judge is not given:
-        parent = given.fingerprints["original"]
-        provenance |= {
-            # A judge that did not change has no parent.
-            "parent": parent if parent != provenance["fingerprint"] else None,
-            "status": given.status,
-            "before": _scores(given.before),
-            "after": _scores(given.after),
-            "split_digest": given.split.digest,
-            "split_seed": given.split.seed,
-            **{name: getattr(given, name) for name in _RECORDED},
-        }
-        provenance = {key: value for key, value in provenance.items() if value is not None}
-    return cast("Judge", judge), provenance
-
-
-def _scores(agreement: Any) -> dict[str, Any]:
-    """Return accuracy and kappa with their intervals as JSON; an undefined figure is None."""
-    scores: dict[str, Any] = {"n": int(agreement.n)}
-    for name in ("accuracy", "kappa"):
-        scores[name] = _number(getattr(agreement, name))
-        scores[f"{name}_interval"] = [
-            _number(end) for end in getattr(agreement, f"{name}_interval")
-        ]
-    return scores
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
+    def _repr_html_(self) -> str:
+        return f"<div>{html_text(self)}</div>"
 
 
 # -- register -------------------------------------------------------------------------------
+
+_RECORDED: Final = (
+    "status", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens", "cost",
+    "run_id",
+)  # fmt: skip
 
 
 @store_errors()
@@ -151,19 +108,52 @@ def register(
         When an option cannot be stored so that it comes back, when a secret would be stored,
         or when the store has no registry.
     """
-    judge, made = judge_and_provenance(alignment_or_judge)
+    given: Any = alignment_or_judge
+    judge: Any = given if isinstance(given, MlflowJudge) else getattr(given, "judge", None)
+    if not isinstance(judge, MlflowJudge):
+        raise ArgumentError(
+            f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
+        )
+    made: dict[str, Any] = {
+        "fingerprint": fingerprint(judge),
+        "model": getattr(judge, "model", None),
+    }
+    if judge is not given:
+        made |= _provenance(given, made["fingerprint"])
     named = name or judge.name
     stored = StoredJudge.of(judge, named)
-    where = find_experiment_id(experiment)
-    renamed = judge if named == judge.name else _renamed(judge, named)
-    return _write(where, named, stored, made, renamed)
+    renamed: Judge | None = judge
+    if named != judge.name:
+        has_options = isinstance(judge, InstructionsJudge)
+        renamed = from_options({**options(judge), "name": named}) if has_options else None
+    return _write(find_experiment_id(experiment), named, stored, made, renamed)
 
 
-def _renamed(judge: Judge, name: str) -> Judge | None:
-    try:
-        return from_options({**options(judge), "name": name})
-    except ArgumentError:  # not made from instructions; it is loaded when it is used
-        return None
+def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
+    """Return what made the judge of an alignment; a judge that did not change has no parent."""
+    parent = alignment.fingerprints["original"]
+    known = {
+        "parent": None if parent == aligned else parent,
+        "before": _scores(alignment.before),
+        "after": _scores(alignment.after),
+        "split_digest": alignment.split.digest,
+        "split_seed": alignment.split.seed,
+        **{name: getattr(alignment, name) for name in _RECORDED},
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _scores(agreement: Any) -> dict[str, Any]:
+    """Return accuracy and kappa with their intervals as JSON; an undefined figure is None."""
+
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else float(value)
+
+    scores: dict[str, Any] = {"n": int(agreement.n)}
+    for name in ("accuracy", "kappa"):
+        scores[name] = number(getattr(agreement, name))
+        scores[f"{name}_interval"] = [*map(number, getattr(agreement, f"{name}_interval"))]
+    return scores
 
 
 @store_errors()
@@ -211,10 +201,6 @@ def load_judge(
     CredentialError
         When a header value or another credential is missing; names the variables to set.
     """
-    from mlflow.genai.judges import Judge as MlflowJudge
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-    from mlflow.genai.scorers import get_scorer
-
     where = find_experiment_id(experiment, create=False)
     found = _version(where, name, version)
     plain = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
@@ -305,14 +291,9 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
     """
     where = find_experiment_id(experiment, create=False)
     texts = [_stored(_version(where, name, version)).instructions for version in (a, b)]
-    lines = difflib.unified_diff(
-        texts[0].splitlines(),
-        texts[1].splitlines(),
-        f"{name} version {a}",
-        f"{name} version {b}",
-        lineterm="",
-    )
-    return "\n".join(lines)
+    first, second = (text.splitlines() for text in texts)
+    headings = f"{name} version {a}", f"{name} version {b}"
+    return "\n".join(difflib.unified_diff(first, second, *headings, lineterm=""))
 
 
 # -- MLflow's registry ----------------------------------------------------------------------
@@ -323,7 +304,7 @@ def _write(
 ) -> Registered:
     """Write a version unless the latest one is this very judge."""
     versions = _versions(where, name)
-    new = not versions or not _stored(versions[-1]).same_judge(stored)
+    new = not versions or _stored(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
         form = json.dumps(stored.with_provenance(made).form)
@@ -373,8 +354,8 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
         )
     if version is None:
         return versions[-1]
-    for each in versions:
-        if each.scorer_version == version:
-            return each
-    numbers = ", ".join(str(each.scorer_version) for each in versions)
-    raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
+    by_number = {each.scorer_version: each for each in versions}
+    if version not in by_number:
+        numbers = ", ".join(map(str, by_number))
+        raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
+    return by_number[version]

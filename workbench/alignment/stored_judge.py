@@ -11,6 +11,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
+from mlflow.genai.scorers import Scorer
+
 from workbench.compat import base_judge, options
 from workbench.credentials import Withheld, withhold
 from workbench.errors import RegistryError
@@ -45,8 +48,6 @@ class StoredJudge:
     @classmethod
     def of(cls, judge: Judge, name: str) -> StoredJudge:
         """Return the form of a judge; raise where it would not come back, or hold a secret."""
-        from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
         if not isinstance(judge, InstructionsJudge):
             _refuse_lossy(judge)
             return cls(_as_json({**judge.model_dump(), "name": name}, judge))
@@ -75,8 +76,6 @@ class StoredJudge:
     @property
     def options(self) -> dict[str, Any]:
         """The options of an instructions judge, without what is withheld."""
-        from mlflow.genai.scorers import Scorer
-
         found = options(cast("Judge", Scorer.model_validate(self.form)))
         found.update(self._beside.get("options", {}))
         if self._beside.get("typed") is False:
@@ -115,16 +114,9 @@ class StoredJudge:
             inner.setdefault(_KEY, {})["provenance"] = provenance
         return StoredJudge(form)
 
-    def same_judge(self, other: StoredJudge) -> bool:
-        """Return whether both are the same judge, wherever they came from."""
-        return bool(self._comparable == other._comparable)
-
     @property
-    def _beside(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", (_inner(self.form) or {}).get(_KEY) or {})
-
-    @property
-    def _comparable(self) -> Any:
+    def identity(self) -> Any:
+        """What is equal for the same judge, whatever made it and wherever it came from."""
         if self.is_instructions_judge:
             return self.options, self.withheld
         bare = copy.deepcopy(self.form)
@@ -132,6 +124,10 @@ class StoredJudge:
             bare.pop(key, None)
         (_inner(bare) or {}).pop(_KEY, None)
         return bare
+
+    @property
+    def _beside(self) -> dict[str, Any]:
+        return cast("dict[str, Any]", (_inner(self.form) or {}).get(_KEY) or {})
 
 
 def _inner(form: dict[str, Any]) -> dict[str, Any] | None:
@@ -166,8 +162,6 @@ def _as_json(form: dict[str, Any], judge: Judge) -> dict[str, Any]:
 
 def _refuse_lossy(judge: Judge) -> None:
     """Raise for a judge around another one (MemAlign's) of which MLflow would lose options."""
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
     base = base_judge(judge)
     if not isinstance(base, InstructionsJudge):
         return
