@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -323,20 +322,6 @@ def test_an_import_that_is_stopped_can_be_run_again(
     imported = import_traces(table, inputs="q", outputs="o", progress=False, **LABELS)
     assert (len(imported.skipped), imported.created) == (before, len(table) - before)
     check_whole(table, imported.trace_ids, 2 * len(table))
-
-
-def test_two_imports_of_one_file_at_once(store: str) -> None:
-    """They leave each row once, with its labels."""
-    table = rows(60)
-    with ThreadPoolExecutor() as threads:
-        for run in [
-            threads.submit(import_traces, table, inputs="q", outputs="o", **LABELS)
-            for _ in range(2)
-        ]:
-            run.result()
-    again = import_traces(table, inputs="q", outputs="o", **LABELS)
-    assert (again.created, again.labels) == (0, 0)
-    check_whole(table, again.trace_ids, 120)
 
 
 def test_a_trace_without_its_spans_is_completed(

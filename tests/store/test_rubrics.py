@@ -69,27 +69,6 @@ def test_two_people_at_once_lose_nothing(store: str) -> None:
     assert all(a != b for a, b in pairwise(history))
 
 
-def test_more_versions_than_a_page_are_all_there(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = mlflow.MlflowClient.search_prompt_versions
-    monkeypatch.setattr(
-        mlflow.MlflowClient,
-        "search_prompt_versions",
-        lambda self, name, max_results, page_token: search(self, name, 2, page_token),
-    )
-    for number in range(5):
-        workbench.set_rubric(NAME, f"text {number}")
-    assert [v.version for v in workbench.rubric_history(NAME)] == [1, 2, 3, 4, 5]
-
-
-def test_it_is_seen_over_a_server(server: str) -> None:
-    workbench.set_rubric(NAME, "one", by="ana", note="why")
-    workbench.set_rubric(NAME, "x" * 99_999)
-    assert [len(v.text) for v in workbench.rubric_history(NAME)] == [3, 99_999]
-    assert workbench.rubric(NAME, 1).note == "why"
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
