@@ -64,7 +64,114 @@ def reasons(pairs: Pairs) -> dict[str, str]:
     return dict(zip(pairs.excluded["trace_id"], pairs.excluded["reason"], strict=True))
 
 
-# -- the table ---
+# -- which assessments count ---
+
+
+def test_verdicts_and_labels_are_joined_and_every_trace_is_somewhere(store: str) -> None:
+    """One row a trace, canonical values, rationales and votes; the rest with its reason."""
+    ids, judge = sorted(traces(9)), judge_of()
+    judged(judge, ids[:7], "Good ", rationale="because")
+    for n, value, by in [(0, "GOOD", "ana"), (1, "poor", "ana"), (2, "N/A", "ana"), (3, "7", "bo"),
+                         (4, "good", "ana"), (4, "poor", "bo"), (7, "good", "bo")]:  # fmt: skip
+        say(ids[n], value, by, rationale="fine")
+    say(ids[0], "good", "bo", rationale="quite so")
+    say(ids[1], "7", "cy")
+    pairs = pair(judge)
+    assert list(pairs.table.columns) == [
+        "trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind",
+    ]  # fmt: skip
+    first, second = pairs.table.to_dict("records")
+    assert (first["human"], first["judge"], first["judge_rationale"]) == ("good", "good", "because")
+    assert (first["human_rationale"], first["blind"]) == ("fine / quite so", True)
+    assert (first["votes"], second["votes"]) == ({"ana": "good", "bo": "good"}, {"ana": "poor"})
+    told = reasons(pairs)
+    assert told.pop(ids[3]).startswith("label outside the scale: '7' is not")
+    assert told == {
+        ids[2]: "annotators abstained", ids[4]: "annotators tie", ids[5]: "no label",
+        ids[6]: "no label", ids[7]: "no verdict", ids[8]: "no label, no verdict",
+    }  # fmt: skip
+    assert pairs.reasons.iloc[0].tolist() == ["no label", 2]
+    assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
+    assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
+    assert repr(pairs) == "<Pairs 'quality': 2 pairs, 7 excluded, ordinal scale>"
+    assert "no verdict" in pairs._repr_html_()
+    votes = pairs.votes  # a row a labelled trace, paired or not
+    assert (len(votes), list(votes.columns)) == (5, ["ana", "bo"])
+    assert votes.loc[ids[2]].tolist() == [None, None]
+    assert votes.loc[ids[7]].tolist() == [None, "good"]
+    chosen = pair(judge, fetch_traces(ids[:2]))
+    assert (chosen.trace_ids, len(chosen.excluded)) == (ids[:2], 0)
+
+
+def test_verdicts_without_a_mark_count_where_this_version_has_not_judged(store: str) -> None:
+    """As MLflow's own walk-through logs them: without a source, or as the judge returned them."""
+    ids, judge = sorted(traces(2)), judge_of(model="offline:/rubric")
+    for trace_id in ids:
+        mlflow.log_feedback(trace_id=trace_id, name="quality", value="good", rationale="so")
+        say(trace_id, "good", "ana")
+    assert list(pair(judge).table["judge_rationale"]) == ["so", "so"]
+    assert any("do not say which version" in note for note in pair(judge).notes)
+    mlflow.log_assessment(ids[0], judge(outputs="x"))
+    assert pair(judge).trace_ids == ids[:1]
+    assert ["is not known" in note for note in pair(judge).notes] == [True]
+    assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
+
+
+def test_the_latest_usable_verdict_of_a_version_counts(store: str) -> None:
+    """By the time it was given; failed, overridden and odd ones do not."""
+    ids, judge = sorted(traces(7)), judge_of()
+    marked: dict[str, Any] = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    broken = AssessmentError(error_code="JUDGE_FAILED", error_message="no JSON")
+    for trace_id in ids:
+        say(trace_id, "good", "ana")
+    for trace_id in ids[:3]:
+        say(trace_id, None, at=2000, error=broken, **marked)
+    say(ids[1], "fair", at=1000, **marked)
+    say(ids[2], "poor", at=3000, **marked)
+    say(ids[3], "poor", at=2000, **marked)
+    say(ids[3], "fair", at=1000, **marked)
+    old = say(ids[4], "good", at=3000, **marked)
+    say(ids[4], "fair", at=1000, overrides=old, **marked)
+    judged(judge, ids[5:6], "purple")
+    judged(judge, ids[6:], "N/A")
+    pairs = pair(judge)
+    assert list(pairs.table["judge"]) == ["fair", "poor", "poor", "fair"]
+    told = reasons(pairs)
+    assert told.pop(ids[5]).startswith("verdict outside the scale: 'purple'")
+    assert told == {ids[0]: "the judge failed: no JSON", ids[6]: "the judge abstained"}
+
+
+def test_each_annotators_latest_label_counts_once_and_a_blind_one_first(store: str) -> None:
+    """Overridden ones do not count; what was changed after the verdict replaces nothing."""
+    ids, judge = sorted(traces(4)), judge_of()
+    judged(judge, ids)
+    old = say(ids[0], "poor", "ana")
+    say(ids[0], "good", "ana", overrides=old)
+    for at in (1000, 1001, 1002):
+        say(ids[1], "poor", "ana", at=at)
+    say(ids[1], "good", "bo", at=900)
+    say(ids[1], "good", "cy", at=901)
+    seen = {"metadata": {AFTER_VERDICT_KEY: "true"}}
+    say(ids[2], "poor", "ana", at=1000)
+    say(ids[2], "good", "ana", at=2000, **seen)
+    say(ids[3], "good", "ana", at=2000, **seen)
+    pairs = pair(judge)
+    assert list(pairs.table["human"]) == ["good", "good", "poor", "good"]
+    assert list(pairs.table["blind"]) == [True, True, True, False]
+    assert pairs.notes == ("1 labels were given after their author saw the judge's verdict.",)
+
+
+def test_without_a_usable_label_it_says_what_to_do(store: str) -> None:
+    """Log some, or fit the scale; names that are nothing alike are not guessed at."""
+    ids, judge = traces(3), judge_of(feedback_value_type=int)
+    judged(judge, ids, 4)
+    say(ids[0], "good", "ana", name="politeness")
+    with pytest.raises(NoLabelsError, match=r"No human label.*mlflow.log_feedback") as caught:
+        pair(judge)
+    assert "politeness" not in str(caught.value)
+    say(ids[0], "fine", "ana")
+    with pytest.raises(ScaleError, match=r"No label under 'quality'.*'fine'.*pass scale="):
+        pair(judge)
 
 
 # -- whose verdicts ---
@@ -332,113 +439,3 @@ def test_the_digest_follows_from_items_and_labels() -> None:
     same = pairs.with_verdicts({"t000": ("no", ""), "t001": ("no", "")}, "")
     assert dataset_digest(pairs) == dataset_digest(same)
     assert dataset_digest(pairs) != dataset_digest(make_pairs(["yes", "yes"], ["yes"] * 2))
-
-
-# -- which assessments count ---
-
-
-def test_verdicts_and_labels_are_joined_and_every_trace_is_somewhere(store: str) -> None:
-    """One row a trace, canonical values, rationales and votes; the rest with its reason."""
-    ids, judge = sorted(traces(9)), judge_of()
-    judged(judge, ids[:7], "Good ", rationale="because")
-    for n, value, by in [(0, "GOOD", "ana"), (1, "poor", "ana"), (2, "N/A", "ana"), (3, "7", "bo"),
-                         (4, "good", "ana"), (4, "poor", "bo"), (7, "good", "bo")]:  # fmt: skip
-        say(ids[n], value, by, rationale="fine")
-    say(ids[0], "good", "bo", rationale="quite so")
-    say(ids[1], "7", "cy")
-    pairs = pair(judge)
-    assert list(pairs.table.columns) == [
-        "trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind",
-    ]  # fmt: skip
-    first, second = pairs.table.to_dict("records")
-    assert (first["human"], first["judge"], first["judge_rationale"]) == ("good", "good", "because")
-    assert (first["human_rationale"], first["blind"]) == ("fine / quite so", True)
-    assert (first["votes"], second["votes"]) == ({"ana": "good", "bo": "good"}, {"ana": "poor"})
-    told = reasons(pairs)
-    assert told.pop(ids[3]).startswith("label outside the scale: '7' is not")
-    assert told == {
-        ids[2]: "annotators abstained", ids[4]: "annotators tie", ids[5]: "no label",
-        ids[6]: "no label", ids[7]: "no verdict", ids[8]: "no label, no verdict",
-    }  # fmt: skip
-    assert pairs.reasons.iloc[0].tolist() == ["no label", 2]
-    assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
-    assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
-    assert repr(pairs) == "<Pairs 'quality': 2 pairs, 7 excluded, ordinal scale>"
-    assert "no verdict" in pairs._repr_html_()
-    votes = pairs.votes  # a row a labelled trace, paired or not
-    assert (len(votes), list(votes.columns)) == (5, ["ana", "bo"])
-    assert votes.loc[ids[2]].tolist() == [None, None]
-    assert votes.loc[ids[7]].tolist() == [None, "good"]
-    chosen = pair(judge, fetch_traces(ids[:2]))
-    assert (chosen.trace_ids, len(chosen.excluded)) == (ids[:2], 0)
-
-
-def test_verdicts_without_a_mark_count_where_this_version_has_not_judged(store: str) -> None:
-    """As MLflow's own walk-through logs them: without a source, or as the judge returned them."""
-    ids, judge = sorted(traces(2)), judge_of(model="offline:/rubric")
-    for trace_id in ids:
-        mlflow.log_feedback(trace_id=trace_id, name="quality", value="good", rationale="so")
-        say(trace_id, "good", "ana")
-    assert list(pair(judge).table["judge_rationale"]) == ["so", "so"]
-    assert any("do not say which version" in note for note in pair(judge).notes)
-    mlflow.log_assessment(ids[0], judge(outputs="x"))
-    assert pair(judge).trace_ids == ids[:1]
-    assert ["is not known" in note for note in pair(judge).notes] == [True]
-    assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
-
-
-def test_the_latest_usable_verdict_of_a_version_counts(store: str) -> None:
-    """By the time it was given; failed, overridden and odd ones do not."""
-    ids, judge = sorted(traces(7)), judge_of()
-    marked: dict[str, Any] = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
-    broken = AssessmentError(error_code="JUDGE_FAILED", error_message="no JSON")
-    for trace_id in ids:
-        say(trace_id, "good", "ana")
-    for trace_id in ids[:3]:
-        say(trace_id, None, at=2000, error=broken, **marked)
-    say(ids[1], "fair", at=1000, **marked)
-    say(ids[2], "poor", at=3000, **marked)
-    say(ids[3], "poor", at=2000, **marked)
-    say(ids[3], "fair", at=1000, **marked)
-    old = say(ids[4], "good", at=3000, **marked)
-    say(ids[4], "fair", at=1000, overrides=old, **marked)
-    judged(judge, ids[5:6], "purple")
-    judged(judge, ids[6:], "N/A")
-    pairs = pair(judge)
-    assert list(pairs.table["judge"]) == ["fair", "poor", "poor", "fair"]
-    told = reasons(pairs)
-    assert told.pop(ids[5]).startswith("verdict outside the scale: 'purple'")
-    assert told == {ids[0]: "the judge failed: no JSON", ids[6]: "the judge abstained"}
-
-
-def test_each_annotators_latest_label_counts_once_and_a_blind_one_first(store: str) -> None:
-    """Overridden ones do not count; what was changed after the verdict replaces nothing."""
-    ids, judge = sorted(traces(4)), judge_of()
-    judged(judge, ids)
-    old = say(ids[0], "poor", "ana")
-    say(ids[0], "good", "ana", overrides=old)
-    for at in (1000, 1001, 1002):
-        say(ids[1], "poor", "ana", at=at)
-    say(ids[1], "good", "bo", at=900)
-    say(ids[1], "good", "cy", at=901)
-    seen = {"metadata": {AFTER_VERDICT_KEY: "true"}}
-    say(ids[2], "poor", "ana", at=1000)
-    say(ids[2], "good", "ana", at=2000, **seen)
-    say(ids[3], "good", "ana", at=2000, **seen)
-    pairs = pair(judge)
-    assert list(pairs.table["human"]) == ["good", "good", "poor", "good"]
-    assert list(pairs.table["blind"]) == [True, True, True, False]
-    assert pairs.notes == ("1 labels were given after their author saw the judge's verdict.",)
-
-
-def test_without_a_usable_label_it_says_what_to_do(store: str) -> None:
-    """Log some, or fit the scale; names that are nothing alike are not guessed at."""
-    ids, judge = traces(3), judge_of(feedback_value_type=int)
-    judged(judge, ids, 4)
-    say(ids[0], "good", "ana", name="politeness")
-    with pytest.raises(NoLabelsError, match=r"No human label.*mlflow.log_feedback") as caught:
-        pair(judge)
-    assert "politeness" not in str(caught.value)
-    say(ids[0], "fine", "ana")
-    with pytest.raises(ScaleError, match=r"No label under 'quality'.*'fine'.*pass scale="):
-        pair(judge)
