@@ -29,7 +29,7 @@ from workbench.errors import WorkbenchError
 from workbench.labeling.adjudication_session import AdjudicationSession
 from workbench.labeling.assignment import Assignment
 from workbench.labeling.label_session import LabelSession
-from workbench.labeling.trace_store import TraceDeletedError, Workload
+from workbench.labeling.trace_store import TraceDeletedError, TraceStore, Workload
 from workbench.store.assessments import now_ms
 from workbench.store.labels import label_records
 from workbench.store.rubrics import RubricHistory
@@ -94,7 +94,7 @@ class MemoryStore:
             self.infos[trace_id].assessments[:] = kept
 
 
-class MemoryTraces:
+class MemoryTraces(TraceStore):
     """What one kernel sees of a `MemoryStore`; ``alive`` ends with the kernel."""
 
     def __init__(self, store: MemoryStore, rubrics: RubricHistory | None = None) -> None:

@@ -14,7 +14,7 @@ from mlflow.entities import Trace
 
 import workbench
 from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.labeling.trace_store import MlflowTraces
+from workbench.labeling.trace_store import TraceStore
 from workbench.store.labels import decision_feedback, decision_records
 from workbench.store.traces import fetch_traces
 from workbench.widgets.adjudication_panel import AdjudicationPanel
@@ -188,7 +188,7 @@ def test_nonsense_is_answered_and_ends_nothing(ids: list[str], message: Any) -> 
 def test_a_store_that_is_down_is_waited_for(ids: list[str]) -> None:
     """Told as not saved yet, and written when it answers again."""
 
-    class Failing(MlflowTraces):
+    class Failing(TraceStore):
         failures = 3
 
         def get(self, trace_id: str) -> Any:

@@ -28,7 +28,8 @@ from mlflow.genai.label_schemas import InputPassFail, InputText
 import workbench
 from workbench import LabelQuestion
 from workbench.errors import ArgumentError
-from workbench.labeling.label_session import LabelSession, Rereader
+from workbench.labeling.label_session import LabelSession
+from workbench.labeling.writer import Rereader
 from workbench.store.labels import label_records
 from workbench.store.traces import fetch_traces
 

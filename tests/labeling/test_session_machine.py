@@ -31,7 +31,7 @@ from mlflow.entities import AssessmentSource, Feedback, TraceInfo
 from workbench import LabelQuestion, assign
 from workbench.labeling.annotations import ACTION_KEY, UNDONE, without_spans
 from workbench.labeling.label_session import LabelSession
-from workbench.labeling.trace_store import MlflowTraces
+from workbench.labeling.trace_store import TraceStore
 from workbench.store.assessments import AFTER_VERDICT_KEY, now_ms
 from workbench.store.labels import label_records
 
@@ -487,7 +487,7 @@ def test_the_store_in_memory_does_as_mlflow(kind: str, store: str) -> None:
     from labeling_helpers import imported
 
     (trace_id,) = imported(1)
-    real = MlflowTraces()
+    real = TraceStore()
     memory = MemoryTraces(MemoryStore([trace_id]))
     found = []
     for traces in (real, memory):

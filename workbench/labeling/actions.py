@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -43,10 +43,6 @@ class Draw:
     probability: float | None
     number: int
     pool: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the draw as the view gets it."""
-        return asdict(self)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the draw as it is stored with a label."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -22,10 +22,10 @@ from workbench.labeling.annotations import (
     without_spans,
 )
 from workbench.labeling.contents import content
-from workbench.labeling.label_tables import refused_table
+from workbench.labeling.display import refused_table
 from workbench.labeling.questions import LabelQuestion, with_rubric
-from workbench.labeling.session import PROTOCOL, Message, Session
-from workbench.labeling.trace_store import MlflowTraces, TraceStore
+from workbench.labeling.session import PROTOCOL, Message, Session, SessionItem
+from workbench.labeling.trace_store import TraceStore
 from workbench.pairing.adjudication import (
     Difference,
     differences,
@@ -42,15 +42,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DisputedItem:
-    """One trace on which people differ; ``waiting`` are actions that are not in the store yet."""
+class DisputedItem(SessionItem):
+    """One trace on which people differ."""
 
-    info: TraceInfo
     difference: Difference
     decision: Decision | None
     skipped: bool = False
-    gone: bool = False
-    waiting: list[Action] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -102,7 +99,7 @@ class AdjudicationSession(Session[DisputedItem]):
             raise ArgumentError(f"by={by!r} must be a non-empty text: who decides.")
         self.by = by
         super().__init__(
-            on_message=on_message, store=store or MlflowTraces(experiment), patience=patience
+            on_message=on_message, store=store or TraceStore(experiment), patience=patience
         )
         self._judge, self._traces, self._scale = judge_or_name, traces, scale
         self._name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,30 +13,31 @@ from mlflow.entities import Trace, TraceInfo
 
 from workbench.errors import ArgumentError
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import Annotations, Answer, annotator_key
-from workbench.labeling.contents import content
-from workbench.labeling.label_tables import label_table, refused_table, summary_table
+from workbench.labeling.annotations import annotator_key
+from workbench.labeling.display import (
+    answers_json,
+    history_json,
+    item_json,
+    label_table,
+    refused_table,
+    summary_table,
+)
 from workbench.labeling.questions import LabelQuestion, session_questions, with_rubric
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
 from workbench.labeling.review_queue import QueueSync, ReviewQueue
 from workbench.labeling.session import PROTOCOL, Message, Session, problem
-from workbench.labeling.trace_store import Assign, MlflowTraces, TraceStore, Workload, in_common
-from workbench.labeling.writer import Job
-from workbench.scale import ABSTAIN, Scale
+from workbench.labeling.trace_store import Assign, TraceStore, Workload, in_common
+from workbench.labeling.writer import Job, Rereader
+from workbench.scale import Scale
 from workbench.store.labels import folded
-from workbench.store.traces import as_example, store_message
+from workbench.store.traces import store_message
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
 
-_READING_SHARE: Final = 0.05
-"""Of its time that the background thread may spend on reading."""
-
 _REVEAL: Final = "reveal "
-
-_log = logging.getLogger(__name__)
 
 
 class LabelSession(Session[Item]):
@@ -106,7 +105,7 @@ title, scale, experiment
                 self._notes = _note_of_expectations(traces)
         # Where labels go stays what it is now, whatever is made active later.
         super().__init__(
-            on_message=on_message, store=store or MlflowTraces(experiment), patience=patience
+            on_message=on_message, store=store or TraceStore(experiment), patience=patience
         )
         work = self._read()
         asked = session_questions(
@@ -133,18 +132,13 @@ title, scale, experiment
         queue = self._queue
         queue.add(work.infos)
         queue.plan(work.batches)
-        answers: list[tuple[float, str, str, float | None]] = []
-        for trace_id, item in queue.items.items():
-            stored = item.annotations
-            for answer in [*stored.answers.values(), *stored.changed.values()]:
-                if answer.action:
-                    answers.append((answer.created_ms, answer.action, trace_id, answer.seconds))
-            for action, skip in stored.skips.items():
-                answers.append((float(skip.get("at") or 0), action, trace_id, None))
-        for _, action, trace_id, seconds in sorted(answers, key=lambda one: one[:2]):
+        for action, trace_id, seconds in queue.actions():
             self._history[action] = trace_id
             if seconds:
                 queue.recent.append(seconds)
+        self._sync_all(work)
+
+    def _sync_all(self, work: Workload) -> None:
         if self.queue_sync is not None and work.snapshot is not None:
             self.queue_sync.sync(work.snapshot)
 
@@ -181,10 +175,9 @@ title, scale, experiment
 
     @property
     def progress(self) -> dict[str, Any]:
-        """``labelled`` and ``skipped`` of ``total``, ``again`` of the labelled that are offered
-        again, ``waiting`` actions not in the store yet, ``balance`` (labels by value, of the
-        first question), ``balances`` (of each question), ``per_hour`` (own rate over the last
-        items) and ``seconds_left``; None where not known."""
+        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
+        (not in the store yet), ``balance`` and ``balances`` (labels by value, of the first and of
+        each question), ``per_hour`` and ``seconds_left`` (None where not known)."""
         with self._lock:
             return self._queue.progress
 
@@ -205,15 +198,7 @@ title, scale, experiment
         return " ".join(self.notes)
 
     def _history_json(self, action_id: str, trace_id: str) -> Message:
-        item = self._queue.items[trace_id]
-        skips = {*item.annotations.skips, *(a.id for a in item.waiting if a.kind == "skip")}
-        return {
-            "id": action_id,
-            "trace_id": trace_id,
-            "kind": "skip" if action_id in skips else "save",
-            "position": self._queue.place[trace_id],
-            "kept": item.annotations.keeps(action_id),
-        }
+        return history_json(self._queue, action_id, trace_id)
 
     def _handlers(self) -> dict[str, Callable[[Mapping[str, Any]], list[Message]]]:
         return {
@@ -228,42 +213,11 @@ title, scale, experiment
         return super()._hello(message)
 
     def _item_json(self, trace: Trace, *, full: bool) -> Message:
-        trace_id = trace.info.trace_id
-        item = self._queue.items[trace_id]
-        answers = self._answers_json(item.annotations)
-        return {
-            "position": self._queue.place[trace_id],
-            "trace_id": trace_id,
-            **content(as_example(trace), full=full),
-            "chosen": item.draw.to_json() if item.draw else {"how": item.how, "probability": None},
-            "done": answers if item.annotations.done else None,
-            "partial": None if item.annotations.done else answers,
-            "again": item.again,
-            # To a view what others have done is like what was put off: it is not offered.
-            "skipped": item.annotations.skipped or item.taken,
-            "gone": item.gone,
-        }
+        return item_json(self._queue, trace, self._rubrics, full=full)
 
     def _done_json(self, trace_id: str) -> Message | None:
-        item = self._queue.items[trace_id]
-        return self._answers_json(item.annotations) if item.annotations.done else None
-
-    def _answers_json(self, stored: Annotations) -> Message | None:
-        answers = stored.answers
-        if not answers:
-            return None
-        return {
-            "answers": {name: _answer_json(one) for name, one in answers.items()},
-            "rationale": {name: one.rationale for name, one in answers.items()},
-            "changed": {name: _answer_json(one) for name, one in stored.changed.items()},
-            "earlier_rubric": any(
-                (latest := stored.latest(name)) is not None
-                and self._rubrics[name].is_earlier(latest.label)
-                for name in answers
-            ),
-            "elsewhere": all(one.action is None for one in answers.values()),
-            "action": max(answers.values(), key=lambda one: one.created_ms).action,
-        }
+        annotations = self._queue.items[trace_id].annotations
+        return answers_json(annotations, self._rubrics) if annotations.done else None
 
     # -- actions ------------------------------------------------------------------------
 
@@ -435,8 +389,8 @@ title, scale, experiment
                     queue.add(joined)
                 if not in_background:
                     queue.plan(work.batches)
-            if not in_background and self.queue_sync is not None and work.snapshot is not None:
-                self.queue_sync.sync(work.snapshot)
+            if not in_background:
+                self._sync_all(work)
         return labelled, bool(joined) or changed
 
     def _read_rubrics(self) -> None:
@@ -505,8 +459,8 @@ title, scale, experiment
             return refused_table(self._refused)
 
     def summary(self) -> pd.DataFrame:
-        """Return how far it is: one row a question and value, with ``labels`` and ``share`` of
-        those that are no abstention; below them the counts of abstentions and of open items."""
+        """Return one row a question and value: ``labels``, and ``share`` of those that are no
+        abstention; below them the counts of abstentions and of open items."""
         with self._lock:
             return summary_table(self._queue)
 
@@ -521,48 +475,6 @@ title, scale, experiment
             f"<LabelSession {self.title!r} by {self.annotator}: {progress['labelled']} of "
             f"{progress['total']} labelled, {progress['waiting']} not saved yet>"
         )
-
-
-class Rereader:
-    """Calls ``reread`` of a session every so many seconds, in a thread that ends with it.
-
-    What fails is tried again the next time.
-    """
-
-    def __init__(self, session: Any, every: float) -> None:
-        self._session = weakref.ref(session)
-        self._every = every
-        self._stopped = threading.Event()
-        self.thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin, unless it has begun or was stopped."""
-        if self.thread is None and not self._stopped.is_set():
-            self.thread = threading.Thread(target=self._work, name="rereading", daemon=True)
-            self.thread.start()
-
-    def stop(self) -> None:
-        """End; a call that is under way is not waited for."""
-        self._stopped.set()
-
-    def _work(self) -> None:
-        wait = self._every
-        while not self._stopped.wait(wait):
-            session = self._session()
-            if session is None:
-                return
-            began = time.monotonic()
-            try:
-                session.reread()
-            except Exception:
-                _log.debug("the store could not be read again", exc_info=True)
-            del session
-            wait = max(self._every, (time.monotonic() - began) / _READING_SHARE)
-
-
-def _answer_json(answer: Answer) -> Message:
-    abstain = answer.value is ABSTAIN
-    return {"value": None if abstain else answer.value, "abstain": abstain}
 
 
 def _note_of_expectations(queue: ReviewQueue) -> list[str]:

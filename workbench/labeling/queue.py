@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlflow.entities import TraceInfo
 
-from workbench.labeling.actions import Action, Draw
+from workbench.labeling.actions import Draw
 from workbench.labeling.annotations import Annotations, read_annotations
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
+from workbench.labeling.session import SessionItem
 from workbench.scale import ABSTAIN
 from workbench.store.labels import folded
 
@@ -27,22 +28,20 @@ _RECENT: Final = 30
 
 
 @dataclass
-class Item:
+class Item(SessionItem):
     """One trace of the queue.
 
     Attributes
     ----------
-    info, annotations
-        The trace and the annotator's labels on it, as last read from the store (``read_at``, by
-        the monotonic clock).
-    waiting
-        Actions that are not in the store yet; ``status`` counts them in.
+    annotations
+        The annotator's labels on it, as last read from the store (``read_at``, by the monotonic
+        clock).
+    status
+        With the waiting actions.
     again
         Whether it is offered again although it is labelled, until it has a newer answer.
     taken
         Whether others have done it, so that it is passed over.
-    gone
-        Whether the trace was deleted.
     skip_order
         Which of the skipped items comes first: the one that was skipped first.
     block
@@ -53,13 +52,10 @@ class Item:
         The draw that is recorded with its labels, once it was labelled, skipped or passed by.
     """
 
-    info: TraceInfo
     annotations: Annotations = field(default_factory=Annotations)
-    waiting: list[Action] = field(default_factory=list)
     status: Status = "open"
     again: bool = False
     taken: bool = False
-    gone: bool = False
     skip_order: int = 0
     read_at: float = 0.0
     block: int = 0
@@ -242,6 +238,18 @@ class LabelQueue:
         name = self.questions[0].name
         answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
         return {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
+
+    def actions(self) -> list[tuple[str, str, float | None]]:
+        """Return the actions that the store holds, the earliest first: id, trace and seconds."""
+        made: list[tuple[float, str, str, float | None]] = []
+        for trace_id, item in self.items.items():
+            stored = item.annotations
+            for answer in [*stored.answers.values(), *stored.changed.values()]:
+                if answer.action:
+                    made.append((answer.created_ms, answer.action, trace_id, answer.seconds))
+            for action, skip in stored.skips.items():
+                made.append((float(skip.get("at") or 0), action, trace_id, None))
+        return [one[1:] for one in sorted(made, key=lambda one: one[:2])]
 
     # -- progress -----------------------------------------------------------------------
 

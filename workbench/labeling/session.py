@@ -1,35 +1,30 @@
 """What labelling and adjudication sessions share: actions, undo, writing and the view's messages.
 
-A session speaks JSON, so that a view in a browser needs to know nothing else. It calls ``setup()``
-once and ``state()`` after each message, and passes what the browser sends to ``receive(message)``,
-which answers with a list of messages. More of them come later by ``on_message``.
-
-The view sends:
+A session speaks JSON. The view calls ``setup()`` once and ``state()`` after each message, and
+passes what the browser sends to ``receive(message)``, which answers with a list of messages. More
+of them come later by ``on_message``. The view sends:
 
 - ``hello`` (``pending``: actions): answered by ``items`` around the position; the actions are
   taken as by ``act``;
-- ``want`` (``start``, ``count`` up to 500, ``full``): ``items``, or a ``problem`` where the store
-  does not answer within two seconds, and the ``items`` later;
+- ``want`` (``start``, ``count`` up to 500, ``full``): ``items``;
 - ``act`` (``actions``): later ``saved``, at once where that is known, or ``unsaved`` (``retry``
   true: it is tried again; false: it never will be saved, see ``session.unsaved``);
-- ``reveal`` (``trace_id``): later ``revealed``, or at once a ``problem``;
-- ``refresh`` and ``offer_again`` (``trace_ids``, optional): ``queue``, or a ``problem`` and the
-  ``queue`` later. A ``queue`` that nobody asked for has ``"stay": true``.
+- ``reveal`` (``trace_id``): later ``revealed``;
+- ``refresh`` and ``offer_again`` (``trace_ids``, optional): ``queue``. A ``queue`` that nobody
+  asked for has ``"stay": true``.
 
-Anything else, and anything malformed, is answered by ``{"type": "problem", "error", "about"}``.
-``{"type": "state"}`` says that nothing but the state has changed.
-
-``items`` and ``saved`` have a ``stamp``: items with a smaller one than the ``saved`` of their
-trace were read before it, however late they arrive.
+What cannot be done, or is malformed, is answered by ``{"type": "problem", "error", "about"}``; so
+is what the store has not answered within two seconds, and the answer comes later.
+``{"type": "state"}`` says that nothing but the state has changed. ``items`` and ``saved`` have a
+``stamp``: items with a smaller one than the ``saved`` of their trace were read before it.
 
 An item is ``{"position", "trace_id", "inputs", "outputs", "expectations", "cuts"?, "chosen",
-"done", "partial", "again", "skipped", "gone"}``. An action may carry the ``chosen`` of its item
-and ``rubrics`` (question -> version shown, 0 for none), and is then recorded with these, whatever
-became of the order and the rubrics since. ``done`` is None or ``{"answers": {question: {"value",
-"abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
+"done", "partial", "again", "skipped", "gone"}``. ``done`` is None or ``{"answers": {question:
+{"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
 "earlier_rubric", "elsewhere", "action"}``: what the store holds, never what waits. ``partial`` is
 the same of an item on which a required question is open. ``changed`` is what was said otherwise
-after the reveal. ``earlier_rubric``: some question has no answer under its current rubric.
+after the reveal. ``earlier_rubric``: some question has no answer under its current rubric. An
+action may carry ``rubrics`` (question -> version shown, 0 for none).
 """
 
 from __future__ import annotations
@@ -40,7 +35,8 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
 
 from mlflow.entities import Trace, TraceData, TraceInfo
 
@@ -64,8 +60,6 @@ MAX_ITEMS: Final = 500
 _HISTORY: Final = 20
 """Last actions that the view can take back though it has not seen them."""
 
-_PATIENCE_WHEN_LATE: Final = 0.05
-
 _LATER: Final = {
     "want": "the items come when it does",
     "refresh": "the queue is read again when it does",
@@ -75,12 +69,14 @@ _LATER: Final = {
 _log = logging.getLogger(__name__)
 
 
-class SessionItem(Protocol):
-    """What the items of all sessions have."""
+@dataclass
+class SessionItem:
+    """What the items of all sessions have: the trace as last read, the actions that are not in the
+    store yet, and whether the trace was deleted."""
 
     info: TraceInfo
-    waiting: list[Action]
-    gone: bool
+    waiting: list[Action] = field(default_factory=list, kw_only=True)
+    gone: bool = field(default=False, kw_only=True)
 
 
 ItemT = TypeVar("ItemT", bound=SessionItem)
@@ -120,7 +116,6 @@ class Session(Generic[ItemT]):
         self._trouble = ""
         self._stamp = 0
         self._patience = patience
-        self._late = 0
         self._writer = Writer(self)
 
     # -- what the sessions do differently ------------------------------------------------
@@ -223,11 +218,8 @@ class Session(Generic[ItemT]):
 
     def _hello(self, message: Mapping[str, Any]) -> list[Message]:
         answers = self._act(message.get("pending") or [])
-        try:
-            start = max(0, self.position - AROUND[0])
-            return [*self._items_soon(start, sum(AROUND)), *answers]
-        except Exception as error:
-            return [*answers, problem(f"Items cannot be read: {store_message(error)}", "hello")]
+        start = max(0, self.position - AROUND[0])
+        return [*self._items_soon(start, sum(AROUND)), *answers]
 
     def _want(self, message: Mapping[str, Any]) -> list[Message]:
         start: Any = message.get("start")
@@ -261,28 +253,21 @@ class Session(Generic[ItemT]):
 
         def run() -> None:
             try:
-                answer.set_result(read())
+                messages = read()
             except Exception as error:
-                answer.set_exception(error)
+                messages = [problem(f"The store cannot be read: {store_message(error)}", about)]
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(messages)
+            else:
+                self._tell(*messages)
 
         threading.Thread(target=run, name=about, daemon=True).start()
         try:
-            return answer.result(_PATIENCE_WHEN_LATE if self._late else self._patience)
+            return answer.result(self._patience)
         except FutureTimeoutError:
-            if answer.done():
-                # The store's own error, which has the same name.
-                raise
-        self._late += 1
-        answer.add_done_callback(lambda done: self._send_late(done, about))
+            if not answer.cancel():
+                return answer.result()
         return [problem(f"The store has not answered yet; {_LATER[about]}.", about)]
-
-    def _send_late(self, answer: Future[list[Message]], about: str) -> None:
-        self._late -= 1
-        error = answer.exception()
-        if error is None:
-            self._tell(*answer.result())
-        else:
-            self._tell(problem(f"The store cannot be read: {store_message(error)}", about))
 
     def _tell(self, *messages: Message) -> None:
         for message in messages:

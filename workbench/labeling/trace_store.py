@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from mlflow.entities import Assessment, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
@@ -102,53 +102,14 @@ class TraceDeletedError(WorkbenchError):
     """The trace was deleted, so that nothing can be written to it any more."""
 
 
-class TraceStore(Protocol):
-    """What a session reads from and writes to."""
-
-    experiment: str
-    address: str
-
-    def now_ms(self) -> int:
-        """Return the time in milliseconds since the epoch."""
-
-    def read(
-        self, annotator: str, traces: Any, assign: Assign | None, *, missing_ok: bool = False
-    ) -> Workload:
-        """Return what an annotator is to label (see `read_workload`)."""
-
-    def rubrics(self, question: str) -> RubricHistory:
-        """Return the rubrics of a question."""
-
-    def spans(self, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
-        """Return the spans of traces, by trace id."""
-
-    def get(self, trace_id: str) -> TraceInfo:
-        """Return the trace as it is now, or raise `TraceDeletedError`."""
-
-    def log_assessment(self, trace_id: str, assessment: Assessment) -> Any:
-        """Add an assessment, which marks the one that it overrides as invalid."""
-
-    def delete_assessment(self, trace_id: str, assessment_id: str) -> Any:
-        """Delete an assessment; the one that it overrode holds again."""
-
-    def set_trace_tag(self, trace_id: str, key: str, value: str) -> Any:
-        """Set a tag."""
-
-    def delete_trace_tag(self, trace_id: str, key: str) -> Any:
-        """Delete a tag."""
-
-
-class MlflowTraces:
-    """An experiment of the tracking store that is active when this is made."""
+class TraceStore:
+    """What a session reads from and writes to: an experiment of the tracking store that is active
+    when this is made."""
 
     def __init__(self, experiment: str | None = None) -> None:
         self._client = TracingClient()
         self.address = address()
         self.experiment = find_experiment_id(experiment, create=False)
-        self.log_assessment = self._client.log_assessment
-        self.delete_assessment = self._client.delete_assessment
-        self.set_trace_tag = self._client.set_trace_tag
-        self.delete_trace_tag = self._client.delete_trace_tag
 
     def now_ms(self) -> int:
         """Return the time in milliseconds since the epoch."""
@@ -167,6 +128,22 @@ class MlflowTraces:
     def spans(self, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
         """Return the spans of traces, by trace id."""
         return load_spans(self._client, infos)
+
+    def log_assessment(self, trace_id: str, assessment: Assessment) -> None:
+        """Add an assessment, which marks the one that it overrides as invalid."""
+        self._client.log_assessment(trace_id, assessment)
+
+    def delete_assessment(self, trace_id: str, assessment_id: str) -> None:
+        """Delete an assessment; the one that it overrode holds again."""
+        self._client.delete_assessment(trace_id, assessment_id)
+
+    def set_trace_tag(self, trace_id: str, key: str, value: str) -> None:
+        """Set a tag."""
+        self._client.set_trace_tag(trace_id, key, value)
+
+    def delete_trace_tag(self, trace_id: str, key: str) -> None:
+        """Delete a tag."""
+        self._client.delete_trace_tag(trace_id, key)
 
     def get(self, trace_id: str) -> TraceInfo:
         """Return the trace as it is now, or raise `TraceDeletedError`."""

@@ -1,10 +1,11 @@
-"""A thread that writes to the store, one job after the other, until each is done or refused."""
+"""The threads of a session: one writes each job until it is done or refused, one reads again."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ _log = logging.getLogger(__name__)
 _IDLE_SECONDS: Final = 2.0
 
 _ATTEMPTS_OF_DOUBTFUL: Final = 8
+
+_READING_SHARE: Final = 0.05
+"""Of its time that a thread may spend on reading again."""
 
 # MLflow answers so to a request that it may refuse the next time, too, but also to a write that
 # another one has overtaken, and while rights are being changed.
@@ -157,6 +161,40 @@ class Writer:
             outcome()
         except Exception:
             _log.exception("The outcome of a write could not be handled")
+
+
+class Rereader:
+    """Calls ``reread`` of a session every so many seconds, in a thread that ends with it.
+
+    What fails is tried again the next time.
+    """
+
+    def __init__(self, session: Any, every: float) -> None:
+        self._session = weakref.ref(session)
+        self._every = every
+        self._stopped = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, unless it has begun or was stopped."""
+        if self.thread is None and not self._stopped.is_set():
+            self.thread = threading.Thread(target=self._work, name="rereading", daemon=True)
+            self.thread.start()
+
+    def stop(self) -> None:
+        """End; a call that is under way is not waited for."""
+        self._stopped.set()
+
+    def _work(self) -> None:
+        wait = self._every
+        while not self._stopped.wait(wait) and (session := self._session()) is not None:
+            began = time.monotonic()
+            try:
+                session.reread()
+            except Exception:
+                _log.debug("the store could not be read again", exc_info=True)
+            session = None  # it must not live on while this thread waits
+            wait = max(self._every, (time.monotonic() - began) / _READING_SHARE)
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:

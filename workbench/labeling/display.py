@@ -1,18 +1,23 @@
-"""The tables of a labelling session."""
+"""What a labelling session shows: items as JSON for the view, labels as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import pandas as pd
+from mlflow.entities import Trace
 
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import Answer
+from workbench.labeling.annotations import Annotations, Answer
+from workbench.labeling.contents import content
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.scale import ABSTAIN
 from workbench.store.assessments import now_ms
+from workbench.store.rubrics import RubricHistory
+from workbench.store.traces import as_example
 
 _COLUMNS: Final = [
     "trace_id", "question", "value", "rationale", "annotator", "chosen", "probability", "draw",
@@ -129,3 +134,64 @@ def _cell(value: Any) -> Any:
 
 def _time(at_ms: int) -> pd.Timestamp:
     return pd.Timestamp(at_ms, unit="ms", tz="UTC")
+
+
+# -- JSON for the view ----------------------------------------------------------------------
+
+
+def item_json(
+    queue: LabelQueue, trace: Trace, rubrics: Mapping[str, RubricHistory], *, full: bool
+) -> dict[str, Any]:
+    """Return an item as described in `workbench.labeling.session`."""
+    trace_id = trace.info.trace_id
+    item = queue.items[trace_id]
+    answers = answers_json(item.annotations, rubrics)
+    return {
+        "position": queue.place[trace_id],
+        "trace_id": trace_id,
+        **content(as_example(trace), full=full),
+        "chosen": asdict(item.draw) if item.draw else {"how": item.how, "probability": None},
+        "done": answers if item.annotations.done else None,
+        "partial": None if item.annotations.done else answers,
+        "again": item.again,
+        # To a view what others have done is like what was put off: it is not offered.
+        "skipped": item.annotations.skipped or item.taken,
+        "gone": item.gone,
+    }
+
+
+def answers_json(
+    stored: Annotations, rubrics: Mapping[str, RubricHistory]
+) -> dict[str, Any] | None:
+    """Return what the store holds of an annotator's answers."""
+    answers = stored.answers
+    if not answers:
+        return None
+    latest = {name: stored.latest(name) for name in answers}
+    return {
+        "answers": {name: _answer_json(one) for name, one in answers.items()},
+        "rationale": {name: one.rationale for name, one in answers.items()},
+        "changed": {name: _answer_json(one) for name, one in stored.changed.items()},
+        "earlier_rubric": any(
+            one is not None and rubrics[name].is_earlier(one.label) for name, one in latest.items()
+        ),
+        "elsewhere": all(one.action is None for one in answers.values()),
+        "action": max(answers.values(), key=lambda one: one.created_ms).action,
+    }
+
+
+def _answer_json(answer: Answer) -> dict[str, Any]:
+    return {"value": _cell(answer.value), "abstain": answer.value is ABSTAIN}
+
+
+def history_json(queue: LabelQueue, action_id: str, trace_id: str) -> dict[str, Any]:
+    """Return one of the annotator's last actions."""
+    item = queue.items[trace_id]
+    skips = {*item.annotations.skips, *(a.id for a in item.waiting if a.kind == "skip")}
+    return {
+        "id": action_id,
+        "trace_id": trace_id,
+        "kind": "skip" if action_id in skips else "save",
+        "position": queue.place[trace_id],
+        "kept": item.annotations.keeps(action_id),
+    }
