@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import Trace, TraceInfo
+from mlflow.entities import Feedback, Trace, TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import (
-    ACTION_KEY,
-    UNDONE,
-    annotator_key,
-    assessment_id,
-    undone_actions,
-    without_spans,
-)
+from workbench.labeling.annotations import annotator_key, without_spans
 from workbench.labeling.contents import content
 from workbench.labeling.display import refused_table
 from workbench.labeling.questions import LabelQuestion, with_rubric
+from workbench.labeling.recorder import take_back, write_once
 from workbench.labeling.session import PROTOCOL, Message, Session, SessionItem
 from workbench.labeling.trace_store import TraceStore
 from workbench.pairing.adjudication import (
@@ -256,50 +250,28 @@ class AdjudicationSession(Session[DisputedItem]):
             # It lasts as long as the session, and changes nothing in the store.
             return lambda: self._store.get(action.trace_id)
         if action.kind == "undo":
-            return lambda: self._undo(action)
+            return lambda: take_back(
+                self._store,
+                action,
+                lambda info: decision_feedback(without_spans(info), self._name),
+            )
         if set(action.answers) != {self._name}:
             raise ArgumentError(f"A decision answers {self._name!r} and nothing else.")
         given = action.answers[self._name]
         value = self.question.answer(given.value, abstain=given.abstain)
-        return lambda: self._decide(action, self.question.stored(value))
+        stored = self.question.stored(value)
 
-    def _decide(self, action: Action, value: Any) -> TraceInfo:
-        """Write the decision, unless it is there or was taken back."""
-        info = self._store.get(action.trace_id)
-        key = assessment_id(action.id, action.trace_id, self._name)
-        there = any(a.assessment_id == key for a in info.assessments or [])
-        if action.id in undone_actions(info):
-            if there:
-                self._store.delete_assessment(action.trace_id, key)
-            return self._store.get(action.trace_id)
-        if there:
-            return info
-        made = new_decision(
-            without_spans(info),
-            value,
-            name=self._name,
-            by=self.by,
-            rationale=action.reason(self._name),
-            rubric_version=action.rubrics.get(self._name, self.question.rubric_version),
-        )
-        if made is None:
-            return info
-        made.assessment_id = key
-        made.metadata = {**(made.metadata or {}), ACTION_KEY: action.id}
-        self._store.log_assessment(action.trace_id, made)
-        return self._store.get(action.trace_id)
+        def make(name: str, info: TraceInfo) -> Feedback | None:
+            return new_decision(
+                without_spans(info),
+                stored,
+                name=name,
+                by=self.by,
+                rationale=action.reason(name),
+                rubric_version=action.rubrics.get(name, self.question.rubric_version),
+            )
 
-    def _undo(self, action: Action) -> TraceInfo:
-        """Take a decision back, for good: what it had replaced holds again."""
-        trace_id, target = action.trace_id, str(action.undoes)
-        info = self._store.get(trace_id)
-        if target not in undone_actions(info):
-            self._store.set_trace_tag(trace_id, f"{UNDONE}{target}", action.id)
-            info = self._store.get(trace_id)
-        for one in decision_feedback(without_spans(info), self._name):
-            if (one.metadata or {}).get(ACTION_KEY) == target and one.assessment_id:
-                self._store.delete_assessment(trace_id, one.assessment_id)
-        return self._store.get(trace_id)
+        return lambda: write_once(self._store, action, [self._name], make)
 
     def _take(self, action: Action) -> list[Message]:
         answers = super()._take(action)

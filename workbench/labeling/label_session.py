@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
 
-_REVEAL: Final = "reveal "
+_REVEAL: Final = "(reveal)"
 
 
 class LabelSession(Session[Item]):
@@ -285,20 +285,16 @@ title, scale, experiment
             if item.status != "done":
                 raise ArgumentError("The verdict is shown once your own label is saved.")
             recorder, judge = self._recorder, self._judge
-            self._put(
-                Job(f"{_REVEAL}{trace_id}", trace_id, lambda: recorder.reveal(trace_id, judge))
-            )
+            self._writer.put(Job(_REVEAL, trace_id, lambda: recorder.reveal(trace_id, judge)))
         return []
 
     def written(self, job: Job, result: Any) -> None:
         """Record that the store has an action, or show what was revealed."""
         if isinstance(result, Revealed):
             with self._lock:
-                self._unwritten.pop(job.key, None)
-                self._trouble = ""
                 if self._find(job.trace_id) is not None:
                     self._learn(result.info)
-            self._tell(result.to_json())
+            self._tell(result.message)
             return
         with self._lock:
             item = self._find(job.trace_id)
@@ -311,9 +307,7 @@ title, scale, experiment
 
     def refused(self, job: Job, error: BaseException) -> None:
         """Tell the view that an action will never be written, or nothing be revealed."""
-        if job.key.startswith(_REVEAL):
-            with self._lock:
-                self._unwritten.pop(job.key, None)
+        if job.key == _REVEAL:
             self._tell(problem(store_message(error), "reveal"))
             return
         super().refused(job, error)

@@ -7,7 +7,7 @@ after a failure at any point, and run at the same time as another session of the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from workbench.labeling.annotations import (
     own_feedback,
     read_annotations,
     revealed_tag,
+    undone_actions,
     valid_feedback,
     without_spans,
 )
@@ -57,21 +58,78 @@ class BlindLabelError(WorkbenchError):
 
 @dataclass(frozen=True)
 class Revealed:
-    """What an annotator may see of a trace once the own label is saved."""
+    """The message of what an annotator may see once the own label is saved, and the trace."""
 
     info: TraceInfo
-    verdicts: Mapping[str, Mapping[str, Any] | None]
-    others: Sequence[Mapping[str, Any]]
+    message: dict[str, Any]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the message to the view."""
-        return {
-            "type": "revealed",
-            "trace_id": self.info.trace_id,
-            "judge": next(iter(self.verdicts.values())),
-            "judges": dict(self.verdicts),
-            "others": [dict(one) for one in self.others],
-        }
+
+def write_once(
+    store: TraceStore,
+    action: Action,
+    questions: Iterable[str],
+    make: Callable[[str, TraceInfo], Feedback | None],
+) -> TraceInfo:
+    """Write what is missing of an action's assessments, or delete them if it was taken back.
+
+    ``make`` returns the one for a question, given the trace, or None for nothing to write.
+    """
+    trace_id = action.trace_id
+    info = store.get(trace_id)
+    keys = {name: assessment_id(action.id, trace_id, name) for name in questions}
+    written = set()
+    if action.id not in undone_actions(info):
+        there = _ids(info)
+        for name, key in keys.items():
+            made = None if key in there else make(name, info)
+            if made is not None:
+                made.assessment_id = key
+                made.metadata = {**(made.metadata or {}), ACTION_KEY: action.id}
+                store.log_assessment(trace_id, made)
+                written.add(key)
+        info = store.get(trace_id)
+    if action.id in undone_actions(info):
+        # Taken back, perhaps by another session while it was being written.
+        for undone in set(keys.values()) & _ids(info):
+            store.delete_assessment(trace_id, undone)
+        return store.get(trace_id)
+    if written - _ids(info):
+        raise OvertakenError("what was written is not in the store")
+    return info
+
+
+def take_back(
+    store: TraceStore,
+    undo: Action,
+    own: Callable[[TraceInfo], Iterable[Feedback]],
+    check: Callable[[TraceInfo], None] = lambda info: None,
+) -> TraceInfo:
+    """Take an action back, for good: delete what it made of ``own``, and mark it as undone.
+
+    What its labels had replaced holds again, and the same action, sent once more, has no effect.
+    ``check`` raises `BlindLabelError` where it must stay.
+    """
+    trace_id, target = undo.trace_id, str(undo.undoes)
+    tag = f"{UNDONE}{target}"
+    info = store.get(trace_id)
+    if target not in undone_actions(info):
+        check(info)
+        store.set_trace_tag(trace_id, tag, undo.id)
+        info = store.get(trace_id)
+        try:
+            check(info)
+        except BlindLabelError:
+            # Another session of the annotator's has shown the verdict in between.
+            store.delete_trace_tag(trace_id, tag)
+            raise
+    for one in own(info):
+        if (one.metadata or {}).get(ACTION_KEY) == target and one.assessment_id:
+            store.delete_assessment(trace_id, one.assessment_id)
+    return store.get(trace_id)
+
+
+def _ids(info: TraceInfo) -> set[str]:
+    return {one.assessment_id for one in info.assessments or [] if one.assessment_id}
 
 
 class Recorder:
@@ -92,25 +150,11 @@ class Recorder:
         A label replaces the annotator's former one under the same name by overriding it. One
         that is given after a look at the verdict stands beside the one given blind.
         """
-        trace_id = action.trace_id
-        info = self._store.get(trace_id)
-        ids = {name: assessment_id(action.id, trace_id, name) for name in answers}
-        if action.id not in self._annotations(info).undone:
-            there = {a.assessment_id for a in info.assessments or []}
-            for name, value in answers.items():
-                if ids[name] not in there:
-                    label = self._label(action, name, value, metadata, info)
-                    self._store.log_assessment(trace_id, label)
-            info = self._store.get(trace_id)
-        there = {a.assessment_id for a in info.assessments or []}
-        if action.id in self._annotations(info).undone:
-            # Taken back, perhaps by another session while it was being written.
-            for key in there & set(ids.values()):
-                self._store.delete_assessment(trace_id, key)
-            return self._store.get(trace_id)
-        if set(ids.values()) - there:
-            raise OvertakenError("a label that was written is not in the store")
-        return info
+
+        def make(name: str, info: TraceInfo) -> Feedback:
+            return self._label(action, name, answers[name], metadata, info)
+
+        return write_once(self._store, action, answers, make)
 
     def _label(
         self, action: Action, name: str, value: Any, metadata: Mapping[str, str], info: TraceInfo
@@ -123,29 +167,24 @@ class Recorder:
         at = max(
             [self._store.now_ms(), *((f.create_time_ms or 0) + 1 for f in own if f.name == name)]
         )
-        recorded = {**metadata, ACTION_KEY: action.id}
-        if action.seconds is not None:
-            recorded[SECONDS_KEY] = f"{action.seconds:.1f}"
-        if action.at is not None:
-            recorded[CLOCK_KEY] = str(int(action.at))
         version = action.rubrics.get(name, question.rubric_version)
-        if version is not None:
-            recorded[RUBRIC_KEY] = str(version)
-        if after:
-            recorded[AFTER_VERDICT_KEY] = "true"
-        label = Feedback(
+        recorded = {
+            SECONDS_KEY: None if action.seconds is None else f"{action.seconds:.1f}",
+            CLOCK_KEY: None if action.at is None else str(int(action.at)),
+            RUBRIC_KEY: None if version is None else str(version),
+            AFTER_VERDICT_KEY: "true" if after else None,
+        }
+        return Feedback(
             name=name,
             value=question.stored(value),
             source=AssessmentSource(source_type="HUMAN", source_id=self._annotator),
             trace_id=action.trace_id,
             rationale=action.reason(name) or None,
-            metadata=recorded,
+            metadata={**metadata, **{k: v for k, v in recorded.items() if v is not None}},
             create_time_ms=at,
             last_update_time_ms=at,
             overrides=former[-1].assessment_id if former else None,
         )
-        label.assessment_id = assessment_id(action.id, action.trace_id, name)
-        return label
 
     def skip(self, action: Action, metadata: Mapping[str, str]) -> TraceInfo:
         """Record that the item was put off."""
@@ -159,36 +198,16 @@ class Recorder:
         return info
 
     def undo(self, action: Action) -> TraceInfo:
-        """Take a save or a skip back, for good.
+        """Take a save or a skip back; raises `BlindLabelError` for a label that was given before
+        the annotator saw the verdict, once they have."""
 
-        Its labels are deleted, what they had replaced holds again, and the same save, sent once
-        more, has no effect.
+        def check(info: TraceInfo) -> None:
+            if self._annotations(info).keeps(str(action.undoes)):
+                raise BlindLabelError
 
-        Raises
-        ------
-        BlindLabelError
-            For a label that was given before the annotator saw the verdict, once they have.
-        """
-        trace_id, target = action.trace_id, str(action.undoes)
-        info = self._store.get(trace_id)
-        annotations = self._annotations(info)
-        if target not in annotations.undone:
-            if annotations.keeps(target):
-                raise BlindLabelError
-            self._store.set_trace_tag(trace_id, f"{UNDONE}{target}", action.id)
-            info = self._store.get(trace_id)
-            if self._annotations(info).keeps(target):
-                # Another session of the annotator's has shown the verdict in between.
-                self._store.delete_trace_tag(trace_id, f"{UNDONE}{target}")
-                raise BlindLabelError
-        made = [
-            f.assessment_id
-            for f in own_feedback(info, self._annotator)
-            if (f.metadata or {}).get(ACTION_KEY) == target and f.assessment_id
-        ]
-        for key in made:
-            self._store.delete_assessment(trace_id, key)
-        return self._store.get(trace_id) if made else info
+        return take_back(
+            self._store, action, lambda info: own_feedback(info, self._annotator), check
+        )
 
     def reveal(self, trace_id: str, judge: Judge | str | None) -> Revealed:
         """Return what the judge and others say of a trace that the annotator has labelled.
@@ -227,7 +246,14 @@ class Recorder:
                 for label in label_records([trace], question.name)
                 if not same_person(label.annotator, self._annotator)
             ]
-        return Revealed(info, verdicts, others)
+        message = {
+            "type": "revealed",
+            "trace_id": trace_id,
+            "judge": next(iter(verdicts.values())),
+            "judges": verdicts,
+            "others": others,
+        }
+        return Revealed(info, message)
 
     def _annotations(self, info: TraceInfo) -> Annotations:
         return read_annotations(info, self.questions, self._annotator)

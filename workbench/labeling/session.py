@@ -109,7 +109,7 @@ class Session(Generic[ItemT]):
         self._store = store
         self._lock = threading.RLock()
         self._epoch = uuid.uuid4().hex
-        self._actions: dict[str, str] = {}
+        self._saved_ids: set[str] = set()
         self._refused: dict[str, tuple[Action, str]] = {}
         self._history: dict[str, str] = {}
         self._unwritten: dict[str, Job] = {}
@@ -206,7 +206,7 @@ class Session(Generic[ItemT]):
                 "history": [
                     self._history_json(key, trace_id)
                     for key, trace_id in list(self._history.items())[-_HISTORY:]
-                    if self._find(trace_id) and self._actions.get(key) != "refused"
+                    if self._find(trace_id) and key not in self._refused
                 ],
             }
 
@@ -297,12 +297,11 @@ class Session(Generic[ItemT]):
         return answers
 
     def _take(self, action: Action) -> list[Message]:
-        status = self._actions.get(action.id)
-        if status == "saved":
+        if action.id in self._saved_ids:
             return [self._saved([action.id], [action.trace_id])]
-        if status == "refused":
+        if action.id in self._refused:
             return [unsaved([action.id], self._refused[action.id][1], retry=False)]
-        if status == "waiting":
+        if action.id in self._unwritten:
             return []
         try:
             if action.kind == "undo":
@@ -311,18 +310,14 @@ class Session(Generic[ItemT]):
             write = self._write(action)
         except WorkbenchError as error:
             return [self._refuse(action, str(error))]
-        self._actions[action.id] = "waiting"
         if action.kind != "undo":
             self._history.setdefault(action.id, action.trace_id)
         if (item := self._find(action.trace_id)) is not None:
             item.waiting.append(action)
             self._update(item)
-        self._put(Job(action.id, action.trace_id, write))
-        return [unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
-
-    def _put(self, job: Job) -> None:
-        self._unwritten[job.key] = job
+        job = self._unwritten[action.id] = Job(action.id, action.trace_id, write)
         self._writer.put(job)
+        return [unsaved([action.id], self._trouble, retry=True)] if self._trouble else []
 
     def _with_target(self, undo: Action) -> Action:
         """The undo with the action that it takes back and its trace."""
@@ -334,7 +329,7 @@ class Session(Generic[ItemT]):
                         return _aimed(undo, target, item.info.trace_id)
         taken_back = {a.undoes for item in items for a in item.waiting if a.kind == "undo"}
         for key, trace_id in reversed(self._history.items()):
-            if key in taken_back or self._actions.get(key) == "refused":
+            if key in taken_back or key in self._refused:
                 continue
             if undo.undoes in (None, key):
                 self._check_undo(key, trace_id)
@@ -344,7 +339,6 @@ class Session(Generic[ItemT]):
         raise ArgumentError("There is nothing to take back.")
 
     def _refuse(self, action: Action, error: str) -> Message:
-        self._actions[action.id] = "refused"
         self._refused[action.id] = (action, error)
         return unsaved([action.id], error, retry=False)
 
@@ -357,9 +351,9 @@ class Session(Generic[ItemT]):
     def written(self, job: Job, result: Any) -> None:
         """Record that the store has an action, and tell the view."""
         with self._lock:
-            self._settle(job, "saved")
+            self._settle(job)
+            self._saved_ids.add(job.key)
             self._trouble = ""
-            self._refused.pop(job.key, None)
             if self._find(job.trace_id) is not None:
                 self._learn(result)
             self._forget_undone(result)
@@ -372,29 +366,26 @@ class Session(Generic[ItemT]):
         with self._lock:
             if job.key not in self._unwritten:
                 return  # it was written in the meantime
-            waiting = [key for key in self._unwritten if self._actions.get(key) == "waiting"]
             self._trouble = f"Not saved yet: {error}. It is tried again."
-            message = unsaved(waiting, self._trouble, retry=True)
+            message = unsaved([*self._unwritten], self._trouble, retry=True)
         self._tell(message)
 
     def refused(self, job: Job, error: BaseException) -> None:
         """Tell the view that an action will never be written."""
         with self._lock:
-            action = self._settle(job, "refused")
+            action = self._settle(job) or Action(id=job.key, kind="save", trace_id=job.trace_id)
             if not self._unwritten:
                 self._trouble = ""
             item = self._find(job.trace_id)
             if item is not None:
                 item.gone = item.gone or isinstance(error, TraceDeletedError)
                 self._update(item)
-            made = action or Action(id=job.key, kind="save", trace_id=job.trace_id)
-            message = self._refuse(made, store_message(error))
+            message = self._refuse(action, store_message(error))
         self._tell(message)
 
-    def _settle(self, job: Job, status: str) -> Action | None:
+    def _settle(self, job: Job) -> Action | None:
         """Take a job's action from those that wait, and return it."""
         self._unwritten.pop(job.key, None)
-        self._actions[job.key] = status
         item = self._find(job.trace_id)
         action = next((a for a in item.waiting if a.id == job.key), None) if item else None
         if item is not None and action is not None:
