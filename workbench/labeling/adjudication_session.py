@@ -14,8 +14,7 @@ from mlflow.entities import Feedback, Trace, TraceInfo
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.actions import Action
 from workbench.labeling.annotations import annotator_key, without_spans
-from workbench.labeling.contents import content
-from workbench.labeling.display import refused_table
+from workbench.labeling.display import content, refused_table
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.recorder import take_back, write_once
 from workbench.labeling.session import PROTOCOL, Message, Session, SessionItem

@@ -23,6 +23,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table, html_text
+from workbench.store.traces import fetch_traces
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,9 +55,7 @@ class Assignment:
     _ranks: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
-        """Return the traces that one annotator labels, in the order of `trace_ids`.
-
-        ``batch`` takes those of one batch only, counted from 0.
+        """Return the traces of one annotator, in order; with ``batch`` those of one, from 0.
 
         Raises
         ------
@@ -64,7 +63,15 @@ class Assignment:
             For an unknown annotator or batch.
         """
         one_of("annotator", annotator, self.annotators)
-        return [i for i in self._batch(batch) if annotator in self.annotators_of(i)]
+        if batch is not None and batch not in range(self.batches):
+            raise ArgumentError(
+                f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
+            )
+        return [
+            i
+            for i in self.trace_ids
+            if batch in (None, self.batch_of(i)) and annotator in self.annotators_of(i)
+        ]
 
     def annotators_of(self, trace_id: str) -> tuple[str, ...]:
         """Return who labels a trace, by rank."""
@@ -83,7 +90,7 @@ class Assignment:
     @property
     def batches(self) -> int:
         """How many batches there are."""
-        return len(range(0, len(self.trace_ids), self._size))
+        return -(-len(self.trace_ids) // self._size)
 
     @property
     def _size(self) -> int:
@@ -93,15 +100,6 @@ class Assignment:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {trace_id: place for place, trace_id in enumerate(self.trace_ids)}
-
-    def _batch(self, batch: int | None) -> Sequence[str]:
-        if batch is None:
-            return self.trace_ids
-        if batch not in range(self.batches):
-            raise ArgumentError(
-                f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
-            )
-        return self.trace_ids[batch * self._size : (batch + 1) * self._size]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -116,13 +114,17 @@ class Assignment:
     @property
     def shares(self) -> pd.DataFrame:
         """How much each has to do: index ``annotator``; ``traces``, ``with_others``."""
-        alone = {i for i in self.trace_ids if len(self.annotators_of(i)) == 1}
-        rows = []
-        for who in self.annotators:
-            own = self.of(who)
-            rows.append((len(own), sum(i not in alone for i in own)))
-        index = pd.Index(self.annotators, name="annotator")
-        return pd.DataFrame(rows, columns=["traces", "with_others"], index=index)
+        table = self.table
+        shared = table["trace_id"].duplicated(keep=False)
+        counts = {"traces": table["annotator"], "with_others": table["annotator"][shared]}
+        return (
+            pd.DataFrame(
+                {name: column.value_counts() for name, column in counts.items()},
+                index=pd.Index(self.annotators, name="annotator"),
+            )
+            .fillna(0)
+            .astype(int)
+        )
 
     def __repr__(self) -> str:
         overlap = f"{self.each} each" + (f", {self.share:.0%} by all" if self.share else "")
@@ -207,8 +209,6 @@ def assign(
 def _ids(traces: Any) -> tuple[str, ...]:
     if isinstance(traces, (list, tuple)) and all(isinstance(one, str) for one in traces):
         return tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
-    from workbench.store.traces import fetch_traces
-
     return tuple(trace.info.trace_id for trace in fetch_traces(traces, spans=False))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import mistune
 
-from workbench.labeling.contents import plain
+from workbench.labeling.display import plain
 from workbench.widgets.choices import choices
 
 LONGEST_MARKDOWN: Final = 30_000
