@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from mlflow.entities import Feedback, Trace, TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import annotator_key, without_spans
+from workbench.labeling.annotations import without_spans
 from workbench.labeling.display import content, refused_table
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.recorder import take_back, write_once
-from workbench.labeling.session import PROTOCOL, Message, Session, SessionItem
+from workbench.labeling.session import Message, Session, SessionItem
 from workbench.labeling.trace_store import TraceStore
 from workbench.pairing.adjudication import (
     Difference,
@@ -137,19 +136,7 @@ class AdjudicationSession(Session[DisputedItem]):
 
     def setup(self) -> Message:
         """Return what does not change while one decides."""
-        place = json.dumps([self._store.address, self._store.experiment, "decisions"])
-        who = annotator_key(self.by, [self.question])
-        return {
-            "protocol": PROTOCOL,
-            "panel_key": f"{annotator_key(place, ())}-{who}",
-            "epoch": self._epoch,
-            "annotator": self.by,
-            "title": self.title,
-            "questions": [self.question.to_json()],
-            "reveal": False,
-            "read_only": False,
-            "total": len(self._items),
-        }
+        return self._setup(self.by, self.by, [self.question], "decisions")
 
     @property
     def position(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +12,6 @@ from mlflow.entities import Trace, TraceInfo
 
 from workbench.errors import ArgumentError
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import annotator_key
 from workbench.labeling.display import (
     answers_json,
     history_json,
@@ -26,7 +24,7 @@ from workbench.labeling.questions import LabelQuestion, session_questions, with_
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
 from workbench.labeling.review_queue import QueueSync, ReviewQueue
-from workbench.labeling.session import PROTOCOL, Message, Session, problem
+from workbench.labeling.session import Message, Session, problem
 from workbench.labeling.trace_store import Assign, TraceStore, Workload, in_common
 from workbench.labeling.writer import Job, Rereader
 from workbench.scale import Scale
@@ -125,18 +123,14 @@ title, scale, experiment
             judge=judge_or_name,
             in_common=in_common(traces, assign),
         )
-        self._load(work)
-        self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
-
-    def _load(self, work: Workload) -> None:
-        queue = self._queue
-        queue.add(work.infos)
-        queue.plan(work.batches)
-        for action, trace_id, seconds in queue.actions():
+        self._queue.add(work.infos)
+        self._queue.plan(work.batches)
+        for action, trace_id, seconds in self._queue.actions():
             self._history[action] = trace_id
             if seconds:
-                queue.recent.append(seconds)
+                self._queue.recent.append(seconds)
         self._sync_all(work)
+        self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
 
     def _sync_all(self, work: Workload) -> None:
         if self.queue_sync is not None and work.snapshot is not None:
@@ -146,19 +140,7 @@ title, scale, experiment
 
     def setup(self) -> Message:
         """Return what does not change while one labels."""
-        place = json.dumps([self._store.address, self._store.experiment])
-        who = annotator_key(folded(self.annotator), self.questions)
-        return {
-            "protocol": PROTOCOL,
-            "panel_key": f"{annotator_key(place, ())}-{who}",
-            "epoch": self._epoch,
-            "annotator": self.annotator,
-            "title": self.title,
-            "questions": [question.to_json() for question in self.questions],
-            "reveal": self.reveal,
-            "read_only": False,
-            "total": len(self._queue.queue),
-        }
+        return self._setup(self.annotator, folded(self.annotator), self.questions)
 
     @property
     def trace_ids(self) -> list[str]:

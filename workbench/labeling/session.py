@@ -29,6 +29,7 @@ action may carry ``rubrics`` (question -> version shown, 0 for none).
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import uuid
@@ -42,7 +43,8 @@ from mlflow.entities import Trace, TraceData, TraceInfo
 
 from workbench.errors import ArgumentError, WorkbenchError
 from workbench.labeling.actions import Action
-from workbench.labeling.annotations import UNDONE, undone_actions
+from workbench.labeling.annotations import UNDONE, annotator_key, undone_actions
+from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.trace_store import TraceDeletedError, TraceStore
 from workbench.labeling.writer import Job, Writer
 from workbench.store.traces import store_message
@@ -97,6 +99,7 @@ class Session(Generic[ItemT]):
     """
 
     title: str
+    reveal = False
 
     def __init__(
         self,
@@ -168,6 +171,23 @@ class Session(Generic[ItemT]):
             "want": self._want,
             "act": lambda message: self._act(message.get("actions")),
             "refresh": lambda _: self._soon(self.refresh, "refresh"),
+        }
+
+    def _setup(
+        self, annotator: str, who: str, questions: Sequence[LabelQuestion], *scope: str
+    ) -> Message:
+        """``panel_key`` names the work: a browser keeps under it what is not saved yet."""
+        place = json.dumps([self._store.address, self._store.experiment, *scope])
+        return {
+            "protocol": PROTOCOL,
+            "panel_key": f"{annotator_key(place, ())}-{annotator_key(who, questions)}",
+            "epoch": self._epoch,
+            "annotator": annotator,
+            "title": self.title,
+            "questions": [question.to_json() for question in questions],
+            "reveal": self.reveal,
+            "read_only": False,
+            "total": len(self._ids()),
         }
 
     # -- messages -----------------------------------------------------------------------
