@@ -8,9 +8,6 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from mlflow.entities import Trace
 
 import workbench
 from workbench.labeling.adjudication_session import AdjudicationSession
@@ -234,36 +231,6 @@ def test_labels_under_an_earlier_rubric_are_marked(ids: list[str]) -> None:
     assert [voice["earlier_rubric"] for voice in shown(one)[0]["voices"]] == [True, True]
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=9))
-def test_what_is_told_is_what_the_store_holds(ids: list[str], steps: list[Any]) -> None:
-    """Whatever is decided, undone, sent again and begun anew."""
-    workbench.adjudicate(ids[0], "fair", name=NAME, by="emil", rationale=str(next(_numbers)))
-    start = decided(ids)
-    one, made, stands = session(), [], {i: [start.get(i)] for i in ids[:2]}
-    for kind, which in steps:
-        trace_id = ids[which % 2]
-        if kind == 0:
-            act = action(trace_id, ["poor", "fair", "good"][which], why=f"{next(_numbers)}")
-            made.append(act)
-            send(one, act)
-            stands[trace_id].append(act["answers"][NAME]["value"])
-        elif kind == 1 and made:
-            last = made.pop()
-            send(one, undo(last), undo(last), last)
-            stands[last["trace_id"]].pop()
-        elif kind == 2 and made:
-            send(one, *made)
-        else:
-            one = session()
-        held = decided(ids)
-        assert held == {i: v[-1] for i, v in stands.items() if v[-1] is not None}
-        told = {i["trace_id"]: i["done"]["answers"][NAME]["value"] for i in shown(one) if i["done"]}
-        assert told == held
-
-
 def test_the_panel_writes_what_the_browser_sends(ids: list[str]) -> None:
     panel = workbench.AdjudicationPanel(NAME, by="dora")
     assert isinstance(panel, AdjudicationPanel)
@@ -283,24 +250,3 @@ def test_the_table_in_its_place_holds_no_html_of_the_labels(ids: list[str]) -> N
     assert ids[0] in told
     assert "onerror" in told
     assert "<img" not in told
-
-
-def test_nothing_to_decide_is_no_error(store: str) -> None:
-    panel = workbench.AdjudicationPanel(NAME, by="dora")
-    assert repr(panel) == "<AdjudicationPanel 'quality' by dora: 0 of 0 decided>"
-    assert "0 of 0" in panel._repr_html_()
-
-
-def test_all_of_it_over_a_server(server: str) -> None:
-    trace: Trace
-    table = pd.DataFrame({"q": ["a"], "a": ["1"], "x": ["poor"], "y": ["good"]})
-    table["trace_id"] = workbench.import_traces(table, inputs=["q"], outputs="a").trace_ids
-    for who in ("x", "y"):
-        workbench.log_labels(table, name=NAME, annotator=who, value=who)
-    one = session()
-    act = action(table["trace_id"][0], "poor", "so")
-    send(one, act)
-    (trace,) = fetch_traces(None, spans=False)
-    assert [d.value for d in decision_records([trace], NAME)] == ["poor"]
-    send(one, undo(act))
-    assert decided(list(table["trace_id"])) == {}

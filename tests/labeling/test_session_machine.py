@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
 import time
 from collections import Counter, deque
 from typing import Any
@@ -232,32 +231,6 @@ class Team(RuleBasedStateMachine):
         page.carry_all()
         self.settle(page)
 
-    @rule(first=st.integers(0, 1), place=PLACES, fates=st.tuples(FATES, FATES, FATES))
-    def both_panels_of_one_person_rate_and_one_undoes(
-        self, first: int, place: int, fates: tuple[str, str, str]
-    ) -> None:
-        one, other = self.pages[first], self.pages[1 - first]
-        trace_id = self.trace(one, place)
-        self.save(one, trace_id, "yes", fates[0])
-        self.save(other, trace_id, "no", fates[1])
-        self.undo(one if fates[2] == "comes twice" else other, fates[2])
-
-    @rule(place=PLACES, values=st.tuples(VALUES, VALUES, VALUES))
-    def the_whole_team_rates(self, place: int, values: tuple[str | None, ...]) -> None:
-        """At the same time, in kernels of their own."""
-        trace_id = self.parts.trace_ids[place]
-        sending = []
-        for page, value in zip(self.pages[1:], values, strict=True):
-            if page.who in self.parts.annotators_of(trace_id):
-                self.save(page, trace_id, value, "is late")
-                sending.append(threading.Thread(target=page.carry_all))
-        for thread in sending:
-            thread.start()
-        for thread in sending:
-            thread.join(30)
-        for page in self.pages:
-            self.settle(page)
-
     # -- what happens to them -----------------------------------------------------------
 
     @rule(panel=PANELS, way=st.sampled_from(["to the kernel", "to the page"]), fate=FATES)
@@ -327,10 +300,6 @@ class Team(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def the_store_writes_and_does_not_answer(self, count: int) -> None:
         self.store.lose_answers = count
-
-    @rule(panel=PANELS, of_page=SKEWS, of_kernel=SKEWS)
-    def clocks_go_wrong(self, panel: int, of_page: int, of_kernel: int) -> None:
-        self.pages[panel].skew, self.pages[panel].traces.skew = of_page, of_kernel
 
     @precondition(lambda self: not self.deleted)
     @rule(place=PLACES)

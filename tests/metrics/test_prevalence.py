@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -132,16 +131,6 @@ def test_by_hand() -> None:
     assert wide.high - 0.625 == pytest.approx(0.158384 * 0.375, rel=1e-4)
 
 
-def test_by_hand_in_two_batches() -> None:
-    """All of the first batch is a yes, all of the second a no, and all are labelled: a half is."""
-    rows = [(f"a{n}", n + 1, 100, 1 / (100 - n), "yes") for n in range(100)]
-    rows += [(f"b{n}", n + 101, 200, 1 / (100 - n), "no") for n in range(100)]
-    assert sampled_prevalence(table(*rows[:60]), "yes").value == 1.0
-    estimate = sampled_prevalence(table(*rows), "yes")
-    assert (estimate.value, *estimate.interval) == pytest.approx((0.5, 0.5, 0.5))
-    assert (estimate.n, estimate.random) == (200, 100)
-
-
 @pytest.mark.parametrize(
     ("at", "chance", "value"),
     [
@@ -193,23 +182,6 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     rows = (labelled([items(300, 0.2)], [120], seed, **how) for seed in range(80))
     held = sum(0.2 in sampled_prevalence(one, "yes").interval for one in rows)
     assert 0.85 <= held / 80 <= 1.0
-
-
-def test_items_that_others_have_taken_cost_no_draws() -> None:
-    """Where they leave the queue at random, earlier draws still count."""
-    truth = items(60, 0.25)
-
-    def estimate(seed: int) -> float:
-        left, rows = random.Random(seed).sample([*truth], len(truth)), list[Sequence[object]]()
-        while len(rows) < 20:
-            left.pop()  # taken by another
-            pool, drawn = len(left) + len(rows), left.pop()
-            rows.append((drawn, len(rows) + 1, pool, 1 / (len(left) + 1), truth[drawn]))
-        found = sampled_prevalence(table(*rows), "yes")
-        assert found.random == 20
-        return found.value
-
-    assert_unbiased(estimate, 0.25)
 
 
 def test_what_has_no_answer_counts_neither_way() -> None:
