@@ -11,8 +11,7 @@ import pandas as pd
 from mlflow.entities import Feedback, Trace, TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.labeling.actions import Action
-from workbench.labeling.annotations import without_spans
+from workbench.labeling.annotations import Action, without_spans
 from workbench.labeling.display import content, refused_table
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.recorder import take_back, write_once

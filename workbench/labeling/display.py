@@ -11,8 +11,7 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.entities import Trace
 
-from workbench.labeling.actions import Action
-from workbench.labeling.annotations import Annotations, Answer
+from workbench.labeling.annotations import Action, Annotations, Answer
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.scale import ABSTAIN

@@ -11,7 +11,7 @@ import pandas as pd
 from mlflow.entities import Trace, TraceInfo
 
 from workbench.errors import ArgumentError
-from workbench.labeling.actions import Action
+from workbench.labeling.annotations import Action
 from workbench.labeling.display import (
     answers_json,
     history_json,
@@ -23,10 +23,10 @@ from workbench.labeling.display import (
 from workbench.labeling.questions import LabelQuestion, session_questions, with_rubric
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
-from workbench.labeling.review_queue import QueueSync, ReviewQueue
+from workbench.labeling.review_queue import ReviewQueue
 from workbench.labeling.session import Message, Session, problem
 from workbench.labeling.trace_store import Assign, TraceStore, Workload, in_common
-from workbench.labeling.writer import Job, Rereader
+from workbench.labeling.writer import Job, QueueSync, Rereader
 from workbench.scale import Scale
 from workbench.store.labels import folded
 from workbench.store.traces import store_message

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlflow.entities import TraceInfo
 
-from workbench.labeling.actions import Draw
-from workbench.labeling.annotations import Annotations, read_annotations
+from workbench.labeling.annotations import Annotations, Draw, read_annotations
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.session import SessionItem

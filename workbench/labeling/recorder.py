@@ -15,13 +15,13 @@ from mlflow.entities import AssessmentSource, Feedback, Trace, TraceInfo
 
 from workbench.errors import ScaleError, StoreError, WorkbenchError
 from workbench.judging.verdicts import choose_version, recorded_verdicts
-from workbench.labeling.actions import Action
 from workbench.labeling.annotations import (
     ACTION_KEY,
     CLOCK_KEY,
     SECONDS_KEY,
     SKIPPED,
     UNDONE,
+    Action,
     Annotations,
     annotator_key,
     assessment_id,

@@ -11,10 +11,8 @@ say whether all labels that are wanted are there.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
@@ -26,19 +24,16 @@ from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, with_rubric
-from workbench.labeling.writer import Job, Writer
 from workbench.scale import Scale
 from workbench.store.labels import folded, label_records, same_person
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import asks_for_feedback, every_schema, supported
-from workbench.store.traces import all_pages, fetch_traces, store_errors, store_message, trace_infos
+from workbench.store.traces import all_pages, fetch_traces, store_errors, trace_infos
 
 if TYPE_CHECKING:
     from mlflow.genai.label_schemas import LabelSchema
 
 _PAGE: Final = 500
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -374,55 +369,3 @@ def _required(schemas: Iterable[LabelSchema]) -> list[str]:
     """The names of the questions without whose answers an item is not labelled."""
     scales = {one.name: Scale.from_schema(one) for one in schemas}
     return [name for name, scale in scales.items() if scale is not None] or list(scales)
-
-
-class QueueSync:
-    """Keeps MLflow's status of a review queue's items in step with what one annotator does.
-
-    It works in a thread of its own and tries again until the store answers. What it could not do,
-    `ReviewQueue.sync` does. ``note`` says what keeps the status from being written, "" for
-    nothing; ``on_change`` is called, from that thread, when it has changed.
-    """
-
-    def __init__(self, queue: ReviewQueue, annotator: str, on_change: Callable[[], None]) -> None:
-        self.queue, self.note = queue, ""
-        self._annotator, self._on_change = annotator, on_change
-        self._added: dict[str, int] = {}
-        self._writer = Writer(self)
-
-    def sync(self, snapshot: Snapshot) -> None:
-        """Set the status of all items as they were just read; returns at once."""
-        self._added = {item.trace_id: item.added_ms for item in snapshot.items}
-        self._writer.put(Job("sync", "sync", partial(self.queue.sync, snapshot)))
-
-    def labelled(self, trace_id: str) -> None:
-        """Set the status of an item that has a new label, or lost one; returns at once."""
-        if trace_id in self._added:
-            added_ms = self._added[trace_id]
-            write = partial(self.queue.sync_item, trace_id, added_ms, self._annotator)
-            self._writer.put(Job(trace_id, trace_id, write))
-
-    def flush(self, seconds: float | None = None) -> bool:
-        """Wait until MLflow's status is in step, ``seconds`` at most; return whether it is."""
-        return self._writer.flush(seconds)
-
-    def written(self, job: Job, result: Any) -> None:
-        """The status of an item, or of all, is in step."""
-        self._set_note("")
-
-    def delayed(self, job: Job, error: str) -> None:
-        """The store does not answer just now."""
-        self._set_note(f"The queue {self.queue.name!r} in MLflow's page lags behind: {error}")
-
-    def refused(self, job: Job, error: BaseException) -> None:
-        """The status stays as it is, for instance of an item that was taken out of the queue."""
-        text = store_message(error)
-        _log.info("the status of %s in queue %r stays: %s", job.trace_id, self.queue.name, text)
-        if job.key == "sync":
-            where = f"The queue {self.queue.name!r} in MLflow's page"
-            self._set_note(f"{where} was not updated: {text}")
-
-    def _set_note(self, note: str) -> None:
-        if note != self.note:
-            self.note = note
-            self._on_change()

@@ -42,8 +42,7 @@ from typing import Any, Final, Generic, TypeVar
 from mlflow.entities import Trace, TraceData, TraceInfo
 
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.labeling.actions import Action
-from workbench.labeling.annotations import UNDONE, annotator_key, undone_actions
+from workbench.labeling.annotations import UNDONE, Action, annotator_key, undone_actions
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.trace_store import TraceDeletedError, TraceStore
 from workbench.labeling.writer import Job, Writer

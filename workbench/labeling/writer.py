@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 from tenacity import Retrying, retry_if_exception_type, wait_exponential
 
 from workbench.errors import WorkbenchError
+from workbench.labeling.review_queue import ReviewQueue, Snapshot
 from workbench.store.traces import store_message
 
 _log = logging.getLogger(__name__)
@@ -195,6 +196,58 @@ class Rereader:
                 _log.debug("the store could not be read again", exc_info=True)
             session = None  # it must not live on while this thread waits
             wait = max(self._every, (time.monotonic() - began) / _READING_SHARE)
+
+
+class QueueSync:
+    """Keeps MLflow's status of a review queue's items in step with what one annotator does.
+
+    It works in a thread of its own and tries again until the store answers. What it could not do,
+    `ReviewQueue.sync` does. ``note`` says what keeps the status from being written, "" for
+    nothing; ``on_change`` is called, from that thread, when it has changed.
+    """
+
+    def __init__(self, queue: ReviewQueue, annotator: str, on_change: Callable[[], None]) -> None:
+        self.queue, self.note = queue, ""
+        self._annotator, self._on_change = annotator, on_change
+        self._added: dict[str, int] = {}
+        self._writer = Writer(self)
+
+    def sync(self, snapshot: Snapshot) -> None:
+        """Set the status of all items as they were just read; returns at once."""
+        self._added = {item.trace_id: item.added_ms for item in snapshot.items}
+        self._writer.put(Job("sync", "sync", partial(self.queue.sync, snapshot)))
+
+    def labelled(self, trace_id: str) -> None:
+        """Set the status of an item that has a new label, or lost one; returns at once."""
+        if trace_id in self._added:
+            added_ms = self._added[trace_id]
+            write = partial(self.queue.sync_item, trace_id, added_ms, self._annotator)
+            self._writer.put(Job(trace_id, trace_id, write))
+
+    def flush(self, seconds: float | None = None) -> bool:
+        """Wait until MLflow's status is in step, ``seconds`` at most; return whether it is."""
+        return self._writer.flush(seconds)
+
+    def written(self, job: Job, result: Any) -> None:
+        """The status of an item, or of all, is in step."""
+        self._set_note("")
+
+    def delayed(self, job: Job, error: str) -> None:
+        """The store does not answer just now."""
+        self._set_note(f"The queue {self.queue.name!r} in MLflow's page lags behind: {error}")
+
+    def refused(self, job: Job, error: BaseException) -> None:
+        """The status stays as it is, for instance of an item that was taken out of the queue."""
+        text = store_message(error)
+        _log.info("the status of %s in queue %r stays: %s", job.trace_id, self.queue.name, text)
+        if job.key == "sync":
+            where = f"The queue {self.queue.name!r} in MLflow's page"
+            self._set_note(f"{where} was not updated: {text}")
+
+    def _set_note(self, note: str) -> None:
+        if note != self.note:
+            self.note = note
+            self._on_change()
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:

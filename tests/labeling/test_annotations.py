@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workbench.errors import ArgumentError
-from workbench.labeling.actions import Action, Draw
+from workbench.labeling.annotations import Action, Draw
 
 SAVE = {"id": "a", "kind": "save", "trace_id": "tr", "answers": {"q": {"value": "yes"}}}
 
