@@ -332,42 +332,23 @@ title, scale, experiment
         return self._store.read(self.annotator, self._traces, self._assign, missing_ok=missing_ok)
 
     def _read_again(self, *, in_background: bool) -> tuple[list[str], bool]:
-        """Return the traces whose labels have changed, and whether the queue has.
-
-        In the background nothing moves: what joins comes last, what leaves is passed over.
-        """
-        queue = self._queue
         with self._reading:
             since = time.monotonic()
             # Of traces that are named, some may have been deleted since.
             work = self._read(missing_ok=True)
             with self._lock:
-                labelled = []
-                for info in queue.news(work.infos, since=since):
-                    before = self._done_json(info.trace_id)
-                    self._learn(info)
+                news = self._queue.take_over(
+                    work.infos,
+                    work.batches,
+                    since=since,
+                    is_share=work.is_share,
+                    in_background=in_background,
+                )
+                for info in work.infos.values():
                     self._forget_undone(info)
-                    if self._done_json(info.trace_id) != before:
-                        labelled.append(info.trace_id)
-                joined = {i: info for i, info in work.infos.items() if i not in queue.items}
-                left = {
-                    i
-                    for i, item in queue.items.items()
-                    if work.is_share and i not in work.infos and item.untouched
-                }
-                if in_background:
-                    changed = queue.pass_over(left)
-                else:
-                    queue.drop(left)
-                    changed = bool(left)
-                    queue.draw_current()
-                if joined:
-                    queue.add(joined)
-                if not in_background:
-                    queue.plan(work.batches)
             if not in_background:
                 self._sync_all(work)
-        return labelled, bool(joined) or changed
+        return news
 
     def _read_rubrics(self) -> None:
         """Ask by the latest rubrics: a label is recorded with the one that its annotator saw."""
@@ -381,10 +362,8 @@ title, scale, experiment
         """Open labelled items again, until each has a newer answer, and return the messages to
         send: ``queue``. By default those that were labelled under an earlier rubric.
 
-        A new label replaces the first where the verdict was not shown yet; it is shown again only
-        after the new label is saved. A label that is given after the verdict was seen stays
-        beside the first: the first is what agreement is measured on, and what is said under the
-        new rubric is kept as a change of it (``changed_to`` in `labels`).
+        A new label replaces the first unless the verdict was seen. Then it stays beside the
+        first, which agreement is measured on, as a change of it (``changed_to`` in `labels`).
         """
         self._read_rubrics()
         with self._lock:

@@ -144,26 +144,52 @@ class LabelQueue:
         self.queue = [i for i in self.queue if i not in gone]
         self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
 
-    def pass_over(self, trace_ids: set[str]) -> bool:
-        """Pass over what others have done, and only that; return whether this changes anything."""
-        changed = [item for i, item in self.items.items() if item.taken != (i in trace_ids)]
-        for item in changed:
-            item.taken = not item.taken
-            self.update(item)
-        return bool(changed)
+    def take_over(
+        self,
+        infos: Mapping[str, TraceInfo],
+        batches: Mapping[str, int],
+        *,
+        since: float,
+        is_share: bool,
+        in_background: bool,
+    ) -> tuple[list[str], bool]:
+        """Take over all traces of the annotator as read from the store, ``since`` when.
 
-    def news(self, infos: Mapping[str, TraceInfo], *, since: float) -> list[TraceInfo]:
-        """Return the traces of the queue that differ from what is known of them.
-
-        ``since`` is when reading them began: what was learned after that is later news.
+        In the background nothing moves: what joins comes last, what leaves is passed over. What
+        leaves a filter stays, unlike what is no longer in the share. Returns the traces whose
+        labels have changed, and whether the queue has.
         """
-        return [
-            info
-            for trace_id, info in infos.items()
-            if (item := self.items.get(trace_id)) is not None
-            and item.read_at <= since
-            and (item.gone or _content(info) != _content(item.info))
-        ]
+        labelled = []
+        for trace_id, item in self.items.items():
+            info = infos.get(trace_id)
+            # What was learned after reading began is later news.
+            if info is None or item.read_at > since:
+                continue
+            if item.gone or _content(info) != _content(item.info):
+                before = item.annotations
+                self.learn(info)
+                now = item.annotations
+                if (before.answers, before.changed) != (now.answers, now.changed):
+                    labelled.append(trace_id)
+        joined = {i: info for i, info in infos.items() if i not in self.items}
+        left = {
+            i for i, item in self.items.items() if is_share and i not in infos and item.untouched
+        }
+        changed = bool(left)
+        if in_background:
+            moved = [item for i, item in self.items.items() if item.taken != (i in left)]
+            for item in moved:
+                item.taken = not item.taken
+                self.update(item)
+            changed = bool(moved)
+        else:
+            self.drop(left)
+            self.draw_current()
+        if joined:
+            self.add(joined)
+        if not in_background:
+            self.plan(batches)
+        return labelled, bool(joined) or changed
 
     def learn(self, info: TraceInfo, annotations: Annotations | None = None) -> None:
         """Take over what the store holds of a trace of the queue now."""
