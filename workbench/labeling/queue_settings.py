@@ -17,7 +17,7 @@ from workbench.labeling.review_queue import ReviewQueue
 from workbench.store.labels import folded
 from workbench.store.rubrics import rubric
 from workbench.store.schemas import find_schema, make_schema, scale_of_question, supported
-from workbench.store.traces import all_pages, find_experiment_id, store_errors, store_message
+from workbench.store.traces import find_experiment_id, store_errors, store_message
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -88,8 +88,9 @@ def review_queue(
     found = _find_or_make(name, where, [one.schema_id for one in schemas or ()])
     if team is not None and str(found.queue_type) != "user":
         users = list(team) if len(team) <= MAX_USERS else []
-        with supported("review queues"):
-            review_queues.update_review_queue(found.queue_id, users=users)
+        if [folded(one) for one in users] != found.users:
+            with supported("review queues"):
+                review_queues.update_review_queue(found.queue_id, users=users)
     stored = _settings(where, found)
     given: dict[str, Any] = {
         "annotators": team, "each": each, "share": share, "batch_size": batch_size, "seed": seed,
@@ -112,32 +113,45 @@ def review_queue(
 
 def _find_or_make(name: str, experiment_id: str, schema_ids: list[str]) -> Any:
     """Return MLflow's queue with these questions, or with those that it has for none."""
-    with supported("review queues"):
-        every = all_pages(
-            lambda token: review_queues.list_review_queues(
-                experiment_id=experiment_id, max_results=100, page_token=token
-            )
-        )
-    found = next((one for one in every if folded(one.name) == folded(name)), None)
+    found = _find(name, experiment_id)
     if found is None and not schema_ids:
+        with supported("review queues"):
+            every = review_queues.list_review_queues(experiment_id=experiment_id, max_results=100)
         known = ", ".join(repr(one.name) for one in every) or "none"
         raise ArgumentError(
             f"There is no review queue {name!r} in experiment {experiment_id} (existing: {known}). "
             "To make it, give its questions: judges or names of label schemas."
         )
-    if found is None:
-        return review_queues.create_review_queue(
-            name, queue_type="custom", schema_ids=schema_ids, experiment_id=experiment_id
-        )
-    if schema_ids and set(schema_ids) != set(found.schema_ids):
-        try:
-            review_queues.update_review_queue(found.queue_id, schema_ids=schema_ids)
-        except MlflowException as error:
-            raise ArgumentError(
-                f"The questions of the queue {found.name!r} cannot be changed: "
-                f"{store_message(error)} Or make a queue of another name."
-            ) from None
+    with supported("review queues"):
+        if found is None:
+            try:
+                return review_queues.create_review_queue(
+                    name, queue_type="custom", schema_ids=schema_ids, experiment_id=experiment_id
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                # Someone else has made it since it was looked for.
+                return _find(name, experiment_id)
+        if schema_ids and set(schema_ids) != set(found.schema_ids):
+            try:
+                review_queues.update_review_queue(found.queue_id, schema_ids=schema_ids)
+            except MlflowException as error:
+                raise ArgumentError(
+                    f"The questions of the queue {found.name!r} cannot be changed: "
+                    f"{store_message(error)} Or make a queue of another name."
+                ) from None
     return found
+
+
+def _find(name: str, experiment_id: str) -> Any:
+    with supported("review queues"):
+        try:
+            return review_queues.get_review_queue(name=name, experiment_id=experiment_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
 
 
 def _schema(question: Judge | LabelQuestion | str, experiment_id: str) -> LabelSchema:
