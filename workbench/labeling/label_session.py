@@ -20,7 +20,7 @@ from workbench.labeling.display import (
     refused_table,
     summary_table,
 )
-from workbench.labeling.questions import LabelQuestion, session_questions, with_rubric
+from workbench.labeling.questions import LabelQuestion, read_answers, session_questions, with_rubric
 from workbench.labeling.queue import Item, LabelQueue
 from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
 from workbench.labeling.review_queue import ReviewQueue
@@ -48,16 +48,11 @@ class LabelSession(Session[Item]):
     judge_or_name, traces, annotator, questions, order, seed, random_share, assign, reveal, \
 title, scale, experiment
         See `workbench.LabelPanel`.
-    on_message
-        Called with each message that comes later than the answer to `receive`, from another
-        thread. May be set afterwards.
+    on_message, store, patience
+        See `workbench.labeling.session.Session`.
     refresh_every
         Seconds between two readings of the store for what was done elsewhere, once a view has
         said hello; longer where reading takes long. None: only when `refresh` is called.
-    store
-        What is read from and written to; the active tracking store by default.
-    patience
-        Seconds that a view waits for the store before it is told that there is no answer yet.
 
     Raises
     ------
@@ -222,7 +217,9 @@ title, scale, experiment
         if action.kind == "skip":
             metadata = self._queue.record_draw(action.trace_id).to_metadata()
             return lambda: recorder.skip(action, metadata)
-        answers = self._read_answers(action)
+        item = self._find(action.trace_id)
+        stored = item.annotations.answers if item else ()
+        answers = read_answers(self.questions, action.answers, stored)
         metadata = self._queue.record_draw(action.trace_id).to_metadata()
         return lambda: recorder.save(action, answers, metadata)
 
@@ -234,23 +231,6 @@ title, scale, experiment
             known = {name: version for name, version in versions.items() if version is not None}
             action = action.model_copy(update={"rubrics": known})
         return super()._take(action)
-
-    def _read_answers(self, action: Action) -> dict[str, Any]:
-        """The canonical answers by question."""
-        by_name = {question.name: question for question in self.questions}
-        unknown = sorted(set(action.answers) - set(by_name))
-        if unknown:
-            raise ArgumentError(f"No question is named {unknown[0]!r:.80} here.")
-        answers = {
-            name: by_name[name].answer(one.value, abstain=one.abstain)
-            for name, one in action.answers.items()
-        }
-        item = self._find(action.trace_id)
-        stored = set(item.annotations.answers) if item else set()
-        lacking = [q.name for q in self.questions if q.required and q.name not in answers]
-        if not answers or set(lacking) - stored:
-            raise ArgumentError(f"{', '.join(lacking) or 'Every question'} needs an answer.")
-        return answers
 
     def _check_undo(self, action_id: str, trace_id: str) -> None:
         item = self._find(trace_id)

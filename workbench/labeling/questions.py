@@ -186,6 +186,21 @@ def check_questions(questions: Iterable[LabelQuestion]) -> tuple[LabelQuestion, 
     return given
 
 
+def read_answers(
+    questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str]
+) -> dict[str, Any]:
+    """Return the canonical answers by question; ``stored`` are those that have one already."""
+    by_name = {question.name: question for question in questions}
+    unknown = sorted(set(given) - set(by_name))
+    if unknown:
+        raise ArgumentError(f"No question is named {unknown[0]!r:.80} here.")
+    answers = {n: by_name[n].answer(one.value, abstain=one.abstain) for n, one in given.items()}
+    lacking = [q.name for q in questions if q.required and q.name not in answers]
+    if not answers or set(lacking) - set(stored):
+        raise ArgumentError(f"{', '.join(lacking) or 'Every question'} needs an answer.")
+    return answers
+
+
 def session_questions(
     judge_or_name: Judge | str | None,
     questions: Sequence[LabelQuestion | LabelSchema | str] | None,
