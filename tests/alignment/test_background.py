@@ -270,7 +270,7 @@ def test_other_optimizers_are_cancelled_at_their_next_call(judge: Any) -> None:
     assert running.cancel()
     with pytest.raises(CancelledError):
         running.result(60)
-    assert all("nothing more is asked" in str(error) for error in optimizer.refused)
+    assert all("no further request is sent" in str(error) for error in optimizer.refused)
     assert running.state.stage == "cancelled"
     assert runs() == []
 

@@ -67,11 +67,11 @@ def propose(
     """
     who = type(optimizer).__name__
     player, recorder = recording.replayed(), recording.recorder()
-    key = ""
-    if player is not None or recorder is not None:
-        content = [_content(part, by_id) for part in (split.train, split.dev)]
-        settings = without_secret_params(_plain(vars(optimizer)))
-        key = question_key("optimizer", who, settings, fingerprint(judge, place=False), content)
+    if player is None and recorder is None:
+        return _learn(judge, optimizer, split, budget, max_failure_share, stop)
+    content = [_content(part, by_id) for part in (split.train, split.dev)]
+    settings = without_secret_params(_plain(vars(optimizer)))
+    key = question_key("optimizer", who, settings, fingerprint(judge, place=False), content)
     if player is not None:
         return _replayed(player, key, judge, who, budget)
     learned = _learn(judge, optimizer, split, budget, max_failure_share, stop)
@@ -128,8 +128,7 @@ def _learn(
     stop: threading.Event | None,
 ) -> Learned:
     who = type(optimizer).__name__
-    parts = (split.train, split.dev)
-    traces = [_with_consensus(part, trace) for part in parts for trace in _traces(part)]
+    traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
     budget.check(str(judge.model))
     with AnswerCache() as cache:
         meter = Meter(
@@ -198,28 +197,25 @@ def _unmetered(who: str, judge: Judge, optimizer: AlignmentOptimizer) -> Iterato
             yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
 
-def _traces(pairs: Pairs) -> list[Trace]:
-    return fetch_traces(pairs.trace_ids) if len(pairs) else []
-
-
-def _with_consensus(pairs: Pairs, trace: Trace) -> Trace:
-    """Return the trace with one human label: the consensus that the judge is tested on as well.
+def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
+    """Yield the traces with one human label: the consensus that the judge is tested on as well.
 
     MLflow's optimizers would choose one of several annotators' labels by a rule of their own.
     """
     rows = pairs.table.set_index("trace_id")
-    row = rows.loc[trace.info.trace_id]
-    label = Feedback(
-        name=pairs.name,
-        value=row["human"],
-        rationale=row["human_rationale"] or None,
-        source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
-        trace_id=trace.info.trace_id,
-    )
-    info = copy.copy(trace.info)
-    others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
-    info.assessments = [*others, label]
-    return Trace(info, trace.data)
+    for trace in fetch_traces(pairs.trace_ids) if len(pairs) else ():
+        row = rows.loc[trace.info.trace_id]
+        label = Feedback(
+            name=pairs.name,
+            value=row["human"],
+            rationale=row["human_rationale"] or None,
+            source=AssessmentSource(source_type="HUMAN", source_id="consensus"),
+            trace_id=trace.info.trace_id,
+        )
+        info = copy.copy(trace.info)
+        others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
+        info.assessments = [*others, label]
+        yield Trace(info, trace.data)
 
 
 # -- recordings -------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Counts what another optimizer asks of models, as a provider of litellm.
+"""Counts the requests of other optimizers to models, as a provider of litellm.
 
 The optimizer gets a copy of the judge whose model is called ``metered:/RUN/judge/openai/gpt-x``.
 Judges that it builds from this copy keep the model, so their requests come here. They are looked
 up in the cache, reserved in the budget, and sent to the real model where the judge reaches it.
-Code that runs beside the optimizer asks under other names and is never touched.
+Code that runs beside the optimizer uses other names and is never touched.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ UNMETERED: Final = ("databricks", "endpoints", "gateway")
 """Providers that MLflow resolves by itself, so that litellm cannot reach them by name."""
 
 PERMANENT_FAILURES_TO_STOP = 3
-"""In a row; one is enough where nothing was answered yet."""
+"""Since the last answer; one is enough where nothing was answered yet."""
 
 FAILURES_TO_STOP = 10
-"""In a row, or in all where they are more than twice the share that is allowed."""
+"""In all, where they are more than twice the share that is allowed."""
 
 ANSWER_SECONDS = 300.0
 
@@ -62,7 +62,8 @@ class Count:
     """Requests sent, retries included, and what came of them.
 
     ``cached`` answers were free, ``lost`` ones never came or were unusable, ``refused`` ones were
-    wanted in a form that the model does not take.
+    wanted in a form that the model does not take. ``permanent`` failures came since the last
+    answer.
     """
 
     requests: int = 0
@@ -70,6 +71,7 @@ class Count:
     cached: int = 0
     lost: int = 0
     refused: int = 0
+    permanent: int = 0
 
     @property
     def share_lost(self) -> float:
@@ -112,7 +114,6 @@ class Meter:
         self._runner = Runner(cache=cache, budget=budget, stop=stop)
         self._ended = threading.Event()
         self._exhausted = ""
-        self._in_a_row: dict[str, list[Fault]] = {kind: [] for kind in self.counts}
         self._last: dict[str, Fault] = {}
         self._samples: Counter[str] = Counter()
         self._without_schema = False
@@ -196,7 +197,7 @@ class Meter:
         uri = model.replace("/", ":/", 1)
         key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
         with self._lock:
-            # Whoever asks the same again wants another sample; a later run gets the same ones.
+            # The same request again wants another sample; a later run gets the same ones.
             self._samples[key] += 1
             key = question_key(SCHEME, key, self._samples[key])
         request = Request(
@@ -208,7 +209,7 @@ class Meter:
             sender=f"The {kind} model of an optimizer",
             credentials=judge_credentials(self.judge),
         )
-        message, error = "nothing more is asked", litellm.NotFoundError
+        message, error = "no further request is sent", litellm.NotFoundError
         if not self._ended.is_set():
             try:
                 outcome = self._runner.ask(request, self._ended)
@@ -228,7 +229,7 @@ class Meter:
         return f"(metered run {self.id})"
 
     def _is_judgement(self, params: Mapping[str, Any]) -> bool:
-        """Return whether the judge's model is asked for a verdict: optimizers may reflect with it.
+        """Return whether a verdict is wanted of the judge's model: optimizers may reflect with it.
 
         MLflow asks for verdicts by a schema, until the model has refused one.
         """
@@ -253,7 +254,7 @@ class Meter:
             raise AnswerError(str(error)) from None
 
     def _note(self, kind: str, outcome: Outcome) -> None:
-        count, fault, row = self.counts[kind], outcome.fault, self._in_a_row[kind]
+        count, fault = self.counts[kind], outcome.fault
         with self._lock:
             if outcome.cached:
                 count.cached += 1
@@ -263,32 +264,28 @@ class Meter:
             self.cost = total(self.cost, outcome.usage.cost)
             if fault is None:
                 count.answers += 1
-                row.clear()
-            elif fault.kind == "budget":
+                count.permanent = 0
+                return
+            if fault.kind == "budget":
                 self._exhausted = self._exhausted or fault.message
                 self._ended.set()
-            else:
-                row.append(fault)
-                self._last[kind] = fault
-                refused = fault.kind == "request" and (kind != "judge" or not self._without_schema)
-                self._without_schema |= refused and kind == "judge"
-                count.refused += refused
-                count.lost += not refused
-                if not refused and self._is_hopeless(count, row):
-                    self._ended.set()
-
-    def _is_hopeless(self, count: Count, in_a_row: Sequence[Fault]) -> bool:
-        permanent = sum(fault.permanent for fault in in_a_row)
-        allowed = 2 * self.max_failure_share * (count.lost + count.answers)
-        return (
-            permanent >= (PERMANENT_FAILURES_TO_STOP if count.answers else 1)
-            or (len(in_a_row) >= FAILURES_TO_STOP and self.max_failure_share < 1)
-            or (count.lost >= FAILURES_TO_STOP and count.lost > allowed)
-        )
+                return
+            self._last[kind] = fault
+            count.permanent += fault.permanent
+            if fault.kind == "request" and (kind != "judge" or not self._without_schema):
+                self._without_schema |= kind == "judge"
+                count.refused += 1
+                return
+            count.lost += 1
+            allowed = 2 * self.max_failure_share * (count.lost + count.answers)
+            if count.permanent >= (PERMANENT_FAILURES_TO_STOP if count.answers else 1) or (
+                count.lost >= FAILURES_TO_STOP and count.lost > allowed
+            ):
+                self._ended.set()
 
     # -- what came of them ------------------------------------------------------------------
 
-    def raise_for_failures(self, who: str, error: Exception | None = None) -> None:
+    def raise_for_failures(self, who: str, error: Exception | None) -> None:
         """Raise where the budget was spent or too many answers were lost.
 
         ``error`` is what the optimizer raised; it is replaced where a lost answer has caused it.
@@ -304,19 +301,15 @@ class Meter:
         for kind, count in self.counts.items():
             lost = count.share_lost > self.max_failure_share
             if lost or (caused and kind in self._last):
-                raise self._failure(who, kind, count, self._last[kind]) from None
-
-    def _failure(self, who: str, kind: str, count: Count, fault: Fault) -> ModelError:
-        lost = count.lost or count.refused
-        remedy, error = _REMEDIES.get(
-            fault.kind, ("Check the model, its endpoint and its quota.", ModelError)
-        )
-        return error(
-            f"{who} was stopped: {lost} of {lost + count.answers} {kind} calls gave no usable "
-            f"answer; max_failure_share={self.max_failure_share:.0%} are allowed. What came back: "
-            f"{fault.message.rstrip('.')}. {remedy} The judge stays as it was; paid answers are "
-            "in the cache."
-        )
+                fault, missing = self._last[kind], count.lost or count.refused
+                default = ("Check the model, its endpoint and its quota.", ModelError)
+                remedy, kind_of_error = _REMEDIES.get(fault.kind, default)
+                raise kind_of_error(
+                    f"{who} was stopped: {missing} of {missing + count.answers} {kind} calls gave "
+                    f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "
+                    f"allowed. What came back: {fault.message.rstrip('.')}. {remedy} The judge "
+                    "stays as it was; paid answers are in the cache."
+                ) from None
 
     def notes(self, who: str) -> tuple[str, ...]:
         """Return which answers were lost and tolerated, in words."""
@@ -389,7 +382,7 @@ def _named(model: str) -> tuple[Meter, str, str]:
     """Return the meter, the kind of request, and the real model in litellm's form."""
     run, kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
     if run not in _METERS:
-        raise ModelError(f"The optimizer that asked {real} has ended.")
+        raise ModelError(f"The optimizer that called {real} has ended.")
     return _METERS[run], kind, real
 
 
