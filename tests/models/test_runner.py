@@ -32,7 +32,8 @@ from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Request
 from workbench.models.faults import Fault
-from workbench.models.runner import FIRST_CALLS, HEAD_START, Runner, Throttle
+from workbench.models.runner import Runner
+from workbench.models.throttle import FIRST_CALLS, HEAD_START, Throttle
 from workbench.scale import Scale
 from workbench.store.traces import Example
 
@@ -185,6 +186,16 @@ def test_a_wrong_key_ends_the_run_at_the_first_call(
     assert "sk-wrong-9876543210" not in str(caught.value)
     assert "OPENAI_API_KEY" in str(caught.value)
     assert (server.requests, settled) == (1, [])
+
+
+def test_a_slow_provider_that_refuses_the_key_is_asked_a_handful_of_times(
+    loopback: Start,
+) -> None:
+    """Until something is answered few calls are under way."""
+    server = loopback(script="401x1000", latency=1)
+    with pytest.raises(CredentialError):
+        run(judge_at(server.url), items(100))
+    assert server.requests <= FIRST_CALLS
 
 
 def test_a_missing_key_is_named(loopback: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from socket import gaierror
 from time import time
-from typing import Any, Literal
+from typing import Any, Final, Literal, Protocol
 
 import requests
+
+from workbench.errors import CredentialError, ModelError, UnreachableModelError
 
 Kind = Literal[
     "credential",
@@ -163,3 +165,51 @@ def seconds_to_wait(retry_after: Any) -> float | None:
         except (TypeError, ValueError):
             return None
     return max(0.0, seconds) if seconds == seconds else None  # nan is no time
+
+
+# -- errors that end a run ------------------------------------------------------------------
+
+_ADVICE: Final = {
+    "credential": "Check the key: providers read it from the environment (for openai:/ models "
+    "OPENAI_API_KEY; a local server that asks for none takes any value).",
+    "unreachable": "Check that the server runs and that base_url names it.",
+    "refused": "Check the model's name, the endpoint and the quota.",
+    "rate_limit": "Nothing was answered for so long that the run was ended. Run again later, or "
+    "ask for a higher rate limit.",
+    "timeout": "Allow more time with a timeout in seconds among inference_params, limit answers "
+    "with max_tokens, or lower the concurrency.",
+}
+
+
+class Asked(Protocol):
+    """What an error says of the request that ended a run."""
+
+    @property
+    def sender(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def place(self) -> str: ...
+
+
+def no_answer(request: Asked, fault: Fault, some: bool, failures: int) -> ModelError:
+    """Return the error that ends a run in which no call can be expected to succeed."""
+    where = f" at {request.place}" if request.place else ""
+    kept = "Nothing was answered."
+    if some:
+        kept = "What was answered before is kept; run again for the rest."
+    advice = _ADVICE.get(fault.kind, f"So did {failures} calls in a row.")
+    kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
+    return kinds.get(fault.kind, ModelError)(
+        f"{request.sender} got no answer from {request.model}{where}: "
+        f"{fault.message.rstrip('.')}. {advice} {kept}"
+    )
+
+
+def no_usable_answer(request: Asked, fault: Fault, count: int) -> ModelError:
+    """Return the error that ends a run in which no answer was usable."""
+    return ModelError(
+        f"{request.sender} got no usable answer from {request.model}: none of the first {count}. "
+        f"The last one: {fault.message.rstrip('.')}. Check that the model can follow the "
+        "instructions, that its value type fits, and that max_tokens does not cut its answers."
+    )

@@ -7,37 +7,31 @@ be expected to succeed is it an exception. This is the only place where requests
 from __future__ import annotations
 
 import contextvars
-import math
+import itertools
 import queue
+import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from tenacity import RetryCallState, Retrying, retry_if_result, wait_random_exponential
-
 from workbench.compat import intercepted
-from workbench.errors import (
-    ArgumentError,
-    BudgetError,
-    CancelledError,
-    CredentialError,
-    ModelError,
-    ReplayError,
-    StoreError,
-    UnreachableModelError,
-)
+from workbench.errors import ArgumentError, BudgetError, CancelledError, ReplayError, StoreError
 from workbench.formatting import bar
 from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Client, Outcome, Request, StoppedError
-from workbench.models.faults import AnswerError, Fault
+from workbench.models.faults import AnswerError, Fault, no_answer, no_usable_answer
+from workbench.models.throttle import Throttle
 
 ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
 """Of one question, by the kind of fault; any other is not tried again."""
+
+LONGEST_BACKOFF: Final = 20.0
+"""Seconds between two attempts, where the provider does not say how long to wait."""
 
 PATIENCE: Final = 90.0
 """Seconds of rate limits without a single success after which a run gives up."""
@@ -53,85 +47,6 @@ SECONDS_AFTER_INTERRUPT: Final = 5.0
 
 SECONDS_AFTER_CANCEL: Final = 60.0
 """The same for a run that was cancelled."""
-
-CANCELLED: Final = "This was cancelled. Answers that were paid for are kept."
-
-FIRST_CALLS: Final = 16
-"""Calls under way at most until something was answered."""
-
-HEAD_START: Final = 0.1
-"""Seconds from the first request to the others, unless it is answered before."""
-
-_backoff = wait_random_exponential(multiplier=0.5, max=20)
-
-
-class Throttle:
-    """Slots for calls, shared by the threads of a run: additive increase, halved by rate limits.
-
-    Until something was answered there are few slots, and the very first call has a head start, so
-    that a wrong key or a dead endpoint usually costs one call. A call that meets a rate limit lets
-    all calls wait together.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._limit = float(min(most, FIRST_CALLS))
-        self._opened = False
-        self._sent_at = math.inf
-        self._active = 0
-        self._resume_at = self._slowed_at = 0.0
-        self._changed = threading.Condition()
-
-    @property
-    def limit(self) -> int:
-        """How many calls may be under way now."""
-        alone = not self._opened and time.monotonic() < self._sent_at + HEAD_START
-        return 1 if alone else int(self._limit)
-
-    @contextmanager
-    def slot(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[float]:
-        """Wait for a slot, or until it is over, and hold it; gives the time it was had."""
-        with self._changed:
-            while not is_over():
-                pause = self._resume_at - time.monotonic()
-                if self._active < self.limit and pause <= 0:
-                    break
-                self._changed.wait(min(max(pause, 0.02), 0.5) if self._opened else 0.02)
-            self._active += 1
-        try:
-            yield time.monotonic()
-        finally:
-            with self._changed:
-                self._active -= 1
-                self._changed.notify()
-
-    def sent(self) -> None:
-        """The head start of the first call begins when its request goes out."""
-        self._sent_at = min(self._sent_at, time.monotonic())
-
-    def slow_down(self, seconds: float, asked_at: float) -> None:
-        """Pause all calls, and halve the slots unless that was done since ``asked_at``.
-
-        All that were under way with the call that met the limit meet the same, and count once.
-        """
-        with self._changed:
-            now = time.monotonic()
-            if asked_at >= self._slowed_at:
-                self._limit = max(1.0, self._limit / 2)
-                self._slowed_at = now
-            self._resume_at = max(self._resume_at, now + seconds)
-
-    def speed_up(self) -> None:
-        """After the first usable answer open all slots, later one for as many as there are."""
-        with self._changed:
-            more = self._limit + 1.0 / self._limit if self._opened else math.inf
-            self._limit, self._opened = min(float(self.most), more), True
-            self._changed.notify_all()
-
-    def wake(self) -> None:
-        """Let those who wait see whether it is over."""
-        with self._changed:
-            self._changed.notify_all()
 
 
 class Runner:
@@ -243,7 +158,8 @@ class Runner:
                 return outcome
             outcome = self._attempts(request, stopped)
             if outcome.answer is not None:
-                paid = {name: getattr(outcome.usage, of) or 0 for name, of in _PAID.items()}
+                used = outcome.usage
+                paid = {"calls": used.requests, "read": used.read, "written": used.written}
                 try:
                     self.cache.put(key, {**outcome.answer, "paid": paid})
                 except StoreError as error:  # the answer is paid for: it is handed on first
@@ -255,21 +171,20 @@ class Runner:
         stored = self.cache.get(request.key) if self.cache is not None and request.key else None
         if stored is None:
             return None
-        paid = stored.pop("paid", None)
+        paid = stored.pop("paid", None) or {}
         try:
             request.check(stored)
         except (AnswerError, KeyError, TypeError):
             return None
-        counts = {of: paid.get(n) for n, of in _PAID.items()} if isinstance(paid, dict) else {}
-        known = {of: n for of, n in counts.items() if type(n) is int and n > 0}
-        return Outcome(stored, usage=Usage(**{"requests": 1, **known}), cached=True)
+        usage = Usage(paid.get("calls") or 1, paid.get("read") or None, paid.get("written") or None)
+        return Outcome(stored, usage=usage, cached=True)
 
     def _is_over(self, stopped: threading.Event) -> bool:
         return stopped.is_set() or self.stop.is_set()
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
-        asked_at = begun = time.monotonic()
-        usage = UNPAID
+        """Send the request until it is answered, refused, or tried often enough."""
+        usage, begun = UNPAID, time.monotonic()
 
         def is_over() -> bool:
             return self._is_over(stopped)
@@ -278,44 +193,27 @@ class Runner:
             self.throttle.sent()
             return self._is_over(stopped)
 
-        def once() -> Outcome:
-            nonlocal asked_at, usage
+        for attempt in itertools.count(1):
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
                 outcome = self.client.send(request, self.budget, is_over=is_over_or_sent)
                 self._note(outcome, stopped)
             usage += outcome.usage
-            return outcome
-
-        def wait(state: RetryCallState) -> float:
-            fault = _fault_of(state)
-            seconds = fault.retry_after or _backoff(state)
+            fault = outcome.fault
+            if fault is None or attempt >= ATTEMPTS.get(fault.kind, 1):
+                break
+            backoff = random.uniform(0, min(LONGEST_BACKOFF, 0.5 * 2**attempt))
+            seconds = fault.retry_after or backoff
             if fault.kind != "rate_limit":
-                return seconds
+                stopped.wait(seconds)
+                continue
+            silence = time.monotonic() - max(begun, self.last_progress)
+            if silence + (fault.retry_after or 0) > self.patience:
+                break
             # All calls wait together, so a limit that one met is not met by every other.
             self.throttle.slow_down(seconds, asked_at)
-            return 0.0
-
-        def is_enough(state: RetryCallState) -> bool:
-            fault = _fault_of(state)
-            silence = time.monotonic() - max(begun, self.last_progress) + (fault.retry_after or 0)
-            in_vain = fault.kind == "rate_limit" and silence > self.patience
-            return in_vain or state.attempt_number >= ATTEMPTS[fault.kind]
-
-        def sleep(seconds: float) -> None:
-            end = time.monotonic() + seconds
-            while (left := end - time.monotonic()) > 0 and not is_over():
-                time.sleep(min(left, 0.1))
-
-        retrying = Retrying(
-            retry=retry_if_result(lambda outcome: outcome.fault and outcome.fault.kind in ATTEMPTS),
-            stop=is_enough,
-            wait=wait,
-            sleep=sleep,
-            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-        )
-        return replace(retrying(once), usage=usage)
+        return replace(outcome, usage=usage)
 
     def _note(self, outcome: Outcome, stopped: threading.Event) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
@@ -341,16 +239,6 @@ class Runner:
         self.close()
 
 
-_PAID: Final = {"calls": "requests", "read": "read", "written": "written"}
-"""Names in the cache of what an answer has cost, and those of `Usage`."""
-
-
-def _fault_of(state: RetryCallState) -> Fault:
-    fault = state.outcome.result().fault if state.outcome is not None else None
-    assert isinstance(fault, Fault)
-    return fault
-
-
 class _Run:
     """One `Runner.run`: which questions are open, and when all is in vain."""
 
@@ -365,49 +253,44 @@ class _Run:
         self.shown, self.on_outcome = shown, on_outcome
         self.found: dict[int, Outcome] = {}
         # Equal questions are asked once where answers are kept, else as often as they stand here.
-        self.equal: dict[str, list[int]] = {}
-        for index in range(len(requests)):
-            self.equal.setdefault(self._group(index), []).append(index)
-        self.open = [indices[0] for indices in self.equal.values()]
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            key = request.key if runner.cache is not None else None
+            groups.setdefault(key or str(index), []).append(index)
+        self.equal = {indices[0]: indices for indices in groups.values()}
+        self.open = list(self.equal)
+        self.waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.done: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
         self.in_a_row: list[Fault] = []
         self.failures, self.cached, self.cost = 0, 0, 0.0
 
-    def _group(self, index: int) -> str:
-        key = self.requests[index].key if self.runner.cache is not None else None
-        return key or str(index)
-
     def outcomes(self) -> list[Outcome]:
-        """In the order of the requests."""
+        """Return the outcomes in the order of the requests."""
         return [self.found[index] for index in range(len(self.requests))]
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
         missing: list[int] = []
-        refused: list[int] = []
+        refused = False
         for index in self.open:
-            request = self.requests[index]
-            entry = player.get(request.portable_key)
-            if entry is None:
+            request, entry = self.requests[index], player.get(self.requests[index].portable_key)
+            if entry is None or (entry.failed is not None and entry.failed.kind == "budget"):
                 missing.append(index)
+                refused = refused or entry is not None
                 continue
-            usage, fault = entry.paid, entry.failed
-            self.runner.budget.charge(usage)
-            if fault is not None and fault.kind == "budget":
-                refused.append(index)
-                continue
+            self.runner.budget.charge(entry.paid)
             try:
-                request.check(entry.answer or {}) if fault is None else None
+                request.check(entry.answer or {}) if entry.failed is None else None
             except AnswerError as error:
                 raise ReplayError(
                     f"{request} has an answer in {player.path} that is none: {error}."
                 ) from None
-            known = fault is None and usage.requests == 0
-            self._settle(index, Outcome(entry.answer, fault, usage, known))
+            known = entry.failed is None and entry.paid.requests == 0
+            self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
         if refused and self.runner.budget.is_limited:
             raise self.runner.budget.exhausted()
-        missing = sorted([*missing, *refused])
         if missing:
             more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
             raise player.missing(f"{self.requests[missing[0]]}{more}")
@@ -422,19 +305,12 @@ class _Run:
 
     def ask(self) -> None:
         """Ask the open questions in threads, and settle outcomes in this one as they come."""
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
         for index in self.open:
-            waiting.put(index)
+            self.waiting.put(index)
         # Daemons, since Python waits at its end for others, however long a call hangs.
         threads = [
-            threading.Thread(
-                target=contextvars.copy_context().run,
-                args=(self._work, waiting, done),
-                name=f"ask_{number}",
-                daemon=True,
-            )
-            for number in range(min(self.runner.concurrency, len(self.open)))
+            threading.Thread(target=contextvars.copy_context().run, args=(self._work,), daemon=True)
+            for _ in range(min(self.runner.concurrency, len(self.open)))
         ]
         seconds: float | None = None
         self.runner.last_progress = time.monotonic()
@@ -443,7 +319,7 @@ class _Run:
             for thread in threads:
                 thread.start()
             for _ in self.open:
-                self._take(*self._next(done))
+                self._take(*self._next())
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -458,34 +334,28 @@ class _Run:
             self.stopped.set()
             self.runner.throttle.wake()
             _join([thread for thread in threads if thread.ident], seconds)
-            self._settle_late(done)
+            self._settle_late()
 
-    def _work(
-        self,
-        waiting: queue.SimpleQueue[int],
-        done: queue.SimpleQueue[tuple[int, Outcome | BaseException]],
-    ) -> None:
+    def _work(self) -> None:
         while not self.stopped.is_set():
             try:
-                index = waiting.get_nowait()
-                done.put((index, self.runner.ask(self.requests[index], self.stopped)))
+                index = self.waiting.get_nowait()
+                self.done.put((index, self.runner.ask(self.requests[index], self.stopped)))
             except (queue.Empty, StoppedError):
                 return
             except BaseException as error:
-                done.put((index, error))
+                self.done.put((index, error))
 
     def _check(self) -> None:
         if self.runner.stop.is_set():
-            raise CancelledError(CANCELLED)
+            raise CancelledError("This was cancelled. Answers that were paid for are kept.")
 
-    def _next(
-        self, done: queue.SimpleQueue[tuple[int, Outcome | BaseException]]
-    ) -> tuple[int, Outcome]:
+    def _next(self) -> tuple[int, Outcome]:
         while True:
             self._check()
             try:
                 # Woken now and then to see that it is over, or that it was interrupted.
-                index, outcome = done.get(timeout=0.2)
+                index, outcome = self.done.get(timeout=0.2)
             except queue.Empty:
                 continue
             if isinstance(outcome, BaseException):
@@ -501,10 +371,10 @@ class _Run:
             if self.runner.unkept is not None:
                 raise self.runner.unkept
             if fault is not None and self.stopped.is_set():
-                raise _unusable(request, fault, self.runner.unusable)
+                raise no_usable_answer(request, fault, self.runner.unusable)
             return
         if fault.kind == "budget":
-            self._record(request, outcome)
+            self._record(index, outcome)
             raise BudgetError(fault.message)
         self.failed.append((index, outcome))
         self.in_a_row.append(fault)
@@ -516,33 +386,29 @@ class _Run:
             or len(self.in_a_row) >= FAILURES_TO_STOP
             or (fault.kind == "rate_limit" and silence > self.runner.patience)
         ):
-            raise _refusal(request, fault, some)
+            raise no_answer(request, fault, some, FAILURES_TO_STOP)
 
-    def _settle_late(self, done: queue.SimpleQueue[tuple[int, Outcome | BaseException]]) -> None:
+    def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
-        while not done.empty():
-            index, outcome = done.get()
-            if isinstance(outcome, BaseException):
-                continue
-            if outcome.answer is None:
-                self._record(self.requests[index], outcome)
-                continue
-            try:
-                self._settle(index, outcome)
-            except Exception:
-                return  # the error that ended the run is on its way already
+        while not self.done.empty():
+            index, outcome = self.done.get()
+            if isinstance(outcome, Outcome) and outcome.answer is None:
+                self._record(index, outcome)
+            elif isinstance(outcome, Outcome):
+                with suppress(Exception):  # the error that ended the run is on its way already
+                    self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        self._record(self.requests[index], outcome)
-        for position in self.equal[self._group(index)]:
-            own = outcome
-            if position != index and outcome.answer is not None:
-                own = replace(outcome, cached=True)
-            elif position != index:
-                own = replace(outcome, usage=UNPAID)
-            self.found[position] = own
-            self._show(own)
-            self.on_outcome(position, own)
+        """Hand on the outcome of a question, and of those equal to it: they are free."""
+        self._record(index, outcome)
+        free = outcome.answer is not None
+        for position in self.equal[index]:
+            if position != index:
+                usage = outcome.usage if free else UNPAID
+                outcome = replace(outcome, cached=outcome.cached or free, usage=usage)
+            self.found[position] = outcome
+            self._show(outcome)
+            self.on_outcome(position, outcome)
 
     def _show(self, outcome: Outcome) -> None:
         self.failures += outcome.fault is not None
@@ -554,20 +420,21 @@ class _Run:
         self.shown.set_postfix_str(", ".join(notes), refresh=False)
         self.shown.update()
 
-    def _record(self, request: Request, outcome: Outcome) -> None:
-        recorder, fault = recording.recorder(), outcome.fault
-        if recorder is None or not request.portable_key:
-            return
-        paid = UNPAID if outcome.cached else outcome.usage
-        recorder.put(
-            recording.Entry(
-                key=request.portable_key,
-                about=request.recorded_about,
-                answer=outcome.answer,
-                failed=None if fault is None else Fault(fault.kind, fault.message),
-                paid=paid,
+    def _record(self, index: int, outcome: Outcome) -> None:
+        recorder, request, fault = recording.recorder(), self.requests[index], outcome.fault
+        if recorder is not None and request.portable_key:
+            failed = None if fault is None else Fault(fault.kind, fault.message)
+            paid = UNPAID if outcome.cached else outcome.usage
+            about = request.recorded_about
+            recorder.put(
+                recording.Entry(
+                    key=request.portable_key,
+                    about=about,
+                    answer=outcome.answer,
+                    failed=failed,
+                    paid=paid,
+                )
             )
-        )
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float | None) -> None:
@@ -576,37 +443,3 @@ def _join(threads: Sequence[threading.Thread], seconds: float | None) -> None:
     for thread in threads:
         while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
             thread.join(1.0 if deadline is None else min(1.0, deadline - time.monotonic()))
-
-
-_ADVICE: Final = {
-    "credential": "Check the key: providers read it from the environment (for openai:/ models "
-    "OPENAI_API_KEY; a local server that asks for none takes any value).",
-    "unreachable": "Check that the server runs and that base_url names it.",
-    "refused": "Check the model's name, the endpoint and the quota.",
-    "rate_limit": "Nothing was answered for so long that the run was ended. Run again later, or "
-    "ask for a higher rate limit.",
-    "timeout": "Allow more time with a timeout in seconds among inference_params, limit answers "
-    "with max_tokens, or lower the concurrency.",
-}
-
-
-def _refusal(request: Request, fault: Fault, some: bool) -> ModelError:
-    """The error that ends a run in which no call can be expected to succeed."""
-    where = f" at {request.place}" if request.place else ""
-    kept = "Nothing was answered."
-    if some:
-        kept = "What was answered before is kept; run again for the rest."
-    advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
-    kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
-    return kinds.get(fault.kind, ModelError)(
-        f"{request.sender} got no answer from {request.model}{where}: "
-        f"{fault.message.rstrip('.')}. {advice} {kept}"
-    )
-
-
-def _unusable(request: Request, fault: Fault, count: int) -> ModelError:
-    return ModelError(
-        f"{request.sender} got no usable answer from {request.model}: none of the first {count}. "
-        f"The last one: {fault.message.rstrip('.')}. Check that the model can follow the "
-        "instructions, that its value type fits, and that max_tokens does not cut its answers."
-    )
