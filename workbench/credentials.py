@@ -247,27 +247,24 @@ def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list
     The values are for checking that they appear nowhere; do not keep them.
     """
     clean = dict(options)
-    headers = dict(clean.get("extra_headers") or {})
+    headers, base_url = clean.get("extra_headers") or {}, clean.get("base_url")
+    params = clean.get("inference_params")
     clean["extra_headers"] = None
-    values = [part for value in headers.values() for part in {value, value.rsplit(" ", 1)[-1]}]
-
+    clean["inference_params"] = without_secret_params(params)
     url_user, url_query = False, tuple[str, ...]()
-    if clean.get("base_url"):
-        parts = urlsplit(clean["base_url"])
-        user, at, host = parts.netloc.rpartition("@")
+    if base_url:
+        parts = urlsplit(base_url)
         names = [each.partition("=")[0] for each in parts.query.split("&") if each]
-        harmless = _HARMLESS_QUERY.issuperset(names)
-        url_user, url_query = bool(at), () if harmless else tuple(names)
-        query = parts.query if harmless else ""
-        values += [user, parts.password or "", parts.fragment]
-        values += [] if harmless else [each.partition("=")[2] for each in parts.query.split("&")]
-        clean["base_url"] = urlunsplit((parts.scheme, host, parts.path, query, ""))
-
-    paths = tuple(path for path, _ in secret_params(clean.get("inference_params")))
-    values += [str(value) for _, value in secret_params(clean.get("inference_params"))]
-    clean["inference_params"] = without_secret_params(clean.get("inference_params"))
-    names_only = Withheld(tuple(headers), url_user, url_query, paths)
-    return clean, names_only, [value for value in values if value]
+        url_user = "@" in parts.netloc
+        clean["base_url"] = without_credentials(base_url)
+        if _HARMLESS_QUERY.issuperset(names):
+            clean["base_url"] += f"?{parts.query}" * bool(names)
+            base_url = urlunsplit(parts._replace(query=""))
+        else:
+            url_query = tuple(names)
+    paths = tuple(path for path, _ in secret_params(params))
+    values = credentials_of(None, base_url, headers, params)
+    return clean, Withheld(tuple(headers), url_user, url_query, paths), list(values)
 
 
 def without_secret_params(params: Any) -> Any:

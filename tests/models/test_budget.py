@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -22,7 +21,6 @@ from workbench import Budget
 from workbench.errors import ArgumentError, BudgetError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, tokens_used
-from workbench.models.cache import AnswerCache
 from workbench.store.traces import Example
 
 PRICED = "openai:/gpt-4.1-mini"
@@ -320,13 +318,3 @@ def test_a_request_that_is_not_made_is_refunded() -> None:
     budget = Budget(1, tokens=10_000)
     budget.refund(budget.reserve("offline:/rubric", {}))
     assert (budget.spent, budget.spent_tokens, budget.left) == (0, 0, 1)
-
-
-def test_answers_from_the_cache_are_free(loopback: Start, tmp_path: Path) -> None:
-    """A run that is resumed pays only for the rest."""
-    server = loopback()
-    with AnswerCache(tmp_path) as cache:
-        run(judge_of(server.url), asked(5), cache=cache)
-        budget = Budget(3)
-        assert len(run(judge_of(server.url), asked(8), cache=cache, budget=budget)) == 8
-    assert (budget.spent, server.requests) == (3, 8)

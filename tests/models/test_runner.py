@@ -87,11 +87,6 @@ def test_concurrency_is_reached_and_not_exceeded(loopback: Start) -> None:
     assert server.stats()["most_at_once"] == 16
 
 
-def test_nothing_to_ask() -> None:
-    """No items, no calls."""
-    assert run(judge_at("http://127.0.0.1:9/v1"), []) == []
-
-
 def test_concurrency_must_be_positive() -> None:
     """Zero would wait for ever."""
     with pytest.raises(ArgumentError, match="concurrency=0"):
@@ -138,14 +133,6 @@ def test_a_standing_rate_limit_is_lived_with(loopback: Start) -> None:
     verdicts = run(judge_at(server.url), items(60), concurrency=32)
     assert [v.error for v in verdicts] == [None] * 60
     assert server.stats()["statuses"]["429"] < 120
-
-
-def test_an_overload_with_a_wait_is_a_rate_limit(loopback: Start) -> None:
-    """503 with Retry-After is waited for by all."""
-    server = loopback(script="503x1", retry_after=0.7)
-    assert run(judge_at(server.url), items(1))[0].error is None
-    first, second = server.stats()["started"]
-    assert second - first >= 0.65
 
 
 def test_an_endless_wait_is_a_refusal(loopback: Start) -> None:
@@ -251,24 +238,12 @@ def test_a_model_that_does_not_exist(loopback: Start) -> None:
     assert server.requests == 1
 
 
-def test_a_path_that_does_not_exist(loopback: Start) -> None:
-    """A base URL that names the server but not its API."""
-    with pytest.raises(ModelError, match="no /wrong/chat/completions here"):
-        run(judge_at(loopback().url.replace("/v1", "/wrong")), items(30))
-
-
 def test_a_request_that_is_always_refused_ends_the_run(loopback: Start) -> None:
     """Ten in a row, none answered: the rest would fare no better."""
     server = loopback(script="400x1000")
     with pytest.raises(ModelError, match=r"scripted answer 400.*10 calls in a row"):
         run(judge_at(server.url), items(100), concurrency=4)
     assert server.requests <= 10 + 2 * 4
-
-
-def test_a_few_failures_are_data(loopback: Start) -> None:
-    """Fewer than ten that fail to the end are verdicts with an error."""
-    verdicts = run(judge_at(loopback(script="400x5").url), items(8), concurrency=1)
-    assert [v.error is not None for v in verdicts] == [True] * 5 + [False] * 3
 
 
 def test_answers_that_are_never_usable_end_the_run(loopback: Start) -> None:
@@ -323,13 +298,6 @@ def test_a_budget_is_never_exceeded(loopback: Start, limit: int) -> None:
     assert len(settled) == server.stats()["statuses"].get("200", 0)
 
 
-def test_a_budget_that_suffices(loopback: Start) -> None:
-    """Exactly enough is enough, and nothing is left."""
-    budget = Budget(20)
-    assert len(run(judge_at(loopback().url), items(20), budget=budget)) == 20
-    assert (budget.spent, budget.left) == (20, 0)
-
-
 def test_requests_that_one_call_repeats_count(
     loopback: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,12 +310,6 @@ def test_requests_that_one_call_repeats_count(
     verdicts = run(judge, items(3), concurrency=1, budget=budget)
     assert [v.calls for v in verdicts] == [2, 1, 1]
     assert server.requests == budget.spent == 4
-
-
-def test_a_negative_budget_is_an_error() -> None:
-    """It would mean nothing."""
-    with pytest.raises(ArgumentError, match="budget=-1"):
-        Budget(-1)
 
 
 # -- answers are kept -----------------------------------------------------------------------
@@ -424,13 +386,6 @@ def test_a_cache_that_fails_loses_no_answer(tmp_path: Path) -> None:
     with Runner(cache=cache, concurrency=4) as runner:
         runner.run(rest)
     assert len(asked) == 40
-
-
-def test_without_a_cache_each_is_asked(loopback: Start) -> None:
-    """Equal items are then samples of what the judge would say."""
-    server = loopback()
-    run(judge_at(server.url), [items(1)[0]] * 4)
-    assert server.requests == 4
 
 
 def test_a_failure_of_equals_is_paid_once(loopback: Start, cache: AnswerCache) -> None:
@@ -636,16 +591,6 @@ def test_calls_under_way_together_halve_the_slots_once() -> None:
     assert throttle.limit == 16
 
 
-def test_there_is_always_one_slot() -> None:
-    """However often a limit is met."""
-    throttle = opened(4)
-    for _ in range(9):
-        throttle.slow_down(0.0, time.monotonic())
-    assert throttle.limit == 1
-    with throttle.slot():
-        pass
-
-
 def test_slots_come_back_one_by_one_and_no_further() -> None:
     """As many successes as there are slots bring one more."""
     throttle = opened(8)
@@ -700,22 +645,6 @@ def test_the_first_call_has_a_head_start() -> None:
     assert throttle.limit == FIRST_CALLS
     throttle.speed_up()
     assert throttle.limit == 64
-
-
-def test_no_thread_is_forgotten_while_limits_come_and_go() -> None:
-    """Random slow-downs and speed-ups under load end with all calls made."""
-    throttle = opened(16)
-
-    def work() -> None:
-        for turn in range(30):
-            with throttle.slot() as at:
-                time.sleep(0.0005)
-            if turn % 7 == 3:
-                throttle.slow_down(0.002, at)
-            else:
-                throttle.speed_up()
-
-    assert ended(in_threads(24, work), 30)
 
 
 # -- threads --------------------------------------------------------------------------------
