@@ -174,8 +174,8 @@ def test_every_picture_is_shown_and_nothing_is_amiss(name: str, runs: dict[str, 
             assert output.output_type != "error"
             if output.output_type == "stream":
                 assert "Warning" not in output.text
-                # The one thing to be said there is that no model was named.
-                if output.name == "stderr":
+                # What is said there is that no model was named, and what MLflow's optimizers say.
+                if output.name == "stderr" and "compare_optimizers" not in cell.source:
                     assert output.text.startswith("workbench: no model was named")
                     assert len(output.text.splitlines()) == 1
             assert "object at 0x" not in str(output)

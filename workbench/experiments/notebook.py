@@ -372,7 +372,11 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
 
         copy.notebook, nb_man.save, nb_man.cell_start = nb_man.nb, copy.save, cell_start
         client = _Client(
-            nb_man, kernel_name=kernel_name, startup_timeout=120, coalesce_streams=True
+            nb_man,
+            kernel_name=kernel_name,
+            startup_timeout=120,
+            iopub_timeout=120,  # a busy machine is no reason to end a run
+            coalesce_streams=True,
         )
         client.progress = progress
         try:
