@@ -250,3 +250,15 @@ def test_wrong_columns_are_named(
 def test_a_column_that_is_there_twice_is_named() -> None:
     with pytest.raises(ArgumentError, match="2 columns named 'a'"):
         require_columns(pd.DataFrame([[1, 2]], columns=["a", "a"]), "inputs", ["a"])
+
+
+def test_values_that_are_nested_too_deeply_are_told(tmp_path: Path) -> None:
+    nested: Any = 1
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        plain(nested)
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"q": 1}\n{"q": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(TableError, match="line 2: its values are nested too deeply"):
+        read_table(path)

@@ -115,6 +115,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
                 continue
             try:
                 records.append({**json.loads(line)})
+            except RecursionError:
+                what = f"{str(path)!r}, line {number}: its values are nested too deeply to be read"
+                raise TableError(f"{what}. Flatten them.") from None
             except (ValueError, TypeError) as error:
                 what = f"{str(path)!r}, line {number} is no JSON object"
                 raise TableError(f"{what}: {error}.") from error
@@ -312,6 +315,13 @@ def plain(cell: Any) -> Any:
     ValueError
         For what JSON cannot hold; the message is the reason, without the value.
     """
+    try:
+        return _plain(cell)
+    except RecursionError:
+        raise ValueError("values nested too deeply to be stored") from None
+
+
+def _plain(cell: Any) -> Any:
     if isinstance(cell, np.datetime64):
         cell = pd.Timestamp(cell)
     elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
@@ -335,12 +345,12 @@ def plain(cell: Any) -> Any:
     if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
         return cell.isoformat()
     if isinstance(cell, (list, tuple)):
-        return [plain(item) for item in cell]
+        return [_plain(item) for item in cell]
     if isinstance(cell, dict):
         wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
         if wrong:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
-        return {str.__str__(key): plain(value) for key, value in cell.items()}
+        return {str.__str__(key): _plain(value) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
