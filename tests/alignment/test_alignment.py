@@ -13,10 +13,9 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pytest
+from clarity import CURED, NAME, TEXT, WORSE, Proposing, biased_judge, labelled, table
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from mlflow.entities import AssessmentSource
-from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.alignment.heldout import split_pairs
@@ -41,68 +40,10 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import most_calls
 from workbench.store.traces import Example, item_digest
 
-NAME = "clarity"
-TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
-CURE = "- Raise the rating by one step when the outputs give a number."
-
-
-def table(n: int) -> pd.DataFrame:
-    """Answers with a number are good to people, others bad; long ones please the plain judge."""
-    padding = "which is a thing that one may well wish to know about before one goes and buys it"
-    rows = []
-    for i in range(n):
-        good = i % 2 == 0
-        answer_text = (
-            f"It is {10 + i} cm wide."
-            if good
-            else f"It is quite wide {padding}, so {'no' * (i + 1)}."
-        )
-        rows.append(
-            {
-                "question": f"How wide is part {i // 2}?",
-                "answer": answer_text,
-                "part": str(i // 2),
-                "ana": "yes" if good else "no",
-                "why": "gives the width" if good else "no figure",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def labelled(n: int, judge: Any) -> list[str]:
-    """``n`` imported, labelled and judged traces."""
-    imported = workbench.import_traces(
-        table(n),
-        inputs="question",
-        outputs="answer",
-        tags=["part"],
-        labels={"ana": ("ana", "why")},
-        label_name=NAME,
-        progress=False,
-    )
-    workbench.assess(judge, progress=False)
-    return imported.trace_ids
-
 
 @pytest.fixture
 def judge() -> Any:
-    return workbench.make_judge(NAME, TEXT, model=MODEL, feedback_value_type=Literal["yes", "no"])
-
-
-class Proposing(AlignmentOptimizer):
-    """An optimizer that returns the judge with given instructions."""
-
-    def __init__(self, instructions: str) -> None:
-        self.instructions = instructions
-        self.seen: list[Any] = []
-
-    def align(self, judge: Any, traces: list[Any]) -> Any:
-        self.seen = traces
-        return with_instructions(judge, self.instructions)
-
-
-CURED = f'{TEXT}\n- Start from "no" and disregard length and friendliness.\n{CURE}'
-WORSE = CURED.replace('"no"', '"yes"').replace("Raise", "Lower")
+    return biased_judge()
 
 
 def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, judge: Any) -> None:
@@ -119,43 +60,25 @@ def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, jud
     assert set().union(*parts) == set(alignment.pairs.trace_ids)
     assert set(alignment.test_after.trace_ids) == parts[2]
     assert all(set(ids) <= parts[0] for ids in alignment.evidence.values())
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
+    assert alignment.evidence
+    assert json.loads((folder / "evidence.json").read_text()) == alignment.evidence
     assert "improved" in repr(alignment)
     assert "<script" not in alignment._repr_html_()
 
 
 def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
-    """Traces of one group lie in one part only."""
-    labelled(60, judge)
-    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
+    """Traces of one group lie in one part only, and what is learned from knows its group."""
+    labelled(40, judge)
+    optimizer = Noting()
+    alignment = workbench.align(judge, None, optimizer, groups="part", progress=False)
     part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
     split = alignment.split
     groups = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
     assert not groups[0] & groups[1]
     assert not (groups[0] | groups[1]) & groups[2]
-
-
-def test_what_is_learned_from_knows_its_group(store: str, judge: Any) -> None:
-    """Who splits the items again can keep those of one group together."""
-    labelled(40, judge)
-    optimizer = Noting()
-    alignment = workbench.align(judge, None, optimizer, groups="part", progress=False)
-    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
-    assert [item.group for item in optimizer.items] == [
-        part_of[item.trace_id] for item in optimizer.items
-    ]
-
-
-def test_items_with_equal_content_stay_together(store: str, judge: Any) -> None:
-    """Without groups, copies of an item are still not on both sides of the split."""
-    rows = pd.concat([table(20)] * 3, ignore_index=True)
-    workbench.import_traces(
-        rows, inputs="question", outputs="answer", labels={"ana": "ana"}, label_name=NAME
-    )
-    workbench.assess(judge, progress=False)
-    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
-    said = {i: e.outputs for i, e in alignment.examples.items()}
-    test = {said[i] for i in alignment.split.test.trace_ids}
-    assert not test & {said[i] for i in alignment.split.train.trace_ids}
+    for item in optimizer.items:
+        assert item.group == part_of[item.trace_id]
 
 
 def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
@@ -167,22 +90,6 @@ def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
     parts = [{asked[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
     assert not parts[0] & parts[1]
     assert not (parts[0] | parts[1]) & parts[2]
-
-
-def test_equal_items_of_different_groups_stay_together(store: str, judge: Any) -> None:
-    """Copies of an item are on one side even where a group column sets them apart."""
-    rows = pd.concat([table(30), table(30)], ignore_index=True)
-    rows["part"] = [str(i) for i in range(60)]
-    workbench.import_traces(
-        rows, inputs="question", outputs="answer", tags=["part"], labels={"ana": "ana"},
-        label_name=NAME,
-    )  # fmt: skip
-    workbench.assess(judge, progress=False)
-    alignment = workbench.align(judge, groups="part", optimizer=Proposing(CURED), progress=False)
-    said = {i: e.outputs for i, e in alignment.examples.items()}
-    test = {said[i] for i in alignment.split.test.trace_ids}
-    assert not test & {said[i] for i in alignment.split.train.trace_ids}
-    assert not test & {said[i] for i in alignment.split.dev.trace_ids}
 
 
 def test_what_a_judge_learned_on_is_never_tested_on(store: str, judge: Any) -> None:
@@ -220,17 +127,6 @@ def test_a_judge_that_hardly_answers_is_rejected(store: str, judge: Any) -> None
     alignment = workbench.align(judge, optimizer=Shy(CURED), progress=False)
     assert alignment.status == "rejected"
     assert "no usable verdict" in alignment.reason
-
-
-def test_a_budget_given_to_align_counts_for_a_given_optimizer(store: str, judge: Any) -> None:
-    """align(..., SIMBA(...), budget=) keeps the budget of the call."""
-    labelled(60, judge)
-    optimizer = workbench.SIMBA(progress=False)
-    alignment = workbench.align(judge, optimizer=optimizer, budget=60, progress=False)
-    assert alignment.calls + alignment.reflection_calls <= 60
-    assert optimizer.last is not None
-    # What the held-out test needs is kept back.
-    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= 60 - 1 - 24
 
 
 def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any) -> None:
@@ -291,42 +187,6 @@ def test_gates(store: str, judge: Any) -> None:
         workbench.align(judge, gate="best")  # type: ignore[arg-type]
 
 
-def test_a_small_test_set_says_so(store: str, judge: Any) -> None:
-    """With a dozen pairs the result is not called proven."""
-    labelled(12, judge)
-    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
-    assert not alignment.comparison.enough
-    assert alignment.comparison.power_note in alignment.reason
-
-
-def test_mlflows_own_simba_runs_under_the_same_harness(store: str, judge: Any) -> None:
-    """MLflow's optimizer is accepted, and its loss of options is repaired."""
-    from mlflow.genai.judges.optimizers import SIMBAAlignmentOptimizer
-
-    full = workbench.make_judge(
-        NAME,
-        TEXT,
-        model=MODEL,
-        feedback_value_type=Literal["yes", "no"],
-        description="kept",
-        inference_params={"temperature": 0.0},
-        generate_rationale_first=True,
-    )
-    labelled(24, full)
-    optimizer = SIMBAAlignmentOptimizer(
-        model=MODEL,
-        batch_size=10,
-        simba_kwargs={"max_steps": 1, "num_candidates": 2, "num_threads": 4},
-    )
-    alignment = workbench.align(full, optimizer=optimizer, gate="none", progress=False)
-    assert alignment.optimizer == "SIMBAAlignmentOptimizer"
-    kept, original = options(alignment.judge), options(full)
-    assert {k: v for k, v in kept.items() if k != "instructions"} == {
-        k: v for k, v in original.items() if k != "instructions"
-    }
-    assert "_create_judge_from_dspy_program" not in vars(optimizer)
-
-
 def test_mlflows_own_call_works(store: str, judge: Any) -> None:
     """Judge.align(traces, optimizer=SIMBA()) returns a plain judge with every option kept."""
     labelled(30, judge)
@@ -356,17 +216,6 @@ def test_the_same_call_pays_nothing_twice(store: str, judge: Any) -> None:
     assert first.calls > 20
 
 
-@pytest.mark.parametrize("budget", [30, 57, 100])
-def test_a_budget_is_never_exceeded(store: str, judge: Any, budget: int) -> None:
-    """Judge and reflection calls while learning stay within the budget to the single call."""
-    labelled(60, judge)
-    optimizer = workbench.SIMBA(budget=budget, progress=False)
-    alignment = workbench.align(judge, optimizer=optimizer, progress=False)
-    assert optimizer.last is not None
-    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget
-    assert alignment.status in ("improved", "unchanged", "rejected")
-
-
 def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
     """The MLflow run holds split, seed, scores and both instructions."""
     labelled(40, judge)
@@ -388,15 +237,6 @@ def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
     assert len(fixed)
     assert set(fixed["human_rationale"]) <= {"gives the width", "no figure"}
     assert fixed["after_rationale"].notna().all()
-
-
-def test_a_run_keeps_what_each_rule_was_made_from(store: str, judge: Any) -> None:
-    """Rule -> ids of the traces, as an artifact beside the instructions."""
-    labelled(60, judge)
-    alignment = workbench.align(judge, groups="part", progress=False)
-    folder = Path(mlflow.artifacts.download_artifacts(run_id=alignment.run_id))
-    assert alignment.evidence
-    assert json.loads((folder / "evidence.json").read_text()) == alignment.evidence
 
 
 @given(
@@ -464,21 +304,6 @@ def test_missing_verdicts_say_to_assess(store: str, judge: Any) -> None:
     pairs = workbench.pair(judge)
     with pytest.raises(PairingError, match="another judge"):
         workbench.align(other, pairs, progress=False)
-
-
-def test_labels_off_the_scale_are_listed(store: str, judge: Any) -> None:
-    """A label outside the scale is excluded with its value and the allowed ones named."""
-    ids = labelled(12, judge)
-    mlflow.log_feedback(
-        trace_id=ids[0],
-        name=NAME,
-        value="superb",
-        source=AssessmentSource(source_type="HUMAN", source_id="ana"),
-    )
-    pairs = workbench.pair(judge)
-    assert len(pairs) == 11
-    assert "'superb'" in pairs.excluded["reason"].iloc[0]
-    assert "'yes'" in pairs.excluded["reason"].iloc[0]
 
 
 def test_built_in_judges_are_refused_with_a_way_out(store: str) -> None:
@@ -655,22 +480,6 @@ def test_repeated_reflections_are_counted(store: str, served: dict[str, Any], re
     assert optimizer.last.judge_calls + served["reflect"] <= 60
 
 
-@pytest.mark.parametrize("budget", [10, 33])
-def test_the_provider_sees_no_call_beyond_the_budget(
-    store: str, served: dict[str, Any], remote: Any, budget: int
-) -> None:
-    """What the server counts, less the probe and the held-out test, is within the budget."""
-    labelled(60, remote)
-    before = served["judge"]
-    optimizer = workbench.SIMBA(budget=budget, progress=False)
-    alignment = workbench.align(remote, optimizer=optimizer, progress=False)
-    assert optimizer.last is not None
-    spent = optimizer.last.judge_calls + optimizer.last.reflection_calls
-    assert spent <= budget
-    assert served["judge"] - before == alignment.calls
-    assert served["reflect"] == alignment.reflection_calls
-
-
 @pytest.mark.parametrize("budget", [40, 75])
 def test_the_provider_sees_no_more_than_the_budget_of_align(
     store: str, served: dict[str, Any], remote: Any, budget: int
@@ -678,16 +487,19 @@ def test_the_provider_sees_no_more_than_the_budget_of_align(
     """A budget given to align is for all of it: first call, learning and held-out test."""
     labelled(60, remote)
     before = served["judge"]
-    alignment = workbench.align(remote, budget=budget, progress=False)
+    optimizer = workbench.SIMBA(progress=False)
+    alignment = workbench.align(remote, optimizer=optimizer, budget=budget, progress=False)
     assert served["judge"] - before + served["reflect"] <= budget
+    assert optimizer.last is not None
+    # A call for the first verdict and those of the held-out test are reserved.
+    assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget - 1 - 24
     assert served["judge"] - before == alignment.calls
 
 
-@pytest.mark.parametrize("kind", ["nominal", "binary", "ordinal"])
+@pytest.mark.parametrize("kind", ["nominal", "ordinal"])
 def test_the_announced_calls_are_an_upper_bound(store: str, kind: str) -> None:
     """The preflight never promises fewer calls than are made."""
-    values = {"nominal": ["a", "b", "c", "d", "e"], "binary": ["no", "yes"],
-              "ordinal": ["poor", "fair", "good"]}[kind]  # fmt: skip
+    values = {"nominal": ["a", "b", "c", "d", "e"], "ordinal": ["poor", "fair", "good"]}[kind]
     judge = workbench.make_judge(
         NAME, TEXT, model=MODEL, feedback_value_type=Literal[tuple(values)]
     )
@@ -755,18 +567,6 @@ def test_each_look_at_held_out_pairs_is_counted(store: str, judge: Any) -> None:
     assert logged.data.metrics["looks_at_test"] == 2
 
 
-def test_another_seed_or_experiment_is_another_look(store: str, judge: Any) -> None:
-    """Test sets of different seeds overlap, and an experiment is no other set of labels."""
-    ids = labelled(60, judge)
-    proposals = [f"{CURED}{' ' * i}" for i in range(3)]
-    first = workbench.align(judge, ids, optimizer=Proposing(proposals[0]), progress=False)
-    second = workbench.align(judge, ids, optimizer=Proposing(proposals[1]), seed=1, progress=False)
-    assert set(first.split.test.trace_ids) != set(second.split.test.trace_ids)
-    mlflow.set_experiment("elsewhere")
-    third = workbench.align(judge, ids, optimizer=Proposing(proposals[2]), progress=False)
-    assert [each.looks for each in (first, second, third)] == [1, 2, 3]
-
-
 def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
     store: str, judge: Any
 ) -> None:
@@ -784,6 +584,8 @@ def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
     """With fewer than 30 pairs selection is by cross-validation, and the result says what it is."""
     labelled(24, judge)
     alignment = workbench.align(judge, groups="part", progress=False)
+    assert not alignment.comparison.enough
+    assert alignment.comparison.power_note in alignment.reason
     assert any("cross-validation" in note and "95% interval" in note for note in alignment.notes)
     if alignment.status == "improved":
         assert "no proof" in alignment.reason

@@ -10,60 +10,30 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from clarity import NAME, TEXT, biased_judge, labelled
 from embedded import Embedded, embedded
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, UnreachableModelError
 from workbench.models.cache import AnswerCache
-from workbench.models.offline import MODEL
 
-NAME = "clarity"
-TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
-PADDING = "which is a thing that one may well wish to know about before one goes and buys it"
 HOSTILE = "<script>alert(1)</script>"
 
 
-def labelled(judge: Any, n: int = 60) -> list[str]:
-    """Traces whose answers are good to people where they give a number, labelled and judged."""
-    good = [i % 2 == 0 for i in range(n)]
-    table = pd.DataFrame(
-        {
-            "question": [f"How wide is part {i // 2}?" for i in range(n)],
-            "answer": [
-                f"It is {10 + i} cm wide." if yes else f"It is wide {PADDING}, so {'no' * i}."
-                for i, yes in enumerate(good)
-            ],
-            "ana": ["yes" if yes else "no" for yes in good],
-            "why": ["gives the width" if yes else "no figure" for yes in good],
-        }
-    )
-    imported = workbench.import_traces(
-        table,
-        inputs="question",
-        outputs="answer",
-        labels={"ana": ("ana", "why")},
-        label_name=judge.name,
-        progress=False,
-    )
-    workbench.assess(judge, progress=False)
-    return imported.trace_ids
-
-
-def judge_at(url: str | None = None, name: str = NAME) -> Any:
-    where = {"model": MODEL} if url is None else {"model": "openai:/any", "base_url": url}
-    return workbench.make_judge(name, TEXT, feedback_value_type=Literal["yes", "no"], **where)
+def judge_at(url: str) -> Any:
+    return biased_judge(model="openai:/any", base_url=url)
 
 
 @pytest.fixture
 def judge(store: str) -> Any:
-    made = judge_at()
-    labelled(made)
+    made = biased_judge()
+    labelled(60, made)
     return made
 
 
@@ -115,7 +85,7 @@ def test_it_ends_as_in_the_foreground(judge: Any) -> None:
 def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
     """Calls are told while they are under way, and the learned lines are those that are new."""
     judge = judge_at(model.url)
-    labelled(judge)
+    labelled(60, judge)
     model.hold_after(10)
     running = workbench.align_in_background(judge, optimizer=workbench.SIMBA(budget=500))
     model.wait_until_held()
@@ -167,7 +137,7 @@ def test_it_is_logged_where_it_was_begun(judge: Any) -> None:
 
 def test_what_align_raises_is_raised_by_the_result(store: str) -> None:
     """Each time that it is asked for; the state says it in words."""
-    judge = judge_at()
+    judge = biased_judge()
     workbench.import_traces(
         pd.DataFrame({"q": ["a"], "a": ["b"]}), inputs="q", outputs="a", progress=False
     )
@@ -182,7 +152,7 @@ def test_what_align_raises_is_raised_by_the_result(store: str) -> None:
 
 def test_a_server_that_is_gone_is_told_and_leaves_no_run(model: Embedded) -> None:
     judge = judge_at(model.url)
-    labelled(judge, 20)
+    labelled(20, judge)
     model.shutdown()
     model.server_close()
     running = workbench.align_in_background(judge)
@@ -203,7 +173,7 @@ def test_an_unknown_option_is_named_at_once(judge: Any) -> None:
 def test_a_cancelled_alignment_is_taken_up_by_the_same_call(model: Embedded) -> None:
     """It ends with the calls under way, tests and logs nothing; the same call pays the rest."""
     judge = judge_at(model.url)
-    labelled(judge)
+    labelled(60, judge)
     model.hold_after(30)
     running = workbench.align_in_background(judge)
     model.wait_until_held()
@@ -227,7 +197,7 @@ def test_a_cancelled_alignment_is_taken_up_by_the_same_call(model: Embedded) -> 
 def test_it_can_be_cancelled_before_it_learns(model: Embedded) -> None:
     """Cancelled in the preflight, it makes no call after that."""
     judge = judge_at(model.url)
-    labelled(judge, 20)
+    labelled(20, judge)
     model.hold_after(0)
     running = workbench.align_in_background(judge)
     model.wait_until_held()
@@ -306,7 +276,7 @@ def test_an_alignment_that_was_killed_is_taken_up(
 ) -> None:
     """After kill -9 no question is answered twice, and the judge is that of a run in one go."""
     judge = judge_at(model.url)
-    labelled(judge)
+    labelled(60, judge)
     with AnswerCache() as answers:
         known = len(answers)
     model.hold_after(20)
@@ -340,7 +310,7 @@ def test_an_alignment_that_was_killed_is_taken_up(
 
 def test_what_stands_in_place_of_the_view_holds_no_html_of_others(store: str) -> None:
     """Names and messages are escaped; without a front end there is no widget."""
-    judge = judge_at()
+    judge = biased_judge()
     object.__setattr__(judge, "name", f"x{HOSTILE}")
     running = workbench.align_in_background(judge)
     running.wait(60)
@@ -368,7 +338,7 @@ def test_the_view_tells_the_outcome_as_text(judge: Any) -> None:
 
 def test_the_view_cancels(model: Embedded) -> None:
     judge = judge_at(model.url)
-    labelled(judge, 20)
+    labelled(20, judge)
     model.hold_after(3)
     running = workbench.align_in_background(judge)
     model.wait_until_held()

@@ -3,66 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from clarity import CURED, TEXT, Proposing, biased_judge, labelled
 from matplotlib.axes import Axes
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.alignment.optimizers import NEEDS, few_shot, majority, named_optimizers
 from workbench.errors import ArgumentError, ModelError
-from workbench.judging.judge import with_instructions
-from workbench.models.offline import MODEL
 from workbench.store.traces import examples
-
-NAME = "clarity"
-TEXT = "Rate how good {{ outputs }} answers {{ inputs }}."
-CURED = (
-    f'{TEXT}\n- Start from "no" and disregard length and friendliness.\n'
-    "- Raise the rating by one step when the outputs give a number."
-)
 
 
 @pytest.fixture
 def judge(store: str) -> Any:
-    """A judge with 40 labelled and judged traces; answers with a number are good to people."""
-    padding = "which is a thing that one may well wish to know about before one goes and buys it"
-    good = [f"It is {10 + i} cm wide." for i in range(20)]
-    bad = [f"It is quite wide {padding}, so {'no' * (i + 1)}." for i in range(20)]
-    table = pd.DataFrame(
-        {
-            "question": [f"How wide is part {i}?" for i in range(40)],
-            "answer": [*good, *bad],
-            "ana": ["yes"] * 20 + ["no"] * 20,
-            "why": ["gives the width"] * 20 + ["no figure"] * 20,
-        }
-    )
-    workbench.import_traces(
-        table,
-        inputs="question",
-        outputs="answer",
-        labels={"ana": ("ana", "why")},
-        label_name=NAME,
-        progress=False,
-    )
-    made = workbench.make_judge(NAME, TEXT, model=MODEL, feedback_value_type=Literal["yes", "no"])
-    workbench.assess(made, progress=False)
+    """A judge with 40 labelled and judged traces."""
+    made = biased_judge()
+    labelled(40, made)
     return made
-
-
-class Proposing(AlignmentOptimizer):
-    """Returns the judge with given instructions, and remembers what it was shown."""
-
-    def __init__(self, instructions: str) -> None:
-        self.instructions = instructions
-        self.seen: set[str] = set()
-
-    def align(self, judge: Any, traces: list[Any]) -> Any:
-        self.seen = {trace.info.trace_id for trace in traces}
-        return with_instructions(judge, self.instructions)
 
 
 class Failing(AlignmentOptimizer):
@@ -87,8 +48,9 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
         "reference", "reference", "reference", "improved", "unchanged", "failed",
     ]  # fmt: skip
     test = set(found.split.test.trace_ids)
-    assert one.seen == two.seen == {*found.split.train.trace_ids, *found.split.dev.trace_ids}
-    assert not one.seen & test
+    seen = {trace.info.trace_id for trace in one.seen}
+    assert seen == {*found.split.train.trace_ids, *found.split.dev.trace_ids}
+    assert not seen & test
     assert set(table["n"].dropna()) == {len(test)}
     assert "it fell over" in table.loc["Failing", "reason"]
     assert table.loc["Proposing", "accuracy"] > table.loc["original", "accuracy"]
@@ -236,19 +198,7 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
 def test_a_judge_that_does_not_answer_is_an_error(store: str, loopback: Any) -> None:
     """Without the original judge there is nothing to compare with."""
     server = loopback(script="200x12,500x999")
-    dead = workbench.make_judge(
-        NAME,
-        TEXT,
-        model="openai:/any",
-        base_url=server.url,
-        feedback_value_type=Literal["yes", "no"],
-    )
-    table = pd.DataFrame(
-        {"q": [f"q{i}" for i in range(12)], "a": ["a"] * 12, "who": ["yes", "no"] * 6}
-    )
-    workbench.import_traces(
-        table, inputs="q", outputs="a", labels={"ana": "who"}, label_name=NAME, progress=False
-    )
-    workbench.assess(dead, progress=False)
+    dead = biased_judge(model="openai:/any", base_url=server.url)
+    labelled(12, dead)
     with pytest.raises(ModelError):
         run(dead, Proposing(TEXT))
