@@ -5,39 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 import pytest
+from made_pairs import YES_NO, make_pairs
 
 from workbench.alignment.gate import Status, decide, majority_note
 from workbench.metrics.comparison import compare
-from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 
-YES_NO = Scale.of(["no", "yes"])
 STEPS = Scale.of(["poor", "fair", "good", "excellent"], ordered=True)
 NUMBERS = Scale("numeric", low=0.0, high=10.0)
-
-
-def pairs(scale: Scale, human: Sequence[Any], judge: Sequence[Any]) -> Pairs:
-    table = pd.DataFrame(
-        {
-            "trace_id": [f"t{i:03}" for i in range(len(human))],
-            "human": pd.Series(list(human), dtype=object),
-            "judge": pd.Series(list(judge), dtype=object),
-            "human_rationale": "",
-            "judge_rationale": "",
-            "votes": [{} for _ in human],
-            "blind": True,
-        }
-    )
-    nothing = pd.DataFrame(columns=["trace_id", "reason"])
-    return Pairs(name="q", table=table, excluded=nothing, scale=scale)
 
 
 def verdict_on(
     scale: Scale, human: Sequence[Any], before: Sequence[Any], after: Sequence[Any], gate: Any
 ) -> tuple[Status, str]:
-    first, second = pairs(scale, human, before), pairs(scale, human, after)
+    first, second = make_pairs(human, before, scale), make_pairs(human, after, scale)
     return decide(compare(first, second), gate, False, "", 0.0, train=first, after=second)
 
 
@@ -99,10 +81,10 @@ def test_the_majority_label_is_told_of_and_does_not_reject() -> None:
     """A judge that finds the rare class at the price of accuracy is taken, and it is said so."""
     human = ["yes"] * 48 + ["no"] * 12
     after = ["yes"] * 36 + ["no"] * 24
-    held = pairs(YES_NO, human, after)
+    held = make_pairs(human, after)
     assert verdict_on(YES_NO, human, ["no"] * 60, after, "better")[0] == "improved"
     note = majority_note(held, held)
     assert "Always giving 'yes'" in note
     assert "80%" in note
-    assert majority_note(held, pairs(YES_NO, human, human)) == ""
-    assert majority_note(held, pairs(STEPS, ["fair"] * 10, ["fair"] * 10)) == ""
+    assert majority_note(held, make_pairs(human, human)) == ""
+    assert majority_note(held, make_pairs(["fair"] * 10, ["fair"] * 10, STEPS)) == ""

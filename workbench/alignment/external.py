@@ -1,6 +1,6 @@
 """Optimizers that are not the workbench's own: what they propose, and what it cost to find.
 
-Their requests are counted, cached and kept within the budget where they ask the judge's model, or
+Their requests are counted, cached and held to the budget where they go to the judge's model, or to
 models that MLflow's optimizers name; see `workbench.alignment.metering`.
 """
 
@@ -114,7 +114,7 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
         with meter.serving():
             embedder.model = name.replace(":/", "/", 1)
             try:
-                yield meter.embeddings
+                yield meter.counts["embedding"]
             finally:
                 embedder.model = own
 
@@ -153,9 +153,9 @@ def _learn(
             raise error
     return Learned(
         _restored(proposed, judge, meter),
-        calls=meter.judgements.requests,
-        reflection_calls=meter.reflections.requests,
-        embedding_calls=meter.embeddings.requests,
+        calls=meter.counts["judge"].requests,
+        reflection_calls=meter.counts["reflection"].requests,
+        embedding_calls=meter.counts["embedding"].requests,
         known=sum(count.cached for count in meter.counts.values()),
         tokens=meter.tokens,
         cost=meter.cost,

@@ -103,12 +103,7 @@ class Meter:
         self.judge, self.scale, self.dimensions = judge, scale, dimensions
         self.max_failure_share = max_failure_share
         self.id = uuid.uuid4().hex[:12]
-        self.judgements, self.reflections, self.embeddings = Count(), Count(), Count()
-        self.counts = {
-            "judge": self.judgements,
-            "reflection": self.reflections,
-            "embedding": self.embeddings,
-        }
+        self.counts = {kind: Count() for kind in ("judge", "reflection", "embedding")}
         self.tokens: int | None = None
         self.cost: float | None = None
         self._runner = Runner(cache=cache, budget=budget, stop=stop)
