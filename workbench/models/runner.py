@@ -171,13 +171,17 @@ class Runner:
         stored = self.cache.get(request.key) if self.cache is not None and request.key else None
         if stored is None:
             return None
-        paid = stored.pop("paid", None) or {}
+        paid = stored.pop("paid", None)
         try:
             request.check(stored)
         except (AnswerError, KeyError, TypeError):
             return None
-        usage = Usage(paid.get("calls") or 1, paid.get("read") or None, paid.get("written") or None)
-        return Outcome(stored, usage=usage, cached=True)
+        told = paid if isinstance(paid, dict) else {}
+        calls, read, written = (
+            n if isinstance(n := told.get(name), int) and n > 0 else None
+            for name in ("calls", "read", "written")
+        )
+        return Outcome(stored, usage=Usage(calls or 1, read, written), cached=True)
 
     def _is_over(self, stopped: threading.Event) -> bool:
         return stopped.is_set() or self.stop.is_set()

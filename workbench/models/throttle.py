@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-FIRST_CALLS: Final = 4
+FIRST_CALLS: Final = 16
 """Calls under way at most until something was answered."""
 
 HEAD_START: Final = 0.1
