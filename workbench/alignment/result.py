@@ -172,34 +172,35 @@ class Entry:
     notes: tuple[str, ...] = ()
     run_id: str | None = None
 
-    def _row(self, original: Effort) -> dict[str, Any]:
-        """Return the row of `OptimizerComparison.table`."""
-        found, compared, later = self.agreement, self.comparison, self.later
-        low, high = found.accuracy_interval if found else (UNDEFINED, UNDEFINED)
-        return {
-            "status": self.status,
-            "accuracy": found.accuracy if found else UNDEFINED,
-            "low": low,
-            "high": high,
-            "kappa": found.kappa if found else UNDEFINED,
-            "mean distance": found.mean_distance if found else UNDEFINED,
-            "n": found.n if found else None,
-            "fixed": len(compared.fixed) if compared else None,
-            "broken": len(compared.broken) if compared else None,
-            "p": compared.p_value if compared else UNDEFINED,
-            "p adjusted": self.p_adjusted,
-            "judge calls": self.calls,
-            "reflection calls": self.reflection_calls,
-            "embedding calls": self.embedding_calls,
-            "known": self.known,
-            "seconds": UNDEFINED if self.seconds is None else self.seconds,
-            "tokens": self.tokens,
-            "cost": UNDEFINED if self.cost is None else self.cost,
-            "later calls": later.calls,
-            "words more": _more(later.words, original.words),
-            "tokens more": _more(later.tokens, original.tokens),
-            "reason": self.reason,
-        }
+
+def _row(entry: Entry, original: Effort) -> dict[str, Any]:
+    """Return the row of `OptimizerComparison.table`."""
+    found, compared, later = entry.agreement, entry.comparison, entry.later
+    low, high = found.accuracy_interval if found else (UNDEFINED, UNDEFINED)
+    return {
+        "status": entry.status,
+        "accuracy": found.accuracy if found else UNDEFINED,
+        "low": low,
+        "high": high,
+        "kappa": found.kappa if found else UNDEFINED,
+        "mean distance": found.mean_distance if found else UNDEFINED,
+        "n": found.n if found else None,
+        "fixed": len(compared.fixed) if compared else None,
+        "broken": len(compared.broken) if compared else None,
+        "p": compared.p_value if compared else UNDEFINED,
+        "p adjusted": entry.p_adjusted,
+        "judge calls": entry.calls,
+        "reflection calls": entry.reflection_calls,
+        "embedding calls": entry.embedding_calls,
+        "known": entry.known,
+        "seconds": UNDEFINED if entry.seconds is None else entry.seconds,
+        "tokens": entry.tokens,
+        "cost": UNDEFINED if entry.cost is None else entry.cost,
+        "later calls": later.calls,
+        "words more": _more(later.words, original.words),
+        "tokens more": _more(later.tokens, original.tokens),
+        "reason": entry.reason,
+    }
 
 
 def _more(amount: int | None, than: int | None) -> int | None:
@@ -270,7 +271,7 @@ class OptimizerComparison:
         dollars. What a later judgement takes: ``later calls``, and ``words more`` and ``tokens
         more`` of prompt than the original's. Finally ``reason``. nan where unknown or undefined.
         """
-        rows = [entry._row(self.entries[0].later) for entry in self.entries]
+        rows = [_row(entry, self.entries[0].later) for entry in self.entries]
         table = pd.DataFrame(rows, index=pd.Index([e.name for e in self.entries], name="judge"))
         table[_COUNTS] = table[_COUNTS].astype("Int64")
         return table if self.split.test.scale.ordered else table.drop(columns="mean distance")
