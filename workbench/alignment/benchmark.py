@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +221,7 @@ class _Benchmark:
             each = requests_of_a_verdict(optimizer)
             reserve = to_keep(self.judge, len(split.test), self.probe, budget, requests=each)
         try:
-            with budget.keeping(**reserve):
+            with budget.keeping(**reserve) if limited else nullcontext():
                 learned = learn(
                     self.judge, optimizer, split, self.data.by_id, budget,
                     earlier=self.data.lineage.unchanged,
