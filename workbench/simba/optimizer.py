@@ -299,7 +299,12 @@ class _Models:
         self.judges: dict[str, Judge] = {self.original.key: judge}
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
         self.runner = Runner(
-            cache=cache, budget=budget, concurrency=simba.concurrency, stop=simba.stop
+            cache=cache,
+            budget=budget,
+            concurrency=simba.concurrency,
+            stop=simba.stop,
+            # Where verdicts are known, reflections or the first call of `align` come before.
+            proven=bool(self.known),
         )
         self.reflector = Reflector(
             judge,
