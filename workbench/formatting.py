@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import re
 import sys
+import threading
 import uuid
 from contextlib import suppress
 from html import escape
@@ -100,3 +102,16 @@ def say(text: str) -> None:
     from tqdm.std import tqdm
 
     tqdm.write(text)
+
+
+_parsing = threading.Lock()
+
+
+def read_literal(text: str) -> Any:
+    """Return the Python value that a text writes down (`ast.literal_eval`).
+
+    One thread at a time: CPython 3.11 counts the depth of all threads' parsers together, and
+    raises SystemError where they differ.
+    """
+    with _parsing:
+        return ast.literal_eval(text)

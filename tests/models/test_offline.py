@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import workbench
+from workbench.formatting import read_literal
 from workbench.models.offline.features import Text, as_item, numbers
 from workbench.models.offline.prompts import (
     EXAMPLES_HEADING,
@@ -554,3 +556,11 @@ def test_it_answers_other_dspy_programs_with_empty_fields() -> None:
     filled = fill(section)
     assert (filled["advice"], filled["notes"]) == ("{}", "[]")
     assert "no language model" in filled["t"]
+
+
+def test_prompts_are_read_in_many_threads_at_once() -> None:
+    """CPython's parser, which reads the allowed values, cannot be shared without a lock."""
+    text = f"Literal{[str(n) for n in range(50)]}"
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: read_literal(text[len("Literal") :]), range(3000)))
+    assert all(values == [str(n) for n in range(50)] for values in found)

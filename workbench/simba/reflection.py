@@ -6,7 +6,6 @@ which both agree. `workbench.simba.reflector` asks the model.
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workbench.formatting import read_literal
 from workbench.models.cache import question_key
 from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json
@@ -243,7 +243,7 @@ def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
     """The JSON or Python list or object in a text: all of it, fenced, or among other words."""
     fenced = _FENCED.search(text)
     for one in (text, fenced[1].strip() if fenced else ""):
-        for parse in (json.loads, ast.literal_eval):
+        for parse in (json.loads, read_literal):
             try:
                 value = parse(one)
             except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+
+from workbench.formatting import read_literal
 
 FIELDS: Final = ("inputs", "outputs", "expectations")
 
@@ -69,7 +70,7 @@ def read_judge_prompt(system: str, user: str) -> JudgePrompt | None:
 def _read_type(text: str) -> tuple[tuple[Any, ...], str]:
     if text.startswith("Literal["):
         try:
-            return tuple(ast.literal_eval(text[len("Literal") :])), "literal"
+            return tuple(read_literal(text[len("Literal") :])), "literal"
         except (ValueError, SyntaxError):
             return (), "str"
     for kind in ("bool", "int", "float"):
