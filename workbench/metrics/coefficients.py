@@ -128,7 +128,7 @@ def mcnemar(fixed: int, broken: int) -> float:
         return float(binomtest(fixed, n, 0.5).pvalue)
     # scipy takes a second to import, and few tests have so many items.
     tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, tail / (1 << (n - 1))) if n else 1.0
 
 
 # -- two raters -----------------------------------------------------------------------------
