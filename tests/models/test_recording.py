@@ -169,10 +169,11 @@ def test_a_file_that_expands_enormously_is_refused(tmp_path: Path) -> None:
         b"",
         b"\xff\xfe\x00",
         b"\x1f\x8b not packed",
-        gzip.compress(b'{"file": "workbench answers", "format": 2}\n')[:-9],
+        gzip.compress(b'{"file": "workbench answers", "format": 2}\n', mtime=0)[:-9],
         b'{"file": "workbench answers", "format": 99}\n',
         None,
     ],
+    ids=["empty", "not text", "not packed", "cut", "another format", "missing"],
 )
 def test_a_damaged_or_missing_file_is_told(tmp_path: Path, content: bytes | None) -> None:
     """By its name."""
