@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from workbench.alignment.result import Entry, OptimizerComparison
+    from workbench.alignment.benchmark import Entry, OptimizerComparison
     from workbench.pairing.pairs import Pairs
 
 
