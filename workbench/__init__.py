@@ -73,7 +73,7 @@ _HOME = {
     "recording": "models.recording",
     "register": "alignment.registry",
     "replaying": "models.recording",
-    "review_queue": "labeling.queue_settings",
+    "review_queue": "labeling.review_queue",
     "rubric": "store.rubrics",
     "rubric_history": "store.rubrics",
     "sampled_accuracy": "metrics.prevalence",

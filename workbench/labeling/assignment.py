@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,12 +23,13 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table, html_text
+from workbench.store.labels import folded
 from workbench.store.traces import fetch_traces
 
 
 @dataclass(frozen=True, repr=False)
 class Assignment:
-    """Which traces each annotator labels.
+    """Which traces each annotator labels, see `workbench.assign`.
 
     Attributes
     ----------
@@ -36,14 +37,8 @@ class Assignment:
         All traces, in the order given, which is the order of the batches.
     annotators
         All annotators, in the order given, which has no influence.
-    each
-        How many annotators label a trace.
-    share
-        Share of the traces that all annotators label, in [0, 1].
-    batch_size
-        Traces a batch; None: all are one batch.
-    seed
-        Another seed gives other shares.
+    each, share, batch_size, seed
+        As given to `workbench.assign`.
     """
 
     trace_ids: tuple[str, ...]
@@ -52,7 +47,6 @@ class Assignment:
     share: float = 0.0
     batch_size: int | None = None
     seed: int = 0
-    _ranks: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return the traces of one annotator, in order; with ``batch`` those of one, from 0.
@@ -67,21 +61,15 @@ class Assignment:
             raise ArgumentError(
                 f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
             )
-        return [
-            i
-            for i in self.trace_ids
-            if batch in (None, self.batch_of(i)) and annotator in self.annotators_of(i)
-        ]
+        table = self.table[self.table["annotator"] == annotator]
+        return list(table["trace_id"] if batch is None else table["trace_id"][table.batch == batch])
 
     def annotators_of(self, trace_id: str) -> tuple[str, ...]:
         """Return who labels a trace, by rank."""
-        found = self._ranks.get(trace_id)
-        if found is None:
-            found = _ranked(trace_id, self.annotators, self.seed)
-            if _fraction("all", self.seed, trace_id) >= self.share:
-                found = found[: self.each]
-            self._ranks[trace_id] = found
-        return found
+        ranked = sorted(self.annotators, key=lambda who: (_hash(self.seed, trace_id, who), who))
+        # A number in [0, 1) that the trace and the seed determine.
+        chance = int.from_bytes(_hash("all", self.seed, trace_id)[:7], "big") / 2**56
+        return tuple(ranked if chance < self.share else ranked[: self.each])
 
     def batch_of(self, trace_id: str) -> int:
         """Return the batch of a trace, counted from 0; an unknown trace comes behind all others."""
@@ -114,17 +102,10 @@ class Assignment:
     @property
     def shares(self) -> pd.DataFrame:
         """How much each has to do: index ``annotator``; ``traces``, ``with_others``."""
-        table = self.table
-        shared = table["trace_id"].duplicated(keep=False)
-        counts = {"traces": table["annotator"], "with_others": table["annotator"][shared]}
-        return (
-            pd.DataFrame(
-                {name: column.value_counts() for name, column in counts.items()},
-                index=pd.Index(self.annotators, name="annotator"),
-            )
-            .fillna(0)
-            .astype(int)
-        )
+        is_shared = self.table["trace_id"].duplicated(keep=False)
+        by_annotator = is_shared.groupby(self.table["annotator"])
+        counts = pd.DataFrame({"traces": by_annotator.size(), "with_others": by_annotator.sum()})
+        return counts.reindex(pd.Index(self.annotators, name="annotator"), fill_value=0).astype(int)
 
     def __repr__(self) -> str:
         overlap = f"{self.each} each" + (f", {self.share:.0%} by all" if self.share else "")
@@ -150,8 +131,7 @@ def assign(
 
     Every trace goes to ``each`` annotators, and a ``share`` of the traces to all of them. Who
     gets a trace depends on the seed, the trace and the annotators' names alone, so each
-    annotator can ask for their own part in a notebook of their own, and traces that come later
-    change nothing about those that are there.
+    annotator can ask for their own part in a notebook of their own.
 
     Parameters
     ----------
@@ -185,9 +165,11 @@ def assign(
     names = tuple(annotators)
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
-    if len(set(names)) < len(names):
-        raise ArgumentError(f"annotators={list(names)!r} names someone twice.")
-    if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= len(names):
+    if len({folded(name) for name in names}) < len(names):
+        raise ArgumentError(
+            f"annotators={list(names)!r} names someone twice; small and capital letters are alike."
+        )
+    if not isinstance(each, int) or not 1 <= each <= len(names):
         raise ArgumentError(
             f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "
             "annotators. For a part of the traces by all, use share=."
@@ -196,30 +178,12 @@ def assign(
         raise ArgumentError(f"share={share!r} must lie in [0, 1].")
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size!r} must be at least 1, or None.")
-    return Assignment(
-        trace_ids=_ids(traces),
-        annotators=names,
-        each=each,
-        share=float(share),
-        batch_size=batch_size,
-        seed=seed,
-    )
-
-
-def _ids(traces: Any) -> tuple[str, ...]:
     if isinstance(traces, (list, tuple)) and all(isinstance(one, str) for one in traces):
-        return tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
-    return tuple(trace.info.trace_id for trace in fetch_traces(traces, spans=False))
+        ids = tuple(dict.fromkeys(traces))  # nothing of them is needed from the store
+    else:
+        ids = tuple(trace.info.trace_id for trace in fetch_traces(traces, spans=False))
+    return Assignment(ids, names, each, float(share), batch_size, seed)
 
 
-def _ranked(trace_id: str, annotators: Sequence[str], seed: int) -> tuple[str, ...]:
-    return tuple(sorted(annotators, key=lambda who: (_digest(seed, trace_id, who), who)))
-
-
-def _fraction(*parts: object) -> float:
-    """Return a number in [0, 1) that the parts determine."""
-    return int.from_bytes(_digest(*parts)[:7], "big") / 2**56
-
-
-def _digest(*parts: object) -> bytes:
+def _hash(*parts: object) -> bytes:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()

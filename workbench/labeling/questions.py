@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
+from workbench.scale import ABSTAIN, Scale, is_abstention, is_missing, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
 from workbench.store.tables import read_rating
@@ -74,12 +74,11 @@ class LabelQuestion:
                 f"The label schema {schema.name!r} asks for an expectation, not for a rating. "
                 "Give expectations in MLflow's own page, or name a schema that asks for feedback."
             )
-        words = (
-            getattr(schema.input, "positive_label", None),
-            getattr(schema.input, "negative_label", None),
+        positive, negative = (
+            getattr(schema.input, f"{side}_label", None) for side in ("positive", "negative")
         )
-        if all(words):
-            more.setdefault("labels", {True: words[0], False: words[1]})
+        if positive and negative:
+            more.setdefault("labels", {True: positive, False: negative})
         more.setdefault("rubric", schema.instruction or "")
         return cls(name=schema.name, scale=Scale.from_schema(schema), **more)
 
@@ -91,28 +90,19 @@ class LabelQuestion:
     @property
     def abstention(self) -> str:
         """The word that is stored for "can't judge", and reads back as an abstention."""
-        for word in _ABSTENTIONS:
-            try:
-                if self.scale is None or self.scale.normalise(word) is ABSTAIN:
-                    return word
-            except ScaleError:  # pragma: no cover - abstentions lie on no scale but their own
-                continue
-        raise ArgumentError(f"Every word for an abstention is a value of {self.name!r}.")
+        return next(word for word in _ABSTENTIONS if is_abstention(word, self.scale))
 
     def shown(self, value: Any) -> str:
         """Return the words for a canonical value."""
         if value is ABSTAIN:
             return "can't judge"
-        own = (self.labels or {}).get(value)
-        if own is not None:
-            return own
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        return str(value)
+        words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
+        return str({**words, **(self.labels or {})}.get(value, value))
 
     def to_json(self) -> dict[str, Any]:
         """Return the question as the view needs it."""
-        values = self.scale.values if self.scale else ()
+        scale = self.scale
+        values = scale.values if scale else ()
         return {
             "name": self.name,
             "kind": self.kind,
@@ -120,9 +110,9 @@ class LabelQuestion:
             "rubric": self.rubric,
             "rubric_version": self.rubric_version,
             "values": [{"value": value, "label": self.shown(value)} for value in values],
-            "low": self.scale.low if self.scale else None,
-            "high": self.scale.high if self.scale else None,
-            "integer": bool(self.scale and self.scale.integer),
+            "low": scale.low if scale else None,
+            "high": scale.high if scale else None,
+            "integer": bool(scale and scale.integer),
             "required": self.required,
         }
 
@@ -150,19 +140,16 @@ class LabelQuestion:
         """
         if abstain:
             return ABSTAIN
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ScaleError(f"{self.name}: {value!r} is not a number.")
-        if isinstance(value, (dict, list)):
-            raise ScaleError(f"{self.name}: one value is needed, not a {type(value).__name__}.")
+        if isinstance(value, (dict, list)) or (isinstance(value, float) and math.isnan(value)):
+            raise ScaleError(f"{self.name}: {value!r:.80} is no single value.")
         try:
             read_rating(value, None)
         except ValueError as error:
             raise ScaleError(f"{self.name}: {error}.") from None
         canonical = self.read(value)
-        scale = self.scale
-        if scale is not None and scale.kind == "numeric" and canonical is not ABSTAIN:
-            low = -math.inf if scale.low is None else scale.low
-            high = math.inf if scale.high is None else scale.high
+        if self.scale is not None and self.kind == "numeric" and canonical is not ABSTAIN:
+            low = -math.inf if self.scale.low is None else self.scale.low
+            high = math.inf if self.scale.high is None else self.scale.high
             if not low <= canonical <= high:
                 raise ScaleError(f"{self.name}: {canonical} does not lie in [{low}, {high}].")
         return canonical
@@ -172,27 +159,12 @@ class LabelQuestion:
         return self.abstention if canonical is ABSTAIN else canonical
 
 
-def check_questions(questions: Iterable[LabelQuestion]) -> tuple[LabelQuestion, ...]:
-    """Return the questions if they can be asked together, else raise `ArgumentError`."""
-    given = tuple(questions)
-    names = [question.name for question in given]
-    if not given or len(set(names)) < len(names):
-        raise ArgumentError(f"questions={names!r} must be at least one, each with its own name.")
-    if not any(question.required for question in given):
-        raise ArgumentError(
-            f"None of the questions {names!r} is required, so no trace would ever be labelled. "
-            "Make one of them required=True."
-        )
-    return given
-
-
 def read_answers(
     questions: Sequence[LabelQuestion], given: Mapping[str, Any], stored: Iterable[str]
 ) -> dict[str, Any]:
     """Return the canonical answers by question; ``stored`` are those that have one already."""
     by_name = {question.name: question for question in questions}
-    unknown = sorted(set(given) - set(by_name))
-    if unknown:
+    if unknown := sorted(set(given) - set(by_name)):
         raise ArgumentError(f"No question is named {unknown[0]!r:.80} here.")
     answers = {n: by_name[n].answer(one.value, abstain=one.abstain) for n, one in given.items()}
     lacking = [q.name for q in questions if q.required and q.name not in answers]
@@ -212,38 +184,27 @@ def session_questions(
 
     ``infos`` are the traces, whose values tell the scale where nothing else does.
     """
-    if questions is not None:
-        if isinstance(questions, str) or not isinstance(questions, Iterable):
-            questions = [questions]
-        return check_questions(_question(one, experiment) for one in questions)
-    if judge_or_name is None:
-        raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
-    is_name = isinstance(judge_or_name, str)
-    name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
-    schema = find_schema(name, experiment=experiment)
-    in_schema = None
-    if schema is not None and (asks_for_feedback(schema) or (is_name and scale is None)):
-        try:
-            in_schema = LabelQuestion.of_schema(schema)
-        except ArgumentError:
-            if not asks_for_feedback(schema):
-                raise
-            # It takes several values at once, which are no rating; the scale may be known.
-    if isinstance(judge_or_name, str):
-        if in_schema is not None and scale is None and in_schema.scale is None:
-            return (in_schema,)
-        question = in_schema or LabelQuestion(name, None)
-    else:
-        question = LabelQuestion.of_judge(judge_or_name)
-        if in_schema is not None and question.scale in (None, in_schema.scale):
-            question = replace(question, scale=in_schema.scale, labels=in_schema.labels)
-    found = scale or question.scale or _observed_scale(name, infos)
-    if question.scale is not None and found != question.scale:
-        question = replace(question, labels=None)  # another scale has other words
-    return (replace(question, scale=found),)
+    if questions is None:
+        if judge_or_name is None:
+            raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
+        return (_only_question(judge_or_name, scale, infos, experiment),)
+    several = [questions] if isinstance(questions, str) else questions
+    if not isinstance(several, Iterable):
+        several = [several]
+    asked = tuple(as_question(one, experiment) for one in several)
+    names = [question.name for question in asked]
+    if not asked or len(set(names)) < len(names):
+        raise ArgumentError(f"questions={names!r} must be at least one, each with its own name.")
+    if not any(question.required for question in asked):
+        raise ArgumentError(
+            f"None of the questions {names!r} is required, so no trace would ever be labelled. "
+            "Make one of them required=True."
+        )
+    return asked
 
 
-def _question(given: LabelQuestion | LabelSchema | str, experiment: str) -> LabelQuestion:
+def as_question(given: Judge | LabelQuestion | LabelSchema | str, experiment: str) -> LabelQuestion:
+    """Return the question of a judge, of a label schema or of the name of one."""
     if isinstance(given, LabelQuestion):
         return given
     if isinstance(given, str):
@@ -251,26 +212,50 @@ def _question(given: LabelQuestion | LabelSchema | str, experiment: str) -> Labe
         if schema is None:
             raise ArgumentError(
                 f"questions: there is no label schema {given!r} in experiment {experiment}. Give "
-                "a LabelQuestion with a scale, or the name of an existing schema."
+                "a judge or a LabelQuestion with a scale, or the name of an existing schema."
             )
         return LabelQuestion.of_schema(schema)
-    if hasattr(given, "input") and hasattr(given, "enable_comment"):
-        return LabelQuestion.of_schema(given)
     if hasattr(given, "feedback_value_type"):
         return LabelQuestion.of_judge(given)
+    if hasattr(given, "enable_comment"):
+        return LabelQuestion.of_schema(given)
     raise ArgumentError(
         f"questions holds {given!r:.80}. Each must be a LabelQuestion, an MLflow LabelSchema or "
         "the name of one."
     )
 
 
+def _only_question(
+    judge_or_name: Judge | str, scale: Scale | None, infos: Iterable[TraceInfo], experiment: str
+) -> LabelQuestion:
+    """The question of a judge, or of its name, with its scale and the words of its schema."""
+    if isinstance(judge_or_name, str):
+        asked, must_rate = LabelQuestion(judge_or_name, None), scale is None
+    else:
+        asked, must_rate = LabelQuestion.of_judge(judge_or_name), False
+    schema = find_schema(asked.name, experiment=experiment)
+    if schema is not None and (must_rate or asks_for_feedback(schema)):
+        try:
+            in_schema = LabelQuestion.of_schema(schema)
+        except ArgumentError:
+            if not asks_for_feedback(schema):
+                raise
+            # It takes several values at once, which are no rating; the scale may be known.
+        else:
+            if isinstance(judge_or_name, str):
+                asked = in_schema
+                if must_rate and asked.scale is None:
+                    return asked
+            elif asked.scale in (None, in_schema.scale):
+                asked = replace(asked, scale=in_schema.scale, labels=in_schema.labels)
+    found = scale or asked.scale or _observed_scale(asked.name, infos)
+    # Another scale has other words.
+    return replace(asked, scale=found, labels=asked.labels if found == asked.scale else None)
+
+
 def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
-    seen = [
-        a.feedback.value
-        for info in infos
-        for a in info.assessments or []
-        if a.name == name and a.feedback is not None and a.feedback.error is None
-    ]
+    given = [a for info in infos for a in info.assessments or [] if a.name == name and a.feedback]
+    seen = [a.feedback.value for a in given if a.feedback.error is None]
     try:
         return Scale.from_values(v for v in seen if not isinstance(v, (list, dict)))
     except ScaleError:

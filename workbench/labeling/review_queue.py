@@ -11,33 +11,53 @@ say whether all labels that are wanted are there.
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import mlflow
 import pandas as pd
-from mlflow.entities import TraceInfo
+from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.exceptions import MlflowException
 from mlflow.genai import review_queues
 
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
-from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign
-from workbench.labeling.questions import LabelQuestion, with_rubric
+from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.labels import folded, label_records, same_person
 from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import asks_for_feedback, every_schema, supported
-from workbench.store.traces import all_pages, fetch_traces, store_errors, trace_infos
+from workbench.store.schemas import (
+    asks_for_feedback,
+    every_schema,
+    make_schema,
+    schema_scale,
+    supported,
+)
+from workbench.store.traces import (
+    all_pages,
+    fetch_traces,
+    find_experiment_id,
+    store_errors,
+    store_message,
+    trace_infos,
+)
 
 if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
+
+_MAX_USERS: Final = 10  # that MLflow takes as the assigned users of a queue
 
 _PAGE: Final = 500
 
+_SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed", "order")
 
-@dataclass(frozen=True)
-class Synced:
+
+class Synced(NamedTuple):
     """What `ReviewQueue.sync` changed in MLflow: items ``finished`` and ``reopened``."""
 
     finished: int
@@ -105,7 +125,7 @@ class Snapshot:
 
 @dataclass(frozen=True, repr=False)
 class ReviewQueue:
-    """A review queue of MLflow's, and how its items are shared out.
+    """A review queue of MLflow's, and how its items are shared out (see `workbench.review_queue`).
 
     Everything but the settings is read from the store whenever it is asked for.
 
@@ -115,12 +135,8 @@ class ReviewQueue:
         The queue in MLflow.
     annotators
         The team, in their own writing; empty: whoever comes.
-    each
-        How many people are to label an item.
-    share
-        Share of the items that all of the team label, in [0, 1].
-    batch_size, seed
-        See `workbench.assign`.
+    each, share, batch_size, seed
+        How the items are shared out.
     order
         Ids of the label schemas in the order of the questions, which MLflow does not keep.
     """
@@ -134,8 +150,6 @@ class ReviewQueue:
     batch_size: int | None = None
     seed: int = 0
     order: tuple[str, ...] = ()
-
-    # -- contents -----------------------------------------------------------------------
 
     @property
     def trace_ids(self) -> list[str]:
@@ -159,8 +173,7 @@ class ReviewQueue:
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
             return found
         kept = [one for one in found if one.schema_id in queue.schema_ids]
-        places = {schema_id: place for place, schema_id in enumerate(self.order)}
-        return sorted(kept, key=lambda one: places.get(one.schema_id, len(places)))
+        return sorted(kept, key=lambda one: [*self.order, one.schema_id].index(one.schema_id))
 
     @property
     def questions(self) -> list[LabelQuestion]:
@@ -168,15 +181,10 @@ class ReviewQueue:
 
         Ratings are required, free text is not unless there is nothing else.
         """
-        schemas = self.schemas
+        schemas, experiment = self.schemas, self.experiment_id
         required = _required(schemas)
-        return [
-            with_rubric(
-                LabelQuestion.of_schema(one, required=one.name in required),
-                rubric_history(one.name, experiment=self.experiment_id),
-            )
-            for one in schemas
-        ]
+        asked = [LabelQuestion.of_schema(one, required=one.name in required) for one in schemas]
+        return [with_rubric(one, rubric_history(one.name, experiment=experiment)) for one in asked]
 
     @store_errors()
     def add(self, traces: Any) -> int:
@@ -190,17 +198,15 @@ class ReviewQueue:
             For traces of another experiment, which MLflow's queues do not hold.
         """
         fetched = fetch_traces(traces, spans=False, experiment=self.experiment_id)
-        others = [t for t in fetched if str(t.info.experiment_id) != self.experiment_id]
-        if others:
+        where = {trace.info.trace_id: str(trace.info.experiment_id) for trace in fetched}
+        if others := [i for i, experiment in where.items() if experiment != self.experiment_id]:
             raise StoreError(
-                f"{len(others)} of {len(fetched)} traces are not in the queue's experiment "
-                f"{self.experiment_id}, for instance {others[0].info.trace_id}. A review queue "
-                "holds traces of its own experiment only."
+                f"{len(others)} of {len(where)} traces are not in the queue's experiment "
+                f"{self.experiment_id}, for instance {others[0]}. A queue holds no others."
             )
         there = set(self.trace_ids)
-        new = [t.info.trace_id for t in fetched if t.info.trace_id not in there]
-        with supported("review queues"):
-            add_review_queue_items(self.queue_id, new)
+        new = [trace_id for trace_id in where if trace_id not in there]
+        add_review_queue_items(self.queue_id, new)
         return len(new)
 
     # -- who has what to do -------------------------------------------------------------
@@ -208,23 +214,16 @@ class ReviewQueue:
     @property
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
-        return self.assign(self.trace_ids)
+        return self._assign(self.trace_ids)
 
-    def assign(self, trace_ids: Sequence[str]) -> Assignment:
-        """Return who of the team labels which of these traces."""
+    def _assign(self, trace_ids: Sequence[str]) -> Assignment:
         if not self.annotators:
             raise ArgumentError(
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
                 f"{self.name!r}, annotators=[...], each=...)."
             )
-        return assign(
-            list(trace_ids),
-            self.annotators,
-            each=self.each,
-            share=self.share,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        options = {name: getattr(self, name) for name in ("each", "share", "batch_size", "seed")}
+        return assign(list(trace_ids), self.annotators, **options)
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return the traces that one annotator labels, also those that they have labelled.
@@ -275,28 +274,28 @@ class ReviewQueue:
             review_queues.remove_items_from_review_queue(self.queue_id, item_ids=[trace_id])
             return Synced(0, 0)
         infos = trace_infos([trace_id], experiment=self.experiment_id)
-        return self._set_statuses(self._queue_items([entry], infos), by)
+        return self._set_statuses(self._items([entry], infos), by)
 
-    def _set_statuses(self, items: Iterable[QueueItem], by: str | None = None) -> Synced:
+    def _set_statuses(self, items: Sequence[QueueItem], by: str | None = None) -> Synced:
         """An item that is wanted once and was finished without a label stays finished: whoever
         did that in MLflow's page decided so. Only ``by`` may take back what was theirs."""
-        finished = reopened = 0
-        for item in items:
-            is_own = by is not None and item.finished_by and same_person(item.finished_by, by)
-            if item.done and item.status == "pending":
-                review_queues.set_review_queue_item_status(
-                    self.queue_id,
-                    item_id=item.trace_id,
-                    status="complete",
-                    completed_by=item.labelled_by[-1],
-                )
-                finished += 1
-            elif not item.done and item.status == "complete" and (item.wanted > 1 or is_own):
-                review_queues.set_review_queue_item_status(
-                    self.queue_id, item_id=item.trace_id, status="pending"
-                )
-                reopened += 1
-        return Synced(finished, reopened)
+        finished = [one for one in items if one.done and one.status == "pending"]
+        opened = [one for one in items if not one.done and one.status == "complete"]
+        reopened = [
+            one
+            for one in opened
+            if one.wanted > 1 or (by and same_person(one.finished_by or "", by))
+        ]
+        for one in finished:
+            self._set_status(one, "complete", one.labelled_by[-1])
+        for one in reopened:
+            self._set_status(one, "pending")
+        return Synced(len(finished), len(reopened))
+
+    def _set_status(self, item: QueueItem, status: str, by: str | None = None) -> None:
+        review_queues.set_review_queue_item_status(
+            self.queue_id, item_id=item.trace_id, status=status, completed_by=by
+        )
 
     # -- reading ------------------------------------------------------------------------
 
@@ -307,7 +306,7 @@ class ReviewQueue:
         infos = trace_infos([e.item_id for e in entries], experiment=self.experiment_id)
         size = self.batch_size or len(entries) + 1
         batches = {entry.item_id: place // size for place, entry in enumerate(entries)}
-        return Snapshot(self, tuple(self._queue_items(entries, infos)), infos, batches)
+        return Snapshot(self, tuple(self._items(entries, infos)), infos, batches)
 
     def _entries(self) -> list[Any]:
         with supported("review queues"):
@@ -320,44 +319,46 @@ class ReviewQueue:
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
 
-    def _queue_items(
-        self, entries: Sequence[Any], infos: Mapping[str, TraceInfo]
-    ) -> list[QueueItem]:
+    def _items(self, entries: Sequence[Any], infos: Mapping[str, TraceInfo]) -> list[QueueItem]:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
-        traces = [without_spans(info) for info in infos.values()]
-        required = _required(self.schemas)
-        # When, and in which writing, each person answered: by trace, folded name and question.
-        answers: dict[str, dict[str, dict[str, tuple[int, str]]]] = {i: {} for i in infos}
-        for name in required:
-            for label in label_records(traces, name):
-                given = answers[label.trace_id].setdefault(folded(label.annotator), {})
-                given[name] = (label.created_ms, label.annotator)
-        writing = {folded(name): name for name in self.annotators}
-        assignment = self.assign([e.item_id for e in entries]) if self.annotators else None
+        done = self._labelled_by(infos)
+        shares = self._assign([]) if self.annotators else None
         items = []
         for entry in entries:
             if entry.item_id not in infos:
                 continue
-            # In the order in which they were done with the last question.
-            last = {
-                who: max(given.values())
-                for who, given in answers[entry.item_id].items()
-                if len(given) == len(required)
-            }
-            by_time = sorted(last, key=lambda who: last[who])
-            asked = assignment.annotators_of(entry.item_id) if assignment else None
+            asked = shares.annotators_of(entry.item_id) if shares else None
             items.append(
                 QueueItem(
                     trace_id=entry.item_id,
                     status=str(entry.status),
                     finished_by=entry.completed_by,
                     added_ms=entry.creation_time_ms,
-                    labelled_by=tuple(writing.get(who, last[who][1]) for who in by_time),
+                    labelled_by=tuple(done[entry.item_id]),
                     wanted=self.each if asked is None else len(asked),
                     asked=asked,
                 )
             )
         return items
+
+    def _labelled_by(self, infos: Mapping[str, TraceInfo]) -> dict[str, list[str]]:
+        """Who has answered every required question of each trace, in the order of doing so."""
+        traces = [Trace(info, TraceData(spans=[])) for info in infos.values()]
+        required = _required(self.schemas)
+        answers: dict[tuple[str, str], dict[str, tuple[int, str]]] = defaultdict(dict)
+        for name in required:
+            for one in label_records(traces, name):
+                answers[one.trace_id, folded(one.annotator)][name] = (one.created_ms, one.annotator)
+        writing = {folded(name): name for name in self.annotators}
+        finished = [
+            (*max(given.values()), *key)
+            for key, given in answers.items()
+            if len(given) == len(required)
+        ]
+        done: dict[str, list[str]] = defaultdict(list)
+        for _, annotator, trace_id, who in sorted(finished):
+            done[trace_id].append(writing.get(who, annotator))
+        return done
 
     def __repr__(self) -> str:
         team = ", ".join(self.annotators) or "whoever comes"
@@ -369,3 +370,138 @@ def _required(schemas: Iterable[LabelSchema]) -> list[str]:
     """The names of the questions without whose answers an item is not labelled."""
     scales = {one.name: Scale.from_schema(one) for one in schemas}
     return [name for name, scale in scales.items() if scale is not None] or list(scales)
+
+
+# -- making a queue, or finding it --------------------------------------------------------------
+
+
+@store_errors()
+def review_queue(
+    name: str,
+    questions: Iterable[Judge | LabelQuestion | str] | None = None,
+    *,
+    annotators: Iterable[str] | None = None,
+    each: int | None = None,
+    share: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    experiment: str | None = None,
+) -> ReviewQueue:
+    """Return the review queue of a name, and make it where there is none.
+
+    What is given is stored, where every annotator finds it; what is not given stays as it is.
+
+    Parameters
+    ----------
+    name
+        The queue's name; MLflow does not tell small from capital letters in it.
+    questions
+        Needed for a new queue: judges, `LabelQuestion`, or names of label schemas. Each becomes
+        a label schema of its name, with the current rubric or the judge's instructions as what
+        MLflow's page shows beside it. MLflow locks the questions of a queue that holds traces.
+    annotators
+        The team; their names are those under which they label. MLflow takes at most 10 as a
+        queue's users; a larger team is kept beside the queue and shares it out as well.
+    each, share, batch_size, seed
+        How the items are shared out (see `workbench.assign`); 1, 0, none and 0 for a new queue.
+        Without a team ``each`` people label an item, whoever they are.
+    experiment
+        Name or id; the active one by default.
+
+    Raises
+    ------
+    ArgumentError
+        For a new queue without questions, and for numbers out of range.
+    StoreError
+        Where MLflow or the store has no review queues.
+
+    Examples
+    --------
+    >>> queue = workbench.review_queue(
+    ...     "pilot", [judge], annotators=["ana", "ben"], each=2
+    ... )  # doctest: +SKIP
+    >>> queue.add(trace_ids)  # doctest: +SKIP
+    >>> workbench.LabelPanel(judge, queue, annotator="ana")  # doctest: +SKIP
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ArgumentError(f"name={name!r} must be a non-empty text.")
+    where = find_experiment_id(experiment)
+    if annotators:
+        assign([], annotators)  # checks the names
+    team = None if annotators is None else tuple(annotators)
+    several = [questions] if isinstance(questions, str) else questions
+    schema_ids = tuple(_schema_id(one, where) for one in several or ())
+    with supported("review queues"):
+        found = _in_mlflow(name, where, schema_ids, team)
+    tag = f"workbench.queue.{found.queue_id}"
+    stored = _stored(ReviewQueue(found.name, found.queue_id, where), tag)
+    given = (team, each, share, batch_size, seed, schema_ids or None)
+    changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
+    queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
+    if queue.annotators:
+        queue._assign([])  # checks the numbers before anything is written
+    elif queue.each < 1 or queue.share:
+        raise ArgumentError(
+            f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."
+        )
+    if queue != stored:
+        settings = json.dumps({key: getattr(queue, key) for key in _SETTINGS}, sort_keys=True)
+        mlflow.MlflowClient().set_experiment_tag(where, tag, settings)
+    return queue
+
+
+def _in_mlflow(
+    name: str, experiment_id: str, schema_ids: Sequence[str], team: Sequence[str] | None
+) -> Any:
+    """MLflow's queue of the name, made or changed to have these questions and users."""
+    try:
+        found = review_queues.get_review_queue(name=name, experiment_id=experiment_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        if not schema_ids:
+            every = review_queues.list_review_queues(experiment_id=experiment_id, max_results=100)
+            known = ", ".join(repr(one.name) for one in every) or "none"
+            raise ArgumentError(
+                f"There is no review queue {name!r} in experiment {experiment_id} (existing: "
+                f"{known}). To make it, give its questions: judges or names of label schemas."
+            ) from None
+        found = review_queues.create_review_queue(
+            name, queue_type="custom", schema_ids=list(schema_ids), experiment_id=experiment_id
+        )
+    if schema_ids and set(schema_ids) != set(found.schema_ids):
+        try:
+            review_queues.update_review_queue(found.queue_id, schema_ids=list(schema_ids))
+        except MlflowException as error:
+            raise ArgumentError(
+                f"The questions of the queue {found.name!r} cannot be changed: "
+                f"{store_message(error)} Or make a queue of another name."
+            ) from None
+    if team is not None and str(found.queue_type) != "user":
+        users = list(team) if len(team) <= _MAX_USERS else []
+        if [folded(one) for one in users] != found.users:
+            review_queues.update_review_queue(found.queue_id, users=users)
+    return found
+
+
+def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
+    """The id of the label schema of a question, which is made where there is none."""
+    asked = as_question(given, experiment_id)
+    if asked.scale is None and hasattr(given, "feedback_value_type"):
+        asked = replace(asked, scale=schema_scale(asked.name, experiment=experiment_id))
+        if asked.scale is None:
+            raise ArgumentError(
+                f"questions: the type of judge {asked.name!r} tells no rating scale. Give it a "
+                "feedback_value_type, for instance Literal['yes', 'no'], or give a LabelQuestion."
+            )
+    asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
+    made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)
+    return str(made.schema_id)
+
+
+def _stored(queue: ReviewQueue, tag: str) -> ReviewQueue:
+    """The queue with its stored settings; one made in MLflow's page is for whoever comes."""
+    tags = mlflow.MlflowClient().get_experiment(queue.experiment_id).tags or {}
+    settings = json.loads(tags.get(tag, "{}"))
+    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
+    return replace(queue, **settings)
