@@ -70,6 +70,7 @@ _HOME = {
     "plot_metrics": "reporting.plots",
     "prevalence": "metrics.prevalence",
     "read_dataset": "store.dataset",
+    "read_labels": "store.exports",
     "recording": "models.recording",
     "register": "alignment.registry",
     "replaying": "models.recording",

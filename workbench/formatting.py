@@ -40,6 +40,15 @@ def html_text(value: object) -> str:
     return safe_html(escape(str(value)))
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun.
+
+    >>> counted(1, "trace"), counted(2_000, "batch", "batches")
+    ('1 trace', '2,000 batches')
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> str:
     """Return a small HTML table with everything escaped; ``options`` are those of ``to_html``."""
     look: dict[str, Any] = {"border": 0, "na_rep": "", "float_format": "{:.3f}".format} | options

@@ -6,11 +6,13 @@ orders the values and measures the distance between two of them.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from workbench.errors import ArgumentError, ScaleError
@@ -20,6 +22,7 @@ from workbench.vocabulary import (
     binary_side,
     fold,
     ladder_order,
+    no_ratings,
     number,
 )
 
@@ -61,6 +64,40 @@ def is_missing(raw: object) -> bool:
     return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
 
 
+def no_rating(raw: object, scale: Scale | None) -> bool:
+    """Whether a cell holds no rating: nothing, or a word for it that the scale does not have.
+
+    >>> no_rating("NULL", None), no_rating("None", Scale.of(["none", "low", "high"]))
+    (True, False)
+    """
+    if is_missing(raw):
+        return True
+    words = {fold(v) for v in scale.values} if scale else set[str]()
+    return not isinstance(raw, (Abstention, bool)) and fold(raw) in no_ratings({fold(raw)}) - words
+
+
+def scalar(raw: Any) -> Any:
+    """Return a rating that is one value, as it is.
+
+    Raises
+    ------
+    ScaleError
+        For lists, tuples, sets and dicts, also those written as JSON.
+    """
+    found = raw
+    if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            return raw
+    if isinstance(found, (list, tuple, set, frozenset, Mapping)):
+        raise ScaleError(
+            f"A rating is one value, and this is a {type(found).__name__}: {str(raw)[:80]}. Take "
+            "the value out of it first."
+        )
+    return raw
+
+
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
     """Whether a value says that an item could not be judged.
 
@@ -92,6 +129,8 @@ class Scale:
         beyond them are allowed.
     integer
         Whether a numeric scale takes whole numbers only.
+    declared
+        The two values of a binary scale in the order in which they were declared, see `shown`.
 
     Examples
     --------
@@ -109,6 +148,7 @@ class Scale:
     low: float | None = None
     high: float | None = None
     integer: bool = False
+    declared: tuple[Any, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind != "numeric" and len({fold(v) for v in self.values}) < 2:
@@ -190,16 +230,21 @@ class Scale:
         Raises
         ------
         ArgumentError
-            For fewer than two values, and for a ``positive`` that is none of two.
+            For fewer than two values, for values that are read as one (``yes`` and ``Yes``), and
+            for a ``positive`` that is none of two.
         """
-        unique: list[Any] = []
-        for value in values:
-            if fold(value) not in map(fold, unique):
-                unique.append(value)
+        unique = list(dict.fromkeys(values))
+        by_word: dict[str, Any] = {}
+        for value in unique:
+            if (other := by_word.setdefault(fold(scalar(value)), value)) is not value:
+                raise ArgumentError(
+                    f"The values {other!r} and {value!r} are read as one, since case, spaces and "
+                    "the like do not count. Leave out or rename one of them."
+                )
         if ordered is not None:
             scale = cls("ordinal" if ordered else "nominal", tuple(unique))
         elif len(unique) == 2:
-            scale = cls("binary", binary_order(unique))
+            scale = cls("binary", binary_order(unique), declared=tuple(unique))
         elif ladder := ladder_order(unique):
             scale = cls("ordinal", ladder)
         else:
@@ -210,7 +255,8 @@ class Scale:
     def from_values(cls, observed: Iterable[Any], *, positive: Any = None) -> Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
-        Up to 20 distinct values make categories; more, if all are numbers, a numeric scale.
+        Up to 20 distinct values make categories; more, if all are numbers, a numeric scale. What
+        stands for a missing rating (``nan``, ``NULL``, ``?``) is left out.
         Of two values ``positive`` names the positive one; None leaves it to the words, and where
         no word is known the alphabet decides (see `positive_is_known`).
 
@@ -224,11 +270,13 @@ class Scale:
         """
         # Which writing of a value stands for it must not depend on the order of arrival.
         writings = sorted(
-            (raw for raw in observed if not is_missing(raw) and not is_abstention(raw)),
+            (scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)),
             key=lambda raw: (str(raw), type(raw).__name__),
             reverse=True,
         )
         seen = {fold(raw): raw.strip() if isinstance(raw, str) else raw for raw in writings}
+        for word in no_ratings(seen):
+            del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
         numbers = sorted(size for value in distinct if (size := number(value)) is not None)
         if numbers and len(numbers) == len(distinct):
@@ -247,7 +295,8 @@ class Scale:
                 " which make no rating scale. Give the judge a feedback_value_type, for instance "
                 "Literal['yes', 'no'] or int."
             )
-        return cls.of(distinct, positive=positive)
+        scale = replace(cls.of(distinct), declared=())
+        return scale if positive is None else scale.with_positive(positive)
 
     # -- values -------------------------------------------------------------------------
 
@@ -259,16 +308,26 @@ class Scale:
         ScaleError
             When ``raw`` is missing or cannot be mapped; names it and the allowed values.
         """
-        if is_missing(raw):
-            raise ScaleError(f"The value is missing. Allowed: {self.describe()}.")
+        if no_rating(raw, self):
+            held = "" if is_missing(raw) else f" ({str(raw)!r})"
+            raise ScaleError(f"The value is missing{held}. Allowed: {self.describe()}.")
         if is_abstention(raw, self):
             return ABSTAIN
+        if (found := self._read(scalar(raw))) is None and isinstance(raw, str):
+            found = self._read(_without_decoration(raw, self))
+        if found is not None:
+            return found
         if self.kind == "numeric":
-            size = number(raw)
-            if size is None or isinstance(raw, bool):
-                raise ScaleError(f"{raw!r} is not a number. Allowed: {self.describe()}.")
-            if self.integer and not size.is_integer():
-                raise ScaleError(f"{raw!r} is not a whole number. Allowed: {self.describe()}.")
+            kind = "whole number" if self.integer and number(raw) is not None else "number"
+            raise ScaleError(f"{raw!r} is not a {kind}. Allowed: {self.describe()}.")
+        raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
+
+    def _read(self, raw: Any) -> Any:
+        """Return the canonical value of one writing; None where there is none."""
+        if self.kind == "numeric":
+            size = None if isinstance(raw, bool) else number(raw)
+            if size is None or (self.integer and not size.is_integer()):
+                return None
             return int(size) if self.integer else size
         folded = [fold(value) for value in self.values]
         word = fold(raw)
@@ -278,7 +337,7 @@ class Scale:
             sides = [binary_side(value) for value in folded]
             if set(sides) == {0, 1}:
                 return self.values[sides.index(side)]
-        raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
+        return None
 
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.
@@ -344,7 +403,12 @@ class Scale:
             raise ArgumentError(f"positive={value!r}: {error}") from None
         if positive is ABSTAIN:
             raise ArgumentError(f"positive={value!r} is not one of {self.describe()}.")
-        return self if positive == self.positive else Scale("binary", self.values[::-1])
+        return self if positive == self.positive else replace(self, values=self.values[::-1])
+
+    @property
+    def shown(self) -> tuple[Any, ...]:
+        """The values in the order for readers: as declared on a binary scale, else `values`."""
+        return self.declared or self.values
 
     @property
     def ordered(self) -> bool:
@@ -363,5 +427,24 @@ class Scale:
     def describe(self) -> str:
         """Return the allowed values as text, for messages."""
         if self.kind != "numeric":
-            return ", ".join(repr(value) for value in self.values)
+            return ", ".join(repr(value) for value in self.shown)
         return "whole numbers" if self.integer else "numbers"
+
+
+# **good**, _good_, `good`, good!, "Rating: good", "Final answer - good" and 4/5, as models write.
+_DECORATION = re.compile(r"^[\s*_`#>\"'(\[]+|[\s*_`!\"')\].]+$")
+_NAMED = re.compile(
+    r"^(?:(?:my|the|final|overall)\s+)*(?:rating|score|label|verdict|answer|value|result|grade|"
+    r"judge?ment|assessment)\W*(?:\s*is\b\s*|[:=–—-])\s*",
+    re.IGNORECASE,
+)
+_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
+
+
+def _without_decoration(raw: str, scale: Scale) -> str:
+    """Return a rating without emphasis, a name before it, or the top of the scale behind it."""
+    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", raw)))
+    if found := _OUT_OF.fullmatch(text):
+        top = scale.high if scale.kind == "numeric" else number(scale.values[-1])
+        return found[1] if top == float(found[2]) else text
+    return text

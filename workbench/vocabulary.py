@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 
@@ -13,19 +15,25 @@ def _words(text: str) -> frozenset[str]:
 
 
 ABSTENTIONS: Final = _words(
-    "n/a, na, not applicable, can't judge, cannot judge, cant judge, can not judge, unsure, "
-    "abstain, don't know, unknown"
+    "n/a, n.a, na, not applicable, can't judge, cannot judge, cant judge, can not judge, unsure, "
+    "abstain, don't know, unknown, skip, skipped"
 )
+
+# What spreadsheets, databases and programs write into a cell that holds no rating.
+_NO_RATING: Final = _words("nan, null, none, nil, \\n, #n/a, #na, <na>, nat, ?, -, –, —")
+_MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 
 
 # What people write for the two sides of a yes/no question.
 _NEGATIVE: Final = _words(
     "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
-    "unacceptable, thumbs down, irrelevant, unsafe, not ok"
+    "unacceptable, thumbs down, irrelevant, unsafe, not ok, falsch, nein, faux, non, falso, "
+    "nee, 👎, ✗, ✘, ❌"
 )
 _POSITIVE: Final = _words(
     "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
-    "acceptable, thumbs up, relevant, safe, ok"
+    "acceptable, thumbs up, relevant, safe, ok, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, "
+    "sim, 👍, ✓, ✔, ✅"
 )
 
 
@@ -49,28 +57,71 @@ _LADDERS: Final = (
 
 
 _NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
+# With three digits behind it, the comma may as well be one of thousands.
+_DECIMAL_COMMA = re.compile(r"[+-]?(?:(?:0|[1-9]\d*),(?:\d{1,2}|\d{4,})|0,\d{3})")
+# Zero-width characters, and what makes an emoji of a character or sets its skin's colour.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe0e\ufe0f\ufeff\U0001f3fb-\U0001f3ff]")
+_BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)|\s+")
+
+
+def normal_form(text: str) -> str:
+    """Return a text in the one form in which names and values are compared.
+
+    Unicode's composed form (NFC), without invisible characters, with single spaces.
+
+    >>> normal_form("ma\u0308ßig\u200b") == "mäßig"
+    True
+    """
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
 
 
 def fold(value: object) -> str:
     """Return the form that all writings of a value share.
 
-    Case, space, dashes and quotes do not count, nor do the plus and the zeros of a number: 4.0 is
-    4, but 007 is a name.
+    Case, Unicode's form, invisible characters, space, dashes between words, and quotes around a
+    value do not count, nor do the plus and the zeros of a number: 4.0 and 4,0 are 4, but 007 is
+    a name. Signs do: ``-``, ``--`` and ``A-`` are values of their own.
     """
-    text = str(value).strip().strip("\"'`“”").strip()
+    return _fold(str(value))
+
+
+@lru_cache(4096)
+def _fold(text: str) -> str:
+    text = normal_form(text).strip("\"'`“”„«»").strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
     if _NUMERAL.fullmatch(text):
         size = float(text)
         return str(int(size)) if size.is_integer() else repr(size)
-    text = text.strip("\"'`.“”").strip().casefold().replace("’", "'")
-    return re.sub(r"[\s_\-]+", " ", text)
+    text = text.strip("\"'`.“”„«»").strip() or text
+    text = unicodedata.normalize("NFC", text.casefold()).replace("’", "'")
+    return _BETWEEN_WORDS.sub(" ", text)
+
+
+def no_ratings(folded: Collection[str]) -> set[str]:
+    """Return those of the folded values seen that stand for a cell without a rating.
+
+    ``none`` is a value beside low and high, and ``-`` is one beside other signs.
+
+    >>> sorted(no_ratings({"good", "nan", "none"})), no_ratings({"none", "low", "high"})
+    (['nan', 'none'], set())
+    """
+    found = _NO_RATING & set(folded)
+    others = set(folded) - found - ABSTENTIONS
+    if others and any(others | {"none"} <= set(ladder) for ladder in _LADDERS):
+        found -= {"none"}
+    return set(found - {"-"} if others & _MARKS else found)
 
 
 def number(value: object) -> float | None:
     """Return the finite number that a value is or is written as; None for anything else."""
     if isinstance(value, bool):
         return float(value)
+    text = normal_form(str(value))
+    if _DECIMAL_COMMA.fullmatch(text):
+        text = text.replace(",", ".")
     try:
-        found = float(str(value).strip())
+        found = float(text)
     except ValueError:
         return None
     return found if math.isfinite(found) else None

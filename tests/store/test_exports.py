@@ -1,0 +1,222 @@
+"""Exports of labelling tools become tables that `import_traces` takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import workbench
+from workbench.errors import ArgumentError, TableError
+from workbench.store.exports import ReadLabels
+
+LABEL_STUDIO = [
+    {
+        "id": 7,
+        "data": {"question": "Two?", "answer": "2"},
+        "annotations": [
+            {
+                "completed_by": {"id": 1, "email": "ana@example.org"},
+                "was_cancelled": False,
+                "result": [
+                    {"from_name": "quality", "type": "choices", "value": {"choices": ["good"]}},
+                    {"from_name": "why", "type": "textarea", "value": {"text": ["It is."]}},
+                ],
+            },
+            {"completed_by": 2, "was_cancelled": True, "result": []},
+        ],
+        "predictions": [],
+    },
+    {
+        "id": 8,
+        "data": {"question": "Three?", "answer": "4"},
+        "annotations": [
+            {
+                "completed_by": 2,
+                "result": [
+                    {"from_name": "quality", "type": "choices", "value": {"choices": ["a", "b"]}},
+                ],
+            },
+            {
+                "completed_by": 2,
+                "result": [
+                    {"from_name": "quality", "type": "choices", "value": {"choices": ["poor"]}}
+                ],
+            },
+        ],
+    },
+]
+ARGILLA = [
+    {
+        "id": "r1",
+        "status": "completed",
+        "fields": {"question": "Two?", "answer": "2"},
+        "responses": {
+            "quality": [
+                {"value": "good", "user_id": "ana"},
+                {"value": "poor", "user_id": "ben", "status": "submitted"},
+                {"value": "poor", "user_id": "cem", "status": "discarded"},
+            ],
+            "why": [{"value": "It is.", "user_id": "ana"}],
+        },
+    }
+]
+ARGILLA_ROWS = [
+    {
+        "id": "r1",
+        "status": "completed",
+        "question": "Two?",
+        "answer": "2",
+        "quality.suggestion": "poor",
+        "quality.responses": ["good", "poor"],
+        "quality.responses.users": ["ana", "ben"],
+        "quality.responses.status": ["submitted", "submitted"],
+    }
+]
+ARGILLA_1 = [
+    {
+        "external_id": "x",
+        "question": "Two?",
+        "answer": "2",
+        "quality": [
+            {"user_id": "ana", "value": "good", "status": "submitted"},
+            {"user_id": "ben", "value": "poor", "status": "submitted"},
+        ],
+        "quality-suggestion": None,
+        "metadata": "{}",
+    }
+]
+LANGSMITH = [
+    {
+        "id": "run-1",
+        "inputs": {"question": "Two?"},
+        "outputs": {"answer": "2"},
+        "feedback": [
+            {"key": "quality", "value": "good", "score": None, "comment": "It is.",
+             "feedback_source": {"type": "app", "user_name": "ana"}},
+            {"key": "quality", "score": 0.0, "value": "poor",
+             "feedback_source": {"type": "app", "user_name": "ben"}},
+            {"key": "quality", "score": 1, "feedback_source": {"type": "model"}},
+        ],
+    }
+]  # fmt: skip
+LANGFUSE = [
+    {
+        "id": "t1",
+        "input": {"question": "Two?"},
+        "output": {"answer": "2"},
+        "scores": [
+            {"name": "quality", "value": 1, "stringValue": "good", "dataType": "CATEGORICAL",
+             "source": "ANNOTATION", "authorUserId": "ana", "comment": "It is."},
+            {"name": "quality", "value": 0, "stringValue": "poor", "dataType": "CATEGORICAL",
+             "source": "ANNOTATION", "authorUserId": "ben"},
+            {"name": "quality", "value": 0, "stringValue": "poor", "source": "EVAL"},
+        ],
+    }
+]  # fmt: skip
+PRODIGY = [
+    {"question": "Two?", "answer_text": "2", "_input_hash": 1, "_task_hash": 1, "accept": ["good"],
+     "options": [{"id": "good"}, {"id": "poor"}], "answer": "accept", "_annotator_id": "ana"},
+    {"question": "Two?", "answer_text": "2", "_input_hash": 1, "_task_hash": 1, "accept": ["poor"],
+     "options": [{"id": "good"}, {"id": "poor"}], "answer": "accept", "_annotator_id": "ben"},
+    {"question": "Two?", "answer_text": "2", "_input_hash": 1, "_task_hash": 1, "accept": [],
+     "options": [], "answer": "ignore", "_annotator_id": "cem"},
+]  # fmt: skip
+
+
+def read(folder: Path, records: list[Any], *, lines: bool = False, **options: Any) -> ReadLabels:
+    path = folder / "export.json"
+    text = "\n".join(map(json.dumps, records)) if lines else json.dumps(records)
+    path.write_text(text, encoding="utf-8")
+    return workbench.read_labels(path, **options)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize(
+    ("tool", "records", "options", "problems"),
+    [
+        ("Argilla", ARGILLA, {"question": "quality", "rationale": "why"}, 1),
+        ("Argilla", ARGILLA_ROWS, {}, 0),
+        ("Argilla", ARGILLA_1, {}, 0),
+        ("LangSmith", LANGSMITH, {}, 1),
+        ("Langfuse", LANGFUSE, {}, 1),
+        ("Prodigy", PRODIGY, {"outputs": "answer_text"}, 1),
+    ],
+)
+def test_each_tool_is_told_and_gives_the_same_table(
+    tmp_path: Path,
+    tool: str,
+    records: list[Any],
+    options: dict[str, Any],
+    problems: int,
+    lines: bool,
+) -> None:
+    found = read(tmp_path, records, lines=lines, **options)
+    assert found.format == tool
+    assert (found.columns["inputs"], len(found)) == (["question"], 1)
+    assert found.table[found.columns["outputs"]].tolist() == ["2"]
+    row = found.table.iloc[0]
+    ratings = {who: row[column] for who, (column, _) in found.columns["labels"].items()}
+    assert ratings == {"ana": "good", "ben": "poor"}
+    assert len(found.problems) == problems
+    why = row[found.columns["labels"]["ana"][1]]
+    assert why in (None, "It is.") or why != why
+    assert "1 items" not in repr(found)
+
+
+def test_label_studio_with_reasons_and_what_could_not_be_read(tmp_path: Path) -> None:
+    found = read(tmp_path, LABEL_STUDIO)
+    assert (found.format, found.question) == ("Label Studio", "quality")
+    columns = found.columns["labels"]
+    first, second = found.table.to_dict("records")
+    assert first[columns["ana@example.org"][0]] == "good"
+    assert first[columns["ana@example.org"][1]] == "It is."
+    assert second[columns["2"][0]] == "poor"
+    assert found.problems["reason"].tolist() == [
+        "skipped by the annotator",
+        'several values at once: ["a", "b"]',
+    ]
+
+
+def test_what_was_read_is_imported(tmp_path: Path, store: str) -> None:
+    found = read(tmp_path, LANGFUSE)
+    imported = workbench.import_traces(found.table, **found.columns, label_name="quality")
+    assert len(imported.trace_ids) == 1
+    votes = workbench.annotator_agreement(
+        found.table[[column for column, _ in found.columns["labels"].values()]]
+    )
+    assert votes.shared_items == 1
+
+
+def test_several_questions_must_be_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match=r"'quality', 'why'\. Name the one that is the rating"):
+        read(tmp_path, ARGILLA)
+
+
+def test_the_later_of_two_answers_counts_and_the_earlier_is_listed(tmp_path: Path) -> None:
+    scores = [
+        {"name": "quality", "value": v, "source": "ANNOTATION", "authorUserId": "ana"}
+        for v in (2, 4)
+    ]
+    found = read(tmp_path, [{"id": "t", "input": "a", "output": "b", "scores": scores}])
+    assert found.table["label: ana"].tolist() == [4]
+    assert found.problems["reason"].tolist() == ["2 was replaced by the later answer 4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"text": "a", "rating": 1}]', "looks like no export of Label Studio, Argilla"),
+        ('[{"id": 1, "annotator": 1, "annotation_id": 3, "quality": "good"}]', "JSON-MIN"),
+        ("nothing", "neither JSON nor JSON Lines"),
+        ("[]", "holds no list of objects"),
+        ("[" * 100_000, "neither JSON nor JSON Lines"),
+    ],
+)
+def test_other_files_are_refused_in_words(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "export.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TableError, match=message):
+        workbench.read_labels(path)
