@@ -1,8 +1,4 @@
-"""Optimizers that are not the workbench's own: what they propose, and what it cost to find.
-
-Their requests are counted, cached and held to the budget where they go to the judge's model, or to
-models that MLflow's optimizers name; see `workbench.alignment.metering`.
-"""
+"""Optimizers that are not the workbench's own: what they propose, and what it cost to find."""
 
 from __future__ import annotations
 
@@ -11,16 +7,15 @@ import json
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.metering import UNMETERED, Count, Meter
+from workbench.alignment.metering import UNMETERED, Count, Meter, metering
 from workbench.alignment.result import Learned
-from workbench.alignment.runs import CANCELLED
 from workbench.compat import (
     candidates_made_by,
     embedder_of,
@@ -30,11 +25,10 @@ from workbench.compat import (
     rename_models,
 )
 from workbench.credentials import redact, without_secret_params
-from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.models import recording
 from workbench.models.budget import Budget, Usage
-from workbench.models.cache import AnswerCache, question_key
+from workbench.models.cache import question_key
 from workbench.pairing.pairs import Pairs, Split
 from workbench.store.traces import Example, fetch_traces, item_digest
 
@@ -66,123 +60,61 @@ def propose(
         While a recording is replayed that does not hold the proposal.
     """
     who = type(optimizer).__name__
-    player, recorder = recording.replayed(), recording.recorder()
-    if player is None and recorder is None:
-        return _learn(judge, optimizer, split, budget, max_failure_share, stop)
-    content = [_content(part, by_id) for part in (split.train, split.dev)]
-    settings = without_secret_params(_plain(vars(optimizer)))
-    key = question_key("optimizer", who, settings, fingerprint(judge, place=False), content)
-    if player is not None:
-        return _replayed(player, key, judge, who, budget)
-    learned = _learn(judge, optimizer, split, budget, max_failure_share, stop)
-    if recorder is not None and type(learned.judge) is InstructionsJudge:
-        counts = {name: getattr(learned, name) for name in _COUNTS}
-        calls = learned.calls + learned.reflection_calls + learned.embedding_calls
-        answer = {"instructions": learned.judge.instructions, "notes": learned.notes, **counts}
-        paid = Usage(calls, read=learned.tokens, cost=learned.cost)
-        about = f"optimizer {who} ({judge.model})"
-        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
-        recorder.save()
-    elif recorder is not None:
-        warnings.warn(
-            f"{who} makes judges that hold more than instructions, which {recorder.path} cannot "
-            "hold: what it proposes cannot be replayed.",
-            stacklevel=4,
-        )
-    return learned
-
-
-def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
-    """Return how many requests one verdict takes of a judge that the optimizer makes.
-
-    MemAlign's judges look up examples by an embedding before they answer.
-    """
-    return 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
-
-
-@contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
-    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
-    embedder = embedder_of(judge)
-    if embedder is None:
-        yield Count()
-        return
-    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
-    with AnswerCache() as cache:
-        meter = Meter(judge, cache=cache, budget=budget, dimensions=dimensions)
-        name = meter.model("embedding", own.replace("/", ":/", 1))
-        with meter.serving():
-            embedder.model = name.replace(":/", "/", 1)
-            try:
-                yield meter.counts["embedding"]
-            finally:
-                embedder.model = own
-
-
-def _learn(
-    judge: Judge,
-    optimizer: AlignmentOptimizer,
-    split: Split,
-    budget: Budget,
-    max_failure_share: float,
-    stop: threading.Event | None,
-) -> Learned:
-    who = type(optimizer).__name__
-    traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
+    key = "" if recording.current() is None else _key(judge, optimizer, split, by_id)
+    if (player := recording.replayed()) is not None:
+        entry = player.get(key)
+        if entry is None or entry.answer is None:
+            raise player.missing(f"What {who} proposes (only judges made of instructions are kept)")
+        budget.charge(entry.paid)
+        found = {**entry.answer, "notes": tuple(entry.answer["notes"])}
+        return Learned(with_instructions(judge, found.pop("instructions")), **found)
     budget.check(str(judge.model))
-    with AnswerCache() as cache:
-        meter = Meter(
-            judge,
-            scale=split.train.scale,
-            cache=cache,
-            budget=budget,
-            stop=stop,
-            max_failure_share=max_failure_share,
-            dimensions=embedding_dimensions(optimizer),
-        )
-        error: Exception | None = None
-        with meter.serving(), _metered(optimizer, judge, meter) as metered_judge:
-            try:
-                proposed = metered_judge.align(traces, optimizer)
-            except Exception as raised:
-                error = raised
-        if stop is not None and stop.is_set():
-            raise CancelledError(CANCELLED)
-        meter.raise_for_failures(who, error)
-        if error is not None:
-            raise error
-    return Learned(
-        _restored(proposed, judge, meter),
+    with metering(
+        judge,
+        budget,
+        stop=stop,
+        scale=split.train.scale,
+        max_failure_share=max_failure_share,
+        dimensions=embedding_dimensions(optimizer),
+    ) as meter:
+        traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
+        try:
+            proposed = _run(judge, optimizer, traces, meter)
+        finally:
+            meter.raise_for_losses(who)
+    learned = Learned(
+        proposed,
         calls=meter.counts["judge"].requests,
         reflection_calls=meter.counts["reflection"].requests,
         embedding_calls=meter.counts["embedding"].requests,
         known=sum(count.cached for count in meter.counts.values()),
-        tokens=meter.tokens,
-        cost=meter.cost,
-        notes=(*meter.notes(who), *_unmetered(who, judge, optimizer)),
+        tokens=meter.usage.tokens or None,
+        cost=meter.usage.cost,
+        notes=tuple(_notes(judge, optimizer, meter)),
     )
+    if (recorder := recording.recorder()) is not None:
+        _record(recorder, key, f"optimizer {who} ({judge.model})", learned)
+    return learned
 
 
-@contextmanager
-def _metered(optimizer: AlignmentOptimizer, judge: Judge, meter: Meter) -> Iterator[Judge]:
-    """Return a copy of the judge whose requests are metered, and so let the optimizer's own be."""
+def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
+    """Return what the optimizer proposes, with models, endpoint and options of the judge.
+
+    In between, the judge that it is given, and the optimizer itself, use metered names.
+    """
     name = meter.model("judge", str(judge.model))
-    metered_judge = judge if name == judge.model else reached_elsewhere(judge, name)
-    own = models_of_optimizer(optimizer)
-    with ExitStack() as undo:
-        for attribute, kind in own.items():
-            model = getattr(optimizer, attribute)
-            undo.callback(setattr, optimizer, attribute, model)
-            setattr(optimizer, attribute, meter.model(kind, model))
+    metered = judge if name == judge.model else reached_elsewhere(judge, name)
+    kinds = models_of_optimizer(optimizer)
+    own = {attribute: getattr(optimizer, attribute) for attribute in kinds}
+    try:
+        for attribute, kind in kinds.items():
+            setattr(optimizer, attribute, meter.model(kind, own[attribute]))
         # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
-        undo.enter_context(
-            candidates_made_by(optimizer, lambda text: with_instructions(metered_judge, text))
-        )
-        yield metered_judge
-
-
-def _restored(proposed: Judge, judge: Judge, meter: Meter) -> Judge:
-    """Return the proposed judge with models, endpoint and all options of the original."""
+        with candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
+            proposed = metered.align(traces, optimizer)
+    finally:
+        for attribute, model in own.items():
+            setattr(optimizer, attribute, model)
     if type(proposed) is InstructionsJudge:
         # It is shown, logged and registered; a gateway may put into it what it was sent.
         text = redact(proposed.instructions, judge_credentials(judge))
@@ -190,9 +122,15 @@ def _restored(proposed: Judge, judge: Judge, meter: Meter) -> Judge:
     return rename_models(proposed, meter.real, like=judge)
 
 
-def _unmetered(who: str, judge: Judge, optimizer: AlignmentOptimizer) -> Iterator[str]:
-    names = [str(judge.model), *(getattr(optimizer, n) for n in models_of_optimizer(optimizer))]
-    for model in sorted(set(names)):
+def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
+    """Yield what could not be metered, and which answers were lost and tolerated."""
+    who = type(optimizer).__name__
+    for kind, count in meter.counts.items():
+        if count.lost:
+            wanted = count.lost + count.answers
+            yield f"{who}: {count.lost} of {wanted} {kind} answers were lost or could not be used."
+    models = {judge.model, *(getattr(optimizer, name) for name in models_of_optimizer(optimizer))}
+    for model in sorted(map(str, models)):
         if model.partition(":/")[0] in UNMETERED:
             yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
@@ -218,32 +156,64 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
         yield Trace(info, trace.data)
 
 
+def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
+    """Return how many requests one verdict takes of a judge that the optimizer makes.
+
+    MemAlign's judges look up examples by an embedding before they answer.
+    """
+    return 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
+
+
+@contextmanager
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
+    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
+    embedder = embedder_of(judge)
+    if embedder is None:
+        yield Count()
+        return
+    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
+    with metering(judge, budget, dimensions=dimensions) as meter:
+        metered = meter.model("embedding", own.replace("/", ":/", 1))
+        embedder.model = metered.replace(":/", "/", 1)
+        try:
+            yield meter.counts["embedding"]
+        finally:
+            embedder.model = own
+
+
 # -- recordings -------------------------------------------------------------------------------
 
-_COUNTS: Final = ("calls", "reflection_calls", "embedding_calls", "known", "tokens", "cost")
 
+def _key(
+    judge: Judge, optimizer: AlignmentOptimizer, split: Split, by_id: Mapping[str, Example]
+) -> str:
+    """Return the key of what the optimizer proposes: the same in every store."""
 
-def _replayed(
-    player: recording.Player, key: str, judge: Judge, who: str, budget: Budget
-) -> Learned:
-    entry = player.get(key)
-    if entry is None or entry.answer is None:
-        raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
-    budget.charge(entry.paid)
-    return Learned(
-        with_instructions(judge, entry.answer["instructions"]),
-        **{name: entry.answer[name] for name in _COUNTS},
-        notes=tuple(entry.answer["notes"]),
+    def content(part: Pairs) -> list[Any]:
+        rows = part.table[["trace_id", "human", "human_rationale"]].itertuples(index=False)
+        return sorted([[item_digest(by_id[i]), *label] for i, *label in rows], key=str)
+
+    settings = json.dumps(vars(optimizer), default=lambda one: f"<{type(one).__qualname__}>")
+    return question_key(
+        "optimizer",
+        type(optimizer).__name__,
+        without_secret_params(json.loads(settings)),
+        fingerprint(judge, place=False),
+        [content(split.train), content(split.dev)],
     )
 
 
-def _content(part: Pairs, by_id: Mapping[str, Example]) -> list[Any]:
-    """Return items and labels as they are the same in every store."""
-    rows = part.table.to_dict("records")
-    items = [(item_digest(by_id[r["trace_id"]]), r["human"], r["human_rationale"]) for r in rows]
-    return sorted(items, key=str)
+def _record(recorder: recording.Recorder, key: str, about: str, learned: Learned) -> None:
+    if type(learned.judge) is not InstructionsJudge:
+        warnings.warn(f"{about} makes judges that cannot be replayed.", stacklevel=5)
+        return
+    answer = {
+        name: getattr(learned, name) for name in (*_CALLS, "known", "tokens", "cost", "notes")
+    }
+    answer["instructions"] = learned.judge.instructions
+    paid = Usage(sum(answer[name] for name in _CALLS), read=learned.tokens, cost=learned.cost)
+    recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
+    recorder.save()
 
 
-def _plain(value: Any) -> Any:
-    """Return settings as JSON: what is no plain data by its type."""
-    return json.loads(json.dumps(value, default=lambda one: f"<{type(one).__qualname__}>"))
+_CALLS: Final = ("calls", "reflection_calls", "embedding_calls")
