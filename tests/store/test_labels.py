@@ -22,7 +22,6 @@ from mlflow.entities import (
 from mlflow.entities.trace_location import TraceLocation
 
 from workbench.errors import ArgumentError, StoreError, TableError
-from workbench.scale import Scale
 from workbench.store.assessments import AFTER_VERDICT_KEY, DECISION_KEY
 from workbench.store.importing import import_traces
 from workbench.store.labels import (
@@ -81,9 +80,9 @@ def test_rows_without_a_value_or_trace_are_listed(trace_ids: list[str]) -> None:
 
 
 def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
-    """Only a row that says exactly the same is present, also from a file and within one table."""
+    """Only a row that says exactly the same is present, also from a file."""
     table = pd.DataFrame({"trace_id": trace_ids, "rating": ["good", "bad", "good"], "why": "so"})
-    assert log(pd.concat([table, table])).written == 3
+    assert log(table).written == 3
     table.to_csv(tmp_path / "labels.csv", index=False)
     again = log(tmp_path / "labels.csv")
     assert (again.written, again.present) == (0, 3)
@@ -102,7 +101,7 @@ def test_numpy_values_are_stored_as_plain_ones(trace_ids: list[str]) -> None:
 
 
 def test_a_value_can_be_changed_back(trace_ids: list[str]) -> None:
-    """The last of no, yes and no is what the annotator says, in calls and in rows of one."""
+    """The last of no, yes and no is what the annotator says, in call after call."""
     table = pd.DataFrame({"trace_id": trace_ids[:1], "rating": ["no"]})
     for value, written in (("no", 1), ("yes", 1), ("no", 1), ("no", 0), ("yes", 1), ("no", 1)):
         assert log(table.assign(rating=value)).written == written
@@ -111,10 +110,18 @@ def test_a_value_can_be_changed_back(trace_ids: list[str]) -> None:
     assert (changed.written, changed.replaced) == (1, 1)
     assert "1 replaced" in repr(changed)
 
-    rows = pd.DataFrame({"trace_id": trace_ids[1], "rating": ["no", "yes", "no", "yes"]})
-    log(rows[:3])  # a call that is killed midway is completed by the next
-    assert (log(rows).written, log(rows).written) == (1, 0)
-    assert ratings(trace_ids[1]) == ["no", "yes", "no", "yes"]
+
+def test_the_last_of_several_rows_on_a_trace_counts(trace_ids: list[str]) -> None:
+    """The others are listed."""
+    one = trace_ids[0]
+    table = pd.DataFrame({"trace_id": [one, one, trace_ids[1], one], "rating": list("abca")})
+    logged = log(table)
+    assert (logged.written, ratings(one), ratings(trace_ids[1])) == (2, ["a"], ["c"])
+    assert logged.skipped.to_dict("list") == {
+        "row": [0, 1],
+        "reason": ["followed by another on the same trace"] * 2,
+    }
+    assert (log(table).written, log(table).present) == (0, 2)
 
 
 def test_what_was_overridden_or_edited_is_changed_back(trace_ids: list[str]) -> None:
@@ -149,8 +156,6 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
     half = pd.Series(["cut \ud83d"] * 3, dtype=object)
     with pytest.raises(StoreError, match=r"1 of 3 trace ids .*tr-gone"):
         log(table)
-    with pytest.raises(TableError, match="row 2: 'fine' is not on the scale"):
-        log(table.assign(rating=["good", "N/A", "fine"]), scale=Scale("binary", ("bad", "good")))
     with pytest.raises(TableError, match="row 0: the value is a value of type bytes"):
         log(table.assign(rating=b"x"))
     with pytest.raises(TableError, match="row 0: the rationale holds half of a surrogate"):

@@ -49,7 +49,7 @@ def test_csv_may_have_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
         ("a.ndjson", '{"a": 1}\n{"a": 1', "line 2"),
         ("a.jsonl", '{"a": 1}\n[["a", 1]]', "line 2 is no JSON object"),
         ("a.jsonl", "\n", "empty"),
-        ("a.parquet", "no parquet", "no readable Parquet"),
+        ("a.parquet", "no parquet", "cannot be read"),
     ],
 )
 def test_a_damaged_file_says_where(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -193,7 +193,7 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
     )
     with pytest.raises(TableError, match="5 of 6 rows") as caught:
         read_rows(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
-    half = "label of 'ana': the rationale holds half of a surrogate pair, which MLflow cannot "
+    half = "label of 'ana': the rationale holds half of a surrogate pair, which cannot be stored"
     assert caught.value.rows == [
         (1, "no inputs (column 'q' is empty)"),
         (2, "column 'q' holds a value of type bytes"),
@@ -202,7 +202,7 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
         (4, "label of 'ana': the value is a value of type object"),
         (5, "column 'q' holds an infinite number"),
         (5, "tag 'tag' holds half of a surrogate pair"),
-        (5, half + "store here"),
+        (5, half),
     ]
 
 
@@ -235,7 +235,7 @@ def test_a_column_a_list_and_a_dict_say_the_same(table: pd.DataFrame) -> None:
         ({"labels": {" ": "ana"}}, "non-empty"),
         ({"inputs": []}, "must be a column"),
         ({"inputs": {1: "q"}}, "with texts for keys"),
-        ({"tags": {"mlflow.user": "id"}}, "begins with 'mlflow.'"),
+        ({"tags": {"mlflow.user": "id"}}, "does not take 'mlflow.user'"),
         ({"tags": {"a=b": "id"}}, "does not take 'a=b'"),
     ],
 )
@@ -260,5 +260,5 @@ def test_values_that_are_nested_too_deeply_are_told(tmp_path: Path) -> None:
         plain(nested)
     path = tmp_path / "deep.jsonl"
     path.write_text('{"q": 1}\n{"q": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
-    with pytest.raises(TableError, match="line 2: its values are nested too deeply"):
+    with pytest.raises(TableError, match=r"line 2 is no JSON object: .*recursion"):
         read_table(path)

@@ -6,18 +6,16 @@ import itertools
 import json
 import time
 import uuid
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 from mlflow.tracing.client import TracingClient
-from tqdm.auto import tqdm
 
 from workbench.compat import has_transactions, one_transaction
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import StoreError
+from workbench.formatting import bar
 from workbench.store.tables import digest
 from workbench.store.traces import not_written, retrying
 
@@ -109,9 +107,14 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def is_after_verdict(assessment: Assessment) -> bool:
-    """Whether its author had seen the judge's verdict."""
-    return str((assessment.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+def in_order(assessments: Sequence[Assessment]) -> list[Assessment]:
+    """Return assessments in the order in which they were given, whatever that of their arrival."""
+    return sorted(assessments, key=lambda one: (one.create_time_ms or 0, one.assessment_id or ""))
+
+
+def has_mark(assessment: Assessment, key: str) -> bool:
+    """Whether the metadata has ``"true"`` under a key such as `AFTER_VERDICT_KEY`."""
+    return str((assessment.metadata or {}).get(key, "")).lower() == "true"
 
 
 # -- writing --------------------------------------------------------------------------------
@@ -128,20 +131,17 @@ def log_assessments(
     """
     client = TracingClient()
     new = 0
-    shown = progress and len(items) > 100
-    with tqdm(total=len(items), desc=desc, unit="", disable=not shown) as bar:
+    with bar(total=len(items), desc=desc, disable=not progress or len(items) <= 100) as shown:
         for k in range(0, len(items), _BATCH):
             batch = items[k : k + _BATCH]
             new += _write_batch(client, batch)
-            bar.update(len(batch))
+            shown.update(len(batch))
     return new
 
 
 def _write_batch(client: TracingClient, batch: Sequence[Assessment]) -> int:
     """Write several, in one transaction where the store has them; return how many were new."""
     for assessment in batch:
-        if assessment.trace_id is None:
-            raise ArgumentError(f"Assessment {assessment.name!r} has no trace_id.")
         # An id given here shows a second attempt what the first one has written.
         assessment.assessment_id = assessment.assessment_id or f"a-{uuid.uuid4().hex}"
     if len(batch) > 1 and has_transactions(client.store):
@@ -168,53 +168,39 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
 
 
 class AssessmentWriter:
-    """Writes assessments in a thread of its own while the caller goes on.
+    """Writes assessments in batches as they come.
 
-    Leaving the ``with`` block, also by Ctrl-C, waits until all that was put is written. After
-    a failure nothing more is written; `put` and `close` raise it as `StoreError`.
+    Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
+    not take is a `StoreError`, and nothing of its batch is tried again.
 
     >>> with AssessmentWriter() as writer:  # doctest: +SKIP
     ...     writer.put(feedback)
-    >>> writer.written  # doctest: +SKIP
-    1
     """
 
     def __init__(self) -> None:
-        self.written = 0
         self._client = TracingClient()
-        self._waiting: deque[Assessment] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assessments")
-        self._error: Exception | None = None
+        self._waiting: list[Assessment] = []
 
     def put(self, assessment: Assessment) -> None:
-        """Hand over an assessment; returns at once. Raises `StoreError` if writing has failed."""
-        if self._error is not None:
-            raise self._error
+        """Take an assessment, and write those that wait once they make a batch."""
         self._waiting.append(assessment)
-        self._thread.submit(self._write_waiting)
+        if len(self._waiting) >= _BATCH:
+            self._write()
 
-    def _write_waiting(self) -> None:
-        """Write a batch of what has come meanwhile; later calls find less, or nothing, to do."""
-        batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-        if not batch or self._error is not None:
-            return
+    def _write(self) -> None:
+        batch, self._waiting = self._waiting, []
         try:
-            self.written += _write_batch(self._client, batch)
-        except Exception as error:
-            self._error = error
-
-    def close(self) -> None:
-        """Wait until all is written, and raise what went wrong. May be called again."""
-        self._thread.shutdown(wait=True)
-        if self._error is not None:
-            raise self._error
+            _write_batch(self._client, batch)
+        except KeyboardInterrupt:
+            self._waiting = batch  # to be written when the block is left
+            raise
 
     def __enter__(self) -> AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            self.close()
+            self._write()
         except StoreError:
             # The error that ended the block says more than what followed from it.
             if error is None:

@@ -25,14 +25,8 @@ _log = logging.getLogger(__name__)
 _IDLE_SECONDS = 5.0
 """Another process may still be making the tables of a file that changed later than this."""
 
-_DATA = (
-    "SELECT 1 FROM runs",
-    "SELECT 1 FROM trace_info",
-    "SELECT 1 FROM registered_models",
-    "SELECT 1 FROM assessments",
-    "SELECT 1 FROM logged_models",
-    "SELECT 1 FROM experiments WHERE experiment_id <> 0",
-)
+_DATA = ("runs", "trace_info", "registered_models", "assessments", "logged_models")
+"""Tables in which a row is somebody's work, as is an experiment but for MLflow's default one."""
 
 
 def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
@@ -60,11 +54,9 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
             _log.warning("%s was left half-made and holds no data; now %s", path, aside.name)
             path.replace(aside)
         try:
-            os.link(made, path)
-        except FileExistsError:
-            return  # another process was faster
-        except OSError:  # a file system without links
-            if not path.exists():
+            os.link(made, path)  # fails where another process was faster
+        except OSError:
+            if not path.exists():  # a file system without links
                 made.rename(path)
 
 
@@ -75,24 +67,21 @@ def _is_half_made(path: Path) -> bool:
     try:
         # Opening it also rolls back what a killed process had not committed.
         with closing(sqlite3.connect(path, timeout=20)) as database:
-            tables = _column(database, "SELECT name FROM sqlite_master WHERE type = 'table'")
+
+            def column(query: str) -> list[object]:
+                return [row[0] for row in database.execute(query)]
+
+            tables = column("SELECT name FROM sqlite_master WHERE type = 'table'")
             if tables and "experiments" not in tables:
                 return False  # somebody else's database
-            version = _column(database, "SELECT version_num FROM alembic_version")
-            holds_data = any(_column(database, f"{query} LIMIT 1") for query in _DATA)
-            return version != [compat.latest_schema()] and not holds_data
+            queries = [f"SELECT 1 FROM {table} LIMIT 1" for table in _DATA if table in tables]
+            if tables:
+                queries.append("SELECT 1 FROM experiments WHERE experiment_id <> 0 LIMIT 1")
+            known = "alembic_version" in tables
+            version = column("SELECT version_num FROM alembic_version") if known else []
+            return version != [compat.latest_schema()] and not any(map(column, queries))
     except sqlite3.DatabaseError as error:
         raise StoreError(
             f"{path} cannot be read as an SQLite database: {error}. Give another folder or "
             "tracking URI, or move the file away."
         ) from None
-
-
-def _column(database: sqlite3.Connection, query: str) -> list[object]:
-    """Return the first column of a query; empty where the table does not exist."""
-    try:
-        return [row[0] for row in database.execute(query)]
-    except sqlite3.OperationalError as error:
-        if "no such table" not in str(error):
-            raise
-        return []

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, html_text
 from workbench.scale import Scale, is_missing
 from workbench.store.tables import Raters, columns_by_rater, read_table, require_columns
+from workbench.vocabulary import number
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -148,10 +148,9 @@ def read_dataset(
         "annotators": [c for pair in labels.values() for c in pair if c is not None],
         "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
     }
-    for parameter in ("inputs", "outputs"):
-        if not named[parameter]:
-            raise ArgumentError(f"{parameter} is empty. Name at least one column of {source}.")
     for parameter, columns in named.items():
+        if not columns and parameter in ("inputs", "outputs"):
+            raise ArgumentError(f"{parameter} is empty. Name at least one column of {source}.")
         try:
             require_columns(table, parameter, columns)
         except ArgumentError as error:
@@ -178,20 +177,14 @@ def parse_names(parameter: str, given: Names) -> list[str]:
     >>> parse_names("inputs", "question, context")
     ['question', 'context']
     """
-    given = _from_json(parameter, given)
-    if given is None:
-        return []
-    if isinstance(given, str):
-        given = [part.strip() for part in given.split(",")]
-    if not isinstance(given, Sequence):
-        given = [str(given)]  # the command line reads 1 as a number
-    for name in given:
+    names = list(_parts(parameter, given))
+    for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ArgumentError(
                 f"{parameter}={given!r} holds {name!r}, which is no name. Write names with commas "
                 "between them: 'question, context'."
             )
-    return list(given)
+    return names
 
 
 def parse_raters(parameter: str, given: RaterText) -> Raters:
@@ -200,36 +193,39 @@ def parse_raters(parameter: str, given: RaterText) -> Raters:
     >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
     {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
     """
-    given = _from_json(parameter, given)
-    if given is None or isinstance(given, Mapping):
-        return columns_by_rater(parameter, given)
+    parts = _parts(parameter, given)
+    if isinstance(parts, Mapping):
+        return columns_by_rater(parameter, parts)
     raters: dict[str, list[str]] = {}
-    for part in str(given).split(","):
-        who, _, text = part.rpartition(":")
+    for part in parts:
+        who, colon, text = str(part).rpartition(":")
         columns = [name.strip() for name in text.split("+")]
-        who = who.strip() if ":" in part else columns[0]
-        if not who or not all(columns):
+        who = who.strip() if colon else columns[0]
+        if not who or not all(columns) or who in raters:
             raise ArgumentError(
-                f"{parameter}: {part.strip()!r} cannot be read. Write 'who: column', or "
-                "'who: column + rationale_column', with commas between the annotators."
+                f"{parameter}: {part!r} cannot be read. Write 'who: column', or 'who: column + "
+                "rationale_column', with commas between the annotators, each of them once."
             )
-        if who in raters:
-            raise ArgumentError(f"{parameter}={given!r} names an annotator twice.")
         raters[who] = columns
     return columns_by_rater(parameter, raters)
 
 
-def _from_json(parameter: str, given: Any) -> Any:
-    """Return JSON of a list or object as such, other text stripped, and blank text as None."""
-    if not isinstance(given, str):
+def _parts(parameter: str, given: Any) -> Mapping[str, Any] | Sequence[Any]:
+    """Return a list or dict, be it JSON of one, as it is, and other text split at its commas."""
+    if isinstance(given, str):
+        text = given.strip()
+        if text.startswith("{") or (text.startswith("[") and text.endswith("]")):
+            try:
+                given = json.loads(text)
+            except ValueError as error:
+                raise ArgumentError(
+                    f"{parameter}={given!r} is no JSON list or object: {error}."
+                ) from None
+        else:
+            given = [part.strip() for part in text.split(",")] if text else None
+    if isinstance(given, (Mapping, Sequence)):
         return given
-    text = given.strip()
-    if not (text.startswith("[") and text.endswith("]")) and not text.startswith("{"):
-        return text or None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ArgumentError(f"{parameter}={given!r} is no JSON list or object: {error}.") from None
+    return [] if given is None else [str(given)]  # the command line reads 1 as a number
 
 
 def _as_list(columns: str | list[str] | None) -> list[str]:
@@ -247,7 +243,9 @@ def _listed(columns: Sequence[str]) -> str:
 
 def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
     if values:
-        return Scale.of(_as_numbers(values))
+        sizes = [size for value in values if (size := number(value)) is not None]
+        numbers = [int(size) if size.is_integer() else size for size in sizes]
+        return Scale.of(numbers if len(numbers) == len(values) else values)
     if not labels:
         raise ArgumentError(
             "values is None and no annotators are named, so the rating scale is not known. Give "
@@ -255,8 +253,6 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
         )
     columns = [column for column, _ in labels.values()]
     seen = [v for column in columns for v in table[column].tolist() if not is_missing(v)]
-    if seen and all(isinstance(value, (bool, np.bool_)) for value in seen):
-        return Scale("binary", (False, True))
     try:
         found = Scale.from_values(seen)
     except ScaleError as error:
@@ -265,15 +261,5 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all(float(value).is_integer() for value in seen))
+        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in seen))
     return found
-
-
-def _as_numbers(texts: Sequence[str]) -> list[Any]:
-    """Return the texts as numbers where all are numbers, else as they are."""
-    for number in (int, float):
-        try:
-            return [number(text) for text in texts]
-        except ValueError:
-            continue
-    return list(texts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ from mlflow.tracing.client import TracingClient
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
-from tqdm.auto import tqdm
 
 from workbench.compat import has_transactions
 from workbench.errors import ArgumentError, TableError
-from workbench.formatting import html_table
+from workbench.formatting import bar, html_table, say
 from workbench.store.assessments import (
     content_id,
+    in_order,
     log_assessments,
     make_feedback,
     now_ms,
@@ -50,8 +50,10 @@ from workbench.store.traces import (
 _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
 
-_TRACE_NAME = "imported"
-_DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
+_NAME_TAG = {"mlflow.traceName": "imported"}
+
+New = tuple[TraceInfo, Row]
+"""A trace on its way into the store, and the row that it is made of."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def import_traces(
     where, now = find_experiment_id(experiment), now_ms()
     trace_ids = _trace_ids(rows, where)
     stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
-    new: list[_NewTrace] = []
+    new: list[New] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
@@ -187,28 +189,30 @@ def import_traces(
         info = stored.get(trace_id)
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append(_NewTrace(row, trace_id, now + len(new), assessments))
+            new.append((_info(row, trace_id, where, now + len(new), assessments), row))
             continue
         missing, others = _compare(assessments, info)
         added += missing
         differing += [(number, trace_id, *other) for other in others]
         reason = "already there"
         if not has_spans(info):
-            new.append(_NewTrace(row, trace_id, int(info.request_time), [], has_info=True))
+            new.append((info, row))
             reason = "was there without its spans, completed"
         reason += f", {len(missing)} labels or expectations added" if missing else ""
         reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
         skipped.append((number, trace_id, reason))
-    _write_traces(new, where, progress=progress)
+    _write_traces(new, where, stored, progress=progress)
     log_assessments(added, progress=progress, desc="labels")
-    written = [a for one in new for a in one.assessments] + added
+    written = [a for info, _ in new if info.trace_id not in stored for a in info.assessments]
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
         created=len(rows) - len(skipped),
-        labels=sum(assessment.feedback is not None for assessment in written),
+        labels=sum(assessment.feedback is not None for assessment in written + added),
         experiment_id=where,
-        differing=pd.DataFrame(differing, columns=_DIFFERING),
+        differing=pd.DataFrame(
+            differing, columns=["row", "trace_id", "annotator", "label", "stored"]
+        ),
     )
 
 
@@ -247,10 +251,14 @@ def _compare(
     missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
     for one in assessments:
-        current = _current(one, info)
-        if current is None:
+        # An annotator has one label, and a trace one expectation of a name.
+        place = slice(0, 4 if one.feedback is not None else 2)
+        there = [a for a in info.assessments if signature(a)[place] == signature(one)[place]]
+        there = [a for a in in_order(there) if a.feedback is None or a.feedback.error is None]
+        if not there:
             missing.append(one)
             continue
+        current = ([a for a in there if a.valid is not False] or there)[-1]
         *_, value, rationale = signature(one)
         *_, stored, stored_rationale = signature(current)
         if one.feedback is None or (value == stored and rationale in ("", stored_rationale)):
@@ -265,110 +273,96 @@ def _compare(
     return [a for a in missing if a.assessment_id not in ids], differing
 
 
-def _current(one: Assessment, info: TraceInfo) -> Assessment | None:
-    """Return what is stored in place of an assessment: a valid one, else the latest."""
-    # An annotator has one label, and a trace one expectation of a name.
-    place = slice(0, 4 if one.feedback is not None else 2)
-    there = [a for a in info.assessments if signature(a)[place] == signature(one)[place]]
-    return max(
-        (a for a in there if a.feedback is None or a.feedback.error is None),
-        key=lambda a: (a.valid is not False, a.create_time_ms or 0, a.assessment_id or ""),
-        default=None,
-    )
-
-
 # -- new traces -----------------------------------------------------------------------------
 
 
-@dataclass
-class _NewTrace:
-    """A row on its way into the store; ``has_info`` once all but its spans is there."""
-
-    row: Row
-    trace_id: str
-    start_ms: int
-    assessments: list[Assessment]
-    has_info: bool = False
-
-
-def _write_traces(new: Sequence[_NewTrace], where: str, *, progress: bool) -> None:
+def _write_traces(
+    new: Sequence[New], where: str, stored: Collection[str], *, progress: bool
+) -> None:
     """Write traces of one span each, with their assessments, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
-    with tqdm(total=len(new), desc="import", disable=hidden) as bar:
+    with bar(total=len(new), desc="import", disable=hidden) as shown:
         try:
             for batch in _batches(new):
-                _write_batch(client, batch, where)
-                bar.update(len(batch))
+                _write_batch(client, batch, where, stored)
+                shown.update(len(batch))
         except KeyboardInterrupt:
-            bar.write("Interrupted. Run the same import again to add the rows that are missing.")
+            say("Interrupted. Run the same import again to add the rows that are missing.")
             raise
 
 
-def _batches(new: Sequence[_NewTrace]) -> Iterator[list[_NewTrace]]:
-    batch: list[_NewTrace] = []
+def _batches(new: Sequence[New]) -> Iterator[list[New]]:
+    batch: list[New] = []
     size = 0
-    for one in new:
-        batch.append(one)
-        size += len(_to_json([one.row.inputs, one.row.outputs]))
+    for info, row in new:
+        batch.append((info, row))
+        size += len(_to_json([row.inputs, row.outputs]))
         if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     yield from [batch] if batch else []
 
 
-def _write_batch(client: TracingClient, batch: Sequence[_NewTrace], where: str) -> None:
+def _write_batch(
+    client: TracingClient, batch: Sequence[New], where: str, stored: Collection[str]
+) -> None:
     """Write one batch: all its spans in one transaction, then the assessments that are left."""
     together = has_transactions(client.store)
+    spans: list[Span] = []
+    left: list[Assessment] = []
     try:
-        for one in batch:
-            # This call takes assessments along, which on a server would be requests of their own.
-            by_itself = _is_broken(one.row) or (one.assessments and not together)
-            if by_itself and not one.has_info:
-                retrying(client.start_trace, _info(one, where))
-                one.has_info = True
-        retrying(client.log_spans, where, [_span(one) for one in batch])
+        for info, row in batch:
+            is_there = info.trace_id in stored
+            if not is_there and (_is_broken(row) or (info.assessments and not together)):
+                # This call takes assessments along, which on a server are requests of their own.
+                retrying(client.start_trace, info)
+                is_there = True
+            elif not is_there:
+                left += info.assessments
+            spans.append(_span(info, row, {} if is_there else info.tags))
+        retrying(client.log_spans, where, spans)
     except Exception as error:
         raise not_written("The traces", error) from None
-    left = [a for one in batch if not one.has_info for a in one.assessments]
     log_assessments(left, progress=False)
 
 
-def _info(new: _NewTrace, where: str) -> TraceInfo:
+def _info(
+    row: Row, trace_id: str, where: str, start_ms: int, assessments: list[Assessment]
+) -> TraceInfo:
     # MLflow takes previews from the span, but could not store one with a broken character.
-    broken = _is_broken(new.row)
+    broken = _is_broken(row)
     return TraceInfo(
-        trace_id=new.trace_id,
+        trace_id=trace_id,
         trace_location=TraceLocation.from_experiment_id(where),
-        request_time=new.start_ms,
+        request_time=start_ms,
         execution_duration=0,
         state=TraceState.OK,
-        request_preview=_to_json(new.row.inputs)[:1000] if broken else None,
-        response_preview=_to_json(new.row.outputs)[:1000] if broken else None,
-        tags={"mlflow.traceName": _TRACE_NAME, **new.row.tags},
-        assessments=new.assessments,
+        request_preview=_to_json(row.inputs)[:1000] if broken else None,
+        response_preview=_to_json(row.outputs)[:1000] if broken else None,
+        tags=_NAME_TAG | row.tags,
+        assessments=assessments,
     )
 
 
-def _span(new: _NewTrace) -> Span:
+def _span(info: TraceInfo, row: Row, tags: dict[str, str]) -> Span:
+    """Return the root span; ``tags`` are those of a trace that it makes."""
     attributes = {
-        "mlflow.traceRequestId": json.dumps(new.trace_id),
+        "mlflow.traceRequestId": json.dumps(info.trace_id),
         "mlflow.spanType": json.dumps("UNKNOWN"),
-        "mlflow.spanInputs": _attribute(new.row.inputs),
-        "mlflow.spanOutputs": _attribute(new.row.outputs),
+        "mlflow.spanInputs": _attribute(row.inputs),
+        "mlflow.spanOutputs": _attribute(row.outputs),
     }
-    if not new.has_info:
-        tags = {"mlflow.traceName": _TRACE_NAME, **new.row.tags}
-        attributes |= {f"mlflow.traceTag.{k}": _attribute(v) for k, v in tags.items()}
-    sides = [side for side in (new.row.inputs, new.row.outputs) if isinstance(side, dict)]
+    attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
+    sides = [side for side in (row.inputs, row.outputs) if isinstance(side, dict)]
     if any(has_lone_surrogate(str(side.get("model"))) for side in sides):
         # MLflow takes a model's name from here, and could not store a broken one.
         attributes["mlflow.llm.model"] = json.dumps("unknown")
-    number = int(new.trace_id.removeprefix("tr-"), 16)
-    start = new.start_ms * 1_000_000
+    number = int(info.trace_id.removeprefix("tr-"), 16)
+    start = int(info.request_time) * 1_000_000
     return Span(
         ReadableSpan(
-            name=_TRACE_NAME,
+            name=_NAME_TAG["mlflow.traceName"],
             context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
             start_time=start,
             end_time=start,

@@ -8,24 +8,25 @@ verdicts of a judge (`workbench.log_verdicts`) differ from labels in their sourc
 from __future__ import annotations
 
 import difflib
-import itertools
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
-from mlflow.entities import Assessment, Feedback, Trace, TraceInfo
+from mlflow.entities import Assessment, Feedback, Trace
 
 from workbench.formatting import html_table
-from workbench.scale import Scale, is_missing
+from workbench.scale import is_missing
 from workbench.store.assessments import (
+    AFTER_VERDICT_KEY,
     DECISION_KEY,
     RUBRIC_KEY,
-    is_after_verdict,
+    has_mark,
+    in_order,
     log_assessments,
     make_feedback,
     now_ms,
@@ -54,7 +55,7 @@ class Logged:
     written, present
         Numbers of rows written now, and of rows that were in the store already.
     skipped
-        Rows that hold nothing to write: ``row`` (counted from 0), ``reason``.
+        Rows that were not to be written: ``row`` (counted from 0), ``reason``.
     replaced
         Number of traces on which another rating by the same source was replaced.
     """
@@ -103,7 +104,8 @@ def log_labels(
         Who gave the labels: the name itself. Labels of several people take several calls.
     value, rationale
         Columns with the labels and the annotator's reasons. Values are kept as given, also
-        abstentions such as ``N/A``; rows without one are skipped and listed.
+        abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
+        on one trace all but the last.
 
     Returns
     -------
@@ -150,101 +152,86 @@ def log_feedback_table(
     value: str,
     rationale: str | None = None,
     metadata: dict[str, str] | None = None,
-    scale: Scale | None = None,
     progress: bool = True,
 ) -> Logged:
-    """Write a table of ratings as feedback, one a row, none twice (see `log_labels`).
+    """Write a table of ratings by one source as feedback, one a trace, none twice.
 
-    Rows by one source on one trace follow one another; those that already end what it has stored
-    are present. Nothing is written where a column is missing, a value cannot be stored or does
-    not lie on ``scale``, or a trace is unknown.
+    See `log_labels`. Nothing is written where a column is missing, a value cannot be stored, or a
+    trace is unknown.
     """
     check_text("name", name)
     check_text("source", source_id)
-    rows, skipped = _read_ratings(read_table(table), value, rationale, scale)
-    source: dict[str, Any] = {"source_type": source_type, "source_id": source_id}
-    given: dict[str, list[Feedback]] = {}
-    for trace_id, rating, because in rows:
-        feedback = make_feedback(
-            trace_id, name, rating, rationale=because, metadata=metadata, **source
-        )
-        given.setdefault(trace_id, []).append(feedback)
+    ratings, skipped = _read_ratings(read_table(table), value, rationale)
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0
-    for trace in fetch_traces(list(given), spans=False):
-        feedbacks = given[trace.info.trace_id]
-        stored = [a for a in trace.info.assessments if _is_replaced_by(feedbacks[0], a)]
-        stored.sort(key=lambda a: (a.create_time_ms or 0, a.assessment_id or ""))
-        missing = _not_stored(feedbacks, stored, trace.info, start)
-        new += missing
-        replaced += bool(missing and stored and signature(stored[-1]) != signature(missing[-1]))
+    for trace in fetch_traces(list(ratings), spans=False):
+        rating, because = ratings[trace.info.trace_id]
+        made = make_feedback(
+            trace.info.trace_id,
+            name,
+            rating,
+            source_type=source_type,
+            source_id=source_id,
+            rationale=because,
+            metadata=metadata,
+        )
+        stored = [a for a in in_order(trace.info.assessments) if _is_replaced_by(made, a)]
+        if stored and signature(stored[-1]) == signature(made):
+            continue
+        if made.assessment_id in {a.assessment_id for a in trace.info.assessments}:
+            made.assessment_id = None  # said before and changed since: a new one
+        # Later than all before it, whatever the clocks say.
+        made.create_time_ms = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
+        made.last_update_time_ms = made.create_time_ms
+        new.append(made)
+        replaced += bool(stored)
     written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
-    listed = pd.DataFrame(skipped, columns=["row", "reason"])
-    return Logged(name, written, len(rows) - written, listed, replaced)
+    listed = pd.DataFrame(sorted(skipped), columns=["row", "reason"])
+    return Logged(name, written, len(ratings) - written, listed, replaced)
 
 
 def _read_ratings(
-    table: pd.DataFrame, value: str, rationale: str | None, scale: Scale | None
-) -> tuple[list[tuple[str, Any, str | None]], list[tuple[int, str]]]:
-    """Return (trace id, value, rationale) of each row that has them, and the rows that do not."""
+    table: pd.DataFrame, value: str, rationale: str | None
+) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
+    """Return (value, rationale) by trace id, and the rows that are not to be written."""
     require_columns(table, "trace_id", ["trace_id"])
     require_columns(table, "value", [value])
     require_columns(table, "rationale", [] if rationale is None else [rationale])
-    rows: list[tuple[str, Any, str | None]] = []
+    last: dict[str, tuple[int, tuple[Any, str | None]]] = {}
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
     reasons = [None] * len(table) if rationale is None else table[rationale].tolist()
     cells = zip(table["trace_id"].tolist(), table[value].tolist(), reasons, strict=True)
     for row, (trace_id, raw, because) in enumerate(cells):
-        if is_missing(trace_id):
-            skipped.append((row, "without a trace_id"))
-        elif is_missing(raw):
-            skipped.append((row, "without a value"))
-        else:
-            try:
-                rows.append((str(trace_id), *read_rating(raw, because, scale)))
-            except ValueError as error:
-                bad.append((row, str(error)))
+        if is_missing(trace_id) or is_missing(raw):
+            what = "a trace_id" if is_missing(trace_id) else "a value"
+            skipped.append((row, f"without {what}"))
+            continue
+        try:
+            rating = read_rating(raw, because)
+        except ValueError as error:
+            bad.append((row, str(error)))
+            continue
+        if str(trace_id) in last:
+            skipped.append((last[str(trace_id)][0], "followed by another on the same trace"))
+        last[str(trace_id)] = (row, rating)
     raise_bad_rows(bad, len(table), "logged")
-    return rows, skipped
+    return {trace_id: rating for trace_id, (_, rating) in last.items()}, skipped
 
 
 def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
     """Whether a stored assessment is valid feedback that ``new`` would replace."""
-    before, after = stored.metadata or {}, new.metadata or {}
+    before = stored.metadata or {}
     return (
         signature(stored)[:4] == signature(new)[:4]
         and stored.valid is not False
         and stored.feedback.error is None
-        # A decision of the same person is no label of theirs.
-        and before.get(DECISION_KEY) == after.get(DECISION_KEY)
-        # A label given after its author saw the verdict never replaces one given blind.
-        and is_after_verdict(stored) == is_after_verdict(new)
-        and all(before.get(key) == value for key, value in after.items())
+        # A decision of the same person is no label of theirs, and a label given after its author
+        # saw the verdict is never replaced by one given blind, nor the other way round.
+        and all(has_mark(stored, k) == has_mark(new, k) for k in (DECISION_KEY, AFTER_VERDICT_KEY))
+        and all(before.get(key) == value for key, value in (new.metadata or {}).items())
     )
-
-
-def _not_stored(
-    given: Sequence[Feedback], stored: Sequence[Assessment], info: TraceInfo, start: int
-) -> list[Feedback]:
-    """Return those of one source's successive ratings of a trace that must still be written.
-
-    They get times after all that is stored, and ids that are not taken.
-    """
-    wanted = [next(same) for _, same in itertools.groupby(given, signature)]
-    there = [said for said, _ in itertools.groupby(map(signature, stored))]
-    said = [signature(feedback) for feedback in wanted]
-    # What a call wrote before it was killed, or all of it, ends what is stored.
-    overlap = max(k for k in range(len(wanted) + 1) if there[len(there) - k :] == said[:k])
-    taken = {a.assessment_id for a in info.assessments}
-    earliest = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
-    for number, feedback in enumerate(wanted[overlap:]):
-        if feedback.assessment_id in taken:
-            feedback.assessment_id = None  # said before and changed since: a new one
-        taken.add(feedback.assessment_id)
-        feedback.create_time_ms = feedback.last_update_time_ms = earliest + number
-    return wanted[overlap:]
 
 
 # -- labels and decisions read --------------------------------------------------------------
@@ -264,17 +251,16 @@ class Label:
     assessment_id: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(Label):
     """What an adjudicator decided about one trace; the labels stay beside it."""
 
-    trace_id: str
-    by: str
-    value: Any
-    rationale: str | None
-    created_ms: int
-    after_verdict: bool = False
-    rubric_version: int | None = None
+    @property
+    def by(self) -> str:
+        """Who decided."""
+        return self.annotator
+
+
+Kind = TypeVar("Kind", bound=Label)
 
 
 def folded(name: str) -> str:
@@ -287,32 +273,19 @@ def same_person(one: str, other: str) -> bool:
     return folded(one) == folded(other)
 
 
-def label_records(traces: Iterable[Trace], name: str) -> list[Label]:
+def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -> list[Label]:
     """Return the labels that count, at most one a trace and annotator, in order of the traces.
 
     Only feedback under exactly ``name`` counts, unless it was overridden or holds no value. Of
     several by one annotator the latest counts, except that a label given after its author saw the
-    verdict never replaces one given blind, not even by overriding it.
+    verdict never replaces one given blind, not even by overriding it; with ``latest`` it does.
     """
-    return _records(traces, name, lambda label: (not label.after_verdict, label.created_ms))
-
-
-def latest_records(traces: Iterable[Trace], name: str) -> list[Label]:
-    """Return each annotator's latest label of each trace, given blind or after the verdict."""
-    return _records(traces, name, lambda label: label.created_ms)
-
-
-def _records(traces: Iterable[Trace], name: str, rank: Callable[[Label], Any]) -> list[Label]:
-    """Return, of each annotator's labels of a trace that count, the one of highest rank."""
     records: list[Label] = []
     for trace in traces:
-        given, _ = _labels_and_decisions(trace, name)
-        labels = [
-            Label(annotator=_annotator(one), assessment_id=one.assessment_id, **_said(trace, one))
-            for one in given
-            if _counts(one, given)
-        ]
-        labels.sort(key=lambda label: (rank(label), label.assessment_id))
+        given = [one for one, decides in _given(trace, name) if not decides]
+        labels = [_record(Label, trace, one) for one in given if _counts(one, given)]
+        if not latest:
+            labels.sort(key=lambda label: not label.after_verdict)  # of equals the later stays last
         chosen = {label.annotator: label for label in labels}
         records += [label for _, label in sorted(chosen.items())]
     return records
@@ -324,30 +297,17 @@ def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
         [(trace, one) for one in decision_feedback(trace, name) if one.valid is not False]
         for trace in traces
     ]
-    return [Decision(by=_annotator(made[-1][1]), **_said(*made[-1])) for made in valid if made]
-
-
-def _said(trace: Trace, given: Feedback) -> dict[str, Any]:
-    """Return what labels and decisions have in common."""
-    version = str((given.metadata or {}).get(RUBRIC_KEY, ""))
-    return {
-        "trace_id": trace.info.trace_id,
-        "value": given.value,
-        "rationale": given.rationale or None,
-        "created_ms": int(given.create_time_ms or 0),
-        "after_verdict": is_after_verdict(given),
-        "rubric_version": int(version) if version.isdecimal() else None,
-    }
+    return [_record(Decision, *made[-1]) for made in valid if made]
 
 
 def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
     """Return all decisions about a trace, overridden ones too, the latest last."""
-    return _labels_and_decisions(trace, name)[1]
+    return [one for one, decides in _given(trace, name) if decides]
 
 
 def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
     """Return names that look like ``name``, and how much valid human feedback each has."""
-    valid = [one for trace in traces for one in _human_feedback(trace) if one.valid is not False]
+    valid = [one for trace in traces for one in _human(trace) if one.valid is not False]
     counts = Counter(one.name for one in valid if one.name != name)
     wanted = _letters(name)
     return {
@@ -357,7 +317,11 @@ def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
     }
 
 
-def _human_feedback(trace: Trace) -> list[Feedback]:
+def _letters(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name).casefold()
+
+
+def _human(trace: Trace) -> list[Feedback]:
     return [
         one
         for one in trace.info.assessments
@@ -365,22 +329,30 @@ def _human_feedback(trace: Trace) -> list[Feedback]:
     ]
 
 
-def _labels_and_decisions(trace: Trace, name: str) -> tuple[list[Feedback], list[Feedback]]:
-    """Return people's feedback under the name that holds a value, both kinds the latest last.
-
-    A decision is marked as one, or overrides one, as MLflow's own page does.
-    """
-    labels: list[Feedback] = []
-    decisions: list[Feedback] = []
+def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
+    """Yield people's feedback under the name that holds a value, the latest last, and whether it
+    is a decision: it is marked as one, or overrides one, as MLflow's own page does."""
     decided: set[str | None] = set()
-    given = [one for one in _human_feedback(trace) if one.name == name]
-    for one in sorted(given, key=lambda one: (one.create_time_ms or 0, one.assessment_id or "")):
-        marked = str((one.metadata or {}).get(DECISION_KEY, "")).lower() == "true"
-        if is_decision := marked or bool(one.overrides and one.overrides in decided):
+    for one in in_order([one for one in _human(trace) if one.name == name]):
+        decides = has_mark(one, DECISION_KEY) or bool(one.overrides and one.overrides in decided)
+        if decides:
             decided.add(one.assessment_id)
         if one.feedback.error is None and not is_missing(one.value):
-            (decisions if is_decision else labels).append(one)
-    return labels, decisions
+            yield one, decides
+
+
+def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
+    version = str((given.metadata or {}).get(RUBRIC_KEY, ""))
+    return kind(
+        trace_id=trace.info.trace_id,
+        annotator=_annotator(given),
+        value=given.value,
+        rationale=given.rationale or None,
+        created_ms=int(given.create_time_ms or 0),
+        after_verdict=has_mark(given, AFTER_VERDICT_KEY),
+        rubric_version=int(version) if version.isdecimal() else None,
+        assessment_id=given.assessment_id,
+    )
 
 
 def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:
@@ -388,13 +360,9 @@ def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:
         return True
     # Overridden: it still counts if it was given blind and changed after seeing the verdict.
     newer = [one for one in given if one.overrides and one.overrides == label.assessment_id]
-    authors = {(_annotator(one), is_after_verdict(one)) for one in newer}
-    return not is_after_verdict(label) and authors == {(_annotator(label), True)}
+    authors = {(_annotator(one), has_mark(one, AFTER_VERDICT_KEY)) for one in newer}
+    return not has_mark(label, AFTER_VERDICT_KEY) and authors == {(_annotator(label), True)}
 
 
 def _annotator(feedback: Feedback) -> str:
     return feedback.source.source_id or "default"
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", name).casefold()

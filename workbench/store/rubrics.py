@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError
 from workbench.formatting import html_table
-from workbench.store.labels import Decision, Label, folded, label_records, latest_records
+from workbench.store.labels import Decision, Label, folded, label_records
 from workbench.store.tables import check_text
 from workbench.store.traces import (
     all_pages,
@@ -238,7 +238,7 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
-    latest = sorted(latest_records(fetched, name), key=lambda label: label.created_ms)
+    latest = sorted(label_records(fetched, name, latest=True), key=lambda label: label.created_ms)
     stale = {(one.trace_id, folded(one.annotator)): history.is_earlier(one) for one in latest}
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))

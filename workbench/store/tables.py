@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
-from workbench import compat
 from workbench.errors import ArgumentError, TableError
 from workbench.scale import Scale, is_missing
 
@@ -83,27 +82,23 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
             "with pandas.read_csv(path, encoding=..., dtype=str, keep_default_na=False) and give "
             "the DataFrame."
         ) from error
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
+        raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     # pandas would rename columns, take the first for an index where rows are wider than the
     # header, and fill up those that are shorter.
     csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text, strict=True)
-            lines = [(reader.line_num, cells) for cells in reader if cells]
-    except csv.Error as error:
-        raise TableError(f"{str(path)!r} is no well-formed CSV: {error}.") from error
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        reader = csv.reader(text, strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
     if not lines:
-        raise TableError(f"{str(path)!r} is empty.")
+        raise ValueError("it is empty")
     (_, header), *rows = lines
     for line, cells in rows:
         if len(cells) != len(header):
-            raise TableError(
-                f"{str(path)!r} is no well-formed CSV: line {line} has {len(cells)} cells, the "
-                f"header has {len(header)}."
-            )
+            raise ValueError(f"line {line} has {len(cells)} cells, the header has {len(header)}")
     return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
 
 
@@ -111,18 +106,12 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
             try:
-                records.append({**json.loads(line)})
-            except RecursionError:
-                what = f"{str(path)!r}, line {number}: its values are nested too deeply to be read"
-                raise TableError(f"{what}. Flatten them.") from None
-            except (ValueError, TypeError) as error:
-                what = f"{str(path)!r}, line {number} is no JSON object"
-                raise TableError(f"{what}: {error}.") from error
+                records += [{**json.loads(line)}] if line.strip() else []
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ValueError(f"line {number} is no JSON object: {error}") from None
     if not records:
-        raise TableError(f"{str(path)!r} is empty.")
+        raise ValueError("it is empty")
     # Without dtype=object a whole number in a column with gaps would become a float.
     return pd.DataFrame(records, dtype=object)
 
@@ -134,8 +123,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise TableError(
             "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
         ) from error
-    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
-        raise TableError(f"{str(path)!r} is no readable Parquet file: {error}") from error
 
 
 # -- columns --------------------------------------------------------------------------------
@@ -220,23 +207,24 @@ def read_rows(
 ) -> list[Row]:
     """Return the rows of the table in plain values, or raise `TableError` with all bad ones."""
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
-    columns = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
+    sides = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
-    rated = [column for pair in raters.values() for column in pair if column is not None]
-    for argument, by_key in columns.items():
-        require_columns(table, argument, by_key.values())
-    require_columns(table, "labels", rated)
-    for key in columns["tags"]:
-        _check_tag_key(key)
-
-    used = dict.fromkeys([c for by_key in columns.values() for c in by_key.values()] + rated)
-    cells = {column: table[column].tolist() for column in used}
+    named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
+    named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
+    for argument, columns in named.items():
+        require_columns(table, argument, columns)
+    for key in sides["tags"]:
+        if key.startswith("mlflow.") or not re.fullmatch(r"[\w.:/ -]{1,250}", key):
+            raise ArgumentError(
+                f"tags: MLflow does not take {key!r} as a key. A key has at most 250 letters, "
+                "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
+            )
+    used = list(dict.fromkeys(column for columns in named.values() for column in columns))
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
-    for number in range(len(table)):
-        raw = {column: values[number] for column, values in cells.items()}
+    for number, cells in enumerate(table[used].itertuples(index=False, name=None)):
         problems: list[str] = []
-        rows.append(_read_row(raw, columns, raters, problems))
+        rows.append(_read_row(dict(zip(used, cells, strict=True)), sides, raters, problems))
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
     if isinstance(outputs, (list, tuple, Mapping)):
@@ -245,49 +233,36 @@ def read_rows(
 
 
 def _read_row(
-    raw: dict[str, Any], columns: dict[str, dict[str, str]], raters: Raters, problems: list[str]
+    raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters, problems: list[str]
 ) -> Row:
     """Return the row, with a dict of outputs, and add to ``problems`` what is wrong with it."""
-    sides: dict[str, dict[str, Any]] = {}
-    for argument, by_key in columns.items():
+    read: dict[str, dict[str, Any]] = {}
+    for argument, by_key in sides.items():
         needed = argument in ("inputs", "outputs")
-        sides[argument] = {}
+        cells: dict[str, Any] = {}
         for key, column in by_key.items():
             try:
-                if needed or not is_missing(raw[column]):
-                    sides[argument][key] = plain(raw[column])
+                cells[key] = plain(raw[column])
             except ValueError as error:
                 problems.append(f"column {column!r} holds {error}")
-        if needed and all(_is_null(raw[column]) for column in by_key.values()):
+        if needed and len(cells) == len(by_key) and set(map(type, cells.values())) == {type(None)}:
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
-    tags = {key: _as_text(tag) for key, tag in sides["tags"].items()}
+        read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
+    tags = {key: _as_text(tag) for key, tag in read["tags"].items()}
     for key, text in tags.items():
         if len(text) > 8000:  # MLflow would cut it off
             problems.append(f"tag {key!r} is longer than 8000 characters")
         if has_lone_surrogate(text):
             problems.append(f"tag {key!r} holds half of a surrogate pair")
     labels: dict[str, tuple[Any, str | None]] = {}
-    for annotator, (column, rationale) in raters.items():
-        if is_missing(raw[column]):
-            continue
+    for annotator, (column, why) in raters.items():
         try:
-            because = None if rationale is None else raw[rationale]
-            labels[annotator] = read_rating(raw[column], because)
+            if not is_missing(raw[column]):
+                labels[annotator] = read_rating(raw[column], None if why is None else raw[why])
         except ValueError as error:
             problems.append(f"label of {annotator!r}: {error}")
-    return Row(sides["inputs"], sides["outputs"], sides["expectations"], tags, labels)
-
-
-def _check_tag_key(key: str) -> None:
-    try:
-        compat.check_tag_key(key)
-        problem = "it begins with 'mlflow.'" if key.startswith("mlflow.") else ""
-        problem = problem or "it is longer than 250 characters" * (len(key) > 250)
-    except MlflowException as error:
-        problem = str(error)
-    if problem:
-        raise ArgumentError(f"tags: MLflow does not take {key!r} as a key: {problem}. Rename it.")
+    return Row(read["inputs"], read["outputs"], read["expectations"], tags, labels)
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -332,7 +307,7 @@ def _plain(cell: Any) -> Any:
         return str.__str__(cell)  # without a subclass that prints itself otherwise
     if isinstance(cell, bool):
         return cell
-    if _is_null(cell):
+    if cell is None or (pd.api.types.is_scalar(cell) and pd.isna(cell)):
         return None
     if isinstance(cell, int):
         if not -(2**63) <= cell < 2**63:
@@ -352,11 +327,6 @@ def _plain(cell: Any) -> Any:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
         return {str.__str__(key): _plain(value) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
-
-
-def _is_null(cell: Any) -> bool:
-    """Whether a cell holds None, nan, NaT or pandas.NA. Empty text is a value."""
-    return cell is None or (pd.api.types.is_scalar(cell) and bool(pd.isna(cell)))
 
 
 def _as_text(value: Any) -> str:
@@ -395,9 +365,7 @@ def read_rating(raw: Any, rationale: Any, scale: Scale | None = None) -> tuple[A
     because = None if is_missing(rationale) else str(rationale)
     for what, text in (("value", _as_text(value)), ("rationale", because or "")):
         if has_lone_surrogate(text):
-            raise ValueError(
-                f"the {what} holds half of a surrogate pair, which MLflow cannot store here"
-            )
+            raise ValueError(f"the {what} holds half of a surrogate pair, which cannot be stored")
     if scale is not None:
         scale.normalise(value)
     return value, because

@@ -1,6 +1,6 @@
-"""MLflow traces: which store is active, reading traces, and traces as examples for a judge.
+"""The MLflow store: which one is active, what it says when it fails, and reading its traces.
 
-Paging, batches, retries and what a failing store says are settled here for the whole package.
+Paging, batches, retries and messages are settled here for the whole package.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,31 +49,19 @@ def address() -> str:
 
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
-_WRONG_TABLES = (
-    "its tables are incomplete or of another version of MLflow. Use that version, restore a "
-    "backup, or use another store"
-)
-_SQL_REASONS = {
-    "database is locked": "the database is locked by another program; try again in a moment",
-    "disk is full": "the disk is full",
-    "readonly database": "the database file or its folder cannot be written to",
-    "unable to open database": "the database file cannot be opened",
-    "already exists": _WRONG_TABLES,
-    "no such": _WRONG_TABLES,
-}
-
 
 def store_message(error: BaseException) -> str:
     """Return what a failure of the store means, without SQL and without credentials.
 
-    What a database says goes to the log, since it repeats whole statements and their values.
+    The whole of what a database says goes to the log, as it repeats statements and their values.
     """
     text = scrubbed(str(error), mlflow.get_tracking_uri())
-    if not _SQL.search(text):
+    if not (found := _SQL.search(text)):
         return text
     _log.info("the MLflow store failed: %s", text)
-    known = (reason for mark, reason in _SQL_REASONS.items() if mark in text.lower())
-    return next(known, f"the database reported an error, which logger {__name__!r} has at INFO")
+    reason = re.split(r"\[SQL:|\n", text[found.start() :])[0]
+    reason = _SQL.sub("", reason).strip() or type(error).__name__
+    return f"the database reported an error ({reason}); logger {__name__!r} has it at INFO"
 
 
 def not_written(what: str, error: BaseException) -> StoreError:
@@ -129,16 +117,13 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
         return compat.active_experiment_id()
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
-    try:
-        if found is None and name.isdigit():
+    if found is None and name.isdigit():
+        with suppress(MlflowException):  # there is no such id
             found = mlflow.get_experiment(name)
-        elif found is None and create:
+    elif found is None and create:
+        with suppress(MlflowException):  # another process was faster to create it
             return str(mlflow.create_experiment(name))
-    except MlflowException as error:
-        # There is no such id, or another process was faster to create the name.
         found = mlflow.get_experiment_by_name(name)
-        if found is None and error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
     if found is None:
         raise StoreError(
             f"There is no experiment {name!r} in {address()}. Check the name "
@@ -185,26 +170,25 @@ def fetch_traces(
         In the order given, each once; else by request time and trace id.
     """
     _await_pending_traces()
-    client = TracingClient()
     given: dict[str, Trace | None] = {}
     if traces is None or (isinstance(traces, str) and not _is_trace_id(traces)):
-        infos = _search(client, find_experiment_id(experiment, create=False), traces)
+        infos = _search(find_experiment_id(experiment, create=False), traces)
     else:
         given = _by_id(traces)
-        found = trace_infos(list(given), experiment=experiment)
-        known = {i: found.get(i) or (one and one.info) for i, one in given.items()}
-        unknown = [i for i, info in known.items() if info is None]
+        found = {i: one.info for i, one in given.items() if one is not None}
+        found |= trace_infos(list(given), experiment=experiment)
+        unknown = [i for i in given if i not in found]
         if unknown and not missing_ok:
             raise StoreError(
-                f"{len(unknown)} of {len(known)} trace ids are not in the store at "
+                f"{len(unknown)} of {len(given)} trace ids are not in the store at "
                 f"{address()}: {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}. "
                 "Check the ids and the tracking URI."
             )
-        infos = [info for info in known.values() if info is not None]
-    if not spans:
-        return [Trace(info, TraceData(spans=[])) for info in infos]
-    loaded = {i: one.data for i, one in given.items() if one is not None and one.data.spans}
-    loaded |= load_spans(client, [info for info in infos if info.trace_id not in loaded])
+        infos = [found[i] for i in given if i in found]
+    loaded: dict[str, TraceData] = {}
+    if spans:
+        loaded = {i: one.data for i, one in given.items() if one is not None and one.data.spans}
+        loaded |= load_spans(TracingClient(), [i for i in infos if i.trace_id not in loaded])
     return [Trace(info, loaded.get(info.trace_id) or TraceData(spans=[])) for info in infos]
 
 
@@ -232,26 +216,22 @@ def trace_infos(
 
     With ``elsewhere=False`` only the experiment is searched.
     """
-    client = TracingClient()
     found: dict[str, TraceInfo] = {}
     where = find_experiment_id(experiment, create=False)
     # A search for ids is ten times faster than MLflow's batch call, but needs the experiment,
     # so it goes first and the batch call finds what lies elsewhere.
     for chunk in _chunks([i for i in ids if re.fullmatch(r"[\w:./-]+", i)], PAGE):
         quoted = ",".join(f"'{i}'" for i in chunk)
-        found |= {i.trace_id: i for i in _search(client, where, f"request_id IN ({quoted})")}
+        found |= {i.trace_id: i for i in _search(where, f"request_id IN ({quoted})")}
     others = [i for i in ids if elsewhere and i not in found and not has_lone_surrogate(i)]
     for chunk in _chunks(others, _BATCH):
-        found |= {info.trace_id: info for info in client.store.batch_get_trace_infos(chunk)}
+        infos = TracingClient().store.batch_get_trace_infos(chunk)
+        found |= {info.trace_id: info for info in infos}
     return found
 
 
-def has_spans(info: TraceInfo) -> bool:
-    """Whether the spans of a trace have arrived in the tracking store."""
-    return bool(info.tags.get(_SPANS_LOCATION) == "TRACKING_STORE")
-
-
-def _search(client: TracingClient, where: str, filter_string: str | None) -> list[TraceInfo]:
+def _search(where: str, filter_string: str | None) -> list[TraceInfo]:
+    client = TracingClient()
     traces = all_pages(
         lambda token: client.search_traces(
             locations=[where],
@@ -276,17 +256,21 @@ def all_pages(read: Callable[[str | None], Any]) -> list[Any]:
     return found
 
 
+def has_spans(info: TraceInfo) -> bool:
+    """Whether the spans of a trace have arrived in the tracking store."""
+    return bool(info.tags.get(_SPANS_LOCATION) == "TRACKING_STORE")
+
+
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
     """Read the spans of the given traces, by trace id; those without spans are left out."""
     here = [i.trace_id for i in infos if has_spans(i)]
     # Spans in an artifact or archive repository; the client knows the way to each.
     elsewhere = [i.trace_id for i in infos if not has_spans(i) and i.tags.get(_SPANS_LOCATION)]
-    loaded: list[Trace] = []
-    for chunk in _chunks(here, _BATCH):
-        loaded += client.store.batch_get_traces(chunk)
-    for chunk in _chunks(elsewhere, _BATCH):
-        loaded += client.batch_get_traces(chunk)
-    return {trace.info.trace_id: trace.data for trace in loaded}
+    batches = [
+        *map(client.store.batch_get_traces, _chunks(here, _BATCH)),
+        *map(client.batch_get_traces, _chunks(elsewhere, _BATCH)),
+    ]
+    return {trace.info.trace_id: trace.data for batch in batches for trace in batch}
 
 
 def _is_trace_id(text: str) -> bool:
@@ -298,9 +282,7 @@ def _by_id(traces: Any) -> dict[str, Trace | None]:
     if isinstance(traces, pd.DataFrame):
         require_columns(traces, "traces", ["trace_id"])
         traces = traces["trace_id"].tolist()
-    elif isinstance(traces, (str, Trace)):
-        traces = [traces]
-    traces = getattr(traces, "trace_ids", traces)
+    traces = [traces] if isinstance(traces, (str, Trace)) else getattr(traces, "trace_ids", traces)
     if not isinstance(traces, Iterable):
         raise ArgumentError(
             f"traces is a {type(traces).__name__}. Give None, a list of MLflow traces or of "
