@@ -44,7 +44,7 @@ _HOME = {
     "adjudicate": "pairing.adjudication",
     "agreement": "metrics.agreement",
     "align": "alignment.align",
-    "align_in_background": "widgets.progress",
+    "align_in_background": "alignment.background",
     "alignment_improvement": "alignment.align",
     "annotator_agreement": "metrics.annotators",
     "assess": "judging.assessment",

@@ -97,16 +97,16 @@ def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
     assert state.spent == f"{state.calls} of 500 calls"
     assert state.share_spent == state.calls / 500
     assert "learning" in repr(running)
-    assert not any(new for _, new in running.learned())
+    assert not any(new for _, new in running.view.learned)
     with pytest.raises(TimeoutError, match="cancel"):
         running.result(timeout=0.05)
     model.release()
     alignment = running.result(120)
     assert running.state.calls is not None
     assert state.calls < running.state.calls <= alignment.calls
-    lines = running.learned()
+    lines = running.view.learned
     assert "\n".join(line for line, _ in lines) == alignment.proposed.instructions
-    assert (TEXT, False) in lines
+    assert [TEXT, False] in lines
     assert {line for line, new in lines if new} >= {f"- {rule}" for rule in alignment.evidence}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from made_pairs import YES_NO, make_pairs
 
-from workbench.alignment.gate import Status, decide, majority_note
+from workbench.alignment.heldout import decide
+from workbench.alignment.result import Status
 from workbench.metrics.comparison import compare
 from workbench.scale import Scale
 
@@ -81,10 +82,9 @@ def test_the_majority_label_is_told_of_and_does_not_reject() -> None:
     """A judge that finds the rare class at the price of accuracy is taken, and it is said so."""
     human = ["yes"] * 48 + ["no"] * 12
     after = ["yes"] * 36 + ["no"] * 24
-    held = make_pairs(human, after)
-    assert verdict_on(YES_NO, human, ["no"] * 60, after, "better")[0] == "improved"
-    note = majority_note(held, held)
-    assert "Always giving 'yes'" in note
-    assert "80%" in note
-    assert majority_note(held, make_pairs(human, human)) == ""
-    assert majority_note(held, make_pairs(["fair"] * 10, ["fair"] * 10, STEPS)) == ""
+    status, reason = verdict_on(YES_NO, human, ["no"] * 60, after, "better")
+    assert status == "improved"
+    assert "Always giving 'yes'" in reason
+    assert "80%" in reason
+    better = verdict_on(YES_NO, human, ["no"] * 60, human, "better")
+    assert "Always giving" not in better[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from workbench.alignment.runs import AlignmentRun, RunLocation
+from workbench.alignment.runs import AlignmentRun
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,13 @@ def test_an_interrupted_run_says_how_it_ended(
     store: str, error: type[BaseException], status: str
 ) -> None:
     """What was written before stays, so that an interrupted test counts."""
-    run = AlignmentRun(RunLocation.active(), "test")
+    run = AlignmentRun()
 
     def interrupted() -> None:
         with run:
-            run.begin({"tag": "a"}, {"seed": 3}, {"split.json": {"n": 1}, "notes/a.txt": "ä"})
+            run.begin(
+                "test", {"tag": "a"}, {"seed": 3}, {"split.json": {"n": 1}, "notes/a.txt": "ä"}
+            )
             raise error
 
     with pytest.raises(error):
@@ -37,9 +39,9 @@ def test_an_interrupted_run_says_how_it_ended(
 
 def test_a_finished_run_holds_defined_metrics_only(store: str) -> None:
     """An undefined statistic is no number, and a plot would show it as one."""
-    run = AlignmentRun(RunLocation.active(), "test")
+    run = AlignmentRun()
     with run:
-        run.begin({}, {}, {})
+        run.begin("test", {}, {}, {})
         run.finish({"status": "improved"}, {"accuracy": 0.5, "kappa": float("nan")}, {})
     logged = mlflow.get_run(run.run_id)
     assert logged.info.status == "FINISHED"
@@ -49,20 +51,20 @@ def test_a_finished_run_holds_defined_metrics_only(store: str) -> None:
 def test_a_run_is_nested_in_what_was_active_when_it_was_located(store: str) -> None:
     """Another experiment may be active by then."""
     with mlflow.start_run() as parent:
-        location = RunLocation.active()
+        run = AlignmentRun()
     mlflow.set_experiment("elsewhere")
-    run = AlignmentRun(location, "test")
-    run.begin({}, {}, {})
+    run.begin("test", {}, {}, {})
     logged = mlflow.get_run(run.run_id)
     assert logged.info.experiment_id == parent.info.experiment_id
     assert logged.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
 def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
-    """The fault is kept, and later writes are not tried."""
-    run = AlignmentRun(RunLocation(store, "no such experiment", None), "test")
+    """The first fault is kept."""
+    run = AlignmentRun()
+    run.experiment_id = "no such experiment"
     with run:
-        run.begin({}, {}, {})
+        run.begin("test", {}, {}, {})
         run.finish({}, {"a": 1.0}, {})
     assert run.run_id is None
     assert "no such experiment" in run.fault

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.external import propose, requests_of_a_verdict
-from workbench.alignment.gate import Gate, decide, majority_note
 from workbench.alignment.heldout import (
-    AlignmentData,
     HeldOutTest,
-    TestSetUse,
-    begin_test,
+    decide,
+    read_data,
     score_held_out,
     usable,
 )
-from workbench.alignment.preflight import preflight, probed, to_keep
-from workbench.alignment.result import Alignment, Learned
-from workbench.alignment.runs import AlignmentRun, Watch, finish_run, origin_note, warn_of_faults
+from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
+from workbench.alignment.result import Alignment, Gate, Learned
+from workbench.alignment.runs import (
+    AlignmentData,
+    Watch,
+    begin_run,
+    count_looks,
+    fault_notes,
+    finish_run,
+)
+from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint
@@ -34,18 +39,16 @@ from workbench.metrics.comparison import compare
 from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Pairs, Split, dataset_digest
+from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.items import Item, labelled_items
+from workbench.simba.candidate import Candidate
+from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import FEW
-from workbench.store.traces import Example, fetch_traces, item_digest
+from workbench.store.traces import fetch_traces, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-EARLIER_WEIGHT = 0.25
-"""Weight of a label that the judge learned from before; a newer one has 1."""
 
 MAX_FAILURE_SHARE = 0.05
 """Default share of lost answers above which an optimizer is stopped."""
@@ -76,8 +79,8 @@ def align(
     traces that it did not learn from.
 
     The alignment is logged as an MLflow run, which begins before the held-out test, so that each
-    use of the held-out pairs is counted, an interrupted one included. Answers are cached: the
-    same call resumes an interrupted alignment and pays nothing twice.
+    use of the held-out pairs is counted. Answers are cached: the same call resumes an interrupted
+    alignment and pays nothing twice.
 
     Parameters
     ----------
@@ -93,14 +96,13 @@ def align(
         Share of the pairs held out, in (0, 1).
     groups
         What must stay on one side of the split (see `Pairs.split`). None keeps items with the
-        same inputs together, or equal items where nearly all inputs are the same. Equal items
-        are never separated. Traces that the judge learned from are never tested on.
+        same inputs together, or equal items where nearly all inputs are the same.
     budget
         Model calls at most, or a `workbench.Budget`, which `assess` can share. It covers the
         first call, learning, and the held-out test, for which its calls and a tenth more are
-        reserved. Cached answers cost nothing. When it is used up, `SIMBA` ends with the best
-        instructions so far, and any other optimizer is stopped with a `BudgetError`. A budget
-        given to `SIMBA` itself covers learning alone; give only one of the two.
+        reserved. When it is used up, `SIMBA` ends with the best instructions so far, and any
+        other optimizer is stopped with a `BudgetError`. A budget given to `SIMBA` itself covers
+        learning alone; give only one of the two.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
@@ -111,7 +113,7 @@ def align(
     progress
         Show the preflight table and progress bars.
     watch
-        Receives the stages and can end the alignment (see `workbench.align_in_background`).
+        Follows the stages and can end the alignment (see `workbench.align_in_background`).
 
     Raises
     ------
@@ -120,59 +122,54 @@ def align(
     ArgumentError
         When ``budget`` is given both here and to `SIMBA`, among others.
     ModelError
-        When the judge, the reflection model or the embedding model does not answer; the judge
-        stays as it was.
+        When one of the models does not answer; the judge stays as it was.
     CancelledError
         When ``watch`` ended it; no held-out test was made.
     """
     one_of("gate", gate, ["better", "significant", "none"])
     if max_failure_share is not None and not 0 <= max_failure_share <= 1:
         raise ArgumentError(f"max_failure_share={max_failure_share} must lie in [0, 1].")
-    if optimizer is None:
-        optimizer = SIMBA(seed=seed, progress=progress)
-    check_one_budget(optimizer, budget)
     started = time.monotonic()
+    optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
+    simba = optimizer if isinstance(optimizer, SIMBA) else None
+    check_one_budget(optimizer, budget)
     watch = watch or Watch()
-    data = AlignmentData.of(judge, pairs_or_traces, groups, test_size, seed, watch.location)
-    split = data.split
-    people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-    whole, learning = _budgets(judge, optimizer, budget)
+    data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed)
+    test = data.split.test
 
     watch.enter("preflight")
-    simba = optimizer if isinstance(optimizer, SIMBA) else None
+    whole = Budget.of(budget)
+    learning = Budget.of(simba.budget) if simba and budget is None else whole
+    learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
     # Chosen by content, so that it is the same item in every store.
-    first = min((data.by_id[i] for i in split.train.trace_ids), key=item_digest)
-    probe = probed(judge, first, data.pairs, budget=whole, cache=simba.cache if simba else True)
+    first = min((data.by_id[i] for i in data.split.train.trace_ids), key=item_digest)
+    probe = probed(judge, first, data.pairs, whole)
     requests = requests_of_a_verdict(optimizer)
-    reserved = to_keep(judge, len(split.test), probe, whole, requests=requests)
-    checks = preflight(
-        judge, data.pairs, split, data.by_id, probe, people,
-        simba=simba, budget=learning, whole=learning is whole,
-    )  # fmt: skip
-    if progress:
-        say(checks.to_string(index=False))
-
-    watch.enter("learning", preflight=checks)
-    with whole.keeping(**reserved):
+    with whole.keeping(**to_keep(judge, len(test), probe, requests=requests)):
+        people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
+        checks = preflight(judge, data, probe, people, simba, learning)
+        if progress:
+            say(checks.to_string(index=False))
+        watch.enter("learning", preflight=checks, budget=learning)
         learned = learn(
-            judge, optimizer, split, data.by_id, learning,
-            earlier=data.lineage.unchanged, max_failure_share=max_failure_share, watch=watch,
-        )  # fmt: skip
+            judge, optimizer, data, learning, max_failure_share=max_failure_share, stop=watch.stop
+        )
 
     watch.enter("testing")
     name = type(optimizer).__name__
-    with AlignmentRun(watch.location, f"align {judge.name}") as run:
-        use = begin_test(run, judge, learned.judge, data, optimizer=name, seed=seed)
-        tested = score_held_out(judge, learned.judge, split.test, data.by_id, progress, whole)
+    with watch.run as run:
+        begin_run(run, f"align {judge.name}", judge, data, learned.judge, optimizer=name, seed=seed)
+        tested = score_held_out(judge, learned.judge, data, whole, progress=progress)
+        looks, earlier = count_looks(run, data, fingerprint(learned.judge))
         result = _result(
-            judge, data, probe, learned, tested, gate, use,
-            seed=seed, optimizer=name, annotators=people, preflight=checks,
+            judge, data, probe, learned, tested, gate, earlier,
+            looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
         finish_run(run, result)
-        if faults := warn_of_faults("The alignment", run):
-            return replace(result, notes=(*result.notes, *faults))
-        return replace(result, run_id=run.run_id)
+    faults = fault_notes("The alignment", run)
+    run_id = None if faults else run.run_id
+    return replace(result, run_id=run_id, notes=(*result.notes, *faults))
 
 
 def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
@@ -185,127 +182,46 @@ def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None)
         )
 
 
-def _budgets(
-    judge: Judge, optimizer: AlignmentOptimizer, budget: Budget | int | None
-) -> tuple[Budget, Budget]:
-    """Return the budget of the whole alignment and the one of learning, often the same."""
-    whole = Budget.of(budget)
-    if not isinstance(optimizer, SIMBA):
-        return whole, whole
-    learning = whole if budget is not None else Budget.of(optimizer.budget)
-    learning.check(judge.model, optimizer.model or judge.model)
-    return whole, learning
-
-
-def _result(
-    judge: Judge,
-    data: AlignmentData,
-    probe: Verdict,
-    learned: Learned,
-    tested: HeldOutTest,
-    gate: Gate,
-    use: TestSetUse,
-    *,
-    seed: int,
-    **fields: Any,
-) -> Alignment:
-    """Decide, and put everything together; ``fields`` are further ones of the result."""
-    fingerprints = {"original": fingerprint(judge), "aligned": fingerprint(learned.judge)}
-    same = fingerprints["aligned"] == fingerprints["original"]
-    train = data.split.train
-    comparison = compare(tested.before, tested.after, seed=seed)
-    status, reason = decide(
-        comparison, gate, same, learned.stopped, tested.lost, train=train, after=tested.after
-    )
-    if status == "improved" and len(data.pairs) < FEW:
-        reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = (
-        *data.pairs.notes,
-        origin_note(judge, data.lineage),
-        *learned.notes,
-        *tested.notes,
-        "" if same else majority_note(train, tested.after),
-        use.note,
-    )
-    return Alignment(
-        judge=learned.judge if status == "improved" else judge,
-        status=status,
-        reason=reason,
-        original=judge,
-        proposed=learned.judge,
-        pairs=data.pairs,
-        split=data.split,
-        test_before=tested.before,
-        test_after=tested.after,
-        before=comparison.before,
-        after=comparison.after,
-        comparison=comparison,
-        history=learned.history,
-        evidence=learned.evidence,
-        examples=data.by_id,
-        seed=seed,
-        calls=probe.calls + learned.calls + tested.calls,
-        reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
-        tokens=total(learned.tokens, tested.tokens, probe.input_tokens, probe.output_tokens),
-        cost=total(learned.cost, tested.cost, probe.cost),
-        fingerprints=fingerprints,
-        dataset_digest=dataset_digest(data.pairs),
-        looks=use.most,
-        failures=learned.failures,
-        reflection_failures=learned.reflection_failures,
-        notes=tuple(note for note in notes if note),
-        **fields,
-    )
-
-
-# -- learning ---------------------------------------------------------------------------------
-
-
 def learn(
     judge: Judge,
     optimizer: AlignmentOptimizer,
-    split: Split,
-    by_id: Mapping[str, Example],
+    data: AlignmentData,
     budget: Budget,
     *,
-    earlier: Collection[str],
-    max_failure_share: float | None,
-    watch: Watch,
+    max_failure_share: float | None = None,
+    stop: Event | None = None,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev.
-
-    ``earlier`` are traces whose labels weigh less, since people's standards drift (`SIMBA` only).
-    """
+    """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
+    split = data.split
     if not isinstance(optimizer, SIMBA):
         share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
         return propose(
-            judge, optimizer, split, by_id, budget, max_failure_share=share, stop=watch.stop
+            judge, optimizer, split, data.by_id, budget, max_failure_share=share, stop=stop
         )
-    known = [
-        Verdict(row["trace_id"], row["judge"], row["judge_rationale"], fingerprint=part.fingerprint)
-        for part in (split.train, split.dev)
-        for row in part.table.to_dict("records")
-    ]
-
-    def items(part: Pairs) -> list[Item]:
-        return [
-            Item(
-                by_id[row["trace_id"]],
-                row["human"],
-                row["human_rationale"],
-                weight=EARLIER_WEIGHT if row["trace_id"] in earlier else 1.0,
-                group=split.group_of.get(row["trace_id"], ""),
-            )
-            for row in part.table.to_dict("records")
-        ]
-
-    with watch.learning(optimizer, budget), _failure_share(optimizer, max_failure_share):
+    train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
+    own = optimizer.settings
+    if max_failure_share is not None:
+        optimizer.settings = replace(own, max_failure_share=max_failure_share)
+    try:
         proposed = optimizer.learn(
-            judge, items(split.train), items(split.dev),
-            scale=split.train.scale, known=known, budget=budget,
-        )  # fmt: skip
+            judge,
+            [case.item for case in train],
+            [case.item for case in dev],
+            scale=split.train.scale,
+            known=[case.verdict for case in (*train, *dev)],
+            budget=budget,
+        )
+    finally:
+        optimizer.settings = own
     found = optimizer.last
     assert found is not None
+    notes = list(found.notes)
+    if found.failures or found.reflection_failures:
+        notes.append(
+            f"While learning, {found.failures} verdicts and {found.reflection_failures} "
+            "reflections failed or could not be read. They counted neither for nor against any "
+            "candidate, and the same call asks for them again."
+        )
     return Learned(
         judge=proposed,
         calls=found.judge_calls,
@@ -318,33 +234,78 @@ def learn(
         evidence=found.evidence,
         failures=found.failures,
         reflection_failures=found.reflection_failures,
-        notes=(*found.notes, *_failure_notes(found.failures, found.reflection_failures)),
+        notes=tuple(notes),
     )
 
 
-@contextmanager
-def _failure_share(optimizer: SIMBA, max_failure_share: float | None) -> Iterator[None]:
-    """Set the share for the time of the run; None leaves the optimizer's own."""
-    own = optimizer.settings
-    if max_failure_share is not None:
-        optimizer.settings = replace(own, max_failure_share=max_failure_share)
-    try:
-        yield
-    finally:
-        optimizer.settings = own
+def _result(
+    judge: Judge,
+    data: AlignmentData,
+    probe: Verdict,
+    learned: Learned,
+    tested: HeldOutTest,
+    gate: Gate,
+    earlier_looks: str,
+    **fields: Any,
+) -> Alignment:
+    """Decide, and put everything together; ``fields`` are further ones of the result."""
+    fingerprints = {"original": fingerprint(judge), "aligned": fingerprint(learned.judge)}
+    same = fingerprints["aligned"] == fingerprints["original"]
+    train, after = data.split.train, tested.after
+    comparison = compare(tested.before, after, seed=fields["seed"])
+    status, reason = decide(
+        comparison, gate, same, learned.stopped, tested.lost, train=train, after=after
+    )
+    if status == "improved" and len(data.pairs) < FEW:
+        reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
+    notes = (
+        *data.pairs.notes,
+        _origin_note(judge, data),
+        *learned.notes,
+        *tested.notes,
+        earlier_looks,
+    )
+    verdicts = (probe, *tested.verdicts)
+    tokens = (n for v in verdicts for n in (v.input_tokens, v.output_tokens))
+    return Alignment(
+        judge=learned.judge if status == "improved" else judge,
+        status=status,
+        reason=reason,
+        original=judge,
+        proposed=learned.judge,
+        pairs=data.pairs,
+        split=data.split,
+        test_before=tested.before,
+        test_after=after,
+        before=comparison.before,
+        after=comparison.after,
+        comparison=comparison,
+        history=learned.history,
+        evidence=learned.evidence,
+        examples=data.by_id,
+        calls=learned.calls + sum(v.calls for v in verdicts),
+        reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
+        tokens=total(learned.tokens, *tokens),
+        cost=total(learned.cost, *(v.cost for v in verdicts)),
+        fingerprints=fingerprints,
+        dataset_digest=dataset_digest(data.pairs),
+        failures=learned.failures,
+        reflection_failures=learned.reflection_failures,
+        notes=tuple(note for note in notes if note),
+        **fields,
+    )
 
 
-def _failure_notes(verdicts: int, reflections: int) -> Iterator[str]:
-    if verdicts:
-        yield (
-            f"While learning, {verdicts} verdict{'s' * (verdicts != 1)} failed or could not be "
-            "read, and counted neither for nor against any candidate."
-        )
-    if reflections:
-        yield (
-            f"{reflections} reflection{'s' * (reflections != 1)} failed, was refused or could not "
-            "be read, and gave no rule. They are not cached: the same call asks again."
-        )
+def _origin_note(judge: Judge, data: AlignmentData) -> str:
+    """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
+    candidate = Candidate.from_instructions(options(judge)["instructions"])
+    if data.lineage.seen or not (candidate.rules or candidate.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this store "
+        "tells on which traces they were learned. These may be among the held-out ones, so that "
+        "both figures may be better than they are: test on traces that are new to it."
+    )
 
 
 def alignment_improvement(
@@ -366,27 +327,27 @@ def alignment_improvement(
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
+    examples = [item.example for item in items]
     with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
-        verdicts = [
+        first, second = (
             judge_examples(
                 judge,
-                [item.example for item in items],
+                examples,
                 runner,
                 scale=scale,
                 progress=f"judging with the {which} judge" if progress else None,
             )
             for which, judge in (("original", original), ("aligned", aligned))
-        ]
+        )
     rated = [
-        (first.value == item.label, second.value == item.label)
-        for item, first, second in zip(items, *verdicts, strict=True)
-        if usable(first, scale) and usable(second, scale)
+        (one.value == item.label, two.value == item.label)
+        for item, one, two in zip(items, first, second, strict=True)
+        if usable(one, scale) and usable(two, scale)
     ]
-    n = len(rated)
-    before, after = (sum(right) / n for right in zip(*rated, strict=True)) if n else (math.nan,) * 2
+    before, after = pd.DataFrame(rated, columns=["before", "after"], dtype=float).mean()
     return {
         "original_accuracy": before,
         "aligned_accuracy": after,
         "improvement": after - before,
-        "n": n,
+        "n": len(rated),
     }

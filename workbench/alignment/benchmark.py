@@ -20,17 +20,16 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import check_one_budget, learn
 from workbench.alignment.external import requests_of_a_verdict
-from workbench.alignment.gate import Gate, decide
-from workbench.alignment.heldout import AlignmentData, TestSetUse, begin_test, score_held_out
+from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.optimizers import few_shot, majority, named_optimizers
 from workbench.alignment.preflight import forecast_of, probed, to_keep
+from workbench.alignment.result import Gate
 from workbench.alignment.runs import (
+    AlignmentData,
     AlignmentRun,
-    RunLocation,
-    Watch,
-    data_tags,
-    run_params,
-    warn_of_faults,
+    begin_run,
+    count_looks,
+    fault_notes,
 )
 from workbench.credentials import redact
 from workbench.errors import ReplayError, one_of
@@ -315,18 +314,14 @@ def compare_optimizers(
     )
     for optimizer in by_name.values():
         check_one_budget(optimizer, budget)
-    location = RunLocation.active()
-    data = AlignmentData.of(judge, pairs_or_traces, groups, test_size, seed, location)
-    with AlignmentRun(location, f"compare optimizers of {judge.name}") as run:
-        run.begin(
-            data_tags(judge, data.pairs, data.split),
-            run_params(judge, data.split, optimizers=", ".join(by_name), seed=seed),
-            {"split.json": data.split.to_dict()},
-        )
-        bench = _Benchmark(
-            judge, data, gate, seed, Budget.of(budget), max_failure_share,
-            location=replace(location, parent_run_id=run.run_id or location.parent_run_id),
+    run = AlignmentRun()
+    data = read_data(run, judge, pairs_or_traces, groups, test_size, seed)
+    with run:
+        begin_run(
+            run, f"compare optimizers of {judge.name}", judge, data,
+            optimizers=", ".join(by_name), seed=seed,
         )  # fmt: skip
+        bench = _Benchmark(judge, data, gate, seed, Budget.of(budget), max_failure_share, run)
         if progress:
             say(
                 f"{data.split!r}: {', '.join(by_name)}, beside the original, the majority, few-shot"
@@ -358,7 +353,7 @@ class _Benchmark:
     seed: int
     budget: Budget
     max_failure_share: float | None
-    location: RunLocation
+    run: AlignmentRun
     probe: Verdict = field(default_factory=lambda: Verdict(""))
     runs: dict[str, AlignmentRun] = field(default_factory=dict)
 
@@ -405,25 +400,24 @@ class _Benchmark:
         if not isinstance(optimizer, SIMBA):
             limit = "the budget ends it" if self.budget.is_limited else "no limit"
             return f"how many calls it makes is not known beforehand; {limit}"
-        most = forecast_of(self.judge, self.data.split, self.data.by_id, optimizer, self.probe)
+        most = forecast_of(self.judge, self.data, optimizer, self.probe)
         return announcement(most, self.budget)
 
     def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
         """Let the optimizer learn, and test what it proposes; a failure is its reason."""
         started = time.monotonic()
-        split, limited = self.data.split, self.budget.is_limited
+        limited = self.budget.is_limited
         own = optimizer.budget if isinstance(optimizer, SIMBA) else None
         budget = self.budget.afresh() if limited else Budget.of(own)
         reserve: dict[str, Any] = {}
         if limited:
             each = requests_of_a_verdict(optimizer)
-            reserve = to_keep(self.judge, len(split.test), self.probe, budget, requests=each)
+            reserve = to_keep(self.judge, len(self.data.split.test), self.probe, requests=each)
         try:
             with budget.keeping(**reserve) if limited else nullcontext():
                 learned = learn(
-                    self.judge, optimizer, split, self.data.by_id, budget,
-                    earlier=self.data.lineage.unchanged,
-                    max_failure_share=self.max_failure_share, watch=Watch(),
+                    self.judge, optimizer, self.data, budget,
+                    max_failure_share=self.max_failure_share,
                 )  # fmt: skip
         except ReplayError:
             raise
@@ -443,24 +437,23 @@ class _Benchmark:
 
     def notes(self, entries: Sequence[Entry]) -> list[str]:
         """Return what must be known to read the figures."""
-        test = self.data.split.test
         tested = [fingerprint(e.judge) for e in entries if e.run_id and e.judge is not None]
-        use = TestSetUse.of(test, self.data.by_id, *tested, location=self.location)
+        _, earlier = count_looks(self.run, self.data, *tested)
         notes = [note for entry in entries for note in entry.notes]
         compared = sum(e.comparison is not None and e.judge is not None for e in entries)
         if compared > 1:
             notes.append(
-                f"{compared} judges were compared with the original on the same {len(test)} "
-                "held-out pairs: the more judges, the likelier that one looks better by luck, and "
-                "the winner's figure is too high on average. 'p adjusted' takes this into account; "
-                "labels that none has seen settle it."
+                f"{compared} judges were compared with the original on the same "
+                f"{len(self.data.split.test)} held-out pairs: the more judges, the likelier that "
+                "one looks better by luck, and the winner's figure is too high on average. 'p "
+                "adjusted' takes this into account; labels that none has seen settle it."
             )
         if any(entry.known for entry in entries):
             notes.append(
                 "Calls are those paid now. Answers in the cache, of earlier runs or of another "
                 "optimizer with the same requests, were not paid again; 'known' counts them."
             )
-        return [*notes, use.note] if use.note else notes
+        return [*notes, earlier] if earlier else notes
 
     def _tested(self, entry: Entry, stopped: str = "", budget: Budget | None = None) -> Entry:
         """Test the judge of an entry within a run of its own, and decide on it."""
@@ -468,11 +461,10 @@ class _Benchmark:
         assert judge is not None
         same = fingerprint(judge) == fingerprint(self.judge)
         try:
-            with AlignmentRun(self.location, entry.name) as run:
-                begin_test(run, self.judge, judge, self.data, optimizer=entry.name, seed=self.seed)
-                tested = score_held_out(
-                    self.judge, judge, split.test, self.data.by_id, False, budget
-                )
+            with AlignmentRun(self.run) as run:
+                name = entry.name
+                begin_run(run, name, self.judge, self.data, judge, optimizer=name, seed=self.seed)
+                tested = score_held_out(self.judge, judge, self.data, budget)
         except ReplayError:
             raise
         except Exception as error:
@@ -548,6 +540,6 @@ def _log(
         {"seconds": found.seconds},
         {"comparison.csv": table.to_csv(), "comparison.json": as_data},
     )
-    faults = warn_of_faults("The comparison", run, *tested.values())
+    faults = fault_notes("The comparison", run, *tested.values())
     run_id = None if run.fault else run.run_id
     return replace(found, run_id=run_id, notes=(*found.notes, *faults))

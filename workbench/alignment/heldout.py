@@ -1,37 +1,35 @@
-"""What is held out: the split, the test of a judge on it, and how often it was used before."""
+"""What is held out: the split, the test of both judges on it, and the gate that it decides.
+
+Better than the original is not enough to pass. Against a bad judge, giving one and the same
+verdict to everything looks like a gain: on a scale of numbers it is nearer to most labels than a
+biased judge is, and on an unbalanced one it is right as often as its favourite label occurs. So
+the proposed judge is also held against the best constant, chosen by the labels of train.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.alignment.external import metered_embeddings
-from workbench.alignment.preflight import check_pairs
-from workbench.alignment.runs import (
-    ALIGNED_TAG,
-    AlignmentRun,
-    Lineage,
-    RunLocation,
-    data_tags,
-    lineage_files,
-    run_params,
-)
+from workbench.alignment.result import Gate, Status
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage, read_lineage
 from workbench.compat import options
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, total
+from workbench.metrics.comparison import Comparison
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split, pair
 from workbench.pairing.splits import Groups, default_groups, groups_of, with_equal_items
 from workbench.scale import Scale, is_abstention
-from workbench.store.traces import Example, examples, item_digest
+from workbench.simba.items import MINIMUM_LABELS
+from workbench.store.traces import Example, examples
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -39,48 +37,43 @@ if TYPE_CHECKING:
 MINIMUM_FRESH = 10
 """With so many traces that are new to a judge, it is tested on these alone."""
 
-ITEMS_TAG = "workbench.test_items"
-"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
-
-ITEMS_PER_TAG = 500
-"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
+MOST_LOST = 0.05
+"""Share of held-out traces without a usable verdict above which a judge is not taken."""
 
 
-@dataclass(frozen=True)
-class AlignmentData:
-    """The pairs and their split, and what is known of them before anything is learned."""
+# -- the split --------------------------------------------------------------------------------
 
-    pairs: Pairs
-    by_id: Mapping[str, Example]
-    lineage: Lineage
-    split: Split
 
-    @classmethod
-    def of(
-        cls,
-        judge: Judge,
-        pairs_or_traces: Any,
-        groups: Groups,
-        test_size: float,
-        seed: int,
-        location: RunLocation,
-    ) -> AlignmentData:
-        """Read and split the pairs of a judge that is made from instructions."""
-        pairs = pairs_or_traces
-        if not isinstance(pairs, Pairs):
-            pairs = pair(judge, pairs_or_traces)
-        elif pairs.fingerprint != fingerprint(judge):
-            raise PairingError(
-                f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. "
-                "Run workbench.assess(judge, traces) and workbench.pair(judge, traces) with this "
-                "one."
-            )
-        options(judge)  # raises for other judges
-        check_pairs(pairs)
-        by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-        lineage = Lineage.of(judge, pairs, by_id, location)
-        split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
-        return cls(pairs, by_id, lineage, split)
+def read_data(
+    run: AlignmentRun,
+    judge: Judge,
+    pairs_or_traces: Any,
+    groups: Groups,
+    test_size: float,
+    seed: int,
+) -> AlignmentData:
+    """Read and split the pairs of a judge that is made from instructions."""
+    pairs = pairs_or_traces
+    if not isinstance(pairs, Pairs):
+        pairs = pair(judge, pairs_or_traces)
+    elif pairs.fingerprint != fingerprint(judge):
+        raise PairingError(
+            f"These pairs hold verdicts of another judge than {judge.name!r} as it is now. Run "
+            "workbench.assess(judge, traces) and workbench.pair(judge, traces) with this one."
+        )
+    options(judge)  # raises for other judges
+    if len(pairs) < MINIMUM_LABELS:
+        lost = "; ".join(f"{row.traces} traces: {row.reason}" for row in pairs.reasons.itertuples())
+        raise TooFewPairsError(
+            f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
+            f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. "
+            + (f"Left out: {lost}. " if lost else "")
+            + "Label more traces, or mend the reasons above."
+        )
+    by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
+    lineage = read_lineage(run, judge, pairs, by_id)
+    split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
+    return AlignmentData(pairs, by_id, lineage, split)
 
 
 def split_pairs(
@@ -100,8 +93,8 @@ def split_pairs(
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
     group_of = with_equal_items(group_of, items)
     here = set(pairs.trace_ids)
-    enough = len(here - lineage.all) >= MINIMUM_FRESH
-    barred = here & (lineage.all if enough else lineage.learned)
+    enough = len(here - lineage.seen) >= MINIMUM_FRESH
+    barred = here & (lineage.seen if enough else lineage.learned)
     # The share refers to the traces that may be tested on, so that some of these are left to
     # learn from.
     share = test_size * (1 - len(barred) / len(pairs)) or test_size
@@ -131,46 +124,26 @@ class HeldOutTest:
 
     before: Pairs
     after: Pairs
-    verdicts: tuple[Verdict, ...] = ()
-    calls: int = 0
+    verdicts: Sequence[Verdict] = ()
     other_calls: int = 0
-    tokens: int | None = None
-    cost: float | None = None
     lost: float = 0.0
     notes: tuple[str, ...] = ()
-
-
-def begin_test(
-    run: AlignmentRun, judge: Judge, proposed: Judge, data: AlignmentData, **settings: Any
-) -> TestSetUse:
-    """Log a test before it is made, and count how often its items were used."""
-    test, tested = data.split.test, fingerprint(proposed)
-    tags = data_tags(judge, data.pairs, data.split) | {ALIGNED_TAG: tested}
-    use = TestSetUse()
-    if tested != fingerprint(judge):
-        use = TestSetUse.of(test, data.by_id, tested, location=run.location)
-        tags |= test_set_tags(test, data.by_id)
-    run.begin(
-        tags,
-        run_params(judge, data.split, **settings),
-        lineage_files(judge, proposed, data.split, data.by_id),
-    )
-    return use
 
 
 def score_held_out(
     original: Judge,
     proposed: Judge,
-    test: Pairs,
-    by_id: Mapping[str, Example],
-    progress: bool,
+    data: AlignmentData,
     budget: Budget | None = None,
+    *,
+    progress: bool = False,
 ) -> HeldOutTest:
     """Score both judges once on test; the original's verdicts are those of the pairs."""
+    test = data.split.test
     if fingerprint(proposed) == fingerprint(original):
         return HeldOutTest(test, test)
     verdicts: list[Verdict] = []
-    notes: tuple[str, ...] = ()
+    notes = []
     with (
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, proven=True) as runner,
@@ -179,7 +152,7 @@ def score_held_out(
         try:
             judge_examples(
                 proposed,
-                [by_id[i] for i in test.trace_ids],
+                [data.by_id[i] for i in test.trace_ids],
                 runner,
                 scale=test.scale,
                 progress="testing on held-out traces" if progress else None,
@@ -187,26 +160,18 @@ def score_held_out(
             )
         except BudgetError as error:
             # More calls failed than were reserved for; what was answered is a test all the same.
-            notes = (f"The held-out test was not finished. {error}",)
+            notes.append(f"The held-out test was not finished. {error}")
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
-    lost = len(test) - len(answers)
-    if lost:
-        notes += (
-            f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; "
-            "both judges are compared on the others.",
-        )
     after = test.with_verdicts(answers, fingerprint(proposed))
-    return HeldOutTest(
-        test.subset(after.trace_ids),
-        after,
-        tuple(verdicts),
-        calls=sum(v.calls for v in verdicts),
-        other_calls=embeddings.requests,
-        tokens=total(*(n for v in verdicts for n in (v.input_tokens, v.output_tokens))),
-        cost=total(*(v.cost for v in verdicts)),
-        lost=lost / len(test),
-        notes=notes,
-    )
+    lost = len(test) - len(after)
+    if lost:
+        notes.append(
+            f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; "
+            "both judges are compared on the others."
+        )
+    before = test.subset(after.trace_ids)
+    calls = embeddings.requests
+    return HeldOutTest(before, after, verdicts, calls, lost / len(test), tuple(notes))
 
 
 def usable(verdict: Verdict, scale: Scale | None) -> bool:
@@ -214,72 +179,93 @@ def usable(verdict: Verdict, scale: Scale | None) -> bool:
     return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
-# -- how often held-out items were used -------------------------------------------------------
+# -- the gate ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TestSetUse:
-    """How many judges were scored on the items of a test set, the original ones aside.
+def decide(
+    comparison: Comparison,
+    gate: Gate,
+    same: bool,
+    stopped: str,
+    lost: float,
+    *,
+    train: Pairs,
+    after: Pairs,
+) -> tuple[Status, str]:
+    """Return whether the proposed judge is taken, and why.
 
-    ``most`` and ``mean`` are the judges per item, those at hand included; ``earlier`` the largest
-    number of other judges per item. Of the ``items``, those with equal content are one.
+    ``same`` tells that nothing was found, ``stopped`` why; ``lost`` is the share of held-out
+    traces without a usable verdict of the proposed judge. ``after`` are the held-out pairs with
+    its verdicts, and the constant that it must beat is chosen by the labels of ``train``.
     """
+    if same:
+        why = f" ({stopped})" if stopped else ""
+        return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
+    summary = comparison.summary
+    if comparison.n == 0:
+        return "rejected", "The proposed judge gave no usable verdict; the original judge stays."
+    if gate == "none":
+        return "improved", f"{summary} The gate is off, so the judge is taken as it is."
+    upwards = len(comparison.fixed) > len(comparison.broken)
+    constant_is_as_good, constant = _constant(train, after)
+    why = ""
+    if lost > MOST_LOST:
+        # A judge that answers only where it is sure would look better than it is.
+        why = f"But it gave no usable verdict on {lost:.0%} of the held-out traces."
+    elif not comparison.improved:
+        why = "Not better on held-out pairs."
+    elif gate == "significant" and not (comparison.significant and upwards):
+        why = "Not significant."
+    elif constant_is_as_good:
+        why = f"But {constant}"
+    if why:
+        return "rejected", f"{summary} {why} The original judge stays."
+    return "improved", " ".join(filter(None, [summary, *comparison.notes, constant]))
 
-    __test__ = False  # or pytest collects it where it is imported
 
-    most: int = 0
-    mean: float = 0.0
-    earlier: int = 0
-    items: int = 0
+def _constant(train: Pairs, after: Pairs) -> tuple[bool, str]:
+    """Return whether a constant is as good as the verdicts of ``after``, and what to say of it.
 
-    @classmethod
-    def of(
-        cls, test: Pairs, by_id: Mapping[str, Example], *judges: str, location: RunLocation
-    ) -> TestSetUse:
-        """Count the judges by the runs in the store; ``judges`` are fingerprints that count too."""
-        scored: dict[str, set[str]] = defaultdict(set)
-        for run in location.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'"):
-            tags = run.data.tags
-            for key, items in tags.items():
-                if key.startswith(f"{ITEMS_TAG}.") and ALIGNED_TAG in tags:
-                    for item in items.split(","):
-                        scored[item].add(tags[ALIGNED_TAG])
-        here, digests = set(judges), _item_digests(test, by_id)
-        counts = [len(scored[item] | here) for item in digests]
-        return cls(
-            most=max(counts, default=0),
-            mean=sum(counts) / len(counts) if counts else 0.0,
-            earlier=max((len(scored[item] - here) for item in digests), default=0),
-            items=len(digests),
+    On ordered scales a judge must lie nearer to the labels, or, where there are steps, be right
+    more often, than the best of always giving train's median and (of numbers) its mean. On others
+    the most frequent label of train may be right as often, which is said and does not reject.
+    """
+    kind, verdicts, labels = after.scale.kind, list(after.table["judge"]), after.table["human"]
+    if len(set(verdicts)) == 1 and len(set(labels)) > 1:
+        return True, (
+            f"it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
+            "held-out items, whatever people say of them."
         )
-
-    @property
-    def note(self) -> str:
-        """What the count means, in words; "" where no other judge was scored."""
-        if not self.earlier:
-            return ""
-        return (
-            f"Held-out items were looked at before: of these {self.items}, some have now been used "
-            f"to score {self.most} different judges (on average {self.mean:.1f}), what is scored "
-            "here included. The best of several looks better than it is: label new traces to know "
-            "how good it is."
+    distance, accuracy = _fit(after, verdicts)
+    if kind in ("binary", "nominal"):
+        counts = Counter(train.table["human"])
+        top = min(counts, key=lambda value: (-counts[value], str(value)))
+        other = _fit(after, [top] * len(labels))[1]
+        return False, "" if accuracy > other else (
+            f"Always giving {top!r}, the most frequent label of train, would be right on "
+            f"{other:.0%} of the held-out items, the proposed judge is on {accuracy:.0%}: "
+            "look at kappa and at both kinds of error, and not at accuracy."
         )
+    ranked = sorted(train.table["human"], key=train.scale.rank)
+    constants = [ranked[(len(ranked) - 1) // 2]]
+    if kind == "numeric":
+        constants.append(sum(map(float, ranked)) / len(ranked))
+    for constant in constants:
+        nearness, hits = _fit(after, [constant] * len(labels))
+        if distance >= nearness and (kind == "numeric" or accuracy <= hits):
+            shown = f"{constant:.3g}" if isinstance(constant, float) else repr(constant)
+            return True, (
+                f"always giving {shown} comes as near to people's labels: its mean distance is "
+                f"{nearness:.3f}, the judge's {distance:.3f}."
+            )
+    return False, ""
 
 
-def test_set_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
-    """Return the tags of a run that say which items its judge is scored on."""
-    digests = sorted(_item_digests(test, by_id))
-    return {
-        f"{ITEMS_TAG}.{number}": ",".join(digests[begin : begin + ITEMS_PER_TAG])
-        for number, begin in enumerate(range(0, len(digests), ITEMS_PER_TAG))
-    }
-
-
-test_set_tags.__test__ = False  # type: ignore[attr-defined]
-
-
-def _item_digests(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
-    """Return what identifies the items: their content, and the name of the labels."""
-    texts = (json.dumps([test.name, item_digest(by_id[i])]) for i in test.trace_ids)
-    # A collision of 8 digits within 10,000 items hardly matters.
-    return {hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts}
+def _fit(pairs: Pairs, verdicts: list[Any]) -> tuple[float, float]:
+    """Return the mean distance from verdicts to labels and the share of equal ones, in [0, 1]."""
+    labels = list(pairs.table["human"])
+    # The same range for all that is compared, and so none that a verdict stretches.
+    scale = pairs.scale.with_range([*labels, *pairs.table["judge"]])
+    both = list(zip(verdicts, labels, strict=True))
+    distance = sum(scale.distance(*each) for each in both) / len(both)
+    return distance, sum(verdict == label for verdict, label in both) / len(both)

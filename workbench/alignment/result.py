@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from workbench.alignment.gate import Status
 from workbench.formatting import html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
@@ -18,6 +17,10 @@ from workbench.store.traces import Example
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+Gate = Literal["better", "significant", "none"]
+
+Status = Literal["improved", "unchanged", "rejected"]
 
 
 @dataclass(frozen=True, repr=False)

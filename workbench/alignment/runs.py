@@ -6,42 +6,42 @@ test is interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
-import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
-from workbench.compat import options
+from workbench.alignment.result import Alignment
 from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.simba.candidate import Candidate
-from workbench.store.traces import Example, find_experiment_id, item_digest
+from workbench.store.tables import digest
+from workbench.store.traces import Example, all_pages, find_experiment_id, item_digest
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.genai.judges import Judge
-    from mlflow.genai.judges.base import AlignmentOptimizer
-
-    from workbench.alignment.result import Alignment
 
 ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"
+
+ITEMS_TAG = "workbench.test_items"
+"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
+
+ITEMS_PER_TAG = 500
+"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
 
 LABELS_FILE = "labels.json"
 """In a run: trace id -> digest of its label, from which the label cannot be read."""
@@ -49,208 +49,158 @@ LABELS_FILE = "labels.json"
 CONTENT_FILE = "content.json"
 """In a run: trace id -> digest of its item, by which a re-imported item is recognised."""
 
-Stage = Literal["preflight", "learning", "testing"]
-
 CANCELLED = (
     "The alignment was cancelled: nothing was tested and the judge stays as it was. Paid answers "
     "are in the cache, so running the same call again resumes it."
 )
 
-
-@dataclass(frozen=True)
-class RunLocation:
-    """A store, an experiment in it, and the parent run, if there is one."""
-
-    tracking_uri: str
-    experiment_id: str
-    parent_run_id: str | None
-
-    @classmethod
-    def active(cls) -> RunLocation:
-        """Return what is active in this thread now."""
-        run = mlflow.active_run()
-        # An open run decides the experiment, as in MLflow.
-        experiment = run.info.experiment_id if run else find_experiment_id()
-        return cls(mlflow.get_tracking_uri(), experiment, run.info.run_id if run else None)
-
-    @property
-    def client(self) -> mlflow.MlflowClient:
-        return mlflow.MlflowClient(tracking_uri=self.tracking_uri)
-
-    def runs(self, filter_string: str) -> list[Any]:
-        """Return the matching runs of all active experiments, oldest first."""
-        experiments = [e.experiment_id for e in _all_pages(self.client.search_experiments)]
-        found = _all_pages(
-            self.client.search_runs, experiment_ids=experiments, filter_string=filter_string
-        )
-        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
-
-    def load(self, run_id: str, file: str) -> dict[str, Any]:
-        """Return a JSON file of a run."""
-        uri = f"runs:/{run_id}/{file}"
-        path = mlflow.artifacts.download_artifacts(uri, tracking_uri=self.tracking_uri)
-        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-
-
-def _all_pages(search: Callable[..., Any], **query: Any) -> Iterable[Any]:
-    page = search(**query)
-    yield from page
-    while page.token:
-        page = search(**query, page_token=page.token)
-        yield from page
-
-
-class Watch:
-    """Receives the stages of an alignment and can end it. This one only allows cancelling.
-
-    Attributes
-    ----------
-    location
-        Where the alignment is logged: what was active when this was made.
-    stop
-        Once set, no further model is called and `align` raises `CancelledError`. A held-out test
-        that has begun runs to its end.
-    """
-
-    def __init__(self) -> None:
-        self.location = RunLocation.active()
-        self.stop = threading.Event()
-
-    def enter(self, stage: Stage, preflight: pd.DataFrame | None = None) -> None:
-        """Begin a stage; ``preflight`` is the table of checks, given before learning.
-
-        Raises
-        ------
-        CancelledError
-            When ``stop`` is set.
-        """
-        if self.stop.is_set():
-            raise CancelledError(CANCELLED)
-
-    def learning(
-        self, optimizer: AlignmentOptimizer, budget: Budget
-    ) -> AbstractContextManager[Any]:
-        """Return the context in which the optimizer learns and spends ``budget``."""
-        return nullcontext()
-
-
-# -- writing ----------------------------------------------------------------------------------
+Stage = Literal["preflight", "learning", "testing"]
 
 
 class AlignmentRun:
-    """A run to log to; what the store refuses is kept in ``fault`` and raises nothing.
+    """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
-    As a context manager it ends the run as failed on an exception, as killed on an interrupt.
-    ``run_id`` is None until `begin`, and where the store refused the run. ``files`` map paths to
-    text, or to data that is written as JSON.
+    It is created by `begin`. What the store refuses is kept in ``fault`` and raises nothing. As a
+    context manager it ends the run as failed on an exception, as killed on an interrupt. ``files``
+    map paths to text, or to data that is written as JSON. A run ``above`` takes the active one's
+    place.
     """
 
-    def __init__(self, location: RunLocation, name: str) -> None:
-        self.location, self.name = location, name
+    tracking_uri: str
+    experiment_id: str
+
+    def __init__(self, above: AlignmentRun | None = None) -> None:
         self.run_id: str | None = None
         self.fault = ""
+        if above is not None:
+            uri, experiment, parent = above.tracking_uri, above.experiment_id, above.run_id
+        else:
+            active = mlflow.active_run()
+            uri = mlflow.get_tracking_uri()
+            # An open run decides the experiment, as in MLflow.
+            experiment = active.info.experiment_id if active else find_experiment_id()
+            parent = active.info.run_id if active else None
+        self.tracking_uri, self.experiment_id, self._parent = uri, experiment, parent
+        self.client = mlflow.MlflowClient(tracking_uri=uri)
 
     def begin(
-        self, tags: Mapping[str, str], params: Mapping[str, Any], files: Mapping[str, Any]
+        self,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+        files: Mapping[str, Any],
     ) -> None:
         """Create the run with all that is known before the test."""
-        where = self.location
-        parent = {MLFLOW_PARENT_RUN_ID: where.parent_run_id} if where.parent_run_id else {}
+        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
         tags = {**resolve_tags(parent), **tags}
-        with self._keeping_fault():
-            made = where.client.create_run(where.experiment_id, run_name=self.name, tags=tags)
-            self.run_id = str(made.info.run_id)
-            logged = [Param(key, str(value)) for key, value in params.items()]
-            where.client.log_batch(self.run_id, params=logged)
-            self._log_files(files)
+        with self.keeping_fault():
+            made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+            self.run_id = made.info.run_id
+            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
 
     def finish(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
     ) -> None:
         """Write the outcome and end the run. Undefined metrics (nan) are left out."""
-        if self.run_id is None or self.fault:
-            return
         now = get_current_time_millis()
-        figures = [Metric(key, v, now, 0) for key, v in metrics.items() if v == v]
-        with self._keeping_fault():
-            self.location.client.log_batch(
-                self.run_id,
-                metrics=figures,
-                tags=[RunTag(key, value) for key, value in tags.items()],
-            )
-            self._log_files(files)
-            self.location.client.set_terminated(self.run_id)
+        figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
+        with self.keeping_fault():
+            self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
+            self.client.set_terminated(str(self.run_id))
+
+    def runs(self, filter_string: str) -> list[Any]:
+        """Return the matching runs of all active experiments of the store, oldest first."""
+        experiments = all_pages(lambda token: self.client.search_experiments(page_token=token))
+        ids = [experiment.experiment_id for experiment in experiments]
+        found = all_pages(
+            lambda token: self.client.search_runs(ids, filter_string, page_token=token)
+        )
+        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+
+    @contextmanager
+    def keeping_fault(self) -> Iterator[None]:
+        """Keep what the store refuses within this context, the first of several."""
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            self.fault = self.fault or str(error)
+
+    def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
+        self.client.log_batch(str(self.run_id), **batch)
+        for path, content in files.items():
+            is_text = isinstance(content, str)
+            text = content if is_text else json.dumps(content, indent=2, default=str)
+            self.client.log_text(str(self.run_id), text, path)
 
     def __enter__(self) -> AlignmentRun:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and self.run_id is not None:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            # A store that does not answer must not hide the error that is on its way.
+            with suppress(Exception):
+                self.client.set_terminated(self.run_id, status)
+
+
+class Watch:
+    """Follows an alignment and can end it. This one only allows cancelling.
+
+    ``run`` is where the alignment is logged. Once ``stop`` is set, no further model is called and
+    `align` raises `CancelledError`; a held-out test that has begun runs to its end.
+    """
+
+    def __init__(self) -> None:
+        self.run = AlignmentRun()
+        self.stop = threading.Event()
+
+    def enter(
+        self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
     ) -> None:
-        if error is None or self.run_id is None:
-            return
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        # A store that does not answer must not hide the error that is on its way.
-        with suppress(Exception):
-            self.location.client.set_terminated(self.run_id, status)
-
-    def _log_files(self, files: Mapping[str, Any]) -> None:
-        for path, content in files.items():
-            is_text = isinstance(content, str)
-            text = content if is_text else json.dumps(content, indent=2, default=str)
-            self.location.client.log_text(str(self.run_id), text, path)
-
-    @contextmanager
-    def _keeping_fault(self) -> Iterator[None]:
-        try:
-            yield
-        except (MlflowException, OSError) as error:
-            self.fault = str(error)
+        """Begin a stage, learning with the table of checks and the budget that is spent."""
+        if self.stop.is_set():
+            raise CancelledError(CANCELLED)
 
 
-def warn_of_faults(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
-    """Warn, and return a note, where the store refused what was logged."""
-    faults = [run.fault for run in runs if run.fault]
-    if not faults:
-        return ()
-    message = f"{what} could not be logged as an MLflow run: {faults[0]}"
-    warnings.warn(message, stacklevel=4)
-    return (message,)
+# -- what is logged ---------------------------------------------------------------------------
 
 
-def data_tags(judge: Judge, pairs: Pairs, split: Split) -> dict[str, str]:
-    """Return the tags that identify the original judge, the data and the split."""
-    return {
+def begin_run(
+    run: AlignmentRun,
+    name: str,
+    judge: Judge,
+    data: AlignmentData,
+    proposed: Judge | None = None,
+    **settings: Any,
+) -> None:
+    """Begin the run of an alignment; without a ``proposed`` judge, one above several."""
+    pairs, split = data.pairs, data.split
+    parts = {"train": split.train, "dev": split.dev, "test": split.test}
+    params = {
+        "judge": judge.name,
+        "model": getattr(judge, "model", ""),
+        **settings,
+        "pairs": len(pairs),
+        **{part: len(held) for part, held in parts.items()},
+    }
+    tags = {
         ORIGINAL_TAG: fingerprint(judge),
         "workbench.dataset_digest": dataset_digest(pairs),
         "workbench.split_digest": split.digest,
     }
-
-
-def run_params(judge: Judge, split: Split, **settings: Any) -> dict[str, Any]:
-    """Return the parameters of the run: the judge, ``settings``, and the sizes of the parts."""
-    sizes = {"train": len(split.train), "dev": len(split.dev), "test": len(split.test)}
-    total = sum(sizes.values())
-    model = getattr(judge, "model", "")
-    return {"judge": judge.name, "model": model, **settings, "pairs": total, **sizes}
-
-
-def lineage_files(
-    original: Judge, proposed: Judge, split: Split, by_id: Mapping[str, Example]
-) -> dict[str, Any]:
-    """Return the instructions of both judges, and what `Lineage.of` reads, by path."""
-    parts = (split.train, split.dev, split.test)
-    rated = [row for part in parts for row in part.table.to_dict("records")]
-    return {
-        "split.json": split.to_dict(),
-        LABELS_FILE: {r["trace_id"]: _label_digest(r["trace_id"], r["human"]) for r in rated},
-        CONTENT_FILE: {i: item_digest(by_id[i]) for part in parts for i in part.trace_ids},
-        "instructions/original.txt": str(getattr(original, "instructions", "")),
-        "instructions/proposed.txt": str(getattr(proposed, "instructions", "")),
-    }
+    files: dict[str, Any] = {"split.json": split.to_dict()}
+    if proposed is not None:
+        tags[ALIGNED_TAG] = fingerprint(proposed)
+        if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
+            tags |= item_tags(data)
+        labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
+        files |= {
+            LABELS_FILE: {trace_id: _label_digest(trace_id, label) for trace_id, label in labels},
+            CONTENT_FILE: {i: item_digest(data.by_id[i]) for i in pairs.trace_ids},
+            "instructions/original.txt": str(getattr(judge, "instructions", "")),
+            "instructions/proposed.txt": str(getattr(proposed, "instructions", "")),
+        }
+    run.begin(name, tags, params, files)
 
 
 def finish_run(run: AlignmentRun, alignment: Alignment) -> None:
@@ -278,98 +228,142 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> None:
     run.finish({"workbench.status": alignment.status}, metrics, files)
 
 
-# -- reading ----------------------------------------------------------------------------------
+def fault_notes(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
+    """Return a note where the store refused what was logged."""
+    faults = [run.fault for run in runs if run.fault]
+    return (f"{what} could not be logged as an MLflow run: {faults[0]}",) if faults else ()
+
+
+# -- how often held-out items were used -------------------------------------------------------
+
+
+def item_tags(data: AlignmentData) -> dict[str, str]:
+    """Return the tags of a run that say which items its judge is scored on."""
+    items = sorted(_items(data))
+    return {
+        f"{ITEMS_TAG}.{number}": ",".join(items[begin : begin + ITEMS_PER_TAG])
+        for number, begin in enumerate(range(0, len(items), ITEMS_PER_TAG))
+    }
+
+
+def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
+    """Return how many judges one held-out item has scored at most, and a note on earlier ones.
+
+    ``judges`` are the fingerprints of those scored in this run; the original does not count. The
+    note is "" where no other was scored before. Items with equal content are one.
+    """
+    here = {*judges} - {data.pairs.fingerprint}
+    if not here:
+        return 0, ""
+    logged: list[Any] = []
+    with run.keeping_fault():
+        logged = run.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
+    scored: dict[str, set[str]] = defaultdict(set)
+    for tags in (one.data.tags for one in logged):
+        for key, items in tags.items():
+            if key.startswith(f"{ITEMS_TAG}.") and ALIGNED_TAG in tags:
+                for item in items.split(","):
+                    scored[item].add(tags[ALIGNED_TAG])
+    used = [scored[item] | here for item in _items(data)]
+    most = max(map(len, used))
+    if all(judges_of_item == here for judges_of_item in used):
+        return most, ""
+    return most, (
+        f"Held-out items were looked at before: some have now been used to score {most} different "
+        "judges, what is scored here included. The best of several looks better than it is: label "
+        "new traces to know how good it is."
+    )
+
+
+def _items(data: AlignmentData) -> set[str]:
+    """Return what identifies the held-out items: their content, and the name of the labels."""
+    test = data.split.test
+    # A collision of 8 digits within 10,000 items hardly matters.
+    return {digest([test.name, item_digest(data.by_id[i])])[:8] for i in test.trace_ids}
+
+
+# -- what a judge was made from ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Lineage:
     """Traces of the alignments that a judge, or one of its ancestors, came out of.
 
-    Attributes
-    ----------
-    learned, tested
-        Traces that were learned or selected on, and traces that were tested on. Traces with
-        equal content count, whatever their id.
-    unchanged
-        Traces whose label is the one that they had in the latest of these alignments.
+    ``learned`` were learned or selected on, ``seen`` are these and those tested on; traces with
+    equal content count, whatever their id. ``unchanged`` have the label of the latest of these.
     """
 
-    learned: frozenset[str] = frozenset()
-    tested: frozenset[str] = frozenset()
-    unchanged: frozenset[str] = frozenset()
-
-    @property
-    def all(self) -> frozenset[str]:
-        return self.learned | self.tested
-
-    @classmethod
-    def of(
-        cls, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example], location: RunLocation
-    ) -> Lineage:
-        """Read the lineage of a judge, as far as it is logged in the store.
-
-        Raises
-        ------
-        mlflow.exceptions.MlflowException
-            When a run does not say what was learned from.
-        """
-        same_content: dict[str, list[str]] = defaultdict(list)
-        for trace_id, example in by_id.items():
-            same_content[item_digest(example)].append(trace_id)
-        labels = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
-        learned: set[str] = set()
-        tested: set[str] = set()
-        unchanged: dict[str, bool] = {}
-        for run_id in _ancestor_runs(judge, location):
-            digests: dict[str, str] = {}
-            content: dict[str, str] = {}
-            with suppress(MlflowException, OSError):  # runs of early versions lack these files
-                digests = location.load(run_id, LABELS_FILE)
-                content = location.load(run_id, CONTENT_FILE)
-            parts = location.load(run_id, "split.json")["traces"]
-            for part, logged in ((part, i) for part, ids in parts.items() for i in ids):
-                for trace_id in {logged, *same_content.get(content.get(logged, ""), ())}:
-                    (tested if part == "test" else learned).add(trace_id)
-                    if trace_id in labels:
-                        now = _label_digest(logged, labels[trace_id])
-                        unchanged[trace_id] = digests.get(logged) == now
-        same = frozenset(trace_id for trace_id, is_same in unchanged.items() if is_same)
-        return cls(frozenset(learned), frozenset(tested), same)
+    learned: Set[str] = frozenset()
+    seen: Set[str] = frozenset()
+    unchanged: Set[str] = frozenset()
 
 
-def origin_note(judge: Judge, lineage: Lineage) -> str:
-    """Return a warning about learned rules of unknown origin; "" where there are none.
+@dataclass(frozen=True)
+class AlignmentData:
+    """The pairs and their split, and what is known of them before anything is learned."""
 
-    Such a judge was edited after its alignment, say, or aligned in another store.
+    pairs: Pairs
+    by_id: Mapping[str, Example]
+    lineage: Lineage
+    split: Split
+
+
+def read_lineage(
+    run: AlignmentRun, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example]
+) -> Lineage:
+    """Read the lineage of a judge, as far as it is logged in the store of the run.
+
+    Raises
+    ------
+    mlflow.exceptions.MlflowException
+        When a run does not say what was learned from.
     """
-    candidate = Candidate.from_instructions(options(judge)["instructions"])
-    if lineage.all or not (candidate.rules or candidate.examples):
-        return ""
-    return (
-        "This judge's instructions hold learned rules or examples, but no run in this store "
-        "tells on which traces they were learned. These may be among the held-out ones, so that "
-        "both figures may be better than they are: test on traces that are new to it."
-    )
+    same_content: dict[str, list[str]] = defaultdict(list)
+    for trace_id, example in by_id.items():
+        same_content[item_digest(example)].append(trace_id)
+    label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
+    learned: set[str] = set()
+    seen: set[str] = set()
+    unchanged: dict[str, bool] = {}
+    for run_id in _ancestor_runs(run, judge):
+        labels: dict[str, str] = {}
+        content: dict[str, str] = {}
+        with suppress(MlflowException, OSError):  # runs of early versions lack these files
+            labels = _load(run, run_id, LABELS_FILE)
+            content = _load(run, run_id, CONTENT_FILE)
+        for part, ids in _load(run, run_id, "split.json")["traces"].items():
+            for logged in ids:
+                here = {logged, *same_content.get(content.get(logged, ""), ())}
+                seen |= here
+                learned |= set() if part == "test" else here
+                for i in here & label_of.keys():
+                    unchanged[i] = labels.get(logged) == _label_digest(logged, label_of[i])
+    return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
 
 
-def _ancestor_runs(judge: Judge, location: RunLocation) -> list[str]:
+def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
-    runs = location.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    runs = run.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
     judges, size = {fingerprint(judge)}, 0
     found: list[Any] = []
     while size < len(judges):  # until no further ancestor is found
         size = len(judges)
         # A run with equal judges found nothing, so nothing was learned in it.
         found = [
-            run
-            for run in runs
-            if (aligned := run.data.tags[ALIGNED_TAG]) in judges
-            and run.data.tags.get(ORIGINAL_TAG, aligned) != aligned
+            one
+            for one in runs
+            if (aligned := one.data.tags[ALIGNED_TAG]) in judges
+            and one.data.tags.get(ORIGINAL_TAG, aligned) != aligned
         ]
-        judges |= {run.data.tags[ORIGINAL_TAG] for run in found}
-    return [run.info.run_id for run in found]
+        judges |= {one.data.tags[ORIGINAL_TAG] for one in found}
+    return [one.info.run_id for one in found]
+
+
+def _load(run: AlignmentRun, run_id: str, file: str) -> dict[str, Any]:
+    uri = f"runs:/{run_id}/{file}"
+    path = mlflow.artifacts.download_artifacts(uri, tracking_uri=run.tracking_uri)
+    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def _label_digest(trace_id: str, label: Any) -> str:
-    text = json.dumps([trace_id, label], default=str)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+    return digest([trace_id, label])[:16]

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import functools
+import difflib
 import logging
 import threading
 import weakref
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anywidget
 import pandas as pd
 import traitlets
 
-from workbench.alignment import background
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import html_text
 from workbench.widgets.session_panel import HERE, javascript, someone_is_there, view_bundle
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.judges.base import AlignmentOptimizer
-
 
 SECONDS_BETWEEN: Final = 0.3
 """At least, between two updates of the view."""
 
 _log = logging.getLogger(__name__)
-
-
-@functools.wraps(background.align_in_background)
-def align_in_background(
-    judge: Judge,
-    pairs_or_traces: Any = None,
-    optimizer: AlignmentOptimizer | None = None,
-    **options: Any,
-) -> BackgroundAlignment:
-    alignment = background.align_in_background(judge, pairs_or_traces, optimizer, **options)
-    alignment.make_view = AlignmentView
-    return alignment
 
 
 class AlignmentView(anywidget.AnyWidget):
@@ -72,7 +54,7 @@ class AlignmentView(anywidget.AnyWidget):
                 "title": self.alignment.judge.name,
                 "table": _cells(self.alignment.preflight),
             }
-            self.learned = [[line, new] for line, new in self.alignment.learned()]
+            self.learned = _learned(self.alignment)
             # Tenths would change with each look, and nobody reads them.
             self.state = {**asdict(state), "seconds": int(state.seconds), "ended": state.ended}
             if state.stage == "done":
@@ -108,7 +90,7 @@ class AlignmentView(anywidget.AnyWidget):
         )
         lines = "\n".join(
             f"<ins>{html_text(line)}</ins>" if new else html_text(line)
-            for line, new in self.alignment.learned()
+            for line, new in _learned(self.alignment)
         )
         said = f"<p>{html_text(state.message)}</p>" if state.message else ""
         if state.stage == "done":
@@ -139,6 +121,15 @@ def _follow(view: weakref.ref[AlignmentView], alignment: BackgroundAlignment) ->
             # The front end may be gone for a while; the next update tells all.
             _log.debug("the view could not be brought up to date", exc_info=True)
         del shown
+
+
+def _learned(alignment: BackgroundAlignment) -> list[list[Any]]:
+    """The lines of the best instructions, each with whether it was learned."""
+    before = str(getattr(alignment.judge, "instructions", "")).splitlines()
+    after = alignment.state.instructions.splitlines()
+    same = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
+    known = {block.b + i for block in same for i in range(block.size)}
+    return [[line, i not in known and bool(line.strip())] for i, line in enumerate(after)]
 
 
 def _outcome(alignment: BackgroundAlignment) -> dict[str, Any]:
