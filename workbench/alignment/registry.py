@@ -7,6 +7,7 @@ gives a judge without base URL and headers, though, which talks to its provider'
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -19,13 +20,12 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge as MlflowJudge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.genai.scorers import get_scorer
+from mlflow.genai.scorers import Scorer, get_scorer
 
-from workbench.alignment.stored_judge import StoredJudge
-from workbench.compat import copy_registration, options, tracking_store
-from workbench.credentials import restore
+from workbench.compat import base_judge, copy_registration, options, tracking_store
+from workbench.credentials import Withheld, restore, withhold
 from workbench.errors import ArgumentError, RegistryError
-from workbench.formatting import html_text
+from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
 from workbench.store.traces import address, find_experiment_id, store_errors
 
@@ -73,11 +73,6 @@ class Registered:
 
 # -- register -------------------------------------------------------------------------------
 
-_RECORDED: Final = (
-    "status", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens", "cost",
-    "run_id",
-)  # fmt: skip
-
 
 @store_errors()
 def register(
@@ -114,46 +109,35 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    made: dict[str, Any] = {
-        "fingerprint": fingerprint(judge),
-        "model": getattr(judge, "model", None),
-    }
+    mark = fingerprint(judge)
+    made: dict[str, Any] = {"fingerprint": mark, "model": getattr(judge, "model", None)}
     if judge is not given:
-        made |= _provenance(given, made["fingerprint"])
+        made |= _provenance(given, mark)
     named = name or judge.name
-    stored = StoredJudge.of(judge, named)
-    renamed: Judge | None = judge
+    form = _stored_form(judge, named)
     if named != judge.name:
-        has_options = isinstance(judge, InstructionsJudge)
-        renamed = from_options({**options(judge), "name": named}) if has_options else None
-    return _write(find_experiment_id(experiment), named, stored, made, renamed)
+        known = isinstance(judge, InstructionsJudge)
+        judge = from_options({**options(judge), "name": named}) if known else None
+    return _write(find_experiment_id(experiment), named, form, made, judge)
 
 
 def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
     """Return what made the judge of an alignment; a judge that did not change has no parent."""
     parent = alignment.fingerprints["original"]
+    scores = ("n", "accuracy", "accuracy_interval", "kappa", "kappa_interval")
+    recorded = (
+        "status", "seed", "optimizer", "dataset_digest", "calls", "reflection_calls", "tokens",
+        "cost", "run_id",
+    )  # fmt: skip
     known = {
         "parent": None if parent == aligned else parent,
-        "before": _scores(alignment.before),
-        "after": _scores(alignment.after),
+        "before": {score: getattr(alignment.before, score) for score in scores},
+        "after": {score: getattr(alignment.after, score) for score in scores},
         "split_digest": alignment.split.digest,
         "split_seed": alignment.split.seed,
-        **{name: getattr(alignment, name) for name in _RECORDED},
+        **{name: getattr(alignment, name) for name in recorded},
     }
-    return {key: value for key, value in known.items() if value is not None}
-
-
-def _scores(agreement: Any) -> dict[str, Any]:
-    """Return accuracy and kappa with their intervals as JSON; an undefined figure is None."""
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else float(value)
-
-    scores: dict[str, Any] = {"n": int(agreement.n)}
-    for name in ("accuracy", "kappa"):
-        scores[name] = number(getattr(agreement, name))
-        scores[f"{name}_interval"] = [*map(number, getattr(agreement, f"{name}_interval"))]
-    return scores
+    return {key: value for key, value in plain(known).items() if value is not None}
 
 
 @store_errors()
@@ -169,8 +153,39 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    stored = _stored(_version(where, name, version))
-    return _write(where, name, stored, {**stored.provenance, "rolled_back_from": version})
+    form = _form(_version(where, name, version))
+    made = _beside(form).get("provenance") or {}
+    return _write(where, name, form, {**made, "rolled_back_from": version})
+
+
+def _write(
+    where: str, name: str, form: dict[str, Any], made: dict[str, Any], judge: Judge | None = None
+) -> Registered:
+    """Write a version unless the latest one is this very judge."""
+    versions = _versions(where, name)
+    new = not versions or _identity(_form(versions[-1])) != _identity(form)
+    if new:
+        form = copy.deepcopy(form)
+        _inner(form).setdefault(_BESIDE, {})["provenance"] = made
+        # judge.register() writes the same row, but has no place for what MLflow leaves out.
+        versions.append(tracking_store().register_scorer(where, name, json.dumps(form)))
+    kept = {**_beside(form).get("options", {}), **_beside(form).get("withheld", {})}
+    return Registered(
+        name=name,
+        version=int(versions[-1].scorer_version),
+        experiment_id=where,
+        fingerprint=made.get("fingerprint", ""),
+        status=made.get("status", ""),
+        new=new,
+        warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
+        _judge=judge,
+    )
+
+
+_WARNING: Final = (
+    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
+    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
+)
 
 
 # -- load -----------------------------------------------------------------------------------
@@ -211,9 +226,10 @@ def load_judge(
         )
     if not isinstance(plain, InstructionsJudge):
         return cast("Judge", plain)
-    stored = _stored(found)
+    form = _form(found)
+    withheld = Withheld.from_dict(_beside(form).get("withheld", {}))
     who = f"Judge {name!r} version {found.scorer_version}"
-    judge = from_options(restore(stored.options, stored.withheld, headers=headers, who=who))
+    judge = from_options(restore(_options(form), withheld, headers=headers, who=who))
     copy_registration(plain, judge)
     return judge
 
@@ -239,8 +255,7 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
         For an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    _version(where, name, None)
-    return pd.DataFrame([_row(version) for version in _versions(where, name)], columns=_COLUMNS)
+    return pd.DataFrame([_row(version) for version in _known(where, name)], columns=_COLUMNS)
 
 
 _SCORES: Final = [
@@ -258,24 +273,26 @@ _COLUMNS: Final = [
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    stored = _stored(version)
-    made = stored.provenance
+    form = _form(version)
+    made = _beside(form).get("provenance") or {}
     row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
     row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
-    if row["fingerprint"] is None and stored.is_instructions_judge:
-        row["fingerprint"] = fingerprint(from_options(stored.options))
+    if row["fingerprint"] is None and form.get(_INSTRUCTIONS):  # registered by MLflow alone
+        row["fingerprint"] = fingerprint(from_options(_options(form)))
     for when in ("before", "after"):
-        scores = made.get(when)
-        if not scores:
-            continue
-        row["n"] = scores.get("n")
+        scores = made.get(when) or {}
+        row["n"] = scores.get("n", row["n"])
         for figure in ("accuracy", "kappa"):
-            interval = scores[f"{figure}_interval"]
-            # JSON knows no nan.
-            value, *ends = [math.nan if x is None else x for x in (scores[figure], *interval)]
-            row[f"{figure}_{when}"], row[f"{figure}_{when}_interval"] = value, tuple(ends)
+            if figure in scores:
+                interval = scores[f"{figure}_interval"]
+                row[f"{figure}_{when}"] = _number(scores[figure])
+                row[f"{figure}_{when}_interval"] = tuple(map(_number, interval))
     return row
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # JSON knows no nan
 
 
 @store_errors()
@@ -290,39 +307,110 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    texts = [_stored(_version(where, name, version)).instructions for version in (a, b)]
-    first, second = (text.splitlines() for text in texts)
+    first, second = (_instructions(_form(_version(where, name, each))) for each in (a, b))
     headings = f"{name} version {a}", f"{name} version {b}"
-    return "\n".join(difflib.unified_diff(first, second, *headings, lineterm=""))
+    lines = difflib.unified_diff(first.splitlines(), second.splitlines(), *headings, lineterm="")
+    return "\n".join(lines)
+
+
+# -- the stored form: MLflow's own, with a key that MLflow ignores --------------------------
+
+_BESIDE: Final = "workbench"
+"""What MLflow's form has no place for, names of withheld secrets, and what made the version."""
+
+_INSTRUCTIONS: Final = "instructions_judge_pydantic_data"
+
+_LEFT_OUT: Final = (
+    "base_url",
+    "include_timing_in_conversation",
+    "include_tool_calls_in_conversation",
+    "timeout",
+)
+"""Options that MLflow's form has no place for; header names are among what is withheld."""
+
+
+def _stored_form(judge: Judge, name: str) -> dict[str, Any]:
+    """Return the form of a judge; raise where it would not come back, or hold a secret."""
+    if not isinstance(judge, InstructionsJudge):
+        form: dict[str, Any] = json.loads(json.dumps({**judge.model_dump(), "name": name}))
+        # MLflow loses options of a judge within another one (MemAlign's).
+        if (base := base_judge(judge)) is not None:
+            back = options(cast("Judge", base_judge(cast("Judge", Scorer.model_validate(form)))))
+            _refuse_lost(judge, [k for k, v in options(base).items() if v != back.get(k)])
+        return form
+    clean, withheld, secrets = withhold({**options(judge), "name": name})
+    data = {key: value for key, value in clean.items() if key != "feedback_value_type"}
+    _refuse_lost(judge, [k for k, v in data.items() if json.loads(json.dumps(v, default=str)) != v])
+    form = from_options(clean).model_dump()
+    form[_INSTRUCTIONS][_BESIDE] = {
+        "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
+        "typed": clean["feedback_value_type"] is not None,
+        "withheld": withheld.to_dict(),
+    }
+    text = json.dumps(form, ensure_ascii=False)
+    # Shorter secrets occur in ordinary words.
+    written = [json.dumps(s, ensure_ascii=False)[1:-1] for s in secrets if len(s) >= 6]
+    if any(secret in text for secret in written):
+        raise RegistryError(
+            f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
+            "inference parameters also stands in another option, where it would be stored. "
+            "Look at its instructions, description, model and base URL."
+        )
+    return cast("dict[str, Any]", json.loads(text))
+
+
+def _refuse_lost(judge: Judge, lost: list[str]) -> None:
+    if lost:
+        raise RegistryError(
+            f"Judge {judge.name!r} is not registered, since it would not come back as it is: "
+            f"{', '.join(lost)}. A judge made from instructions keeps all options that are plain "
+            "JSON (names, numbers, text); MLflow's other judges do not keep these."
+        )
+
+
+def _form(version: ScorerVersion) -> dict[str, Any]:
+    return asdict(version.serialized_scorer)
+
+
+def _inner(form: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of MLflow's form that may hold keys which MLflow does not read.
+
+    MLflow's built-in judges have none: what is put into it is not stored.
+    """
+    inner = form.get(_INSTRUCTIONS) or form.get("memory_augmented_judge_data")
+    return cast("dict[str, Any]", inner or {})
+
+
+def _beside(form: dict[str, Any]) -> dict[str, Any]:
+    return cast("dict[str, Any]", _inner(form).get(_BESIDE) or {})
+
+
+def _options(form: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of an instructions judge, without what is withheld."""
+    found = options(cast("Judge", Scorer.model_validate(form)))
+    found.update(_beside(form).get("options", {}))
+    if _beside(form).get("typed") is False:
+        found["feedback_value_type"] = None
+    return found
+
+
+def _instructions(form: dict[str, Any]) -> str:
+    """Return the instructions, or those of the judge within; "" where there are none."""
+    inner = _inner(form)
+    within = inner.get("base_judge") or {}
+    return str(inner.get("instructions") or (within and _instructions(within)) or "")
+
+
+def _identity(form: dict[str, Any]) -> Any:
+    """Return what is equal for the same judge, whatever made it and wherever it came from."""
+    if form.get(_INSTRUCTIONS):
+        return _options(form), _beside(form).get("withheld", {})
+    bare = copy.deepcopy(form)
+    _inner(bare).pop(_BESIDE, None)
+    return {k: v for k, v in bare.items() if k not in ("mlflow_version", "serialization_version")}
 
 
 # -- MLflow's registry ----------------------------------------------------------------------
-
-
-def _write(
-    where: str, name: str, stored: StoredJudge, made: dict[str, Any], judge: Judge | None = None
-) -> Registered:
-    """Write a version unless the latest one is this very judge."""
-    versions = _versions(where, name)
-    new = not versions or _stored(versions[-1]).identity != stored.identity
-    if new:
-        # judge.register() writes the same row, but has no place for what MLflow leaves out.
-        form = json.dumps(stored.with_provenance(made).form)
-        versions.append(tracking_store().register_scorer(where, name, form))
-    return Registered(
-        name=name,
-        version=int(versions[-1].scorer_version),
-        experiment_id=where,
-        fingerprint=made.get("fingerprint", ""),
-        status=made.get("status", ""),
-        new=new,
-        warning=stored.warning,
-        _judge=judge,
-    )
-
-
-def _stored(version: ScorerVersion) -> StoredJudge:
-    return StoredJudge(asdict(version.serialized_scorer))
 
 
 def _versions(where: str, name: str) -> list[ScorerVersion]:
@@ -341,7 +429,8 @@ def _versions(where: str, name: str) -> list[ScorerVersion]:
     return sorted(found, key=lambda version: int(version.scorer_version))
 
 
-def _version(where: str, name: str, version: int | None) -> ScorerVersion:
+def _known(where: str, name: str) -> list[ScorerVersion]:
+    """All versions of a judge that is registered."""
     versions = _versions(where, name)
     if not versions:
         known = sorted(each.scorer_name for each in tracking_store().list_scorers(where))
@@ -352,10 +441,13 @@ def _version(where: str, name: str, version: int | None) -> ScorerVersion:
             f"{mlflow.get_experiment(where).name!r} of {address()}.{hint} Registered there: "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
-    if version is None:
-        return versions[-1]
+    return versions
+
+
+def _version(where: str, name: str, version: int | None) -> ScorerVersion:
+    versions = _known(where, name)
     by_number = {each.scorer_version: each for each in versions}
-    if version not in by_number:
+    if version is not None and version not in by_number:
         numbers = ", ".join(map(str, by_number))
         raise RegistryError(f"Judge {name!r} has no version {version!r}. It has: {numbers}.")
-    return by_number[version]
+    return versions[-1] if version is None else by_number[version]
