@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 import workbench.widgets
-from workbench.widgets.choices import RESERVED, choices
 from workbench.widgets.content import (
     LONGEST_MARKDOWN,
+    RESERVED,
+    choices,
     markdown,
     prepared,
     text_blocks,
@@ -93,13 +94,14 @@ def test_no_text_holds_up_the_kernel(text: str) -> None:
     assert time.process_time() - began < 2
     assert len(json.dumps(blocks)) < 20 * LONGEST_MARKDOWN
     if blocks[0]["kind"] == "warning":
-        assert blocks[1]["data"] == text
+        assert blocks[1]["value"] == text
 
 
 def test_a_long_text_is_plain_and_says_so() -> None:
-    note, text = text_blocks("*a* " * LONGEST_MARKDOWN, ("outputs",))
+    long = "*a* " * LONGEST_MARKDOWN
+    note, text = text_blocks(long)
     assert "without Markdown" in note["text"]
-    assert text["at"] == ("outputs",)
+    assert text["value"] == long
 
 
 def test_a_chat_is_shown_as_turns() -> None:
@@ -108,29 +110,26 @@ def test_a_chat_is_shown_as_turns() -> None:
         {"role": "<b>", "content": [{"type": "text", "text": "x" * 4_000}, None, {
             "type": "image_url", "image_url": {"url": "https://a/b.png"}}], "tool_calls": [1]},
     ]  # fmt: skip
-    for value, at in (
-        ({"messages": messages, "n": 1}, ("inputs", "messages", 0)),
-        ({"choices": [{"message": one} for one in messages], "n": 1}, None),
-        (json.dumps(messages), None),
+    for value, rest in (
+        ({"messages": messages, "n": 1}, ["other fields"]),
+        ({"choices": [{"message": one} for one in messages], "n": 1}, ["other fields"]),
+        (json.dumps(messages), []),
     ):
-        chat, *others = value_blocks(value, ("inputs",))
+        chat, *others = value_blocks(value)
         first, second = chat["turns"]
         assert (first["role"], second["role"], second["name"]) == ("user", "other", "<b>")
-        assert first["parts"][0]["blocks"][0]["kind"] == "markdown"
-        assert [part["blocks"][0]["kind"] for part in second["parts"]] == [
-            "markdown", "tree", "picture", "tree",
-        ]  # fmt: skip
-        assert second["parts"][0]["length"] == 4_000
-        assert [one["label"] for one in others] == (["other fields"] if at or others else [])
+        assert first["blocks"][0]["kind"] == "markdown"
+        kinds = [block["kind"] for block in second["blocks"]]
+        assert kinds == ["markdown", "tree", "picture", "tree"]
+        assert [one["label"] for one in others] == rest
 
 
-def test_blocks_show_values_by_their_path() -> None:
-    """Nothing is sent twice, and no name can be taken for another's path."""
+def test_fields_are_shown_one_below_the_other() -> None:
     value = {"a.b": [[1]], "a": {"b": {}}, "c": None, "d": ["*e*"]}
-    fields = value_blocks(value, ("inputs",))
+    fields = value_blocks(value)
     assert [field["name"] for field in fields] == ["a.b", "a", "c", "d"]
-    assert fields[0]["blocks"] == [{"kind": "tree", "at": ("inputs", "a.b")}]
-    assert fields[2]["blocks"] == [{"kind": "value", "data": None}]
+    assert fields[0]["blocks"] == [{"kind": "tree", "value": [[1]]}]
+    assert fields[2]["blocks"] == [{"kind": "value", "value": None}]
     assert fields[3]["blocks"][0]["kind"] == "list"
 
 
@@ -138,7 +137,7 @@ def test_blocks_show_values_by_their_path() -> None:
     "text", ['{"a": NaN, "b": 1e999}', '["\\ud83d"]', "[" * 990 + "]" * 990, "[" * 25_000, "{a}"]
 )
 def test_json_in_a_text_can_be_sent(text: str) -> None:
-    blocks = value_blocks(text, ("outputs",))
+    blocks = value_blocks(text)
     json.dumps(blocks, allow_nan=False, ensure_ascii=False).encode()
 
 
@@ -170,7 +169,7 @@ def test_a_digit_means_the_number_that_it_shows() -> None:
     assert whole(0, 10) == [*"0123456789", "a"]
     assert whole(1, 10) == [*"1234567890"]
     assert keys("0 - none", "1 - some", "2 - much") == ["0", "1", "2"]
-    assert keys("10", "20", "30") == ["1", "2", "3"]
+    assert keys("10", "20", "30") == ["a", "b", "c"]
     assert whole(-2, 2) == ["a", "b", "0", "1", "2"]
     assert whole(0, 100) == []
     assert keys(kind="numeric", low=0, high=1, integer=False) == []

@@ -86,11 +86,8 @@ class AdjudicationPanel(SessionPanel):
         """A table of the labels and decisions, shown where no browser can ask the kernel."""
         progress = self.session.progress
         table = self.decisions.head(MOST_ROWS)
-        return "\n".join(
-            [
-                f"<p><b>{html_text(self.session.title)}</b>, adjudicated by "
-                f"{html_text(self.session.by)}: {progress['labelled']} of {progress['total']} "
-                "decided.</p>",
-                html_table(table.map(table_cell)) if len(table) else "",
-            ]
+        return (
+            f"<p><b>{html_text(self.session.title)}</b>, adjudicated by "
+            f"{html_text(self.session.by)}: {progress['labelled']} of {progress['total']} "
+            "decided.</p>" + (html_table(table.map(table_cell)) if len(table) else "")
         )

@@ -3,8 +3,6 @@
 // What a trace holds is hostile. Nothing here parses HTML or Markdown: texts reach the page as text
 // nodes, and their structure comes from the kernel as tokens and blocks (see `content.py`).
 
-const STEP = 20000; // characters of one text shown at once
-
 // -- elements ---------------------------------------------------------------------------------
 
 /** An element: properties as attributes, functions as handlers of the event they are named by. */
@@ -26,7 +24,7 @@ function append(node, children) {
   return node;
 }
 
-const key = (name, spoken) => h("kbd", { "aria-label": spoken ?? null }, name);
+const key = (name) => h("kbd", null, name);
 const quiet = (...children) => h("span", { class: "wb-quiet" }, children);
 const number = (n) => n.toLocaleString("en");
 const count = (n, word, plural) => `${number(n)} ${n === 1 ? word : (plural ?? `${word}s`)}`;
@@ -56,38 +54,24 @@ function visible(text) {
   return parts.filter((part) => part !== "");
 }
 
-/** Text as it is, in pieces that the browser lays out when they come into view; `length` is that of
- * the whole where only its beginning is here. */
-function plainText(text, length = text.length) {
+/** Text as it is; of a long one the beginning, and more when it is asked for. */
+function plainText(text) {
   const box = h("div", { class: "wb-text", dir: "auto" });
-  const show = (from, until) => {
-    for (let at = from; at < until; ) {
-      let end = Math.min(at + 4000, until);
-      if (end < until) {
-        const line = text.lastIndexOf("\n", end);
-        if (line > at) end = line + 1;
-        else if (/[\ud800-\udbff]/.test(text[end - 1])) end -= 1;
-      }
-      box.append(h("span", { class: "wb-piece" }, visible(text.slice(at, end))));
-      at = end;
-    }
-    if (until < text.length) {
-      const next = Math.min(until + 10 * STEP, text.length);
-      box.append(moreButton(`Show ${number(next - until)} more of ${number(length)} characters`, () => show(until, next)));
-    }
+  const show = (from, size) => {
+    let until = Math.min(from + size, text.length);
+    if (until < text.length && /[\ud800-\udbff]/.test(text[until - 1])) until -= 1; // no half of a character
+    append(box, visible(text.slice(from, until)));
+    const next = Math.min(5 * size, 200000, text.length - until);
+    if (next) box.append(moreButton(`Show ${count(next, "more character")}`, () => show(until, next)));
   };
-  show(0, Math.min(STEP, text.length));
+  show(0, 20000);
   return box;
 }
 
 /** A button that is replaced by what it shows. */
 function moreButton(label, show) {
-  const button = h("button", { type: "button", class: "wb-more", onclick: () => { button.remove(); show(); } }, label);
-  return button;
+  return h("button", { type: "button", class: "wb-more", onclick: ({ currentTarget }) => { currentTarget.remove(); show(); } }, label);
 }
-
-/** The length of a long text, for the line above it. */
-const lengthShown = (length) => (length ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null);
 
 // -- Markdown ---------------------------------------------------------------------------------
 
@@ -136,12 +120,7 @@ function codeBlock(_, { raw, marker = "", attrs }) {
 /** A link to the web or a mail address, with its host where the text names another; else text. */
 function link(inner, target) {
   const label = h("span", null, inner);
-  let url = null;
-  try {
-    url = new URL(target);
-  } catch {
-    // Not an address by itself: shown as text.
-  }
+  const url = URL.canParse(target) ? new URL(target) : null;
   if (!url || !["http:", "https:", "mailto:"].includes(url.protocol) || url.username || url.password) {
     return h("span", { class: "wb-nolink" }, label, label.textContent === target ? null : [" ", quiet("(", visible(target), ")")]);
   }
@@ -158,18 +137,15 @@ function pictureNamed(alt, address) {
 /** JSON as a tree; what lies deeper is made when it is opened. */
 function tree(value, name = null, level = 0) {
   const label = name === null ? null : h("span", { class: "wb-key" }, visible(String(name)), quiet(": "));
-  const isList = Array.isArray(value);
   if (value === null || typeof value !== "object") return h("div", { class: "wb-leaf" }, label, leaf(value));
-  const entries = isList ? value.map((each, n) => [n, each]) : Object.entries(value);
-  if (!entries.length) return h("div", { class: "wb-leaf" }, label, quiet(isList ? "[]" : "{}"));
-  const size = isList ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
+  const entries = Object.entries(value);
+  if (!entries.length) return h("div", { class: "wb-leaf" }, label, quiet(JSON.stringify(value)));
+  const size = Array.isArray(value) ? `[${count(entries.length, "entry", "entries")}]` : `{${count(entries.length, "field")}}`;
   const children = h("div", { class: "wb-children" });
   const fill = (from) => {
     const until = Math.min(from + 100, entries.length);
     append(children, entries.slice(from, until).map(([each, held]) => tree(held, each, level + 1)));
-    if (until < entries.length) {
-      children.append(moreButton(`Show more of ${count(entries.length, "entry", "entries")}`, () => fill(until)));
-    }
+    if (until < entries.length) children.append(moreButton(`Show more of ${count(entries.length, "entry", "entries")}`, () => fill(until)));
   };
   const open = level < 2 && entries.length <= 40;
   if (open) fill(0);
@@ -180,38 +156,24 @@ function tree(value, name = null, level = 0) {
 
 function leaf(value) {
   if (typeof value !== "string") return h("span", { class: "wb-value" }, String(value));
-  if (value.length <= 600) return h("span", { class: "wb-string", dir: "auto" }, visible(value));
-  const box = h("span", { class: "wb-string", dir: "auto" }, visible(value.slice(0, 300)), "… ");
-  box.append(moreButton(`Show all ${number(value.length)} characters`, () => box.replaceChildren(plainText(value))));
-  return box;
+  return h(value.length <= 600 ? "span" : "div", { class: "wb-string", dir: "auto" }, value.length <= 600 ? visible(value) : plainText(value));
 }
 
 // -- blocks -----------------------------------------------------------------------------------
 
 const BLOCKS = {
   markdown: ({ tokens }) => h("div", { class: "wb-prose", dir: "auto" }, markdown(tokens)),
-  text: ({ value, length }) => plainText(value, length ?? value.length),
+  text: ({ value }) => plainText(value),
   tree: ({ value, label = null, closed }) => h("div", { class: `wb-tree${closed ? " wb-rest" : ""}` }, tree(value, label, closed ? 2 : label ? 1 : 0)),
   value: ({ value }) => h("div", { class: "wb-value" }, String(value)),
   note: ({ text }) => h("div", { class: "wb-quiet" }, text),
   warning: ({ text }) => h("div", { class: "wb-note" }, text),
   picture: ({ address }) => pictureNamed("", address),
-  field: ({ name, length, blocks }, item) => h("div", { class: "wb-field" },
-    h("div", { class: "wb-fieldname" }, visible(name), lengthShown(length)), drawn(blocks, item)),
-  list: ({ entries }, item) => h("ol", { class: "wb-list" }, entries.map((entry) => h("li", null, part(entry, item)))),
-  chat: ({ turns, more }, item) => h("div", { class: "wb-chat" },
-    turns.map(({ role, name, length, parts }) => h("div", { class: `wb-turn wb-${role}` },
-      h("div", { class: "wb-role" }, visible(name), lengthShown(length)),
-      h("div", { class: "wb-said" }, parts.map((each) => part(each, item))))),
-    drawn(more, item)),
+  field: ({ name, blocks }) => h("div", { class: "wb-field" }, h("div", { class: "wb-fieldname" }, visible(name)), drawn(blocks)),
+  list: ({ entries }) => h("ol", { class: "wb-list" }, entries.map((entry) => h("li", null, drawn(entry)))),
+  chat: ({ turns }) => h("div", { class: "wb-chat" }, turns.map(({ role, name, blocks }) => h("div", { class: `wb-turn wb-${role}` },
+    h("div", { class: "wb-role" }, visible(name)), h("div", { class: "wb-said" }, drawn(blocks))))),
 };
 
-const part = ({ length, blocks }, item) => [lengthShown(length), drawn(blocks, item)];
-
-/** Elements of the blocks that `content.py` makes of a value; `at` is its path in the item. */
-function drawn(blocks, item) {
-  return (blocks ?? []).map((block) => {
-    const value = block.at ? block.at.reduce((held, name) => held[name], item) : block.data;
-    return BLOCKS[block.kind]({ ...block, value }, item);
-  });
-}
+/** Elements of the blocks that `content.py` makes of a value. */
+const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block));

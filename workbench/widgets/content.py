@@ -1,23 +1,23 @@
-"""Turn what a session sends into what the view draws: Markdown as tokens, chats as turns.
+"""Turn what a session sends into what the view draws: Markdown as tokens, chats as turns, answers
+as buttons with their keys.
 
 The texts of a trace are hostile. They are parsed here, without HTML, and within bounds; the view
 builds elements of the tokens and reads no markup. What exceeds the bounds is shown as plain text.
 
 A text is prepared as a list of blocks, each a dict with a ``kind`` (see `BLOCKS` in `content.js`).
-A block with ``at`` shows the value at this path in the item and not a copy of it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import mistune
 
 from workbench.labeling.display import plain
-from workbench.widgets.choices import choices
 
 LONGEST_MARKDOWN: Final = 30_000
 """Characters; longer texts are shown as plain text."""
@@ -30,17 +30,20 @@ _parse = mistune.create_markdown(renderer=None, plugins=["table", "strikethrough
 # Definitions of links would not be shown at all: they stay text.
 _parse.block.rules.remove("ref_link")
 
-_LONG = 3_000
+_NEEDED = ("type", "raw", "marker", "attrs")
+
 _LONGEST_JSON = 200_000
 _MOST_FIELDS = 20
-_MOST_LISTED = 50
-_MOST_TURNS = 100
+_MOST_LISTED = 100
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
+RESERVED: Final = frozenset("usrxt")
+"""Letters that are commands at an item (see `KEYMAP` in the view) and so choose no answer."""
+
+_FIGURE = re.compile(r"(\d)(?!\d|[.,]\d)")
+_HUES = (215, 35, 170, 280, 330, 95, 250, 10, 190)
+
 Block = dict[str, Any]
-Path = tuple[str | int, ...]
-Cuts = Mapping[str, int]
-Turn = tuple[dict[str, Any], Path | None]
 
 
 def prepared(message: dict[str, Any]) -> dict[str, Any]:
@@ -62,24 +65,15 @@ def prepared(message: dict[str, Any]) -> dict[str, Any]:
 def prepared_setup(setup: dict[str, Any]) -> dict[str, Any]:
     """Return a session's setup with rubrics as blocks and the buttons of each question."""
     questions = [
-        {
-            **question,
-            "rubric_blocks": text_blocks(question.get("rubric") or ""),
-            "choices": choices(question),
-        }
-        for question in setup["questions"]
+        {**one, "rubric_blocks": text_blocks(one.get("rubric") or ""), "choices": choices(one)}
+        for one in setup["questions"]
     ]
     return {**setup, "questions": questions}
 
 
 def _item(item: dict[str, Any]) -> dict[str, Any]:
-    cuts = item.get("cuts") or {}
-    blocks = {
-        name: value_blocks(item[name], (name,), cuts)
-        for name in ("inputs", "outputs", "expectations")
-        if item.get(name) is not None
-    }
-    made = {**item, "blocks": blocks}
+    fields = [name for name in ("inputs", "outputs", "expectations") if item.get(name) is not None]
+    made = {**item, "blocks": {name: value_blocks(item[name]) for name in fields}}
     if "voices" in item:
         made["voices"] = [_with_reason(voice) for voice in item["voices"]]
     return made
@@ -95,36 +89,24 @@ def _with_reason(said: Any) -> Any:
 # -- values -----------------------------------------------------------------------------------
 
 
-def value_blocks(value: Any, at: Path | None, cuts: Cuts | None = None) -> list[Block]:
-    """Return the blocks of a value as a person reads it.
-
-    ``at`` is its path in the item; None: it is nowhere in it, and the blocks hold what they show.
-    ``cuts`` maps the paths of texts that were cut to their full lengths.
-    """
-    cuts = cuts or {}
+def value_blocks(value: Any) -> list[Block]:
+    """Return the blocks of a value as a person reads it."""
     if isinstance(value, str):
-        return _json_blocks(value) or text_blocks(value, at, cuts.get(_name(at)))
+        return _json_blocks(value) or text_blocks(value)
     if _is_chat(value):
-        return [_chat([(turn, _below(at, n)) for n, turn in enumerate(value)], cuts)]
+        return [_chat(value)]
     if isinstance(value, dict):
         for name in ("choices", "messages"):
-            if turns := _turns(value, name, at):
-                return [_chat(turns, cuts), *_others(value, name)]
+            if turns := _turns(value, name):
+                others = {key: one for key, one in value.items() if key != name}
+                rest = {"kind": "tree", "value": others, "label": "other fields", "closed": True}
+                return [_chat(turns), *([rest] if others else [])]
         if 0 < len(value) <= _MOST_FIELDS:
-            return [_field(name, one, _below(at, name), cuts) for name, one in value.items()]
+            return [_field(name, one) for name, one in value.items()]
     is_short = isinstance(value, list) and 0 < len(value) <= _MOST_LISTED
     if is_short and all(isinstance(one, str) for one in value):
-        entries = [_part(one, _below(at, n), cuts) for n, one in enumerate(value)]
-        return [{"kind": "list", "entries": entries}]
-    return [{"kind": "tree", **_source(value, at)}]
-
-
-def _below(at: Path | None, *keys: str | int) -> Path | None:
-    return None if at is None else (*at, *keys)
-
-
-def _source(value: Any, at: Path | None) -> Block:
-    return {"data": value} if at is None else {"at": at}
+        return [{"kind": "list", "entries": [value_blocks(one) for one in value]}]
+    return [{"kind": "tree", "value": value}]
 
 
 def _is_turn(value: Any) -> bool:
@@ -134,101 +116,59 @@ def _is_turn(value: Any) -> bool:
 
 
 def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(map(_is_turn, value))
+    return isinstance(value, list) and 0 < len(value) <= _MOST_LISTED and all(map(_is_turn, value))
 
 
-def _turns(value: dict[str, Any], name: str, at: Path | None) -> list[Turn]:
+def _turns(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The messages of a request or the choices of a response, if that is what the value is."""
     found = value.get(name)
-    if not isinstance(found, list):
-        return []
-    if name == "messages":
-        turns = [(one, _below(at, name, n)) for n, one in enumerate(found)]
-        return turns if _is_chat(found) else []
-    choices = [one if isinstance(one, dict) else {} for one in found]
-    return [
-        (choice["message"], _below(at, name, n, "message"))
-        for n, choice in enumerate(choices)
-        if _is_turn(choice.get("message"))
-    ]
+    if name == "choices" and isinstance(found, list):
+        found = [one.get("message") if isinstance(one, dict) else None for one in found]
+    return found if isinstance(found, list) and _is_chat(found) else []
 
 
-def _others(value: dict[str, Any], without: str) -> list[Block]:
-    others = {name: one for name, one in value.items() if name != without}
-    tree = {"kind": "tree", "data": others, "label": "other fields", "closed": True}
-    return [tree] if others else []
+def _field(name: str, value: Any) -> Block:
+    is_single = not isinstance(value, (str, dict, list))
+    blocks = [{"kind": "value", "value": value}] if is_single else value_blocks(value)
+    return {"kind": "field", "name": name, "blocks": blocks}
 
 
-def _field(name: str, value: Any, at: Path | None, cuts: Cuts) -> Block:
-    if isinstance(value, (str, dict, list)):
-        return {"kind": "field", "name": name, **_part(value, at, cuts)}
-    return {"kind": "field", "name": name, "blocks": [{"kind": "value", "data": value}]}
+def _chat(turns: Sequence[dict[str, Any]]) -> Block:
+    return {"kind": "chat", "turns": [_turn(turn) for turn in turns]}
 
 
-def _part(value: Any, at: Path | None, cuts: Cuts) -> Block:
-    """A value with the length of a long text, for the line above it."""
-    return {"blocks": value_blocks(value, at, cuts), "length": _length(value, at, cuts)}
-
-
-def _length(value: Any, at: Path | None, cuts: Cuts) -> int | None:
-    length = cuts.get(_name(at), len(value) if isinstance(value, str) else 0)
-    return length if length > _LONG else None
-
-
-def _name(at: Path | None) -> str:
-    """A path as ``cuts`` names it."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in at or ())[1:]
-
-
-def _chat(turns: list[Turn], cuts: Cuts) -> Block:
-    left = [turn for turn, _ in turns[_MOST_TURNS:]]
-    more = {"kind": "tree", "data": left, "label": f"{len(left):,} more turns", "closed": True}
-    shown = [_turn(turn, at, cuts) for turn, at in turns[:_MOST_TURNS]]
-    return {"kind": "chat", "turns": shown, "more": [more] if left else []}
-
-
-def _turn(turn: dict[str, Any], at: Path | None, cuts: Cuts) -> Block:
-    content = turn.get("content")
-    within = _below(at, "content")
-    if isinstance(content, list):
-        parts = [_turn_part(one, _below(within, n), cuts) for n, one in enumerate(content)]
-    else:
-        # Its length stands beside the role.
-        parts = [] if content is None else [{**_turn_part(content, within, cuts), "length": None}]
-    calls = turn.get("tool_calls")
-    if isinstance(calls, list) and calls:
-        source = _source(calls, _below(at, "tool_calls"))
-        parts.append({"blocks": [{"kind": "tree", **source, "label": "tool calls"}]})
+def _turn(turn: dict[str, Any]) -> Block:
+    content, calls = turn.get("content"), turn.get("tool_calls")
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    blocks = [block for part in parts for block in _turn_part(part)]
+    if calls:
+        blocks.append({"kind": "tree", "value": calls, "label": "tool calls"})
     names = [turn["role"], turn.get("name")]
     return {
         "role": turn["role"] if turn["role"] in _ROLES else "other",
         "name": " · ".join(name for name in names if isinstance(name, str) and name),
-        "length": _length(content, within, cuts),
-        "parts": parts,
+        "blocks": blocks,
     }
 
 
-def _turn_part(part: Any, at: Path | None, cuts: Cuts) -> Block:
+def _turn_part(part: Any) -> list[Block]:
     if isinstance(part, str):
-        return _part(part, at, cuts)
+        return value_blocks(part)
     if isinstance(part, dict):
         if isinstance(part.get("text"), str):
-            return _part(part["text"], _below(at, "text"), cuts)
+            return value_blocks(part["text"])
         image = part.get("image_url")
         address = image.get("url") if isinstance(image, dict) else image
         if isinstance(address, str):
-            return {"blocks": [{"kind": "picture", "address": address[:300]}]}
-    return {"blocks": [{"kind": "tree", **_source(part, at)}]}
+            return [{"kind": "picture", "address": address[:300]}]
+    return [{"kind": "tree", "value": part}]
 
 
 # -- texts ------------------------------------------------------------------------------------
 
 
-def text_blocks(text: str, at: Path | None = None, length: int | None = None) -> list[Block]:
-    """Return the blocks of a text: Markdown as nodes, or the text as it is.
-
-    ``length`` is that of the whole text where only its beginning is given.
-    """
+def text_blocks(text: str) -> list[Block]:
+    """Return the blocks of a text: Markdown as nodes, or the text as it is."""
     if not text:
         return [{"kind": "note", "text": "(empty text)"}]
     tokens = markdown(text)
@@ -237,10 +177,7 @@ def text_blocks(text: str, at: Path | None = None, length: int | None = None) ->
     is_long = len(text) > LONGEST_MARKDOWN
     why = f"Longer than {LONGEST_MARKDOWN:,} characters" if is_long else "Too deeply nested"
     note = f"{why}: shown as plain text, without Markdown."
-    return [
-        {"kind": "warning", "text": note},
-        {"kind": "text", "length": length, **_source(text, at)},
-    ]
+    return [{"kind": "warning", "text": note}, {"kind": "text", "value": text}]
 
 
 def _json_blocks(text: str) -> list[Block]:
@@ -251,7 +188,7 @@ def _json_blocks(text: str) -> list[Block]:
         data = plain(json.loads(text))
     except (ValueError, RecursionError):
         return []  # It only begins like JSON.
-    return value_blocks(data, None) if _is_chat(data) else [{"kind": "tree", "data": data}]
+    return [_chat(data)] if _is_chat(data) else [{"kind": "tree", "value": data}]
 
 
 def markdown(text: str) -> list[Any] | None:
@@ -276,16 +213,74 @@ def _slim(tokens: list[dict[str, Any]], levels: int, budget: list[int]) -> list[
         raise RecursionError
     made: list[Any] = []
     for token in tokens:
-        kind, attrs = token["type"], token.get("attrs") or {}
-        if kind == "text":
+        if token["type"] == "text":
             made.append(token["raw"])
-        elif kind != "blank_line":
-            needed: dict[str, Any] = {
-                name: token[name] for name in ("raw", "marker") if name in token
-            }
-            if attrs and (kind != "table_cell" or attrs["head"]):
-                needed["attrs"] = attrs
+        elif token["type"] != "blank_line":
+            needed = {key: one for key, one in token.items() if key in _NEEDED}
             if "children" in token:
                 needed["children"] = _slim(token["children"], levels - 1, budget)
-            made.append({"type": kind, **needed})
+            made.append(needed)
     return made
+
+
+# -- answers ----------------------------------------------------------------------------------
+
+
+def choices(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the answers of a question that have a button; none where one types.
+
+    Parameters
+    ----------
+    question
+        As a session describes it (`LabelQuestion.to_json`).
+
+    Returns
+    -------
+    list of dict
+        ``value``, ``label``, ``keys`` (the first one is shown) and ``hue`` in degrees: worst to
+        best on an ordered scale, apart on others.
+    """
+    values = _numbers(question) if question["kind"] == "numeric" else question.get("values") or []
+    keys = _keys([str(one["label"]) for one in values])
+    is_ordered = question["kind"] != "nominal" and len(values) > 1
+    return [
+        {
+            "value": one["value"],
+            "label": str(one["label"]),
+            "keys": keys[n],
+            "hue": round(25 + 150 * n / (len(values) - 1)) if is_ordered else _HUES[n % len(_HUES)],
+        }
+        for n, one in enumerate(values)
+    ]
+
+
+def _numbers(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """The whole numbers of a scale where each has a digit of its own; 10 is the only longer one."""
+    low, high = question.get("low"), question.get("high")
+    if not question.get("integer") or low is None or high is None:
+        return []
+    if not 0 <= high <= 10 or high - low > 10 or low % 1 or high % 1:
+        return []
+    return [{"value": n, "label": str(n)} for n in range(int(low), int(high) + 1)]
+
+
+def _keys(labels: Sequence[str]) -> list[list[str]]:
+    """The keys of each answer: the digit that it shows, else that of its place; its initial where
+    no other has it; without either a letter that nothing else has."""
+    digits = list("1234567890"[: len(labels)].ljust(len(labels)))
+    if any(re.match(r"[-+]?\d", label) for label in labels):
+        digits = [match[1] if (match := _FIGURE.match(label)) else "" for label in labels]
+        digits = [digit if digits.count(digit) == 1 else "" for digit in digits]
+        if "10" in labels and "1" in digits and "0" not in digits:
+            digits[labels.index("10")] = "0"  # as on the keyboard
+    initials = [label[:1].lower() for label in labels]
+    taken = RESERVED | set(initials)
+    spare = iter(letter for letter in string.ascii_lowercase if letter not in taken)
+    keys = []
+    for digit, initial in zip(digits, initials, strict=True):
+        own = [digit] if digit.strip() else []
+        is_letter = initial in string.ascii_lowercase and initial not in RESERVED
+        if initial and is_letter and initials.count(initial) == 1:
+            own.append(initial)
+        keys.append(own or [letter for letter in [next(spare, "")] if letter])
+    return keys

@@ -168,11 +168,11 @@ class Frame extends Store {
     const value = item[name];
     const cuts = item.cuts ?? {};
     const length = cuts[name] ?? (typeof value === "string" ? value.length : 0);
-    const asIs = () => (typeof value === "string" ? plainText(value, length) : plainText(JSON.stringify(value, null, 2)));
+    const asIs = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
     const isWithin = (path) => path === name || path.startsWith(`${name}.`) || path.startsWith(`${name}[`);
     return h("section", { class: `wb-section wb-${name}` },
-      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, lengthShown(length > 3000 ? length : 0)),
-      h("div", { class: "wb-body" }, this.raw ? asIs() : drawn(item.blocks[name], item)),
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
+      h("div", { class: "wb-body" }, this.raw ? asIs() : drawn(item.blocks[name])),
       Object.entries(cuts).filter(([path]) => isWithin(path)).map(([path, whole]) => h("div", { class: "wb-cut" },
         `Only the beginning of ${path} is here: it has ${count(whole, "character")}. `,
         h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it"))));

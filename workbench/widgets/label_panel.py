@@ -152,13 +152,11 @@ class LabelPanel(SessionPanel):
         )
         left = len(labels) - len(shown)
         skipped = f", {progress['skipped']} skipped" if progress["skipped"] else ""
-        return "\n".join(
-            [
-                f"<p><b>{html_text(self.session.title)}</b>, labelled by "
-                f"{html_text(self.session.annotator)}: {progress['labelled']} of "
-                f"{progress['total']}{skipped}.</p>",
-                html_table(self.summary(), index=False),
-                html_table(shown, index=False) if len(shown) else "",
-                f"<p>{left} earlier labels are not shown.</p>" if left else "",
-            ]
+        return (
+            f"<p><b>{html_text(self.session.title)}</b>, labelled by "
+            f"{html_text(self.session.annotator)}: {progress['labelled']} of "
+            f"{progress['total']}{skipped}.</p>"
+            + html_table(self.summary(), index=False)
+            + (html_table(shown, index=False) if len(shown) else "")
+            + (f"<p>{left} earlier labels are not shown.</p>" if left else "")
         )
