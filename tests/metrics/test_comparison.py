@@ -112,4 +112,4 @@ def test_items_are_matched_by_trace_and_those_of_one_judge_only_are_listed() -> 
     assert (len(found.fixed), len(found.broken)) == (0, 0)
     assert found.n == found.before.n == found.after.n == 2
     assert found.only_before == ("t000",)
-    assert "1 items were judged only before" in str(found)
+    assert "Left out: 1 item judged only before" in str(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ import pandas as pd
 import pytest
 from made_pairs import make_pairs as make
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from workbench.errors import ArgumentError
@@ -224,3 +227,28 @@ def test_plots_draw_on_given_axes_or_new_ones_and_leave_the_style_alone(
     assert plt.get_fignums() == []
     assert draw().figure.number in plt.get_fignums()  # type: ignore[union-attr]
     assert dict(mpl.rcParams) == before
+
+
+def test_two_classes_are_drawn_in_the_order_in_which_they_were_declared() -> None:
+    pairs = make(["Yes", "No"], ["Yes", "Yes"], Scale.of(["Yes", "No"]))
+    ax = plot_confusion(pairs)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["Yes", "No"]
+
+
+def test_plots_follow_the_theme_of_jupyterlab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('// Theme\n{\n    "theme": "JupyterLab Dark"\n}')
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+
+    def background() -> str:
+        return to_hex(plot_confusion(BEFORE).figure.get_facecolor())
+
+    dark = background()
+    with mpl.rc_context({"figure.facecolor": "#fafafa"}):
+        chosen = background()
+    settings.unlink()
+    assert (dark, chosen, background()) == ("#111111", "#fafafa", "#ffffff")

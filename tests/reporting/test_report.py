@@ -142,7 +142,7 @@ def learned(html: str) -> str:
         ["1,234", "56,789", "$0.1234", "12.3 s"],
         ["aaaa1111", "bbbb2222", "da7a5e7", "run-1", "Python", "mlflow", "topic kept together"],
         ["more characters)"],
-        ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 lines added, 1 removed"],
+        ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 line added, 1 removed"],
         ["Made from 2 disagreements.", "It is not recorded what it was made from."],
     ],
 )

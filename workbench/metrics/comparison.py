@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import html_table, html_text, plain
+from workbench.formatting import counted, html_table, html_text, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights, mcnemar
 from workbench.metrics.intervals import (
@@ -81,6 +81,11 @@ class Comparison:
         return self.p_value < 1 - self.confidence
 
     @property
+    def certain(self) -> bool:
+        """Whether the judge after is better, and the gain hardly luck."""
+        return self.improved and self.significant
+
+    @property
     def accuracy_change(self) -> float:
         return self.changes["accuracy"][0]
 
@@ -121,10 +126,11 @@ class Comparison:
         to = "" if before == after else f" to {figure(after)}"
         fixed, broken = ("nearer", "farther") if numeric else ("fixed", "broken")
         test = "sign test" if numeric else "McNemar's test"
+        constant = f" Always giving the most frequent label scores {figure(self.after.baseline)}."
         return (
-            f"{name.capitalize()} {verb} {figure(before)}{to} on {self.n} items: "
+            f"{name.capitalize()} {verb} {figure(before)}{to} on {counted(self.n, 'item')}: "
             f"{len(self.fixed)} {fixed}, {len(self.broken)} {broken} "
-            f"({test}: p = {self.p_value:.2g})."
+            f"({test}: p = {self.p_value:.2g}).{'' if numeric else constant}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +169,7 @@ class Comparison:
             )
         sides = (("before", "after", self.only_before), ("after", "before", self.only_after))
         return found + [
-            f"{len(ids)} items were judged only {judged}, not {other}; they are left out."
+            f"Left out: {counted(len(ids), 'item')} judged only {judged}, not {other}."
             for judged, other, ids in sides
             if ids
         ]

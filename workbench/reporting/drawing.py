@@ -10,11 +10,14 @@ from __future__ import annotations
 import functools
 import io
 import math
+import os
 import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -28,9 +31,6 @@ BEFORE, AFTER, BELOW = "#D55E00", "#0072B2", "#D55E00"
 
 TINT = "#1B5393"
 """Cells are tinted with this, the more opaque the greater their share."""
-
-WHITE_TEXT_FROM = 0.7
-"""From this opacity of the tint on, white text is easier to read than the style's own."""
 
 MOST_ROWS_WITH_TEXT = 20
 """A matrix with more rows than this has no text in its cells, nor frames around them."""
@@ -50,12 +50,19 @@ _STYLE = {
     "legend.fontsize": "small",
 }
 
+_DARK = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#111111"),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6e6e6"
+    ),
+}
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Draw in the module's style and leave the user's as it is."""
+    """Draw in the module's style and JupyterLab's theme, and leave the user's style as it is."""
 
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -64,14 +71,35 @@ def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
         settings: Any = mpl.rcParams  # its keys are checked when they are set
         # Not rc_context: it would also undo what a backend sets when the first figure loads it,
         # and Jupyter's would then show that figure and none of the later ones.
-        before = {name: settings[name] for name in _STYLE}
-        settings.update(_STYLE)
+        chosen = settings["figure.facecolor"] != mpl.rcParamsDefault["figure.facecolor"]
+        style = _STYLE | (_DARK if not chosen and _lab_is_dark() else {})
+        before = {name: settings[name] for name in style}
+        settings.update(style)
         try:
             return function(*args, **kwargs)
         finally:
             settings.update(before)
 
     return wrapper
+
+
+def _lab_is_dark() -> bool:
+    """Whether this is a kernel of a JupyterLab whose user has chosen a dark theme."""
+    if "ipykernel" not in sys.modules:
+        return False
+    from jupyter_core.paths import jupyter_config_dir
+
+    folder = (
+        os.environ.get("JUPYTERLAB_SETTINGS_DIR") or f"{jupyter_config_dir()}/lab/user-settings"
+    )
+    path = Path(folder) / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    try:
+        settings = path.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # JSON with comments.
+    theme = re.search(r'^\s*"theme"\s*:\s*"([^"]*)"', settings, re.MULTILINE)
+    return theme is not None and "dark" in theme[1].lower()
 
 
 def paper() -> str:
@@ -161,17 +189,34 @@ def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
 
 
 def write_cell(
-    ax: Axes, at: tuple[int, int], large: str, small: str, *, white: bool, faint: bool = False
+    ax: Axes, at: tuple[int, int], large: str, small: str, *, opacity: float, tint: str = TINT
 ) -> None:
-    """Write a large and a small text into the cell of a matrix at a row and column."""
+    """Write a large and a small text into a cell at a row and column, in the colour to be read."""
     size = math.ceil(ax.get_ylim()[0])
     points = 13 if size <= 4 else 10.5 if size <= 7 else 8
     points = min(points, 10.5) if len(large) > 6 else points
-    look: dict[str, Any] = {"color": "white" if white else ink(), "alpha": 0.55 if faint else None}
-    look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
+    look: dict[str, Any] = {"color": _readable_on(tint, opacity), "ha": "center"}
+    look |= {"xy": at[::-1], "textcoords": "offset points", "alpha": None if opacity else 0.6}
     ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
     if small:
         ax.annotate(small, xytext=(0, -3), va="top", size=max(6.5, points * 0.7), **look)
+
+
+def _readable_on(tint: str, opacity: float) -> str:
+    """Return the style's colour of text, or white where that has more contrast on the cell.
+
+    Contrast is that of WCAG 2.2: ``(L1 + 0.05) / (L2 + 0.05)`` of the relative luminances.
+    """
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: Any) -> float:
+        parts = np.asarray(colour)
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
+
+    cell = luminance(opacity * np.array(to_rgb(tint)) + (1 - opacity) * np.array(to_rgb(paper())))
+    text = luminance(to_rgb(ink()))
+    return "white" if 1.05 / cell > max(text, cell) / min(text, cell) else ink()
 
 
 def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -215,6 +260,7 @@ def as_svg(draw: Callable[..., Any], *, width: float, height: float, description
     )
     # Equal pictures are equal files; different ones on a page share no id.
     style |= {"svg.fonttype": "none", "svg.hashsalt": description}
+    style |= {"figure.facecolor": "#ffffff"}  # the page's theme counts, and not the notebook's
     buffer = io.StringIO()
     with mpl.rc_context(style), warnings.catch_warnings():  # type: ignore[arg-type]  # as above
         # The reader's browser has the glyphs that matplotlib's font lacks.

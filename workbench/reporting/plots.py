@@ -23,7 +23,6 @@ from workbench.reporting.drawing import (
     BELOW,
     MOST_ROWS_WITH_TEXT,
     TINT,
-    WHITE_TEXT_FROM,
     bare_rows,
     draw_cells,
     ink,
@@ -143,7 +142,9 @@ def title_with_intervals(found: Agreement, name: str) -> str:
 
 
 def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
-    table, shares = found.confusion, found.confusion_shares.to_numpy()
+    order = _order(found)
+    table = found.confusion.loc[order, order]
+    shares = found.confusion_shares.loc[order, order].to_numpy()
     with_text = len(table) <= MOST_ROWS_WITH_TEXT
     between = "\n" if with_text else " "
     totals = table.sum(axis=1)
@@ -158,11 +159,15 @@ def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
             texts = [str(count), f"{shares[at]:.0%}" if count else ""]
             if normalise and count:
                 texts.reverse()
-            white = bool(shares[at] >= WHITE_TEXT_FROM)
-            write_cell(ax, at, *texts, white=white, faint=count == 0)
+            write_cell(ax, at, *texts, opacity=float(shares[at]))
     outline_diagonal(ax, len(table))
     ax.set_xlabel("judge")
     ax.set_ylabel("human")
+
+
+def _order(found: Agreement) -> list[Any]:
+    """The rows of the confusion matrix in the order in which they are shown."""
+    return list(found.scale.shown or found.confusion.index)
 
 
 @styled
@@ -303,7 +308,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     from matplotlib.patches import Rectangle
 
     found = agreement(pairs, resamples=2)
-    table, shares = found.confusion, found.class_shares
+    table, shares = found.confusion.loc[_order(found)], found.class_shares.loc[_order(found)]
     ax = ax or new_axes(6.4, 1.3 + 0.42 * len(table))[0]
     advised, rows = 0.6 / len(table), np.arange(len(table))
     colours = [BELOW if share < advised else AFTER for share in shares["human"]]
@@ -351,8 +356,8 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
     for at, value in np.ndenumerate(kappa):
         if at[0] != at[1] and size <= MOST_ROWS_WITH_TEXT:
             large = "undefined" if math.isnan(value) else f"{value:.2f}"
-            white = bool(opacity[at] >= WHITE_TEXT_FROM and value >= 0)
-            write_cell(ax, at, large, f"n = {int(n[at])}", white=white)
+            tint = BELOW if value < 0 else TINT
+            write_cell(ax, at, large, f"n = {int(n[at])}", opacity=float(opacity[at]), tint=tint)
     if size < 2:
         write(ax, 0, 0, "needs two annotators")
     ax.set_title(

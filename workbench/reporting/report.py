@@ -27,7 +27,7 @@ from markupsafe import Markup
 from workbench import compat
 from workbench.credentials import without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import safe_html, write_whole
+from workbench.formatting import counted, safe_html, write_whole
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.intervals import figure
 from workbench.models.offline import SCHEME
@@ -105,6 +105,7 @@ def render(alignment: Alignment, *, title: str | None = None) -> str:
     content = {
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
         "status": alignment.status,
+        "uncertain": alignment.status == "improved" and not comparison.certain,
         "sentence": _sentence(alignment),
         "notes": _notes(alignment),
         "n": comparison.n,
@@ -224,7 +225,7 @@ def _instructions(alignment: Alignment) -> dict[str, Any]:
     counts = Counter(line["kind"] for line in lines)
     taken = " (not taken)" if alignment.status == "rejected" else ""
     caption = (
-        f"From the original to the aligned ones{taken}: {counts['added']} lines added, "
+        f"From the original to the aligned ones{taken}: {counted(counts['added'], 'line')} added, "
         f"{counts['removed']} removed."
     )
     return {"caption": "They are unchanged." if before == after else caption, "lines": lines}
