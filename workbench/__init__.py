@@ -51,6 +51,7 @@ _HOME = {
     "assign": "labeling.assignment",
     "diff": "alignment.registry",
     "roll_back": "alignment.registry",
+    "check_data": "store.checks",
     "compare": "metrics.comparison",
     "compare_optimizers": "alignment.benchmark",
     "disagreements": "pairing.adjudication",

@@ -24,6 +24,7 @@ from workbench.vocabulary import (
     ladder_order,
     no_ratings,
     number,
+    truth_side,
 )
 
 if TYPE_CHECKING:
@@ -288,6 +289,8 @@ class Scale:
         if set(sides) <= {0, 1}:
             # "Yes" and "true" are one value; the first writing of each side stays.
             distinct = [sides[side] for side in (0, 1) if side in sides]
+            if any(type(raw).__name__ in ("bool", "bool_") for raw in writings):
+                distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
         if not 2 <= len(distinct) <= MOST_CATEGORIES:
             shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
             raise ScaleError(
@@ -333,7 +336,7 @@ class Scale:
         word = fold(raw)
         if word in folded:
             return self.values[folded.index(word)]
-        if self.kind == "binary" and (side := binary_side(word)) is not None:
+        if self.kind == "binary" and (side := truth_side(word)) is not None:
             sides = [binary_side(value) for value in folded]
             if set(sides) == {0, 1}:
                 return self.values[sides.index(side)]

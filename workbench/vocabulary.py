@@ -37,6 +37,14 @@ _POSITIVE: Final = _words(
 )
 
 
+# Of these a word stands for the side of any two values, pass for yes as well; others, such as good
+# and bad, are values of their own, and are not translated unasked.
+_TRUTH: Final = _words(
+    "no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee, yes, y, true, t, 1, "
+    "pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
+)
+
+
 # Graded words in common use, worst to best. A scale all of whose words are found in one
 # of these, in the same order or its reverse, is ordinal.
 _LADDERS: Final = (
@@ -130,6 +138,22 @@ def number(value: object) -> float | None:
 def binary_side(folded: str) -> int | None:
     """Return 0 for a known negative word, 1 for a known positive one, None for others."""
     return 0 if folded in _NEGATIVE else 1 if folded in _POSITIVE else None
+
+
+def truth_side(folded: str) -> int | None:
+    """Return 0 for a word for no, false or fail, 1 for yes, true or pass, None for others."""
+    return binary_side(folded) if folded in _TRUTH else None
+
+
+def revealed(text: str) -> str:
+    r"""Return a text in which what one can't see is written as codes.
+
+    >>> print(revealed("mäßig​"))
+    mäßig​
+    """
+    return "".join(
+        c if c.isprintable() and not unicodedata.combining(c) else f"\\u{ord(c):04x}" for c in text
+    )
 
 
 def binary_order(values: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,0 +1,101 @@
+"""`check_data` says what a table holds, what is doubtful about it, and what makes it useless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import workbench
+from workbench.errors import TableError
+from workbench.store.checks import DataCheck
+
+
+def table(ratings: list[Any], **more: list[Any]) -> pd.DataFrame:
+    n = len(ratings)
+    questions, answers = [f"Q{i}" for i in range(n)], [f"A{i}" for i in range(n)]
+    return pd.DataFrame({"q": questions, "a": answers, "ana": ratings} | more, dtype=object)
+
+
+def check(frame: pd.DataFrame, **options: Any) -> DataCheck:
+    roles: dict[str, Any] = {"inputs": "q", "outputs": "a", "annotators": "ana"}
+    return workbench.check_data(frame, **(roles | options))
+
+
+def test_it_says_what_happened_to_each_cell() -> None:
+    ratings = ["good"] * 12 + ["poor"] * 8 + ["Good ", "nan", "", "n/a", "so-so", "ma\u0308ßig"]
+    found = check(table(ratings), values="good, poor")
+    assert found.counts["ana"].to_dict() == {"good": 13, "poor": 8}
+    assert list(found.rows.itertuples(index=False, name=None)) == [
+        (20, "ana", "Good ", "read as 'good'"),
+        (21, "ana", "nan", "no rating"),
+        (23, "ana", "n/a", "can't judge"),
+        (24, "ana", "so-so", "off the scale"),
+        (25, "ana", "ma\\u0308ßig", "off the scale"),
+    ]
+    assert found.errors == ()
+    assert "'so-so' (1: row 24)" in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "odd"),
+    [
+        (["good", "poor"] * 20 + ["so-so"], "'so-so' occurs once, row 40"),
+        ([1, 2, 3, 4, 5] * 10 + [6], "6 occurs once, row 50"),
+        (["good", "poor"] * 200 + ["ok", "ok"], "'ok' occurs 2 times, rows 400, 401"),
+    ],
+)
+def test_odd_ratings_are_named_with_their_rows(ratings: list[Any], odd: str) -> None:
+    assert any(odd in doubt for doubt in check(table(ratings)).doubts)
+
+
+def test_few_labels_have_no_odd_ones() -> None:
+    assert not any("once" in doubt for doubt in check(table(["a", "b"] * 6 + ["c"])).doubts)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "options", "message"),
+    [
+        (
+            ["good", "poor"] * 4,
+            {},
+            "8 rows with a rating on the scale. Alignment needs at least 10",
+        ),
+        (["good", "bad"] * 20, {"values": "yes, no"}, "0 rows with a rating on the scale"),
+        (["good", "poor"] * 9 + [["good"]], {"values": "good, poor"}, "no single value"),
+        (["good"] * 20 + ["so-so"], {"values": "good, poor"}, "All have the same rating"),
+    ],
+)
+def test_what_makes_the_rest_pointless_is_an_error(
+    ratings: list[Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TableError) as caught:
+        check(table(ratings), **options)
+    assert message in str(caught.value) or any(message in reason for _, reason in caught.value.rows)
+    assert check(table(ratings), **options, strict=False).errors
+
+
+def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
+    frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1.0", " 1", *range(2, 18), None])
+    frame.loc[3, ["q", "a"]] = frame.loc[2, ["q", "a"]]
+    frame.loc[5, "q"] = frame.loc[4, "q"]
+    frame.loc[19, ["q", "a"]] = ""
+    found = check(frame, groups="g")
+    text = repr(found)
+    for part in (
+        "1 row without inputs or outputs: 19.",
+        "Rows that repeat another one in all that the judge sees: 1.",
+        "17 groups by 'g', the largest of 3 rows. 1 row without one: 19.",
+        "2 inputs (q) in several groups.",
+        "Few ratings of 'ham' 15%.",
+        "'ham'.  Taken, not known.",
+    ):
+        assert part in text
+    assert "check_data" not in found._repr_html_()
+    assert len(found.doubts) == 7
+
+
+def test_clean_data_have_no_doubts() -> None:
+    frame = table(["yes", "no"] * 30)
+    assert check(frame, labels={"ana": "ana"}, annotators=None).doubts == ()

@@ -1,0 +1,320 @@
+"""`check_data`: what a table holds, and what is doubtful about it, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from workbench.errors import ScaleError, TableError
+from workbench.formatting import counted, html_table
+from workbench.scale import ABSTAIN, Scale, is_missing, no_rating
+from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
+from workbench.store.tables import digest, plain
+from workbench.vocabulary import fold, revealed
+
+ENOUGH = 10
+"""Alignment needs at least so many labelled rows."""
+
+RARE = 0.01
+"""A rating that makes up less than this share of many, or occurs once among them, is odd."""
+
+MANY = 20
+
+SHOWN = 6
+"""Row numbers that a finding lists."""
+
+
+class Finding(NamedTuple):
+    """One line of the check: ``advice`` is empty where nothing is doubtful."""
+
+    check: str
+    finding: str
+    advice: str = ""
+    is_error: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class DataCheck:
+    """What `check_data` found.
+
+    Attributes
+    ----------
+    table
+        One row a check: ``check``, ``finding``, ``advice``.
+    rows
+        One row for each cell with a rating that was not taken as it is: ``row`` (counted from 0),
+        ``column``, ``cell``, ``reading``; and for each row that is empty or not complete.
+    counts
+        Index value of the scale, a column an annotator: how often each gave it.
+    scale
+        The rating scale.
+    errors, doubts
+        What makes an alignment pointless, and what should be looked at, in a line each.
+    """
+
+    table: pd.DataFrame
+    rows: pd.DataFrame
+    counts: pd.DataFrame
+    scale: Scale
+    errors: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        lines = [
+            f"{f}  {a}".rstrip() for f, a in zip(self.table.finding, self.table.advice, strict=True)
+        ]
+        width = max(map(len, self.table.check), default=0)
+        return "\n".join(f"{c:<{width}}  {t}" for c, t in zip(self.table.check, lines, strict=True))
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table, index=False)
+
+
+def check_data(
+    data: Dataset | pd.DataFrame | str | os.PathLike[str],
+    *,
+    inputs: Names = None,
+    outputs: Names = None,
+    expectations: Names = None,
+    annotators: RaterText = None,
+    labels: RaterText = None,
+    verdicts: RaterText = None,
+    groups: str | None = None,
+    values: Names | Mapping[str, Any] = None,
+    strict: bool = True,
+) -> DataCheck:
+    """Look at a table before a trace is written or a model is asked.
+
+    Parameters
+    ----------
+    data
+        What `workbench.read_dataset` gave; or a DataFrame or a file with the roles of its columns,
+        which are then read as `workbench.read_dataset` does.
+    inputs, outputs, expectations, annotators, verdicts, groups, values
+        As in `workbench.read_dataset`. ``labels`` is another name for ``annotators``.
+    strict
+        Whether what makes an alignment pointless is raised; else it is listed in ``.errors``.
+
+    Raises
+    ------
+    TableError
+        When fewer than 10 rows have a rating on the scale, or a rating is no single value. Its
+        ``rows`` are those of the table that are meant.
+    ArgumentError, ScaleError
+        As in `workbench.read_dataset`.
+    """
+    if not isinstance(data, Dataset):
+        data = read_dataset(
+            data, inputs=inputs, outputs=outputs, expectations=expectations,
+            annotators=annotators or labels, verdicts=verdicts, groups=groups, values=values,
+        )  # fmt: skip
+    cells, content = _cells(data), _content(data)
+    found = [
+        *_about_rows(data, content),
+        *_about_scale(data, cells),
+        *_about_ratings(data, cells),
+        *_about_groups(data),
+        *_about_enough(data, cells, content),
+    ]
+    rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
+    empty = [(n, "", "", "no inputs or outputs") for n, seen in enumerate(content) if seen is None]
+    rows = pd.concat([rows, pd.DataFrame(empty, columns=rows.columns)]).sort_values("row")
+    check = DataCheck(
+        table=pd.DataFrame(found)[["check", "finding", "advice"]],
+        rows=rows.reset_index(drop=True),
+        counts=_counts(data, cells),
+        scale=data.scale,
+        errors=tuple(f"{f.finding} {f.advice}" for f in found if f.is_error),
+        doubts=tuple(f"{f.finding} {f.advice}" for f in found if f.advice and not f.is_error),
+    )
+    if strict and check.errors:
+        ending = "Nothing was written. check_data(..., strict=False) gives the whole table."
+        reasons = [
+            (r.row, f"{r.column}: {r.cell!r} is {r.reading}") for r in check.rows.itertuples()
+        ]
+        raise TableError("\n".join([*check.errors, ending]), reasons)
+    return check
+
+
+def _cells(data: Dataset) -> pd.DataFrame:
+    """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
+    found = []
+    for who, (column, _) in data.labels.items():
+        for row, raw in enumerate(data.table[column].tolist()):
+            text = "" if is_missing(raw) else str(raw)
+            shown = revealed(text if len(text) <= 60 else text[:60] + " …")
+            found.append((row, column, shown, who, *_read(raw, data.scale)))
+    columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
+    return pd.DataFrame(found, columns=columns).astype({"value": object})
+
+
+def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
+    if is_missing(raw) or (not isinstance(raw, (list, dict)) and no_rating(raw, scale)):
+        return None, "none", "" if is_missing(raw) else "no rating"
+    try:
+        value = scale.normalise(raw)
+    except ScaleError as error:
+        several = str(error).startswith("A rating is one value")
+        return (None, "several", "no single value") if several else (None, "off", "off the scale")
+    if value is ABSTAIN:
+        return None, "abstention", "can't judge"
+    same = value == raw or fold(value) == str(raw)
+    return value, *(("value", "") if same else ("mapped", f"read as {value!r}"))
+
+
+def _content(data: Dataset) -> list[str | None]:
+    """What the judge sees of each row, as a digest; None where inputs or outputs are missing."""
+    outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
+    needed = {c: data.table[c].tolist() for c in (*data.inputs, *outputs)}
+    more = {c: data.table[c].tolist() for c in data.expectations or []}
+    found: list[str | None] = []
+    for row in range(len(data.table)):
+        blank = [all(is_missing(needed[c][row]) for c in side) for side in (data.inputs, outputs)]
+        seen = [_plain(cells[row]) for cells in (needed | more).values()]
+        found.append(None if any(blank) else digest(seen))
+    return found
+
+
+def _plain(cell: Any) -> Any:
+    try:
+        return plain(cell)
+    except ValueError:
+        return repr(cell)
+
+
+# -- findings -------------------------------------------------------------------------------
+
+
+def _about_rows(data: Dataset, content: Sequence[str | None]) -> Iterable[Finding]:
+    yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}.")
+    if blank := [n for n, seen in enumerate(content) if seen is None]:
+        text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
+        yield Finding("empty", text, "Empty rows are left out; others must be mended.")
+    times = Counter(seen for seen in content if seen is not None)
+    if again := sum(n - 1 for n in times.values()):
+        yield Finding(
+            "duplicates",
+            f"Rows that repeat another one in all that the judge sees: {again}.",
+            "They stay on one side of a split, and are less evidence than their number says.",
+        )
+
+
+def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+    scale, rated = data.scale, cells[cells["value"].notna()]
+    counts = Counter(rated["value"])
+    texts = [f"{v!r} {counts[v]}" for v in scale.shown or sorted(counts, key=scale.rank)]
+    more = f" and {len(texts) - 20} more values" * (len(texts) > 20)
+    yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
+    if scale.kind == "binary":
+        known = scale.positive_is_known
+        advice = (
+            "" if known else "Taken, not known. If it is the other one, name that first in values."
+        )
+        yield Finding("positive side", f"{scale.positive!r}.", advice)
+    if scale.kind == "numeric" or not len(rated):
+        return
+    for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
+        if len(rated) >= MANY and (n == 1 or n < RARE * len(rated)):
+            rows = rated.loc[[v == value for v in rated["value"]], "row"].tolist()
+            often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
+            advice = "If it is a slip, mend it, or give values without it: it is then left out."
+            yield Finding("odd rating", f"{value!r} occurs {often}.", advice)
+    advised = 0.6 / len(scale.values)
+    if few := [v for v in scale.shown if counts[v] < advised * len(rated)]:
+        names = ", ".join(f"{v!r} {counts[v] / len(rated):.0%}" for v in few)
+        yield Finding("balance", f"Few ratings of {names}.", f"{advised:.0%} of each is advised.")
+
+
+_KINDS = {
+    "mapped": ("written otherwise", ""),
+    "none": ("no rating", "They count as missing."),
+    "abstention": ("can't judge", ""),
+    "off": ("off the scale", "They are left out."),
+    "several": ("no single value", "Take the rating out of the list or object first."),
+}
+
+
+def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+    for who, (column, _) in data.labels.items():
+        n = int((cells["value"].notna() & (cells["annotator"] == who)).sum())
+        yield Finding(f"ratings of {who}", f"{counted(n, 'rating')} in column {column!r}.")
+    for kind, (check, advice) in _KINDS.items():
+        own = cells[cells["kind"] == kind]
+        texts = []
+        for (cell, reading), rows in own.groupby(["cell", "reading"])["row"]:
+            read = f" {reading}" if kind == "mapped" else ""
+            where = "" if kind == "mapped" or cell == "" else f": row {_listed(rows.tolist())}"
+            texts.append(
+                (
+                    -len(rows),
+                    f"{cell!r}{read} ({len(rows)}{where})" if cell else f"empty ({len(rows)})",
+                )
+            )
+        if not texts:
+            continue
+        if kind == "off":
+            advice += f" On it: {data.scale.describe()}. values names others, or translates them."
+        words = [text for _, text in sorted(texts)]
+        listed = ", ".join(words[:8]) + f" and {len(words) - 8} more" * (len(words) > 8)
+        columns = ", ".join(map(repr, own["column"].unique()))
+        if kind == "none" and not (own["cell"] != "").any():
+            advice = ""
+        yield Finding(check, f"{listed} in column {columns}.", advice, kind == "several")
+
+
+def _about_groups(data: Dataset) -> Iterable[Finding]:
+    if not data.groups:
+        return
+    raw = data.table[data.groups].tolist()
+    keys = Counter(fold(key) for key in raw if not is_missing(key))
+    largest = max(keys.values(), default=0)
+    text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
+    text += f"{counted(largest, 'row')}."
+    advice = ""
+    if without := [n for n, key in enumerate(raw) if is_missing(key)]:
+        text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
+        advice = "Each of these is a group of its own."
+    yield Finding("groups", text, advice)
+    seen: dict[str, set[str]] = {}
+    for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
+        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(fold(key))
+    if apart := sum(len(each) > 1 for each in seen.values()):
+        yield Finding(
+            "groups",
+            f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups.",
+            "The same question may then stand on both sides of the split.",
+        )
+
+
+def _about_enough(
+    data: Dataset, cells: pd.DataFrame, content: Sequence[str | None]
+) -> Iterable[Finding]:
+    if not data.labels:
+        return
+    complete = cells["row"].map(lambda row: content[row] is not None).astype(bool)
+    rated = cells[cells["value"].notna() & complete]
+    n = rated["row"].nunique()
+    text = f"{counted(n, 'row')} with a rating on the scale."
+    if n < ENOUGH:
+        yield Finding("enough", text, f"Alignment needs at least {ENOUGH}.", True)
+    elif len(set(rated["value"])) < 2:
+        yield Finding("enough", text, "All have the same rating: nothing can be learnt.", True)
+    else:
+        yield Finding("enough", text, "50 to 100 are better." if n < 50 else "")
+
+
+def _counts(data: Dataset, cells: pd.DataFrame) -> pd.DataFrame:
+    rated = cells[cells["value"].notna()]
+    found = pd.crosstab(rated["value"], rated["annotator"]).rename_axis(columns=None)
+    order = list(data.scale.shown) or sorted(found.index)
+    return found.reindex(index=order, columns=list(data.labels), fill_value=0)
+
+
+def _listed(rows: Sequence[int]) -> str:
+    more = f" and {len(rows) - SHOWN} more" * (len(rows) > SHOWN)
+    return ", ".join(map(str, rows[:SHOWN])) + more
