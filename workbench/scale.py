@@ -23,6 +23,7 @@ from workbench.vocabulary import (
     fold,
     ladder_order,
     no_ratings,
+    normal_form,
     number,
     truth_side,
 )
@@ -275,7 +276,7 @@ class Scale:
             key=lambda raw: (str(raw), type(raw).__name__),
             reverse=True,
         )
-        seen = {fold(raw): raw.strip() if isinstance(raw, str) else raw for raw in writings}
+        seen = {fold(raw): normal_form(raw) if isinstance(raw, str) else raw for raw in writings}
         for word in no_ratings(seen):
             del seen[word]
         distinct = [seen[word] for word in sorted(seen)]

@@ -39,7 +39,7 @@ from workbench.models.offline.rubric import Ladder, judge, rate
 from workbench.models.offline.rules import read_condition, read_rule, read_rules
 from workbench.simba import candidate
 from workbench.simba.candidate import Candidate, WorkedExample
-from workbench.store.tables import read_table
+from workbench.store.files import read_table
 
 QUALITY = Literal["excellent", "good", "fair", "poor"]
 LADDER = Ladder(("poor", "fair", "good", "excellent"), ordered=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
 import workbench
-from workbench.errors import TableError
+from workbench.errors import ScaleError, TableError
 from workbench.store.checks import DataCheck
 
 
@@ -80,10 +81,12 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
     frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1.0", " 1", *range(2, 18), None])
     frame.loc[3, ["q", "a"]] = frame.loc[2, ["q", "a"]]
     frame.loc[5, "q"] = frame.loc[4, "q"]
-    frame.loc[19, ["q", "a"]] = ""
+    frame.loc[19, "a"] = ""
+    frame.loc[20] = ["", " ", None, None]
     found = check(frame, groups="g")
     text = repr(found)
     for part in (
+        "empty           1 row, left out: 20.",
         "1 row without inputs or outputs: 19.",
         "Rows that repeat another one in all that the judge sees: 1.",
         "17 groups by 'g', the largest of 3 rows. 1 row without one: 19.",
@@ -99,3 +102,25 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
 def test_clean_data_have_no_doubts() -> None:
     frame = table(["yes", "no"] * 30)
     assert check(frame, labels={"ana": "ana"}, annotators=None).doubts == ()
+
+
+def test_values_may_translate() -> None:
+    found = check(table(["good", "Bad"] * 10), values={"good": "yes", "bad": "no"})
+    assert found.counts["ana"].to_dict() == {"yes": 10, "no": 10}
+    assert found.rows.empty
+
+
+def test_a_list_as_a_rating_is_named_with_column_and_row() -> None:
+    with pytest.raises(ScaleError, match="Column 'ana', row 1: A rating is one value"):
+        check(table(["good", ["poor"]]))
+
+
+def test_ordered_categories_keep_their_order(tmp_path: Path) -> None:
+    order = ["awful", "so-so", "lovely"]
+    frame = table(order * 10)
+    frame["ana"] = pd.Categorical(frame["ana"], categories=order, ordered=True)
+    assert check(frame).scale.values == tuple(order)
+    path = tmp_path / "a.parquet"
+    frame.to_parquet(path)
+    scale = workbench.check_data(path, inputs="q", outputs="a", annotators="ana").scale
+    assert (scale.kind, scale.values) == ("ordinal", tuple(order))

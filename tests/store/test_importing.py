@@ -17,9 +17,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records, log_labels
-from workbench.store.tables import read_table
 from workbench.store.traces import Example, examples, fetch_traces, find_experiment_id
 
 BATCH = 200

@@ -14,7 +14,7 @@ from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, is_missing, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import digest, plain
+from workbench.store.tables import digest, empty_rows, plain
 from workbench.vocabulary import fold, revealed
 
 ENOUGH = 10
@@ -122,7 +122,9 @@ def check_data(
         *_about_enough(data, cells, content),
     ]
     rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
-    empty = [(n, "", "", "no inputs or outputs") for n, seen in enumerate(content) if seen is None]
+    blank = content.index[content.isna()]
+    empty = [(row, "", "", "no inputs or outputs") for row in blank]
+    empty += [(row, "", "", "empty, left out") for row in data.empty]
     rows = pd.concat([rows, pd.DataFrame(empty, columns=rows.columns)]).sort_values("row")
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
@@ -134,8 +136,9 @@ def check_data(
     )
     if strict and check.errors:
         ending = "Nothing was written. check_data(..., strict=False) gives the whole table."
+        listed: list[dict[Any, Any]] = check.rows.to_dict("records")
         reasons = [
-            (r.row, f"{r.column}: {r.cell!r} is {r.reading}") for r in check.rows.itertuples()
+            (int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed
         ]
         raise TableError("\n".join([*check.errors, ending]), reasons)
     return check
@@ -145,7 +148,7 @@ def _cells(data: Dataset) -> pd.DataFrame:
     """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
     found = []
     for who, (column, _) in data.labels.items():
-        for row, raw in enumerate(data.table[column].tolist()):
+        for row, raw in data.table[column].items():
             text = "" if is_missing(raw) else str(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
@@ -167,17 +170,15 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
     return value, *(("value", "") if same else ("mapped", f"read as {value!r}"))
 
 
-def _content(data: Dataset) -> list[str | None]:
+def _content(data: Dataset) -> pd.Series[Any]:
     """What the judge sees of each row, as a digest; None where inputs or outputs are missing."""
     outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
-    needed = {c: data.table[c].tolist() for c in (*data.inputs, *outputs)}
-    more = {c: data.table[c].tolist() for c in data.expectations or []}
-    found: list[str | None] = []
-    for row in range(len(data.table)):
-        blank = [all(is_missing(needed[c][row]) for c in side) for side in (data.inputs, outputs)]
-        seen = [_plain(cells[row]) for cells in (needed | more).values()]
-        found.append(None if any(blank) else digest(seen))
-    return found
+    columns = [*data.inputs, *outputs, *(data.expectations or [])]
+    missing = [empty_rows(data.table, side) for side in (data.inputs, outputs)]
+    cells = data.table[columns].itertuples(index=False, name=None)
+    digests = [digest([_plain(cell) for cell in row]) for row in cells]
+    found = [None if any(blank) else d for d, *blank in zip(digests, *missing, strict=True)]
+    return pd.Series(found, data.table.index, dtype=object)
 
 
 def _plain(cell: Any) -> Any:
@@ -190,12 +191,15 @@ def _plain(cell: Any) -> Any:
 # -- findings -------------------------------------------------------------------------------
 
 
-def _about_rows(data: Dataset, content: Sequence[str | None]) -> Iterable[Finding]:
+def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}.")
-    if blank := [n for n, seen in enumerate(content) if seen is None]:
+    if data.empty:
+        text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
+        yield Finding("empty", text)
+    if blank := content.index[content.isna()].tolist():
         text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
-        yield Finding("empty", text, "Empty rows are left out; others must be mended.")
-    times = Counter(seen for seen in content if seen is not None)
+        yield Finding("incomplete", text, "Mend or drop them.")
+    times = Counter(content.dropna())
     if again := sum(n - 1 for n in times.values()):
         yield Finding(
             "duplicates",
@@ -276,7 +280,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
     advice = ""
-    if without := [n for n, key in enumerate(raw) if is_missing(key)]:
+    if without := data.table.index[[is_missing(key) for key in raw]].tolist():
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Each of these is a group of its own."
     yield Finding("groups", text, advice)
@@ -291,12 +295,10 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         )
 
 
-def _about_enough(
-    data: Dataset, cells: pd.DataFrame, content: Sequence[str | None]
-) -> Iterable[Finding]:
+def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -> Iterable[Finding]:
     if not data.labels:
         return
-    complete = cells["row"].map(lambda row: content[row] is not None).astype(bool)
+    complete = cells["row"].isin(content.index[content.notna()])
     rated = cells[cells["value"].notna() & complete]
     n = rated["row"].nunique()
     text = f"{counted(n, 'row')} with a rating on the scale."

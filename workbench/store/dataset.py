@@ -21,9 +21,10 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import html_table, html_text
-from workbench.scale import Scale, is_missing
-from workbench.store.tables import Raters, columns_by_rater, read_table, require_columns
-from workbench.vocabulary import number
+from workbench.scale import Scale, is_missing, scalar
+from workbench.store.files import read_table
+from workbench.store.tables import Raters, columns_by_rater, empty_rows, require_columns
+from workbench.vocabulary import fold, number
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -36,7 +37,11 @@ class Dataset:
     Attributes
     ----------
     table, source
-        The rows, and the name of the file that they are from ("table" for a DataFrame).
+        The rows, and the name of the file that they are from ("table" for a DataFrame). Empty rows
+        are left out, and ratings translated where ``values`` says so. The index counts the rows of
+        the source from 0.
+    empty
+        The numbers of the rows that were left out since all their cells are empty.
     inputs, outputs, expectations
         Columns that the judge sees. ``outputs`` is one column, or a list of several.
     labels
@@ -58,6 +63,7 @@ class Dataset:
     verdicts: Raters
     groups: str | None
     scale: Scale
+    empty: tuple[int, ...] = ()
 
     @property
     def value_type(self) -> Any:
@@ -109,14 +115,14 @@ def read_dataset(
     annotators: RaterText = None,
     verdicts: RaterText = None,
     groups: str | None = None,
-    values: Names = None,
+    values: Names | Mapping[str, Any] = None,
 ) -> Dataset:
     """Read a table whose columns are named as text.
 
     Parameters
     ----------
     data
-        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.tables.read_table`.
+        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.files.read_table`.
     inputs, outputs, expectations
         Columns that the judge sees, commas between them.
     annotators
@@ -127,7 +133,8 @@ def read_dataset(
     groups
         A column; rows that are equal there stay on one side of a split.
     values
-        The rating values, commas between them; those of the labels when None.
+        The rating values, commas between them; those of the labels when None. A dict (or JSON of
+        one) translates what people wrote: ``{"good": "yes", "bad": "no"}``.
 
     Raises
     ------
@@ -158,6 +165,15 @@ def read_dataset(
                 f"{error} Say what the columns of {source} are by {', '.join(named)}; those that "
                 "it lacks are None."
             ) from None
+    empty = empty_rows(table, [column for columns in named.values() for column in columns])
+    table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
+    translated = _parts("values", values)
+    if isinstance(translated, Mapping):
+        words = {fold(word): value for word, value in translated.items()}
+        for column, _ in (*labels.values(), *recorded.values()):
+            cells = [words.get(fold(cell), cell) for cell in table[column]]
+            table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
+        values = list(dict.fromkeys(translated.values()))
     return Dataset(
         table=table,
         source=source,
@@ -167,7 +183,8 @@ def read_dataset(
         labels=labels,
         verdicts=recorded,
         groups=groups or None,
-        scale=_scale(table, labels, parse_names("values", values)),
+        scale=_scale(table, labels, list(_parts("values", values))),
+        empty=tuple(number for number, blank in enumerate(empty) if blank),
     )
 
 
@@ -241,7 +258,7 @@ def _listed(columns: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
+def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     if values:
         sizes = [size for value in values if (size := number(value)) is not None]
         numbers = [int(size) if size.is_integer() else size for size in sizes]
@@ -252,7 +269,16 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[str]) -> Scale:
             "values, for instance 'excellent, good, fair, poor'."
         )
     columns = [column for column, _ in labels.values()]
-    seen = [v for column in columns for v in table[column].tolist() if not is_missing(v)]
+    kinds = {table[column].dtype for column in columns}
+    if len(kinds) == 1 and isinstance(kind := kinds.pop(), pd.CategoricalDtype) and kind.ordered:
+        return Scale.of(kind.categories.tolist(), ordered=True)
+    seen = []
+    for column in columns:
+        for row, raw in table[column].items():
+            try:
+                seen += [] if is_missing(scalar(raw)) else [raw]
+            except ScaleError as error:
+                raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
     try:
         found = Scale.from_values(seen)
     except ScaleError as error:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, html_table, html_text
+from workbench.store.files import read_records
 from workbench.store.tables import Raters, digest
 
 Record: TypeAlias = Mapping[str, Any]
@@ -121,7 +122,7 @@ def read_labels(
     ArgumentError
         When the question or the outputs must be named; the message lists them.
     """
-    records = _read_records(path)
+    records = read_records(Path(path).expanduser())
     tool = _tool_of(records, Path(path).name)
     items: dict[str, _Item] = {}
     answers = list(_TOOLS[tool][1](records, items))
@@ -204,27 +205,6 @@ def _content(
         )
     content = [{**a, **b} for a, b in zip(*sides, strict=True)]
     return content, [f for f in fields if f not in named] or ["item"], named
-
-
-def _read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Read the objects of a JSON array, of JSON Lines, or of the one list in a JSON object."""
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
-    try:
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError:
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise TableError(f"{str(path)!r} holds neither JSON nor JSON Lines: {error}.") from error
-    if isinstance(found, dict):
-        lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        found = lists[0] if len(lists) == 1 and len(found) <= 3 else [found]
-    if not isinstance(found, list) or not found or not all(isinstance(r, dict) for r in found):
-        raise TableError(f"{str(path)!r} holds no list of objects.")
-    return found
 
 
 # -- the tools ------------------------------------------------------------------------------

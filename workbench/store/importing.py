@@ -29,6 +29,7 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.files import read_table
 from workbench.store.tables import (
     ColumnSpec,
     LabelSpec,
@@ -36,7 +37,6 @@ from workbench.store.tables import (
     digest,
     has_lone_surrogate,
     read_rows,
-    read_table,
 )
 from workbench.store.traces import (
     find_experiment_id,
@@ -121,7 +121,7 @@ def import_traces(
     Parameters
     ----------
     table
-        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.tables.read_table`.
+        DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.files.read_table`.
     inputs
         A column, a list of columns, or ``{key: column}``. The trace's inputs are a dict.
     outputs

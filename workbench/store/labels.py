@@ -32,11 +32,11 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.files import read_table
 from workbench.store.tables import (
     check_text,
     raise_bad_rows,
     read_rating,
-    read_table,
     require_columns,
 )
 from workbench.store.traces import fetch_traces

@@ -1,4 +1,4 @@
-"""Tables: files read by their extension without loss, and cells as values that MLflow can store.
+"""Tables: their columns, and cells as values that MLflow can store.
 
 A plain value is what JSON can hold and MLflow gives back unchanged: None, bool, int, float, str,
 and lists and dicts of these.
@@ -6,17 +6,14 @@ and lists and dicts of these.
 
 from __future__ import annotations
 
-import csv
 import datetime
 import difflib
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,96 +30,6 @@ LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
-
-
-# -- files ----------------------------------------------------------------------------------
-
-
-def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
-    """Return the table itself, or the file read by its extension.
-
-    ``.csv``: every cell is text as it is, so an answer ``NA`` or ``007`` is kept.
-    ``.jsonl`` and ``.ndjson``: one JSON object a line, values keep their types. ``.parquet``:
-    needs ``pip install 'judge-workbench[parquet]'``. Text is UTF-8, with or without a byte
-    order mark. Rows keep their order.
-
-    Raises
-    ------
-    ArgumentError
-        When it is neither a DataFrame nor the path of a file with a known extension.
-    TableError
-        When the file is missing, damaged or empty.
-    """
-    if isinstance(table, pd.DataFrame):
-        return table
-    if not isinstance(table, (str, os.PathLike)):
-        raise ArgumentError(
-            f"table is a {type(table).__name__}. Give a pandas DataFrame "
-            "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
-        )
-    path = Path(table).expanduser()
-    jsonl, parquet = _read_jsonl, _read_parquet
-    readers = {".csv": _read_csv, ".jsonl": jsonl, ".ndjson": jsonl, ".parquet": parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ArgumentError(
-            f"table={str(table)!r} has no known extension. Known are {', '.join(readers)}; read "
-            "any other file with pandas and give the DataFrame."
-        )
-    if not path.is_file():
-        raise TableError(
-            f"There is no file {str(path.absolute())!r}. A relative path starts in the current "
-            "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
-        )
-    try:
-        return reader(path)
-    except UnicodeDecodeError as error:
-        raise TableError(
-            f"{str(path)!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8, or read it "
-            "with pandas.read_csv(path, encoding=..., dtype=str, keep_default_na=False) and give "
-            "the DataFrame."
-        ) from error
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
-        raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    # pandas would rename columns, take the first for an index where rows are wider than the
-    # header, and fill up those that are shorter.
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
-        lines = [(reader.line_num, cells) for cells in reader if cells]
-    if not lines:
-        raise ValueError("it is empty")
-    (_, header), *rows = lines
-    for line, cells in rows:
-        if len(cells) != len(header):
-            raise ValueError(f"line {line} has {len(cells)} cells, the header has {len(header)}")
-    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
-
-
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    records: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                records += [{**json.loads(line)}] if line.strip() else []
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"line {number} is no JSON object: {error}") from None
-    if not records:
-        raise ValueError("it is empty")
-    # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(records, dtype=object)
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
-    except ImportError as error:
-        raise TableError(
-            "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
-        ) from error
 
 
 # -- columns --------------------------------------------------------------------------------
@@ -180,6 +87,12 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
             )
         raters[who] = (columns[0], columns[1] if len(columns) == 2 else None)
     return raters
+
+
+def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
+    """Return for each row whether all of the columns are missing or blank."""
+    cells = table[list(dict.fromkeys(columns))].itertuples(index=False, name=None)
+    return [all(is_missing(cell) for cell in row) for row in cells]
 
 
 # -- rows of traces -------------------------------------------------------------------------

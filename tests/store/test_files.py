@@ -1,0 +1,115 @@
+"""Files of tables: read by extension, as they stand, and never by a guess that could be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from workbench.errors import ArgumentError, TableError
+from workbench.store.files import read_table
+from workbench.store.tables import plain
+
+
+def test_csv_cells_are_text_as_they_stand(tmp_path: Path) -> None:
+    """Answers that look like missing values, numbers or dates are kept, and so are long ones."""
+    path = tmp_path / "a.csv"
+    long = "x" * 3_000_000
+    path.write_text(f'q,a\nNA,007\nNone,1e3\n"",{long}\n"two\r\nlines, ""quoted""",2024-01-02\n')
+    table = read_table(path)
+    assert table["q"].tolist() == ["NA", "None", "", 'two\r\nlines, "quoted"']
+    assert table["a"].tolist() == ["007", "1e3", long, "2024-01-02"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_csv_may_have_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    """A byte order mark, as spreadsheets write it, is no part of the first column's name."""
+    path = tmp_path / "a.csv"
+    path.write_text(mark + "frage,a\nschön,✓\n", encoding="utf-8")
+    assert read_table(str(path)).to_dict("list") == {"frage": ["schön"], "a": ["✓"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a,b\n1,2,3\n", "line 2 has 3 cells, the header has 2"),
+        ("a.csv", "a,b\n1,2\n\n3\n", "line 4 has 1 cells, the header has 2"),
+        ("a.csv", 'a,b\n1,"2\n', "unexpected end"),
+        ("a.csv", "", "empty"),
+        ("a.csv", "frage\nschön\n", r"looks like Windows-1252 .*encoding="),
+        ("a.ndjson", '{"a": 1}\n{"a": 1', "line 2"),
+        ("a.jsonl", '{"a": 1}\n[["a", 1]]', "line 2 is no JSON object"),
+        ("a.jsonl", '{"q": 1}\n{"q": ' + "[" * 100_000, "line 2 is nested too deeply"),
+        ("a.jsonl", "[1, 2]", "record 1 is no JSON object"),
+        ("a.csv", "q|a;b\nx|y;z\n", "may be separated by semicolon or pipe"),
+        ("a.jsonl", "\n", "empty"),
+        ("a.parquet", "no parquet", "cannot be read"),
+    ],
+)
+def test_a_damaged_file_says_where(tmp_path: Path, name: str, content: str, message: str) -> None:
+    """Ragged rows, other encodings and bad lines are errors, not shifted or broken cells."""
+    path = tmp_path / name
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(TableError, match=message):
+        read_table(path)
+
+
+def test_jsonl_keeps_types(tmp_path: Path) -> None:
+    """Values keep their JSON types, also in columns with gaps; blank lines are no rows."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1, "b": [1, {"c": null}]}\n\n{"b": "\u2028"}\n')
+    table = read_table(path)
+    assert [plain(cell) for cell in table["a"].tolist()] == [1, None]
+    assert type(table["a"].tolist()[0]) is int
+    assert table["b"].tolist() == [[1, {"c": None}], "\u2028"]
+
+
+def test_parquet_keeps_whole_numbers(tmp_path: Path) -> None:
+    """A whole-number column with gaps does not become one of floats."""
+    path = tmp_path / "a.parquet"
+    pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [["x"], ["y", "z"]]}).to_parquet(
+        path
+    )
+    table = read_table(path)
+    assert [plain(cell) for cell in table["a"].tolist()] == [1, None]
+    assert [plain(cell) for cell in table["b"].tolist()] == [["x"], ["y", "z"]]
+
+
+def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
+    """Unknown extensions, missing files and other objects are errors that say what to do."""
+    with pytest.raises(ArgumentError, match="no known extension"):
+        read_table("a.xlsx")
+    with pytest.raises(TableError, match="no file"):
+        read_table(tmp_path / "missing.csv")
+    with pytest.raises(ArgumentError, match="pandas DataFrame"):
+        read_table([{"a": 1}])  # type: ignore[arg-type]
+
+
+ROWS = {"q": ["a, b", "c"], "a": ["3,5", "4"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding"),
+    [
+        ("a.csv", 'q,a\n"a, b","3,5"\nc,4\n', "utf-16"),
+        ("a.csv", "q;a\na, b;3,5\nc;4\n", "utf-8"),
+        ("a.csv", "q\ta\r\na, b\t3,5\r\nc\t4\r\n", "utf-8"),
+        ("a.csv", "q|a\na, b|3,5\nc|4\n", "utf-8"),
+        ("a.csv", "sep=;\r\nq;a\r\na, b;3,5\r\nc;4\r\n", "utf-8-sig"),
+        ("a.tsv", "q\ta\na, b\t3,5\nc\t4\n", "utf-8"),
+        ("a.jsonl", '[{"q": "a, b", "a": "3,5"},\n{"q": "c", "a": "4"}]', "utf-8"),
+        ("a.json", '{"rows": [{"q": "a, b", "a": "3,5"}, {"q": "c", "a": "4"}]}', "utf-8"),
+        ("a.jsonl", '{"q": "a, b", "a": "3,5"}\r\n{"q": "c", "a": "4"}\r\n', "utf-16"),
+    ],
+)
+def test_other_separators_encodings_and_lists_are_read(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    assert read_table(path).to_dict("list") == ROWS
+
+
+def test_columns_are_named_by_text() -> None:
+    assert list(read_table(pd.DataFrame([[1, 2]])).columns) == ["0", "1"]

@@ -1,0 +1,182 @@
+"""Files of tables: read without loss, and without a guess that could be wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import ArgumentError, TableError
+
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+
+
+def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+    """Return the table itself, or the file read by its extension; columns are named by text.
+
+    ``.csv`` and ``.tsv``: every cell is text as it is, so an answer ``NA`` or ``007`` is kept. The
+    separator is a comma, semicolon, tab or pipe, whichever splits all rows alike; a first line
+    ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
+    them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
+    Text is UTF-8, or UTF-16 with a byte order mark. Rows keep their order.
+
+    Raises
+    ------
+    ArgumentError
+        When it is neither a DataFrame nor the path of a file with a known extension.
+    TableError
+        When the file is missing, damaged or empty, or cannot be read without guessing.
+    """
+    if isinstance(table, pd.DataFrame):
+        named = all(isinstance(column, str) for column in table.columns)
+        return table if named else table.set_axis([str(c) for c in table.columns], axis=1)
+    if not isinstance(table, (str, os.PathLike)):
+        raise ArgumentError(
+            f"table is a {type(table).__name__}. Give a pandas DataFrame "
+            "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
+        )
+    path = Path(table).expanduser()
+    kinds = {
+        **dict.fromkeys((".csv", ".tsv"), _read_csv),
+        **dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json),
+        ".parquet": _read_parquet,
+    }
+    if (reader := kinds.get(path.suffix.lower())) is None:
+        raise ArgumentError(
+            f"table={str(table)!r} has no known extension. Known are {', '.join(kinds)}; read "
+            "any other file with pandas and give the DataFrame."
+        )
+    if not path.is_file():
+        raise TableError(
+            f"There is no file {str(path.absolute())!r}. A relative path starts in the current "
+            "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
+        )
+    with _errors(path):
+        return reader(path)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        nuls = error.object[:1000].count(0) > 100
+        like = "UTF-16 without a byte order mark (utf-16-le)" if nuls else "Windows-1252 (cp1252)"
+        raise TableError(
+            f"{str(path)!r} is not UTF-8 (byte {error.start}); it looks like {like}. Save it as "
+            "UTF-8, or read it with pandas.read_csv(path, encoding=..., dtype=str, "
+            "keep_default_na=False), or pandas.read_json(path, lines=True, dtype=False, "
+            "encoding=...), and give the DataFrame."
+        ) from error
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
+        raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of JSON Lines, of a JSON list, or of the only list in a JSON object.
+
+    Raises
+    ------
+    TableError
+        When it holds anything else, is nested too deeply, or is empty.
+    """
+    with _errors(path):
+        return _records(_text(path))
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
+    except (ValueError, RecursionError):
+        found = None  # one object a line
+    if isinstance(found, dict):
+        lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+        found = lists[0] if len(lists) == 1 and len(found) <= 3 else [found]
+    if found is None:
+        found = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                found += [{**json.loads(line)}] if line.strip() else []
+            except RecursionError:
+                raise ValueError(f"line {number} is nested too deeply; flatten it") from None
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"line {number} is no JSON object: {error}") from None
+    if wrong := [n for n, record in enumerate(found, start=1) if not isinstance(record, dict)]:
+        raise ValueError(f"record {wrong[0]} is no JSON object")
+    if not found:
+        raise ValueError("it is empty")
+    return found
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    return content.decode(
+        next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    )
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = _text(path)
+    csv.field_size_limit(2**31 - 1)
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
+        return _table(rest, first.strip()[4])
+    if not text.strip():
+        raise ValueError("it is empty")
+    header = text.lstrip("\r\n").partition("\n")[0]
+    candidates = [sep for sep in _SEPARATORS if sep in header]
+    if path.suffix.lower() == ".tsv":
+        candidates = ["\t"]
+    if len(candidates) > 1:
+        fits = [sep for sep in candidates if _is_even(text, sep)]
+        candidates = [","] if "," in fits else fits or candidates[:1]
+    if len(candidates) > 1:
+        names = " or ".join(_SEPARATORS[sep] for sep in candidates)
+        raise ValueError(
+            f"its cells may be separated by {names}. Name it in a first line such as sep=; or use "
+            "pandas.read_csv(path, sep=..., dtype=str, keep_default_na=False) and give the result"
+        )
+    return _table(text, candidates[0] if candidates else ",")
+
+
+def _is_even(text: str, separator: str) -> bool:
+    """Whether the separator gives all rows as many cells."""
+    try:
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        return len({len(cells) for cells in rows if cells}) == 1
+    except csv.Error:
+        return False
+
+
+def _table(text: str, separator: str) -> pd.DataFrame:
+    # pandas would rename columns, take the first for an index where rows are wider than the
+    # header, and fill up those that are shorter.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    (_, header), *rows = [(reader.line_num, cells) for cells in reader if cells]
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise ValueError(f"line {line} has {len(cells)} cells, the header has {len(header)}")
+    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    # Without dtype=object a whole number in a column with gaps would become a float.
+    return pd.DataFrame(_records(_text(path)), dtype=object)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
+    except ImportError as error:
+        raise TableError(
+            "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
+        ) from error
