@@ -283,7 +283,7 @@ def test_a_near_miss_of_the_name_is_reported(store: str, near: str) -> None:
         say(trace_id, "good", "ana", name=near)
     with pytest.raises(NoLabelsError) as caught:
         pair(judge)
-    assert f"{near!r} (3 labels)" in str(caught.value)
+    assert f"3 labels are stored under {near!r}" in str(caught.value)
     assert "workbench.log_labels(table, name='quality'" in str(caught.value)
     say(ids[0], "good", "ana")
     (note,) = pair(judge).notes

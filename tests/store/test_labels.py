@@ -300,8 +300,9 @@ def test_near_misses_are_counted() -> None:
         trace(feedback("a", name="answer quality", kind="LLM_JUDGE")),
         trace(feedback("a", name="answer quality", valid=False)),
     ]
-    assert near_misses(traces, "answer_quality") == {
-        "Answer-Quality": 2,
-        "answer quality ": 1,
-        "answer_qualty": 1,
-    }
+    said = near_misses(traces, "answer_quality")
+    assert [note.split(", which is not")[0] for note in said] == [
+        "2 labels are stored under 'Answer-Quality'",
+        "1 labels are stored under 'answer quality '",
+        "1 labels are stored under 'answer_qualty'",
+    ]

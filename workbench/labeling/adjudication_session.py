@@ -22,8 +22,8 @@ from workbench.pairing.adjudication import (
     differences,
     disagreements,
     new_decision,
-    scale_of_labels,
 )
+from workbench.pairing.consensus import known_scale
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.labels import Decision, decision_feedback, decision_records
 from workbench.store.traces import as_example
@@ -103,7 +103,7 @@ class AdjudicationSession(Session[DisputedItem]):
         infos = self._store.read(self.by, self._traces, None, missing_ok=bool(self._items)).infos
         rubrics = self._store.rubrics(self._name)
         traces = [without_spans(info) for info in infos.values()]
-        scale = self._scale or scale_of_labels(self._judge, traces)
+        scale = self._scale or known_scale(self._judge, traces)
         if isinstance(self._judge, str):
             question = LabelQuestion(self._judge, scale)
         else:

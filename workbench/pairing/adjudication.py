@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
@@ -20,6 +19,7 @@ from workbench.pairing.consensus import (
     decisions_by_trace,
     known_scale,
     labels_by_trace,
+    name_of,
     read_votes,
 )
 from workbench.scale import ABSTAIN, Scale
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Feedback, Trace
     from mlflow.genai.judges import Judge
 
-
 VOTES_KEY: Final = "workbench.decided_on"
 """Metadata key of a decision: the labels that were there, JSON of annotator -> value."""
 
@@ -64,9 +63,9 @@ class Difference:
 
     trace_id: str
     labels: tuple[Label, ...]
-    votes: dict[str, Any] = field(default_factory=dict)
-    distance: float = 1.0
-    decision: Decision | None = None
+    votes: dict[str, Any]
+    distance: float
+    decision: Decision | None
 
 
 def disagreements(
@@ -83,10 +82,8 @@ def disagreements(
 
     Parameters
     ----------
-    judge_or_name
-        The judge or its name, under which the labels are stored.
-    traces
-        None (the active experiment), traces, trace ids, or an MLflow filter string.
+    judge_or_name, traces
+        As for `workbench.pair`.
     scale
         The rating scale; by default the judge's, else that of MLflow's label schema of this
         name, else that of the labels.
@@ -125,10 +122,10 @@ def differences(
     judge_or_name: Judge | str, traces: Sequence[Trace], *, scale: Scale | None = None
 ) -> list[Difference]:
     """Return the traces on which annotators differ (see `disagreements` for the order)."""
-    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    scale = scale or scale_of_labels(judge_or_name, traces)
-    if scale is None:
+    scale = scale or known_scale(judge_or_name, traces)
+    if scale is None:  # fewer than two values, on which nobody can differ
         return []
+    name = name_of(judge_or_name)
     decisions = decisions_by_trace(traces, name)
     found = []
     for trace_id, labels in labels_by_trace(traces, name).items():
@@ -142,19 +139,6 @@ def differences(
     return sorted(found, key=lambda one: (one.decision is not None, -one.distance))
 
 
-def scale_of_labels(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
-    """Return the scale of the judge, of its label schema or of the labels.
-
-    None where the labels have fewer than two values, on which nobody can differ.
-    """
-    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
-    with suppress(ScaleError):
-        return known_scale(judge_or_name, traces) or Scale.from_values(
-            label.value for label in label_records(traces, name)
-        )
-    return None
-
-
 def adjudicate(
     trace_id: str,
     value: Any,
@@ -165,15 +149,13 @@ def adjudicate(
     scale: Scale | None = None,
     after_verdict: bool = False,
 ) -> Decision:
-    """Record what was decided about a trace, and by whom.
+    """Record what was decided about a trace, by whom and why.
 
     The labels stay. `workbench.pair` takes the decision in place of the consensus. The same
     decision again writes nothing; another one overrides the earlier.
 
     Parameters
     ----------
-    trace_id
-        The trace.
     value
         A value of the scale, or an abstention such as ``"N/A"`` for a trace that cannot be
         judged, which then makes no pair.
@@ -181,8 +163,6 @@ def adjudicate(
         The name under which the labels are stored, exactly.
     by
         Who decided. It may be one of the annotators, whose own label stays as it is.
-    rationale
-        Why.
     scale
         The rating scale; by default that of MLflow's label schema of this name, and where there
         is none any value that can be stored.
@@ -200,9 +180,8 @@ def adjudicate(
         check_text(argument, given)
     (trace,) = fetch_traces([trace_id], spans=False)
     where = trace.info.experiment_id
-    scale = scale or schema_scale(name, experiment=where)
     try:
-        read_rating(value, rationale, scale)
+        read_rating(value, rationale, scale or schema_scale(name, experiment=where))
     except ValueError as error:
         raise ScaleError(f"value={value!r} cannot be decided on: {error}") from None
     rubric = rubric_history(name, experiment=where).current
@@ -236,7 +215,6 @@ def new_decision(
     """
     trace_id = trace.info.trace_id
     earlier = decision_feedback(trace, name)
-    current = next((one for one in reversed(earlier) if one.valid is not False), None)
     votes = {label.annotator: label.value for label in label_records([trace], name)}
     metadata = {DECISION_KEY: "true", VOTES_KEY: json.dumps(votes, default=str)}
     if after_verdict:
@@ -254,7 +232,7 @@ def new_decision(
         # Later than all before it, whatever the clocks say.
         create_time_ms=max([now_ms(), *((one.create_time_ms or 0) + 1 for one in earlier)]),
     )
-    if current is not None:
+    for current in [one for one in earlier if one.valid is not False][-1:]:
         if signature(current) == signature(made):
             return None
         made.overrides = current.assessment_id

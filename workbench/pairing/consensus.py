@@ -7,14 +7,15 @@ adjudicated, the decision replaces the consensus, and the labels remain the vote
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import PairingError, ScaleError
-from workbench.scale import ABSTAIN, Scale
+from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.labels import Decision, Label, decision_records, label_records
-from workbench.store.schemas import scale_of_question
+from workbench.store.schemas import schema_scale
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -42,47 +43,6 @@ class HumanLabel:
     decided_by: str | None = None
 
 
-# -- the rules: each returns the consensus and None, or None and why there is none -----------
-
-
-def majority(votes: Sequence[Vote], ties: str) -> tuple[Any, str | None]:
-    """The value with more votes than any other.
-
-    Of values that tie for most votes, ``ties="latest"`` takes the one voted for last;
-    ``ties="drop"`` takes none; ``ties="error"`` raises `PairingError`.
-    """
-    values = [value for _, value in votes]
-    counts = Counter(values)
-    most = max(counts.values())
-    tied = [value for value in counts if counts[value] == most]
-    if len(tied) == 1:
-        return tied[0], None
-    if ties == "latest":
-        return next(value for value in reversed(values) if value in tied), None
-    if ties == "error":
-        raise PairingError(
-            f"Annotators tie on trace {votes[0][0].trace_id} between "
-            f"{', '.join(map(repr, tied))}. Adjudicate it, or use ties='drop' or ties='latest'."
-        )
-    return None, "annotators tie"
-
-
-def unanimous(votes: Sequence[Vote]) -> tuple[Any, str | None]:
-    """The value that all votes are for."""
-    first = votes[0][1]
-    if any(value != first for _, value in votes):
-        return None, "annotators are not unanimous"
-    return first, None
-
-
-def latest(votes: Sequence[Vote]) -> tuple[Any, str | None]:
-    """The value voted for last."""
-    return votes[-1][1], None
-
-
-# -- reading the labels of a trace ----------------------------------------------------------
-
-
 def read_label(
     labels: Sequence[Label],
     scale: Scale,
@@ -96,18 +56,15 @@ def read_label(
     """
     votes, off_scale = read_votes(labels, scale)
     read = HumanLabel(votes={one.annotator: v for one, v in votes}, outside=len(off_scale))
-    if decision is not None and consensus in RULES:
-        return _decided(read, labels, scale, decision)
-    counting = {label.annotator for label in labels}
     if consensus not in RULES:
-        counting &= {consensus}
-    counted = [(one, v) for one, v in votes if v is not ABSTAIN and one.annotator in counting]
+        labels = [label for label in labels if label.annotator == consensus]
+        votes = [(label, v) for label, v in votes if label.annotator == consensus]
+    elif decision is not None:
+        return _decided(read, votes, scale, decision)
+    counted = [(label, v) for label, v in votes if v is not ABSTAIN]
     if not counted:
-        return replace(read, fault=_why_no_vote(labels, counting, off_scale, consensus))
-    if consensus == "majority":
-        value, fault = majority(counted, ties)
-    else:
-        value, fault = (unanimous if consensus == "unanimous" else latest)(counted)
+        return replace(read, fault=_why_no_vote(labels, off_scale, consensus))
+    value, fault = _settle(counted, consensus, ties)
     if fault:
         return replace(read, fault=fault)
     winners = [label for label, vote in counted if vote == value]
@@ -130,8 +87,30 @@ def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[
     return votes, off_scale
 
 
+def _settle(votes: Sequence[Vote], rule: str, ties: str) -> tuple[Any, str | None]:
+    """Return the value that the rule takes and None, or None and why it takes none."""
+    values = [value for _, value in votes]
+    counts = Counter(values)
+    most = max(counts.values())
+    tied = [value for value in counts if counts[value] == most]
+    if rule == "latest":
+        return values[-1], None
+    if rule == "unanimous" and len(counts) > 1:
+        return None, "annotators are not unanimous"
+    if len(tied) == 1:
+        return tied[0], None
+    if ties == "latest":
+        return next(value for value in reversed(values) if value in tied), None
+    if ties == "error":
+        raise PairingError(
+            f"Annotators tie on trace {votes[0][0].trace_id} between "
+            f"{', '.join(map(repr, tied))}. Adjudicate it, or use ties='drop' or ties='latest'."
+        )
+    return None, "annotators tie"
+
+
 def _decided(
-    read: HumanLabel, labels: Sequence[Label], scale: Scale, decision: Decision
+    read: HumanLabel, votes: Sequence[Vote], scale: Scale, decision: Decision
 ) -> HumanLabel:
     read = replace(read, decided_by=decision.by)
     try:
@@ -140,18 +119,17 @@ def _decided(
         return replace(read, fault=f"decision outside the scale: {error}")
     if value is ABSTAIN:
         return replace(read, fault="adjudicated as one that cannot be judged")
-    rationale = (decision.rationale or "").strip() or _join_rationales(
-        [label for label in labels if read.votes.get(label.annotator) == value]
-    )
+    agreeing = [label for label, vote in votes if vote == value]
+    rationale = _join_rationales([decision]) or _join_rationales(agreeing)
     return replace(read, value=value, rationale=rationale, blind=not decision.after_verdict)
 
 
 def _why_no_vote(
-    labels: Sequence[Label], counting: set[str], off_scale: Mapping[str, ScaleError], consensus: str
+    labels: Sequence[Label], off_scale: Mapping[str, ScaleError], consensus: str
 ) -> str:
-    if not counting:
-        return f"no label by {consensus}" if labels else "no label"
-    errors = [error for who, error in off_scale.items() if who in counting]
+    if not labels:
+        return "no label" if consensus in RULES else f"no label by {consensus}"
+    errors = [off_scale[one.annotator] for one in labels if one.annotator in off_scale]
     return f"label outside the scale: {errors[0]}" if errors else "annotators abstained"
 
 
@@ -161,6 +139,11 @@ def _join_rationales(labels: Sequence[Label]) -> str:
 
 
 # -- what the traces hold -------------------------------------------------------------------
+
+
+def name_of(judge_or_name: Judge | str) -> str:
+    """Return the name under which verdicts and labels are stored."""
+    return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
 
 
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
@@ -176,56 +159,27 @@ def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision
     return {one.trace_id: one for one in decision_records(traces, name)}
 
 
-def known_scale(judge_or_name: Judge | str, traces: Sequence[Trace]) -> Scale | None:
-    """Return the scale of the judge's type, else of its label schema in the traces' experiment."""
+def known_scale(
+    judge_or_name: Judge | str, traces: Sequence[Trace], verdicts: Iterable[Any] = ()
+) -> Scale | None:
+    """Return the scale of the judge's type, else of its label schema, else of the values seen.
+
+    The values are those of labels and decisions on the traces, and of the given ``verdicts``
+    unless these would blur it. None where they make no scale.
+    """
+    name = name_of(judge_or_name)
     experiments = {trace.info.experiment_id for trace in traces}
     where = experiments.pop() if len(experiments) == 1 else None
-    return scale_of_question(judge_or_name, experiment=where)
-
-
-# -- what a reader should know --------------------------------------------------------------
-
-
-def label_notes(
-    name: str,
-    human: Mapping[str, HumanLabel],
-    scale: Scale,
-    near: Mapping[str, int],
-) -> list[str]:
-    """What a reader should know of the labels; `ScaleError` when none lies on the scale."""
-    notes = []
-    decided = sum(one.decided_by is not None for one in human.values())
-    if decided:
-        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
-    outside = [one for one in human.values() if one.outside]
-    if outside and not any(one.votes for one in human.values()):
-        raise ScaleError(
-            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
-            "the judge a feedback_value_type that fits, or pass scale=."
-        )
-    if outside:
-        notes.append(
-            f"{sum(one.outside for one in outside)} labels on {len(outside)} traces lie "
-            f"outside the scale and have no vote. Allowed: {scale.describe()}."
-        )
-    notes += [
-        f"{count} labels are stored under {other!r}, which is not {name!r}; they are not counted. "
-        f"Log them again under {name!r} if they belong here."
-        for other, count in near.items()
-    ]
-    return notes
-
-
-def no_labels_message(name: str, traces: int, near: Mapping[str, int]) -> str:
-    message = f"No human label is stored under {name!r} on {traces} traces."
-    log = f"workbench.log_labels(table, name={name!r}, ...)"
-    if near:
-        found = ", ".join(f"{other!r} ({count} labels)" for other, count in near.items())
-        return (
-            f"{message} Names match exactly; found: {found}. Name the judge so, or log the labels "
-            f"again under {name!r} with {log}."
-        )
-    return (
-        f"{message} Log them with {log}, with mlflow.log_feedback(name={name!r}, ...) from a HUMAN "
-        "source, or in MLflow's own page."
-    )
+    typed = None if isinstance(judge_or_name, str) else scale_of(judge_or_name)
+    known = typed or schema_scale(name, experiment=where)
+    if known is not None:
+        return known
+    given = [*label_records(traces, name), *decision_records(traces, name)]
+    labelled = [one.value for one in given]
+    alone = both = None
+    with suppress(ScaleError):
+        alone = Scale.from_values(labelled)
+    with suppress(ScaleError):
+        both = Scale.from_values([*labelled, *verdicts])
+    blurred = both is None or (alone is not None and both.kind == "nominal" != alone.kind)
+    return alone if blurred else both

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -29,9 +27,8 @@ from workbench.pairing.consensus import (
     HumanLabel,
     decisions_by_trace,
     known_scale,
-    label_notes,
     labels_by_trace,
-    no_labels_message,
+    name_of,
     read_label,
 )
 from workbench.pairing.splits import Groups, groups_of, stratified
@@ -54,18 +51,15 @@ class Pairs:
     Attributes
     ----------
     name, scale
-        The name under which verdicts and labels are stored; the rating scale of both.
+        The name under which both are stored, and their rating scale.
     table
-        One row a trace, sorted by ``trace_id``: ``trace_id``, ``human`` (canonical consensus
-        value), ``judge`` (canonical value), ``human_rationale`` (of those who voted for it),
-        ``judge_rationale``, ``votes`` (dict annotator -> canonical value or `ABSTAIN`),
-        ``blind`` (False where a label was given after its author saw the verdict).
+        One row a trace, sorted by ``trace_id``: ``trace_id``, ``human`` and ``judge`` (canonical
+        values), ``human_rationale`` (of those who voted for it), ``judge_rationale``, ``votes``
+        (annotator -> canonical value or `ABSTAIN`), ``blind`` (False after seeing the verdict).
     excluded
         One row a trace that makes no pair: ``trace_id``, ``reason``.
-    fingerprint
-        Fingerprint of the judge version that gave the verdicts; "" where unknown.
-    notes
-        What a reader should know about how the pairs came to be.
+    fingerprint, notes
+        The judge version that gave the verdicts, "" where unknown; what a reader should know.
     all_votes
         Trace id -> annotator -> value, for every labelled trace, paired or not.
     """
@@ -142,14 +136,12 @@ class Pairs:
     ) -> Split:
         """Split into train, dev and test: disjoint by trace and by group, stratified by label.
 
+        The same ``seed``, pairs and groups give the same split.
+
         Parameters
         ----------
-        test_size
-            Share of all pairs in test, in (0, 1).
-        dev_size
-            Share of the rest in dev, in [0, 1).
-        seed
-            The same seed, pairs and groups give the same split.
+        test_size, dev_size
+            Share of all pairs in test, in (0, 1), and of the rest in dev, in [0, 1).
         groups
             What must stay on one side: a table column, a trace tag, a key of the traces' inputs,
             or a mapping trace_id -> group. None: every trace by itself.
@@ -159,7 +151,7 @@ class Pairs:
         Raises
         ------
         ArgumentError
-            For shares out of range, an unknown group name, or too few groups to fill the parts.
+            For shares out of range, an unknown group, or too few groups to fill the parts.
         """
         if not 0 < test_size < 1 or not 0 <= dev_size < 1:
             raise ArgumentError(
@@ -249,62 +241,71 @@ def pair(
     Parameters
     ----------
     judge_or_name
-        A judge (only verdicts of this very version count) or a name (the version that judged
-        last counts).
+        A judge (only verdicts of this very version count) or a name (those of the version that
+        judged last).
     traces
         None (the active experiment), traces, trace ids, or an MLflow filter string.
     consensus
-        How several annotators' labels become one: ``"majority"``, ``"unanimous"``,
-        ``"latest"``, or the name of an annotator whose labels alone count. Where a trace was
-        adjudicated, the decision counts in place of the first three; the labels stay the votes.
+        How several annotators' labels become one: ``"majority"``, ``"unanimous"``, ``"latest"``,
+        or the name of an annotator whose labels alone count. Where a trace was adjudicated, the
+        decision counts in place of the first three; the labels stay the votes.
     ties
-        What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` label
-        among the tied, or raise an ``"error"``.
+        What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` of the
+        tied labels, or raise an ``"error"``.
     scale
         The rating scale; by default the judge's, else that of MLflow's label schema of this
         name, else that of the observed values.
     source
-        With a name: only verdicts by this source count, which is a judge's model, or the
-        ``source`` given to `workbench.log_verdicts`.
+        With a name: only verdicts by this model, or ``source`` of `workbench.log_verdicts`, count.
     positive
         Which of two values is the positive one. By default the known word (yes, pass, True); of
-        unknown words (spam, ham) the first that the judge's Literal lists, else the first by
-        the alphabet, which ``.notes`` says.
+        unknown words the first of the judge's Literal, else of the alphabet, as ``.notes`` say.
 
     Raises
     ------
     ArgumentError
         For ``source`` beside a judge, and for a ``positive`` that is none of two values.
-    NoLabelsError, NoVerdictsError
-        No human label under the name (near misses are listed), or no verdict of this judge.
-    ScaleError
-        No label lies on the scale (single ones are excluded with the reason).
+    NoLabelsError, NoVerdictsError, ScaleError
+        For no label under the name, no verdict of this judge, or no label on the scale.
     PairingError
-        A tie, with ``ties="error"``.
+        For a tie, with ``ties="error"``.
     """
     one_of("ties", ties, ["drop", "latest", "error"])
+    name = name_of(judge_or_name)
     if source is not None and not isinstance(judge_or_name, str):
         raise ArgumentError(
             f"source={source!r} chooses among the verdicts under a name. Give the name: "
-            f"workbench.pair({judge_or_name.name!r}, source={source!r})."
+            f"workbench.pair({name!r}, source={source!r})."
         )
-    name = judge_or_name if isinstance(judge_or_name, str) else judge_or_name.name
     fetched = fetch_traces(traces, spans=False)
     labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
     near = near_misses(fetched, name)
     if not labels and not decisions:
-        raise NoLabelsError(no_labels_message(name, len(fetched), near))
-    every = list(chain(*labels.values()))
-    one_of("consensus", consensus, [*RULES, *sorted({label.annotator for label in every})])
-
+        how = "Log them with workbench.log_labels, mlflow.log_feedback, or in MLflow's own page."
+        raise NoLabelsError(
+            f"No human label is stored under {name!r} on {len(fetched)} traces. "
+            + (" ".join(near) or how)
+        )
+    annotators = sorted({label.annotator for given in labels.values() for label in given})
+    one_of("consensus", consensus, [*RULES, *annotators])
     recorded = _recorded(fetched, name, source)
     chosen, version, notes = choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
-        raise NoVerdictsError(_no_verdicts(judge_or_name, len(labels), recorded))
-
+        others = sum(map(bool, recorded.values()))
+        raise NoVerdictsError(
+            f"{len(labels)} traces are labelled under {name!r}, but this judge has judged none of "
+            "them"
+            + f"; {others} traces have verdicts of another version or source"
+            * bool(others)
+            + ". "
+            "Run workbench.assess(judge, traces), or log recorded verdicts with "
+            f"workbench.log_verdicts(table, name={name!r}, ...)."
+        )
     if scale is None:
-        given = [label.value for label in every] + [one.value for one in decisions.values()]
-        scale = known_scale(judge_or_name, fetched) or _observed_scale(given, chosen)
+        judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
+        scale = known_scale(judge_or_name, fetched, judged) or Scale.from_values(
+            label.value for given in labels.values() for label in given
+        )
         if positive is None and not scale.positive_is_known:
             notes.append(
                 f"{scale.positive!r} is taken as the positive value, {scale.values[0]!r} as the "
@@ -313,23 +314,18 @@ def pair(
             )
     if positive is not None:
         scale = scale.with_positive(positive)
-
     human = {
         i: read_label(labels.get(i, []), scale, consensus, ties, decisions.get(i))
         for i in sorted(recorded)
     }
-    notes += label_notes(name, human, scale, near)
     table, excluded = _join(human, chosen, recorded, scale)
-    seen = sum(not blind for blind in table["blind"])
-    if seen:
-        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
     return Pairs(
         name=name,
         table=table,
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=tuple(notes),
+        notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
     )
 
@@ -337,11 +333,10 @@ def pair(
 def _recorded(traces: Sequence[Trace], name: str, source: str | None) -> dict[str, list[Recorded]]:
     """Return the stored verdicts under the name, by trace; only those by a source if given."""
     recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in traces}
-    if source is None:
-        return recorded
     sources = {v.source for verdicts in recorded.values() for v in verdicts}
-    if sources:
-        one_of("source", source, sorted(sources))
+    if source is None or not sources:
+        return recorded
+    one_of("source", source, sorted(sources))
     return where(recorded, lambda v: v.source == source)
 
 
@@ -369,32 +364,24 @@ def _join(
     )
 
 
-def _observed_scale(labelled: Sequence[Any], chosen: Mapping[str, Sequence[Recorded]]) -> Scale:
-    """Return the scale of all values seen; of the labels alone where verdicts would blur it."""
-    judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
-    both = Scale.from_values([*labelled, *judged])
-    with suppress(ScaleError):
-        alone = Scale.from_values(labelled)
-        if both.kind == "nominal" != alone.kind:
-            return alone
-    return both
-
-
-def _no_verdicts(
-    judge_or_name: Judge | str, labelled: int, recorded: Mapping[str, Sequence[Recorded]]
-) -> str:
-    if isinstance(judge_or_name, str):
-        return (
-            f"{labelled} traces are labelled under {judge_or_name!r}, but no verdict of a "
-            "judge of that name is stored. Run workbench.assess(judge, traces), or log recorded "
-            f"ones with workbench.log_verdicts(table, name={judge_or_name!r}, ...)."
+def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str]:
+    """What a reader should know of the labels; `ScaleError` when none lies on the scale."""
+    notes = []
+    decided = sum(one.decided_by is not None for one in human.values())
+    if decided:
+        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
+    outside = [one for one in human.values() if one.outside]
+    if outside and not any(one.votes for one in human.values()):
+        raise ScaleError(
+            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
+            "the judge a feedback_value_type that fits, or pass scale=."
         )
-    name, others = judge_or_name.name, sum(map(bool, recorded.values()))
-    found = (
-        f" ({others} traces have verdicts of another version or source under this name; to pair "
-        f"those, use workbench.pair({name!r}).)" * bool(others)
-    )
-    return (
-        f"{labelled} traces are labelled, but this version of judge {name!r} has judged none of "
-        f"them.{found} Run workbench.assess(judge, traces) first."
-    )
+    if outside:
+        notes.append(
+            f"{sum(one.outside for one in outside)} labels on {len(outside)} traces lie "
+            f"outside the scale and have no vote. Allowed: {scale.describe()}."
+        )
+    seen = sum(one.fault is None and not one.blind for one in human.values())
+    if seen:
+        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
+    return notes

@@ -57,11 +57,10 @@ def _groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
-    """Return the group of each item where the user gives none.
+    """Return the group of each item where the user gives none: that of its inputs.
 
-    Items with the same inputs belong together, since the same question answered twice must not
-    be on both sides of a split. Where most items have the same inputs, only items with the same
-    content belong together.
+    The same question answered twice must not be on both sides of a split. Where most items have
+    the same inputs, only items with the same content belong together.
     """
     by_inputs = {item.trace_id: item_digest(item, ("inputs",)) for item in items}
     sizes = Counter(by_inputs.values())
@@ -99,23 +98,12 @@ def stratified(
     """Assign whole groups to parts so that each part's label counts come near its share.
 
     Groups go largest first, ties in an order drawn by ``seed``, each to the part whose label
-    counts are then furthest below its share. Every part gets at least one group.
-    ``barred`` names for a part the items that must not come into it, nor their groups.
-
-    Raises
-    ------
-    ArgumentError
-        When there are fewer groups than parts, or a part would stay empty.
+    counts are then furthest below its share. ``barred`` names for a part the items that must not
+    come into it, nor their groups. A part that would stay empty is an `ArgumentError`.
     """
     members: dict[str, list[str]] = defaultdict(list)
     for trace_id in sorted(label_of):
         members[group_of[trace_id]].append(trace_id)
-    size = f"{len(label_of)} pairs"
-    if len(members) < len(shares):
-        raise ArgumentError(
-            f"{size} in {len(members)} groups cannot be split into {len(shares)} parts. "
-            "Label more traces, or group by something finer."
-        )
     closed = {part: {group_of.get(i) for i in ids} for part, ids in (barred or {}).items()}
     totals = Counter(label_of.values())
     parts: dict[str, list[str]] = {name: [] for name in shares}
@@ -130,22 +118,16 @@ def stratified(
         if empty and len(queue) - position <= len(empty):
             choice = empty
         labels = Counter(label_of[i] for i in members[group])
-        ranked = {
-            name: (
-                _need(counts[name], shares[name], labels, totals),
-                _draw(seed, f"{group}:{name}"),
-            )
-            for name in choice
-        }
-        best = max(ranked, key=ranked.__getitem__)
+        need = {name: _need(counts[name], shares[name], labels, totals) for name in choice}
+        best = max(choice, key=lambda name: (need[name], _draw(seed, f"{group}:{name}")))
         counts[best].update(labels)
         parts[best] += members[group]
-    for name, ids in parts.items():
-        if not ids:
-            raise ArgumentError(
-                f"Nothing is left for {name} in {size} and {len(members)} groups. "
-                "Label more traces, or group by something finer."
-            )
+    empty = [name for name in shares if not parts[name]]
+    if empty:
+        raise ArgumentError(
+            f"{len(label_of)} pairs in {len(members)} groups cannot be split into {len(shares)} "
+            f"parts: nothing is left for {empty[0]}. Label more, or group by something finer."
+        )
     return {name: sorted(ids) for name, ids in parts.items()}
 
 

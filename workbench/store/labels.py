@@ -305,16 +305,16 @@ def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
     return [one for one, decides in _given(trace, name) if decides]
 
 
-def near_misses(traces: Iterable[Trace], name: str) -> dict[str, int]:
-    """Return names that look like ``name``, and how much valid human feedback each has."""
+def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
+    """Return what to say of valid labels under names that only look like ``name``."""
     valid = [one for trace in traces for one in _human(trace) if one.valid is not False]
     counts = Counter(one.name for one in valid if one.name != name)
-    wanted = _letters(name)
-    return {
-        other: count
+    return [
+        f"{count} labels are stored under {other!r}, which is not {name!r}; they are not counted. "
+        f"Name the judge so, or log them again: workbench.log_labels(table, name={name!r}, ...)."
         for other, count in counts.most_common()
-        if difflib.SequenceMatcher(None, _letters(other), wanted).ratio() >= 0.75
-    }
+        if difflib.SequenceMatcher(None, _letters(other), _letters(name)).ratio() >= 0.75
+    ]
 
 
 def _letters(name: str) -> str:

@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError
 from workbench.formatting import html_table
-from workbench.store.labels import Decision, Label, folded, label_records
+from workbench.store.labels import Label, folded, label_records
 from workbench.store.tables import check_text
 from workbench.store.traces import (
     all_pages,
@@ -40,16 +40,10 @@ _AUTHOR_TAG = "workbench.by"
 
 @dataclass(frozen=True)
 class Rubric:
-    """One version of a question's rubric.
+    """One version, counted from 1, of a question's rubric in Markdown.
 
-    Attributes
-    ----------
-    name, text
-        The question, which is the judge's name, and what to look at, in Markdown.
-    version
-        Counted from 1; a larger one is later.
-    by, note, created_ms
-        Who wrote it, why, and when in milliseconds since the epoch; "" where not known.
+    ``name`` is the question, which is the judge's name; ``by``, ``note`` and ``created_ms`` say
+    who wrote it, why, and when in milliseconds since the epoch, "" where that is not known.
     """
 
     name: str
@@ -76,7 +70,7 @@ class RubricHistory:
         """The latest version; None where no rubric was ever set."""
         return self.versions[-1] if self.versions else None
 
-    def version_of(self, label: Label | Decision) -> int:
+    def version_of(self, label: Label) -> int:
         """Return the version under which a label was made; 0 if there was none yet.
 
         It is the one that the label records, else the one in force when it was given.
@@ -118,12 +112,7 @@ class RubricHistory:
 
 @store_errors()
 def set_rubric(
-    name: str,
-    text: str,
-    *,
-    by: str = "",
-    note: str = "",
-    experiment: str | None = None,
+    name: str, text: str, *, by: str = "", note: str = "", experiment: str | None = None
 ) -> Rubric:
     """Make ``text`` the rubric of a question; every annotator on the store sees it.
 
@@ -146,13 +135,6 @@ def set_rubric(
     ------
     ArgumentError
         For an empty name and for a text that is empty, too long or cannot be stored.
-
-    Examples
-    --------
-    >>> workbench.set_rubric(
-    ...     "answer_quality", "*Good* states the fact first.", by="ana"
-    ... )  # doctest: +SKIP
-    <Rubric 'answer_quality' version 1 by ana: 29 characters>
     """
     check_text("name", name)
     check_text("text", text)
@@ -177,7 +159,6 @@ def set_rubric(
     return [v for v in _history(name, where) if v.version <= int(made.version)][-1]
 
 
-@store_errors()
 def rubric(
     name: str, version: int | None = None, *, experiment: str | None = None
 ) -> Rubric | None:
@@ -217,18 +198,8 @@ def earlier_labels(
     """Return the labels that were made under an earlier rubric than the current one.
 
     A label counts as such if the rubric's text differs now, and no longer once its annotator has
-    answered again under the current one, even after seeing the verdict.
-
-    Parameters
-    ----------
-    name
-        The question, which is the judge's name.
-    traces
-        None (the active experiment), traces, trace ids, or an MLflow filter string.
-    annotator
-        Only this one's labels.
-    experiment
-        Where the rubric and the traces are; the active experiment by default.
+    answered again under the current one, even after seeing the verdict. ``name`` and ``traces``
+    are as for `workbench.pair`; with ``annotator`` only this one's labels are returned.
 
     Returns
     -------
@@ -238,7 +209,7 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
-    latest = sorted(label_records(fetched, name, latest=True), key=lambda label: label.created_ms)
+    latest = sorted(label_records(fetched, name, latest=True), key=lambda one: one.created_ms)
     stale = {(one.trace_id, folded(one.annotator)): history.is_earlier(one) for one in latest}
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))

@@ -15,12 +15,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas
 
 from workbench.errors import ArgumentError, StoreError
-from workbench.scale import Scale, scale_of
+from workbench.scale import Scale
 from workbench.store.traces import address, all_pages, find_experiment_id, store_errors
+from workbench.vocabulary import fold
 
 if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
+
+_CUT = " … (cut: MLflow's page takes 1,000 characters)"
 
 
 @store_errors()
@@ -30,7 +32,8 @@ def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | No
     try:
         return label_schemas.get_label_schema(name, experiment_id=where)
     except (NotImplementedError, MlflowException) as error:
-        if _code(error) == "RESOURCE_DOES_NOT_EXIST" or _is_unsupported(error):
+        missing = getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
+        if missing or _is_unsupported(error):
             return None
         raise
 
@@ -61,20 +64,9 @@ def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:
         return None
 
 
-def scale_of_question(question: Judge | str, *, experiment: str | None = None) -> Scale | None:
-    """Return the scale of a judge's value type, else that of the label schema of its name."""
-    if isinstance(question, str):
-        return schema_scale(question, experiment=experiment)
-    return scale_of(question) or schema_scale(question.name, experiment=experiment)
-
-
 @store_errors()
 def make_schema(
-    name: str,
-    scale: Scale | None,
-    *,
-    instruction: str = "",
-    experiment: str | None = None,
+    name: str, scale: Scale | None, *, instruction: str = "", experiment: str | None = None
 ) -> LabelSchema:
     """Return the label schema of a name, made where there is none; a scale of None is free text.
 
@@ -85,8 +77,7 @@ def make_schema(
     where = find_experiment_id(experiment)
     text = instruction.strip()
     if len(text) > 1000:
-        mark = " … (cut: MLflow's page takes 1,000 characters)"
-        text = text[: 1000 - len(mark)] + mark
+        text = text[: 1000 - len(_CUT)] + _CUT
     schema = find_schema(name, experiment=where)
     with supported("label schemas"):
         if schema is None:
@@ -111,6 +102,11 @@ def make_schema(
     return schema
 
 
+def _values(scale: Scale | None) -> list[str] | None:
+    """Return what two schemas must have in common: the values, none for numbers."""
+    return None if scale is None else sorted(map(fold, scale.values))
+
+
 def _input_of(name: str, scale: Scale | None) -> Any:
     """Return what MLflow's page shows for a scale."""
     if scale is None:
@@ -131,13 +127,6 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     return label_schemas.InputCategorical(options=options)
 
 
-def _values(scale: Scale | None) -> list[str] | None:
-    """Return what two schemas must have in common: the values, none for numbers."""
-    if scale is None:
-        return None
-    return sorted(str(value).strip().casefold() for value in scale.values)
-
-
 @contextmanager
 def supported(what: str) -> Iterator[None]:
     """Raise a `StoreError` where the store, such as an older server, does not have ``what``."""
@@ -153,12 +142,6 @@ def supported(what: str) -> Iterator[None]:
 
 
 def _is_unsupported(error: Exception) -> bool:
-    return (
-        isinstance(error, NotImplementedError)
-        or _code(error) in ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
-        or "failed with error code 404 !=" in str(error)
-    )
-
-
-def _code(error: Exception) -> str:
-    return str(getattr(error, "error_code", ""))
+    code = getattr(error, "error_code", "NOT_IMPLEMENTED")  # NotImplementedError has none
+    missing = ("ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED")
+    return code in missing or "failed with error code 404 !=" in str(error)
