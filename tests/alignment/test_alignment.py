@@ -263,7 +263,7 @@ def test_train_dev_and_test_share_no_trace_group_or_item(
     group_of = dict(zip(ids, groups, strict=True))
     learned = frozenset(ids[i] for i in before)
     try:
-        split = split_pairs(pairs, by_id, group_of, Lineage(learned, learned), 0.4, seed)
+        split = split_pairs(pairs, by_id, Lineage(learned, learned), group_of, 0.4, seed)
     except (ArgumentError, TooFewPairsError):
         assume(False)
     parts = [set(p.trace_ids) for p in (split.train, split.dev, split.test)]

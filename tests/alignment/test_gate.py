@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from made_pairs import YES_NO, make_pairs
 
-from workbench.alignment.heldout import decide
+from workbench.alignment.heldout import HeldOutTest, decide, usable
 from workbench.alignment.result import Status
+from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.scale import Scale
 
@@ -21,7 +22,7 @@ def verdict_on(
     scale: Scale, human: Sequence[Any], before: Sequence[Any], after: Sequence[Any], gate: Any
 ) -> tuple[Status, str]:
     first, second = make_pairs(human, before, scale), make_pairs(human, after, scale)
-    return decide(compare(first, second), gate, False, "", 0.0, train=first, after=second)
+    return decide(gate, HeldOutTest(first, second, compare(first, second)), first)
 
 
 @pytest.mark.parametrize("gate", ["better", "significant"])
@@ -49,13 +50,13 @@ def test_one_verdict_for_all_is_right_where_people_give_one() -> None:
     assert verdict_on(YES_NO, ["yes"] * 40, ["no"] * 40, ["yes"] * 40, "better")[0] == "improved"
 
 
-def test_numbers_must_lie_nearer_than_the_mean_of_train() -> None:
+def test_numbers_must_lie_nearer_than_the_median_of_train() -> None:
     """A judge that scatters around the middle beats a biased one and no constant."""
     human = [2.0, 3.0, 4.0, 5.0, 6.0] * 12
     scattered = [6.0, 5.0, 4.1, 3.0, 2.0] * 12
     status, reason = verdict_on(NUMBERS, human, [10.0] * 60, scattered, "better")
     assert status == "rejected"
-    assert "But always giving 4 comes as near" in reason
+    assert "But always giving 4.0 comes as near" in reason
     near = [value + 0.5 for value in human]
     assert verdict_on(NUMBERS, human, [10.0] * 60, near, "better")[0] == "improved"
 
@@ -88,3 +89,14 @@ def test_the_majority_label_is_told_of_and_does_not_reject() -> None:
     assert "80%" in reason
     better = verdict_on(YES_NO, human, ["no"] * 60, human, "better")
     assert "Always giving" not in better[1]
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [(YES_NO, False), (Scale.of(["yes", "no", "N/A"], ordered=False), True)],
+)
+def test_an_abstention_is_unusable_unless_the_scale_has_it(scale: Scale, expected: bool) -> None:
+    """A category "N/A" is a rating like any other."""
+    assert usable(Verdict("t", "N/A"), scale) is expected
+    assert usable(Verdict("t", "yes"), scale)
+    assert not usable(Verdict("t", error="no answer"), scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from workbench.alignment.result import Alignment, Gate, Learned
 from workbench.alignment.runs import (
     AlignmentData,
     Watch,
-    begin_run,
     count_looks,
     fault_notes,
     finish_run,
@@ -35,7 +34,6 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import annotator_agreement
-from workbench.metrics.comparison import compare
 from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
@@ -45,7 +43,7 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import FEW
-from workbench.store.traces import fetch_traces, item_digest
+from workbench.store.traces import fetch_traces
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -135,34 +133,28 @@ def align(
     check_one_budget(optimizer, budget)
     watch = watch or Watch()
     data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed)
-    test = data.split.test
 
     watch.enter("preflight")
     whole = Budget.of(budget)
     learning = Budget.of(simba.budget) if simba and budget is None else whole
     learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
-    # Chosen by content, so that it is the same item in every store.
-    first = min((data.by_id[i] for i in data.split.train.trace_ids), key=item_digest)
-    probe = probed(judge, first, data.pairs, whole)
-    requests = requests_of_a_verdict(optimizer)
-    with whole.keeping(**to_keep(judge, len(test), probe, requests=requests)):
+    probe = probed(data, data.split.train, whole)
+    with whole.keeping(**to_keep(data, probe, requests=requests_of_a_verdict(optimizer))):
         people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-        checks = preflight(judge, data, probe, people, simba, learning)
+        checks = preflight(data, probe, people, simba, learning)
         if progress:
             say(checks.to_string(index=False))
         watch.enter("learning", preflight=checks, budget=learning)
-        learned = learn(
-            judge, optimizer, data, learning, max_failure_share=max_failure_share, stop=watch.stop
-        )
+        learned = learn(data, optimizer, learning, max_failure_share, watch.stop)
 
     watch.enter("testing")
     name = type(optimizer).__name__
     with watch.run as run:
-        begin_run(run, f"align {judge.name}", judge, data, learned.judge, optimizer=name, seed=seed)
-        tested = score_held_out(judge, learned.judge, data, whole, progress=progress)
+        run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
+        tested = score_held_out(data, learned.judge, whole, progress=progress)
         looks, earlier = count_looks(run, data, fingerprint(learned.judge))
         result = _result(
-            judge, data, probe, learned, tested, gate, earlier,
+            data, probe, learned, tested, gate, earlier,
             looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
@@ -183,16 +175,14 @@ def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None)
 
 
 def learn(
-    judge: Judge,
-    optimizer: AlignmentOptimizer,
     data: AlignmentData,
+    optimizer: AlignmentOptimizer,
     budget: Budget,
-    *,
     max_failure_share: float | None = None,
     stop: Event | None = None,
 ) -> Learned:
     """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
-    split = data.split
+    judge, split = data.judge, data.split
     if not isinstance(optimizer, SIMBA):
         share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
         return propose(
@@ -222,64 +212,40 @@ def learn(
             "reflections failed or could not be read. They counted neither for nor against any "
             "candidate, and the same call asks for them again."
         )
-    return Learned(
-        judge=proposed,
-        calls=found.judge_calls,
-        reflection_calls=found.reflection_calls,
-        known=found.known,
-        tokens=found.tokens,
-        cost=found.cost,
-        stopped=found.stopped,
-        history=found.history,
-        evidence=found.evidence,
-        failures=found.failures,
-        reflection_failures=found.reflection_failures,
-        notes=tuple(notes),
-    )
+    named_alike = vars(found).keys() & {field.name for field in fields(Learned)}
+    alike = {name: getattr(found, name) for name in named_alike}
+    return Learned(proposed, **{**alike, "calls": found.judge_calls, "notes": tuple(notes)})
 
 
 def _result(
-    judge: Judge,
     data: AlignmentData,
     probe: Verdict,
     learned: Learned,
     tested: HeldOutTest,
     gate: Gate,
     earlier_looks: str,
-    **fields: Any,
+    **known: Any,
 ) -> Alignment:
-    """Decide, and put everything together; ``fields`` are further ones of the result."""
-    fingerprints = {"original": fingerprint(judge), "aligned": fingerprint(learned.judge)}
-    same = fingerprints["aligned"] == fingerprints["original"]
-    train, after = data.split.train, tested.after
-    comparison = compare(tested.before, after, seed=fields["seed"])
-    status, reason = decide(
-        comparison, gate, same, learned.stopped, tested.lost, train=train, after=after
-    )
+    """Decide, and put everything together; ``known`` are further fields of the result."""
+    status, reason = decide(gate, tested, data.split.train, learned.stopped)
     if status == "improved" and len(data.pairs) < FEW:
         reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = (
-        *data.pairs.notes,
-        _origin_note(judge, data),
-        *learned.notes,
-        *tested.notes,
-        earlier_looks,
-    )
+    notes = (*data.pairs.notes, _origin_note(data), *learned.notes, *tested.notes, earlier_looks)
     verdicts = (probe, *tested.verdicts)
     tokens = (n for v in verdicts for n in (v.input_tokens, v.output_tokens))
     return Alignment(
-        judge=learned.judge if status == "improved" else judge,
+        judge=learned.judge if status == "improved" else data.judge,
         status=status,
         reason=reason,
-        original=judge,
+        original=data.judge,
         proposed=learned.judge,
         pairs=data.pairs,
         split=data.split,
         test_before=tested.before,
-        test_after=after,
-        before=comparison.before,
-        after=comparison.after,
-        comparison=comparison,
+        test_after=tested.after,
+        before=tested.comparison.before,
+        after=tested.comparison.after,
+        comparison=tested.comparison,
         history=learned.history,
         evidence=learned.evidence,
         examples=data.by_id,
@@ -287,24 +253,23 @@ def _result(
         reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
         tokens=total(learned.tokens, *tokens),
         cost=total(learned.cost, *(v.cost for v in verdicts)),
-        fingerprints=fingerprints,
+        fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,
         reflection_failures=learned.reflection_failures,
         notes=tuple(note for note in notes if note),
-        **fields,
+        **known,
     )
 
 
-def _origin_note(judge: Judge, data: AlignmentData) -> str:
+def _origin_note(data: AlignmentData) -> str:
     """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
-    candidate = Candidate.from_instructions(options(judge)["instructions"])
+    candidate = Candidate.from_instructions(options(data.judge)["instructions"])
     if data.lineage.seen or not (candidate.rules or candidate.examples):
         return ""
     return (
-        "This judge's instructions hold learned rules or examples, but no run in this store "
-        "tells on which traces they were learned. These may be among the held-out ones, so that "
-        "both figures may be better than they are: test on traces that are new to it."
+        "This judge's instructions hold learned rules or examples, but no run in this store tells "
+        "from which traces. These may be among the held-out ones: test on traces new to it."
     )
 
 

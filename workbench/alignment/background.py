@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -65,7 +64,7 @@ def align_in_background(
             f"align_in_background takes no {', '.join(unknown)}. Beside judge, pairs_or_traces and "
             f"optimizer it takes: {', '.join(sorted(allowed))}."
         )
-    return BackgroundAlignment(judge, pairs_or_traces, optimizer, {"progress": False, **options})
+    return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
 
 
 @dataclass(frozen=True)
@@ -114,22 +113,19 @@ class BackgroundAlignment(Watch):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        if optimizer is None:
-            optimizer = SIMBA(seed=options.get("seed", 0))
         self.judge = judge
         self.preflight: pd.DataFrame | None = None
-        self._simba = optimizer if isinstance(optimizer, SIMBA) else None
+        self._optimizer = SIMBA(seed=options.get("seed", 0)) if optimizer is None else optimizer
+        self._options = {"progress": False, **options}
         self._budget: Budget | None = None
         self._began = time.monotonic()
         self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
         self._lock = threading.RLock()
         self._read = threading.Event()
         self._outcome: Future[Alignment] = Future()
-        context = contextvars.copy_context()
+        run = contextvars.copy_context().run
         threading.Thread(
-            target=lambda: context.run(self._run, pairs_or_traces, optimizer, options),
-            name=f"align {judge.name}",
-            daemon=True,
+            target=run, args=(self._run, pairs_or_traces), name=f"align {judge.name}", daemon=True
         ).start()
         try:
             self._read.wait()
@@ -215,19 +211,17 @@ class BackgroundAlignment(Watch):
             self._update(stage=stage)
             if stage == "learning":
                 self.preflight = preflight
-            if stage == "learning" and self._simba is not None:
-                self._budget = budget
-                self._update(step=0, max_steps=self._simba.settings.max_steps, failures=0)
+                if isinstance(self._optimizer, SIMBA):
+                    self._budget = budget
+                    steps = self._optimizer.settings.max_steps
+                    self._update(step=0, max_steps=steps, failures=0)
         self._read.set()
 
-    def _run(
-        self, pairs_or_traces: Any, optimizer: AlignmentOptimizer, options: dict[str, Any]
-    ) -> None:
+    def _run(self, pairs_or_traces: Any) -> None:
         found: Alignment | BaseException
         end: dict[str, Any]
         try:
-            with self._followed(progress=options["progress"]):
-                found = align(self.judge, pairs_or_traces, optimizer, watch=self, **options)
+            found = self._align(pairs_or_traces)
             end = {"stage": "done", "message": found.reason}
             end["instructions"] = found.proposed.instructions
         except CancelledError as error:
@@ -242,26 +236,24 @@ class BackgroundAlignment(Watch):
             self._outcome.set_exception(found)
         self._read.set()
 
-    @contextmanager
-    def _followed(self, *, progress: bool) -> Iterator[None]:
-        """Be told of the steps of a `SIMBA`, and give a user's own back as it was."""
-        simba = self._simba
-        if simba is None:
-            yield
-            return
-        own = simba.on_step, simba.stop, simba.progress
+    def _align(self, pairs_or_traces: Any) -> Alignment:
+        own = self._optimizer
+        if not isinstance(own, SIMBA):
+            return align(self.judge, pairs_or_traces, own, watch=self, **self._options)
 
         def on_step(step: dict[str, Any]) -> None:
             figures = {name: step[name] for name in ("step", "best_score", "failures")}
             self._update(instructions=step["best"], **figures)
-            if own[0] is not None:
-                own[0](step)
+            if own.on_step is not None:
+                own.on_step(step)
 
-        simba.on_step, simba.stop, simba.progress = on_step, self.stop, own[2] and progress
+        followed = copy(own)
+        followed.on_step, followed.stop = on_step, self.stop
+        followed.progress = own.progress and self._options["progress"]
         try:
-            yield
+            return align(self.judge, pairs_or_traces, followed, watch=self, **self._options)
         finally:
-            simba.on_step, simba.stop, simba.progress = own
+            own.last = followed.last
 
     def _update(self, **changes: Any) -> None:
         with self._lock:

@@ -27,7 +27,6 @@ from workbench.alignment.result import Gate
 from workbench.alignment.runs import (
     AlignmentData,
     AlignmentRun,
-    begin_run,
     count_looks,
     fault_notes,
 )
@@ -317,10 +316,8 @@ def compare_optimizers(
     run = AlignmentRun()
     data = read_data(run, judge, pairs_or_traces, groups, test_size, seed)
     with run:
-        begin_run(
-            run, f"compare optimizers of {judge.name}", judge, data,
-            optimizers=", ".join(by_name), seed=seed,
-        )  # fmt: skip
+        optimizers = ", ".join(by_name)
+        run.begin(f"compare optimizers of {judge.name}", data, optimizers=optimizers, seed=seed)
         bench = _Benchmark(judge, data, gate, seed, Budget.of(budget), max_failure_share, run)
         if progress:
             say(
@@ -366,7 +363,7 @@ class _Benchmark:
     def original(self) -> Entry:
         """Return the judge as it is; raise where it does not answer."""
         test = self.data.split.test
-        self.probe = probed(self.judge, self.data.by_id[self.first], self.data.split.train)
+        self.probe = probed(self.data, test)
         return Entry(
             "original",
             "reference",
@@ -400,7 +397,7 @@ class _Benchmark:
         if not isinstance(optimizer, SIMBA):
             limit = "the budget ends it" if self.budget.is_limited else "no limit"
             return f"how many calls it makes is not known beforehand; {limit}"
-        most = forecast_of(self.judge, self.data, optimizer, self.probe)
+        most = forecast_of(self.data, optimizer, self.probe)
         return announcement(most, self.budget)
 
     def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
@@ -412,13 +409,10 @@ class _Benchmark:
         reserve: dict[str, Any] = {}
         if limited:
             each = requests_of_a_verdict(optimizer)
-            reserve = to_keep(self.judge, len(self.data.split.test), self.probe, requests=each)
+            reserve = to_keep(self.data, self.probe, requests=each)
         try:
             with budget.keeping(**reserve) if limited else nullcontext():
-                learned = learn(
-                    self.judge, optimizer, self.data, budget,
-                    max_failure_share=self.max_failure_share,
-                )  # fmt: skip
+                learned = learn(self.data, optimizer, budget, self.max_failure_share)
         except ReplayError:
             raise
         except Exception as error:
@@ -457,35 +451,30 @@ class _Benchmark:
 
     def _tested(self, entry: Entry, stopped: str = "", budget: Budget | None = None) -> Entry:
         """Test the judge of an entry within a run of its own, and decide on it."""
-        judge, split = entry.judge, self.data.split
+        judge = entry.judge
         assert judge is not None
         same = fingerprint(judge) == fingerprint(self.judge)
         try:
             with AlignmentRun(self.run) as run:
-                name = entry.name
-                begin_run(run, name, self.judge, self.data, judge, optimizer=name, seed=self.seed)
-                tested = score_held_out(self.judge, judge, self.data, budget)
+                run.begin(entry.name, self.data, judge, optimizer=entry.name, seed=self.seed)
+                tested = score_held_out(self.data, judge, budget)
         except ReplayError:
             raise
         except Exception as error:
             return self._failed(entry, error)
         self.runs[entry.name] = run
-        comparison = compare(tested.before, tested.after, seed=self.seed)
         first = next((v for v in tested.verdicts if v.trace_id == self.first), self.probe)
         status: BenchmarkStatus = "reference"
         reason = ""
         if entry.status != "reference":
-            status, reason = decide(
-                comparison, self.gate, same, stopped, tested.lost,
-                train=split.train, after=tested.after,
-            )  # fmt: skip
+            status, reason = decide(self.gate, tested, self.data.split.train, stopped)
         return replace(
             entry,
             status=status,
             reason=reason,
             run_id=None if same else run.run_id,
-            agreement=comparison.after,
-            comparison=comparison,
+            agreement=tested.comparison.after,
+            comparison=tested.comparison,
             later=_effort(judge, first, tested.other_calls / max(1, len(tested.verdicts))),
             notes=(*entry.notes, *(f"{entry.name}: {note}" for note in tested.notes)),
         )

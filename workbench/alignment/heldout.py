@@ -21,7 +21,7 @@ from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPai
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
-from workbench.metrics.comparison import Comparison
+from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
@@ -45,12 +45,7 @@ MOST_LOST = 0.05
 
 
 def read_data(
-    run: AlignmentRun,
-    judge: Judge,
-    pairs_or_traces: Any,
-    groups: Groups,
-    test_size: float,
-    seed: int,
+    run: AlignmentRun, judge: Judge, pairs_or_traces: Any, groups: Groups, size: float, seed: int
 ) -> AlignmentData:
     """Read and split the pairs of a judge that is made from instructions."""
     pairs = pairs_or_traces
@@ -72,16 +67,16 @@ def read_data(
         )
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
     lineage = read_lineage(run, judge, pairs, by_id)
-    split = split_pairs(pairs, by_id, groups, lineage, test_size, seed)
-    return AlignmentData(pairs, by_id, lineage, split)
+    split = split_pairs(pairs, by_id, lineage, groups, size, seed)
+    return AlignmentData(judge, pairs, by_id, split, lineage)
 
 
 def split_pairs(
     pairs: Pairs,
     by_id: Mapping[str, Example],
-    groups: Groups,
     lineage: Lineage,
-    test_size: float,
+    groups: Groups,
+    size: float,
     seed: int,
 ) -> Split:
     """Split into train, dev and test.
@@ -97,7 +92,7 @@ def split_pairs(
     barred = here & (lineage.seen if enough else lineage.learned)
     # The share refers to the traces that may be tested on, so that some of these are left to
     # learn from.
-    share = test_size * (1 - len(barred) / len(pairs)) or test_size
+    share = size * (1 - len(barred) / len(pairs)) or size
     try:
         split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
     except ArgumentError:
@@ -124,24 +119,20 @@ class HeldOutTest:
 
     before: Pairs
     after: Pairs
+    comparison: Comparison
     verdicts: Sequence[Verdict] = ()
     other_calls: int = 0
     lost: float = 0.0
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
 
 def score_held_out(
-    original: Judge,
-    proposed: Judge,
-    data: AlignmentData,
-    budget: Budget | None = None,
-    *,
-    progress: bool = False,
+    data: AlignmentData, proposed: Judge, budget: Budget | None = None, *, progress: bool = False
 ) -> HeldOutTest:
     """Score both judges once on test; the original's verdicts are those of the pairs."""
-    test = data.split.test
-    if fingerprint(proposed) == fingerprint(original):
-        return HeldOutTest(test, test)
+    test, seed = data.split.test, data.split.seed
+    if fingerprint(proposed) == test.fingerprint:
+        return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
     notes = []
     with (
@@ -163,15 +154,15 @@ def score_held_out(
             notes.append(f"The held-out test was not finished. {error}")
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
-    lost = len(test) - len(after)
+    before, lost = test.subset(after.trace_ids), len(test) - len(after)
     if lost:
         notes.append(
             f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; "
             "both judges are compared on the others."
         )
-    before = test.subset(after.trace_ids)
-    calls = embeddings.requests
-    return HeldOutTest(before, after, verdicts, calls, lost / len(test), tuple(notes))
+    comparison = compare(before, after, seed=seed)
+    share = lost / len(test)
+    return HeldOutTest(before, after, comparison, verdicts, embeddings.requests, share, notes)
 
 
 def usable(verdict: Verdict, scale: Scale | None) -> bool:
@@ -182,23 +173,14 @@ def usable(verdict: Verdict, scale: Scale | None) -> bool:
 # -- the gate ---------------------------------------------------------------------------------
 
 
-def decide(
-    comparison: Comparison,
-    gate: Gate,
-    same: bool,
-    stopped: str,
-    lost: float,
-    *,
-    train: Pairs,
-    after: Pairs,
-) -> tuple[Status, str]:
+def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:
     """Return whether the proposed judge is taken, and why.
 
-    ``same`` tells that nothing was found, ``stopped`` why; ``lost`` is the share of held-out
-    traces without a usable verdict of the proposed judge. ``after`` are the held-out pairs with
-    its verdicts, and the constant that it must beat is chosen by the labels of ``train``.
+    The constant that it must beat is chosen by the labels of ``train``; ``stopped`` is why
+    learning ended.
     """
-    if same:
+    comparison = test.comparison
+    if test.after is test.before:
         why = f" ({stopped})" if stopped else ""
         return "unchanged", f"No better instructions were found{why}; the judge stays as it was."
     summary = comparison.summary
@@ -207,11 +189,11 @@ def decide(
     if gate == "none":
         return "improved", f"{summary} The gate is off, so the judge is taken as it is."
     upwards = len(comparison.fixed) > len(comparison.broken)
-    constant_is_as_good, constant = _constant(train, after)
+    constant_is_as_good, constant = _constant(train, test.after)
     why = ""
-    if lost > MOST_LOST:
+    if test.lost > MOST_LOST:
         # A judge that answers only where it is sure would look better than it is.
-        why = f"But it gave no usable verdict on {lost:.0%} of the held-out traces."
+        why = f"But it gave no usable verdict on {test.lost:.0%} of the held-out traces."
     elif not comparison.improved:
         why = "Not better on held-out pairs."
     elif gate == "significant" and not (comparison.significant and upwards):
@@ -226,9 +208,9 @@ def decide(
 def _constant(train: Pairs, after: Pairs) -> tuple[bool, str]:
     """Return whether a constant is as good as the verdicts of ``after``, and what to say of it.
 
-    On ordered scales a judge must lie nearer to the labels, or, where there are steps, be right
-    more often, than the best of always giving train's median and (of numbers) its mean. On others
-    the most frequent label of train may be right as often, which is said and does not reject.
+    On ordered scales a judge must lie nearer to the labels than train's median, or, where there
+    are steps, be right more often. On others the most frequent label of train may be right as
+    often, which is said and does not reject.
     """
     kind, verdicts, labels = after.scale.kind, list(after.table["judge"]), after.table["human"]
     if len(set(verdicts)) == 1 and len(set(labels)) > 1:
@@ -247,18 +229,14 @@ def _constant(train: Pairs, after: Pairs) -> tuple[bool, str]:
             "look at kappa and at both kinds of error, and not at accuracy."
         )
     ranked = sorted(train.table["human"], key=train.scale.rank)
-    constants = [ranked[(len(ranked) - 1) // 2]]
-    if kind == "numeric":
-        constants.append(sum(map(float, ranked)) / len(ranked))
-    for constant in constants:
-        nearness, hits = _fit(after, [constant] * len(labels))
-        if distance >= nearness and (kind == "numeric" or accuracy <= hits):
-            shown = f"{constant:.3g}" if isinstance(constant, float) else repr(constant)
-            return True, (
-                f"always giving {shown} comes as near to people's labels: its mean distance is "
-                f"{nearness:.3f}, the judge's {distance:.3f}."
-            )
-    return False, ""
+    median = ranked[(len(ranked) - 1) // 2]
+    nearness, hits = _fit(after, [median] * len(labels))
+    if distance < nearness or (kind != "numeric" and accuracy > hits):
+        return False, ""
+    return True, (
+        f"always giving {median!r} comes as near to people's labels: its mean distance is "
+        f"{nearness:.3f}, the judge's {distance:.3f}."
+    )
 
 
 def _fit(pairs: Pairs, verdicts: list[Any]) -> tuple[float, float]:

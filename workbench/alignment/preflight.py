@@ -20,11 +20,9 @@ from workbench.pairing.pairs import Pairs
 from workbench.simba.forecast import Forecast, forecast
 from workbench.simba.items import Case, Item
 from workbench.simba.optimizer import SIMBA
-from workbench.store.traces import Example
+from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
     from workbench.metrics.annotators import AnnotatorAgreement
 
 ADVISED_PAIRS = 50
@@ -41,16 +39,19 @@ Row = tuple[str, str, str]
 """Check, finding, advice."""
 
 
-def probed(judge: Judge, example: Example, pairs: Pairs, budget: Budget | None = None) -> Verdict:
-    """Return the verdict of one judge call, made now or in an earlier run of the same alignment.
+def probed(data: AlignmentData, part: Pairs, budget: Budget | None = None) -> Verdict:
+    """Return the judge's verdict on an item of ``part``, given now or in an earlier run.
 
     Raises
     ------
     ModelError
         When the judge does not answer, or not with a usable verdict.
     """
+    # Chosen by content, so that it is the same item in every store.
+    example = min((data.by_id[i] for i in part.trace_ids), key=item_digest)
+    judge, scale = data.judge, part.scale
     with AnswerCache() as cache, Runner(cache=cache, budget=budget) as runner:
-        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=pairs.scale)[0]
+        verdict = judge_examples(judge, [example], runner, sample=PROBE, scale=scale)[0]
     if verdict.error is not None:
         raise ModelError(
             f"A first call of judge {judge.name!r} failed on trace {example.trace_id}: "
@@ -60,7 +61,6 @@ def probed(judge: Judge, example: Example, pairs: Pairs, budget: Budget | None =
 
 
 def preflight(
-    judge: Judge,
     data: AlignmentData,
     probe: Verdict,
     annotators: AnnotatorAgreement | None,
@@ -81,8 +81,7 @@ def preflight(
     if simba is None:
         rows.append(("calls", "not known: the optimizer does not say", ends))
     else:
-        most = forecast_of(judge, data, simba, probe)
-        rows += _of_costs(str(judge.model), most, test, probe, budget, ends)
+        rows += _of_costs(data, forecast_of(data, simba, probe), probe, budget, ends)
     return pd.DataFrame(rows, columns=["check", "finding", "advice"])
 
 
@@ -109,9 +108,10 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
 
 
 def _of_costs(
-    model: str, most: Forecast, test: int, probe: Verdict, budget: Budget, ends: str
+    data: AlignmentData, most: Forecast, probe: Verdict, budget: Budget, ends: str
 ) -> Iterator[Row]:
     """Yield calls, tokens and money of learning, limited to what is left, and of the test."""
+    test = len(data.split.test)
     read, written = _tokens_of(probe)
     a_test = math.ceil(1.5 * read), 2 * written
     calls = int(min(most.calls, budget.left))
@@ -122,61 +122,58 @@ def _of_costs(
     yield "tokens at most, about", f"{tokens:,}", limit
     price = "unknown"
     if most.usd is not None:
-        usd = min(most.usd, budget.left_usd) + (cost(model, *a_test) or 0.0) * test
+        usd = min(most.usd, budget.left_usd) + _usd(data, *a_test) * test
         price = f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
     limit = "" if budget.usd is None else f"the budget: ${budget.usd:.2f}"
     yield "money at most, about", price, limit
 
 
-def forecast_of(judge: Judge, data: AlignmentData, simba: SIMBA, probe: Verdict) -> Forecast:
+def forecast_of(data: AlignmentData, simba: SIMBA, probe: Verdict) -> Forecast:
     """Return what learning takes at most."""
     split = data.split
     cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
     return forecast(
-        judge, cases, len(split.dev), simba.settings, split.train.scale,
+        data.judge, cases, len(split.dev), simba.settings, split.train.scale,
         reflection_model=simba.model, probe=probe,
     )  # fmt: skip
 
 
 def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
-    """Return the items to learn from with the original judge's verdicts.
-
-    Labels that it learned from before weigh less, since people's standards drift.
-    """
-    return [
-        Case(
-            Item(
-                data.by_id[row["trace_id"]],
-                row["human"],
-                row["human_rationale"] or "",
-                weight=EARLIER_WEIGHT if row["trace_id"] in data.lineage.unchanged else 1.0,
-                group=data.split.group_of.get(row["trace_id"], ""),
-            ),
-            Verdict(
-                row["trace_id"],
-                row["judge"],
-                row["judge_rationale"] or "",
-                fingerprint=part.fingerprint,
-            ),
+    """Return the items to learn from with the original judge's verdicts."""
+    cases = []
+    for row in part.table.to_dict("records"):
+        trace_id = row["trace_id"]
+        # Labels that it learned from before weigh less, since people's standards drift.
+        weight = EARLIER_WEIGHT if trace_id in data.lineage.unchanged else 1.0
+        item = Item(
+            data.by_id[trace_id],
+            row["human"],
+            row["human_rationale"],
+            weight,
+            group=data.split.group_of.get(trace_id, ""),
         )
-        for row in part.table.to_dict("records")
-    ]
+        given = row["judge"], row["judge_rationale"]
+        cases.append(Case(item, Verdict(trace_id, *given, fingerprint=part.fingerprint)))
+    return cases
 
 
-def to_keep(judge: Judge, test: int, probe: Verdict, *, requests: int = 1) -> dict[str, Any]:
-    """Return what the held-out test of so many pairs may use, as `Budget.keeping` takes it.
+def to_keep(data: AlignmentData, probe: Verdict, *, requests: int = 1) -> dict[str, Any]:
+    """Return what the held-out test may use, as `Budget.keeping` takes it.
 
     A tenth more than one call a pair, since some are repeated, with instructions half as long
     again as those of the probe. ``requests`` tells how many one verdict takes.
     """
-    model = str(judge.model)
-    calls = math.ceil(1.1 * test) * requests
+    calls = math.ceil(1.1 * len(data.split.test)) * requests
     used, written = _tokens_of(probe)
     read = math.ceil(1.5 * used)
     # The last request is reserved at the most that it can use, which is far more than it does.
     last = 6 * used
-    usd = calls * (cost(model, read, written) or 0.0) + (cost(model, last, ASSUMED_OUTPUT) or 0.0)
+    usd = calls * _usd(data, read, written) + _usd(data, last, ASSUMED_OUTPUT)
     return {"calls": calls, "tokens": calls * (read + written) + last + ASSUMED_OUTPUT, "usd": usd}
+
+
+def _usd(data: AlignmentData, read: int, written: int) -> float:
+    return cost(str(data.judge.model), read, written) or 0.0
 
 
 def _tokens_of(probe: Verdict) -> tuple[int, int]:

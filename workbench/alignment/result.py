@@ -36,18 +36,15 @@ class Alignment:
         judge did not pass the gate on held-out pairs), and the reason in words.
     original, proposed
         The judge before alignment, and the one that the optimizer proposed.
-    pairs, split
-        All usable pairs, and their parts: train, dev and test.
-    annotators
-        Agreement of the annotators among themselves; None where there is only one.
-    test_before, test_after
-        Held-out pairs with the verdicts of the original and of the proposed judge.
-    before, after, comparison
-        Agreement of both judges with people on these pairs, and their comparison.
-    history
-        One row per candidate (see `workbench.simba.Optimised`); empty for other optimizers.
-    evidence
-        Learned rule -> ids of the train traces whose disagreement it was made from.
+    pairs, split, annotators
+        All usable pairs, their parts train, dev and test, and the agreement of the annotators
+        among themselves (None where there is only one).
+    test_before, test_after, before, after, comparison
+        Held-out pairs with the verdicts of the original and of the proposed judge, the agreement
+        of both with people on these pairs, and their comparison.
+    history, evidence
+        One row per candidate (see `workbench.simba.Optimised`), and learned rule -> ids of the
+        train traces whose disagreement it was made from; empty for other optimizers.
     looks
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import mlflow
@@ -57,41 +56,73 @@ CANCELLED = (
 Stage = Literal["preflight", "learning", "testing"]
 
 
+@dataclass(frozen=True)
+class Lineage:
+    """Traces of the alignments that a judge, or one of its ancestors, came out of.
+
+    ``learned`` were learned or selected on, ``seen`` are these and those tested on; traces with
+    equal content count, whatever their id. ``unchanged`` have the label of the latest of these.
+    """
+
+    learned: Set[str] = frozenset()
+    seen: Set[str] = frozenset()
+    unchanged: Set[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    """A judge, its pairs and their split, and what is known before anything is learned."""
+
+    judge: Judge
+    pairs: Pairs
+    by_id: Mapping[str, Example]
+    split: Split
+    lineage: Lineage
+
+
 class AlignmentRun:
     """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
     It is created by `begin`. What the store refuses is kept in ``fault`` and raises nothing. As a
-    context manager it ends the run as failed on an exception, as killed on an interrupt. ``files``
-    map paths to text, or to data that is written as JSON. A run ``above`` takes the active one's
-    place.
+    context manager it ends the run as failed on an exception, as killed on an interrupt. A run
+    ``above`` takes the active one's place.
     """
 
-    tracking_uri: str
-    experiment_id: str
-
     def __init__(self, above: AlignmentRun | None = None) -> None:
+        self.client: mlflow.MlflowClient = above.client if above else mlflow.MlflowClient()
+        self.experiment_id, self.parent_id = _place(above)
         self.run_id: str | None = None
         self.fault = ""
-        if above is not None:
-            uri, experiment, parent = above.tracking_uri, above.experiment_id, above.run_id
-        else:
-            active = mlflow.active_run()
-            uri = mlflow.get_tracking_uri()
-            # An open run decides the experiment, as in MLflow.
-            experiment = active.info.experiment_id if active else find_experiment_id()
-            parent = active.info.run_id if active else None
-        self.tracking_uri, self.experiment_id, self._parent = uri, experiment, parent
-        self.client = mlflow.MlflowClient(tracking_uri=uri)
 
     def begin(
-        self,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
-        files: Mapping[str, Any],
+        self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
     ) -> None:
-        """Create the run with all that is known before the test."""
-        parent = {MLFLOW_PARENT_RUN_ID: self._parent} if self._parent else {}
+        """Create the run with all that is known before the test of the ``proposed`` judge.
+
+        Without one it is a run above others, and no use of the held-out items.
+        """
+        pairs, split = data.pairs, data.split
+        parts = {name: len(getattr(split, name)) for name in ("train", "dev", "test")}
+        about = {"judge": data.judge.name, "model": getattr(data.judge, "model", "")}
+        params = {**about, **settings, "pairs": len(pairs), **parts}
+        tags = {
+            ORIGINAL_TAG: fingerprint(data.judge),
+            "workbench.dataset_digest": dataset_digest(pairs),
+            "workbench.split_digest": split.digest,
+        }
+        files: dict[str, Any] = {"split.json": split.to_dict()}
+        if proposed is not None:
+            tags[ALIGNED_TAG] = fingerprint(proposed)
+            if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
+                tags |= _item_tags(data)
+            labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
+            files |= {
+                LABELS_FILE: {i: _label_digest(i, label) for i, label in labels},
+                CONTENT_FILE: {i: item_digest(data.by_id[i]) for i in pairs.trace_ids},
+                "instructions/original.txt": str(getattr(data.judge, "instructions", "")),
+                "instructions/proposed.txt": str(getattr(proposed, "instructions", "")),
+            }
+        parent = {MLFLOW_PARENT_RUN_ID: self.parent_id} if self.parent_id else {}
         tags = {**resolve_tags(parent), **tags}
         with self.keeping_fault():
             made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
@@ -101,7 +132,10 @@ class AlignmentRun:
     def finish(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
     ) -> None:
-        """Write the outcome and end the run. Undefined metrics (nan) are left out."""
+        """Write the outcome and end the run. Undefined metrics (nan) are left out.
+
+        ``files`` map paths to text, or to data that is written as JSON.
+        """
         now = get_current_time_millis()
         figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
         with self.keeping_fault():
@@ -143,6 +177,16 @@ class AlignmentRun:
                 self.client.set_terminated(self.run_id, status)
 
 
+def _place(above: AlignmentRun | None) -> tuple[str, str | None]:
+    """Return the experiment and the parent of a new run."""
+    if above is not None:
+        return above.experiment_id, above.run_id or above.parent_id
+    active = mlflow.active_run()  # it decides the experiment, as in MLflow
+    if active is not None:
+        return active.info.experiment_id, active.info.run_id
+    return find_experiment_id(), None
+
+
 class Watch:
     """Follows an alignment and can end it. This one only allows cancelling.
 
@@ -160,47 +204,6 @@ class Watch:
         """Begin a stage, learning with the table of checks and the budget that is spent."""
         if self.stop.is_set():
             raise CancelledError(CANCELLED)
-
-
-# -- what is logged ---------------------------------------------------------------------------
-
-
-def begin_run(
-    run: AlignmentRun,
-    name: str,
-    judge: Judge,
-    data: AlignmentData,
-    proposed: Judge | None = None,
-    **settings: Any,
-) -> None:
-    """Begin the run of an alignment; without a ``proposed`` judge, one above several."""
-    pairs, split = data.pairs, data.split
-    parts = {"train": split.train, "dev": split.dev, "test": split.test}
-    params = {
-        "judge": judge.name,
-        "model": getattr(judge, "model", ""),
-        **settings,
-        "pairs": len(pairs),
-        **{part: len(held) for part, held in parts.items()},
-    }
-    tags = {
-        ORIGINAL_TAG: fingerprint(judge),
-        "workbench.dataset_digest": dataset_digest(pairs),
-        "workbench.split_digest": split.digest,
-    }
-    files: dict[str, Any] = {"split.json": split.to_dict()}
-    if proposed is not None:
-        tags[ALIGNED_TAG] = fingerprint(proposed)
-        if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
-            tags |= item_tags(data)
-        labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
-        files |= {
-            LABELS_FILE: {trace_id: _label_digest(trace_id, label) for trace_id, label in labels},
-            CONTENT_FILE: {i: item_digest(data.by_id[i]) for i in pairs.trace_ids},
-            "instructions/original.txt": str(getattr(judge, "instructions", "")),
-            "instructions/proposed.txt": str(getattr(proposed, "instructions", "")),
-        }
-    run.begin(name, tags, params, files)
 
 
 def finish_run(run: AlignmentRun, alignment: Alignment) -> None:
@@ -237,7 +240,7 @@ def fault_notes(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
 # -- how often held-out items were used -------------------------------------------------------
 
 
-def item_tags(data: AlignmentData) -> dict[str, str]:
+def _item_tags(data: AlignmentData) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
     items = sorted(_items(data))
     return {
@@ -285,29 +288,6 @@ def _items(data: AlignmentData) -> set[str]:
 # -- what a judge was made from ---------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Lineage:
-    """Traces of the alignments that a judge, or one of its ancestors, came out of.
-
-    ``learned`` were learned or selected on, ``seen`` are these and those tested on; traces with
-    equal content count, whatever their id. ``unchanged`` have the label of the latest of these.
-    """
-
-    learned: Set[str] = frozenset()
-    seen: Set[str] = frozenset()
-    unchanged: Set[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class AlignmentData:
-    """The pairs and their split, and what is known of them before anything is learned."""
-
-    pairs: Pairs
-    by_id: Mapping[str, Example]
-    lineage: Lineage
-    split: Split
-
-
 def read_lineage(
     run: AlignmentRun, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example]
 ) -> Lineage:
@@ -329,9 +309,9 @@ def read_lineage(
         labels: dict[str, str] = {}
         content: dict[str, str] = {}
         with suppress(MlflowException, OSError):  # runs of early versions lack these files
-            labels = _load(run, run_id, LABELS_FILE)
-            content = _load(run, run_id, CONTENT_FILE)
-        for part, ids in _load(run, run_id, "split.json")["traces"].items():
+            labels = _load(run_id, LABELS_FILE)
+            content = _load(run_id, CONTENT_FILE)
+        for part, ids in _load(run_id, "split.json")["traces"].items():
             for logged in ids:
                 here = {logged, *same_content.get(content.get(logged, ""), ())}
                 seen |= here
@@ -344,10 +324,10 @@ def read_lineage(
 def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
     runs = run.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
-    judges, size = {fingerprint(judge)}, 0
-    found: list[Any] = []
-    while size < len(judges):  # until no further ancestor is found
-        size = len(judges)
+    judges: set[str] = set()
+    more = {fingerprint(judge)}
+    while not more <= judges:
+        judges |= more
         # A run with equal judges found nothing, so nothing was learned in it.
         found = [
             one
@@ -355,14 +335,12 @@ def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
             if (aligned := one.data.tags[ALIGNED_TAG]) in judges
             and one.data.tags.get(ORIGINAL_TAG, aligned) != aligned
         ]
-        judges |= {one.data.tags[ORIGINAL_TAG] for one in found}
+        more = {one.data.tags[ORIGINAL_TAG] for one in found}
     return [one.info.run_id for one in found]
 
 
-def _load(run: AlignmentRun, run_id: str, file: str) -> dict[str, Any]:
-    uri = f"runs:/{run_id}/{file}"
-    path = mlflow.artifacts.download_artifacts(uri, tracking_uri=run.tracking_uri)
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+def _load(run_id: str, file: str) -> dict[str, Any]:
+    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}"))
 
 
 def _label_digest(trace_id: str, label: Any) -> str:
