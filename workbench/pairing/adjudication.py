@@ -180,8 +180,11 @@ def adjudicate(
         check_text(argument, given)
     (trace,) = fetch_traces([trace_id], spans=False)
     where = trace.info.experiment_id
+    scale = scale or schema_scale(name, experiment=where)
     try:
-        read_rating(value, rationale, scale or schema_scale(name, experiment=where))
+        read_rating(value, rationale)
+        if scale is not None:
+            scale.normalise(value)
     except ValueError as error:
         raise ScaleError(f"value={value!r} cannot be decided on: {error}") from None
     rubric = rubric_history(name, experiment=where).current

@@ -138,9 +138,6 @@ def _join_rationales(labels: Sequence[Label]) -> str:
     return " / ".join(dict.fromkeys(text for text in texts if text))
 
 
-# -- what the traces hold -------------------------------------------------------------------
-
-
 def name_of(judge_or_name: Judge | str) -> str:
     """Return the name under which verdicts and labels are stored."""
     return judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)

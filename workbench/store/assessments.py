@@ -36,9 +36,6 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-# -- identity -------------------------------------------------------------------------------
-
-
 def make_feedback(
     trace_id: str,
     name: str,
@@ -83,9 +80,8 @@ def verdict_id(info: TraceInfo, name: str, fingerprint: str, *, failed: bool = F
     verdict. Ids that the trace has already are passed over.
     """
     taken = {assessment.assessment_id for assessment in info.assessments}
-    kind = "failure" if failed else "verdict"
-    ids = (assessment_id(kind, info.trace_id, name, fingerprint, n) for n in itertools.count())
-    return next(one for one in ids if one not in taken)
+    key = ("failure" if failed else "verdict", info.trace_id, name, fingerprint)
+    return next(i for n in itertools.count() if (i := assessment_id(*key, n)) not in taken)
 
 
 def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
@@ -117,17 +113,13 @@ def has_mark(assessment: Assessment, key: str) -> bool:
     return str((assessment.metadata or {}).get(key, "")).lower() == "true"
 
 
-# -- writing --------------------------------------------------------------------------------
-
-
 def log_assessments(
     items: Sequence[Assessment], *, progress: bool = True, desc: str = "assessments"
 ) -> int:
     """Write assessments, each with its ``trace_id``, and return how many were new.
 
-    One whose ``assessment_id`` is there already is not written again. When interrupted, what
-    is written stays. A `StoreError` says which one the store does not take, after retries where
-    the failure may pass.
+    One whose ``assessment_id`` is there already is not written again. A `StoreError` says which
+    one the store does not take, after retries where the failure may pass; what is written stays.
     """
     client = TracingClient()
     new = 0
@@ -155,14 +147,13 @@ def _write_batch(client: TracingClient, batch: Sequence[Assessment]) -> int:
 
 def _write(client: TracingClient, assessment: Assessment) -> bool:
     """Write one assessment; False if it was there already."""
-    trace_id = assessment.trace_id
     try:
-        retrying(client.log_assessment, trace_id, assessment)
+        retrying(client.log_assessment, assessment.trace_id, assessment)
     except Exception as error:
         with suppress(Exception):
-            client.get_assessment(trace_id, assessment.assessment_id)
+            client.get_assessment(assessment.trace_id, assessment.assessment_id)
             return False
-        what = f"Assessment {assessment.name!r} of trace {trace_id}"
+        what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
         raise not_written(what, error) from None
     return True
 
@@ -172,9 +163,6 @@ class AssessmentWriter:
 
     Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
     not take is a `StoreError`, and nothing of its batch is tried again.
-
-    >>> with AssessmentWriter() as writer:  # doctest: +SKIP
-    ...     writer.put(feedback)
     """
 
     def __init__(self) -> None:
@@ -199,9 +187,6 @@ class AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
+        # The error that ended the block says more than what followed from it.
+        with suppress(*([StoreError] if error else [])):
             self._write()
-        except StoreError:
-            # The error that ended the block says more than what followed from it.
-            if error is None:
-                raise

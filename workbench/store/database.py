@@ -22,9 +22,6 @@ from workbench.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
-_IDLE_SECONDS = 5.0
-"""Another process may still be making the tables of a file that changed later than this."""
-
 _DATA = ("runs", "trace_info", "registered_models", "assessments", "logged_models")
 """Tables in which a row is somebody's work, as is an experiment but for MLflow's default one."""
 
@@ -41,8 +38,8 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
     if database == ":memory:" or database.startswith("file:"):
         return
     path = Path(database)
-    while _is_half_made(path) and time.time() - path.stat().st_mtime < _IDLE_SECONDS:
-        time.sleep(0.2)
+    while _is_half_made(path) and time.time() - path.stat().st_mtime < 5:
+        time.sleep(0.2)  # another process may still be making its tables
     if path.exists() and not _is_half_made(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,19 +64,17 @@ def _is_half_made(path: Path) -> bool:
     try:
         # Opening it also rolls back what a killed process had not committed.
         with closing(sqlite3.connect(path, timeout=20)) as database:
-
-            def column(query: str) -> list[object]:
-                return [row[0] for row in database.execute(query)]
-
-            tables = column("SELECT name FROM sqlite_master WHERE type = 'table'")
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
             if tables and "experiments" not in tables:
                 return False  # somebody else's database
-            queries = [f"SELECT 1 FROM {table} LIMIT 1" for table in _DATA if table in tables]
-            if tables:
-                queries.append("SELECT 1 FROM experiments WHERE experiment_id <> 0 LIMIT 1")
-            known = "alembic_version" in tables
-            version = column("SELECT version_num FROM alembic_version") if known else []
-            return version != [compat.latest_schema()] and not any(map(column, queries))
+            version = None
+            if "alembic_version" in tables:
+                version = database.execute("SELECT version_num FROM alembic_version").fetchone()
+            data = [f"SELECT 1 FROM {table}" for table in _DATA if table in tables]
+            data += ["SELECT 1 FROM experiments WHERE experiment_id <> 0"] if tables else []
+            holds_data = any(database.execute(query).fetchone() for query in data)
+            return version != (compat.latest_schema(),) and not holds_data
     except sqlite3.DatabaseError as error:
         raise StoreError(
             f"{path} cannot be read as an SQLite database: {error}. Give another folder or "

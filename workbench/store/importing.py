@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from mlflow.entities import Assessment, Expectation, Span, TraceInfo
@@ -18,7 +18,6 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
-from workbench.compat import has_transactions
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import bar, html_table, say
 from workbench.store.assessments import (
@@ -50,10 +49,16 @@ from workbench.store.traces import (
 _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
 
-_NAME_TAG = {"mlflow.traceName": "imported"}
+_NAME = "imported"
 
-New = tuple[TraceInfo, Row]
-"""A trace on its way into the store, and the row that it is made of."""
+
+class _New(NamedTuple):
+    """A trace to be written; ``has_info`` where all but its spans is in the store."""
+
+    row: Row
+    trace_id: str
+    start_ms: int
+    has_info: bool
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,8 @@ class Imported:
     created, labels
         Numbers of traces and labels written now, in the experiment ``experiment_id``.
     differing
-        Labels of the table that were left out since the annotator has another one in the store:
-        ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
+        Labels that were left out since the annotator has another one in the store: ``row``,
+        ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
     """
 
     trace_ids: list[str]
@@ -96,12 +101,9 @@ class Imported:
             [(len(self), self.created, len(self.skipped), self.labels)],
             columns=["rows", "new traces", "already there", "labels added"],
         )
-        html = html_table(counts, index=False)
-        differing = "<div>Labels that differ from those in the store, which stay:</div>"
-        for title, listed in (("", self.skipped), (differing, self.differing)):
-            if len(listed):
-                html += title + html_table(listed, index=False, max_rows=10)
-        return html
+        listed = (self.skipped, self.differing)
+        more = [html_table(one, index=False, max_rows=10) for one in listed if len(one)]
+        return html_table(counts, index=False) + "".join(more)
 
 
 def import_traces(
@@ -125,18 +127,15 @@ def import_traces(
     inputs
         A column, a list of columns, or ``{key: column}``. The trace's inputs are a dict.
     outputs
-        A column, whose cell is the trace's output as it stands; or a list or
-        ``{key: column}`` for a dict.
+        A column, whose cell is the trace's output as it stands; or a list or dict, for a dict.
     expectations
         Columns with what was expected, as ``inputs``. Each filled cell becomes an MLflow
         expectation, so that a judge's ``{{ expectations }}`` is ``{key: cell}``.
-    labels
-        Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``.
-        Each filled rating becomes human feedback by that annotator.
-    label_name
-        The name that the labels get: the judge's name. Needed with ``labels``.
+    labels, label_name
+        Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
+        filled rating becomes human feedback under ``label_name``, which is the judge's name.
     tags
-        Columns kept as trace tags, such as an id to group by; `Example.tags` has them.
+        Columns kept as trace tags, such as an id to group by.
     experiment
         Name (created if missing) or id; the active experiment by default.
 
@@ -148,19 +147,17 @@ def import_traces(
         many equal rows precede it. Rows that the experiment has already are not written again,
         but labels that they lack are added: an import that was interrupted can simply be run
         again, and annotators can be imported one after another. A label in the store is never
-        changed: where the table has another one, it is listed in ``.differing``. Only a
-        rationale is added to an equal label that has none. To change labels, use `log_labels`.
+        changed, except that a rationale is added to an equal label that has none: where the
+        table has another one, it is listed in ``.differing``. To change labels, use `log_labels`.
 
     Raises
     ------
-    ArgumentError
-        For columns that do not exist.
+    ArgumentError, StoreError
+        For columns that do not exist; when the store fails. Rows written before stay.
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
         output and at least one input. Dates become ISO text.
-    StoreError
-        When the store fails; rows written before stay.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(
@@ -180,39 +177,41 @@ def import_traces(
     where, now = find_experiment_id(experiment), now_ms()
     trace_ids = _trace_ids(rows, where)
     stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
-    new: list[New] = []
+    new: list[_New] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
     for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
-        assessments = list(_assessments(row, trace_id, label_name, now))
         info = stored.get(trace_id)
+        given = _assessments(row, trace_id, label_name, now)
+        missing, others = _compare(given, info.assessments if info else [])
+        added += missing
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append((_info(row, trace_id, where, now + len(new), assessments), row))
+            new.append(_New(row, trace_id, now + len(new), has_info=False))
             continue
-        missing, others = _compare(assessments, info)
-        added += missing
         differing += [(number, trace_id, *other) for other in others]
         reason = "already there"
         if not has_spans(info):
-            new.append((info, row))
+            new.append(_New(row, trace_id, int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
         reason += f", {len(missing)} labels or expectations added" if missing else ""
         reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
         skipped.append((number, trace_id, reason))
-    _write_traces(new, where, stored, progress=progress)
-    log_assessments(added, progress=progress, desc="labels")
-    written = [a for info, _ in new if info.trace_id not in stored for a in info.assessments]
+    try:
+        _write_traces(new, where, progress=progress)
+        log_assessments(added, progress=progress, desc="labels")
+    except KeyboardInterrupt:
+        say("Interrupted. Run the same import again to add what is missing.")
+        raise
+    columns = ["row", "trace_id", "annotator", "label", "stored"]
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
         created=len(rows) - len(skipped),
-        labels=sum(assessment.feedback is not None for assessment in written + added),
+        labels=sum(assessment.feedback is not None for assessment in added),
         experiment_id=where,
-        differing=pd.DataFrame(
-            differing, columns=["row", "trace_id", "annotator", "label", "stored"]
-        ),
+        differing=pd.DataFrame(differing, columns=columns),
     )
 
 
@@ -245,127 +244,96 @@ def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> I
 
 
 def _compare(
-    assessments: Sequence[Assessment], info: TraceInfo
+    given: Iterable[Assessment], stored: Sequence[Assessment]
 ) -> tuple[list[Assessment], list[tuple[str, Any, Any]]]:
-    """Return what the trace lacks, and where its labels differ: (annotator, label, stored)."""
+    """Return what a trace lacks, and where its labels differ: (annotator, label, stored)."""
     missing: list[Assessment] = []
     differing: list[tuple[str, Any, Any]] = []
-    for one in assessments:
+    for one in given:
         # An annotator has one label, and a trace one expectation of a name.
-        place = slice(0, 4 if one.feedback is not None else 2)
-        there = [a for a in info.assessments if signature(a)[place] == signature(one)[place]]
-        there = [a for a in in_order(there) if a.feedback is None or a.feedback.error is None]
+        place = slice(0, 4 if one.feedback else 2)
+        there = [a for a in in_order(stored) if signature(a)[place] == signature(one)[place]]
+        there = [a for a in there if a.feedback is None or a.feedback.error is None]
         if not there:
             missing.append(one)
             continue
         current = ([a for a in there if a.valid is not False] or there)[-1]
-        *_, value, rationale = signature(one)
-        *_, stored, stored_rationale = signature(current)
-        if one.feedback is None or (value == stored and rationale in ("", stored_rationale)):
+        (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
+        if one.feedback is None or (said == before and why in ("", why_before)):
             continue
-        if value == stored and not stored_rationale and current.valid is not False:
+        if said != before or why_before or current.valid is False:
+            differing.append((one.source.source_id, one.feedback.value, current.feedback.value))
+        elif one.assessment_id not in {a.assessment_id for a in stored}:
             # It completes the stored label, so it must be the later one.
             one.create_time_ms = max(one.create_time_ms, (current.create_time_ms or 0) + 1)
             missing.append(one)
-        else:
-            differing.append((one.source.source_id, one.feedback.value, current.feedback.value))
-    ids = {a.assessment_id for a in info.assessments}
-    return [a for a in missing if a.assessment_id not in ids], differing
+    return missing, differing
 
 
-# -- new traces -----------------------------------------------------------------------------
-
-
-def _write_traces(
-    new: Sequence[New], where: str, stored: Collection[str], *, progress: bool
-) -> None:
-    """Write traces of one span each, with their assessments, batch by batch."""
+def _write_traces(new: Sequence[_New], where: str, *, progress: bool) -> None:
+    """Write traces of one span each, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
     with bar(total=len(new), desc="import", disable=hidden) as shown:
-        try:
-            for batch in _batches(new):
-                _write_batch(client, batch, where, stored)
-                shown.update(len(batch))
-        except KeyboardInterrupt:
-            say("Interrupted. Run the same import again to add the rows that are missing.")
-            raise
+        for batch in _batches(new):
+            try:
+                for one in batch:
+                    if _is_broken(one.row) and not one.has_info:
+                        retrying(client.start_trace, _info(one, where))
+                retrying(client.log_spans, where, list(map(_span, batch)))
+            except Exception as error:
+                raise not_written("The traces", error) from None
+            shown.update(len(batch))
 
 
-def _batches(new: Sequence[New]) -> Iterator[list[New]]:
-    batch: list[New] = []
+def _batches(new: Sequence[_New]) -> Iterator[list[_New]]:
+    batch: list[_New] = []
     size = 0
-    for info, row in new:
-        batch.append((info, row))
-        size += len(_to_json([row.inputs, row.outputs]))
+    for one in new:
+        batch.append(one)
+        size += len(_to_json([one.row.inputs, one.row.outputs]))
         if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     yield from [batch] if batch else []
 
 
-def _write_batch(
-    client: TracingClient, batch: Sequence[New], where: str, stored: Collection[str]
-) -> None:
-    """Write one batch: all its spans in one transaction, then the assessments that are left."""
-    together = has_transactions(client.store)
-    spans: list[Span] = []
-    left: list[Assessment] = []
-    try:
-        for info, row in batch:
-            is_there = info.trace_id in stored
-            if not is_there and (_is_broken(row) or (info.assessments and not together)):
-                # This call takes assessments along, which on a server are requests of their own.
-                retrying(client.start_trace, info)
-                is_there = True
-            elif not is_there:
-                left += info.assessments
-            spans.append(_span(info, row, {} if is_there else info.tags))
-        retrying(client.log_spans, where, spans)
-    except Exception as error:
-        raise not_written("The traces", error) from None
-    log_assessments(left, progress=False)
-
-
-def _info(
-    row: Row, trace_id: str, where: str, start_ms: int, assessments: list[Assessment]
-) -> TraceInfo:
-    # MLflow takes previews from the span, but could not store one with a broken character.
-    broken = _is_broken(row)
+def _info(new: _New, where: str) -> TraceInfo:
+    """Return what MLflow could not make of a span with a broken character: previews."""
     return TraceInfo(
-        trace_id=trace_id,
+        trace_id=new.trace_id,
         trace_location=TraceLocation.from_experiment_id(where),
-        request_time=start_ms,
+        request_time=new.start_ms,
         execution_duration=0,
         state=TraceState.OK,
-        request_preview=_to_json(row.inputs)[:1000] if broken else None,
-        response_preview=_to_json(row.outputs)[:1000] if broken else None,
-        tags=_NAME_TAG | row.tags,
-        assessments=assessments,
+        request_preview=_to_json(new.row.inputs)[:1000],
+        response_preview=_to_json(new.row.outputs)[:1000],
+        tags={"mlflow.traceName": _NAME, **new.row.tags},
     )
 
 
-def _span(info: TraceInfo, row: Row, tags: dict[str, str]) -> Span:
-    """Return the root span; ``tags`` are those of a trace that it makes."""
+def _span(new: _New) -> Span:
+    row = new.row
     attributes = {
-        "mlflow.traceRequestId": json.dumps(info.trace_id),
+        "mlflow.traceRequestId": json.dumps(new.trace_id),
         "mlflow.spanType": json.dumps("UNKNOWN"),
         "mlflow.spanInputs": _attribute(row.inputs),
         "mlflow.spanOutputs": _attribute(row.outputs),
     }
-    attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
+    if not new.has_info and not _is_broken(row):
+        tags = {"mlflow.traceName": _NAME, **row.tags}
+        attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
     sides = [side for side in (row.inputs, row.outputs) if isinstance(side, dict)]
     if any(has_lone_surrogate(str(side.get("model"))) for side in sides):
         # MLflow takes a model's name from here, and could not store a broken one.
         attributes["mlflow.llm.model"] = json.dumps("unknown")
-    number = int(info.trace_id.removeprefix("tr-"), 16)
-    start = int(info.request_time) * 1_000_000
+    number = int(new.trace_id.removeprefix("tr-"), 16)
     return Span(
         ReadableSpan(
-            name=_NAME_TAG["mlflow.traceName"],
+            name=_NAME,
             context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
-            start_time=start,
-            end_time=start,
+            start_time=new.start_ms * 1_000_000,
+            end_time=new.start_ms * 1_000_000,
             attributes=attributes,
             status=Status(StatusCode.OK),
             resource=Resource.get_empty(),

@@ -41,23 +41,14 @@ from workbench.store.tables import (
 )
 from workbench.store.traces import fetch_traces
 
-# -- tables of ratings ----------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Logged:
     """What became of a table of labels or verdicts.
 
-    Attributes
-    ----------
-    name
-        The name under which they are stored.
-    written, present
-        Numbers of rows written now, and of rows that were in the store already.
-    skipped
-        Rows that were not to be written: ``row`` (counted from 0), ``reason``.
-    replaced
-        Number of traces on which another rating by the same source was replaced.
+    ``written`` rows were written now under ``name``, of which ``replaced`` replaced another rating
+    by the same source; ``present`` ones were there already; ``skipped`` lists the ``row`` (counted
+    from 0) and ``reason`` of those that were not to be written.
     """
 
     name: str
@@ -101,7 +92,8 @@ def log_labels(
     name
         The judge's name, exactly.
     annotator
-        Who gave the labels: the name itself. Labels of several people take several calls.
+        Who gave the labels: the name itself. Labels of several people take several calls, and
+        one that is also the name of a column other than ``value`` is warned of.
     value, rationale
         Columns with the labels and the annotator's reasons. Values are kept as given, also
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
@@ -113,11 +105,6 @@ def log_labels(
         Counts of labels written, and of those there already: a call that was killed, or is
         repeated, writes what is missing and nothing twice. A label that was changed since is
         changed back.
-
-    Warns
-    -----
-    UserWarning
-        When ``annotator`` is also the name of a column other than ``value``: it is not read.
 
     Raises
     ------
@@ -187,7 +174,7 @@ def log_feedback_table(
         new.append(made)
         replaced += bool(stored)
     written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
-    listed = pd.DataFrame(sorted(skipped), columns=["row", "reason"])
+    listed = pd.DataFrame(skipped, columns=["row", "reason"])
     return Logged(name, written, len(ratings) - written, listed, replaced)
 
 
@@ -195,29 +182,27 @@ def _read_ratings(
     table: pd.DataFrame, value: str, rationale: str | None
 ) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
     """Return (value, rationale) by trace id, and the rows that are not to be written."""
-    require_columns(table, "trace_id", ["trace_id"])
-    require_columns(table, "value", [value])
-    require_columns(table, "rationale", [] if rationale is None else [rationale])
-    last: dict[str, tuple[int, tuple[Any, str | None]]] = {}
+    roles = {"trace_id": "trace_id", "value": value}
+    roles |= {} if rationale is None else {"rationale": rationale}
+    for role, column in roles.items():
+        require_columns(table, role, [column])
+    ratings: dict[str, tuple[Any, str | None]] = {}
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
-    reasons = [None] * len(table) if rationale is None else table[rationale].tolist()
-    cells = zip(table["trace_id"].tolist(), table[value].tolist(), reasons, strict=True)
-    for row, (trace_id, raw, because) in enumerate(cells):
+    columns = [table[column].tolist() for column in roles.values()]
+    for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
         if is_missing(trace_id) or is_missing(raw):
             what = "a trace_id" if is_missing(trace_id) else "a value"
             skipped.append((row, f"without {what}"))
-            continue
-        try:
-            rating = read_rating(raw, because)
-        except ValueError as error:
-            bad.append((row, str(error)))
-            continue
-        if str(trace_id) in last:
-            skipped.append((last[str(trace_id)][0], "followed by another on the same trace"))
-        last[str(trace_id)] = (row, rating)
-    raise_bad_rows(bad, len(table), "logged")
-    return {trace_id: rating for trace_id, (_, rating) in last.items()}, skipped
+        elif str(trace_id) in ratings:
+            skipped.append((row, "followed by another on the same trace"))
+        else:
+            try:
+                ratings[str(trace_id)] = read_rating(raw, why[0] if why else None)
+            except ValueError as error:
+                bad.append((row, str(error)))
+    raise_bad_rows(sorted(bad), len(table), "logged")
+    return dict(reversed(ratings.items())), sorted(skipped)
 
 
 def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
@@ -232,9 +217,6 @@ def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
         and all(has_mark(stored, k) == has_mark(new, k) for k in (DECISION_KEY, AFTER_VERDICT_KEY))
         and all(before.get(key) == value for key, value in (new.metadata or {}).items())
     )
-
-
-# -- labels and decisions read --------------------------------------------------------------
 
 
 @dataclass(frozen=True)

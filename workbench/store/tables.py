@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
-from workbench.scale import Scale, is_missing
+from workbench.scale import is_missing
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
@@ -30,9 +30,6 @@ LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
-
-
-# -- columns --------------------------------------------------------------------------------
 
 
 def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
@@ -48,10 +45,10 @@ def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object])
         if not found:
             lowered = {str(column).lower(): str(column) for column in columns}
             near = difflib.get_close_matches(str(name).lower(), lowered, n=1)
+            meant = f" - did you mean {lowered[near[0]]!r}?" if near else "."
             raise ArgumentError(
-                f"{argument}: the table has no column {name!r}"
-                + (f" - did you mean {lowered[near[0]]!r}?" if near else ".")
-                + f" Its columns are: {', '.join(repr(str(c)) for c in columns) or 'none'}."
+                f"{argument}: the table has no column {name!r}{meant} Its columns are: "
+                f"{', '.join(repr(str(c)) for c in columns) or 'none'}."
             )
 
 
@@ -71,21 +68,19 @@ def _columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
 
 def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     """Return who rated in which columns."""
+    wrong = ArgumentError(
+        f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
+        "{annotator: (column, rationale column)}."
+    )
     if not isinstance(spec or {}, Mapping):
-        raise ArgumentError(
-            f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
-            "{annotator: (column, rationale column)}."
-        )
+        raise wrong
     raters: Raters = {}
     for who, given in (spec or {}).items():
         check_text(f"{argument}: the annotator", who)
-        columns = list(given) if isinstance(given, (tuple, list)) else [given]
-        if len(columns) not in (1, 2):
-            raise ArgumentError(
-                f"{argument}[{who!r}]={given!r} must be a column or a pair "
-                "(column, rationale column)."
-            )
-        raters[who] = (columns[0], columns[1] if len(columns) == 2 else None)
+        columns = (*given, None) if isinstance(given, (tuple, list)) else (given, None)
+        if len(columns) not in (2, 3):
+            raise wrong
+        raters[who] = (columns[0], columns[1])
     return raters
 
 
@@ -93,9 +88,6 @@ def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
     """Return for each row whether all of the columns are missing or blank."""
     cells = table[list(dict.fromkeys(columns))].itertuples(index=False, name=None)
     return [all(is_missing(cell) for cell in row) for row in cells]
-
-
-# -- rows of traces -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,8 +128,8 @@ def read_rows(
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     for number, cells in enumerate(table[used].itertuples(index=False, name=None)):
-        problems: list[str] = []
-        rows.append(_read_row(dict(zip(used, cells, strict=True)), sides, raters, problems))
+        row, problems = _read_row(dict(zip(used, cells, strict=True)), sides, raters)
+        rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
     if isinstance(outputs, (list, tuple, Mapping)):
@@ -146,9 +138,10 @@ def read_rows(
 
 
 def _read_row(
-    raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters, problems: list[str]
-) -> Row:
-    """Return the row, with a dict of outputs, and add to ``problems`` what is wrong with it."""
+    raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters
+) -> tuple[Row, list[str]]:
+    """Return the row, with a dict of outputs, and what is wrong with it."""
+    problems: list[str] = []
     read: dict[str, dict[str, Any]] = {}
     for argument, by_key in sides.items():
         needed = argument in ("inputs", "outputs")
@@ -158,7 +151,7 @@ def _read_row(
                 cells[key] = plain(raw[column])
             except ValueError as error:
                 problems.append(f"column {column!r} holds {error}")
-        if needed and len(cells) == len(by_key) and set(map(type, cells.values())) == {type(None)}:
+        if needed and len(cells) == len(by_key) and all(cell is None for cell in cells.values()):
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
         read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
@@ -175,7 +168,7 @@ def _read_row(
                 labels[annotator] = read_rating(raw[column], None if why is None else raw[why])
         except ValueError as error:
             problems.append(f"label of {annotator!r}: {error}")
-    return Row(read["inputs"], read["outputs"], read["expectations"], tags, labels)
+    return Row(read["inputs"], read["outputs"], read["expectations"], tags, labels), problems
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -192,24 +185,11 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
     )
 
 
-# -- cells ----------------------------------------------------------------------------------
-
-
 def plain(cell: Any) -> Any:
     """Return a cell as a plain value: missing ones as None, dates as ISO text.
 
-    Raises
-    ------
-    ValueError
-        For what JSON cannot hold; the message is the reason, without the value.
+    What JSON cannot hold is a ValueError whose message is the reason, without the value.
     """
-    try:
-        return _plain(cell)
-    except RecursionError:
-        raise ValueError("values nested too deeply to be stored") from None
-
-
-def _plain(cell: Any) -> Any:
     if isinstance(cell, np.datetime64):
         cell = pd.Timestamp(cell)
     elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
@@ -233,12 +213,12 @@ def _plain(cell: Any) -> Any:
     if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
         return cell.isoformat()
     if isinstance(cell, (list, tuple)):
-        return [_plain(item) for item in cell]
+        return [plain(item) for item in cell]
     if isinstance(cell, dict):
         wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
         if wrong:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
-        return {str.__str__(key): _plain(value) for key, value in cell.items()}
+        return {str.__str__(key): plain(value) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
@@ -249,11 +229,7 @@ def _as_text(value: Any) -> str:
 
 def has_lone_surrogate(text: str) -> bool:
     """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return re.search("[\ud800-\udfff]", text) is not None
 
 
 def check_text(argument: str, given: Any) -> None:
@@ -266,10 +242,10 @@ def check_text(argument: str, given: Any) -> None:
         )
 
 
-def read_rating(raw: Any, rationale: Any, scale: Scale | None = None) -> tuple[Any, str | None]:
+def read_rating(raw: Any, rationale: Any) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale or None.
 
-    A ValueError says why it cannot be stored, or does not lie on the scale.
+    A ValueError says why it cannot be stored.
     """
     try:
         value = plain(raw)
@@ -279,8 +255,6 @@ def read_rating(raw: Any, rationale: Any, scale: Scale | None = None) -> tuple[A
     for what, text in (("value", _as_text(value)), ("rationale", because or "")):
         if has_lone_surrogate(text):
             raise ValueError(f"the {what} holds half of a surrogate pair, which cannot be stored")
-    if scale is not None:
-        scale.normalise(value)
     return value, because
 
 

@@ -35,11 +35,9 @@ PAGE = 500
 
 _BATCH = 100
 _SPANS_LOCATION = "mlflow.trace.spansLocation"
+_TRACE_ID = re.compile(r"tr-[0-9a-f]{32}|trace:/\S+")
 
 _log = logging.getLogger(__name__)
-
-
-# -- which store, and what it says when it fails --------------------------------------------
 
 
 def address() -> str:
@@ -137,9 +135,6 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     return str(found.experiment_id)
 
 
-# -- reading --------------------------------------------------------------------------------
-
-
 @store_errors()
 def fetch_traces(
     traces: Any = None,
@@ -149,6 +144,8 @@ def fetch_traces(
     missing_ok: bool = False,
 ) -> list[Trace]:
     """Read traces with their assessments as they are in the store now.
+
+    They come in the order given, each once; else by request time and trace id.
 
     Parameters
     ----------
@@ -163,15 +160,10 @@ def fetch_traces(
         Name or id for None and filter strings; the active experiment by default.
     missing_ok
         Whether unknown trace ids are left out instead of a `StoreError`.
-
-    Returns
-    -------
-    list of Trace
-        In the order given, each once; else by request time and trace id.
     """
     _await_pending_traces()
     given: dict[str, Trace | None] = {}
-    if traces is None or (isinstance(traces, str) and not _is_trace_id(traces)):
+    if traces is None or (isinstance(traces, str) and not _TRACE_ID.fullmatch(traces)):
         infos = _search(find_experiment_id(experiment, create=False), traces)
     else:
         given = _by_id(traces)
@@ -196,14 +188,10 @@ _last_awaited: str | None = None
 
 
 def _await_pending_traces() -> None:
-    """Wait for traces of this process that are still on their way to the store.
-
-    MLflow's flush takes two seconds even when there is nothing to do, so it is called only
-    when a trace has ended since the last time.
-    """
+    """Wait for traces of this process that are still on their way to the store."""
     global _last_awaited
     last = mlflow.get_last_active_trace_id()
-    if last != _last_awaited:
+    if last != _last_awaited:  # a flush takes two seconds even where there is nothing to do
         mlflow.flush_trace_async_logging()
         _last_awaited = last
 
@@ -273,10 +261,6 @@ def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, T
     return {trace.info.trace_id: trace.data for batch in batches for trace in batch}
 
 
-def _is_trace_id(text: str) -> bool:
-    return re.fullmatch(r"tr-[0-9a-f]{32}|trace:/\S+", text) is not None
-
-
 def _by_id(traces: Any) -> dict[str, Trace | None]:
     """Return the distinct traces by id in the order given, None where only the id is given."""
     if isinstance(traces, pd.DataFrame):
@@ -304,9 +288,6 @@ def _by_id(traces: Any) -> dict[str, Trace | None]:
 
 def _chunks(items: Sequence[str], size: int) -> Iterable[list[str]]:
     return (list(items[k : k + size]) for k in range(0, len(items), size))
-
-
-# -- traces as examples ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
