@@ -185,6 +185,6 @@ def test_other_answers_have_the_digit_of_their_place_and_their_initial() -> None
 
 def test_letters_of_commands_choose_no_answer() -> None:
     """The keymap of the view has the same letters."""
-    keymap = (Path(workbench.widgets.__file__).parent / "keys.js").read_text()
+    keymap = (Path(workbench.widgets.__file__).parent / "panel.js").read_text()
     rows = re.findall(r'keys: \["(\w)"\](?!.*at: "end")', keymap)
     assert set(rows) == RESERVED

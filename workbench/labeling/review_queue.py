@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
 _MAX_USERS: Final = 10  # that MLflow takes as the assigned users of a queue
 
-_PAGE: Final = 500
-
 _SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed", "order")
 
 
@@ -127,18 +125,9 @@ class Snapshot:
 class ReviewQueue:
     """A review queue of MLflow's, and how its items are shared out (see `workbench.review_queue`).
 
-    Everything but the settings is read from the store whenever it is asked for.
-
-    Attributes
-    ----------
-    name, queue_id, experiment_id
-        The queue in MLflow.
-    annotators
-        The team, in their own writing; empty: whoever comes.
-    each, share, batch_size, seed
-        How the items are shared out.
-    order
-        Ids of the label schemas in the order of the questions, which MLflow does not keep.
+    Everything but the settings is read from the store whenever it is asked for. Without
+    ``annotators`` the items are for whoever comes. ``order`` holds the ids of the label schemas in
+    the order of the questions, which MLflow does not keep.
     """
 
     name: str
@@ -168,8 +157,7 @@ class ReviewQueue:
 
     def _schemas(self) -> list[LabelSchema]:
         found = every_schema(experiment=self.experiment_id)
-        with supported("review queues"):
-            queue = review_queues.get_review_queue(self.queue_id)
+        queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
             return found
         kept = [one for one in found if one.schema_id in queue.schema_ids]
@@ -226,11 +214,11 @@ class ReviewQueue:
         return assign(list(trace_ids), self.annotators, **options)
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
-        """Return the traces that one annotator labels, also those that they have labelled.
+        """Return the traces that one annotator labels or has labelled.
 
-        With a team these are the annotator's share (`assignment`). Without one they are those
-        that the annotator has labelled and those that fewer than ``each`` others have. Items
-        that were declined in MLflow are left out. ``batch`` takes those of one batch, from 0.
+        With a team these are the annotator's share (`assignment`), without one also those that
+        fewer than ``each`` others have labelled. Items that were declined in MLflow are left out.
+        ``batch`` takes those of one batch, from 0.
         """
         return [item.trace_id for item in self.read().of(annotator, batch=batch)]
 
@@ -309,12 +297,11 @@ class ReviewQueue:
         return Snapshot(self, tuple(self._items(entries, infos)), infos, batches)
 
     def _entries(self) -> list[Any]:
-        with supported("review queues"):
-            found = all_pages(
-                lambda token: review_queues.list_review_queue_items(
-                    self.queue_id, max_results=_PAGE, page_token=token
-                )
+        found = all_pages(
+            lambda token: review_queues.list_review_queue_items(
+                self.queue_id, max_results=500, page_token=token
             )
+        )
         # What is added meanwhile comes first and moves the pages: an item may come twice.
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.formatting import html_table, html_text
 from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
+from workbench.widgets.session_panel import SessionPanel, panel_module
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -53,7 +52,7 @@ class AdjudicationPanel(SessionPanel):
     >>> panel.decisions  # doctest: +SKIP
     """
 
-    _esm = panel_module("Adjudication", "adjudication")
+    _esm = panel_module("Adjudication")
     session: AdjudicationSession
 
     def __init__(
@@ -66,28 +65,15 @@ class AdjudicationPanel(SessionPanel):
         title: str = "",
         experiment: str | None = None,
     ) -> None:
-        self._begin(
-            AdjudicationSession(
-                judge_or_name, traces, by=by, scale=scale, title=title, experiment=experiment
-            )
+        session = AdjudicationSession(
+            judge_or_name, traces, by=by, scale=scale, title=title, experiment=experiment
         )
+        self._begin(session, by, "decided")
 
     @property
     def decisions(self) -> pd.DataFrame:
         """The labels side by side and what was decided, see `workbench.disagreements`."""
         return self.session.decisions
 
-    # -- in a notebook ----------------------------------------------------------------------
-
-    def __repr__(self) -> str:
-        return self._summary_line("AdjudicationPanel", self.session.by, "decided")
-
-    def _repr_html_(self) -> str:
-        """A table of the labels and decisions, shown where no browser can ask the kernel."""
-        progress = self.session.progress
-        table = self.decisions.head(MOST_ROWS)
-        return (
-            f"<p><b>{html_text(self.session.title)}</b>, adjudicated by "
-            f"{html_text(self.session.by)}: {progress['labelled']} of {progress['total']} "
-            "decided.</p>" + (html_table(table.map(table_cell)) if len(table) else "")
-        )
+    def _tables(self) -> list[pd.DataFrame]:
+        return [self.decisions.reset_index()]

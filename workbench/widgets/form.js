@@ -1,21 +1,21 @@
 // The questions of an item with their answers and reasons.
 
+const hueStyle = (choice) => `--wb-hue: ${choice?.hue ?? 220}`;
+const choiceOf = (question, value) => question.choices.find((each) => same(each.value, value));
+
 /** An answer in the words of its question. */
 function inWords(question, { value, abstain = false }) {
   if (abstain || value === null || value === undefined) return "Can't judge";
-  const known = question.choices.find((choice) => same(choice.value, value));
-  if (known) return known.label;
-  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
+  const words = { true: "yes", false: "no" };
+  return choiceOf(question, value)?.label ?? (typeof value === "boolean" ? words[value] : String(value));
 }
 
 /** An answer in the words of its question, with its colour. */
 function valueChip(question, value) {
-  const choice = question.choices.find((each) => same(each.value, value));
+  const choice = choiceOf(question, value);
   return h("span", { class: "wb-chip wb-value-chip", dir: "auto" },
     choice ? h("i", { style: hueStyle(choice) }) : null, visible(inWords(question, { value })));
 }
-
-const hueStyle = (choice) => `--wb-hue: ${choice?.hue ?? 220}`;
 
 /** What stands on the button of an answer: its key, and the label unless that is the key. */
 function choiceFace({ label, keys }) {
@@ -23,8 +23,8 @@ function choiceFace({ label, keys }) {
   const shown = (...text) => h("span", { dir: "auto" }, text);
   if (label === first) return shown(h("b", { class: "wb-figure" }, label));
   if (/^\d$/.test(first) && label.startsWith(first)) return shown(key(first), visible(label.slice(1)));
-  const letter = keys.length > 1 && keys.find((each) => /^[a-z]$/.test(each) && label[0]?.toLowerCase() === each);
-  return [first ? key(first) : null, letter ? shown(h("u", null, label[0]), visible(label.slice(1))) : shown(visible(label))];
+  const isUnderlined = keys.length > 1 && keys.includes(label[0].toLowerCase());
+  return [first ? key(first) : null, isUnderlined ? shown(h("u", null, label[0]), visible(label.slice(1))) : shown(visible(label))];
 }
 
 /** The form of a panel: what is chosen and typed is the panel's draft. */
@@ -44,10 +44,6 @@ class Form {
     return this.panel.questions;
   }
 
-  get question() {
-    return this.questions[this.active];
-  }
-
   get hasMany() {
     return this.questions.length > 1;
   }
@@ -64,20 +60,21 @@ class Form {
 
   buildQuestion(question, index) {
     const { panel } = this;
-    const { choices } = question;
-    const name = question.title;
+    const { choices, title: name } = question;
     const choiceButton = (value, abstain, props, face) => h("button", {
       type: "button", "aria-pressed": "false", onclick: () => panel.rate(index, { value, abstain }), ...props,
     }, face);
     const buttons = choices.map((choice) => choiceButton(choice.value, false,
       { class: "wb-choice", "aria-keyshortcuts": choice.keys.join(" "), style: hueStyle(choice) }, choiceFace(choice)));
     const abstain = choiceButton(null, true, { class: "wb-choice wb-abstain", "aria-keyshortcuts": "x" }, [key("x"), h("span", null, "Can't judge")]);
-    const input = choices.length ? null : this.buildInput(question, name);
-    const reason = this.buildReason(name);
+    const input = choices.length ? null : this.buildInput(question);
+    const reason = h("textarea", { class: "wb-rationale", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", oninput: () => {
+      this.read();
+      panel.paintItemState();
+    } });
     const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => this.toReason(index) }, "Why? ", key("r"));
     // Numbers stand in a row, and so do many short answers.
-    const isShort = choices.every(({ label }) => label.length <= 3);
-    const isScale = choices.length && isShort && (choices.length > 5 || choices.every(({ label }) => /^[-+]?\d+$/.test(label)));
+    const isScale = choices.length && choices.every(({ label }) => label.length <= 3 && (choices.length > 5 || /^[-+]?\d+$/.test(label)));
     const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
     const optional = question.required === false ? quiet(" (may be left out)") : null;
     // Where the panel has the question's name above it, once is enough.
@@ -87,23 +84,15 @@ class Form {
     return { box, answers, buttons, abstain, input, reason };
   }
 
-  buildInput({ kind, low, high, integer }, name) {
-    const range = [low, high].every((each) => typeof each === "number") ? `${low} to ${high}` : integer ? "a whole number" : "a number";
-    const input = kind === "text"
-      ? h("textarea", { class: "wb-input", rows: 2, "aria-label": name, placeholder: "type your answer" })
-      : h("input", { class: "wb-input", inputmode: "decimal", autocomplete: "off", "aria-label": name, placeholder: range });
-    input.addEventListener("input", () => this.onInput());
-    return input;
-  }
-
-  buildReason(name) {
-    const reason = h("textarea", { class: "wb-rationale", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)" });
-    reason.addEventListener("input", () => {
-      this.grow(reason);
+  buildInput({ kind, low, high, integer, title }) {
+    const oninput = () => {
       this.read();
-      this.panel.paintItemState();
-    });
-    return reason;
+      this.paint(false);
+    };
+    const props = { class: "wb-input", "aria-label": title, oninput };
+    if (kind === "text") return h("textarea", { ...props, rows: 2, placeholder: "type your answer" });
+    const range = [low, high].every((each) => typeof each === "number") ? `${low} to ${high}` : integer ? "a whole number" : "a number";
+    return h("input", { ...props, inputmode: "decimal", autocomplete: "off", placeholder: range });
   }
 
   buildRubric(question) {
@@ -111,11 +100,6 @@ class Form {
     const version = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
     return h("details", { class: "wb-rubric", open: !this.hasMany && this.panel.opensRubric },
       h("summary", null, "Rubric", quiet(version)), drawn(question.rubric_blocks));
-  }
-
-  grow(field) {
-    field.style.height = "auto";
-    field.style.height = `${Math.min(field.scrollHeight + 2, 200)}px`;
   }
 
   // -- what is shown and typed
@@ -134,17 +118,13 @@ class Form {
       buttons.forEach((button, k) => press(button, !!answer && !answer.abstain && same(answer.value, question.choices[k].value)));
       press(abstain, !!answer?.abstain);
       box.classList.toggle("wb-answered", !!answer);
-      if (!fields) return;
-      if (input) {
-        input.value = answer && !answer.abstain ? String(answer.value ?? "") : "";
-        input.disabled = locked;
-      }
-      const text = draft.rationale[question.name] ?? "";
-      if (reason.value !== text) {
-        reason.value = text;
-        this.grow(reason);
-      }
-      reason.disabled = locked;
+      const show = (field, text) => {
+        if (!field || !fields) return;
+        if (field.value !== text) field.value = text;
+        field.disabled = locked;
+      };
+      show(input, answer && !answer.abstain ? String(answer.value ?? "") : "");
+      show(reason, draft.rationale[question.name] ?? "");
     });
     panel.paintItemState();
   }
@@ -172,28 +152,23 @@ class Form {
   /** A typed number, or null where it is none that the question takes. */
   readNumber({ low, high, integer }, typed) {
     const value = Number(typed.trim().replace(",", "."));
-    const fits = Number.isFinite(value) && !(integer && !Number.isInteger(value)) && value >= (low ?? -Infinity) && value <= (high ?? Infinity);
+    const fits = (integer ? Number.isInteger(value) : Number.isFinite(value)) && value >= (low ?? -Infinity) && value <= (high ?? Infinity);
     return fits ? value : null;
-  }
-
-  onInput() {
-    this.read();
-    this.paint(false);
   }
 
   /** What a key answers to the active question, or null. */
   actionOf(pressed) {
-    const { question, active } = this;
-    if (!question) return null;
-    const choice = question.choices.find(({ keys }) => keys.includes(pressed.toLowerCase()));
-    if (choice) return () => this.panel.rate(active, { value: choice.value, abstain: false });
-    const { input } = this.rows[active];
-    const isText = question.kind === "text";
+    const question = this.questions[this.active];
+    const choice = question?.choices.find(({ keys }) => keys.includes(pressed.toLowerCase()));
+    if (choice) return () => this.panel.rate(this.active, { value: choice.value, abstain: false });
+    const input = this.rows[this.active]?.input;
+    const isText = question?.kind === "text";
     if (!input || pressed.length !== 1 || !(isText || /^[\d.,-]$/.test(pressed))) return null;
     return () => {
       input.value = isText ? input.value + pressed : pressed;
       input.focus();
-      this.onInput();
+      this.read();
+      this.paint(false);
     };
   }
 

@@ -46,7 +46,7 @@ class Frame extends Store {
     this.form = new Form(this);
     this.summary = this.buildSummary();
     this.help = this.buildHelp();
-    const keysButton = small("Keys", "?", () => this.toggleHelp(), { "aria-keyshortcuts": "?" });
+    const keysButton = small("Keys", "?", () => this.help.showModal(), { "aria-keyshortcuts": "?" });
     this.root = h("div", { class: "wb", tabindex: 0, role: "application", "aria-label": `${this.words.panel}. Press question mark for the keys.`, "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" },
       this.buildHead(small, keysButton), this.buildWork(small), this.summary, this.hint, this.buildFoot(), this.help, this.live);
     this.form.build();
@@ -106,11 +106,11 @@ class Frame extends Store {
 
   buildHelp() {
     const rows = keyHelp().map(([keys, text]) => h("tr", null, h("td", null, keys.map((each) => [key(each), " "])), h("td", null, text)));
-    const close = this.button("Close", "Esc", () => this.toggleHelp(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
-    return h("div", { class: "wb-help", role: "dialog", "aria-modal": "true", "aria-label": "Keys", hidden: true },
-      h("div", { class: "wb-helpbox" }, h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
-        h("table", null, h("tbody", null, rows)),
-        h("p", { class: "wb-quiet" }, "Keys work while the panel has the focus, and reach nothing else in the notebook.")));
+    const close = this.button("Close", "Esc", () => this.help.close(), { class: "wb-small", "aria-keyshortcuts": "Escape" });
+    return h("dialog", { class: "wb-help", "aria-label": "Keys" },
+      h("div", { class: "wb-helphead" }, h("strong", null, "Keys"), close),
+      h("table", null, h("tbody", null, rows)),
+      h("p", { class: "wb-quiet" }, "Keys work while the panel has the focus, and reach nothing else in the notebook."));
   }
 
   watchSize() {
@@ -158,22 +158,20 @@ class Frame extends Store {
   contentsOf(item) {
     if (!item) return [h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing)];
     if (item.gone) return [h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on.")];
-    const isEmpty = (value) => value === null || value === undefined || same(value, {});
     return [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]]
-      .filter(([, name]) => !(name === "expectations" ? isEmpty(item[name]) : item[name] === null || item[name] === undefined))
+      .filter(([, name]) => item[name] !== null && item[name] !== undefined && !(name === "expectations" && same(item[name], {})))
       .map(([title, name]) => this.section(title, name, item));
   }
 
   section(title, name, item) {
     const value = item[name];
-    const cuts = item.cuts ?? {};
-    const length = cuts[name] ?? (typeof value === "string" ? value.length : 0);
-    const asIs = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
-    const isWithin = (path) => path === name || path.startsWith(`${name}.`) || path.startsWith(`${name}[`);
+    const cuts = Object.entries(item.cuts ?? {}).filter(([path]) => path.split(/[.[]/)[0] === name);
+    const length = item.cuts?.[name] ?? (typeof value === "string" ? value.length : 0);
+    const raw = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
     return h("section", { class: `wb-section wb-${name}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
-      h("div", { class: "wb-body" }, this.raw ? asIs() : drawn(item.blocks[name])),
-      Object.entries(cuts).filter(([path]) => isWithin(path)).map(([path, whole]) => h("div", { class: "wb-cut" },
+      h("div", { class: "wb-body" }, this.raw ? raw() : drawn(item.blocks[name])),
+      cuts.map(([path, whole]) => h("div", { class: "wb-cut" },
         `Only the beginning of ${path} is here: it has ${count(whole, "character")}. `,
         h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it"))));
   }
@@ -266,7 +264,7 @@ class Frame extends Store {
     if (progress.per_hour && labelled >= 5) facts.push(`${number(Math.round(progress.per_hour))} an hour`);
     if (progress.seconds_left && labelled >= 5) facts.push(`${duration(progress.seconds_left)} left`);
     this.counts.replaceChildren(...facts.flatMap((fact, n) => (n ? [h("span", { class: "wb-dot" }, "·"), fact] : [fact])));
-    this.paintBalance(progress.balance ?? {});
+    this.paintBalance();
     this.banner.hidden = !this.state.message;
     this.banner.replaceChildren(...visible(this.state.message ?? ""));
     this.paintSaving();
@@ -292,13 +290,10 @@ class Frame extends Store {
     const lost = Math.max(this.state.lost ?? 0, this.failed.length);
     const [text, hint] = this.savingText(outbox, lost);
     const isShown = outbox.size || lost || this.undoable.length;
-    const stuck = outbox.isStuck || (outbox.size && !outbox.isKept);
-    const shown = `${isShown}|${text}|${hint}|${stuck}`;
-    if (this.shownSaving === shown) return;
-    this.shownSaving = shown;
+    const needsHint = outbox.isStuck || (outbox.size && !outbox.isKept);
     this.saving.className = `wb-saving ${outbox.size || lost ? "wb-warn" : "wb-good"}`;
     this.saving.title = hint;
-    this.saving.replaceChildren(isShown ? text : "", stuck ? h("div", { class: "wb-why-not" }, hint) : "");
+    this.saving.replaceChildren(isShown ? text : "", needsHint ? h("div", { class: "wb-why-not" }, hint) : "");
   }
 
   savingText(outbox, lost) {
@@ -322,31 +317,32 @@ class Frame extends Store {
       } }, "I have seen it"))));
   }
 
-  paintBalance(balance) {
+  /** The labels by value, in the order of the buttons: [label, count, colour]. */
+  balanceOf() {
     const choices = this.questions[0]?.choices ?? [];
-    const placeOf = (label) => choices.findIndex((each) => each.label === label || String(each.value) === label);
-    const entries = Object.entries(balance).filter(([, n]) => n > 0)
-      .map(([label, n]) => ({ label, n, place: placeOf(label) < 0 ? Infinity : placeOf(label) }))
-      .sort((a, b) => (a.place === b.place ? 0 : a.place - b.place));
-    const all = entries.reduce((sum, { n }) => sum + n, 0);
-    const color = ({ place }) => hueStyle(choices[place]);
+    const found = Object.entries(this.state.progress?.balance ?? {}).filter(([, n]) => n > 0)
+      .map(([label, n]) => [label, n, choices.findIndex((each) => each.label === label) + 1 || Infinity]);
+    return found.sort(([, , a], [, , b]) => (a === b ? 0 : a - b)).map(([label, n, place]) => [label, n, hueStyle(choices[place - 1])]);
+  }
+
+  paintBalance() {
+    const entries = this.balanceOf();
+    const all = entries.reduce((sum, [, n]) => sum + n, 0);
     this.balance.replaceChildren(...(all ? [
-      h("div", { class: "wb-stack", "aria-hidden": "true" }, entries.map((each) => h("div", { style: `flex: ${each.n}; ${color(each)}`, title: `${each.label}: ${each.n}` }))),
-      h("div", { class: "wb-legend" }, entries.slice(0, 6).map((each) => h("span", { class: "wb-share" },
-        h("i", { style: color(each) }), visible(each.label), " ", h("b", null, number(each.n)), quiet(` ${percent(each.n, all)} %`))))] : []));
+      h("div", { class: "wb-stack", "aria-hidden": "true" }, entries.map(([label, n, hue]) => h("div", { style: `flex: ${n}; ${hue}`, title: `${label}: ${n}` }))),
+      h("div", { class: "wb-legend" }, entries.slice(0, 6).map(([label, n, hue]) => h("span", { class: "wb-share" },
+        h("i", { style: hue }), visible(label), " ", h("b", null, number(n)), quiet(` ${percent(n, all)} %`))))] : []));
   }
 
   paintSummary() {
     const progress = this.state.progress ?? {};
-    const balance = Object.entries(progress.balance ?? {});
-    const all = balance.reduce((sum, [, n]) => sum + n, 0);
-    const table = (rows) => h("table", null, h("tbody", null, rows.map(([name, ...cells]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(name)), cells))));
-    const figure = (n) => h("td", null, number(n));
-    const rows = [[this.words.done, figure(progress.labelled ?? 0)], ["skipped", figure(progress.skipped ?? 0)], ["not saved yet", figure(this.outbox.size)]];
-    if (progress.per_hour) rows.push(["an hour", figure(Math.round(progress.per_hour))]);
+    const entries = this.balanceOf();
+    const all = entries.reduce((sum, [, n]) => sum + n, 0);
+    const table = (rows) => h("table", null, h("tbody", null, rows.map(([name, n, more]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(name)), h("td", null, number(n)), more))));
+    const rows = [[this.words.done, progress.labelled ?? 0], ["skipped", progress.skipped ?? 0], ["not saved yet", this.outbox.size]];
+    if (progress.per_hour) rows.push(["an hour", Math.round(progress.per_hour)]);
     this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
-    this.figures.replaceChildren(table(rows),
-      all ? table(balance.map(([label, n]) => [label, figure(n), h("td", { class: "wb-quiet" }, `${percent(n, all)} %`)])) : "");
+    this.figures.replaceChildren(table(rows), all ? table(entries.map(([label, n]) => [label, n, h("td", { class: "wb-quiet" }, `${percent(n, all)} %`)])) : "");
     this.skippedButton.hidden = this.skippedAt() === null;
     this.againButton.hidden = !this.hasEarlierLabels();
   }

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.formatting import html_table, html_text
 from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
-from workbench.widgets.session_panel import MOST_ROWS, SessionPanel, panel_module, table_cell
+from workbench.widgets.session_panel import SessionPanel, panel_module
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     from workbench.labeling.assignment import Assignment
     from workbench.scale import Scale
-
-_COLUMNS = ["trace_id", "question", "value", "rationale", "saved"]
 
 
 class LabelPanel(SessionPanel):
@@ -98,23 +95,22 @@ class LabelPanel(SessionPanel):
         experiment: str | None = None,
         refresh_every: float | None = 30.0,
     ) -> None:
-        self._begin(
-            LabelSession(
-                judge_or_name,
-                traces,
-                annotator=annotator,
-                questions=questions,
-                order=order,
-                seed=seed,
-                random_share=random_share,
-                assign=assign,
-                reveal=reveal,
-                title=title,
-                scale=scale,
-                experiment=experiment,
-                refresh_every=refresh_every,
-            )
+        session = LabelSession(
+            judge_or_name,
+            traces,
+            annotator=annotator,
+            questions=questions,
+            order=order,
+            seed=seed,
+            random_share=random_share,
+            assign=assign,
+            reveal=reveal,
+            title=title,
+            scale=scale,
+            experiment=experiment,
+            refresh_every=refresh_every,
         )
+        self._begin(session, annotator, "labelled")
 
     @property
     def labels(self) -> pd.DataFrame:
@@ -134,29 +130,8 @@ class LabelPanel(SessionPanel):
         """
         self._send_all(*self.session.offer_again(trace_ids))
 
-    # -- in a notebook ----------------------------------------------------------------------
-
-    def __repr__(self) -> str:
-        return self._summary_line("LabelPanel", self.session.annotator, "labelled")
-
-    def _repr_html_(self) -> str:
-        """A table of the labels, shown where no browser can ask the kernel."""
-        progress = self.session.progress
-        labels = self.labels
-        shown = labels[_COLUMNS].tail(MOST_ROWS)
-        shown = shown.assign(
-            # A mark of its own: an empty cell reads as if something were missing.
-            value=shown["value"].map(lambda value: "can't judge" if value is None else value),
-            rationale=shown["rationale"].map(table_cell),
-            saved=shown["saved"].map({True: "yes", False: "not yet"}),
-        )
-        left = len(labels) - len(shown)
-        skipped = f", {progress['skipped']} skipped" if progress["skipped"] else ""
-        return (
-            f"<p><b>{html_text(self.session.title)}</b>, labelled by "
-            f"{html_text(self.session.annotator)}: {progress['labelled']} of "
-            f"{progress['total']}{skipped}.</p>"
-            + html_table(self.summary(), index=False)
-            + (html_table(shown, index=False) if len(shown) else "")
-            + (f"<p>{left} earlier labels are not shown.</p>" if left else "")
-        )
+    def _tables(self) -> list[pd.DataFrame]:
+        labels = self.labels[["trace_id", "question", "value", "rationale", "saved"]]
+        # A mark of its own: an empty cell reads as if something were missing.
+        values = labels["value"].map(lambda value: "can't judge" if value is None else value)
+        return [self.summary(), labels.assign(value=values)]

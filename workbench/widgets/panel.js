@@ -1,4 +1,39 @@
-// The label panel: what is shown of the store, and what is done by key and click.
+// The panels: what is shown of the store, and what is done by key and click.
+
+// What each key does: the first row that fits counts. `at` is where it does it: at an "item", at
+// the "end" of the queue, by default at both. A key with Shift counts as itself unless it is named
+// with it. Answers have keys of their own, see `choices` in `content.py`.
+const KEYMAP = [
+  { keys: ["x"], at: "item", act: (panel) => panel.abstain(), help: "can't judge" },
+  { keys: ["Enter"], at: "item", act: (panel) => panel.save(), help: "save and go on to the next item without a label" },
+  { keys: ["Enter"], at: "end", act: (panel) => panel.leaveSummary() },
+  { keys: ["ArrowLeft"], act: (panel) => panel.goBack(), shown: ["←", "→"], help: "previous, next item" },
+  { keys: ["ArrowRight"], act: (panel) => panel.go(panel.position + 1) },
+  { keys: ["ArrowUp"], act: (panel, target) => panel.goVertically(-1, target), shown: ["↑", "↓"], help: "previous, next question, where there are several; else scroll the text" },
+  { keys: ["ArrowDown"], act: (panel, target) => panel.goVertically(1, target) },
+  { keys: ["Space", "PageDown"], act: (panel) => panel.scroll(1), shown: ["Space", "Page ↓"], help: "scroll the text by a page; back with Shift or Page ↑" },
+  { keys: ["Shift+Space", "PageUp"], act: (panel) => panel.scroll(-1) },
+  { keys: ["r"], at: "item", act: (panel) => panel.form.toReason(), help: "write a reason; Esc leaves the field, Ctrl+Enter saves from within" },
+  { keys: ["s"], at: "item", act: (panel) => panel.skip(), help: "skip this item" },
+  { keys: ["u"], act: (panel) => panel.undo(), help: "undo the last save or skip" },
+  { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
+  { keys: ["Shift+r"], act: (panel) => panel.refresh(), shown: ["Shift", "r"], help: "refresh: read the store again" },
+  { keys: ["?"], act: (panel) => panel.help.showModal(), help: "show or hide the keys" },
+  { keys: ["a"], at: "end", act: (panel) => panel.offerAgain() },
+];
+
+/** What a pressed key does: its row of the keymap, or undefined. */
+function commandOf(event, place) {
+  const pressed = event.key === " " ? "Space" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const named = (name) => KEYMAP.find(({ keys, at = place }) => at === place && keys.includes(name));
+  return (event.shiftKey && named(`Shift+${pressed}`)) || named(pressed);
+}
+
+/** Rows of the help: the keys of a command, and what it does. */
+function keyHelp() {
+  const rows = KEYMAP.filter(({ help }) => help).map(({ keys, shown = keys, help }) => [shown, help]);
+  return [[["1", "…", "9"], "give the answer with this key; letters that are underlined work, too"], ...rows];
+}
 
 /** A panel that shows items and takes ratings. */
 class Panel extends Frame {
@@ -53,9 +88,9 @@ class Panel extends Frame {
   save() {
     const { item } = this;
     if (this.done || !item) return;
-    if (item.gone) return this.forward(this.position + 1);
-    if (this.statusOf(item).done && !this.isChanged(item) && !this.isOfferedAgain(item)) return this.forward(this.position + 1);
-    this.readFields();
+    const isSettled = this.statusOf(item).done && !this.isChanged(item) && !this.isOfferedAgain(item);
+    if (item.gone || isSettled) return this.forward(this.position + 1);
+    this.form.read();
     const { answers, rationale } = structuredClone(this.draft());
     const open = this.questions.findIndex((each) => each.required !== false && !answers[each.name]);
     if (open >= 0 || !Object.keys(answers).length) {
@@ -98,14 +133,10 @@ class Panel extends Frame {
   }
 
   saveFromField() {
-    this.readFields();
+    this.form.read();
     if (this.root.contains(document.activeElement)) this.focus();
     if (this.done) this.leaveSummary();
     else this.save();
-  }
-
-  readFields() {
-    this.form.read();
   }
 
   // -- moving
@@ -137,7 +168,7 @@ class Panel extends Frame {
 
   go(position, said = "") {
     if (position < 0 || position >= this.total) return;
-    if (!this.done) this.readFields();
+    if (!this.done) this.form.read();
     this.done = false;
     this.search = null;
     this.position = position;
@@ -145,18 +176,14 @@ class Panel extends Frame {
     this.spent = 0;
     this.say("");
     this.paint();
-    this.announce(`${said} Item ${number(position + 1)} of ${number(this.total)}${this.spokenStatus()}`.trim());
+    const { done, skipped } = this.item ? this.statusOf(this.item) : {};
+    const status = done ? `, ${this.words.done}: ${this.spoken(latest(done))}` : skipped ? ", skipped" : "";
+    this.announce(`${said} Item ${number(position + 1)} of ${number(this.total)}${status}`.trim());
     // Items further ahead can wait until this one is on the page.
     setTimeout(() => {
       this.ask();
       this.askReveal();
     }, 0);
-  }
-
-  spokenStatus() {
-    const { done, skipped } = this.item ? this.statusOf(this.item) : {};
-    if (done) return `, ${this.words.done}: ${this.spoken(latest(done))}`;
-    return skipped ? ", skipped" : "";
   }
 
   /** To the previous item, or from the summary to the item before it. */
@@ -208,10 +235,9 @@ class Panel extends Frame {
     // A host that moves the focus to its own element on a click would take the keys away.
     listen("mousedown", (event) => {
       event.stopPropagation();
-      const within = this.help.hidden ? "button, a, input, textarea, summary, select, [tabindex]:not(.wb)" : "button";
-      if (event.target.closest(within)) return;
-      if (this.help.hidden) this.focus();
-      else event.preventDefault(); // the focus stays in the dialog
+      if (event.target.closest("button, a, input, textarea, summary, [tabindex]:not(.wb)")) return;
+      if (this.help.open) event.preventDefault(); // the focus stays in the dialog
+      else this.focus();
     });
   }
 
@@ -223,11 +249,11 @@ class Panel extends Frame {
   actionOf(event) {
     const { target } = event;
     const hasControl = event.ctrlKey || event.metaKey;
-    if (!this.help.hidden) return this.helpActionOf(event);
+    if (this.help.open) return { "?": () => this.help.close(), Tab: () => {} }[event.key] ?? null; // it has one button
     if (hasControl && event.key.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (event.key === "Escape") return () => this.focus();
     if ((hasControl || target.matches("input")) && event.key === "Enter") return () => this.saveFromField();
-    if (target.matches("input, textarea, select") || hasControl || event.altKey) return null;
+    if (target.matches("input, textarea") || hasControl || event.altKey) return null;
     const presses = event.key === "Enter" || event.key === " ";
     if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;
     if (event.key === " " && target.matches(".wb-choice")) return null;
@@ -235,24 +261,6 @@ class Panel extends Frame {
     const command = commandOf(event, this.done ? "end" : "item");
     if (command) return () => command.act(this, target);
     return this.done ? null : this.form.actionOf(event.key);
-  }
-
-  helpActionOf(event) {
-    if (event.key === "Escape" || event.key === "?") return () => this.toggleHelp();
-    if (event.key === "Tab") return () => this.focusHelp(event.shiftKey ? -1 : 1);
-    return null; // what scrolls the keys, or presses the button
-  }
-
-  toReason() {
-    this.form.toReason();
-  }
-
-  goUp(target) {
-    this.goVertically(-1, target);
-  }
-
-  goDown(target) {
-    this.goVertically(1, target);
   }
 
   /** To another question where there are several, else through the text by some lines. */
@@ -271,23 +279,47 @@ class Panel extends Frame {
     this.paintItem();
     this.text.scrollTop = 0;
   }
+}
 
-  toggleHelp() {
-    const opens = this.help.hidden;
-    if (opens) this.cameFrom = document.activeElement;
-    this.help.hidden = !opens;
-    // Behind the dialog nothing can be reached, by keys or by a screen reader.
-    for (const each of this.root.children) each.inert = opens && each !== this.help;
-    if (opens) return this.focusHelp(0);
-    const back = this.root.contains(this.cameFrom) && this.cameFrom.getClientRects().length ? this.cameFrom : this.root;
-    back.focus({ preventScroll: true });
+/** The adjudication panel: what annotators said stands side by side, and one answer is given to it. */
+class Adjudication extends Panel {
+  get words() {
+    return { panel: "Adjudication panel", done: "decided", table: "panel.decisions", holds: "the labels and what was decided", summary: null, nothing: "Annotators differ on none of these traces." };
   }
 
-  /** Keep the focus within the dialog: on to its next part, round the end. */
-  focusHelp(step) {
-    const parts = [...this.help.querySelectorAll("button, [tabindex]")];
-    const at = Math.max(0, parts.indexOf(document.activeElement));
-    parts[(at + step + parts.length) % parts.length].focus();
+  /** The answers stay in view below what people said. */
+  get opensRubric() {
+    return false;
+  }
+
+  build(el) {
+    super.build(el);
+    this.root.classList.add("wb-adjudication");
+    // What people said is read before one decides.
+    this.form.box.before(this.reveal);
+  }
+
+  paintReveal() {
+    const { item } = this;
+    this.reveal.replaceChildren();
+    if (!item || this.done) return;
+    this.reveal.append(
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, "What annotators said"),
+      h("div", { class: "wb-voices", role: "list" }, (item.voices ?? []).map((voice) => this.card(voice))));
+  }
+
+  card({ annotator, value, rationale, rationale_blocks: blocks, earlier_rubric: earlier }) {
+    const choice = this.questions[0].choices.find(({ label }) => label === value);
+    return h("div", { class: "wb-voice wb-person", role: "listitem", style: hueStyle(choice) },
+      h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who", dir: "auto" }, visible(String(annotator))), " ", h("span", { class: "wb-chip wb-said", dir: "auto" }, visible(String(value)))),
+      earlier ? h("div", { class: "wb-quiet wb-earlier" }, "earlier rubric") : null,
+      rationale ? drawn(blocks) : h("div", { class: "wb-quiet" }, "no reason given"));
+  }
+
+  paintItemState() {
+    super.paintItemState();
+    const by = this.item && this.statusOf(this.item).done?.decided_by;
+    if (by) this.where.append(" ", h("span", { class: "wb-chip wb-by", dir: "auto" }, "decided by ", visible(String(by))));
   }
 }
 

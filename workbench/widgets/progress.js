@@ -3,15 +3,7 @@
 // It holds nothing but what it shows. Instructions and rules are made from what people and models
 // wrote and so are hostile: text reaches the page as text nodes (see `content.js`).
 
-const STAGES = {
-  reading: "reading labels",
-  preflight: "preflight",
-  learning: "learning",
-  testing: "testing on held-out traces",
-  done: "done",
-  cancelled: "cancelled",
-  failed: "failed",
-};
+const STAGES = { reading: "reading labels", testing: "testing on held-out traces" };
 
 const DEV_SCORE_HINT = "On the items that candidates are selected on, some of which were learned from: no estimate of how the judge will do. That comes from the held-out test.";
 
@@ -25,122 +17,88 @@ function table({ head, rows }, cls) {
     h("thead", null, row(head, "th")), h("tbody", null, rows.map((cells) => row(cells, "td")))));
 }
 
-/** A bar with its figure beside it; without an end to go to it has none. */
-class Bar {
-  constructor(label) {
-    this.fill = box("div", "wbp-fill");
-    this.track = h("div", { class: "wbp-track", role: "progressbar", "aria-label": label, "aria-valuemin": "0" }, this.fill);
-    this.figure = box("span", "wbp-figure");
-    this.node = box("div", "wbp-row", box("span", "wbp-label", label), this.track, this.figure);
-  }
-
-  show(now, most, text) {
-    this.node.hidden = now === null || now === undefined;
-    if (this.node.hidden) return;
-    this.track.hidden = !most;
-    this.figure.textContent = text;
-    if (!most) return;
-    this.fill.style.width = `${Math.min(100, (100 * now) / most)}%`;
-    this.track.setAttribute("aria-valuenow", now);
-    this.track.setAttribute("aria-valuemax", most);
-  }
+/** A bar with its figure beside it; without an end to go to it is a figure alone. */
+function bar(label, now, most, text) {
+  const width = `width: ${Math.min(100, (100 * now) / (most || 1))}%`;
+  const track = h("div", { class: "wbp-track", role: "progressbar", "aria-label": label, "aria-valuemin": 0, "aria-valuenow": now, "aria-valuemax": most }, h("div", { class: "wbp-fill", style: width }));
+  return box("div", "wbp-row", box("span", "wbp-label", label), most ? track : null, box("span", "wbp-figure", text));
 }
 
-class AlignmentView {
-  constructor(model, el) {
-    this.model = model;
-    this.title = box("strong", "wbp-title");
-    this.stage = h("span", { class: "wbp-stage", role: "status" });
-    this.clock = h("span", { class: "wbp-clock", title: "time since it began" });
-    this.cancel = h("button", { class: "wbp-cancel", type: "button", onclick: () => this.onCancel() }, "Cancel");
-    this.steps = new Bar("Steps");
-    this.calls = new Bar("Spent");
-    this.figures = box("div", "wbp-figures");
-    this.message = box("p", "wbp-message");
-    this.outcome = box("div", "wbp-outcome");
-    this.rules = h("div", { class: "wbp-rules", tabindex: "0", role: "region", "aria-label": "Best instructions so far" });
-    this.rulesHead = box("div", "wbp-head2");
-    this.preflight = box("details", "wbp-preflight", h("summary", null, "What was said before it began"));
-    this.root = h("section", { class: "wbp", "aria-label": "Alignment in the background" },
-      box("header", "wbp-header", this.title, this.stage, box("span", "wbp-space"), this.clock, this.cancel),
-      this.steps.node, this.calls.node, this.figures, this.message, this.outcome, this.rulesHead, this.rules, this.preflight);
-    el.replaceChildren(this.root);
-  }
+const figure = (name, value, cls, hint = null) => h("div", { title: hint }, box("div", "wbp-name", name), box("div", `wbp-value ${cls}`, value));
 
-  onCancel() {
-    this.cancel.disabled = true;
-    this.cancel.textContent = "Cancelling…";
-    this.model.send({ type: "cancel" });
-  }
+/** What changes all the time: bars and figures; and how it ended. */
+function figures(state, outcome) {
+  const { step, max_steps: most, calls, spent, share_spent: share, best_score: score, failures } = state;
+  const isKnown = (value) => value !== null && value !== undefined;
+  const found = [
+    isKnown(score) && figure("Best dev score", score.toFixed(3), "wbp-big", DEV_SCORE_HINT),
+    isKnown(failures) && figure("Failed calls", number(failures), failures ? "wbp-warn" : "")].filter(Boolean);
+  return [
+    isKnown(step) && bar("Steps", step, most, `${step} of at most ${most}`),
+    isKnown(calls) && bar("Spent", share ?? 0, isKnown(share) ? 1 : 0, spent),
+    found.length > 0 && box("div", "wbp-figures", found),
+    state.message && !outcome && box("p", "wbp-message", shown(state.message)),
+    outcome && box("div", "wbp-outcome",
+      h("p", null, box("strong", `wbp-status wbp-${outcome.status}`, outcome.status), " ", shown(outcome.reason)),
+      table(outcome.table, "wbp-table wbp-numbers"), outcome.notes.map((note) => box("p", "wbp-quiet", shown(note))))];
+}
 
-  showState() {
-    const state = this.model.get("state");
-    this.title.replaceChildren("Aligning ", ...shown(this.model.get("setup").title));
-    this.stage.textContent = state.cancelling ? "cancelling: calls are under way" : (STAGES[state.stage] ?? state.stage);
-    Object.assign(this.root.dataset, { stage: state.stage, step: state.step ?? "", calls: state.calls ?? "" });
-    this.clock.textContent = time(state.seconds ?? 0);
-    this.cancel.hidden = Boolean(state.ended) || state.stage === "testing";
-    this.cancel.disabled = Boolean(state.cancelling);
-    this.cancel.textContent = state.cancelling ? "Cancelling…" : "Cancel";
-    this.steps.show(state.step, state.max_steps, `${state.step} of at most ${state.max_steps}`);
-    this.calls.show(state.share_spent ?? state.calls, state.share_spent === null ? 0 : 1, state.spent);
-    const { best_score: score, failures } = state;
-    const figure = (name, value, cls, hint = null) => h("div", { title: hint }, box("div", "wbp-name", name), box("div", `wbp-value ${cls}`, value));
-    this.figures.replaceChildren();
-    append(this.figures, [
-      score === null ? null : figure("Best dev score", score.toFixed(3), "wbp-big", DEV_SCORE_HINT),
-      failures === null ? null : figure("Failed calls", number(failures), failures ? "wbp-warn" : "")]);
-    this.figures.hidden = !this.figures.children.length;
-    this.message.hidden = state.stage === "done" || !state.message;
-    this.message.replaceChildren(...shown(state.message));
-    this.showRules();
-  }
-
-  showRules() {
-    const lines = this.model.get("learned");
-    const learned = lines.filter(([, isNew]) => isNew).length;
-    this.rulesHead.replaceChildren(
-      box("span", "", this.model.get("state").stage === "done" ? "Proposed instructions" : "Best instructions so far"),
-      box("span", "wbp-quiet", learned ? `${count(learned, "learned line")}, marked +` : "nothing learned yet"));
-    const text = (line) => h("span", { class: "wbp-text", dir: "auto" }, shown(line));
-    this.rules.replaceChildren(...lines.map(([line, isNew]) => (isNew
-      ? box("ins", "wbp-line", h("span", { class: "wbp-plus", "aria-hidden": "true" }, "+"), text(line))
-      : box("div", "wbp-line", text(line)))));
-    this.rulesHead.hidden = this.rules.hidden = lines.length === 0;
-  }
-
-  showOutcome() {
-    const found = this.model.get("outcome");
-    this.outcome.hidden = !found;
-    if (!found) return;
-    this.outcome.replaceChildren(
-      h("p", null, box("strong", `wbp-status wbp-${found.status}`, found.status), " ", shown(found.reason)),
-      table(found.table, "wbp-table wbp-numbers"),
-      ...found.notes.map((note) => box("p", "wbp-quiet", shown(note))));
-  }
-
-  showPreflight() {
-    const facts = this.model.get("setup").table;
-    this.preflight.hidden = facts.rows.length === 0;
-    while (this.preflight.children.length > 1) this.preflight.lastChild.remove();
-    this.preflight.append(table(facts, "wbp-table"));
-  }
+/** The best instructions, with what was learned marked. */
+function instructions(lines, outcome) {
+  if (!lines.length) return [];
+  const learned = lines.filter(([, isNew]) => isNew).length;
+  const text = (line) => h("span", { class: "wbp-text", dir: "auto" }, shown(line));
+  return [
+    box("div", "wbp-head2",
+      box("span", "", outcome ? "Proposed instructions" : "Best instructions so far"),
+      box("span", "wbp-quiet", learned ? `${count(learned, "learned line")}, marked +` : "nothing learned yet")),
+    h("div", { class: "wbp-rules", tabindex: "0", role: "region", "aria-label": "Best instructions so far" },
+      lines.map(([line, isNew]) => (isNew
+        ? box("ins", "wbp-line", h("span", { class: "wbp-plus", "aria-hidden": "true" }, "+"), text(line))
+        : box("div", "wbp-line", text(line)))))];
 }
 
 function render({ model, el }) {
-  const view = new AlignmentView(model, el);
-  const handlers = {
-    "change:state": () => view.showState(),
-    "change:learned": () => view.showRules(),
-    "change:outcome": () => view.showOutcome(),
-    "change:setup": () => view.showPreflight(),
+  const stage = h("span", { class: "wbp-stage", role: "status" });
+  const clock = h("span", { class: "wbp-clock", title: "time since it began" });
+  const cancel = h("button", { class: "wbp-cancel", type: "button", onclick: () => model.send({ type: "cancel" }) });
+  const title = box("strong", "wbp-title");
+  const body = box("div", "");
+  const rules = box("div", "");
+  const facts = box("div", "");
+  const preflight = box("details", "wbp-preflight", h("summary", null, "What was said before it began"), facts);
+  const root = h("section", { class: "wbp", "aria-label": "Alignment in the background" },
+    box("header", "wbp-header", title, stage, box("span", "wbp-space"), clock, cancel), body, rules, preflight);
+  el.replaceChildren(root);
+
+  const showSetup = () => {
+    const setup = model.get("setup");
+    title.replaceChildren("Aligning ", ...shown(setup.title));
+    preflight.hidden = !setup.table.rows.length;
+    facts.replaceChildren(table(setup.table, "wbp-table"));
   };
-  for (const [name, show] of Object.entries(handlers)) {
-    model.on(name, show);
+  const show = () => {
+    const state = model.get("state");
+    const said = state.cancelling ? "cancelling: calls are under way" : (STAGES[state.stage] ?? state.stage);
+    if (stage.textContent !== said) stage.textContent = said; // read out when it changes
+    Object.assign(root.dataset, { stage: state.stage, step: state.step ?? "", calls: state.calls ?? "" });
+    clock.textContent = time(state.seconds ?? 0);
+    cancel.hidden = Boolean(state.ended) || state.stage === "testing";
+    cancel.disabled = Boolean(state.cancelling);
+    cancel.textContent = state.cancelling ? "Cancelling…" : "Cancel";
+    body.replaceChildren();
+    append(body, figures(state, model.get("outcome")));
+  };
+  const showRules = () => {
+    rules.replaceChildren(...instructions(model.get("learned"), model.get("outcome")));
     show();
-  }
+  };
+  const handlers = { "change:setup": showSetup, "change:state": show, "change:learned": showRules, "change:outcome": showRules };
+  for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
+  showSetup();
+  showRules();
   return () => {
-    for (const [name, show] of Object.entries(handlers)) model.off(name, show);
+    for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
   };
 }
 

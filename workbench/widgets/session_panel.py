@@ -17,19 +17,17 @@ import traitlets
 from IPython import get_ipython
 from IPython.display import display
 
+from workbench.formatting import html_table, html_text
 from workbench.labeling.adjudication_session import AdjudicationSession
 from workbench.labeling.label_session import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
 HERE: Final = Path(__file__).parent
-MOST_ROWS: Final = 200
-"""Rows of a table that stands in place of a panel."""
-
 SECONDS_UNTIL_SHOWN: Final = 5.0
 """Until the table beside a view shows what was labelled."""
 
-_LONGEST_TEXT = 200
+_MOST_ROWS, _LONGEST_TEXT = 200, 200
 
 
 def javascript(*names: str) -> str:
@@ -37,9 +35,9 @@ def javascript(*names: str) -> str:
     return "\n".join((HERE / f"{name}.js").read_text("utf-8") for name in names)
 
 
-def panel_module(kind: str, *more: str) -> str:
+def panel_module(kind: str) -> str:
     """Return the JavaScript of a panel, whose class is ``kind``."""
-    names = ["content", "keys", "outbox", "store", "form", "frame", "panel", *more]
+    names = ["content", "store", "form", "frame", "panel"]
     return f"{javascript(*names)}\nexport default viewOf({kind});\n"
 
 
@@ -83,8 +81,8 @@ class SessionPanel(View):
 
     session: LabelSession | AdjudicationSession
 
-    def _begin(self, session: LabelSession | AdjudicationSession) -> None:
-        self.session = session
+    def _begin(self, session: LabelSession | AdjudicationSession, who: str, done: str) -> None:
+        self.session, self._who, self._done = session, who, done
         self._sending = threading.Lock()
         self._table: Any = None  # the handle of the table beside the view, once it is shown
         self._timer: threading.Timer | None = None
@@ -152,19 +150,27 @@ class SessionPanel(View):
         )
         return {"text/plain": repr(self), "text/html": html}
 
-    def _summary_line(self, name: str, who: str, done: str) -> str:
-        """How far it is, in a line."""
+    def _tables(self) -> list[pd.DataFrame]:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
         progress = self.session.progress
+        skipped = f", {progress['skipped']} skipped" if progress["skipped"] else ""
         waiting = f", {progress['waiting']} not saved yet" if progress["waiting"] else ""
         lost = f", {len(self.unsaved)} could not be saved" if len(self.unsaved) else ""
         return (
-            f"<{name} {self.session.title!r} by {who}: {progress['labelled']} of "
-            f"{progress['total']} {done}{waiting}{lost}>"
+            f"<{type(self).__name__} {self.session.title!r} by {self._who}: "
+            f"{progress['labelled']} of {progress['total']} {self._done}{skipped}{waiting}{lost}>"
         )
 
+    def _repr_html_(self) -> str:
+        """Tables with the beginning of each text, shown where no browser can ask the kernel."""
+        shown = [table.tail(_MOST_ROWS).map(_cell) for table in self._tables() if len(table)]
+        tables = "".join(html_table(table, index=False) for table in shown)
+        return f"<p>{html_text(repr(self)[1:-1])}</p>{tables}"
 
-def table_cell(value: Any) -> Any:
-    """Return a value as a cell of a table shows it: of a long text the beginning, None as empty."""
+
+def _cell(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _LONGEST_TEXT:
         return f"{value[:_LONGEST_TEXT]}…"
     return "" if value is None else value

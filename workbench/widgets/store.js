@@ -6,12 +6,101 @@
 
 const AHEAD = 220; // items held ahead of the one shown
 const BEHIND = 60; // and behind it
-const ENOUGH = 8e6; // characters held ahead that are enough, however few items
 const IDLE = 60000; // ms without a sign of life that count as time spent
-const RETRY_AFTER = 15000; // ms until what was not answered is sent again; doubles
+const RETRY_AFTER = 15000; // ms until what was not answered is sent again
 
 /** The answers of a label as they are now: those of a change of mind where there is one. */
 const latest = (done) => ({ ...done.answers, ...done.changed });
+
+/** Actions that the store has not confirmed. The browser keeps them over a reload of the page, and
+ * they are sent until they are answered. */
+class Outbox {
+  constructor(panelKey, send) {
+    this.prefix = `workbench:${panelKey}:`;
+    this.send = send;
+    this.isKept = true; // whether the browser keeps them when the page is closed
+    this.actions = new Map(this.stored().map((action) => [action.id, action]));
+    this.restartClock();
+  }
+
+  get size() {
+    return this.actions.size;
+  }
+
+  list() {
+    return [...this.actions.values()];
+  }
+
+  /** Keep an action; `post` sends it. */
+  add(action) {
+    if (!this.size) this.restartClock();
+    this.actions.set(action.id, action);
+    this.write(`act:${action.id}`, { action });
+  }
+
+  /** Send an action once the next item is on the page: writing to the socket takes time. */
+  post({ trace_id: trace }) {
+    // What waits of the same trace goes along, before it: it may have been lost on its way, and
+    // sent again later it would undo this action.
+    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === trace) }), 0);
+  }
+
+  /** Forget an action that is settled; returns it, or undefined. */
+  remove(id) {
+    const action = this.actions.get(id);
+    this.actions.delete(id);
+    this.attempt(() => localStorage.removeItem(`${this.prefix}act:${id}`));
+    return action;
+  }
+
+  /** Something was answered, or nothing waits. */
+  restartClock() {
+    this.waitingSince = this.sentAt = performance.now();
+  }
+
+  /** Send again what was not answered in time. */
+  retry() {
+    if (!this.size || performance.now() - this.sentAt <= RETRY_AFTER) return;
+    this.sentAt = performance.now();
+    this.send({ type: "act", actions: this.list() });
+  }
+
+  get isStuck() {
+    return this.size > 0 && performance.now() - this.waitingSince > RETRY_AFTER;
+  }
+
+  /** The actions that another view of the same panel has settled: those are no longer stored. */
+  settledElsewhere() {
+    const ids = new Set(this.stored().map(({ id }) => id));
+    return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
+  }
+
+  // -- the browser's storage, which may be full or forbidden
+
+  stored() {
+    const names = this.attempt(() => Object.keys(localStorage)) ?? [];
+    return names.filter((name) => name.startsWith(`${this.prefix}act:`))
+      .map((name) => this.read(name.slice(this.prefix.length), {}).action).filter((action) => action?.id)
+      .sort((a, b) => a.at - b.at);
+  }
+
+  write(name, value) {
+    this.attempt(() => localStorage.setItem(this.prefix + name, JSON.stringify(value)));
+  }
+
+  read(name, otherwise) {
+    return this.attempt(() => JSON.parse(localStorage.getItem(this.prefix + name))) ?? otherwise;
+  }
+
+  attempt(use) {
+    try {
+      return use();
+    } catch {
+      this.isKept = false;
+      return null;
+    }
+  }
+}
 
 /** State of a panel. Whoever extends it shows it: `paint`, `paintStatus`, `paintItemState`,
  * `paintReveal`, `say`, `announce`, `onSaved` and so on. */
@@ -22,13 +111,11 @@ class Store {
     this.state = model.get("state") ?? {};
     this.outbox = new Outbox(this.setup.panel_key ?? "", (message) => this.send(message));
     this.items = new Map(); // by position
-    this.sizes = new Map(); // characters by position
     this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
     this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
-    this.lastSaved = new Map(); // by trace: {stamp, done, skipped?}
+    this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
     this.undoable = this.outbox.read("history", []);
     this.revealed = new Map(); // by trace: what the kernel revealed
-    this.seen = new Set(this.outbox.read("revealed", [])); // traces whose verdicts were shown
     this.failed = []; // {action, error}
     this.total = this.setup.total ?? 0;
     this.position = Math.max(0, this.state.position ?? 0);
@@ -38,6 +125,8 @@ class Store {
     this.request = null; // when items were asked for that are not here yet
     this.offering = false; // whether labels made under an earlier rubric are gone through again
     this.refreshing = false; // whether the store is being read again
+    this.isLate = false; // whether something had to wait long until it was saved
+    this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
     for (const action of this.outbox.list()) this.overlay(action);
@@ -82,12 +171,14 @@ class Store {
   }
 
   receive(message) {
-    if (this.refreshing && ["items", "queue", "problem"].includes(message?.type)) this.onRefreshed();
-    const handlers = {
-      items: this.onItems, saved: this.onSaved, unsaved: this.onUnsaved, revealed: this.onRevealed,
-      queue: this.onQueue, problem: ({ error }) => this.say(String(error)),
-    };
-    handlers[message?.type]?.call(this, message);
+    const { type } = message ?? {};
+    if (this.refreshing && ["items", "queue", "problem"].includes(type)) this.onRefreshed();
+    if (type === "items") this.onItems(message);
+    else if (type === "saved") this.onSaved(message);
+    else if (type === "unsaved") this.onUnsaved(message);
+    else if (type === "revealed") this.onRevealed(message);
+    else if (type === "queue") this.onQueue(message);
+    else if (type === "problem") this.say(String(message.error));
   }
 
   onItems({ items, stamp }) {
@@ -96,15 +187,11 @@ class Store {
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
       const later = this.lastSaved.get(item.trace_id);
-      if (later && stamp < later.stamp) Object.assign(item, { done: later.done, skipped: later.skipped ?? item.skipped, again: false });
+      if (later && stamp < later.stamp) Object.assign(item, later.news);
       this.items.set(item.position, item);
-      this.sizes.set(item.position, JSON.stringify([item.inputs, item.outputs]).length);
     }
     for (const position of this.items.keys()) {
-      if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) {
-        this.items.delete(position);
-        this.sizes.delete(position);
-      }
+      if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) this.items.delete(position);
     }
     const found = this.anchor && this.byTrace(this.anchor);
     this.anchor = "";
@@ -116,23 +203,24 @@ class Store {
   }
 
   onSaved({ ids, labelled, stamp }) {
-    for (const [trace, done] of Object.entries(labelled ?? {})) this.lastSaved.set(trace, { stamp, done });
-    const wasLate = this.outbox.isLate;
+    this.isLate ||= this.outbox.isStuck;
+    const news = new Map();
     for (const id of ids ?? []) {
-      const action = this.outbox.remove(id);
-      const local = action && this.local.get(action.trace_id);
-      if (local?.id !== id) continue;
-      const item = this.byTrace(action.trace_id);
-      if (item) Object.assign(item, { done: local.done, skipped: local.skipped, again: false });
-      this.lastSaved.set(action.trace_id, { stamp, done: local.done, skipped: local.skipped });
-      this.local.delete(action.trace_id);
+      const local = this.local.get(this.outbox.actions.get(id)?.trace_id);
+      const action = this.forget(id);
+      if (local?.id === id) news.set(action.trace_id, { done: local.done, skipped: local.skipped, again: false });
     }
-    for (const [trace, done] of Object.entries(labelled ?? {})) {
+    for (const [trace, done] of Object.entries(labelled ?? {})) news.set(trace, { ...news.get(trace), done });
+    for (const [trace, one] of news) {
+      this.lastSaved.set(trace, { stamp, news: one });
       const item = this.byTrace(trace);
-      if (item && !this.local.has(trace)) item.done = done;
+      if (item && !this.local.has(trace)) Object.assign(item, one);
     }
     this.outbox.restartClock();
-    if (wasLate && !this.outbox.size && !this.failed.length) this.announce("All saved.");
+    if (!this.outbox.size) {
+      if (this.isLate && !this.failed.length) this.announce("All saved.");
+      this.isLate = false;
+    }
     this.paintSaved();
     this.askReveal();
   }
@@ -156,8 +244,6 @@ class Store {
 
   onRevealed(message) {
     this.revealed.set(message.trace_id, message);
-    this.seen.add(message.trace_id);
-    this.outbox.write("revealed", [...this.seen].slice(-5000));
     this.paintReveal();
   }
 
@@ -172,7 +258,6 @@ class Store {
     const at = Math.min(moves ? position : this.position, Math.max(0, total - 1));
     const done = moves ? total > 0 && position >= total : this.done;
     this.items.clear();
-    this.sizes.clear();
     this.request = null;
     if (before && total && !done && at === this.position) {
       // It stays on the page, with what is being typed, until it comes again.
@@ -182,7 +267,7 @@ class Store {
       this.paintStatus();
       return;
     }
-    if (!this.done) this.readFields();
+    if (!this.done) this.form.read();
     this.position = at;
     this.done = done;
     this.ask();
@@ -192,16 +277,11 @@ class Store {
   /** Ask for what is missing ahead; one request at a time. */
   ask() {
     if (this.request) return;
-    let held = 0;
-    let missing = null;
     const last = Math.min(this.position + AHEAD, this.total - 1);
-    for (let at = this.position; at <= last && missing === null; at++) {
-      if (!this.items.has(at)) missing = at;
-      held += this.sizes.get(at) ?? 0;
-    }
+    let missing = this.position;
+    while (missing <= last && this.items.has(missing)) missing += 1;
     // The request goes out early enough for the answer to be here in time, not for every key.
-    const near = missing !== null && (missing - this.position < AHEAD / 2 || last === this.total - 1);
-    if (near && (held < ENOUGH || missing - this.position < 10)) {
+    if (missing <= last && (missing - this.position < AHEAD / 2 || last === this.total - 1)) {
       this.want(missing, Math.min(AHEAD, this.total - missing));
     } else if (this.position > 0 && !this.items.has(this.position - 1)) {
       const start = Math.max(0, this.position - BEHIND);
@@ -229,11 +309,11 @@ class Store {
 
   onTimer() {
     // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
-    const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
+    const settled = this.outbox.settledElsewhere();
     for (const { id } of settled) this.forget(id);
     if (settled.length) this.paintSaved();
     this.outbox.retry();
-    if (this.request && performance.now() - this.request > this.outbox.wait) {
+    if (this.request && performance.now() - this.request > RETRY_AFTER) {
       this.request = null;
       this.ask();
     }
@@ -328,9 +408,9 @@ class Store {
   act(kind, { trace_id: trace, position }, more = {}) {
     this.tick();
     const action = {
-      id: crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(16).slice(2)}`,
-      kind, position, trace_id: trace, at: Date.now(), seconds: Math.round(this.spent / 100) / 10,
-      answers: {}, rationale: {}, undoes: null, after_reveal: this.seen.has(trace), ...more,
+      id: `${Date.now()}-${Math.random().toString(16).slice(2)}`, // also where a page may not use crypto
+      kind, position, trace_id: trace, at: this.lastAt = Math.max(Date.now(), this.lastAt + 1), seconds: Math.round(this.spent / 100) / 10,
+      answers: {}, rationale: {}, undoes: null, after_reveal: this.revealed.has(trace), ...more,
     };
     this.spent = 0;
     this.outbox.add(action);
