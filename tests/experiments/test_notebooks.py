@@ -93,7 +93,7 @@ def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
         with ThreadPoolExecutor() as pool:
             others = {
                 name: pool.submit(run_notebook, name, output=isolated / name, progress=False)
-                for name in ("1_quickstart", "2_label", "5_compare")
+                for name in ("1_quickstart", "2_label", "3_agreement", "5_compare")
             }
             executed = {name: other.result().notebook for name, other in others.items()}
     return {**executed, "4_align": main_run.notebook}
@@ -157,7 +157,7 @@ def test_nothing_is_written_beside_the_output(
     runs: dict[str, Path], isolated: Path, main_run: MainRun, beside: set[Path]
 ) -> None:
     made = {path.name for path in isolated.iterdir()}
-    assert made <= {"1_quickstart", "2_label", "5_compare", "cache"}
+    assert made <= {"1_quickstart", "2_label", "3_agreement", "5_compare", "cache"}
     left = {path.name for path in main_run.folder.iterdir()}
     assert left == {"output", "cache", "answers.jsonl.gz", "done.json"}
     assert set(FOLDER.iterdir()) == beside

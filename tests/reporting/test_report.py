@@ -272,3 +272,14 @@ def test_the_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     with pytest.raises(WorkbenchError, match="could not be written"):
         write_report(alignment(), path / "below a file" / "report.html")
+
+
+def test_doubts_about_the_data_stay_in_the_report(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"q": range(21), "a": "answer", "ana": ["good", "poor"] * 10 + [f"<b>{HOSTILE[:20]}"]}
+    )
+    checked = workbench.check_data(frame, inputs="q", outputs="a", annotators="ana")
+    path = write_report(alignment(), tmp_path / "report.html", checked=checked)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert "occurs once, row 20" in page.text
+    assert "script" not in {name for name, _ in page.tags}

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from workbench.alignment.result import Alignment
     from workbench.pairing.pairs import Pairs
+    from workbench.store.checks import DataCheck
 
 PACKAGES = ("judge-workbench", "mlflow", "dspy", "litellm", "pandas")
 LONGEST_TEXT = 400
@@ -54,7 +55,11 @@ MOST_ROWS = 200
 
 
 def write_report(
-    alignment: Alignment, path: str | os.PathLike[str], *, title: str | None = None
+    alignment: Alignment,
+    path: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    checked: DataCheck | None = None,
 ) -> Path:
     """Write the report of an alignment as one self-contained HTML file.
 
@@ -68,6 +73,8 @@ def write_report(
         The file to write, which is also returned.
     title
         The heading; names the judge by default.
+    checked
+        What `workbench.check_data` found in the data, whose doubts then stand in the report.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def write_report(
         When the file cannot be written, with its path and the system's reason.
     """
     target = Path(path)
-    text = render(alignment, title=title)
+    text = render(alignment, title=title, checked=checked)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
@@ -88,7 +95,9 @@ def write_report(
     return target
 
 
-def render(alignment: Alignment, *, title: str | None = None) -> str:
+def render(
+    alignment: Alignment, *, title: str | None = None, checked: DataCheck | None = None
+) -> str:
     """Return the report as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -116,6 +125,7 @@ def render(alignment: Alignment, *, title: str | None = None) -> str:
         "groups": _groups(alignment),
         "people": _table(people.pairwise) if people and len(people.pairwise) else None,
         "people_sentence": _people_sentence(people) if people else "",
+        "doubts": checked.doubts if checked else (),
         "excluded": _table(reasons.assign(reason=reasons["reason"].map(_without_secrets))),
         "history": None if history.empty else _table(history),
         "cost": _cost(alignment),
