@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import os
 import re
@@ -50,9 +51,28 @@ def counted(n: int, noun: str, plural: str = "") -> str:
 
 
 def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> str:
-    """Return a small HTML table with everything escaped; ``options`` are those of ``to_html``."""
+    """Return a small HTML table with everything escaped; ``options`` are those of ``to_html``.
+
+    Text is aligned to the left, and what is missing is an empty cell.
+    """
     look: dict[str, Any] = {"border": 0, "na_rep": "", "float_format": "{:.3f}".format} | options
-    return safe_html(str(table.to_html(index=index, escape=True, **look)))
+    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    shown = pd.concat(
+        [table.iloc[:, k] if is_number else table.iloc[:, k].astype(object).map(_cell)
+         for k, is_number in enumerate(numeric)], axis=1,
+    ) if numeric else table  # fmt: skip
+    markup = str(shown.to_html(index=index, escape=True, **look))
+    # Notebooks align cells to the right unless each says otherwise.
+    styles = ["" if is_number else ' style="text-align: left"' for is_number in numeric] or [""]
+    names, cells = itertools.cycle([""] * index + styles), itertools.cycle(styles)
+    head, body = markup.split("</thead>", 1)
+    head = re.sub("<th>", lambda _: f"<th{next(names)}>", head)
+    body = re.sub("<td>", lambda _: f"<td{next(cells)}>", body)
+    return safe_html(f"{head}</thead>{body}")
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)) else value
 
 
 def write_whole(path: Path, text: str) -> None:
