@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.alignment.heldout import split_pairs
-from workbench.alignment.runs import Lineage
+from workbench.alignment.result import Lineage
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,

@@ -13,25 +13,19 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from workbench.alignment.external import propose, requests_of_a_verdict
 from workbench.alignment.heldout import (
     HeldOutTest,
+    count_looks,
     decide,
     read_data,
     score_held_out,
     usable,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
-from workbench.alignment.result import Alignment, Gate, Learned
-from workbench.alignment.runs import (
-    AlignmentData,
-    Watch,
-    count_looks,
-    fault_notes,
-    finish_run,
-)
+from workbench.alignment.result import Alignment, AlignmentData, Gate, Learned, Watch, finish_run
 from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import say
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import judge_examples
+from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import annotator_agreement
 from workbench.models.budget import Budget, total
@@ -47,9 +41,6 @@ from workbench.store.traces import fetch_traces
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-MAX_FAILURE_SHARE = 0.05
-"""Default share of lost answers above which an optimizer is stopped."""
 
 
 def align(
@@ -96,18 +87,17 @@ def align(
         What must stay on one side of the split (see `Pairs.split`). None keeps items with the
         same inputs together, or equal items where nearly all inputs are the same.
     budget
-        Model calls at most, or a `workbench.Budget`, which `assess` can share. It covers the
-        first call, learning, and the held-out test, for which its calls and a tenth more are
-        reserved. When it is used up, `SIMBA` ends with the best instructions so far, and any
-        other optimizer is stopped with a `BudgetError`. A budget given to `SIMBA` itself covers
-        learning alone; give only one of the two.
+        Model calls at most, or a `workbench.Budget`. It covers the first call, learning, and the
+        held-out test, for which its calls and a tenth more are reserved. When it is used up,
+        `SIMBA` ends with the best instructions so far, and any other optimizer is stopped with a
+        `BudgetError`. A budget given to `SIMBA` covers learning alone; give only one of the two.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
         The first two also reject a judge that is no better than always giving one value.
     max_failure_share
-        Share of lost answers, in [0, 1], above which the optimizer is stopped; it holds for its
-        judge, reflection and embedding calls each. None is 0.05, or a given `SIMBA`'s own.
+        Share of lost answers of one kind, in [0, 1], above which the optimizer is stopped. None is
+        0.05, or a given `SIMBA`'s own.
     progress
         Show the preflight table and progress bars.
     watch
@@ -158,10 +148,7 @@ def align(
             looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
-        finish_run(run, result)
-    faults = fault_notes("The alignment", run)
-    run_id = None if faults else run.run_id
-    return replace(result, run_id=run_id, notes=(*result.notes, *faults))
+        return finish_run(run, result)
 
 
 def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
@@ -182,16 +169,14 @@ def learn(
     stop: Event | None = None,
 ) -> Learned:
     """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
-    judge, split = data.judge, data.split
+    judge, split, share = data.judge, data.split, max_failure_share
     if not isinstance(optimizer, SIMBA):
-        share = MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share
-        return propose(
-            judge, optimizer, split, data.by_id, budget, max_failure_share=share, stop=stop
-        )
+        more = {} if share is None else {"max_failure_share": share}
+        return propose(judge, optimizer, split, data.by_id, budget, stop=stop, **more)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
     own = optimizer.settings
-    if max_failure_share is not None:
-        optimizer.settings = replace(own, max_failure_share=max_failure_share)
+    if share is not None:
+        optimizer.settings = replace(own, max_failure_share=share)
     try:
         proposed = optimizer.learn(
             judge,
@@ -292,24 +277,17 @@ def alignment_improvement(
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
-    examples = [item.example for item in items]
+    n = len(items)
+    questions = [(judge, item.example, 0) for judge in (original, aligned) for item in items]
     with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
-        first, second = (
-            judge_examples(
-                judge,
-                examples,
-                runner,
-                scale=scale,
-                progress=f"judging with the {which} judge" if progress else None,
-            )
-            for which, judge in (("original", original), ("aligned", aligned))
-        )
+        bar = "judging with both judges" if progress else None
+        verdicts = judge_many(questions, runner, scale=scale, progress=bar)
     rated = [
         (one.value == item.label, two.value == item.label)
-        for item, one, two in zip(items, first, second, strict=True)
+        for item, one, two in zip(items, verdicts[:n], verdicts[n:], strict=True)
         if usable(one, scale) and usable(two, scale)
     ]
-    before, after = pd.DataFrame(rated, columns=["before", "after"], dtype=float).mean()
+    before, after = pd.DataFrame(rated, columns=["one", "two"], dtype=float).mean().tolist()
     return {
         "original_accuracy": before,
         "aligned_accuracy": after,

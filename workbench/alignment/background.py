@@ -13,9 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.alignment.align import align
-from workbench.alignment.result import Alignment
-from workbench.alignment.runs import Stage, Watch
-from workbench.errors import ArgumentError, CancelledError
+from workbench.alignment.result import Alignment, Stage, Watch
+from workbench.errors import CancelledError, one_of
 from workbench.models.budget import Budget
 from workbench.simba.optimizer import SIMBA
 
@@ -33,9 +32,9 @@ def align_in_background(
 ) -> BackgroundAlignment:
     """Run `workbench.align` in a thread and return once labels and verdicts are read.
 
-    Another experiment or tracking URI may be set afterwards; the run is logged where this call was
-    made. Only optimizers other than `SIMBA` read traces from the active store once more. A
-    recording or replay that is active now is so in the thread as well. The same call, here or with
+    The run is logged where this call was made, whatever experiment is set afterwards. Only
+    optimizers other than `SIMBA` read traces from the active store once more. A recording or
+    replay that is active now is so in the thread as well. The same call, here or with
     `workbench.align`, resumes what was cancelled or killed, and pays for no answer twice.
 
     Parameters
@@ -54,15 +53,13 @@ def align_in_background(
     Examples
     --------
     >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
-    >>> running  # the live view, in a notebook  # doctest: +SKIP
-    >>> running.state.best_score, running.cancel()  # doctest: +SKIP
-    >>> alignment = running.result()  # doctest: +SKIP
+    >>> running.state.best_score, running.cancel(), running.result()  # doctest: +SKIP
     """
-    allowed = set(align.__kwdefaults__ or ()) - {"watch"}
-    if unknown := sorted(set(options) - allowed):
-        raise ArgumentError(
-            f"align_in_background takes no {', '.join(unknown)}. Beside judge, pairs_or_traces and "
-            f"optimizer it takes: {', '.join(sorted(allowed))}."
+    for name in options:
+        one_of(
+            "an option of align_in_background",
+            name,
+            sorted({*(align.__kwdefaults__ or ())} - {"watch"}),
         )
     return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
 
@@ -148,14 +145,13 @@ class BackgroundAlignment(Watch):
             (budget.spent_tokens, budget.tokens),
             (budget.spent_usd, budget.usd),
         )
-        shares = [spent / limit if limit else 1.0 for spent, limit in limits if limit is not None]
-        return replace(
-            state,
-            calls=budget.spent,
-            budget=budget.limit,
-            spent=budget.told(),
-            share_spent=min(1.0, max(shares)) if shares else None,
-        )
+        share = max((min(1.0, spent / limit) for spent, limit in limits if limit), default=None)
+        figures: dict[str, Any] = {
+            "calls": budget.spent,
+            "budget": budget.limit,
+            "spent": budget.told(),
+        }
+        return replace(state, share_spent=share, **figures)
 
     @property
     def done(self) -> bool:
@@ -201,8 +197,6 @@ class BackgroundAlignment(Watch):
             )
         return self._outcome.result()
 
-    # -- in the thread ----------------------------------------------------------------------
-
     def enter(
         self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
     ) -> None:
@@ -218,22 +212,18 @@ class BackgroundAlignment(Watch):
         self._read.set()
 
     def _run(self, pairs_or_traces: Any) -> None:
-        found: Alignment | BaseException
-        end: dict[str, Any]
         try:
             found = self._align(pairs_or_traces)
-            end = {"stage": "done", "message": found.reason}
-            end["instructions"] = found.proposed.instructions
-        except CancelledError as error:
-            found, end = error, {"stage": "cancelled", "message": str(error)}
         except BaseException as error:  # raised where someone waits for the result
-            found, end = error, {"stage": "failed", "message": f"{type(error).__name__}: {error}"}
-        with self._lock:
-            self._state = replace(self.state, cancelling=False, **end)
-        if isinstance(found, Alignment):
-            self._outcome.set_result(found)
+            if isinstance(error, CancelledError):
+                self._end("cancelled", str(error))
+            else:
+                self._end("failed", f"{type(error).__name__}: {error}")
+            self._outcome.set_exception(error)
         else:
-            self._outcome.set_exception(found)
+            self._update(instructions=found.proposed.instructions)
+            self._end("done", found.reason)
+            self._outcome.set_result(found)
         self._read.set()
 
     def _align(self, pairs_or_traces: Any) -> Alignment:
@@ -255,11 +245,13 @@ class BackgroundAlignment(Watch):
         finally:
             own.last = followed.last
 
+    def _end(self, stage: Literal["done", "cancelled", "failed"], message: str) -> None:
+        with self._lock:
+            self._state = replace(self.state, stage=stage, message=message, cancelling=False)
+
     def _update(self, **changes: Any) -> None:
         with self._lock:
             self._state = replace(self._state, **changes)
-
-    # -- in a notebook ----------------------------------------------------------------------
 
     @cached_property
     def view(self) -> Any:
@@ -269,14 +261,11 @@ class BackgroundAlignment(Watch):
 
     def __repr__(self) -> str:
         state = self.state
-        figures: list[str] = [state.stage]
-        if state.step is not None:
-            figures.append(f"step {state.step} of {state.max_steps}")
-        if state.best_score is not None:
-            figures.append(f"best dev score {state.best_score:.3f}")
-        figures += [*filter(None, [state.spent]), f"{state.seconds:.0f} s"]
+        step = "" if state.step is None else f", step {state.step} of {state.max_steps}"
+        spent = f", {state.spent}" if state.spent else ""
         end = f". {state.message}" if state.message else ""
-        return f"<BackgroundAlignment of {self.judge.name!r}: {', '.join(figures)}{end}>"
+        figures = f"{state.stage}{step}{spent}, {state.seconds:.0f} s{end}"
+        return f"<BackgroundAlignment of {self.judge.name!r}: {figures}>"
 
     def _repr_mimebundle_(self, **given: Any) -> dict[str, Any]:
         bundle: dict[str, Any] = self.view._repr_mimebundle_(**given)

@@ -22,15 +22,9 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import check_one_budget, learn
 from workbench.alignment.external import requests_of_a_verdict
-from workbench.alignment.heldout import decide, read_data, score_held_out
+from workbench.alignment.heldout import count_looks, decide, read_data, score_held_out
 from workbench.alignment.preflight import probed, to_keep
-from workbench.alignment.result import Gate, Learned
-from workbench.alignment.runs import (
-    AlignmentData,
-    AlignmentRun,
-    count_looks,
-    fault_notes,
-)
+from workbench.alignment.result import AlignmentData, AlignmentRun, Gate, Learned, fault_notes
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
@@ -388,7 +382,7 @@ class _Benchmark:
     ) -> Entry:
         """Test a judge within a run of its own; where it was learned, decide on it."""
         same = fingerprint(judge) == fingerprint(self.data.judge)
-        with AlignmentRun(self.run) as run:
+        with self.run.below() as run:
             run.begin(name, self.data, judge, optimizer=name, seed=self.seed)
             tested = score_held_out(self.data, judge, budget)
             entry = Entry(

@@ -8,15 +8,31 @@ the proposed judge is also held against the best constant, chosen by the labels 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import mlflow
+from mlflow.exceptions import MlflowException
+
 from workbench.alignment.external import metered_embeddings
-from workbench.alignment.result import Gate, Status
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage, read_lineage
+from workbench.alignment.result import (
+    ALIGNED_TAG,
+    CONTENT_FILE,
+    ITEMS_TAG,
+    LABELS_FILE,
+    ORIGINAL_TAG,
+    AlignmentData,
+    AlignmentRun,
+    Gate,
+    Lineage,
+    Status,
+    items_tested,
+)
 from workbench.compat import options
-from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
+from workbench.errors import ArgumentError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -28,7 +44,8 @@ from workbench.pairing.pairs import Pairs, Split, pair
 from workbench.pairing.splits import Groups, default_groups, groups_of, with_equal_items
 from workbench.scale import Scale, is_abstention
 from workbench.simba.items import MINIMUM_LABELS
-from workbench.store.traces import Example, examples
+from workbench.store.tables import digest
+from workbench.store.traces import Example, examples, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -40,7 +57,81 @@ MOST_LOST = 0.05
 """Share of held-out traces without a usable verdict above which a judge is not taken."""
 
 
-# -- the split --------------------------------------------------------------------------------
+def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
+    """Return how many judges one held-out item has scored at most, and a note on earlier ones.
+
+    ``judges`` are the fingerprints of those scored in this run; the original does not count. The
+    note is "" where no other was scored before. Items with equal content are one.
+    """
+    here = {*judges} - {data.pairs.fingerprint}
+    if not here:
+        return 0, ""
+    logged: list[Any] = []
+    with run.keeping_fault():
+        logged = run.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
+    scored: dict[str, set[str]] = defaultdict(set)
+    for tags in (one.data.tags for one in logged):
+        items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
+        for item in ",".join(items).split(","):
+            scored[item].add(tags[ALIGNED_TAG])
+    used = [scored[item] | here for item in items_tested(data)]
+    most = max(map(len, used))
+    if all(judges_of_item == here for judges_of_item in used):
+        return most, ""
+    return most, (
+        f"Held-out items were looked at before: some have now been used to score {most} different "
+        "judges, what is scored here included. The best of several looks better than it is: label "
+        "new traces to know how good it is."
+    )
+
+
+def read_lineage(
+    run: AlignmentRun, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example]
+) -> Lineage:
+    """Read the lineage of a judge, as far as it is logged in the store of the run."""
+    same_content: dict[str, list[str]] = defaultdict(list)
+    for trace_id, example in by_id.items():
+        same_content[item_digest(example)].append(trace_id)
+    label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
+    learned: set[str] = set()
+    seen: set[str] = set()
+    unchanged: dict[str, bool] = {}
+    for run_id in _ancestor_runs(run, judge):
+        labels: dict[str, str] = {}
+        content: dict[str, str] = {}
+        with suppress(MlflowException, OSError):  # runs of early versions lack these files
+            labels = _load(run_id, LABELS_FILE)
+            content = _load(run_id, CONTENT_FILE)
+        for part, ids in _load(run_id, "split.json")["traces"].items():
+            for logged in ids:
+                here = {logged, *same_content.get(content.get(logged, ""), ())}
+                seen |= here
+                learned |= set() if part == "test" else here
+                for i in here & label_of.keys():
+                    unchanged[i] = labels.get(logged) == digest([logged, label_of[i]])[:16]
+    return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
+
+
+def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
+    """Return the ids of the runs that led to this judge, oldest first."""
+    runs = run.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    judges: set[str] = set()
+    more = {fingerprint(judge)}
+    while not more <= judges:
+        judges |= more
+        # A run with equal judges found nothing, so nothing was learned in it.
+        found = [
+            one
+            for one in runs
+            if (aligned := one.data.tags[ALIGNED_TAG]) in judges
+            and one.data.tags.get(ORIGINAL_TAG, aligned) != aligned
+        ]
+        more = {one.data.tags[ORIGINAL_TAG] for one in found}
+    return [one.info.run_id for one in found]
+
+
+def _load(run_id: str, file: str) -> dict[str, Any]:
+    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}"))
 
 
 def read_data(
@@ -105,9 +196,6 @@ def split_pairs(
     return replace(split, groups=groups if isinstance(groups, str) else None)
 
 
-# -- the test ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class HeldOutTest:
     """Held-out pairs with the verdicts of both judges, on the items that both rated.
@@ -132,36 +220,30 @@ def score_held_out(
     test, seed = data.split.test, data.split.seed
     if fingerprint(proposed) == test.fingerprint:
         return HeldOutTest(test, test, compare(test, test, seed=seed))
-    verdicts: list[Verdict] = []
-    notes = []
     with (
         AnswerCache() as cache,
         Runner(cache=cache, budget=budget, proven=True) as runner,
         metered_embeddings(proposed, budget) as embeddings,
     ):
-        try:
-            judge_examples(
-                proposed,
-                [data.by_id[i] for i in test.trace_ids],
-                runner,
-                scale=test.scale,
-                progress="testing on held-out traces" if progress else None,
-                on_verdict=verdicts.append,
-            )
-        except BudgetError as error:
-            # More calls failed than were reserved for; what was answered is a test all the same.
-            notes.append(f"The held-out test was not finished. {error}")
+        items = [data.by_id[i] for i in test.trace_ids]
+        bar = "testing on held-out traces" if progress else None
+        verdicts = judge_examples(proposed, items, runner, scale=test.scale, progress=bar)
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
     before, lost = test.subset(after.trace_ids), len(test) - len(after)
-    if lost:
-        notes.append(
-            f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; "
-            "both judges are compared on the others."
-        )
-    comparison = compare(before, after, seed=seed)
-    share = lost / len(test)
-    return HeldOutTest(before, after, comparison, verdicts, embeddings.requests, share, notes)
+    note = (
+        f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; both "
+        "judges are compared on the others."
+    )
+    return HeldOutTest(
+        before,
+        after,
+        compare(before, after, seed=seed),
+        verdicts,
+        other_calls=embeddings.requests,
+        lost=lost / len(test),
+        notes=(note,) if lost else (),
+    )
 
 
 def usable(verdict: Verdict, scale: Scale | None) -> bool:
@@ -169,15 +251,8 @@ def usable(verdict: Verdict, scale: Scale | None) -> bool:
     return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
-# -- the gate ---------------------------------------------------------------------------------
-
-
 def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:
-    """Return whether the proposed judge is taken, and why.
-
-    The constant that it must beat is chosen by the labels of ``train``; ``stopped`` is why
-    learning ended.
-    """
+    """Return whether the proposed judge is taken, and why; ``stopped`` is why learning ended."""
     comparison = test.comparison
     if test.after is test.before:
         why = f" ({stopped})" if stopped else ""
@@ -208,31 +283,22 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     On ordered scales a judge must lie nearer to the labels than train's median, or, where there
     are steps, be right more often.
     """
-    kind, verdicts, labels = after.scale.kind, list(after.table["judge"]), after.table["human"]
+    verdicts, labels = after.table["judge"], after.table["human"]
     if len(set(verdicts)) == 1 and len(set(labels)) > 1:
         return (
             f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
             "held-out items, whatever people say of them."
         )
-    if kind in ("binary", "nominal"):
+    if after.scale.kind in ("binary", "nominal"):
         return ""
     ranked = sorted(train.table["human"], key=train.scale.rank)
     median = ranked[(len(ranked) - 1) // 2]
-    distance, accuracy = _fit(after, verdicts)
-    nearness, hits = _fit(after, [median] * len(labels))
-    if distance < nearness or (kind == "ordinal" and accuracy > hits):
+    constant = after.with_verdicts(dict.fromkeys(after.trace_ids, (median, "")), "constant")
+    against = compare(constant, after)
+    nearness, distance = against.before.mean_distance, against.after.mean_distance
+    if against.improved or distance < nearness:
         return ""
     return (
         f"But always giving {median!r} comes as near to people's labels: its mean distance is "
         f"{nearness:.3f}, the judge's {distance:.3f}."
     )
-
-
-def _fit(pairs: Pairs, verdicts: list[Any]) -> tuple[float, float]:
-    """Return the mean distance from verdicts to labels and the share of equal ones, in [0, 1]."""
-    labels = list(pairs.table["human"])
-    # The same range for all that is compared, and so none that a verdict stretches.
-    scale = pairs.scale.with_range([*labels, *pairs.table["judge"]])
-    both = list(zip(verdicts, labels, strict=True))
-    distance = sum(scale.distance(*each) for each in both) / len(both)
-    return distance, sum(verdict == label for verdict, label in both) / len(both)

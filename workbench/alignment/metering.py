@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from workbench.alignment.runs import CANCELLED
+from workbench.alignment.result import CANCELLED
 from workbench.compat import endpoint
 from workbench.errors import (
     BudgetError,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.alignment.runs import AlignmentData
+from workbench.alignment.result import AlignmentData
 from workbench.errors import ModelError
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -25,13 +25,6 @@ from workbench.store.traces import item_digest
 if TYPE_CHECKING:
     from workbench.metrics.annotators import AnnotatorAgreement
 
-ADVISED_PAIRS = 50
-
-ADVISED_SHARE = 0.3
-
-EARLIER_WEIGHT = 0.25
-"""Weight of a label that the judge learned from before; a newer one has 1."""
-
 PROBE = -1
 """Number of the sample that only a probe asks for, so that no other answer stands in for it."""
 
@@ -40,13 +33,7 @@ Row = tuple[str, str, str]
 
 
 def probed(data: AlignmentData, part: Pairs, budget: Budget | None = None) -> Verdict:
-    """Return the judge's verdict on an item of ``part``, given now or in an earlier run.
-
-    Raises
-    ------
-    ModelError
-        When the judge does not answer, or not with a usable verdict.
-    """
+    """Return the judge's verdict on an item of ``part``; raise `ModelError` where there is none."""
     # Chosen by content, so that it is the same item in every store.
     example = min((data.by_id[i] for i in part.trace_ids), key=item_digest)
     judge, scale = data.judge, part.scale
@@ -69,8 +56,7 @@ def preflight(
 ) -> pd.DataFrame:
     """Return the checks as a table with the columns ``check``, ``finding`` and ``advice``.
 
-    ``probe`` is the verdict of a first call (`probed`). ``simba`` is None where another optimizer
-    is used, whose calls cannot be foretold. ``budget`` is what is left for learning.
+    ``probe`` is the verdict of a first call. ``simba`` is None where another optimizer is used.
     """
     rows = [*_of_pairs(data.pairs, annotators)]
     train, dev, test = (len(part) for part in (data.split.train, data.split.dev, data.split.test))
@@ -86,7 +72,7 @@ def preflight(
 
 
 def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[Row]:
-    few = "" if len(pairs) >= ADVISED_PAIRS else f"{ADVISED_PAIRS} to 100 are advised"
+    few = "" if len(pairs) >= 50 else "50 to 100 are advised"
     yield "usable pairs", str(len(pairs)), few
     for row in pairs.reasons.itertuples():
         yield f"left out: {row.reason}", f"{row.traces} traces", ""
@@ -96,8 +82,8 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
     advice = ""
     if len(counts) == 1:
         advice = "only one value is labelled: there is nothing to tell apart"
-    elif pairs.scale.kind == "binary" and min(counts.values()) / len(pairs) < ADVISED_SHARE:
-        advice = f"at least {ADVISED_SHARE:.0%} of each side is advised"
+    elif pairs.scale.kind == "binary" and min(counts.values()) / len(pairs) < 0.3:
+        advice = "at least 30% of each side is advised"
     shown = ", ".join(f"{value} {count / len(pairs):.0%}" for value, count in most)
     yield "balance of labels", shown, advice
 
@@ -111,19 +97,15 @@ def _of_costs(
     data: AlignmentData, most: Forecast, probe: Verdict, budget: Budget, ends: str
 ) -> Iterator[Row]:
     """Yield calls, tokens and money of learning, limited to what is left, and of the test."""
-    test = len(data.split.test)
-    read, written = _tokens_of(probe)
-    a_test = math.ceil(1.5 * read), 2 * written
+    test, kept = len(data.split.test), to_keep(data, probe)
     calls = int(min(most.calls, budget.left))
     free = f"repeated ones after failures not counted; {ends}"
     yield "calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free
-    tokens = int(min(most.tokens, budget.left_tokens)) + sum(a_test) * test
+    tokens = int(min(most.tokens, budget.left_tokens)) + kept["tokens"]
     limit = "" if budget.tokens is None else f"the budget: {budget.tokens:,}"
     yield "tokens at most, about", f"{tokens:,}", limit
-    price = "unknown"
-    if most.usd is not None:
-        usd = min(most.usd, budget.left_usd) + _usd(data, *a_test) * test
-        price = f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
+    usd = None if most.usd is None else min(most.usd, budget.left_usd) + kept["usd"]
+    price = "unknown" if usd is None else f"${usd:.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
     limit = "" if budget.usd is None else f"the budget: ${budget.usd:.2f}"
     yield "money at most, about", price, limit
 
@@ -144,7 +126,7 @@ def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
     for row in part.table.to_dict("records"):
         trace_id = row["trace_id"]
         # Labels that it learned from before weigh less, since people's standards drift.
-        weight = EARLIER_WEIGHT if trace_id in data.lineage.unchanged else 1.0
+        weight = 0.25 if trace_id in data.lineage.unchanged else 1.0
         item = Item(
             data.by_id[trace_id],
             row["human"],
@@ -164,19 +146,9 @@ def to_keep(data: AlignmentData, probe: Verdict, *, requests: int = 1) -> dict[s
     again as those of the probe. ``requests`` tells how many one verdict takes.
     """
     calls = math.ceil(1.1 * len(data.split.test)) * requests
-    used, written = _tokens_of(probe)
-    read = math.ceil(1.5 * used)
+    paid = probe.usage
+    used, written = ((n or 0) // max(1, paid.requests) for n in (paid.read, paid.written))
     # The last request is reserved at the most that it can use, which is far more than it does.
-    last = 6 * used
-    usd = calls * _usd(data, read, written) + _usd(data, last, ASSUMED_OUTPUT)
+    read, last, model = math.ceil(1.5 * used), 6 * used, str(data.judge.model)
+    usd = calls * (cost(model, read, written) or 0.0) + (cost(model, last, ASSUMED_OUTPUT) or 0.0)
     return {"calls": calls, "tokens": calls * (read + written) + last + ASSUMED_OUTPUT, "usd": usd}
-
-
-def _usd(data: AlignmentData, read: int, written: int) -> float:
-    return cost(str(data.judge.model), read, written) or 0.0
-
-
-def _tokens_of(probe: Verdict) -> tuple[int, int]:
-    """Return the tokens that one request of the judge reads and writes; 0 where unknown."""
-    requests = max(1, probe.usage.requests)
-    return (probe.usage.read or 0) // requests, (probe.usage.written or 0) // requests
