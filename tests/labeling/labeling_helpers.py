@@ -27,9 +27,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 from workbench import Scale, import_traces, log_verdicts
 from workbench.errors import WorkbenchError
 from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.labeling.assignment import Assignment
 from workbench.labeling.label_session import LabelSession
-from workbench.labeling.trace_store import TraceDeletedError, TraceStore, Workload
+from workbench.labeling.writer import TraceDeletedError, TraceStore
 from workbench.store.assessments import now_ms
 from workbench.store.labels import label_records
 from workbench.store.rubrics import RubricHistory
@@ -98,20 +97,14 @@ class MemoryTraces(TraceStore):
     """What one kernel sees of a `MemoryStore`; ``alive`` ends with the kernel."""
 
     def __init__(self, store: MemoryStore, rubrics: RubricHistory | None = None) -> None:
-        self.store, self.alive, self.skew = store, True, 0
+        self.store, self.alive = store, True
+        self.client = self  # type: ignore[assignment]
         self.experiment, self.address = "0", "memory"
         self._rubrics = rubrics or RubricHistory("quality", ())
 
-    def now_ms(self) -> int:
-        return now_ms() + self.skew
-
-    def read(
-        self, annotator: str, traces: Any, assign: Any, *, missing_ok: bool = False
-    ) -> Workload:
+    def infos(self, traces: Any, *, missing_ok: bool = False) -> dict[str, TraceInfo]:
         infos = self.store.snapshot()
-        if isinstance(assign, Assignment):
-            infos = {i: infos[i] for i in assign.of(annotator) if i in infos}
-        return Workload(infos, is_share=assign is not None)
+        return infos if traces is None else {i: infos[i] for i in traces if i in infos}
 
     def rubrics(self, question: str) -> RubricHistory:
         return self._rubrics
@@ -138,9 +131,6 @@ class MemoryTraces(TraceStore):
     def set_trace_tag(self, trace_id: str, key: str, value: str) -> None:
         self._write(trace_id, lambda: self.store.infos[trace_id].tags.update({key: value}))
 
-    def delete_trace_tag(self, trace_id: str, key: str) -> None:
-        self._write(trace_id, lambda: self.store.infos[trace_id].tags.pop(key, None))
-
     def _write(self, trace_id: str, write: Callable[[], Any]) -> None:
         store = self.store
         with store.lock:
@@ -160,6 +150,7 @@ class View:
         self.session = session
         self.told: list[dict[str, Any]] = []
         self.numbers: Iterator[int] = iter(range(10**6))
+        self.undoable: list[tuple[str, str]] = []
         session.on_message = self.told.append
 
     def send(self, **message: Any) -> list[dict[str, Any]]:
@@ -174,6 +165,11 @@ class View:
         key = more.pop("id", f"{self.session.setup()['epoch']}-{next(self.numbers)}")
         at = int(time.time() * 1000)
         made = {"id": key, "kind": kind, "position": position, "trace_id": trace_id, "at": at}
+        if kind != "undo":
+            self.undoable.append((trace_id, key))
+        elif "undoes" not in more:
+            more["undoes"] = next(i for one, i in reversed(self.undoable) if one == trace_id)
+            self.undoable.remove((trace_id, more["undoes"]))
         return {**made, "seconds": 2.0, **more}
 
     def save(self, position: int, value: Any, why: str = "", **more: Any) -> dict[str, Any]:
@@ -189,10 +185,16 @@ class View:
         assert self.session.flush(20)
         return [i for m in self.told[before:] if m["type"] == "saved" for i in m["ids"]]
 
+    def ask(self, **message: Any) -> dict[str, Any]:
+        """Send a message that is answered later, and return the answer."""
+        before = len(self.told)
+        self.send(**message)
+        answers = ("items", "queue", "problem")
+        wait_until(lambda: any(m["type"] in answers for m in self.told[before:]))
+        return next(m for m in self.told[before:] if m["type"] in answers)
+
     def items(self, start: int = 0, count: int = 100) -> list[dict[str, Any]]:
-        (message,) = self.send(type="want", start=start, count=count)
-        assert message["type"] == "items"
-        return list(message["items"])
+        return list(self.ask(type="want", start=start, count=count)["items"])
 
     def kinds(self) -> list[tuple[str, bool | None]]:
         return [(message["type"], message.get("retry")) for message in self.told]

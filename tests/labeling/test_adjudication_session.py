@@ -8,10 +8,11 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from labeling_helpers import wait_until
 
 import workbench
 from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.labeling.trace_store import TraceStore
+from workbench.labeling.writer import TraceStore
 from workbench.store.labels import decision_feedback, decision_records
 from workbench.store.traces import fetch_traces
 from workbench.widgets.adjudication_panel import AdjudicationPanel
@@ -71,8 +72,16 @@ def decided(trace_ids: list[str]) -> dict[str, Any]:
     return {one.trace_id: one.value for one in records}
 
 
+def items_message(one: AdjudicationSession) -> dict[str, Any]:
+    one.told.clear()  # type: ignore[attr-defined]
+    one.receive({"type": "hello"})
+    wait_until(lambda: bool(one.told))  # type: ignore[attr-defined]
+    (message,) = one.told  # type: ignore[attr-defined]
+    return dict(message)
+
+
 def shown(one: AdjudicationSession) -> list[dict[str, Any]]:
-    return next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")["items"]
+    return list(items_message(one)["items"])
 
 
 def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
@@ -90,7 +99,7 @@ def test_items_are_those_on_which_people_differ(ids: list[str]) -> None:
 def test_items_and_decisions_bear_a_stamp(ids: list[str]) -> None:
     """Items that were read before a decision was saved do not take it back."""
     one = session()
-    before = next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")
+    before = items_message(one)
     (saved,) = send(one, action(ids[0]))
     assert before["stamp"] < saved["stamp"]
 
@@ -167,7 +176,7 @@ def test_what_does_not_lie_on_the_scale_is_refused(ids: list[str]) -> None:
     one = session()
     (told,) = send(one, action(ids[0], "superb"))
     assert (told["type"], told["retry"]) == ("unsaved", False)
-    assert one.unsaved["value"].tolist() == ["superb"]
+    assert one.unsaved["answers"].tolist() == [{NAME: "superb"}]
     assert decided(ids) == {}
 
 
@@ -208,7 +217,7 @@ def test_a_deleted_trace_is_listed(ids: list[str]) -> None:
     where = mlflow.get_experiment_by_name("test").experiment_id
     mlflow.MlflowClient().delete_traces(where, trace_ids=[ids[0]])
     told = send(one, action(ids[0]), action(ids[1]))
-    assert {m["type"] for m in told} == {"unsaved", "saved"}
+    assert {m["type"] for m in told} == {"unsaved", "saved", "queue"}
     assert one.unsaved["trace_id"].tolist() == [ids[0]]
     assert shown(one)[0]["gone"]
 

@@ -18,27 +18,19 @@ def test_half_an_emoji_in_a_reason_does_not_keep_it_from_being_saved() -> None:
     assert action.reason("q") == "fine ?"
 
 
-def test_nonsense_of_clocks_is_no_reason_to_lose_a_label() -> None:
-    for seconds in (None, "2", float("inf"), True, {}):
-        assert Action.parse({**SAVE, "seconds": seconds, "at": seconds}).seconds is None
-    assert Action.parse({**SAVE, "seconds": -1}).seconds == 0
-
-
 def test_only_answers_are_answers() -> None:
-    """Neither an empty one, nor that of a skip."""
     given = {"q": {"value": None}, "r": {"value": None, "abstain": True}}
     assert set(Action.parse({**SAVE, "answers": given}).answers) == {"r"}
-    assert Action.parse({**SAVE, "kind": "skip"}).answers == {}
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"id": "a b"}, {"id": "x" * 101}, {"kind": "eat"}, {"trace_id": ""}, {"trace_id": 7},
-        {"answers": 1}, {"answers": {"q": 1}}, {"rationale": {"q": 1}},
-        {"rationale": {"q": "x" * 100_001}}, {"undoes": ""},
+        {"answers": 1}, {"answers": {"q": 1}}, {"rationale": 1},
+        {"undoes": ""}, {"seconds": -1}, {"at": []},
         *({"rubrics": one} for one in (
-            7, ["q"], {"q": True}, {"q": "1"}, {"q": 1.5}, {"q": -1}, {"q": None}, {"q": 10**30},
+            7, ["q"], {"q": True}, {"q": "1"}, {"q": 1.5}, {"q": -1}, {"q": None},
         )),
     ],
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from typing import Any
@@ -29,7 +28,6 @@ import workbench
 from workbench import LabelQuestion
 from workbench.errors import ArgumentError
 from workbench.labeling.label_session import LabelSession
-from workbench.labeling.writer import Rereader
 from workbench.store.labels import label_records
 from workbench.store.traces import fetch_traces
 
@@ -70,6 +68,27 @@ def test_what_is_done_elsewhere_shows_up_by_itself(store: str) -> None:
     assert len(view.told) == before
     assert second in view.session.trace_ids
     view.session.close()
+    time.sleep(0.2)
+    label(second, "ana")
+    time.sleep(0.5)
+    assert view.session.progress["labelled"] == 0
+
+
+def test_a_store_that_fails_meanwhile_is_read_again() -> None:
+    class Failing(MemoryTraces):
+        reads = 0
+
+        def infos(self, *given: Any, **how: Any) -> Any:
+            self.reads += 1
+            if self.reads in (2, 3):
+                raise ConnectionError("down")
+            return super().infos(*given, **how)
+
+    store = Failing(MemoryStore(["t0"]))
+    view = in_memory(1, store=store, refresh_every=0.01)
+    view.send(type="hello", pending=[])
+    wait_until(lambda: store.reads > 4)
+    view.session.close()
 
 
 def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
@@ -92,32 +111,6 @@ def test_nothing_is_read_before_a_view_is_there_or_where_it_is_switched_off(stor
     assert quiet.session.progress["labelled"] == off.session.progress["labelled"] == 0
 
 
-def test_the_thread_ends_with_its_session_and_outlives_failures() -> None:
-    """It holds nobody, and what fails is tried again."""
-
-    class Failing:
-        tries = 0
-
-        def reread(self) -> None:
-            type(self).tries += 1
-            raise ConnectionError("down")
-
-    reader = Failing()
-    rereader = Rereader(reader, 0.01)
-    rereader.start()
-    wait_until(lambda: Failing.tries > 2)
-    thread = rereader.thread
-    assert thread is not None
-    del reader
-    gc.collect()
-    thread.join(10)
-    assert not thread.is_alive()
-    stopped = Rereader(Failing(), 0.01)
-    stopped.stop()
-    stopped.start()
-    assert stopped.thread is None
-
-
 def test_what_was_read_before_a_label_was_saved_does_not_take_it_back() -> None:
     """Reading takes a while; what is written meanwhile is later news."""
     read, go = threading.Event(), threading.Event()
@@ -125,8 +118,8 @@ def test_what_was_read_before_a_label_was_saved_does_not_take_it_back() -> None:
     class Slow(MemoryTraces):
         reads = 0
 
-        def read(self, *given: Any, **how: Any) -> Any:
-            found = super().read(*given, **how)
+        def infos(self, *given: Any, **how: Any) -> Any:
+            found = super().infos(*given, **how)
             self.reads += 1
             if self.reads > 1:
                 read.set()
@@ -137,9 +130,10 @@ def test_what_was_read_before_a_label_was_saved_does_not_take_it_back() -> None:
     reading = threading.Thread(target=view.session.refresh)
     reading.start()
     read.wait(20)
-    view.act(view.save(0, "yes"))
+    view.send(type="act", actions=[view.save(0, "yes")])
     go.set()
     reading.join(20)
+    assert view.session.flush(20)
     assert view.session.position == 1
     assert view.session.progress["labelled"] == 1
 
@@ -149,55 +143,28 @@ def test_a_view_may_ask_for_it(store: str) -> None:
     imported(3)
     view = begin(refresh_every=None)
     label(view.session.trace_ids[0], "ana")
-    assert view.send(type="refresh") == [{"type": "queue", "total": 3, "position": 1}]
-    answer = view.send(type="offer_again", trace_ids=view.session.trace_ids[:1])
-    assert answer == [{"type": "queue", "total": 3, "position": 0}]
+    assert view.ask(type="refresh") == {"type": "queue", "total": 3, "position": 1}
+    answer = view.ask(type="offer_again", trace_ids=view.session.trace_ids[:1])
+    assert answer == {"type": "queue", "total": 3, "position": 0}
     assert view.items()[0]["again"]
-    assert view.send(type="offer_again") == [{"type": "queue", "total": 3, "position": 0}]
-    assert view.send(type="offer_again", trace_ids=[1])[0]["type"] == "problem"
+    assert view.ask(type="offer_again") == {"type": "queue", "total": 3, "position": 0}
 
 
 def test_a_store_that_fails_while_it_is_read_again_changes_nothing() -> None:
     class Failing(MemoryTraces):
         down = False
 
-        def read(self, *given: Any, **how: Any) -> Any:
+        def infos(self, *given: Any, **how: Any) -> Any:
             if self.down:
                 raise MlflowException("database is locked")
-            return super().read(*given, **how)
+            return super().infos(*given, **how)
 
     traces = Failing(MemoryStore(["t0", "t1"]))
     view = in_memory(2, store=traces)
     traces.down = True
-    assert view.send(type="refresh")[0]["type"] == "problem"
+    assert view.ask(type="refresh")["type"] == "problem"
     assert view.session.progress["total"] == 2
     assert isinstance(view.session.labels, pd.DataFrame)
-
-
-# -- what one did last ----------------------------------------------------------------------
-
-
-def test_the_history_comes_from_the_store(store: str) -> None:
-    """So that there is something to take back in another browser; what is kept says so."""
-    imported(4)
-    view = begin(reveal=True)
-    view.act(
-        view.save(0, "yes", id="a"), view.action("skip", 1, id="b"), view.save(2, "no", id="c")
-    )
-    trace_ids = view.session.trace_ids[:3]
-    view.send(type="reveal", trace_id=trace_ids[2])
-    assert view.session.flush(20)
-    kinds = ["save", "skip", "save"]
-    for one in (view, begin(reveal=True)):
-        history = one.session.state()["history"]
-        assert [(h["id"], h["trace_id"], h["kind"], h["kept"]) for h in history] == [
-            ("abc"[n], trace_ids[n], kinds[n], n == 2) for n in range(3)
-        ]
-        for told in history:
-            assert one.session.trace_ids[told["position"]] == told["trace_id"]
-    again = begin()
-    again.act(again.action("undo", 1, undoes="b"))
-    assert [h["id"] for h in again.session.state()["history"]] == ["a", "c"]
 
 
 # -- teams ----------------------------------------------------------------------------------
@@ -213,7 +180,7 @@ def test_what_another_has_done_leaves_the_queue(store: str) -> None:
     done = [i for i in ana.session.trace_ids if i != mine]
     ana.act(*(ana.save(ana.session.trace_ids.index(i), "yes") for i in done))
     assert ben.session.position < 6
-    assert ben.send(type="refresh") == [{"type": "queue", "total": 1, "position": 1}]
+    assert ben.ask(type="refresh") == {"type": "queue", "total": 1, "position": 1}
     assert ben.session.trace_ids == [mine]
     assert ben.session.progress["balance"] == {"no": 1, "yes": 0}
     # What was rated before it had gone from the view is kept all the same.
@@ -227,7 +194,7 @@ def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
     ids = imported(6)
     queue = queue_of(ids)
     ana, ben = (begin(queue, annotator=who, refresh_every=None) for who in ("ana", "ben"))
-    ben.send(type="hello", pending=[])
+    ben.ask(type="hello", pending=[])
     order = ben.session.trace_ids
     for n in (0, 2, 5):
         ana.act(ana.save(ana.session.trace_ids.index(order[n]), "yes"))
@@ -252,7 +219,7 @@ def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
     review_queues.set_review_queue_item_status(queue.queue_id, item_id=order[2], status="pending")
     ben.session.reread()
     assert ben.session.position == 2
-    ben.send(type="refresh")
+    ben.ask(type="refresh")
     assert set(ben.session.trace_ids) == set(order) - {order[5]}
 
 
@@ -291,12 +258,11 @@ def test_an_item_that_one_finished_is_opened_for_the_others(store: str) -> None:
 
     finish(ids[0])
     view = begin(queue, annotator="ben", refresh_every=None)
-    assert view.session.queue_sync is not None
-    assert view.session.queue_sync.flush(30)
+    assert view.session.flush(30)
     assert status(queue, ids[0]) == "pending"
     finish(ids[1])
-    view.send(type="refresh")
-    assert view.session.queue_sync.flush(30)
+    view.ask(type="refresh")
+    assert view.session.flush(30)
     assert status(queue, ids[1]) == "pending"
 
 
@@ -311,8 +277,7 @@ def test_a_status_that_cannot_be_written_is_a_note(
 
     monkeypatch.setattr(workbench.ReviewQueue, "sync", refuse)
     view = begin(queue)
-    assert view.session.queue_sync is not None
-    assert view.session.queue_sync.flush(20)
+    assert view.session.flush(20)
     assert "no rights" in view.session.state()["message"]
     view.act(view.save(0, "yes"))
     assert view.session.progress["labelled"] == 1
@@ -327,7 +292,7 @@ def test_batches_of_a_queue_come_one_after_the_other(store: str) -> None:
 
 
 def test_a_name_is_one_persons_however_it_is_written(store: str) -> None:
-    """MLflow's page keeps small letters: its label counts, is said, and is replaced in place."""
+    """MLflow's page keeps small letters: its label counts, and is replaced in place."""
     ids = imported(3)
     queue = queue_of(ids, annotators=["Ben", "ana"], each=2)
     label(ids[1], "ben")
@@ -335,7 +300,6 @@ def test_a_name_is_one_persons_however_it_is_written(store: str) -> None:
     assert ids[1] not in queue.open_for("Ben")
     assert view.session.trace_ids[0] == ids[1]
     assert view.session.position == 1
-    assert "'ben' count as yours: 'Ben'" in view.session.state()["message"]
     view.act(view.save(0, "no"))
     records = label_records(fetch_traces([ids[1]], spans=False), "quality")
     assert [(r.annotator, r.value) for r in records] == [("Ben", "no")]

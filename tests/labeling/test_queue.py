@@ -10,12 +10,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from labeling_helpers import SCALE, View, begin, imported, in_memory, info_of, label
+from labeling_helpers import SCALE, View, begin, delete, imported, in_memory, info_of, label
 from mlflow.entities import AssessmentSource, Feedback
 
 from workbench import assign
+from workbench.errors import ArgumentError
+from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.queue import LabelQueue
+from workbench.labeling.queue import LabelQueue, Workload, read_workload
+from workbench.labeling.writer import TraceStore
 from workbench.metrics.prevalence import sampled_prevalence
 
 
@@ -42,8 +45,7 @@ def queue_of(truth: dict[str, str], seed: int = 0, **more: Any) -> LabelQueue:
                 ("LLM_JUDGE", "m", value), ("HUMAN", "ben", value), ("HUMAN", "cy", "no")
             ]
         ]  # fmt: skip
-    made.add(infos)
-    made.plan({})
+    made.take_over(Workload(infos))
     return made
 
 
@@ -99,7 +101,7 @@ def test_estimates_are_unbiased_whatever_is_passed_by_for_what_it_says(order: st
         passed: list[str] = []
         rated: list[str] = []
         before = ""
-        for trace_id in queue.queue[:9]:
+        for trace_id in [*queue.items][:9]:
             if truth[trace_id] == "yes" and before not in passed:
                 passed.append(trace_id)
             else:
@@ -151,13 +153,47 @@ def test_batches_come_one_after_the_other(store: str) -> None:
 
 def test_a_queue_of_ten_thousand_is_quick() -> None:
     """What is computed for each label takes a part of the 50 ms that the next item has."""
-    queue = queue_of({f"t{n}": "no" if n % 9 else "yes" for n in range(10_000)}, order="mix")
+    view = in_memory(10_000)
     times = []
-    for trace_id in queue.queue[:5]:
-        began = time.process_time()
-        queue.record_draw(trace_id)
-        queue.items[trace_id].status = "done"
-        assert queue.progress["total"] == 10_000
-        assert queue.position == len(times) + 1
-        times.append(time.process_time() - began)
-    assert min(times) < 0.03, times
+    for position in range(5):
+        began = time.thread_time()
+        view.session.receive({"type": "act", "actions": [view.save(position, "yes")]})
+        assert view.session.state()["position"] == position + 1
+        times.append(time.thread_time() - began)
+        assert view.session.flush(20)
+    assert min(times) < 0.04, times
+
+
+# -- what there is to label -----------------------------------------------------------------
+
+
+def test_a_name_that_is_not_in_the_assignment_is_said(store: str) -> None:
+    """With those that are: a queue without anything in it would look as if all was done."""
+    parts = assign(imported(3), ["Ana", "ben"])
+    with pytest.raises(ArgumentError, match=r"annotator='anna' is not known.*'Ana', 'ben'"):
+        LabelSession("quality", annotator="anna", scale=SCALE, assign=parts)
+    assert set(LabelSession("quality", annotator="ana", scale=SCALE, assign=parts).trace_ids) == {
+        *parts.of("Ana")
+    }
+
+
+def test_an_assignment_of_some_traces_is_all_there_is_to_do(store: str) -> None:
+    """Of the rest of the experiment nobody has anything, unless the traces are named."""
+    ids = imported(20)
+    parts = assign(ids[:5], ["ana", "ben"])
+    here = TraceStore()
+    shares = [
+        read_workload(here, who, None, parts, missing_ok=False).infos for who in ("ana", "ben")
+    ]
+    assert [list(share) for share in shares] == [parts.of("ana"), parts.of("ben")]
+    assert (
+        len(read_workload(here, "ana", ids, assign(ids[:5], ["ana"]), missing_ok=False).infos) == 20
+    )
+
+
+def test_a_trace_that_was_deleted_leaves_the_rest_of_an_assignment(store: str) -> None:
+    ids = imported(3)
+    delete(ids[0])
+    parts = assign(ids, ["ana"])
+    found = read_workload(TraceStore(), "ana", None, parts, missing_ok=False)
+    assert list(found.infos) == ids[1:]

@@ -188,7 +188,6 @@ def test_what_was_declined_is_offered_to_nobody(store: str) -> None:
 def kept(queue: workbench.ReviewQueue, trace_id: str, *kinds: str) -> str:
     """The status of an item after ben has done this with it in a panel."""
     session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
-    assert session.queue_sync is not None
     for number, kind in enumerate(kinds):
         action = {"id": f"{kind}{number}", "kind": kind, "trace_id": trace_id}
         if kind == "save":
@@ -197,7 +196,6 @@ def kept(queue: workbench.ReviewQueue, trace_id: str, *kinds: str) -> str:
             action["undoes"] = f"{kinds[number - 1]}{number - 1}"
         session.receive({"type": "act", "actions": [action]})
         assert session.flush(30)
-        assert session.queue_sync.flush(30)
     return statuses(queue)[trace_id]
 
 
@@ -207,14 +205,12 @@ def test_what_the_lead_declined_stays_declined_when_it_is_labelled(store: str) -
     queue = workbench.review_queue("pilot", [judge()], annotators=["ben"])
     queue.add(ids)
     session = LabelSession(traces=queue, annotator="ben", refresh_every=None)
-    assert session.queue_sync is not None
-    assert session.queue_sync.flush(30)
+    assert session.flush(30)
     finish(queue, ids[0], "lead", "declined")
     answers = {NAME: {"value": "good", "abstain": False}}
     action = {"id": "a", "kind": "save", "trace_id": ids[0], "answers": answers}
     session.receive({"type": "act", "actions": [action]})
     assert session.flush(30)
-    assert session.queue_sync.flush(30)
     assert statuses(queue) == {ids[0]: "declined"}
     assert queue.sync().finished == 0
 
@@ -288,8 +284,7 @@ def test_a_large_queue_is_built_at_once_and_a_label_does_not_read_it(
     assert queue.add(ids[:3]) == 0
     assert sorted(queue.trace_ids) == sorted(ids)
     session = LabelSession(traces=queue, annotator="ana", refresh_every=None)
-    assert session.queue_sync is not None
-    assert session.queue_sync.flush(60)
+    assert session.flush(60)
     statements: list[str] = []
     engine = TracingClient().store.engine
     sqlalchemy.event.listen(
@@ -299,7 +294,6 @@ def test_a_large_queue_is_built_at_once_and_a_label_does_not_read_it(
     action = {"id": "a", "kind": "save", "trace_id": session.trace_ids[0], "answers": answers}
     session.receive({"type": "act", "actions": [action]})
     assert session.flush(30)
-    assert session.queue_sync.flush(30)
     found = review_queues.list_review_queue_items(queue.queue_id, status="complete")
     assert [item.item_id for item in found] == session.trace_ids[:1]
     assert 0 < len(statements) < 80, len(statements)
@@ -311,15 +305,13 @@ def test_what_was_taken_out_of_the_queue_stays_out(store: str) -> None:
     queue = workbench.review_queue("pilot", [judge()], annotators=["ana"])
     queue.add(ids)
     session = LabelSession(traces=queue, annotator="ana", refresh_every=None)
-    assert session.queue_sync is not None
-    assert session.queue_sync.flush(30)
+    assert session.flush(30)
     time.sleep(0.01)
     review_queues.remove_items_from_review_queue(queue.queue_id, item_ids=ids[:1])
     answers = {NAME: {"value": "good", "abstain": False}}
     action = {"id": "a", "kind": "save", "trace_id": ids[0], "answers": answers}
     session.receive({"type": "act", "actions": [action]})
     assert session.flush(30)
-    assert session.queue_sync.flush(30)
     assert queue.trace_ids == ids[1:]
 
 

@@ -30,7 +30,7 @@ from mlflow.entities import AssessmentSource, Feedback, TraceInfo
 from workbench import LabelQuestion, assign
 from workbench.labeling.annotations import ACTION_KEY, UNDONE, without_spans
 from workbench.labeling.label_session import LabelSession
-from workbench.labeling.trace_store import TraceStore
+from workbench.labeling.writer import TraceStore
 from workbench.store.assessments import AFTER_VERDICT_KEY, now_ms
 from workbench.store.labels import label_records
 
@@ -469,12 +469,11 @@ def test_the_store_in_memory_does_as_mlflow(kind: str, store: str) -> None:
                 overrides=f"a-{number - 1}" if number else None,
             )
             made.assessment_id = f"a-{number}"
-            traces.log_assessment(trace_id, made)
-        traces.set_trace_tag(trace_id, "tag", "1")
+            traces.client.log_assessment(trace_id, made)
+        traces.client.set_trace_tag(trace_id, "tag", "1")
         if kind == "undo":
-            traces.delete_assessment(trace_id, "a-1")
-            traces.delete_assessment(trace_id, "a-1")
-            traces.delete_trace_tag(trace_id, "tag")
+            traces.client.delete_assessment(trace_id, "a-1")
+            traces.client.delete_assessment(trace_id, "a-1")
         info = traces.get(trace_id)
         marks = {a.assessment_id: a.valid is not False for a in info.assessments}
         found.append((marks, info.tags.get("tag")))

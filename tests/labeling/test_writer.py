@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlflow
@@ -16,8 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 from workbench.errors import StoreError
-from workbench.labeling.trace_store import TraceDeletedError
-from workbench.labeling.writer import Job, Writer, is_refusal
+from workbench.labeling.writer import Job, TraceDeletedError, Writer, is_refusal
 
 
 class Told:
@@ -25,15 +24,20 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, str]] = []
+        self.broken = False
 
-    def written(self, job: Job, result: Any) -> None:
-        self.events.append(("written", job.key))
+    def job(self, key: str, lane: str, write: Callable[[], Any]) -> Job:
+        return Job(
+            lane,
+            write,
+            lambda _: self.hear("written", key),
+            lambda error, final: self.hear("refused" if final else "delayed", key),
+        )
 
-    def delayed(self, job: Job, error: str) -> None:
-        self.events.append(("delayed", error))
-
-    def refused(self, job: Job, error: BaseException) -> None:
-        self.events.append(("refused", job.key))
+    def hear(self, kind: str, key: str) -> None:
+        self.events.append((kind, key))
+        if self.broken:
+            raise RuntimeError("no view")
 
     def kinds(self, kind: str) -> list[str]:
         return [what for told, what in self.events if told == kind]
@@ -51,14 +55,13 @@ def test_jobs_of_one_trace_keep_their_order_and_others_go_on() -> None:
         if key.startswith("ill") and failing.is_set():
             raise ConnectionError("refused")
 
-    writer = Writer(told)
+    writer = Writer()
     for number in range(3):
         for trace in ("ill", "well"):
             key = f"{trace}{number}"
-            writer.put(Job(key, trace, lambda key=key: run(key)))
+            writer.put(told.job(key, trace, lambda key=key: run(key)))
     wait_until(lambda: len(told.kinds("written")) == 3)
     assert told.kinds("written") == ["well0", "well1", "well2"]
-    assert len(writer) == 3
     assert not writer.flush(0.2)
     failing.clear()
     assert writer.flush(10)
@@ -74,66 +77,29 @@ def test_a_failure_is_told_and_tried_again_until_it_works() -> None:
         if len(tries) < 6:
             raise MlflowException("database is locked", codes.TEMPORARILY_UNAVAILABLE)
 
-    writer = Writer(told)
-    writer.put(Job("a", "t", run))
+    writer = Writer()
+    writer.put(told.job("a", "t", run))
     wait_until(lambda: len(tries) == 4)
     assert tries[3] - tries[2] > tries[1] - tries[0]
-    wait_until(lambda: not len(writer))
-    assert told.kinds("delayed") == ["database is locked"] * 5
-
-
-def test_what_is_slow_is_told_before_it_fails() -> None:
-    """MLflow itself may try for minutes before it says anything."""
-    told, go = Told(), threading.Event()
-    writer = Writer(told, slow_after=0.05)
-    writer.put(Job("a", "t", lambda: go.wait(20)))
-    wait_until(lambda: bool(told.kinds("delayed")))
-    assert told.kinds("written") == []
-    go.set()
-    assert writer.flush(10)
-    assert told.kinds("written") == ["a"]
+    assert writer.flush(20)
+    assert told.events == [("delayed", "a")] * 5 + [("written", "a")]
 
 
 def test_a_listener_that_raises_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever it is told: the rest is written, flushing returns, and the error is logged."""
-
-    class Broken(Told):
-        def written(self, job: Job, result: Any) -> None:
-            super().written(job, result)
-            raise RuntimeError("no view")
-
-        def delayed(self, job: Job, error: str) -> None:
-            raise RuntimeError("no view")
-
-        def refused(self, job: Job, error: BaseException) -> None:
-            raise RuntimeError("no view")
-
-    told, failures = Broken(), [ConnectionError("down"), StoreError("never")]
+    told, failures = Told(), [ConnectionError("down"), StoreError("never")]
+    told.broken = True
 
     def fail() -> None:
         if failures:
             raise failures.pop(0)
 
-    writer = Writer(told)
-    writer.put(Job("a", "t", fail))
-    writer.put(Job("b", "t", lambda: None))
+    writer = Writer()
+    writer.put(told.job("a", "t", fail))
+    writer.put(told.job("b", "t", lambda: None))
     assert writer.flush(10)
-    assert told.kinds("written") == ["b"]
+    assert told.events == [("delayed", "a"), ("refused", "a"), ("written", "b")]
     assert caplog.text.count("no view") >= 3
-
-
-def test_the_next_job_of_a_trace_is_done_when_one_is_refused() -> None:
-    """A refusal is told once."""
-    told = Told()
-
-    def refuse() -> None:
-        raise TraceDeletedError("Trace t was deleted.")
-
-    writer = Writer(told)
-    writer.put(Job("a", "t", refuse))
-    writer.put(Job("b", "t", lambda: None))
-    assert writer.flush(10)
-    assert told.events == [("refused", "a"), ("written", "b")]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +191,7 @@ def test_a_server_that_is_down_for_a_while(road: Road) -> None:
     view.send(type="act", actions=[view.save(1, "yes"), view.save(2, "no")])
     wait_until(lambda: ("unsaved", True) in view.kinds())
     assert not view.session.state()["store_ok"]
-    (problem,) = view.send(type="want", start=0, count=4)
+    problem = view.ask(type="want", start=0, count=4)
     assert problem["type"] == "problem"
     assert "127.0.0.1" in problem["error"]
     road.open()

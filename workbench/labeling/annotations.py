@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
 from pydantic import (
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictInt,
@@ -24,17 +22,78 @@ from pydantic import (
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.questions import LabelQuestion
-from workbench.scale import is_missing
-from workbench.store.assessments import AFTER_VERDICT_KEY
-from workbench.store.labels import Label, decision_feedback, folded, label_records, same_person
+from workbench.store.assessments import AFTER_VERDICT_KEY, has_mark
+from workbench.store.labels import Label, folded, label_records, same_person
 
-CHOSEN_KEY: Final = "workbench.chosen"
+# Metadata of labels: the action that made one, how long it took, and the browser's clock in
+# milliseconds since the epoch; and how the item was chosen.
+ACTION_KEY: Final = "workbench.action"
+SECONDS_KEY: Final = "workbench.seconds"
+CLOCK_KEY: Final = "workbench.at"
+_HOW: Final = "workbench.chosen"
+_PROBABILITY: Final = "workbench.probability"
+_NUMBER: Final = "workbench.draw"
+_POOL: Final = "workbench.pool"
 
-PROBABILITY_KEY: Final = "workbench.probability"
+# Tags of traces, each with the id of an action, or the key of an annotator's work.
+SKIPPED: Final = "workbench.skipped."
+UNDONE: Final = "workbench.undone."
+_REVEALED: Final = "workbench.revealed."
 
-DRAW_KEY: Final = "workbench.draw"
+# -- actions --------------------------------------------------------------------------------
 
-POOL_KEY: Final = "workbench.pool"
+
+ActionId = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Given(BaseModel):
+    """One answer as it came, not yet read on the question's scale."""
+
+    value: Any = None
+    abstain: StrictBool = False
+
+
+class Action(BaseModel):
+    """A save, a skip or an undo.
+
+    ``id`` is the same however often the action is sent. ``seconds`` were spent on the item;
+    ``at`` is the browser's clock in milliseconds, which may be wrong. ``undoes`` is the action to
+    take back. ``rubrics`` are the versions of the rubrics that were shown, by question, 0 for
+    none.
+    """
+
+    id: ActionId
+    kind: Literal["save", "skip", "undo"]
+    trace_id: Annotated[StrictStr, Field(min_length=1)]
+    answers: dict[str, Given] = {}
+    rationale: dict[str, Any] = {}
+    seconds: Amount | None = None
+    at: Amount | None = None
+    undoes: ActionId | None = None
+    after_reveal: StrictBool = False
+    rubrics: dict[str, Annotated[StrictInt, Field(ge=0)]] = {}
+
+    @classmethod
+    def parse(cls, raw: Any) -> Action:
+        """Read an action from JSON; an `ArgumentError` names the first field that is wrong."""
+        try:
+            action = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(["action", *map(str, first["loc"])])
+            raise ArgumentError(f"{where}={first['input']!r:.80}: {first['msg']}.") from None
+        if action.kind == "undo" and action.undoes is None:
+            raise ArgumentError("action.undoes must name the action to take back.")
+        answers = action.answers.items()
+        given = {name: one for name, one in answers if one.abstain or one.value is not None}
+        return action.model_copy(update={"answers": given})
+
+    def reason(self, question: str) -> str:
+        """Return the rationale given with the answer to a question."""
+        # A text field that cuts an emoji in two leaves a half that cannot be stored.
+        text = str(self.rationale.get(question) or "")
+        return text.encode("utf-8", "replace").decode().strip()
 
 
 @dataclass(frozen=True)
@@ -54,120 +113,21 @@ class Draw:
 
     def to_metadata(self) -> dict[str, str]:
         """Return the draw as it is stored with a label."""
-        made = {CHOSEN_KEY: self.how, DRAW_KEY: str(self.number), POOL_KEY: str(self.pool)}
-        if self.probability is not None:
-            made[PROBABILITY_KEY] = f"{self.probability:.9g}"
-        return made
+        made = {_HOW: self.how, _NUMBER: str(self.number), _POOL: str(self.pool)}
+        chance = self.probability
+        return made if chance is None else {**made, _PROBABILITY: f"{chance:.9g}"}
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, Any]) -> Draw | None:
         """Read a stored draw; None where there is none."""
-        try:
-            chance = metadata.get(PROBABILITY_KEY)
-            return cls(
-                how=str(metadata[CHOSEN_KEY]),
-                probability=None if chance is None else float(chance),
-                number=int(metadata[DRAW_KEY]),
-                pool=int(metadata[POOL_KEY]),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
-
-
-def _number(raw: Any) -> float | None:
-    """A clock or a duration; nonsense is no reason to lose a label."""
-    if isinstance(raw, bool) or not isinstance(raw, (int, float)) or not math.isfinite(raw):
+        with suppress(KeyError, TypeError, ValueError):
+            number, pool = int(metadata[_NUMBER]), int(metadata[_POOL])
+            chance = metadata.get(_PROBABILITY)
+            return cls(metadata[_HOW], None if chance is None else float(chance), number, pool)
         return None
-    return max(float(raw), 0.0)
-
-
-def _text(raw: Any) -> Any:
-    # A text field that cuts an emoji in two leaves a half that cannot be stored.
-    return raw.encode("utf-8", "replace").decode().strip() if isinstance(raw, str) else raw
-
-
-def _object(raw: Any) -> Any:
-    return {} if raw is None else raw
-
-
-Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
-Number = Annotated[float | None, BeforeValidator(_number)]
-Rationale = Annotated[StrictStr | None, BeforeValidator(_text), Field(max_length=100_000)]
-
-
-class Given(BaseModel):
-    """One answer as it came, not yet read on the question's scale."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: Any = None
-    abstain: StrictBool = False
-
-
-class Action(BaseModel):
-    """A save, a skip or an undo.
-
-    ``id`` is the same however often the action is sent. ``seconds`` were spent on the item;
-    ``at`` is the browser's clock in milliseconds, which may be wrong. ``undoes`` is the action to
-    take back, None for the last one.
-    ``rubrics`` are the versions of the rubrics that were shown, by question, 0 for none.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: Name
-    kind: Literal["save", "skip", "undo"]
-    trace_id: StrictStr
-    answers: Annotated[dict[str, Given], BeforeValidator(_object)] = {}
-    rationale: Annotated[dict[str, Rationale], BeforeValidator(_object)] = {}
-    seconds: Number = None
-    at: Number = None
-    undoes: Name | None = None
-    after_reveal: StrictBool = False
-    rubrics: Annotated[
-        dict[str, Annotated[StrictInt, Field(ge=0, le=10**9)]], BeforeValidator(_object)
-    ] = {}
-
-    @classmethod
-    def parse(cls, raw: Any) -> Action:
-        """Read an action from JSON.
-
-        Raises
-        ------
-        ArgumentError
-            For what is no action.
-        """
-        try:
-            action = cls.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(["action", *map(str, first["loc"])])
-            raise ArgumentError(f"{where}={first['input']!r:.80}: {first['msg']}.") from None
-        if not action.trace_id and action.kind != "undo":
-            raise ArgumentError("action.trace_id must name a trace.")
-        answers = action.answers.items() if action.kind == "save" else ()
-        given = {name: one for name, one in answers if one.abstain or one.value is not None}
-        return action.model_copy(update={"answers": given})
-
-    def reason(self, question: str) -> str:
-        """Return the rationale given with the answer to a question."""
-        return self.rationale.get(question) or ""
 
 
 # -- what the store holds -------------------------------------------------------------------
-
-ACTION_KEY: Final = "workbench.action"
-
-SECONDS_KEY: Final = "workbench.seconds"
-
-CLOCK_KEY: Final = "workbench.at"
-"""The browser's clock when the label was given, milliseconds since the epoch."""
-
-SKIPPED: Final = "workbench.skipped."
-
-UNDONE: Final = "workbench.undone."
-
-REVEALED: Final = "workbench.revealed."
 
 
 def annotator_key(annotator: str, questions: Sequence[LabelQuestion]) -> str:
@@ -178,19 +138,12 @@ def annotator_key(annotator: str, questions: Sequence[LabelQuestion]) -> str:
 
 def revealed_tag(annotator: str, question: LabelQuestion) -> str:
     """Return the tag that marks that the annotator has seen the verdict on a question."""
-    return f"{REVEALED}{annotator_key(folded(annotator), [question])}"
+    return f"{_REVEALED}{annotator_key(folded(annotator), [question])}"
 
 
-def assessment_id(action: str, trace_id: str, question: str) -> str:
-    """Return the id of the label that an action makes, the same in every attempt."""
-    text = json.dumps([action, trace_id, question])
-    return f"a-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-
-
-def undone_actions(info: TraceInfo) -> dict[str, str]:
-    """Return the actions on a trace that were taken back, with the undo that did it."""
-    tags = info.tags or {}
-    return {k.removeprefix(UNDONE): str(v) for k, v in tags.items() if k.startswith(UNDONE)}
+def undone_actions(info: TraceInfo) -> set[str]:
+    """Return the actions on a trace that were taken back."""
+    return {tag.removeprefix(UNDONE) for tag in info.tags or {} if tag.startswith(UNDONE)}
 
 
 def without_spans(info: TraceInfo) -> Trace:
@@ -200,113 +153,79 @@ def without_spans(info: TraceInfo) -> Trace:
 
 @dataclass(frozen=True)
 class Answer:
-    """A label of the annotator's; ``value`` is canonical or `ABSTAIN`."""
+    """A label; ``value`` is canonical or `ABSTAIN`."""
 
     value: Any
     label: Label
-    metadata: Mapping[str, str]
-
-    @property
-    def rationale(self) -> str:
-        return self.label.rationale or ""
-
-    @property
-    def created_ms(self) -> int:
-        return self.label.created_ms
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def action(self) -> str | None:
         """The action that made it; None for a label that was given elsewhere."""
         return self.metadata.get(ACTION_KEY)
 
-    @property
-    def seconds(self) -> float | None:
-        """How long the annotator took."""
-        try:
-            return float(self.metadata[SECONDS_KEY])
-        except (KeyError, ValueError):
-            return None
-
 
 @dataclass(frozen=True)
 class Annotations:
-    """One annotator's labels and skips on a trace.
+    """One person's labels and skips on a trace.
 
-    ``answers`` count, by question, ``changed`` is what was said otherwise after seeing the
-    verdict. ``skips`` hold, by action, when and how the item was chosen; ``undone`` actions were
-    taken back by an undo. ``revealed`` are the questions on which the annotator has seen the
-    verdict, ``blind`` the actions whose labels were given before that, by question. ``done``:
-    every required question has an answer.
+    Attributes
+    ----------
+    answers, changed
+        By question: the label that counts, and what was said otherwise after seeing the verdict.
+    skipped_ms
+        When the item was skipped last, 0 where it was not.
+    revealed, kept
+        The questions on which the annotator has seen the verdict, and the actions that made
+        labels on them before that: these can't be taken back.
+    draw
+        How the item was chosen when it was first labelled or skipped.
+    done
+        Whether every required question has an answer.
     """
 
     answers: Mapping[str, Answer] = field(default_factory=dict)
     changed: Mapping[str, Answer] = field(default_factory=dict)
-    skips: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    undone: Mapping[str, str] = field(default_factory=dict)
+    skipped_ms: float = 0.0
     revealed: frozenset[str] = frozenset()
-    blind: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+    draw: Draw | None = None
     done: bool = False
 
     @property
-    def skipped(self) -> bool:
-        return bool(self.skips) and not self.done
-
-    @property
-    def skipped_ms(self) -> float:
-        """When the item was skipped last."""
-        return max((float(skip.get("at") or 0) for skip in self.skips.values()), default=0.0)
-
-    @property
     def labelled_ms(self) -> int:
-        """When the item was labelled last."""
-        return max((answer.created_ms for answer in self.answers.values()), default=0)
-
-    @property
-    def is_being_undone(self) -> bool:
-        """Whether a label that counts was taken back and is about to be deleted."""
-        return any(answer.action in self.undone for answer in self.answers.values())
-
-    def keeps(self, action: str) -> bool:
-        """Whether an action can't be taken back: it made a blind label, and the annotator has
-        seen the verdict since."""
-        return any(action in self.blind.get(name, ()) for name in self.revealed)
-
-    def latest(self, name: str) -> Answer | None:
-        """Return the last answer to a question, whether or not it is the one that counts."""
-        given = [of[name] for of in (self.answers, self.changed) if name in of]
-        return max(given, key=lambda answer: answer.created_ms, default=None)
-
-    def adds_to(self, other: Annotations) -> bool:
-        """Whether some question has a later answer than in earlier annotations."""
-        for name in self.answers:
-            now, then = self.latest(name), other.latest(name)
-            if now is not None and (then is None or now.created_ms > then.created_ms):
-                return True
-        return False
-
-    @property
-    def draw(self) -> Draw | None:
-        """How the item was chosen when it was first labelled or skipped."""
-        recorded = [*(answer.metadata for answer in self.answers.values()), *self.skips.values()]
-        draws = [draw for one in recorded if (draw := Draw.of_metadata(one)) is not None]
-        return min(draws, key=lambda draw: draw.number, default=None)
+        """When the last answer was given."""
+        given = [*self.answers.values(), *self.changed.values()]
+        return max((one.label.created_ms for one in given), default=0)
 
 
 def read_annotations(
     info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str
 ) -> Annotations:
-    """Read the annotator's labels and skips on a trace."""
-    own = own_feedback(info, annotator)
-    answers, changed = _answers(info, own, questions, annotator) if own else ({}, {})
-    undone = undone_actions(info)
+    """Read the annotator's labels and skips on a trace; several spellings of a name are one
+    person's."""
     tags = info.tags or {}
+    own = [
+        one
+        for one in info.assessments or []
+        if isinstance(one, Feedback)
+        and one.source.source_type == "HUMAN"
+        and same_person(one.source.source_id or "default", annotator)
+    ]
+    answers, changed = _answers(info, own, questions, annotator) if own else ({}, {})
+    skips = _skips(info, annotator_key(folded(annotator), questions))
+    revealed = {q.name for q in questions if revealed_tag(annotator, q) in tags}
+    blind = [one for one in own if one.name in revealed and not has_mark(one, AFTER_VERDICT_KEY)]
+    recorded = [*(answer.metadata for answer in answers.values()), *skips]
     return Annotations(
         answers=answers,
         changed=changed,
-        skips=_skips(tags, annotator_key(folded(annotator), questions), undone),
-        undone=undone,
-        revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in tags),
-        blind={q.name: _blind_actions(own, q.name) for q in questions} if own else {},
+        skipped_ms=max((float(skip.get("at") or 1) for skip in skips), default=0.0),
+        revealed=frozenset(revealed),
+        kept=frozenset(str((one.metadata or {}).get(ACTION_KEY)) for one in blind),
+        draw=min(
+            filter(None, map(Draw.of_metadata, recorded)), key=lambda one: one.number, default=None
+        ),
         done=all(q.name in answers for q in questions if q.required),
     )
 
@@ -315,91 +234,104 @@ def _answers(
     info: TraceInfo, own: Sequence[Feedback], questions: Sequence[LabelQuestion], annotator: str
 ) -> tuple[dict[str, Answer], dict[str, Answer]]:
     """The answers that count, and the changes of them; what lies off the scale is no answer."""
-    metadata = {f.assessment_id: dict(f.metadata or {}) for f in own}
+    metadata = {one.assessment_id: dict(one.metadata or {}) for one in own}
+    trace = without_spans(info)
     answers: dict[str, Answer] = {}
     changed: dict[str, Answer] = {}
-
-    def read(found: dict[str, Answer], trace: TraceInfo, question: LabelQuestion) -> None:
-        for label in _counting_labels(trace, question.name, annotator):
-            with contextlib.suppress(ScaleError):
-                value = question.read(label.value)
-                found[question.name] = Answer(value, label, metadata[label.assessment_id])
-
     for question in questions:
-        read(answers, info, question)
-        counting = answers.get(question.name)
-        if counting is not None and not counting.label.after_verdict:
-            later = valid_feedback(own, question.name, after_verdict=True)[-1:]
-            # Read by itself, it is the label that counts.
-            read(changed, replace(info, assessments=list(later)), question)
+        counting, latest = (
+            [label for label in labels if label.assessment_id in metadata]
+            for labels in (
+                label_records([trace], question.name),
+                label_records([trace], question.name, latest=True),
+            )
+        )
+        counting.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
+        latest.sort(key=lambda one: (one.created_ms, one.assessment_id))
+        if latest and (counting[-1].after_verdict or not latest[-1].after_verdict):
+            latest = []
+        for found, labels in ((answers, counting[-1:]), (changed, latest[-1:])):
+            for label in labels:
+                with suppress(ScaleError):
+                    value = question.read(label.value)
+                    found[question.name] = Answer(value, label, metadata[label.assessment_id])
     return answers, changed
 
 
-def _counting_labels(info: TraceInfo, name: str, annotator: str) -> list[Label]:
-    """The label that counts, if any; several spellings of a name are one person's."""
-    found = label_records([without_spans(info)], name)
-    own = [label for label in found if same_person(label.annotator, annotator)]
-    own.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
-    return own[-1:]
+def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
+    """The annotator's skips that hold: when, and how the item was chosen."""
+    tags, undone = info.tags or {}, undone_actions(info)
+    actions = [tag.removeprefix(SKIPPED) for tag in tags if tag.startswith(SKIPPED)]
+    skips = [json.loads(tags[SKIPPED + one]) for one in actions if one not in undone]
+    return [skip for skip in skips if skip.get("key") == key]
 
 
-def _skips(
-    tags: Mapping[str, str], key: str, undone: Mapping[str, str]
-) -> dict[str, Mapping[str, Any]]:
-    skips: dict[str, Mapping[str, Any]] = {}
-    for tag, text in tags.items():
-        action = tag.removeprefix(SKIPPED)
-        if tag.startswith(SKIPPED) and action not in undone:
-            try:
-                skip = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(skip, dict) and skip.get("key") == key:
-                skips[action] = skip
-    return skips
+# -- items ----------------------------------------------------------------------------------
+
+Status = Literal["open", "done", "skipped", "taken", "gone"]
 
 
-def own_feedback(info: TraceInfo, annotator: str) -> list[Feedback]:
-    """Return all labels of one person on a trace, valid or not, decisions excepted."""
-    own = [
-        a
-        for a in info.assessments or []
-        if isinstance(a, Feedback)
-        and a.source.source_type == "HUMAN"
-        and same_person(a.source.source_id or "default", annotator)
-    ]
-    trace = without_spans(info)
-    decided = {
-        d.assessment_id for name in {f.name for f in own} for d in decision_feedback(trace, name)
-    }
-    return [f for f in own if f.assessment_id not in decided]
+@dataclass
+class Item:
+    """One trace of a session, and what was said about it, as last read from the store.
+
+    Attributes
+    ----------
+    position, status
+        Its place, and its status, the actions that wait to be written included.
+    gone, taken, again
+        Whether the trace was deleted; whether others have done it, so that it is passed over;
+        whether it is offered again although it is labelled, until it has a newer answer.
+    how, block, draw
+        How it is chosen, "random" or the name of a rule, out of the items of its block, which
+        are drawn before those of the next; and the draw that is recorded with its labels, once it
+        was labelled, skipped or passed by.
+    """
+
+    info: TraceInfo
+    annotations: Annotations = field(default_factory=Annotations)
+    position: int = 0
+    status: Status = "open"
+    waiting: list[Action] = field(default_factory=list)
+    gone: bool = False
+    taken: bool = False
+    again: bool = False
+    how: str = "random"
+    block: int = 0
+    draw: Draw | None = None
+
+    def learn(self, info: TraceInfo, annotations: Annotations) -> None:
+        """Take over what the store holds now."""
+        self.again = self.again and annotations.labelled_ms <= self.annotations.labelled_ms
+        self.info, self.annotations, self.gone = info, annotations, False
+        self.update()
+
+    def update(self) -> None:
+        """Set the status after a change."""
+        stored = self.annotations
+        self.status = "open"
+        if self.gone:
+            self.status = "gone"
+        elif self.waiting:
+            last: dict[str, Status] = {"save": "done", "skip": "skipped", "undo": "open"}
+            self.status = last[self.waiting[-1].kind]
+        elif stored.done:
+            self.status = "open" if self.again else "done"
+        elif self.taken:
+            self.status = "taken"
+        elif stored.skipped_ms:
+            self.status = "skipped"
 
 
-def valid_feedback(own: Sequence[Feedback], name: str, *, after_verdict: bool) -> list[Feedback]:
-    """Return what holds of one person's feedback under a name, the latest last."""
-    return sorted(
-        (
-            f
-            for f in own
-            if f.name == name
-            and f.valid is not False
-            and f.feedback.error is None
-            and not is_missing(f.value)
-            and _is_after_verdict(f) == after_verdict
-        ),
-        key=lambda f: (f.create_time_ms or 0, f.assessment_id or ""),
-    )
-
-
-def _blind_actions(own: Sequence[Feedback], name: str) -> frozenset[str]:
-    return frozenset(
-        str(action)
-        for f in own
-        if f.name == name
-        and not _is_after_verdict(f)
-        and (action := (f.metadata or {}).get(ACTION_KEY))
-    )
-
-
-def _is_after_verdict(feedback: Feedback) -> bool:
-    return str((feedback.metadata or {}).get(AFTER_VERDICT_KEY, "")).lower() == "true"
+def next_position(items: Mapping[str, Item]) -> int:
+    """Return where to go on: the first open item, else the one that was skipped first, else the
+    number of items."""
+    skipped = []
+    for item in items.values():
+        if item.status == "open":
+            return item.position
+        if item.status == "skipped":
+            # What is being skipped now comes last.
+            when = math.inf if item.waiting else item.annotations.skipped_ms
+            skipped.append((when, item.position))
+    return min(skipped)[1] if skipped else len(items)

@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import Trace, TraceInfo
+from mlflow.entities import TraceInfo
 
-from workbench.errors import ArgumentError
-from workbench.labeling.annotations import Action
-from workbench.labeling.display import (
-    answers_json,
-    history_json,
-    item_json,
-    label_table,
-    refused_table,
-    summary_table,
+from workbench.errors import ArgumentError, StoreError
+from workbench.judging.verdicts import choose_version, recorded_verdicts
+from workbench.labeling.annotations import (
+    ACTION_KEY,
+    SECONDS_KEY,
+    Action,
+    Answer,
+    Item,
+    read_annotations,
+    revealed_tag,
+    undone_actions,
+    without_spans,
 )
-from workbench.labeling.questions import LabelQuestion, read_answers, session_questions, with_rubric
-from workbench.labeling.queue import Item, LabelQueue
-from workbench.labeling.recorder import BlindLabelError, Recorder, Revealed
+from workbench.labeling.questions import LabelQuestion, read_answers, session_questions
+from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
-from workbench.labeling.session import Message, Session, problem
-from workbench.labeling.trace_store import Assign, TraceStore, Workload, in_common
-from workbench.labeling.writer import Job, QueueSync, Rereader
-from workbench.scale import Scale
-from workbench.store.labels import folded
+from workbench.labeling.session import Message, Session, canonical, problem
+from workbench.labeling.writer import Job, TraceStore, save, skip, take_back
+from workbench.scale import ABSTAIN, Scale
+from workbench.store.assessments import now_ms
+from workbench.store.labels import Label, label_records, same_person
 from workbench.store.traces import store_message
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
 
-_REVEAL: Final = "(reveal)"
+_DRAW = ["chosen", "probability", "draw", "pool"]
+_COLUMNS = [
+    "trace_id", "question", "value", "rationale", "annotator", *_DRAW, "seconds", "at", "saved",
+    "rubric_version", "after_verdict", "changed_to", "elsewhere",
+]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
-class LabelSession(Session[Item]):
+class LabelSession(Session):
     """The labelling of one annotator on one or several questions.
 
     The messages between session and view are described in `workbench.labeling.session`.
@@ -48,7 +58,7 @@ class LabelSession(Session[Item]):
     judge_or_name, traces, annotator, questions, order, seed, random_share, assign, reveal, \
 title, scale, experiment
         See `workbench.LabelPanel`.
-    on_message, store, patience
+    on_message, store
         See `workbench.labeling.session.Session`.
     refresh_every
         Seconds between two readings of the store for what was done elsewhere, once a view has
@@ -81,34 +91,27 @@ title, scale, experiment
         on_message: Callable[[Message], None] | None = None,
         refresh_every: float | None = 30.0,
         store: TraceStore | None = None,
-        patience: float = 2.0,
     ) -> None:
         if not isinstance(annotator, str) or not annotator.strip():
             raise ArgumentError(f"annotator={annotator!r} must be a non-empty text.")
-        self.annotator = annotator
-        self.reveal = reveal
-        self._assign, self._traces, self._judge = assign, traces, judge_or_name
-        self.queue_sync: QueueSync | None = None
-        self._notes: list[str] = []
+        self._judge, self._traces, self._assign = judge_or_name, traces, assign
+        self.reveal, self._refresh_every = reveal, refresh_every or 0.0
+        self._is_reading, self._closed = refresh_every is None, threading.Event()
+        self._left_out: list[str] = []
+        self._status_note = ""
+        # Where it is settled who labels what, or how many label an item, all have one order, so
+        # that what several label can be compared soon. Elsewhere they would do the same items.
+        in_common = assign is not None
         if isinstance(traces, ReviewQueue):
-            self.queue_sync = QueueSync(traces, annotator, lambda: self._tell({"type": "state"}))
+            in_common = in_common or bool(traces.annotators) or traces.each > 1
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
-                questions = traces.questions
-                self._notes = _note_of_expectations(traces)
-        # Where labels go stays what it is now, whatever is made active later.
-        super().__init__(
-            on_message=on_message, store=store or TraceStore(experiment), patience=patience
-        )
+                questions, self._left_out = traces.questions, traces.left_out
+        super().__init__(annotator, store or TraceStore(experiment), on_message)
         work = self._read()
-        asked = session_questions(
-            judge_or_name, questions, scale, work.infos.values(), self._store.experiment
-        )
-        self._rubrics = {q.name: self._store.rubrics(q.name) for q in asked}
-        self.questions = tuple(with_rubric(q, self._rubrics[q.name]) for q in asked)
+        where = self.store.experiment
+        self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
-        self._reading = threading.Lock()
-        self._recorder = Recorder(self._store, self.questions, annotator)
         self._queue = LabelQueue(
             self.questions,
             annotator,
@@ -116,260 +119,179 @@ title, scale, experiment
             seed=seed,
             random_share=random_share,
             judge=judge_or_name,
-            in_common=in_common(traces, assign),
+            in_common=in_common,
         )
-        self._queue.add(work.infos)
-        self._queue.plan(work.batches)
-        for action, trace_id, seconds in self._queue.actions():
-            self._history[action] = trace_id
-            if seconds:
-                self._queue.recent.append(seconds)
-        self._sync_all(work)
-        self._rereader = None if refresh_every is None else Rereader(self, refresh_every)
-
-    def _sync_all(self, work: Workload) -> None:
-        if self.queue_sync is not None and work.snapshot is not None:
-            self.queue_sync.sync(work.snapshot)
-
-    # -- the view -----------------------------------------------------------------------
-
-    def setup(self) -> Message:
-        """Return what does not change while one labels."""
-        return self._setup(self.annotator, folded(self.annotator), self.questions)
+        self.items = self._queue.items
+        self._take_over(work)
 
     @property
-    def trace_ids(self) -> list[str]:
-        """The queue, in order."""
-        with self._lock:
-            return list(self._queue.queue)
-
-    @property
-    def position(self) -> int:
-        """Where to go on: the first open item, else the one that was skipped first, else the
-        length of the queue."""
-        with self._lock:
-            return self._queue.position
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
-        (not in the store yet), ``balance`` and ``balances`` (labels by value, of the first and of
-        each question), ``per_hour`` and ``seconds_left`` (None where not known)."""
-        with self._lock:
-            return self._queue.progress
-
-    @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> Sequence[str]:
         """Remarks on the session: rules that have nothing to go by, questions that are not
-        asked, labels under another spelling of the annotator's name, MLflow's queue."""
-        with self._lock:
-            others = ", ".join(sorted(map(repr, self._queue.spellings - {self.annotator})))
-        notes = [*self._notes, *self._queue.notes]
-        if others:
-            notes.append(f"Labels by {others} count as yours: {self.annotator!r}.")
-        if self.queue_sync is not None and self.queue_sync.note:
-            notes.append(self.queue_sync.note)
-        return tuple(notes)
+        asked, what keeps MLflow's page from being up to date."""
+        left_out = ", ".join(map(repr, self._left_out))
+        asks = f"Not asked here, since they ask for expectations: {left_out}. Use MLflow's page."
+        return list(filter(None, [*self._queue.notes, left_out and asks, self._status_note]))
 
-    def _notes_text(self) -> str:
-        return " ".join(self.notes)
-
-    def _history_json(self, action_id: str, trace_id: str) -> Message:
-        return history_json(self._queue, action_id, trace_id)
-
-    def _handlers(self) -> dict[str, Callable[[Mapping[str, Any]], list[Message]]]:
-        return {
-            **super()._handlers(),
-            "reveal": lambda message: self._reveal(message.get("trace_id")),
-            "offer_again": self._offer_again,
-        }
-
-    def _hello(self, message: Mapping[str, Any]) -> list[Message]:
-        if self._rereader is not None:
-            self._rereader.start()
-        return super()._hello(message)
-
-    def _item_json(self, trace: Trace, *, full: bool) -> Message:
-        return item_json(self._queue, trace, self._rubrics, full=full)
-
-    def _done_json(self, trace_id: str) -> Message | None:
-        annotations = self._queue.items[trace_id].annotations
-        return answers_json(annotations, self._rubrics) if annotations.done else None
+    def answer(self, kind: Any, message: Any) -> list[Message]:
+        """Answer one message of the view, or raise."""
+        if kind == "reveal":
+            self._reveal(message["trace_id"])
+            return []
+        if kind == "hello" and not self._is_reading:
+            self._is_reading = True
+            threading.Thread(target=self._keep_reading, name="rereading", daemon=True).start()
+        return super().answer(kind, message)
 
     # -- actions ------------------------------------------------------------------------
 
-    def _find(self, trace_id: str) -> Item | None:
-        return self._queue.items.get(trace_id)
-
-    def _ids(self) -> Sequence[str]:
-        return self._queue.queue
-
-    def _update(self, item: Item) -> None:
-        self._queue.update(item)
-
-    def _learn(self, info: TraceInfo) -> None:
-        self._queue.learn(info)
-
-    def _write(self, action: Action) -> Callable[[], TraceInfo]:
-        recorder = self._recorder
+    def prepare(self, action: Action) -> Callable[[], TraceInfo]:
+        """Return what writes an action; raises `WorkbenchError` for one that can't be written."""
+        store, questions, annotator = self.store, self.questions, self.annotator
         if action.kind == "undo":
-            return lambda: recorder.undo(action)
+            return lambda: take_back(store, action, questions, annotator)
         if action.kind == "skip":
-            metadata = self._queue.record_draw(action.trace_id).to_metadata()
-            return lambda: recorder.skip(action, metadata)
-        item = self._find(action.trace_id)
-        stored = item.annotations.answers if item else ()
-        answers = read_answers(self.questions, action.answers, stored)
-        metadata = self._queue.record_draw(action.trace_id).to_metadata()
-        return lambda: recorder.save(action, answers, metadata)
+            draw = self._queue.record_draw(action.trace_id)
+            return lambda: skip(store, action, questions, annotator, draw)
+        item = self.items.get(action.trace_id)
+        answers = read_answers(questions, action.answers, item.annotations.answers if item else ())
+        given = [(one, answers[one.name]) for one in questions if one.name in answers]
+        draw = self._queue.record_draw(action.trace_id)
+        return lambda: save(store, action, given, annotator, draw)
 
-    def _take(self, action: Action) -> list[Message]:
-        if action.kind == "save":
-            # The version that was shown, which may have been changed since, else the present one.
-            present = {q.name: q.rubric_version for q in self.questions}
-            versions = {n: action.rubrics.get(n, present.get(n)) for n in action.answers}
-            known = {name: version for name, version in versions.items() if version is not None}
-            action = action.model_copy(update={"rubrics": known})
-        return super()._take(action)
+    def learn(self, info: TraceInfo) -> None:
+        """Take over what the store holds of a trace after an action was written."""
+        self._queue.learn(info)
+        added = self._added.get(info.trace_id)
+        if added is not None:
+            queue, who = self._traces, self.annotator
+            self._put_status(lambda: queue.sync_item(info.trace_id, added, who))
 
-    def _check_undo(self, action_id: str, trace_id: str) -> None:
-        item = self._find(trace_id)
-        if item is not None and item.annotations.keeps(action_id):
-            raise BlindLabelError
+    def _put_status(self, write: Callable[[], Any]) -> None:
+        """Write MLflow's status of items; what fails for good `ReviewQueue.sync` does later."""
 
-    def _reveal(self, trace_id: Any) -> list[Message]:
-        with self._lock:
-            item = self._find(trace_id) if isinstance(trace_id, str) else None
-            if not self.reveal:
-                raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
-            if item is None:
-                raise ArgumentError(f"Trace {trace_id!r:.80} is not in the queue.")
-            if item.status != "done":
+        def done(_: Any) -> None:
+            self._status_note = ""
+
+        def failed(error: Exception, _: bool) -> None:
+            where = f"The queue {self._traces.name!r} in MLflow's page"
+            self._status_note = f"{where} is not up to date: {store_message(error)}"
+
+        self.writer.put(Job("status", write, done, failed))
+
+    def _reveal(self, trace_id: str) -> None:
+        if not self.reveal:
+            raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
+        with self.lock:
+            item = self.items.get(trace_id)
+            if item is None or item.status != "done":
                 raise ArgumentError("The verdict is shown once your own label is saved.")
-            recorder, judge = self._recorder, self._judge
-            self._writer.put(Job(_REVEAL, trace_id, lambda: recorder.reveal(trace_id, judge)))
-        return []
 
-    def written(self, job: Job, result: Any) -> None:
-        """Record that the store has an action, or show what was revealed."""
-        if isinstance(result, Revealed):
-            with self._lock:
-                if self._find(job.trace_id) is not None:
-                    self._learn(result.info)
-            self._tell(result.message)
-            return
-        with self._lock:
-            item = self._find(job.trace_id)
-            action = next((a for a in item.waiting if a.id == job.key), None) if item else None
-            if action is not None and action.kind == "save" and action.seconds:
-                self._queue.recent.append(action.seconds)
-        super().written(job, result)
-        if self.queue_sync is not None:
-            self.queue_sync.labelled(job.trace_id)
+        def done(revealed: Message) -> None:
+            self.tell(revealed)
 
-    def refused(self, job: Job, error: BaseException) -> None:
-        """Tell the view that an action will never be written, or nothing be revealed."""
-        if job.key == _REVEAL:
-            self._tell(problem(store_message(error), "reveal"))
-            return
-        super().refused(job, error)
-        if (item := self._find(job.trace_id)) is not None and item.gone:
-            # Else the view would come back to it for ever.
-            self._tell(self._stay_message())
+        def failed(error: Exception, final: bool) -> None:
+            if final:
+                self.tell(problem(error, "reveal"))
+
+        self.writer.put(Job(trace_id, lambda: self._revealed(trace_id), done, failed))
+
+    def _revealed(self, trace_id: str) -> Message:
+        """Record that the annotator sees them, and return what the judge and others say."""
+        info = self.store.get(trace_id)
+        stored = read_annotations(info, self.questions, self.annotator)
+        undone = undone_actions(info)
+        if not stored.done or any(one.action in undone for one in stored.answers.values()):
+            raise StoreError("The verdict is shown once your own label is saved.")
+        for question in self.questions:
+            if question.name not in stored.revealed:
+                tag = revealed_tag(self.annotator, question)
+                self.store.client.set_trace_tag(trace_id, tag, str(now_ms()))
+        info = self.store.get(trace_id)
+        with self.lock:
+            if trace_id in self.items:
+                self._queue.learn(info)
+        verdicts = {q.name: self._verdict(info, q) for q in self.questions}
+        others = [
+            {
+                "question": question.name,
+                "annotator": label.annotator,
+                "value": _cell(canonical(question, label.value)),
+                "rationale": label.rationale or "",
+            }
+            for question in self.questions
+            for label in label_records([without_spans(info)], question.name)
+            if not same_person(label.annotator, self.annotator)
+        ]
+        return {
+            "type": "revealed",
+            "trace_id": trace_id,
+            "judge": verdicts[self.questions[0].name],
+            "judges": verdicts,
+            "others": others,
+        }
+
+    def _verdict(self, info: TraceInfo, question: LabelQuestion) -> Message | None:
+        recorded = {info.trace_id: recorded_verdicts(without_spans(info), question.name)}
+        is_judge = question.name == getattr(self._judge, "name", self._judge)
+        judge = self._judge if self._judge is not None and is_judge else question.name
+        chosen, _, _ = choose_version(judge, recorded)
+        for verdict in reversed(chosen[info.trace_id]):
+            if verdict.usable:
+                value = _cell(canonical(question, verdict.value))
+                return {"value": value, "rationale": verdict.rationale}
+        return None
 
     # -- reading again ------------------------------------------------------------------
 
-    def refresh(self) -> list[Message]:
-        """Read the store again, and return the messages to send: ``queue``.
+    def _read(self, *, missing_ok: bool = False) -> Workload:
+        return read_workload(
+            self.store, self.annotator, self._traces, self._assign, missing_ok=missing_ok
+        )
 
-        New traces join the queue, those that are no longer the annotator's leave it, labels made
-        elsewhere count as done, the rubric is the latest.
-        """
-        self._read_rubrics()
-        self._read_again(in_background=False)
-        with self._lock:
-            return [self._queue_message()]
+    def _take_over(self, work: Workload) -> None:
+        with self.lock:
+            self._queue.take_over(work)
+        self._added: dict[str, int] = {}
+        if (snapshot := work.snapshot) is not None:
+            self._added = {item.trace_id: item.added_ms for item in snapshot.items}
+            self._put_status(lambda: snapshot.queue.sync(snapshot))
+
+    def reload(self) -> None:
+        """Read the store again; nothing is written meanwhile."""
+        self.ask(self.questions)
+        # Of traces that are named, some may have been deleted since.
+        self._take_over(self._read(missing_ok=True))
 
     def reread(self) -> None:
         """Read the store again in the background, and tell the view what has changed.
 
         What others have done meanwhile is passed over; nothing moves of what the view holds.
         """
-        with self._lock:
-            if self._unwritten:
-                return
-        labelled, changed = self._read_again(in_background=True)
-        with self._lock:
-            messages: list[Message] = []
-            if labelled:
-                self._stamp += 1
-                messages.append(self._saved([], labelled))
-            if changed:
-                messages.append(self._stay_message())
-        self._tell(*messages)
-
-    def _read(self, *, missing_ok: bool = False) -> Workload:
-        return self._store.read(self.annotator, self._traces, self._assign, missing_ok=missing_ok)
-
-    def _read_again(self, *, in_background: bool) -> tuple[list[str], bool]:
-        with self._reading:
-            since = time.monotonic()
-            # Of traces that are named, some may have been deleted since.
+        messages: list[Message] = []
+        with self.writer.busy:
             work = self._read(missing_ok=True)
-            with self._lock:
-                news = self._queue.take_over(
-                    work.infos,
-                    work.batches,
-                    since=since,
-                    is_share=work.is_share,
-                    in_background=in_background,
-                )
-                for info in work.infos.values():
-                    self._forget_undone(info)
-            if not in_background:
-                self._sync_all(work)
-        return news
+            with self.lock:
+                labelled, has_changed = self._queue.take_over(work, in_background=True)
+                if labelled:
+                    messages.append(self.saved_message([], labelled))
+                if has_changed:
+                    messages.append(self.queue_message(stay=True))
+        self.tell(*messages)
 
-    def _read_rubrics(self) -> None:
-        """Ask by the latest rubrics: a label is recorded with the one that its annotator saw."""
-        rubrics = {q.name: self._store.rubrics(q.name) for q in self.questions}
-        with self._lock:
-            self._rubrics = rubrics
-            self.questions = tuple(with_rubric(q, rubrics[q.name]) for q in self.questions)
-            self._recorder.questions = self.questions
+    def _keep_reading(self) -> None:
+        wait = self._refresh_every
+        while not self._closed.wait(wait):
+            began = time.monotonic()
+            try:
+                self.reread()
+            except Exception:
+                _log.debug("the store could not be read again", exc_info=True)
+            # A twentieth of the time at most is spent on reading.
+            wait = max(self._refresh_every, 20 * (time.monotonic() - began))
 
-    def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
-        """Open labelled items again, until each has a newer answer, and return the messages to
-        send: ``queue``. By default those that were labelled under an earlier rubric.
-
-        A new label replaces the first unless the verdict was seen. Then it stays beside the
-        first, which agreement is measured on, as a change of it (``changed_to`` in `labels`).
-        """
-        self._read_rubrics()
-        with self._lock:
-            chosen = None if trace_ids is None else set(trace_ids)
-            for trace_id, item in self._queue.items.items():
-                done = self._done_json(trace_id)
-                if done and (done["earlier_rubric"] if chosen is None else trace_id in chosen):
-                    item.again = True
-                    self._queue.update(item)
-            return [self._queue_message()]
-
-    def _offer_again(self, message: Mapping[str, Any]) -> list[Message]:
-        ids = message.get("trace_ids")
-        if ids is not None and not (
-            isinstance(ids, list) and all(isinstance(one, str) for one in ids)
-        ):
-            raise ArgumentError(f"trace_ids must be a list of texts, not {ids!r:.80}.")
-        return self._soon(lambda: self.offer_again(ids), "offer_again")
-
-    def _queue_message(self) -> Message:
-        # The view forgets what it holds, and asks again from where it is.
-        return {"type": "queue", "total": len(self._queue.queue), "position": self.position}
-
-    def _stay_message(self) -> Message:
-        """The queue has changed, but nobody asked: the view stays where it is."""
-        return {**self._queue_message(), "stay": True}
+    def close(self) -> None:
+        """Stop reading the store again; what waits to be written is written."""
+        self._closed.set()
 
     # -- tables -------------------------------------------------------------------------
 
@@ -383,37 +305,85 @@ title, scale, experiment
         ``after_verdict`` is True where the only label was given after a look at the verdict;
         ``changed_to`` is what was said otherwise after the look at it.
         """
-        with self._lock:
-            return label_table(self._queue)
+        with self.lock:
+            items = list(self.items.values())
+            found = [self._row(item, question) for item in items for question in self.questions]
+        rows = sorted(filter(None, found), key=lambda row: (not row["saved"], row["at"]))
+        # As objects first: pandas would make texts of mixed values, and nan of what is None.
+        table = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
+        table = table.astype(object).where(table.notna(), None)
+        numbers = dict.fromkeys(["probability", "seconds"], "float64")
+        table = table.astype({**numbers, "saved": bool, "after_verdict": bool, "elsewhere": bool})
+        return table.assign(at=pd.to_datetime(table["at"], utc=True))
 
-    @property
-    def unsaved(self) -> pd.DataFrame:
-        """What will never be written, and why: ``id``, ``kind``, ``trace_id``, ``answers`` (dict
-        question -> value), ``rationale`` (dict), ``error``."""
-        with self._lock:
-            return refused_table(self._refused)
+    def _row(self, item: Item, question: LabelQuestion) -> dict[str, Any] | None:
+        name, stored = question.name, item.annotations
+        draw = dict(zip(_DRAW, astuple(item.draw), strict=True)) if item.draw else {}
+        counting, changed = stored.answers.get(name), stored.changed.get(name)
+        waiting = self._unsaved_answer(item, question)
+        # What is said after a look at the verdict does not take the place of the first label.
+        saved = waiting is None or bool(counting and name in stored.revealed)
+        answer = counting if saved else waiting
+        if answer is None:
+            return None
+        label = answer.label
+        return {
+            "trace_id": item.info.trace_id,
+            "question": name,
+            "value": _cell(answer.value),
+            "rationale": label.rationale or "",
+            "annotator": self.annotator,
+            **draw,
+            "seconds": answer.metadata.get(SECONDS_KEY),
+            "at": pd.Timestamp(label.created_ms, unit="ms", tz="UTC"),
+            "saved": saved,
+            "rubric_version": label.rubric_version,
+            "after_verdict": label.after_verdict,
+            "changed_to": _cell(changed.value) if changed and saved else None,
+            "elsewhere": answer.action is None,
+        }
+
+    def _unsaved_answer(self, item: Item, question: LabelQuestion) -> Answer | None:
+        """The last answer that waits, as it will be stored."""
+        name = question.name
+        for action in item.waiting[-1:]:
+            given = action.answers.get(name)
+            if given is None or action.kind != "save":
+                continue
+            label = Label(
+                trace_id=action.trace_id,
+                annotator=self.annotator,
+                value=given.value,
+                rationale=action.reason(name),
+                created_ms=int(action.at or now_ms()),
+                after_verdict=action.after_reveal,
+                rubric_version=action.rubrics.get(name, question.rubric_version),
+            )
+            value = question.answer(given.value, abstain=given.abstain)
+            metadata = {ACTION_KEY: action.id, SECONDS_KEY: str(action.seconds or "nan")}
+            return Answer(value, label, metadata)
+        return None
 
     def summary(self) -> pd.DataFrame:
         """Return one row a question and value: ``labels``, and ``share`` of those that are no
         abstention; below them the counts of abstentions and of open items."""
-        with self._lock:
-            return summary_table(self._queue)
+        rows = []
+        with self.lock:
+            present = sum(not item.gone for item in self.items.values())
+            for question in self.questions:
+                counts = self.balance(question)
+                abstained = counts.pop(ABSTAIN, 0)
+                total = sum(counts.values())
+                shown = [
+                    (question.shown(value), n, n / total if total else None)
+                    for value, n in counts.items()
+                ]
+                shown.append(("can't judge", abstained, None))
+                shown.append(("not labelled", present - total - abstained, None))
+                rows += [(question.name, *row) for row in shown]
+        table = pd.DataFrame(rows, columns=["question", "value", "labels", "share"])
+        return table.astype({"share": "float64"})
 
-    def close(self) -> None:
-        """Stop reading the store again; what waits to be written is written."""
-        if self._rereader is not None:
-            self._rereader.stop()
 
-    def __repr__(self) -> str:
-        progress = self.progress
-        return (
-            f"<LabelSession {self.title!r} by {self.annotator}: {progress['labelled']} of "
-            f"{progress['total']} labelled, {progress['waiting']} not saved yet>"
-        )
-
-
-def _note_of_expectations(queue: ReviewQueue) -> list[str]:
-    names = ", ".join(map(repr, queue.left_out))
-    if not names:
-        return []
-    return [f"Not asked here, since they ask for expectations: {names}. Use MLflow's page."]
+def _cell(value: Any) -> Any:
+    return None if value is ABSTAIN else value

@@ -1,75 +1,70 @@
-"""The queue of one annotator: its items, their order, and which of them are done."""
+"""The queue of one annotator: which traces are theirs, and in which order they come."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import TraceInfo
 
-from workbench.labeling.annotations import Annotations, Draw, read_annotations
+from workbench.errors import one_of
+from workbench.labeling.annotations import Draw, Item, next_position, read_annotations
+from workbench.labeling.assignment import Assignment
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.session import SessionItem
+from workbench.labeling.review_queue import ReviewQueue, Snapshot
 from workbench.scale import ABSTAIN
-from workbench.store.labels import folded
+from workbench.store.labels import folded, same_person
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-Status = Literal["open", "done", "skipped", "taken", "gone"]
+    from workbench.labeling.writer import TraceStore
 
-_RECENT: Final = 30
-"""Items that the annotator's rate is taken from."""
+Assign = Assignment | Callable[[list[str]], Iterable[str]]
+"""Who labels what: an assignment, or a function from all trace ids to the annotator's."""
 
 
-@dataclass
-class Item(SessionItem):
-    """One trace of the queue.
+@dataclass(frozen=True)
+class Workload:
+    """One annotator's traces by id, and the batch of each.
 
-    Attributes
-    ----------
-    annotations
-        The annotator's labels on it, as last read from the store (``read_at``, by the monotonic
-        clock).
-    status
-        With the waiting actions.
-    again
-        Whether it is offered again although it is labelled, until it has a newer answer.
-    taken
-        Whether others have done it, so that it is passed over.
-    skip_order
-        Which of the skipped items comes first: the one that was skipped first.
-    block
-        Items of one block are drawn before those of the next.
-    how
-        How it is chosen: "random" or the name of a rule.
-    draw
-        The draw that is recorded with its labels, once it was labelled, skipped or passed by.
+    ``is_share``: whether other traces are not (or no longer) the annotator's. ``snapshot`` is
+    that of the review queue, where the traces come from one.
     """
 
-    annotations: Annotations = field(default_factory=Annotations)
-    status: Status = "open"
-    again: bool = False
-    taken: bool = False
-    skip_order: int = 0
-    read_at: float = 0.0
-    block: int = 0
-    how: str = "random"
-    draw: Draw | None = None
+    infos: Mapping[str, TraceInfo]
+    batches: Mapping[str, int] = field(default_factory=dict)
+    is_share: bool = True
+    snapshot: Snapshot | None = None
 
-    @property
-    def drawn(self) -> bool:
-        """Whether it was drawn, or labelled before it could be."""
-        return self.status != "open" or self.again or self.draw is not None
 
-    @property
-    def untouched(self) -> bool:
-        """Whether the annotator has not begun with it."""
-        return not self.waiting and not self.annotations.answers and not self.again
+def read_workload(
+    store: TraceStore, annotator: str, traces: Any, assign: Assign | None, *, missing_ok: bool
+) -> Workload:
+    """Read from the store what the annotator is to label.
+
+    ``traces`` as `workbench.pair` takes them, or a `workbench.review_queue`, whose shares hold
+    where ``assign`` is None. With an `Assignment`, None takes its traces and no others of the
+    experiment; deleted ones are left out, with ``missing_ok`` also of traces named one by one.
+    """
+    if assign is None and isinstance(traces, ReviewQueue):
+        snapshot = traces.read()
+        infos = {i.trace_id: snapshot.infos[i.trace_id] for i in snapshot.of(annotator)}
+        return Workload(infos, snapshot.batches, snapshot=snapshot)
+    if assign is None:
+        return Workload(store.infos(traces, missing_ok=missing_ok), is_share=False)
+    if not isinstance(assign, Assignment):
+        infos = store.infos(traces, missing_ok=missing_ok)
+        return Workload({i: infos[i] for i in assign(list(infos)) if i in infos})
+    if not any(same_person(annotator, who) for who in assign.annotators):
+        # A misspelt name would have nothing to do, and look as if all was done.
+        one_of("annotator", annotator, assign.annotators)
+    given = assign.trace_ids if traces is None else traces
+    infos = store.infos(given, missing_ok=missing_ok or traces is None)
+    own = [i for i in infos if any(same_person(annotator, who) for who in assign.annotators_of(i))]
+    return Workload({i: infos[i] for i in own}, {i: assign.batch_of(i) for i in own})
 
 
 class LabelQueue:
@@ -101,234 +96,111 @@ class LabelQueue:
     ) -> None:
         self.questions = tuple(questions)
         self.annotator = annotator
-        self.items: dict[str, Item] = {}
-        self.queue: list[str] = []
-        self.place: dict[str, int] = {}
-        self.recent: deque[float] = deque(maxlen=_RECENT)
+        self.items: dict[str, Item] = {}  # in order
         self.notes: tuple[str, ...] = ()
-        self.spellings: set[str] = set()
         self._judge = judge
         self._order = order
-        self._options: dict[str, Any] = {
-            "order": order,
-            "seed": seed,
-            "random_share": random_share,
-            "whose": "" if in_common else folded(annotator),
-        }
-        self._skips = 0
+        self._seed, self._random_share = seed, random_share
+        self._whose = "" if in_common else folded(annotator)
 
     # -- items --------------------------------------------------------------------------
 
-    def add(self, infos: Mapping[str, TraceInfo]) -> None:
-        """Append traces: what is done, what was skipped, what is open in random order.
-
-        They are drawn after all that were there before, until `plan` mixes them.
-        """
-        block = 1 + max((item.block for item in self.items.values()), default=-1)
-        read = {i: read_annotations(t, self.questions, self.annotator) for i, t in infos.items()}
-        done = sorted((i for i in read if read[i].done), key=lambda i: read[i].labelled_ms)
-        skipped = sorted((i for i in read if read[i].skipped), key=lambda i: read[i].skipped_ms)
-        rest = [i for i in read if not read[i].done and not read[i].skipped]
-        for trace_id in [*done, *skipped, *rest]:
-            item = Item(infos[trace_id], draw=read[trace_id].draw, block=block)
-            self.items[trace_id] = item
-            self.queue.append(trace_id)
-            self.learn(infos[trace_id], read[trace_id])
-        self._arrange({trace_id for trace_id in rest if not self.items[trace_id].drawn}, "random")
-
-    def drop(self, trace_ids: Iterable[str]) -> None:
-        """Take traces out of the queue."""
-        gone = set(trace_ids)
-        for trace_id in gone:
-            del self.items[trace_id]
-        self.queue = [i for i in self.queue if i not in gone]
-        self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
-
-    def take_over(
-        self,
-        infos: Mapping[str, TraceInfo],
-        batches: Mapping[str, int],
-        *,
-        since: float,
-        is_share: bool,
-        in_background: bool,
-    ) -> tuple[list[str], bool]:
-        """Take over all traces of the annotator as read from the store, ``since`` when.
+    def take_over(self, work: Workload, *, in_background: bool = False) -> tuple[list[str], bool]:
+        """Take over all traces of the annotator as read from the store; return those whose labels
+        have changed, and whether the queue has.
 
         In the background nothing moves: what joins comes last, what leaves is passed over. What
-        leaves a filter stays, unlike what is no longer in the share. Returns the traces whose
-        labels have changed, and whether the queue has.
+        leaves a filter stays, unlike what is no longer in the share.
         """
-        labelled = []
-        for trace_id, item in self.items.items():
-            info = infos.get(trace_id)
-            # What was learned after reading began is later news.
-            if info is None or item.read_at > since:
-                continue
-            if item.gone or _content(info) != _content(item.info):
-                before = item.annotations
-                self.learn(info)
-                now = item.annotations
-                if (before.answers, before.changed) != (now.answers, now.changed):
-                    labelled.append(trace_id)
-        joined = {i: info for i, info in infos.items() if i not in self.items}
+        there = [info for i, info in work.infos.items() if i in self.items]
+        joined = [info for i, info in work.infos.items() if i not in self.items]
+        labelled = [info.trace_id for info in there if self.learn(info)]
         left = {
-            i for i, item in self.items.items() if is_share and i not in infos and item.untouched
+            i
+            for i, item in self.items.items()
+            if work.is_share and i not in work.infos and _is_untouched(item)
         }
-        changed = bool(left)
         if in_background:
             moved = [item for i, item in self.items.items() if item.taken != (i in left)]
             for item in moved:
                 item.taken = not item.taken
-                self.update(item)
-            changed = bool(moved)
-        else:
-            self.drop(left)
-            self.draw_current()
-        if joined:
-            self.add(joined)
-        if not in_background:
-            self.plan(batches)
-        return labelled, bool(joined) or changed
+                item.update()
+            self._arrange(self._add(joined), "random")
+            return labelled, bool(joined or moved)
+        for trace_id in left:
+            del self.items[trace_id]
+        self._put([*self.items])
+        self._draw_current()
+        self._add(joined)
+        for trace_id, item in self.items.items():
+            item.block = work.batches.get(trace_id, 0)
+        self._arrange([i for i, item in self.items.items() if not _is_drawn(item)], self._order)
+        return labelled, bool(joined or left)
 
-    def learn(self, info: TraceInfo, annotations: Annotations | None = None) -> None:
-        """Take over what the store holds of a trace of the queue now."""
+    def _add(self, infos: Sequence[TraceInfo]) -> list[str]:
+        """Append traces, first what is done, then what was skipped; return those to be drawn,
+        which is after all that were there before."""
+        block = 1 + max((item.block for item in self.items.values()), default=-1)
+        made = []
+        for info in infos:
+            stored = read_annotations(info, self.questions, self.annotator)
+            made.append(Item(info, stored, block=block, draw=stored.draw))
+        for item in sorted(made, key=_age):
+            item.update()
+            self.items[item.info.trace_id] = item
+        self._put([*self.items])
+        return [item.info.trace_id for item in made if not _is_drawn(item)]
+
+    def learn(self, info: TraceInfo) -> bool:
+        """Take over what the store holds of a trace of the queue now; return whether the
+        annotator's labels have changed."""
         item = self.items[info.trace_id]
-        new = annotations or read_annotations(info, self.questions, self.annotator)
-        if new.adds_to(item.annotations):
-            item.again = False
-        item.info, item.annotations, item.gone = info, new, False
-        self.spellings |= {answer.label.annotator for answer in new.answers.values()}
-        item.read_at = time.monotonic()
-        self.update(item)
-
-    def update(self, item: Item) -> None:
-        """Set the status of an item after a change, waiting actions included."""
-        was = item.status
-        status: Status = "open"
-        if item.annotations.done and not item.again:
-            status = "done"
-        elif item.taken:
-            status = "taken"
-        elif item.annotations.skipped:
-            status = "skipped"
-        before: dict[str, Status] = {}
-        for action in item.waiting:
-            if action.kind == "undo":
-                status = before.get(str(action.undoes), "open")
-                continue
-            before[action.id] = status
-            if action.kind == "save" or status != "done":
-                status = "done" if action.kind == "save" else "skipped"
-        item.status = "gone" if item.gone else status
-        skips_again = any(action.kind == "skip" for action in item.waiting)
-        if item.status == "skipped" and (was != "skipped" or skips_again):
-            self._skips += 1
-            item.skip_order = self._skips
+        if info == item.info and not item.gone:
+            return False
+        before, now = item.annotations, read_annotations(info, self.questions, self.annotator)
+        item.learn(info, now)
+        return (before.answers, before.changed) != (now.answers, now.changed)
 
     # -- order --------------------------------------------------------------------------
 
-    def plan(self, batches: Mapping[str, int]) -> None:
-        """Put all items that were not drawn in order, batch after batch."""
-        for trace_id, item in self.items.items():
-            item.block = batches.get(trace_id, 0)
-        self._arrange({i for i, item in self.items.items() if not item.drawn}, self._order)
-
-    def _arrange(self, trace_ids: set[str], order: str) -> None:
+    def _arrange(self, trace_ids: Collection[str], order: str) -> None:
         """Put items that were not drawn in order, within the places that they have."""
         infos = {i: item.info for i, item in self.items.items()}
         if order == "random":
             known = {i: Known(i) for i in infos}
         else:
             known = known_of(infos, self.questions[0], self.annotator, self._judge)
+        there = set(trace_ids)
         made = put_in_order(
-            [one for i, one in known.items() if i in trace_ids],
-            **{**self._options, "order": order},
+            [one for i, one in known.items() if i in there],
+            order,
+            seed=self._seed,
+            whose=self._whose,
+            random_share=self._random_share,
             labelled=self._labels(),
-            before=[one for i, one in known.items() if i not in trace_ids],
-            drawn=len(self.items) - len(trace_ids),
-            pool=len(self.items),
+            before=[one for i, one in known.items() if i not in there],
+            drawn=len(known) - len(there),
+            pool=len(known),
         )
-        chosen = sorted(made.queue, key=lambda one: self.items[one.trace_id].block)
-        places = [place for place, i in enumerate(self.queue) if i in trace_ids]
-        for place, one in zip(places, chosen, strict=True):
-            self.queue[place] = one.trace_id
+        chosen = iter(sorted(made.queue, key=lambda one: self.items[one.trace_id].block))
+        self._put([next(chosen).trace_id if i in there else i for i in self.items])
+        for one in made.queue:
             self.items[one.trace_id].how = one.how
-        self.place = {trace_id: place for place, trace_id in enumerate(self.queue)}
         if order == self._order:
             self.notes = made.notes
+
+    def _put(self, trace_ids: Sequence[str]) -> None:
+        """Bring all items into this order."""
+        items = [self.items.pop(trace_id) for trace_id in trace_ids]
+        for position, item in enumerate(items):
+            item.position = position
+            self.items[item.info.trace_id] = item
 
     def _labels(self) -> dict[str, Any]:
         """The stored answers to the first question, by trace."""
         name = self.questions[0].name
         answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
         return {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
-
-    def actions(self) -> list[tuple[str, str, float | None]]:
-        """Return the actions that the store holds, the earliest first: id, trace and seconds."""
-        made: list[tuple[float, str, str, float | None]] = []
-        for trace_id, item in self.items.items():
-            stored = item.annotations
-            for answer in [*stored.answers.values(), *stored.changed.values()]:
-                if answer.action:
-                    made.append((answer.created_ms, answer.action, trace_id, answer.seconds))
-            for action, skip in stored.skips.items():
-                made.append((float(skip.get("at") or 0), action, trace_id, None))
-        return [one[1:] for one in sorted(made, key=lambda one: one[:2])]
-
-    # -- progress -----------------------------------------------------------------------
-
-    @property
-    def position(self) -> int:
-        """Where to go on: the first open item, else the one that was skipped first, else the
-        length of the queue."""
-        skipped = []
-        for position, trace_id in enumerate(self.queue):
-            item = self.items[trace_id]
-            if item.status == "open":
-                return position
-            if item.status == "skipped":
-                skipped.append((item.skip_order, position))
-        return min(skipped)[1] if skipped else len(self.queue)
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """Counts for the view, see `workbench.LabelSession.progress`."""
-        items = self.items.values()
-        status = Counter(item.status for item in items)
-        seconds = sum(self.recent) / len(self.recent) if self.recent else 0.0
-        balances = self.balances
-        shown = {
-            q.name: {q.shown(value): count for value, count in balances[q.name].items()}
-            for q in self.questions
-        }
-        return {
-            "labelled": sum(item.annotations.done for item in items),
-            "skipped": status["skipped"],
-            "again": sum(item.again for item in items),
-            "total": len(self.queue),
-            "waiting": sum(len(item.waiting) for item in items),
-            "balance": shown[self.questions[0].name],
-            "balances": shown,
-            "per_hour": round(3600 / seconds, 1) if seconds else None,
-            "seconds_left": (
-                round((status["open"] + status["skipped"]) * seconds, 1) if seconds else None
-            ),
-        }
-
-    @property
-    def balances(self) -> dict[str, dict[Any, int]]:
-        """Stored labels by canonical value, of each question; all values of its scale."""
-        balances = {}
-        for question in self.questions:
-            values = question.scale.values if question.scale else ()
-            counts = Counter(
-                answer.value
-                for item in self.items.values()
-                if (answer := item.annotations.answers.get(question.name)) is not None
-            )
-            balances[question.name] = {**dict.fromkeys(values, 0), **counts}
-        return balances
 
     # -- draws --------------------------------------------------------------------------
 
@@ -340,41 +212,50 @@ class LabelQueue:
         others. Whoever passes by more has picked the item.
         """
         item = self.items.get(trace_id)
-        if item is None:
-            return Draw("picked", None, 1 + self._count_drawn(), len(self.queue))
-        if item.draw is None:
-            passed = [i for i in self.queue[: self.place[trace_id]] if not self.items[i].drawn]
-            if item.drawn or len(passed) > 1:
-                item.draw = Draw("picked", None, 1 + self._count_drawn(), len(self.queue))
-                return item.draw
-            for one in (*passed, trace_id):
-                self._draw(self.items[one])
-        assert item.draw is not None
-        return item.draw
+        if item is not None and item.draw is not None:
+            return item.draw
+        before = [*self.items.values()][: item.position] if item else []
+        passed = [one for one in before if not _is_drawn(one)]
+        if item is None or _is_drawn(item) or len(passed) > 1:
+            picked = Draw("picked", None, 1 + self._count_drawn(), len(self.items))
+            if item is not None:
+                item.draw = picked
+            return picked
+        for one in passed:
+            self._draw(one)
+        return self._draw(item)
 
-    def draw_current(self) -> None:
+    def _draw_current(self) -> None:
         """Draw the item that is on the page, so that it keeps its place when others join."""
-        if self.position < len(self.queue):
-            item = self.items[self.queue[self.position]]
-            if not item.drawn:
+        position = next_position(self.items)
+        for item in [*self.items.values()][position : position + 1]:
+            if not _is_drawn(item):
                 self._draw(item)
 
-    def _draw(self, item: Item) -> None:
+    def _draw(self, item: Item) -> Draw:
         pool = [one for one in self.items.values() if one.block <= item.block]
-        left = sum(not one.drawn for one in pool)
+        left = sum(not _is_drawn(one) for one in pool)
         chance = 1 / left if item.how == "random" else None
         item.draw = Draw(item.how, chance, 1 + self._count_drawn(), len(pool))
+        return item.draw
 
     def _count_drawn(self) -> int:
-        return sum(item.drawn for item in self.items.values())
+        return sum(map(_is_drawn, self.items.values()))
 
 
-def _content(info: TraceInfo) -> tuple[Any, ...]:
-    """What may have changed of a trace."""
-    return (
-        info.tags,
-        [
-            (a.assessment_id, a.valid, a.last_update_time_ms, a.name, a.source.source_id)
-            for a in info.assessments or []
-        ],
-    )
+def _is_drawn(item: Item) -> bool:
+    """Whether it was drawn, or labelled before it could be."""
+    return item.status != "open" or item.again or item.draw is not None
+
+
+def _is_untouched(item: Item) -> bool:
+    """Whether the annotator has not begun with it."""
+    return not (item.waiting or item.annotations.answers or item.again)
+
+
+def _age(item: Item) -> tuple[int, float]:
+    """Sorts items: done, skipped, open, each by its time."""
+    stored = item.annotations
+    if stored.done:
+        return 0, stored.labelled_ms
+    return (1, stored.skipped_ms) if stored.skipped_ms else (2, 0)

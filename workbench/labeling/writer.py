@@ -1,32 +1,49 @@
-"""The threads of a session: one writes each job until it is done or refused, one reads again."""
+"""The thread that writes what an annotator does, once, however often it is tried.
+
+Each function that writes reads the trace, writes what is missing and reads it again. So it may be
+repeated after a failure at any point, and run at the same time as another session of the
+annotator's.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from mlflow.entities import AssessmentSource, Feedback, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
-from tenacity import Retrying, retry_if_exception_type, wait_exponential
+from mlflow.tracing.client import TracingClient
 
 from workbench.errors import WorkbenchError
-from workbench.labeling.review_queue import ReviewQueue, Snapshot
-from workbench.store.traces import store_message
+from workbench.labeling.annotations import (
+    ACTION_KEY,
+    CLOCK_KEY,
+    SECONDS_KEY,
+    SKIPPED,
+    UNDONE,
+    Action,
+    Draw,
+    annotator_key,
+    read_annotations,
+    undone_actions,
+)
+from workbench.labeling.questions import LabelQuestion
+from workbench.store.assessments import AFTER_VERDICT_KEY, RUBRIC_KEY, assessment_id, now_ms
+from workbench.store.labels import folded
+from workbench.store.rubrics import RubricHistory, rubric_history
+from workbench.store.traces import address, fetch_traces, find_experiment_id, load_spans
 
 _log = logging.getLogger(__name__)
 
-_IDLE_SECONDS: Final = 2.0
-
 _ATTEMPTS_OF_DOUBTFUL: Final = 8
-
-_READING_SHARE: Final = 0.05
-"""Of its time that a thread may spend on reading again."""
 
 # MLflow answers so to a request that it may refuse the next time, too, but also to a write that
 # another one has overtaken, and while rights are being changed.
@@ -41,213 +58,99 @@ _DOUBTFUL: Final = {
 
 @dataclass(eq=False)
 class Job:
-    """One thing to write; ``write`` may be called again until it returns."""
+    """One thing to write.
 
-    key: str
-    trace_id: str
+    ``write`` is called until it returns or is refused. ``done`` hears of what it returned,
+    ``failed`` of each error and whether it is final. Jobs of one ``lane`` keep their order.
+    """
+
+    lane: str
     write: Callable[[], Any]
+    done: Callable[[Any], None]
+    failed: Callable[[Exception, bool], None]
     attempts: int = 0
 
 
-class Listener(Protocol):
-    """What hears of the outcome of jobs, from the thread that writes."""
-
-    def written(self, job: Job, result: Any) -> None:
-        """Called when ``job`` has returned ``result``."""
-
-    def delayed(self, job: Job, error: str) -> None:
-        """Called when ``job`` has failed, or takes long, and is tried again."""
-
-    def refused(self, job: Job, error: BaseException) -> None:
-        """Called when ``job`` will never be written."""
-
-
 class Writer:
-    """Runs jobs in a thread, those of one trace in the order in which they were put.
+    """Does jobs in one thread, which ends when there is nothing to do, and with the process.
 
     A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
-    traces go first meanwhile. The thread ends when there is nothing to do, and with the process.
+    lanes go first meanwhile. An exception in ``done`` or ``failed`` is logged and ends nothing.
 
-    Parameters
+    Attributes
     ----------
-    listener
-        Hears of each job. An exception that it raises is logged and ends nothing.
-    slow_after
-        Seconds after which a job that is still running is reported as delayed.
+    busy
+        Held while a job is done; whoever reads the store holds it too, so that nothing that was
+        read is older than what was written.
+    began
+        When the running job began, by the monotonic clock; infinite while none runs.
     """
 
-    def __init__(self, listener: Listener, *, slow_after: float = 3.0) -> None:
-        self._listener = listener
-        self._slow_after = slow_after
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+        self.began = math.inf
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._hurry = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._retrying = Retrying(
-            retry=retry_if_exception_type(Exception),
-            wait=wait_exponential(multiplier=0.1, max=5),
-            sleep=self._sleep,
-        )
+        self._is_running = self._hurry = False
+        self._failures = 0
 
     def put(self, job: Job) -> None:
         """Hand over a job; returns at once."""
         with self._changed:
             self._jobs.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="labels", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
-
-    def __len__(self) -> int:
-        return len(self._jobs)
+            if not self._is_running:
+                self._is_running = True
+                threading.Thread(target=self._work, name="labels", daemon=True).start()
 
     def flush(self, seconds: float | None = None) -> bool:
-        """Wait until all is written, ``seconds`` at most; return whether all is written."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        self._hurry.set()
+        """Wait until all jobs are done, ``seconds`` at most; return whether they are."""
         with self._changed:
-            while self._jobs:
-                left = 1.0 if deadline is None else deadline - time.monotonic()
-                if left <= 0:
-                    return False
-                self._changed.wait(min(left, 1.0))
-        return True
+            self._hurry = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._jobs, seconds)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._changed.wait_for(lambda: bool(self._jobs), _IDLE_SECONDS):
-                    self._thread = None
-                    return
-            self._retrying(self._write_next)
+        while self._do_next():
+            pass
 
-    def _write_next(self) -> None:
+    def _do_next(self) -> bool:
+        """Do the first job, and return whether there are more."""
         job = self._jobs[0]
         job.attempts += 1
-        slow = partial(self._listener.delayed, job, "the store has not answered yet")
-        timer = threading.Timer(self._slow_after, self._tell, [slow])
-        timer.daemon = True
-        timer.start()
-        try:
-            result = job.write()
-        except Exception as error:
-            if not is_refusal(error, job.attempts):
-                self._tell(partial(self._listener.delayed, job, store_message(error)))
-                self._let_others_go_first(job.trace_id)
-                raise
-            outcome = partial(self._listener.refused, job, error)
-        else:
-            outcome = partial(self._listener.written, job, result)
-        finally:
-            timer.cancel()
-        # Told before the job leaves the queue: what was flushed has been told, too.
-        self._tell(outcome)
-        with self._changed:
-            self._jobs.remove(job)
-            self._changed.notify_all()
-
-    def _let_others_go_first(self, trace_id: str) -> None:
-        with self._changed:
-            same = [job for job in self._jobs if job.trace_id == trace_id]
-            others = [job for job in self._jobs if job.trace_id != trace_id]
-            self._jobs = deque([*others, *same])
-
-    def _sleep(self, seconds: float) -> None:
-        self._hurry.wait(seconds)
-        self._hurry.clear()
-
-    @staticmethod
-    def _tell(outcome: Callable[[], None]) -> None:
-        try:
-            outcome()
-        except Exception:
-            _log.exception("The outcome of a write could not be handled")
-
-
-class Rereader:
-    """Calls ``reread`` of a session every so many seconds, in a thread that ends with it.
-
-    What fails is tried again the next time.
-    """
-
-    def __init__(self, session: Any, every: float) -> None:
-        self._session = weakref.ref(session)
-        self._every = every
-        self._stopped = threading.Event()
-        self.thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin, unless it has begun or was stopped."""
-        if self.thread is None and not self._stopped.is_set():
-            self.thread = threading.Thread(target=self._work, name="rereading", daemon=True)
-            self.thread.start()
-
-    def stop(self) -> None:
-        """End; a call that is under way is not waited for."""
-        self._stopped.set()
-
-    def _work(self) -> None:
-        wait = self._every
-        while not self._stopped.wait(wait) and (session := self._session()) is not None:
-            began = time.monotonic()
+        with self.busy:
+            self.began = time.monotonic()
             try:
-                session.reread()
+                result = job.write()
+            except Exception as error:
+                final = is_refusal(error, job.attempts)
+                outcome = partial(job.failed, error, final)
+            else:
+                final, self._failures = True, 0
+                outcome = partial(job.done, result)
+            self.began = math.inf
+            try:
+                outcome()
             except Exception:
-                _log.debug("the store could not be read again", exc_info=True)
-            session = None  # it must not live on while this thread waits
-            wait = max(self._every, (time.monotonic() - began) / _READING_SHARE)
+                _log.exception("The outcome of a write could not be handled")
+        # Only now: what was flushed has been told, too.
+        with self._changed:
+            if final:
+                self._jobs.popleft()
+                self._changed.notify_all()
+            else:
+                self._try_later(job)
+            self._is_running = bool(self._jobs)
+            return self._is_running
 
-
-class QueueSync:
-    """Keeps MLflow's status of a review queue's items in step with what one annotator does.
-
-    It works in a thread of its own and tries again until the store answers. What it could not do,
-    `ReviewQueue.sync` does. ``note`` says what keeps the status from being written, "" for
-    nothing; ``on_change`` is called, from that thread, when it has changed.
-    """
-
-    def __init__(self, queue: ReviewQueue, annotator: str, on_change: Callable[[], None]) -> None:
-        self.queue, self.note = queue, ""
-        self._annotator, self._on_change = annotator, on_change
-        self._added: dict[str, int] = {}
-        self._writer = Writer(self)
-
-    def sync(self, snapshot: Snapshot) -> None:
-        """Set the status of all items as they were just read; returns at once."""
-        self._added = {item.trace_id: item.added_ms for item in snapshot.items}
-        self._writer.put(Job("sync", "sync", partial(self.queue.sync, snapshot)))
-
-    def labelled(self, trace_id: str) -> None:
-        """Set the status of an item that has a new label, or lost one; returns at once."""
-        if trace_id in self._added:
-            added_ms = self._added[trace_id]
-            write = partial(self.queue.sync_item, trace_id, added_ms, self._annotator)
-            self._writer.put(Job(trace_id, trace_id, write))
-
-    def flush(self, seconds: float | None = None) -> bool:
-        """Wait until MLflow's status is in step, ``seconds`` at most; return whether it is."""
-        return self._writer.flush(seconds)
-
-    def written(self, job: Job, result: Any) -> None:
-        """The status of an item, or of all, is in step."""
-        self._set_note("")
-
-    def delayed(self, job: Job, error: str) -> None:
-        """The store does not answer just now."""
-        self._set_note(f"The queue {self.queue.name!r} in MLflow's page lags behind: {error}")
-
-    def refused(self, job: Job, error: BaseException) -> None:
-        """The status stays as it is, for instance of an item that was taken out of the queue."""
-        text = store_message(error)
-        _log.info("the status of %s in queue %r stays: %s", job.trace_id, self.queue.name, text)
-        if job.key == "sync":
-            where = f"The queue {self.queue.name!r} in MLflow's page"
-            self._set_note(f"{where} was not updated: {text}")
-
-    def _set_note(self, note: str) -> None:
-        if note != self.note:
-            self.note = note
-            self._on_change()
+    def _try_later(self, job: Job) -> None:
+        """Let other lanes go first, and wait."""
+        same = [one for one in self._jobs if one.lane == job.lane]
+        others = [one for one in self._jobs if one.lane != job.lane]
+        self._jobs = deque([*others, *same])
+        pause = min(0.1 * 2 ** min(self._failures, 6), 5.0)
+        self._failures += 1
+        self._changed.wait_for(lambda: self._hurry, pause)
+        self._hurry = False
 
 
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:
@@ -257,10 +160,185 @@ def is_refusal(error: BaseException, attempts: int = 1) -> bool:
     when they come again and again. Anything else may pass: a lost connection, a lock, a server's
     own error.
     """
-    if isinstance(error, WorkbenchError):
+    code = error.error_code if isinstance(error, MlflowException) else ""
+    if isinstance(error, WorkbenchError) or code == "INVALID_PARAMETER_VALUE":
         return True
-    if isinstance(error, MlflowException):
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            return True
-        return error.error_code in _DOUBTFUL and attempts >= _ATTEMPTS_OF_DOUBTFUL
-    return isinstance(error, (TypeError, ValueError)) and attempts >= _ATTEMPTS_OF_DOUBTFUL
+    is_doubtful = code in _DOUBTFUL or type(error) in (TypeError, ValueError)
+    return is_doubtful and attempts >= _ATTEMPTS_OF_DOUBTFUL
+
+
+# -- the store ------------------------------------------------------------------------------
+
+
+class TraceDeletedError(WorkbenchError):
+    """The trace was deleted, so that nothing can be written to it any more."""
+
+
+class TraceStore:
+    """The experiment that a session reads from and writes to, with ``client``: where labels go
+    stays what it was when this was made, whatever is made active later."""
+
+    def __init__(self, experiment: str | None = None) -> None:
+        self.client = TracingClient()
+        self.address = address()
+        self.experiment = find_experiment_id(experiment, create=False)
+
+    def infos(self, traces: Any, *, missing_ok: bool = False) -> dict[str, TraceInfo]:
+        """Return traces by id; ``traces`` as in `workbench.pair`."""
+        found = fetch_traces(traces, spans=False, experiment=self.experiment, missing_ok=missing_ok)
+        return {trace.info.trace_id: trace.info for trace in found}
+
+    def rubrics(self, question: str) -> RubricHistory:
+        """Return the rubrics of a question."""
+        return rubric_history(question, experiment=self.experiment)
+
+    def spans(self, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
+        """Return the spans of traces, by trace id."""
+        return load_spans(self.client, infos)
+
+    def get(self, trace_id: str) -> TraceInfo:
+        """Return the trace as it is now, or raise `TraceDeletedError`."""
+        try:
+            return self.client.store.get_trace_info(trace_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise TraceDeletedError(f"Trace {trace_id} was deleted.") from None
+            raise
+
+
+class BlindLabelError(WorkbenchError):
+    """A label that was given blind is to be taken back after the verdict was seen."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This label was given before the verdict was shown, so it stays: it is what "
+            "agreement is measured on. Give another answer, and it is recorded beside it."
+        )
+
+
+def write_once(
+    store: TraceStore,
+    action: Action,
+    questions: Iterable[str],
+    make: Callable[[str, TraceInfo], Feedback | None],
+) -> TraceInfo:
+    """Write what is missing of an action's assessments, or delete them if it was taken back.
+
+    ``make`` returns the one for a question, given the trace, or None for nothing to write.
+    """
+    trace_id = action.trace_id
+    info = store.get(trace_id)
+    if action.id not in undone_actions(info):
+        for name in questions:
+            made = None if name in _made_by(action.id, info) else make(name, info)
+            if made is not None:
+                # The same in every attempt, so that two at the same time write one.
+                made.assessment_id = assessment_id(action.id, trace_id, name)
+                made.metadata = {**(made.metadata or {}), ACTION_KEY: action.id}
+                store.client.log_assessment(trace_id, made)
+        info = store.get(trace_id)
+    if action.id in undone_actions(info):
+        # Taken back, perhaps by another session while it was being written.
+        _delete(store, action.id, info)
+        info = store.get(trace_id)
+    return info
+
+
+def take_back(
+    store: TraceStore, undo: Action, questions: Sequence[LabelQuestion], annotator: str
+) -> TraceInfo:
+    """Take an action back, for good: delete what it made, and mark it as undone.
+
+    What its labels had replaced holds again, and the same action, sent once more, has no effect.
+
+    Raises
+    ------
+    BlindLabelError
+        For a label that was given before the annotator saw the verdict, once they have.
+    """
+    trace_id, target = undo.trace_id, str(undo.undoes)
+    info = store.get(trace_id)
+    if target not in undone_actions(info):
+        if target in read_annotations(info, questions, annotator).kept:
+            raise BlindLabelError
+        store.client.set_trace_tag(trace_id, f"{UNDONE}{target}", undo.id)
+        info = store.get(trace_id)
+    _delete(store, target, info)
+    return store.get(trace_id)
+
+
+def _made_by(action: str, info: TraceInfo) -> dict[str, str]:
+    """The ids of the assessments that an action has made, by question."""
+    return {
+        one.name: str(one.assessment_id)
+        for one in info.assessments or []
+        if (one.metadata or {}).get(ACTION_KEY) == action
+    }
+
+
+def _delete(store: TraceStore, action: str, info: TraceInfo) -> None:
+    for made in _made_by(action, info).values():
+        store.client.delete_assessment(info.trace_id, made)
+
+
+def save(
+    store: TraceStore,
+    action: Action,
+    answers: Iterable[tuple[LabelQuestion, Any]],
+    annotator: str,
+    draw: Draw,
+) -> TraceInfo:
+    """Write answers, canonical values, as labels.
+
+    A label replaces the annotator's former one under the same name by overriding it. One that is
+    given after a look at the verdict stands beside the one given blind.
+    """
+    given = {question.name: (question, value) for question, value in answers}
+
+    def make(name: str, info: TraceInfo) -> Feedback:
+        question, value = given[name]
+        stored = read_annotations(info, [question], annotator)
+        after = action.after_reveal or name in stored.revealed
+        former = stored.answers.get(name)
+        if former and former.label.after_verdict != after:
+            former = stored.changed.get(name) if after else None
+        # Clocks differ: what is said later must be the later one to whoever reads.
+        at = max(now_ms(), stored.labelled_ms + 1)
+        version = action.rubrics.get(name, question.rubric_version)
+        recorded = {
+            SECONDS_KEY: None if action.seconds is None else f"{action.seconds:.1f}",
+            CLOCK_KEY: None if action.at is None else str(int(action.at)),
+            RUBRIC_KEY: None if version is None else str(version),
+            AFTER_VERDICT_KEY: "true" if after else None,
+        }
+        return Feedback(
+            name=name,
+            value=question.stored(value),
+            source=AssessmentSource(source_type="HUMAN", source_id=annotator),
+            trace_id=action.trace_id,
+            rationale=action.reason(name) or None,
+            metadata={**draw.to_metadata(), **{k: v for k, v in recorded.items() if v is not None}},
+            create_time_ms=at,
+            last_update_time_ms=at,
+            overrides=former.label.assessment_id if former else None,
+        )
+
+    return write_once(store, action, given, make)
+
+
+def skip(
+    store: TraceStore,
+    action: Action,
+    questions: Sequence[LabelQuestion],
+    annotator: str,
+    draw: Draw,
+) -> TraceInfo:
+    """Record that the item was put off."""
+    info = store.get(action.trace_id)
+    tag = f"{SKIPPED}{action.id}"
+    if tag not in (info.tags or {}):
+        key = annotator_key(folded(annotator), questions)
+        text = json.dumps({"key": key, "at": now_ms(), **draw.to_metadata()})
+        store.client.set_trace_tag(action.trace_id, tag, text)
+        info = store.get(action.trace_id)
+    return info

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import mistune
 
-from workbench.labeling.display import plain
+from workbench.labeling.session import plain
 
 LONGEST_MARKDOWN: Final = 30_000
 """Characters; longer texts are shown as plain text."""
