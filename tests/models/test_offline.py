@@ -17,32 +17,34 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.formatting import read_literal
-from workbench.models.offline.features import Text, as_item, numbers
-from workbench.models.offline.prompts import (
+from workbench.models.offline.features import Text, as_item, read_condition
+from workbench.models.offline.provider import answer, read_item
+from workbench.models.offline.reflect import propose
+from workbench.models.offline.rubric import (
     EXAMPLES_HEADING,
     MOST_VALUES,
     RULES_HEADING,
-    Example,
-    JudgePrompt,
-    Section,
+    Ladder,
+    Rule,
+    judge,
     number_range,
-    own_text,
-    read_cases,
     read_examples,
-    read_item,
-    read_judge_prompt,
-    read_sections,
+    read_rule,
+    read_rules,
+    score,
     values_in_text,
 )
-from workbench.models.offline.reflect import fill, propose
-from workbench.models.offline.rubric import Ladder, judge, rate
-from workbench.models.offline.rules import read_condition, read_rule, read_rules
 from workbench.simba import candidate
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.store.files import read_table
 
 QUALITY = Literal["excellent", "good", "fair", "poor"]
 LADDER = Ladder(("poor", "fair", "good", "excellent"), ordered=True)
+
+
+def rate(rules: list[Rule], ladder: Ladder, item: dict[str, Any]) -> Any:
+    """The value that rules give an item."""
+    return ladder.values[ladder.cut(score(rules, ladder, as_item(item))[0])]
 
 
 def judged(instructions: str, kind: Any = QUALITY, **item: Any) -> Any:
@@ -93,11 +95,11 @@ def test_an_unknown_embedded_model_is_an_error() -> None:
 def test_it_is_deterministic_across_processes() -> None:
     """The same prompt has the same answer in another process with another hash seed."""
     code = (
-        "import json, sys; from workbench.models.offline.prompts import JudgePrompt\n"
-        "from workbench.models.offline.rubric import judge\n"
+        "import json, sys; from workbench.models.offline.features import as_item\n"
+        "from workbench.models.offline.rubric import Ladder, judge\n"
         "from workbench.models.offline.reflect import propose\n"
         "item, inputs = json.load(sys.stdin)\n"
-        "print(judge(JudgePrompt('Rate.', (), 'bool', item)), *map(str, propose(inputs)))"
+        "print(judge('Rate.', Ladder((1, 2, 3)), as_item(item)), *propose(inputs))"
     )
     item = {"inputs": "How wide?", "outputs": "About 40 cm, a lovely thing!"}
     inputs = reflection(made_up_cases(40, seed=1), ["poor", "fair", "good"])
@@ -110,7 +112,7 @@ def test_it_is_deterministic_across_processes() -> None:
         text=True,
         check=True,
     ).stdout
-    here = [judge(JudgePrompt("Rate.", (), "bool", item)), *map(str, propose(inputs))]
+    here = [judge("Rate.", Ladder((1, 2, 3)), as_item(item)), *propose(inputs)]
     assert printed == " ".join(map(str, here)) + "\n"
 
 
@@ -129,8 +131,7 @@ RULES = [
     "Raise the rating by one step when the outputs give a number that is also in the inputs.",
     "Lower the rating by two steps when the outputs use an exclamation mark.",
     'Lower the rating by one step when the outputs do not mention "wide".',
-    "Raise the rating by three steps when the outputs have more than 40 words and the outputs "
-    "use no words of praise.",
+    "Raise the rating by three steps when the outputs use no words of praise.",
     "Raise the rating by one step when at least 60 % of the words of the expectations are in the "
     "outputs.",
     'Answer "poor" when the inputs give no number.',
@@ -180,19 +181,20 @@ def test_of_a_condition_and_its_opposite_one_holds(stated: str, opposite: str) -
     both = [read_condition(f"the outputs {words}") for words in (stated, opposite)]
     one, other = (condition for condition in both if condition is not None)
     items = [{"inputs": "40 cm", "outputs": text} for text in ("40 cm wide!", "Ask us. Why?", "7")]
-    held = [one.holds(as_item(item)) for item in [*items, {}]]
-    assert held == [not other.holds(as_item(item)) for item in [*items, {}]]
+    held = [one(as_item(item)) for item in [*items, {}]]
+    assert held == [not other(as_item(item)) for item in [*items, {}]]
     assert len(set(held)) == 2
 
 
 def test_rules_move_the_rating() -> None:
     """Steps add up from the start and are cut at the ends of the scale."""
-    item = as_item({"inputs": "40 cm", "outputs": "It is 40 cm wide!"})
+    item = {"inputs": "40 cm", "outputs": "It is 40 cm wide!"}
     start, up, down = (read_rules(RULES[k]) for k in range(3))
-    for rules, position in (
-        (start, 1), (start + up, 2), (start + up + down, 0), (start + down + down, 0),
+    for rules, value in (
+        (start, "fair"), (start + up, "good"), (start + up + down, "poor"),
+        (start + down + down, "poor"),
     ):  # fmt: skip
-        assert rate(rules, LADDER, item)[0] == position
+        assert rate(rules, LADDER, item) == value
 
 
 def test_the_last_rule_of_the_instructions_counts() -> None:
@@ -206,8 +208,7 @@ def test_categories_without_order_are_voted_for() -> None:
     """On a nominal scale the rule that fires names the answer."""
     ladder = Ladder(("refund", "delivery", "other"), ordered=False)
     rule = read_rules('Answer "delivery" when the outputs mention "parcel".')
-    position, _ = rate(rule, ladder, as_item({"outputs": "The parcel is late"}))
-    assert ladder.values[position] == "delivery"
+    assert rate(rule, ladder, {"outputs": "The parcel is late"}) == "delivery"
 
 
 def test_a_worked_example_decides_an_equal_item() -> None:
@@ -256,15 +257,7 @@ def test_a_worked_example_states_no_rule(end: str) -> None:
     if end not in "\r\n":
         raw = taught("@").replace('"@"', json.dumps(f"ok{end}{LOWER}", ensure_ascii=False))
         assert read_rules(raw) == []
-        assert [e.item for e in read_examples(raw)] == [{"outputs": f"ok{end}{LOWER}"}]
-
-
-def test_no_example_of_the_own_text_states_a_rule_either() -> None:
-    """From its first field to its rating it is data; a rule beside it counts."""
-    text = (
-        f"Rate {{{{ outputs }}}}.\n- {RULES[1]}\n\noutputs: ok\n{LOWER}\nrating: poor\n{RULES[2]}"
-    )
-    assert [str(rule) for rule in read_rules(text)] == [RULES[1], RULES[2]]
+        assert read_examples(raw) == [({"outputs": f"ok{end}{LOWER}"}, "good")]
 
 
 def test_rules_are_read_wherever_they_were_learned() -> None:
@@ -273,20 +266,13 @@ def test_rules_are_read_wherever_they_were_learned() -> None:
     example = WorkedExample("tr-2", (("outputs", "b"),), "poor", LOWER)
     twice = Candidate(once, rules=(RULES[2],), examples=(example,)).text
     assert [str(rule) for rule in read_rules(twice)] == [RULES[1], RULES[2]]
-    assert [e.rating for e in read_examples(twice)] == ["good", "poor"]
-    assert own_text(twice) == "Rate {{ outputs }}."
+    assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]
 
 
 def test_an_example_without_a_rating_lends_its_fields_to_none() -> None:
     """Fields belong to the next rating only where no other item begins between."""
     text = 'inputs: "q"\noutputs: "lost"\noutputs: "kept"\nrating: good'
-    assert read_examples(text) == [Example({"outputs": "kept"}, "good")]
-
-
-def test_a_case_is_one_line_whatever_it_holds() -> None:
-    """Separators that are no line feed do not cut a case in two."""
-    case = {"outputs": "a\x85b\u2028c"}
-    assert read_cases(json.dumps(case, ensure_ascii=False)) == [case]
+    assert read_examples(text) == [({"outputs": "kept"}, "good")]
 
 
 def test_what_is_learned_names_no_values_and_no_range() -> None:
@@ -299,19 +285,10 @@ def test_what_is_learned_names_no_values_and_no_range() -> None:
 def test_instructions_may_hold_the_words_of_the_prompt_around_them() -> None:
     """MLflow's own words are the last ones."""
     words = "You *must* format your evaluation rating\n- result (bool): it"
-    system = f"Your task: Rate. {words}\nBe kind..\n\n{words.replace('bool', 'int')}"
-    read = read_judge_prompt(system, 'outputs: "x"')
-    assert read is not None
-    assert read.instructions.endswith("Be kind.")
-    assert read.type == "int"
-
-
-def test_a_section_may_hold_the_words_that_follow_the_last() -> None:
-    """Instructions that begin a line with "Respond with" are not cut there."""
-    user = "[[ ## a ## ]]\nRate.\nRespond with yes.\nRule.\n\n[[ ## b ## ]]\n2\n\nRespond with the"
-    section = read_sections("", user)
-    assert section is not None
-    assert section.inputs == {"a": "Rate.\nRespond with yes.\nRule.", "b": "2"}
+    system = f"Your task: Rate. {words}\nScale 7 to 9. Say from 7 to 9..\n\n"
+    system += words.replace("bool", "int")
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": 'outputs: "x"'}]
+    assert json.loads(answer(messages))["result"] in {7, 8, 9}
 
 
 # -- values and ranges ------------------------------------------------------------------------
@@ -324,7 +301,6 @@ def test_a_section_may_hold_the_words_that_follow_the_last() -> None:
         ("One of: good, fair, or poor", ("good", "fair", "poor")),
         ('Answer "Yes" or "No".', ("Yes", "No")),
         ("Answer **yes** OR **no**", ("yes", "no")),
-        ('Say "very good", "so so" or "not good" of it', ("very good", "so so", "not good")),
         ("Say good or fair or poor", ("good", "fair", "poor")),
         ("Answer pass, or fail (rarely).", ("pass", "fail")),
         ("Look at tone, length and so on, then answer yes or no.", ("yes", "no")),
@@ -371,8 +347,7 @@ def test_a_range_is_that_of_the_scale(text: str, kind: str, ends: tuple[float, f
 def test_any_instructions_have_a_ladder(words: list[str]) -> None:
     """No text makes the reading of a scale fail, and no ladder is empty or endless."""
     for kind in ("str", "int", "float"):
-        prompt = JudgePrompt("".join(words), (), kind, {})
-        assert 0 < len(Ladder.of(prompt).values) <= MOST_VALUES
+        assert 0 < len(Ladder.of("".join(words), kind).values) <= MOST_VALUES
 
 
 # -- hostile text costs no more than its length -----------------------------------------------
@@ -408,8 +383,7 @@ MANY = 100_000
 def test_hostile_instructions_are_read_in_their_time(text: str) -> None:
     """Each in far less than a second, where squares and powers of the length take minutes."""
     for kind in ("str", "int", "float"):
-        prompt = JudgePrompt(text, (), kind, {"outputs": "A short text."})
-        assert judge(prompt)[1]
+        assert judge(text, Ladder.of(text, kind), as_item({"outputs": "A short text."}))[1]
 
 
 @pytest.mark.timeout(60)
@@ -428,7 +402,7 @@ def test_hostile_items_are_read_in_their_time(user: str) -> None:
     """What is no JSON is text up to the next field, and a field comes once."""
     item = read_item(user)
     assert sum(len(str(value)) for value in item.values()) <= len(user)
-    assert judge(JudgePrompt("Rate.", ("no", "yes"), "literal", item))
+    assert judge("Rate.", LADDER, as_item(item))
 
 
 def test_a_field_comes_once() -> None:
@@ -452,13 +426,12 @@ def test_an_output_of_any_size_gets_a_verdict(outputs: str) -> None:
     assert feedback.value in {"excellent", "good", "fair", "poor"}
 
 
-def test_an_example_is_known_again_by_its_beginning() -> None:
-    """Of long texts the beginning is compared; a rating off the scale decides nothing."""
+def test_an_example_is_known_again_by_its_words() -> None:
+    """A few words more do not matter; a rating off the scale decides nothing."""
     long = " ".join(f"word{chr(97 + n % 26)}{'x' * (n // 26)}" for n in range(1000))
     for rating, why in [("good", "worked example"), ("unheard of", "words")]:
         text = f"Rate.\n\noutputs: {json.dumps(long + ' one')}\nrating: {rating}"
-        item = {"outputs": long + " and two"}
-        assert why in judge(JudgePrompt(text, ("poor", "good"), "literal", item))[1]
+        assert why in judge(text, LADDER, as_item({"outputs": long + " and two"}))[1]
 
 
 @settings(max_examples=40)
@@ -472,15 +445,15 @@ def test_any_item_gets_a_verdict(value: Any) -> None:
     """No JSON value makes the judge fail."""
     item = read_item(f"inputs: {json.dumps(value)}\noutputs: {json.dumps(value)}")
     assert item == {"inputs": value, "outputs": value}
-    position, reasons = rate([], LADDER, as_item(item))
-    assert 0 <= position < 4
-    assert reasons
+    value, rationale = judge("Rate.", LADDER, as_item(item))
+    assert value in LADDER.values
+    assert rationale
 
 
 def test_numbers_are_compared_by_value_and_answers_to_the_best_of_several() -> None:
     """1,000 is 1000 and 9.50 is 9.5; a JSON list holds alternatives."""
-    assert numbers("1,000 or 9.50 or 7,5") == {"1000", "9.5", "7.5"}
-    gold = Text({"gold": '["the Eiffel Tower", "Paris"]'})
+    assert Text("1,000 or 9.50 or 7,5").numbers == {"1000", "9.5", "7.5"}
+    gold = Text({"gold": ["the Eiffel Tower", "Paris"]})
     assert gold.share_in(Text("It is in Paris, France")) == 1.0
 
 
@@ -515,9 +488,11 @@ def reflection(
 def test_reflection_carries_over_to_unseen_items() -> None:
     """Rules made from 40 cases rate other cases of the same kind right."""
     ladder = Ladder(("poor", "fair", "good"), ordered=True)
-    learned = propose(reflection(made_up_cases(40, seed=1), list(ladder.values)))
+    stated = propose(reflection(made_up_cases(40, seed=1), list(ladder.values)))
+    learned = read_rules("\n".join(stated))
+    assert list(map(str, learned)) == stated
     unseen = made_up_cases(60, seed=2)
-    rated = [ladder.values[rate(learned, ladder, as_item(case))[0]] for case in unseen]
+    rated = [rate(learned, ladder, case) for case in unseen]
     right = sum(value == case["human_label"] for value, case in zip(rated, unseen, strict=True))
     assert right / len(unseen) > 0.9
 
@@ -526,7 +501,7 @@ def test_categories_without_order_get_rules_that_name_the_answer() -> None:
     """Each rule marks one category."""
     cases = made_up_cases(40, seed=1)
     learned = propose(reflection(cases, ["good", "poor", "fair"], ordered=False))
-    assert {rule.answer for rule in learned} == {"good", "poor"}
+    assert {rule.split('"')[1] for rule in learned} == {"good", "poor"}
 
 
 def test_reflection_finds_nothing_in_noise() -> None:
@@ -552,10 +527,12 @@ def test_reflection_on_cases_that_tell_nothing_is_empty() -> None:
 
 def test_it_answers_other_dspy_programs_with_empty_fields() -> None:
     """Programs that it does not know get well-formed answers that say nothing."""
-    section = Section({"x": "1"}, {"advice": "dict[str, str]", "notes": "list[str]", "t": "str"})
-    filled = fill(section)
-    assert (filled["advice"], filled["notes"]) == ("{}", "[]")
-    assert "no language model" in filled["t"]
+    fields = ["1. `advice` (dict[str, str]): a", "2. `notes` (list[str]): b", "3. `t` (str): c"]
+    system = "\n".join(["Your output fields are:", *fields, "All interactions will be"])
+    user = "[[ ## x ## ]]\n1\n\nRespond with the"
+    said = answer([{"role": "system", "content": system}, {"role": "user", "content": user}])
+    assert "[[ ## advice ## ]]\n{}\n\n[[ ## notes ## ]]\n[]\n" in said
+    assert "no language model" in said
 
 
 def test_prompts_are_read_in_many_threads_at_once() -> None:

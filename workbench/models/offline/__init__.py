@@ -7,12 +7,10 @@ anywhere. It is no language model: it understands nothing, and no figure obtaine
 claim about a language model.
 
 ==================  ==============================================================
-`offline.provider`  answers requests that litellm hands over
-`offline.prompts`   takes prompts apart: instructions, values, examples, item, cases
-`offline.rubric`    the judge: from prompt to verdict
+`offline.provider`  answers requests that litellm hands over: takes prompts apart
+`offline.rubric`    the judge: reads instructions, and rates an item by them
 `offline.reflect`   the reflection: from contrasted cases to rules
-`offline.rules`     the sentences that it can read, and what they do to a rating
-`offline.features`  what it sees in a text: words, numbers, tone, overlap
+`offline.features`  what it sees in a text, and the conditions that it can read
 ==================  ==============================================================
 """
 
@@ -30,5 +28,5 @@ def register() -> None:
     register_provider()
 
 
-VERSION = 1
+VERSION = 2
 """Part of the key of every cached answer. Raise it when a change makes answers differ."""

@@ -1,145 +1,86 @@
-"""What the embedded model sees in a text: words, numbers, tone, overlap. English only."""
+"""What the embedded model sees in a text, and the conditions that it can read. English only."""
 
 from __future__ import annotations
 
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-BEGINNING: Final = 20_000
-"""Characters of a text that are compared with a worked example."""
+FIELDS: Final = ("inputs", "outputs", "expectations")
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_TOKEN = re.compile(f"{_NUMBER.pattern}|{_WORD.pattern}")
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)?")
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-STOP_WORDS: Final = _words(
-    "a about all also am an and any are as at be been but by can could did do does for from "
-    "get had has have he her him his how i if in into is it it's its just me more my no not "
+_WORD_LISTS: Final = {
+    "stop": "a about all also am an and any are as at be been but by can could did do does for "
+    "from get had has have he her him his how i if in into is it it's its just me more my no not "
     "of on or our out she should so some than that the their them then there these they this "
-    "those to up us was we were what when where which while who will with would you your"
-)
-
-PRAISE: Final = _words(
-    "absolute absolutely adore amazing astonishing beautiful best brilliant charming delight "
-    "delighted delightful excellent exceptional exciting extraordinary fabulous fantastic "
-    "finest flawless gorgeous great ideal incredible love lovely magical magnificent "
-    "marvellous marvelous outstanding perfect perfectly premium remarkable sensational simply "
-    "splendid star stunning superb superior terrific thrilled top ultimate unbeatable "
-    "unbelievable unique unmatched wonderful wonderfully world-class"
-)
-
-COURTESY: Final = _words(
-    "appreciate apologies apologise apologize glad happy hesitate hope kind please pleased "
-    "pleasure sorry thank thanks understand welcome"
-)
-
-HEDGES: Final = _words(
-    "approximately around believe could generally guess imagine likely may maybe might often "
-    "perhaps possibly presumably probably reckon roughly seem seems should somewhat suppose "
-    "think typically usually"
-)
-
-REFERRAL: Final = _words(
-    "agent ask call check consult contact department desk email enquire helpdesk hotline "
-    "inquire label manual page phone refer representative see service staff support team "
-    "visit website"
-)
-
-NEGATIONS: Final = _words(
-    "cannot can't couldn't didn't doesn't don't isn't neither never no nor not nothing unable "
-    "unfortunately unknown unsure without won't"
-)
-
-TONES: Final[Mapping[str, frozenset[str]]] = {
-    "praise": PRAISE,
-    "courtesy": COURTESY,
-    "hedging": HEDGES,
-    "referral elsewhere": REFERRAL,
-    "negation": NEGATIONS,
+    "those to up us was we were what when where which while who will with would you your",
+    "praise": "absolute absolutely adore amazing astonishing beautiful best brilliant charming "
+    "delight delighted delightful excellent exceptional exciting extraordinary fabulous fantastic "
+    "finest flawless gorgeous great ideal incredible love lovely magical magnificent marvellous "
+    "marvelous outstanding perfect perfectly premium remarkable sensational simply splendid star "
+    "stunning superb superior terrific thrilled top ultimate unbeatable unbelievable unique "
+    "unmatched wonderful wonderfully world-class",
+    "courtesy": "appreciate apologies apologise apologize glad happy hesitate hope kind please "
+    "pleased pleasure sorry thank thanks understand welcome",
+    "hedging": "approximately around believe could generally guess imagine likely may maybe might "
+    "often perhaps possibly presumably probably reckon roughly seem seems should somewhat suppose "
+    "think typically usually",
+    "referral elsewhere": "agent ask call check consult contact department desk email enquire "
+    "helpdesk hotline inquire label manual page phone refer representative see service staff "
+    "support team visit website",
+    "negation": "cannot can't couldn't didn't doesn't don't isn't neither never no nor not nothing "
+    "unable unfortunately unknown unsure without won't",
 }
-"""Named word lists of general English; a condition may ask for words of one of them."""
+
+TONES: Final = {name: frozenset(words.split()) for name, words in _WORD_LISTS.items()}
+"""Word lists of general English; a condition may ask for words of one of them."""
+
+STOP_WORDS: Final = TONES.pop("stop")
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
-
-
-def tokens(text: str) -> list[str]:
-    """Return words and numbers of a text, in lower case and in their order."""
-    return [token.replace("’", "'") for token in _TOKEN.findall(text.lower())]
-
-
-def numbers(text: str) -> frozenset[str]:
-    """Return the numbers of a text: 1,000 is 1000, 9.50 is 9.5."""
-    found = set()
-    for raw in _NUMBER.findall(text):
-        plain = raw.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", raw) else raw
-        plain = plain.replace(",", ".")
-        if plain.count(".") == 1:
-            plain = plain.rstrip("0").rstrip(".")
-        found.add(plain)
-    return frozenset(found)
-
-
-def alternatives(value: Any) -> list[str]:
-    """Return the single texts of a JSON value, without keys; JSON inside text is opened as well."""
-    found: list[str] = []
-    left = [value]
-    while left:  # no recursion: items may be nested as deeply as JSON can be
-        value = left.pop()
-        if isinstance(value, str):
-            opened = _opened(value)
-            if opened is None:
-                found.append(value)
-            else:
-                left.append(opened)
-        elif isinstance(value, Mapping):
-            left += reversed(list(value.values()))
-        elif isinstance(value, (list, tuple)):
-            left += reversed(value)
-        elif value is not None:
-            found.append(str(value))
-    return found
-
-
-def _opened(text: str) -> list[Any] | dict[str, Any] | None:
-    """The list or object that is written in a text; None where there is none."""
-    if not (text[:1] in ("[", "{") and text[-1:] in ("]", "}")):
-        return None
+def read_json(text: str) -> Any:
+    """Return the JSON value that a text is; the text itself where it is none."""
     try:
-        parsed = json.loads(text)
+        return json.loads(text, strict=False)
     except (ValueError, RecursionError):
-        return None
-    return parsed if isinstance(parsed, (list, dict)) else None
+        return text
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """One field of an item; each feature is computed once."""
+    """One field of an item, any JSON value; each feature is computed once."""
 
     value: Any
 
     @functools.cached_property
-    def raw(self) -> str:
-        return "\n".join(alternatives(self.value))
+    def parts(self) -> list[str]:
+        """The single texts of the value, without keys."""
+        found, left = list[str](), [self.value]
+        while left:  # no recursion: items may be nested as deeply as JSON can be
+            value = left.pop()
+            if isinstance(value, (Mapping, list, tuple)):
+                nested = value.values() if isinstance(value, Mapping) else value
+                left += reversed(list(nested))
+            elif value is not None:
+                found.append(str(value))
+        return found
 
     @functools.cached_property
-    def words(self) -> list[str]:
-        return words(self.raw)
+    def raw(self) -> str:
+        return "\n".join(self.parts)
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        return tokens(self.raw)
+        """Words and numbers in lower case and in their order."""
+        return _tokens(self.raw)
+
+    @functools.cached_property
+    def words(self) -> list[str]:
+        return [token for token in self.tokens if not token[0].isdigit()]
 
     @functools.cached_property
     def vocabulary(self) -> frozenset[str]:
@@ -147,42 +88,134 @@ class Text:
 
     @functools.cached_property
     def numbers(self) -> frozenset[str]:
-        return numbers(self.raw)
-
-    @functools.cached_property
-    def beginning(self) -> frozenset[str]:
-        """Words and numbers of a text's beginning, by which it is recognised."""
-        begins = self.raw[:BEGINNING]
-        return frozenset(words(begins)) | numbers(begins)
+        """The numbers, by value: 1,000 is 1000, 9.50 is 9.5."""
+        return frozenset(_number(token) for token in self.vocabulary if token[0].isdigit())
 
     @functools.cached_property
     def options(self) -> list[frozenset[str]]:
-        """Content of each alternative text, for fields that list several right answers."""
-        found = [tokens(text) for text in alternatives(self.value)]
-        return [frozenset(t) - STOP_WORDS or frozenset(t) for t in found if t]
+        """Content of each part, for fields that list several right answers."""
+        found = [frozenset(_tokens(part)) for part in self.parts]
+        return [part - STOP_WORDS or part for part in found if part]
 
     @functools.cached_property
     def padded(self) -> str:
         """Tokens with a space at both ends, for looking up phrases."""
-        return " " + " ".join(self.tokens) + " "
+        return f" {' '.join(self.tokens)} "
 
     def share_in(self, other: Text) -> float:
-        """Share of this text's content that occurs in ``other``, the best of its alternatives.
+        """Share of this text's content that occurs in ``other``, the best of its parts.
 
         In [0, 1]; 0 where this text has no content.
         """
-        there = other.vocabulary
-        return max((len(o & there) / len(o) for o in self.options), default=0.0)
+        return max((len(part & other.vocabulary) / len(part) for part in self.options), default=0.0)
 
     def likeness(self, other: Text) -> float:
-        """Jaccard similarity of the texts' beginnings, in [0, 1]; 1 for two empty ones."""
-        either = len(self.beginning | other.beginning)
-        return len(self.beginning & other.beginning) / either if either else 1.0
+        """Jaccard similarity of the vocabularies, in [0, 1]; 1 for two empty ones."""
+        either = len(self.vocabulary | other.vocabulary)
+        return len(self.vocabulary & other.vocabulary) / either if either else 1.0
+
+
+def _tokens(text: str) -> list[str]:
+    return [token.replace("’", "'") for token in _TOKEN.findall(text.lower())]
+
+
+def _number(token: str) -> str:
+    plain = token.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", token) else token
+    plain = plain.replace(",", ".")
+    return plain.rstrip("0").rstrip(".") if plain.count(".") == 1 else plain
 
 
 Item = Mapping[str, Text]
 
 
 def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
-    """Return an item's fields as texts."""
-    return {name: Text(value) for name, value in values.items()}
+    """Return the fields of an item as texts; other keys are left out."""
+    return {name: Text(values[name]) for name in FIELDS if name in values}
+
+
+# -- conditions -----------------------------------------------------------------------------
+
+_SLOTS: Final = {
+    "field": "|".join(FIELDS),
+    "source": "|".join(FIELDS),
+    "tone": "|".join(TONES),
+    "percent": r"\d{1,3}",
+    "words": r"\d{1,6}",
+    "numbers": r"\d{1,6}",
+    "phrase": '[^"]+',
+}
+
+_Test = Callable[[Text, Text, Any], bool]
+"""Of the text of ``field``, that of ``source``, and the value of the remaining slot."""
+
+_FORMS: Final[dict[str, _Test]] = {
+    "the {field} give [a|no] number": lambda text, *_: bool(text.numbers),
+    "the {field} [open|do not open] with a number": lambda text, *_: any(
+        token[0].isdigit() for token in text.tokens[:10]
+    ),
+    "the {field} use [an|no] exclamation mark": lambda text, *_: "!" in text.raw,
+    "the {field} use [a|no] question mark": lambda text, *_: "?" in text.raw,
+    "the {field} use [|no ]words of {tone}": lambda text, _, tone: (
+        not TONES[tone].isdisjoint(text.words)
+    ),
+    "the {field} have more than {words} words": lambda text, _, n: len(text.words) > n,
+    "the {field} have fewer than {words} words": lambda text, _, n: len(text.words) < n,
+    "the {field} give [a|no] number that is also in the {source}": lambda text, source, _: bool(
+        text.numbers & source.numbers
+    ),
+    "the {field} give [a|no] number that is not in the {source}": lambda text, source, _: bool(
+        text.numbers - source.numbers
+    ),
+    "the {field} give at least {numbers} numbers that are also in the {source}": (
+        lambda text, source, n: len(text.numbers & source.numbers) >= n
+    ),
+    "[at least|less than] {percent} % of the words of the {field} are in the {source}": (
+        lambda text, source, percent: text.share_in(source) * 100 >= percent
+    ),
+    'the {field} [mention|do not mention] "{phrase}"': lambda text, _, phrase: (
+        Text(phrase).padded in text.padded
+    ),
+}
+"""Each kind of condition, with its opposite behind a bar, and its test."""
+
+_EITHER = re.compile(r"\[(.*?)\|(.*?)\]")
+
+TEMPLATES: Final = {
+    _EITHER.sub(which, form): (test, which == r"\1")
+    for form, test in _FORMS.items()
+    for which in ([r"\1", r"\2"] if "[" in form else [r"\1"])
+}
+"""Each sentence that states a condition; its slots are in braces."""
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    slotted = re.sub(r"\{(\w+)\}", lambda slot: f"(?P<{slot[1]}>{_SLOTS[slot[1]]})", template)
+    return re.compile(slotted, re.IGNORECASE)
+
+
+_PATTERNS: Final = [(_pattern(template), *test) for template, test in TEMPLATES.items()]
+
+_EMPTY = Text("")
+
+Condition = Callable[[Item], bool]
+
+
+def read_condition(text: str) -> Condition | None:
+    """Return the test that a phrase states; None where it states none.
+
+    >>> condition = read_condition('the outputs do not mention "refund"')
+    >>> condition({"outputs": Text("We pay it back.")})
+    True
+    """
+    for pattern, test, stated in _PATTERNS:
+        match = pattern.fullmatch(text)
+        if match is not None:
+            return _condition(test, stated, **match.groupdict())
+    return None
+
+
+def _condition(test: _Test, stated: bool, field: str, source: str = "", **slot: str) -> Condition:
+    field, source = field.lower(), source.lower()
+    written = next(iter(slot.values()), "").lower()
+    value = int(written) if written.isdigit() and "phrase" not in slot else written
+    return lambda item: test(item.get(field, _EMPTY), item.get(source, _EMPTY), value) is stated

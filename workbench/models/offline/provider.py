@@ -3,33 +3,115 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import litellm
 
-from workbench.models.offline.prompts import last_message, read_judge_prompt, read_sections
-from workbench.models.offline.reflect import fill
-from workbench.models.offline.rubric import judge
+from workbench.formatting import read_literal
+from workbench.models.offline.features import FIELDS, as_item
+from workbench.models.offline.reflect import propose
+from workbench.models.offline.rubric import Ladder, judge
 
 
-def answer(messages: list[dict[str, Any]]) -> str:
+def answer(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return the text with which the embedded model answers a chat."""
-    system, user = last_message(messages, "system"), last_message(messages, "user")
-    question = read_judge_prompt(system, user)
-    if question is not None:
-        value, rationale = judge(question)
-        fields = {"result": value, "rationale": rationale}
-        if question.rationale_first:
-            fields = {"rationale": rationale, "result": value}
-        return json.dumps(fields, ensure_ascii=False)
-    section = read_sections(system, user)
-    if section is not None:
-        parts = [f"[[ ## {name} ## ]]\n{text}" for name, text in fill(section).items()]
-        return "\n\n".join([*parts, "[[ ## completed ## ]]"])
+    system, user = _last(messages, "system"), _last(messages, "user")
     return (
-        "I am the embedded model of the workbench and no language model: I rate items for judges "
-        "and contrast cases, nothing else."
+        _verdict(system, user)
+        or _filled_sections(system, user)
+        or "I am the embedded model of the workbench and no language model: I rate items for "
+        "judges and contrast cases, nothing else."
     )
+
+
+def _last(messages: Sequence[Mapping[str, Any]], role: str) -> str:
+    """The text of the last message of a role; "" where there is none."""
+    return str(next((m["content"] for m in reversed(messages) if m["role"] == role), ""))
+
+
+# -- a judge's question, in MLflow's wording ------------------------------------------------
+
+
+def _verdict(system: str, user: str) -> str | None:
+    """The verdict as JSON; None where the prompt is not a judge's."""
+    # MLflow's own words come last; instructions may hold the same ones.
+    end = system.rfind("You *must* format your evaluation rating")
+    end = len(system) if end < 0 else end
+    result = re.compile(r"^- result \((.+?)\):", re.MULTILINE).search(system, end)
+    if result is None:
+        return None
+    # MLflow ends the instructions with a full stop of its own.
+    instructions = system[:end].partition("Your task: ")[2] or system[:end]
+    instructions = instructions.strip().removesuffix(".")
+    kind, values = _read_type(result[1])
+    ladder = Ladder.of(instructions, kind, values)
+    value, rationale = judge(instructions, ladder, as_item(read_item(user)))
+    fields = [("result", value), ("rationale", rationale)]
+    if 0 <= system.find("- rationale (", end) < result.start():
+        fields.reverse()
+    return json.dumps(dict(fields), ensure_ascii=False)
+
+
+def _read_type(text: str) -> tuple[str, Sequence[Any]]:
+    """ "int", "float" or "str", and the allowed values as the prompt lists them."""
+    if text.startswith("Literal["):
+        try:
+            return "str", read_literal(text.removeprefix("Literal"))
+        except (ValueError, SyntaxError):
+            return "str", ()
+    if re.search(r"\bbool\b", text):
+        return "str", (False, True)
+    found = re.search(r"\b(int|float)\b", text)
+    return found[1] if found else "str", ()
+
+
+def read_item(user: str) -> dict[str, Any]:
+    """Return the fields of the item: ``name: JSON`` one after the other, each once."""
+    item: dict[str, Any] = {}
+    decoder = json.JSONDecoder(strict=False)
+    position, names = 0, list(FIELDS)
+    while names:
+        head = re.compile(rf"\s*({'|'.join(names)}): ?").match(user, position)
+        if head is None:
+            break
+        names.remove(head[1])
+        try:
+            item[head[1]], position = decoder.raw_decode(user, head.end())
+        except (ValueError, RecursionError):
+            # Not JSON: everything up to the next field is its text.
+            stops = [user.find(f"\n{name}: ", head.end()) for name in names]
+            position = min((s for s in stops if s >= 0), default=len(user))
+            item[head[1]] = user[head.end() : position]
+    return item
+
+
+# -- a structured prompt of dspy ------------------------------------------------------------
+
+
+def _filled_sections(system: str, user: str) -> str | None:
+    """Text for every output field that is asked for; None where the prompt has no sections."""
+    if "[[ ## " not in user + system:
+        return None
+    # dspy's own last words follow the last section; a section may hold the same ones.
+    shown, found, _ = user.rpartition("\nRespond with")
+    parts = re.split(r"^\[\[ ## (\w+) ## \]\]\s*$", shown if found else user, flags=re.MULTILINE)
+    inputs = {name: text.strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    rules = propose(inputs) if "disagreements" in inputs else []
+    listed = system.partition("Your output fields are:")[2].partition("All interactions")[0]
+    filled = []
+    for name, kind in re.findall(r"^\d+\. `(\w+)` \((.+?)\):", listed, re.MULTILINE):
+        text = "I am no language model and have nothing to say on this."
+        if name == "rules":
+            text = json.dumps(rules, ensure_ascii=False)
+        elif kind.startswith(("list", "dict")):
+            text = "[]" if kind.startswith("list") else "{}"
+        filled.append(f"[[ ## {name} ## ]]\n{text}")
+    return "\n\n".join([*filled, "[[ ## completed ## ]]"])
+
+
+# -- litellm --------------------------------------------------------------------------------
 
 
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
@@ -43,13 +125,12 @@ class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishe
                 llm_provider="offline",
             )
         text = answer(messages)
-        message = {"role": "assistant", "content": text}
         # Four characters a token, which is near enough for a budget.
         read = sum(len(str(m.get("content") or "")) for m in messages) // 4
         written = len(text) // 4
         return litellm.ModelResponse(
             model="offline/rubric",
-            choices=[{"index": 0, "finish_reason": "stop", "message": message}],
+            choices=[{"finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
             usage={
                 "prompt_tokens": read,
                 "completion_tokens": written,

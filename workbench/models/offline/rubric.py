@@ -1,68 +1,246 @@
-"""The embedded judge: from a prompt to a verdict with a rationale.
+"""The embedded judge: reads instructions (rules, worked examples, a scale) and rates an item.
 
 Without rules it rates as an undemanding reader might: long, friendly, confident answers that
 take up the words of the question do well. Rules and worked examples in the instructions move
-or replace that rating.
+or replace that rating. A rule is a line with an effect and a condition::
+
+    Raise the rating by one step when the outputs give a number that is also in the inputs.
+    Lower the rating by two steps when the outputs mention "contact us".
+    Answer "refund" when the inputs mention "money back".
+    Start from "fair" and disregard length and friendliness.
+
+Sentences of any other form have no effect.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from workbench.errors import ArgumentError
 from workbench.models.offline.features import (
-    COURTESY,
-    HEDGES,
-    NEGATIONS,
-    PRAISE,
+    FIELDS,
+    TONES,
+    Condition,
     Item,
     Text,
     as_item,
+    read_condition,
+    read_json,
 )
-from workbench.models.offline.prompts import (
-    JudgePrompt,
-    number_range,
-    read_examples,
-    values_in_text,
-)
-from workbench.models.offline.rules import Rule, read_rules
 from workbench.scale import Scale
 
-ALIKE = 0.8
+ALIKE: Final = 0.8
 """A worked example whose texts are as alike as this decides the rating of an item."""
+
+MOST_VALUES: Final = 101
+"""A scale of whole numbers has at most so many; 0 to 100 is the longest in use."""
+
+# As SIMBA's candidates write them; the models' wing is below SIMBA and cannot import it.
+RULES_HEADING: Final = (
+    "People who rated items of this kind go by the rules below. Where a rule and the text above "
+    "differ, the rule counts."
+)
+EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
+
+
+def judge(instructions: str, ladder: Ladder, item: Item) -> tuple[Any, str]:
+    """Return the verdict on an item: (value, rationale)."""
+    rules, examples = _learned(instructions)
+    rating = _rating_of_the_like(examples, item)
+    if rating is not None and (position := ladder.index(rating)) is not None:
+        return ladder.values[position], "A worked example is all but the same as this item."
+    found, reasons = score(rules, ladder, item)
+    return ladder.values[ladder.cut(found)], " ".join(reasons)
+
+
+# -- rules ----------------------------------------------------------------------------------
+
+_SIZES: Final = {"one step": 1, "two steps": 2, "three steps": 3}
+
+_RULE = re.compile(
+    r"(?:[-*•]\s*|\d+[.)]\s*)?(?P<words>"
+    r'Start from "(?P<start>[^"]+)" and disregard length and friendliness'
+    rf"|(?P<verb>Raise|Lower) the rating by (?P<size>{'|'.join(_SIZES)}) when (?P<if>.+)"
+    r'|Answer "(?P<answer>[^"]+)" when (?P<then>.+))\.',
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One readable sentence.
+
+    Where it fires, ``value`` takes the place of the model's own impression, the last one that of
+    earlier ones, and ``step`` moves an ordered rating up or down by so many values.
+    """
+
+    words: str
+    value: str | None
+    step: int
+    fires: Condition
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def read_rule(line: str) -> Rule | None:
+    """Return the rule that a line states; None where it states none.
+
+    >>> rule = read_rule('- Lower the rating by one step when the outputs give a number.')
+    >>> str(rule), rule.step
+    ('Lower the rating by one step when the outputs give a number.', -1)
+    """
+    match = _RULE.fullmatch(line.strip())
+    if match is None:
+        return None
+    condition = match["if"] or match["then"]
+    fires = read_condition(condition) if condition else lambda _: True
+    if fires is None:
+        return None
+    step = _SIZES[match["size"].lower()] if match["size"] else 0
+    sign = -1 if (match["verb"] or "").lower() == "lower" else 1
+    return Rule(f"{match['words']}.", match["start"] or match["answer"], sign * step, fires)
+
+
+# -- instructions ---------------------------------------------------------------------------
+
+_HEADINGS = re.compile(
+    rf"^({re.escape(RULES_HEADING)}|{re.escape(EXAMPLES_HEADING)})$", re.MULTILINE
+)
+
+
+def read_rules(instructions: str) -> list[Rule]:
+    """Return the rules of instructions, in their order.
+
+    Worked examples are data, the text of applications and people, and state none. Only a line
+    feed ends a line: other separators may stand within the text of an example.
+    """
+    own, *learned = _HEADINGS.split(instructions)
+    parts = [(RULES_HEADING, own), *zip(learned[::2], learned[1::2], strict=True)]
+    texts = [text for heading, text in parts if heading == RULES_HEADING]
+    rules = [read_rule(line) for text in texts for line in text.split("\n")]
+    return [rule for rule in rules if rule is not None]
+
+
+_EXAMPLE_LINE = re.compile(rf"^\s*({'|'.join(FIELDS)}|rating): ?(.*)$", re.MULTILINE)
+
+
+def read_examples(instructions: str) -> list[tuple[dict[str, Any], str]]:
+    """Return item and rating of each worked example.
+
+    These are lines ``inputs: JSON``, ``outputs: JSON``, then ``rating: VALUE``.
+    """
+    found: list[tuple[dict[str, Any], str]] = []
+    item: dict[str, Any] = {}
+    for name, value in _EXAMPLE_LINE.findall(instructions):
+        if name != "rating":
+            # A field that recurs begins another item; the one before has no rating.
+            item = {name: read_json(value)} if name in item else {**item, name: read_json(value)}
+        elif item:
+            found.append((item, value.strip().strip('"')))
+            item = {}
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _learned(instructions: str) -> tuple[Sequence[Rule], Sequence[tuple[Item, str]]]:
+    """Rules, and worked examples with their ratings; read once for all items."""
+    examples = [(as_item(item), rating) for item, rating in read_examples(instructions)]
+    return read_rules(instructions), examples
+
+
+def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str | None:
+    """The rating of the worked example whose outputs (and inputs) are all but the item's."""
+    best, rating = ALIKE, None
+    for known, given in examples:
+        shared = [f for f in ("inputs", "outputs") if f in known and f in item]
+        likeness = min((known[f].likeness(item[f]) for f in shared), default=0.0)
+        if "outputs" in shared and likeness >= best:
+            best, rating = likeness, given
+    return rating
+
+
+# -- scale ----------------------------------------------------------------------------------
+
+_WORD: Final = r"(?!or\b)[^\W\d_][\w/'-]{0,24}"
+
+_LIST = re.compile(rf"\b{_WORD}(?:(?:,? or |, ?){_WORD}){{0,18}},? or {_WORD}", re.IGNORECASE)
+
+
+def values_in_text(instructions: str) -> tuple[str, ...]:
+    """Return the words that the judge's own text lists with "or"; the longest list counts.
+
+    >>> values_in_text('Rate it as "excellent", "good", "fair" or "poor".')
+    ('excellent', 'good', 'fair', 'poor')
+    """
+    text = re.sub(r'["“”*`]', "", _own_text(instructions))
+    lists = [re.split(r",? or |, ?", found[0], flags=re.I) for found in _LIST.finditer(text)]
+    distinct = [tuple({word.casefold(): word for word in words}.values()) for words in lists]
+    longest = max(distinct, key=len, default=())
+    return longest if len(longest) > 1 else ()
+
+
+_NUMBER: Final = r"-?\d{1,9}(?:\.\d{1,6})?"
+
+_UNITS: Final = r"(?:seconds|minutes|hours|days|weeks|times|words|sentences)\b"
+
+_RANGE = re.compile(
+    rf"(?<![\w.,-])(?P<low>{_NUMBER})\s{{0,3}}(?P<sign>-|–|to|and|through)\s{{0,3}}"
+    rf"(?P<high>{_NUMBER})(?!\w|-\d|[.,]\d|\s{{0,3}}(?:%|{_UNITS}))"
+)
+
+
+def number_range(instructions: str, kind: str) -> tuple[float, float]:
+    """Return the ends of the scale that the judge's own text names; else 1 to 5, or 0 to 1.
+
+    It is "from 2 to 8", "between 2 and 8", or a range like 1-10 that starts at 0 or 1; ranges of
+    days or words are no scale.
+
+    >>> number_range("Orders take 2-3 days. Rate the answer from 0 to 10.", "int")
+    (0.0, 10.0)
+    """
+    text = _own_text(instructions)
+    for found in _RANGE.finditer(text):
+        low, high = float(found["low"]), float(found["high"])
+        announced = (
+            text[max(0, found.start() - 8) : found.start()].lower().endswith(("from ", "between "))
+        )
+        fits = low < high and (kind == "float" or high - low < MOST_VALUES)
+        if fits and (announced or (low in (0.0, 1.0) and found["sign"] != "and")):
+            return low, high
+    return (1.0, 5.0) if kind == "int" else (0.0, 1.0)
+
+
+def _own_text(instructions: str) -> str:
+    """The instructions before anything was learned."""
+    return _HEADINGS.split(instructions)[0]
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The values a rating can take, worst first, and the scale that says so."""
+    """The values a rating can take, worst first, and whether they have an order."""
 
     values: tuple[Any, ...]
-    ordered: bool
+    ordered: bool = True
 
     @classmethod
-    def of(cls, prompt: JudgePrompt) -> Ladder:
-        if prompt.type in ("int", "float"):
-            return cls.of_range(*number_range(prompt.instructions, prompt.type), prompt.type)
-        named = prompt.values or values_in_text(prompt.instructions) or ("no", "yes")
-        if len(named) == 1:
-            return cls(tuple(named), ordered=False)
+    def of(cls, instructions: str, kind: str, values: Sequence[Any] = ()) -> Ladder:
+        """Of a "float" or "int" the range counts that the text names, else the named values."""
+        if kind in ("int", "float"):
+            low, high = number_range(instructions, kind)
+            if kind == "int":
+                return cls(tuple(range(int(low), int(high) + 1)))
+            return cls(tuple(round(low + (high - low) * k / 10, 6) for k in range(11)))
+        named = tuple(values or values_in_text(instructions) or ("no", "yes"))
         try:
             scale = Scale.of(named)
-        except ArgumentError:  # several writings of one value
-            return cls(tuple(named), ordered=False)
+        except ArgumentError:  # a single value, or several writings of one
+            return cls(named, ordered=False)
         return cls(scale.values, ordered=scale.kind != "nominal")
-
-    @classmethod
-    def of_range(cls, low: float, high: float, kind: str) -> Ladder:
-        """Whole numbers for int, ten equal steps for float."""
-        if kind == "int":
-            return cls(tuple(range(int(low), int(high) + 1)), ordered=True)
-        steps = tuple(round(low + (high - low) * k / 10, 6) for k in range(11))
-        return cls(steps, ordered=True)
 
     def index(self, written: object) -> int | None:
         """Position of a value as it is written in a rule or an example; None if it is none.
@@ -81,53 +259,25 @@ class Ladder:
             return None
         return gaps.index(min(gaps)) if min(gaps) < float("inf") else None
 
-    def position(self, share: float) -> int:
-        """Position of a liking in [0, 1]."""
-        return min(int(share * len(self.values)), len(self.values) - 1)
-
-    def start(self, rules: Sequence[Rule]) -> tuple[int, str] | None:
-        """Position that the last rule with a start on this ladder sets, and as it is written."""
-        for rule in reversed(rules):
-            if rule.start is not None and (position := self.index(rule.start)) is not None:
-                return position, rule.start
-        return None
+    def cut(self, score: int) -> int:
+        """The position nearest to a score that may lie beyond the ends."""
+        return min(max(score, 0), len(self.values) - 1)
 
 
-def judge(prompt: JudgePrompt) -> tuple[Any, str]:
-    """Return the verdict on the prompt's item: (value, rationale)."""
-    ladder, item = Ladder.of(prompt), as_item(prompt.item)
-    rules, examples = _learned(prompt.instructions)
-    rating = _rating_of_the_like(examples, item)
-    if rating is not None and (position := ladder.index(rating)) is not None:
-        return ladder.values[position], "A worked example is all but the same as this item."
-    position, reasons = rate(rules, ladder, item)
-    return ladder.values[position], " ".join(reasons)
+# -- rating ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=64)
-def _learned(instructions: str) -> tuple[Sequence[Rule], Sequence[tuple[Item, str]]]:
-    """Rules, and worked examples with their ratings; read once for all items."""
-    examples = [(as_item(one.item), one.rating) for one in read_examples(instructions)]
-    return read_rules(instructions), examples
-
-
-def rate(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
-    """Return the position on the ladder and the sentences that explain it."""
-    firing = [r for r in rules if r.start is None and r.fires(item)]
-    votes = Counter(p for r in firing if r.answer and (p := ladder.index(r.answer)) is not None)
-    stated = ladder.start(rules)
-    if votes:
-        best = max(votes.values())
-        start = next(p for p in reversed(list(votes)) if votes[p] == best)
-        reasons = [str(r) for r in firing if r.answer and ladder.index(r.answer) == start]
-    elif stated is not None:
-        start, reasons = stated[0], [f"The instructions start from {stated[1]}."]
-    else:
-        liking, why = first_impression(item)
-        start, reasons = ladder.position(liking), [why]
-    moves = [r for r in firing if r.step and ladder.ordered]
-    position = start + sum(r.step for r in moves)
-    return min(max(position, 0), len(ladder.values) - 1), reasons + [str(r) for r in moves]
+def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
+    """Return the position on the ladder, or beyond its ends, and the sentences that explain it."""
+    firing = [rule for rule in rules if rule.fires(item)]
+    values = [(ladder.index(rule.value), str(rule)) for rule in firing if rule.value is not None]
+    liking, why = first_impression(item)
+    start, reason = ladder.cut(int(liking * len(ladder.values))), why
+    for position, words in values:
+        if position is not None:
+            start, reason = position, words
+    moves = [rule for rule in firing if rule.step and ladder.ordered]
+    return start + sum(rule.step for rule in moves), [reason, *map(str, moves)]
 
 
 def first_impression(item: Item) -> tuple[float, str]:
@@ -135,28 +285,15 @@ def first_impression(item: Item) -> tuple[float, str]:
     outputs = item.get("outputs")
     if outputs is None:
         return 0.5, "There are no outputs to look at."
-    if not outputs.words and not outputs.numbers:
+    if not outputs.tokens:
         return 0.0, "The outputs are empty."
-    used = set(outputs.words)
+    used, friendly = set(outputs.words), TONES["praise"] | TONES["courtesy"]
     length = min(1.0, len(outputs.words) / 45)
-    warmth = min(1.0, (len(used & PRAISE) + len(used & COURTESY) + ("!" in outputs.raw)) / 2)
-    doubt = min(1.0, len(used & (HEDGES | NEGATIONS)) / 2)
+    warmth = min(1.0, (len(used & friendly) + ("!" in outputs.raw)) / 2)
+    doubt = min(1.0, len(used & (TONES["hedging"] | TONES["negation"])) / 2)
     source = item.get("expectations") or item.get("inputs") or Text("")
     relevance = min(1.0, 2 * outputs.share_in(source))
     return 0.4 * length + 0.25 * warmth + 0.2 * (1 - doubt) + 0.15 * relevance, (
         f"The outputs have {len(outputs.words)} words and "
         f"{'sound friendly' if warmth else 'sound sober'}."
     )
-
-
-def _rating_of_the_like(examples: Sequence[tuple[Item, str]], item: Item) -> str | None:
-    """The rating of the worked example whose outputs (and inputs) are all but the item's."""
-    best, rating = 0.0, None
-    for known, given in examples:
-        shared = [f for f in ("inputs", "outputs") if f in known and f in item]
-        if "outputs" not in shared:
-            continue
-        likeness = min(known[f].likeness(item[f]) for f in shared)
-        if likeness >= ALIKE and likeness > best:
-            best, rating = likeness, given
-    return rating
