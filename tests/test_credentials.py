@@ -23,7 +23,6 @@ from workbench.credentials import (
     restore,
     scrubbed,
     secret_params,
-    shown_address,
     withhold,
     without_credentials,
     without_secret_params,
@@ -209,7 +208,7 @@ def test_a_url_is_shown_without_credentials(url: str, bare: str) -> None:
     ],
 )
 def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
-    assert shown_address(uri) == shown
+    assert without_credentials(uri) == shown
     message = f"could not connect to {uri} (password pw-4711)"
     assert "4711" not in scrubbed(message, "postgresql://me:pw-4711@db/mlflow")
     assert scrubbed(f"at {uri} now", uri) == f"at {shown} now"

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from workbench.credentials import shown_address
+from workbench.credentials import without_credentials
 from workbench.errors import NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
@@ -91,7 +91,7 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
         lines += [str(summary["table"]).rstrip("\n"), ""]
     judge = summary.get("judge") or {}
     # Whatever notebook wrote it, it is shown without credentials.
-    store = shown_address(str(summary.get("tracking_uri") or ""))
+    store = without_credentials(str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("status"),
         "judge": f"{judge['name']} version {judge['version']}"

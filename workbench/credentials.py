@@ -26,77 +26,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from workbench.errors import CredentialError
 
 SHORTEST: Final = 12
 """Characters of a credential that is searched for in texts. Shorter ones are often words."""
 
-
-def redact(text: str, credentials: Iterable[str]) -> str:
-    """Replace the given credentials in a text by ``***``.
-
-    Found are credentials of at least 12 characters, as they are, URL-encoded, or in base64 as in
-    Basic authentication.
-
-    >>> redact("bad key sk-0123456789abc, promises anything", ["sk-0123456789abc", "anything"])
-    'bad key ***, promises anything'
-    """
-    forms: set[str] = set()
-    for one in credentials:
-        if len(one) < SHORTEST:
-            continue
-        encoded = base64.b64encode(one.encode("utf-8", "surrogatepass")).decode()
-        forms |= {one, quote(one, safe="", errors="replace"), unquote(one)}
-        # What follows a credential changes how its last characters are encoded.
-        forms |= {encoded, encoded.rstrip("="), encoded[: len(one) // 3 * 4]}
-    for form in sorted((f for f in forms if len(f) >= SHORTEST), key=len, reverse=True):
-        text = text.replace(form, "***")
-    return text
-
-
-def credentials_of(
-    model: str | None = None,
-    base_url: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    params: Any = None,
-) -> tuple[str, ...]:
-    """Return the credentials that a request to a model carries.
-
-    These are header values, user, password and query values of the base URL, parameters named as
-    secrets, and the keys that the provider's client reads from the environment.
-    """
-    found: list[str] = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
-    found += [str(value) for _, value in secret_params(params)]
-    if base_url:
-        parts = urlsplit(base_url)
-        user = parts.netloc.rpartition("@")[0]
-        queried = [each.partition("=")[2] or each for each in parts.query.split("&")]
-        found += [user, parts.username or "", parts.password or "", parts.fragment, *queried]
-    provider = (model or "").partition(":/")[0].upper().replace("-", "_")
-    if provider:
-        secret = re.compile(
-            rf"{_ENVIRONMENT.get(provider, provider)}_\w*(KEY|TOKEN|SECRET|PASSWORD)"
-        )
-        found += [value for name, value in os.environ.items() if secret.match(name)]
-    return tuple(dict.fromkeys(filter(None, found)))
-
-
-_ENVIRONMENT: Final = {
-    "BEDROCK": "(AWS|BEDROCK)",
-    "AMAZON_BEDROCK": "(AWS|BEDROCK)",
-    "GEMINI": "(GEMINI|GOOGLE)",
-    "HUGGINGFACE": "(HF|HUGGINGFACE)",
-    "TOGETHERAI": "TOGETHER_?AI",
-    "VERTEX_AI": "(VERTEX|GOOGLE)",
-    "XAI": "(XAI|GROK)",
-}
-"""How variables of a provider begin where that is not its name."""
-
-
 URL_VARIABLE: Final = "WORKBENCH_BASE_URL_CREDENTIALS"
 
+Path = tuple[str | int, ...]
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|passw(or)?d|passphrase|authorization|credential|cookie"
@@ -104,18 +43,110 @@ _SECRET_NAME = re.compile(
     r"|^(key|token)$"
 )
 
-_HEADER_NAMES = re.compile(r"(^|_)headers?$")
+_SECRET_VARIABLE = re.compile(r"_(KEY|TOKEN|SECRET|PASSWORD)$")
+
+# Query parameters that choose a model and open nothing. All others are withheld.
+_HARMLESS_QUERY = frozenset({"api-version", "api_version", "deployment", "model", "version"})
 
 
-# Query parameters that choose an API and open nothing. A query of others is withheld as a whole.
-_HARMLESS_QUERY = frozenset({"api-version", "api_version"})
+# -- showing --------------------------------------------------------------------------------
 
 
-# In a query also shorter words stand for a secret: signatures, codes, one's own abbreviations.
-_SECRET_QUERY = re.compile(
-    r"(^|_)(key|token|sig|sign|signature|hmac|code|auth|pass|pwd|pw|jwt|sas|user|username|login"
-    r"|session|sid|otp|pin|id_token)($|_)"
-)
+def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -> str:
+    """Replace the given credentials in a text by ``***``.
+
+    Found are credentials of at least ``shortest`` characters, as they are, URL-encoded, or in
+    base64 as in Basic authentication.
+
+    >>> redact("bad key sk-0123456789abc, promises anything", ["sk-0123456789abc", "anything"])
+    'bad key ***, promises anything'
+    """
+    forms: set[str] = set()
+    for one in credentials:
+        if len(one) >= shortest:
+            encoded = base64.b64encode(one.encode("utf-8", "surrogatepass")).decode()
+            forms |= {one, quote(one, safe="", errors="replace"), unquote(one)}
+            # What follows a credential changes how its last characters are encoded.
+            forms |= {encoded, encoded.rstrip("="), encoded[: len(one) // 3 * 4]}
+    for form in sorted((f for f in forms if len(f) >= shortest), key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def credentials_of(
+    base_url: str | None = None, headers: Mapping[str, str] | None = None, params: Any = None
+) -> tuple[str, ...]:
+    """Return the credentials that a request to a model carries.
+
+    These are header values, user, password and query values of the base URL, parameters named as
+    secrets, and the keys in the environment, which a provider's client reads by itself.
+    """
+    keys = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
+    return tuple(dict.fromkeys([*_secrets(base_url, headers, params), *filter(None, keys)]))
+
+
+def _secrets(base_url: str | None, headers: Mapping[str, str] | None, params: Any) -> list[str]:
+    found = [part for v in (headers or {}).values() for part in (v, v.split(" ")[-1])]
+    found += [str(value) for _, value in secret_params(params)]
+    parts = urlsplit(base_url or "")
+    user = parts.netloc.rpartition("@")[0]
+    # A user is a secret where it stands alone, as a token does.
+    found += [user, user.partition(":")[2], parts.fragment]
+    found += [each.partition("=")[2] or each for each in _split_query(parts.query)[1]]
+    return [one for one in found if one]
+
+
+def _split_query(query: str) -> tuple[list[str], list[str]]:
+    """The parameters that are harmless, and the others."""
+    given = [each for each in query.split("&") if each]
+    public = [each for each in given if each.partition("=")[0] in _HARMLESS_QUERY]
+    return public, [each for each in given if each not in public]
+
+
+# User and password as databases take them: a password may hold any sign but ``@``.
+_USER = re.compile(r"[^:/@?]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
+
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+
+
+def without_credentials(address: str) -> str:
+    """Return the address of a server, file or database without user, password and query.
+
+    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
+    'https://gateway.example/v1'
+    >>> without_credentials("sqlite:////data/mlflow.db")
+    'sqlite:////data/mlflow.db'
+    """
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return address
+    user = _USER.match(rest)
+    rest = rest[user.end() if user else 0 :].partition("?")[0]
+    if scheme.lower() in ("http", "https"):
+        rest = rest.partition("#")[0]
+    authority, slash, path = rest.partition("/")
+    # What is left of a password that itself holds the at sign goes too.
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def scrubbed(text: str, uri: str) -> str:
+    """Return a message about the store at ``uri`` with no URL's credentials and no password."""
+    text = text.replace(uri, without_credentials(uri))
+    text = _URL.sub(lambda url: without_credentials(url[0]), text)
+    # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
+    return redact(text, _secrets(uri, None, None), shortest=6)
+
+
+def public_query(url: str) -> tuple[str, ...]:
+    """Return the query parameters that choose a model and are no credential, sorted.
+
+    >>> public_query("https://gateway.example/v1?deployment=a&key=abc&api-version=1")
+    ('api-version=1', 'deployment=a')
+    """
+    return tuple(sorted(_split_query(urlsplit(url).query)[0]))
+
+
+# -- taking out -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,10 +161,10 @@ class Withheld:
     headers: tuple[str, ...] = ()
     url_user: bool = False
     url_query: tuple[str, ...] = ()
-    params: tuple[tuple[str | int, ...], ...] = ()
+    params: tuple[Path, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.headers or self.url_user or self.url_query or self.params)
+        return bool(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes."""
@@ -149,126 +180,28 @@ class Withheld:
         )
 
 
-def header_variable(name: str) -> str:
-    """The environment variable of a header.
-
-    >>> header_variable("X-Api-Key")
-    'WORKBENCH_HEADER_X_API_KEY'
-    """
-    return f"WORKBENCH_HEADER_{_capitals(name)}"
-
-
-def param_variable(path: tuple[str | int, ...]) -> str:
-    """The environment variable of an inference parameter."""
-    return f"WORKBENCH_PARAM_{_capitals('_'.join(map(str, path)))}"
-
-
-def _capitals(name: str) -> str:
-    return re.sub(r"[^A-Z0-9]", "_", name.upper())
-
-
-# -- showing --------------------------------------------------------------------------------
-
-_USER = re.compile(r"[^:/@?]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
-"""User and password as databases take them: a password may hold any sign but ``@``."""
-
-
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
-
-
-def without_credentials(url: str) -> str:
-    """The URL without user, password, query and fragment, any of which may hold a secret.
-
-    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
-    'https://gateway.example/v1'
-    """
-    parts = urlsplit(url)
-    host = parts.netloc.rsplit("@", 1)[-1]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def public_query(url: str) -> tuple[str, ...]:
-    """The query parameters whose name is not that of a credential, sorted; never the others.
-
-    >>> public_query("https://gateway.example/v1?deployment=a&key=abc&api-version=1")
-    ('api-version=1', 'deployment=a')
-    """
-    kept = []
-    for each in urlsplit(url).query.split("&"):
-        name, mark, _ = each.partition("=")
-        word = _as_words(unquote(name))
-        # A parameter without a name may be a bare key.
-        if mark and not (_SECRET_NAME.search(word) or _SECRET_QUERY.search(word)):
-            kept.append(each)
-    return tuple(sorted(kept))
-
-
-def shown_address(uri: str) -> str:
-    """The address of a store (file, database or server) without user, password and query.
-
-    >>> shown_address("postgresql://me:secret@db.example/mlflow?password=secret")
-    'postgresql://db.example/mlflow'
-    >>> shown_address("sqlite:////data/mlflow.db")
-    'sqlite:////data/mlflow.db'
-    """
-    scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return uri
-    rest = _USER.sub("", rest, count=1) if _USER.match(rest) else rest
-    rest = rest.partition("?")[0]
-    # What is left of a password that itself holds the at sign.
-    authority, slash, path = rest.partition("/")
-    authority = authority.rpartition("@")[2]
-    if scheme.lower() in ("http", "https"):
-        authority, path = authority.partition("#")[0], path.partition("#")[0]
-    return f"{scheme}://{authority}{slash}{path}"
-
-
-def scrubbed(text: str, uri: str) -> str:
-    """A message about the store at ``uri``, with each URL in it as `shown_address` gives it."""
-    _, _, rest = uri.partition("://")
-    user = _USER.match(rest)
-    password = user[0][:-1].partition(":")[2] if user else ""
-    query = [each.partition("=")[2] for each in rest.partition("?")[2].split("&")]
-    text = _URL.sub(lambda url: shown_address(url[0]), text.replace(uri, shown_address(uri)))
-    # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
-    for secret in sorted({password, unquote(password), *query}, key=len, reverse=True):
-        if len(secret) >= 6:
-            text = text.replace(secret, "***")
-    return text
-
-
-# -- taking out -----------------------------------------------------------------------------
-
-
 def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list[str]]:
-    """A judge's options without secrets, the names of these, and their values.
+    """Return a judge's options without secrets, the names of these, and their values.
 
     The values are for checking that they appear nowhere; do not keep them.
     """
-    clean = dict(options)
-    headers, base_url = clean.get("extra_headers") or {}, clean.get("base_url")
-    params = clean.get("inference_params")
-    clean["extra_headers"] = None
-    clean["inference_params"] = without_secret_params(params)
-    url_user, url_query = False, tuple[str, ...]()
-    if base_url:
-        parts = urlsplit(base_url)
-        names = [each.partition("=")[0] for each in parts.query.split("&") if each]
-        url_user = "@" in parts.netloc
-        clean["base_url"] = without_credentials(base_url)
-        if _HARMLESS_QUERY.issuperset(names):
-            clean["base_url"] += f"?{parts.query}" * bool(names)
-            base_url = urlunsplit(parts._replace(query=""))
-        else:
-            url_query = tuple(names)
-    paths = tuple(path for path, _ in secret_params(params))
-    values = credentials_of(None, base_url, headers, params)
-    return clean, Withheld(tuple(headers), url_user, url_query, paths), list(values)
+    headers, params = options.get("extra_headers") or {}, options.get("inference_params")
+    url = options.get("base_url") or ""
+    public, others = _split_query(urlsplit(url).query)
+    withheld = Withheld(
+        tuple(headers),
+        url_user="@" in urlsplit(url).netloc,
+        url_query=tuple(each.partition("=")[0] for each in others),
+        params=tuple(path for path, _ in secret_params(params)),
+    )
+    clean = {**options, "extra_headers": None, "inference_params": without_secret_params(params)}
+    if url:
+        clean["base_url"] = without_credentials(url) + "?" * bool(public) + "&".join(public)
+    return clean, withheld, _secrets(url, headers, params)
 
 
 def without_secret_params(params: Any) -> Any:
-    """Inference parameters without those that are secret.
+    """Return inference parameters without those that are secret.
 
     >>> without_secret_params({"temperature": 0, "api_key": "abc", "max_tokens": 9})
     {'temperature': 0, 'max_tokens': 9}
@@ -276,35 +209,53 @@ def without_secret_params(params: Any) -> Any:
     clean = copy.deepcopy(params)
     # From the back, so that positions in lists stay what they are.
     for path, _ in reversed(list(secret_params(params))):
-        inner = clean
-        for key in path[:-1]:
-            inner = inner[key]
-        del inner[path[-1]]
+        del _within(clean, path)[path[-1]]
     return clean
 
 
 def secret_params(
-    params: Any, path: tuple[str | int, ...] = (), *, all_of: bool = False
-) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """(path, value) of each secret parameter; within a table of headers every value is one."""
-    if isinstance(params, Mapping):
-        for key, value in params.items():
-            name = _as_words(str(key))
-            if isinstance(value, (Mapping, list)):
-                within = all_of or _HEADER_NAMES.search(name) is not None
-                yield from secret_params(value, (*path, key), all_of=within)
-            elif value is not None and (all_of or _SECRET_NAME.search(name)):
-                yield (*path, key), value
-    elif isinstance(params, list):
-        for position, value in enumerate(params):
-            yield from secret_params(value, (*path, position), all_of=all_of)
+    params: Any, path: Path = (), *, all_of: bool = False
+) -> Iterator[tuple[Path, Any]]:
+    """Yield (path, value) of each secret parameter; within a table of headers each value is one."""
+    for key, value in params.items() if isinstance(params, Mapping) else enumerate(params or ()):
+        name = _as_words(str(key))
+        if isinstance(value, (Mapping, list)):
+            within = all_of or name.endswith(("header", "headers"))
+            yield from secret_params(value, (*path, key), all_of=within)
+        elif value is not None and (all_of or _SECRET_NAME.search(name)):
+            yield (*path, key), value
 
 
 def _as_words(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", name).lower()
 
 
+def _within(params: Any, path: Path) -> Any:
+    """The table or list that holds the last key of a path."""
+    for key in path[:-1]:
+        params = params[key]
+    return params
+
+
 # -- putting back ---------------------------------------------------------------------------
+
+
+def header_variable(name: str) -> str:
+    """Return the environment variable of a header.
+
+    >>> header_variable("X-Api-Key")
+    'WORKBENCH_HEADER_X_API_KEY'
+    """
+    return _variable("HEADER", name)
+
+
+def param_variable(path: Path) -> str:
+    """Return the environment variable of an inference parameter."""
+    return _variable("PARAM", *path)
+
+
+def _variable(*words: str | int) -> str:
+    return re.sub(r"[^A-Z0-9]", "_", "_".join(["WORKBENCH", *map(str, words)]).upper())
 
 
 def restore(
@@ -314,75 +265,50 @@ def restore(
     headers: Mapping[str, str] | None = None,
     who: str = "The judge",
 ) -> dict[str, Any]:
-    """The options with secrets from ``headers`` and the environment put back.
+    """Return the options with secrets from ``headers`` and the environment put back.
 
     Raises
     ------
     CredentialError
         When some are missing; names each variable to set.
     """
-    full, missing = dict(options), []
-    given = {name.casefold(): value for name, value in (headers or {}).items()}
-    values = dict(headers or {})
-    for name in withheld.headers:
-        value = given.get(name.casefold(), os.environ.get(header_variable(name)))
-        if value is None:
-            missing.append(f"{header_variable(name)} (the value of header {name!r})")
-        elif name.casefold() not in given:
-            values[name] = value
-    full["extra_headers"] = values or None
-
-    if withheld.url_user or withheld.url_query:
-        text = os.environ.get(URL_VARIABLE)
-        form = "user:password@" * withheld.url_user
-        form += "?" * bool(withheld.url_query) + "&".join(f"{n}=..." for n in withheld.url_query)
-        if text is None:
-            missing.append(f"{URL_VARIABLE} (written as {form})")
-        else:
-            full["base_url"] = _with_url_credentials(full["base_url"], text, withheld, form)
-
-    full["inference_params"] = copy.deepcopy(full.get("inference_params"))
-    for path in withheld.params:
-        secret = os.environ.get(param_variable(path))
-        if secret is None:
-            missing.append(f"{param_variable(path)} (inference parameter {_dotted(path)})")
-        else:
-            _put(full["inference_params"], path, secret)
+    given = {name.casefold() for name in headers or {}}
+    left = [name for name in withheld.headers if name.casefold() not in given]
+    form = "user:password@" * withheld.url_user
+    form += "?" * bool(withheld.url_query) + "&".join(f"{n}=..." for n in withheld.url_query)
+    needed = {header_variable(name): f"the value of header {name!r}" for name in left}
+    needed |= {URL_VARIABLE: f"written as {form}"} if form else {}
+    needed |= {
+        param_variable(path): f"inference parameter {'.'.join(map(str, path))}"
+        for path in withheld.params
+    }
+    missing = [f"{name} ({what})" for name, what in needed.items() if name not in os.environ]
     if missing:
         hint = " Headers may also be given as headers={...}." if withheld.headers else ""
         raise CredentialError(
             f"{who} needs credentials, which are never stored. Set in the environment: "
             f"{'; '.join(missing)}.{hint}"
         )
+    full = copy.deepcopy(dict(options))
+    values = {**(headers or {}), **{name: os.environ[header_variable(name)] for name in left}}
+    full["extra_headers"] = values or None
+    if form:
+        full["base_url"] = _with_credentials(full["base_url"], withheld, form)
+    for path in withheld.params:
+        inner, secret = _within(full["inference_params"], path), os.environ[param_variable(path)]
+        if isinstance(inner, list):
+            inner.insert(int(path[-1]), secret)
+        else:
+            inner[path[-1]] = secret
     return full
 
 
-def _with_url_credentials(url: str, text: str, withheld: Withheld, form: str) -> str:
-    user, at, rest = text.rpartition("@") if withheld.url_user else ("", "", text)
-    if withheld.url_user and not at:  # without the at sign it is the user alone
-        user, _, query = text.partition("?")
-    else:
-        query = rest.lstrip("?")
+def _with_credentials(url: str, withheld: Withheld, form: str) -> str:
+    text = os.environ[URL_VARIABLE]
+    user, _, query = text.partition("?") if withheld.url_user else ("", "", text.lstrip("?"))
     names = {each.partition("=")[0] for each in query.split("&")}
     if (withheld.url_user and not user) or not names.issuperset(withheld.url_query):
         raise CredentialError(f"{URL_VARIABLE} does not hold what is needed. Write it as {form}.")
-    parts = urlsplit(url)
-    return urlunsplit(
-        parts._replace(
-            netloc=f"{user}@{parts.netloc}" if user else parts.netloc,
-            query="&".join(each for each in (parts.query, query) if each),
-        )
-    )
-
-
-def _put(params: Any, path: tuple[str | int, ...], value: str) -> None:
-    for key in path[:-1]:
-        params = params[key]
-    if isinstance(params, list):
-        params.insert(int(path[-1]), value)
-    else:
-        params[path[-1]] = value
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    return ".".join(map(str, path))
+    if user:
+        url = url.replace("://", f"://{user.removesuffix('@')}@", 1)
+    return f"{url}{'&' if '?' in url else '?'}{query}" if query else url

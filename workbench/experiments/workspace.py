@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from workbench.credentials import shown_address
+from workbench.credentials import without_credentials
 from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
@@ -141,7 +141,7 @@ def use_workspace(
             )
         where = find_experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
-    return Workspace(place, shown_address(uri), experiment, where)
+    return Workspace(place, without_credentials(uri), experiment, where)
 
 
 @contextmanager

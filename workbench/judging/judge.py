@@ -185,7 +185,7 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
 
 def judge_credentials(judge: Judge) -> tuple[str, ...]:
     """The credentials that a judge's requests carry, to be redacted from messages."""
-    return credentials_of(getattr(judge, "model", None), *endpoint(judge))
+    return credentials_of(*endpoint(judge))
 
 
 def is_cacheable(judge: Judge) -> bool:

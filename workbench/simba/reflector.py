@@ -114,9 +114,7 @@ class Reflector:
             base_url, headers, params = None, {}, {}
         self.base_url = base_url
         self.options = reached_by(base_url, headers, params)
-        self.credentials = credentials_of(
-            self.model, base_url, headers, {"judge": params, "own": self.params}
-        )
+        self.credentials = credentials_of(base_url, headers, {"judge": params, "own": self.params})
         self.runner = Runner(cache=cache, budget=budget, concurrency=concurrency, stop=stop)
         self._lock = threading.Lock()
         self._connected: Any = None

@@ -26,7 +26,7 @@ from mlflow.genai.utils.trace_utils import (
 from mlflow.tracing.client import TracingClient
 
 from workbench import compat
-from workbench.credentials import scrubbed, shown_address
+from workbench.credentials import scrubbed, without_credentials
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
 from workbench.store.tables import digest, has_lone_surrogate, require_columns
 
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 def address() -> str:
     """Return where the store is, without user, password and query."""
-    return shown_address(mlflow.get_tracking_uri())
+    return without_credentials(mlflow.get_tracking_uri())
 
 
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")

@@ -62,7 +62,8 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
         return []
     stated = read_rules(instructions)
     lines = "\n".join(inputs.get(name, "") for name in ("disagreements", "agreements")).split("\n")
-    cases = _Cases.of([case for case in map(read_json, lines) if isinstance(case, dict)], ladder)
+    shown = [case for case in map(read_json, lines) if isinstance(case, dict)]
+    cases = _Cases.of(shown, stated, ladder)
     conditions = _Conditions.of(cases.items)
     if not conditions.words:
         return []
@@ -93,13 +94,16 @@ class _Cases:
     verdicts: np.ndarray
 
     @classmethod
-    def of(cls, shown: Sequence[dict[str, Any]], ladder: Ladder) -> _Cases:
-        found = [
-            (as_item(case), label, verdict)
-            for case in shown
-            if (label := ladder.index(case.get("human_label"))) is not None
-            and (verdict := ladder.index(case.get("judge_verdict"))) is not None
-        ]
+    def of(
+        cls, shown: Sequence[dict[str, Any]], stated: Sequence[Rule], ladder: Ladder
+    ) -> _Cases:
+        found = []
+        for case in shown:
+            item, label = as_item(case), ladder.index(case.get("human_label"))
+            own = ladder.values[ladder.cut(score(stated, ladder, item)[0])]
+            verdict = ladder.index(case.get("judge_verdict", own))
+            if label is not None and verdict is not None:
+                found.append((item, label, verdict))
         labels, verdicts = np.array([case[1:] for case in found], dtype=int).reshape(-1, 2).T
         return cls([item for item, _, _ in found], labels, verdicts)
 
