@@ -1,16 +1,17 @@
+"""All that is touched of MLflow and litellm though it is not public: one small function each, with
+the versions it was seen in and what happens without it."""
+
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import inspect
 import os
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -19,6 +20,9 @@ from workbench.errors import ArgumentError
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+
+# -- judges ---------------------------------------------------------------------------------
 
 
 def options(judge: Judge) -> dict[str, Any]:
@@ -36,23 +40,45 @@ def options(judge: Judge) -> dict[str, Any]:
             f"Judge {judge.name!r} is a {type(judge).__name__}, whose instructions cannot be "
             "replaced. Make one from instructions: workbench.make_judge(name, instructions, ...)."
         )
-    return {
-        "name": judge.name,
-        "instructions": judge._instructions,
-        "model": judge._model,
-        "description": judge.description,
-        "feedback_value_type": judge._feedback_value_type,
-        "generate_rationale_first": judge._generate_rationale_first,
-        "include_tool_calls_in_conversation": judge._include_tool_calls_in_conversation,
-        "inference_params": judge._inference_params,
-        "base_url": judge._base_url,
-        "extra_headers": judge._extra_headers,
-        "include_timing_in_conversation": judge._include_timing_in_conversation,
-        "model_api": judge._model_api,
-        "aggregations": judge.aggregations,
-        # Scorers of older versions have no timeout.
-        **({"timeout": judge.timeout} if hasattr(judge, "timeout") else {}),
-    }
+    public = ("name", "description", "aggregations", "timeout")
+    # Scorers of older versions have no timeout.
+    found = {option: getattr(judge, option) for option in public if hasattr(judge, option)}
+    return found | {option: getattr(judge, f"_{option}") for option in _PRIVATE_OPTIONS}
+
+
+_PRIVATE_OPTIONS: Final = (
+    "instructions",
+    "model",
+    "feedback_value_type",
+    "generate_rationale_first",
+    "include_tool_calls_in_conversation",
+    "include_timing_in_conversation",
+    "inference_params",
+    "base_url",
+    "extra_headers",
+    "model_api",
+)
+
+
+def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
+    """Base URL, extra headers and inference parameters of a judge, as far as it has them.
+
+    Seen in mlflow 3.17.2, which keeps them in private attributes. A judge without them, be it
+    built in or a user's own class, gives ``(None, {}, {})``.
+    """
+    return (
+        getattr(judge, "_base_url", None),
+        dict(getattr(judge, "_extra_headers", None) or {}),
+        dict(getattr(judge, "_inference_params", None) or {}),
+    )
+
+
+def value_type_schema(judge: Any, value_type: Any) -> Any:
+    """The value type of an instructions judge as MLflow stores it.
+
+    Seen in mlflow 3.17.2. Part of the fingerprint, so there is no substitute for it.
+    """
+    return judge._serialize_feedback_value_type(value_type)
 
 
 def base_judge(judge: Judge) -> Judge | None:
@@ -69,14 +95,13 @@ def copy_registration(registered: Any, judge: Judge) -> None:
 
     Seen in mlflow 3.17.2. Without it ``judge.start()`` says that the judge is not registered.
     """
-    for attribute in (
-        "_registered_backend",
-        "_experiment_id",
-        "_sampling_config",
-        "_scorer_version",
-    ):
-        if hasattr(registered, attribute):
-            setattr(judge, attribute, getattr(registered, attribute))
+    names = ("_registered_backend", "_experiment_id", "_sampling_config", "_scorer_version")
+    for name in names:
+        if hasattr(registered, name):
+            setattr(judge, name, getattr(registered, name))
+
+
+# -- MLflow's store -------------------------------------------------------------------------
 
 
 def tracking_store() -> Any:
@@ -88,9 +113,6 @@ def tracking_store() -> Any:
     from mlflow.tracking._tracking_service.utils import _get_store
 
     return _get_store()
-
-
-# -- MLflow's store -------------------------------------------------------------------------
 
 
 def active_experiment_id() -> str:
@@ -189,59 +211,6 @@ def _sharing(store: Any, make: Any) -> Any:
     return maker
 
 
-# -- judges ---------------------------------------------------------------------------------
-
-
-def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
-    """Base URL, extra headers and inference parameters of a judge, as far as it has them.
-
-    Seen in mlflow 3.17.2, which keeps them in private attributes. A judge without them, be it
-    built in or a user's own class, gives ``(None, {}, {})``.
-    """
-    return (
-        getattr(judge, "_base_url", None),
-        dict(getattr(judge, "_extra_headers", None) or {}),
-        dict(getattr(judge, "_inference_params", None) or {}),
-    )
-
-
-def value_type_schema(judge: Any, value_type: Any) -> Any:
-    """The value type of an instructions judge as MLflow stores it.
-
-    Seen in mlflow 3.17.2. Part of the fingerprint, so there is no substitute for it.
-    """
-    return judge._serialize_feedback_value_type(value_type)
-
-
-@functools.cache
-def _prepared_judge_class() -> Any:
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-    from pydantic import PrivateAttr
-
-    class PreparedJudge(InstructionsJudge):  # type: ignore[misc]  # it is Any to mypy
-        _schema: Any = PrivateAttr(default=None)
-
-        def _create_response_format_model(self) -> Any:
-            return self._schema or super()._create_response_format_model()
-
-    return PreparedJudge
-
-
-def prepared(judge: Any) -> Any:
-    """A copy of an instructions judge that builds its answer schema once and not in every call.
-
-    Seen in mlflow 3.17.2. Any other judge, and any judge of a version without that method, is
-    returned as it is: only time is lost.
-    """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    if type(judge) is not InstructionsJudge or not hasattr(judge, "_create_response_format_model"):
-        return judge
-    fast = _prepared_judge_class()(**options(judge))
-    fast._schema = fast._create_response_format_model()
-    return fast
-
-
 # -- requests of MLflow's judges ------------------------------------------------------------
 
 
@@ -267,14 +236,16 @@ class HTTPStatusError(Exception):
 
 _sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
 
-_ADAPTERS = "mlflow.genai.judges.adapters"
-
-_SEAMS = {
+_SEAMS: Final = {
     ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
     ("utils", "ChatCompletionError"): {"is_context_window_error"},
     ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
 }
 """What requests pass in mlflow 3.17.2, with the parameters that it takes there."""
+
+
+def _adapter(name: str) -> Any:
+    return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
 
 
 @functools.cache
@@ -286,10 +257,9 @@ def unknown_seams() -> tuple[str, ...]:
     """
     missing = []
     for (module, name), parameters in _SEAMS.items():
-        try:
-            found = getattr(importlib.import_module(f"{_ADAPTERS}.{module}"), name, None)
-        except ImportError:
-            found = None
+        found = None
+        with suppress(ImportError):
+            found = getattr(_adapter(module), name, None)
         if not callable(found) or not parameters <= set(inspect.signature(found).parameters):
             missing.append(f"{module}.{name}")
     return tuple(missing)
@@ -301,7 +271,7 @@ class _Interception:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._replaced: list[tuple[Any, str, Any]] = []
+        self._undo = ExitStack()
         self._default: Callable[[], Sender | None] = lambda: None
 
     @contextmanager
@@ -314,9 +284,8 @@ class _Interception:
             _sender.reset(token)
             with self._lock:
                 self._users -= 1
-                while not self._users and self._replaced:
-                    module, name, original = self._replaced.pop()
-                    setattr(module, name, original)
+                if not self._users:
+                    self._undo.close()
 
     def always(self, sender: Callable[[], Sender | None]) -> None:
         """From now on, as long as the process lives, others' calls pass ``sender()``, if any."""
@@ -330,32 +299,32 @@ class _Interception:
     def _enter(self) -> None:
         with self._lock:
             self._users += 1
-            if self._users == 1:
-                self._begin()
+            if self._users > 1:
+                return
+            if unknown_seams():
+                warnings.warn(
+                    f"This version of MLflow has no {', '.join(unknown_seams())} as the workbench "
+                    "knows it. Judges are called through MLflow's own client: slower, and with "
+                    "retries that are neither counted nor held to a budget. Verdicts are the same.",
+                    stacklevel=4,
+                )
+                return
+            self._replace(_adapter("gateway_adapter"), "send_chat_request", _send)
+            self._replace(_adapter("litellm_adapter"), "_invoke_litellm", _invoke)
 
-    def _begin(self) -> None:
-        if unknown_seams():
-            warnings.warn(
-                f"This version of MLflow has no {', '.join(unknown_seams())} as the workbench "
-                "knows it. Judges are called through MLflow's own client: slower, and with "
-                "retries that are neither counted nor held to a budget. Verdicts are the same.",
-                stacklevel=5,
-            )
-            return
-        gateway: Any = importlib.import_module(f"{_ADAPTERS}.gateway_adapter")
-        lite: Any = importlib.import_module(f"{_ADAPTERS}.litellm_adapter")
-        self._replace(
-            gateway, "send_chat_request", _sending(gateway.send_chat_request, self.current)
-        )
-        self._replace(lite, "_invoke_litellm", _asking(lite._invoke_litellm, self.current))
-        if to_format := getattr(gateway, "pydantic_to_response_format", None):
-            self._replace(
-                gateway, "pydantic_to_response_format", _remembering(to_format, self.current)
-            )
+    def _replace(self, module: Any, name: str, send: Callable[..., Any]) -> None:
+        original = getattr(module, name)
+        order = inspect.signature(original)
 
-    def _replace(self, module: Any, name: str, function: Any) -> None:
-        self._replaced.append((module, name, getattr(module, name)))
-        setattr(module, name, function)
+        @functools.wraps(original)
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            current = self.current()
+            if current is None:
+                return original(*args, **kwargs)
+            return send(current, original, order.bind(*args, **kwargs).arguments)
+
+        setattr(module, name, replaced)
+        self._undo.callback(setattr, module, name, original)
 
 
 intercepted: Final = _Interception()
@@ -363,55 +332,25 @@ intercepted: Final = _Interception()
 Calls in other contexts pass through untouched."""
 
 
-def _sending(original: Any, sender: Callable[[], Sender | None]) -> Any:
-    order = inspect.signature(original)
-
-    @functools.wraps(original)
-    def send_chat_request(*args: Any, **kwargs: Any) -> Any:
-        current = sender()
-        if current is None:
-            return original(*args, **kwargs)
-        given = order.bind(*args, **kwargs).arguments
-        try:
-            return current.post(given["endpoint"], given["headers"], given["payload"])
-        except HTTPStatusError as error:
-            utils = importlib.import_module(f"{_ADAPTERS}.utils")
-            too_long = error.status_code == 400 and utils.is_context_window_error(str(error))
-            raise utils.ChatCompletionError(
-                error.status_code, str(error), is_context_window_error=too_long
-            ) from error
-
-    return send_chat_request
+def _send(sender: Sender, _: Any, given: Mapping[str, Any]) -> Any:
+    """Send what MLflow's own client would."""
+    try:
+        return sender.post(given["endpoint"], given["headers"], given["payload"])
+    except HTTPStatusError as error:
+        utils = _adapter("utils")
+        too_long = error.status_code == 400 and utils.is_context_window_error(str(error))
+        raise utils.ChatCompletionError(
+            error.status_code, str(error), is_context_window_error=too_long
+        ) from error
 
 
-def _asking(original: Any, sender: Callable[[], Sender | None]) -> Any:
-    order = inspect.signature(original)
-
-    @functools.wraps(original)
-    def invoke_litellm(*args: Any, **kwargs: Any) -> Any:
-        current = sender()
-        if current is None:
-            return original(*args, **kwargs)
-        given = order.bind(*args, **kwargs).arguments | {"num_retries": 0}
-        payload = {key: given.get(key) for key in ("messages", "tools")}
-        if given.get("include_response_format"):
-            payload["response_format"] = given.get("response_format")
-        payload |= given.get("inference_params") or {}
-        return current.ask(payload, lambda: original(**given))
-
-    return invoke_litellm
-
-
-def _remembering(original: Any, sender: Callable[[], Sender | None]) -> Any:
-    """The response format of a schema, made once a schema since each call has the same."""
-    remembered = functools.lru_cache(maxsize=64)(original)
-
-    @functools.wraps(original)
-    def response_format(cls: Any) -> Any:
-        # A copy, since providers' adapters may change what they are given.
-        return original(cls) if sender() is None else copy.deepcopy(remembered(cls))
-
-    return response_format
+def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
+    """Let litellm send, without retries of its own."""
+    payload = {key: given.get(key) for key in ("messages", "tools")}
+    if given.get("include_response_format"):
+        payload["response_format"] = given.get("response_format")
+    payload |= given.get("inference_params") or {}
+    return sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
 
 
 # -- prices and context windows -------------------------------------------------------------
@@ -428,56 +367,18 @@ def token_prices(model: str, *, load: bool = False) -> tuple[float, float] | Non
 
 @functools.lru_cache(maxsize=256)
 def _token_prices(model: str, ask_litellm: bool) -> tuple[float, float] | None:
-    provider, mark, name = model.partition(":/")
-    name = name.lstrip("/")
-    if mark:
-        try:
-            from mlflow.utils.providers import cost_per_token
+    provider, _, name = model.partition(":/")
+    name, found = name.lstrip("/"), None
+    with suppress(ImportError, KeyError, TypeError, ValueError):
+        from mlflow.utils.providers import cost_per_token
 
-            found = cost_per_token(name, 1000, 1000, provider)
-        except (ImportError, KeyError, TypeError, ValueError):
-            found = None
-        if found and sum(found) > 0:
-            return found[0] / 1000, found[1] / 1000
-    if not ask_litellm:
-        return None
-    full = f"{provider}/{name}" if mark else model
-    try:
+        found = cost_per_token(name, 1000, 1000, provider)
+    if ask_litellm and not (found and sum(found)):
         import litellm
 
-        found = litellm.cost_per_token(model=full, prompt_tokens=1000, completion_tokens=1000)
-    except Exception:  # litellm raises plain exceptions for what it does not know
-        return None
-    return (found[0] / 1000, found[1] / 1000) if sum(found) > 0 else None
-
-
-def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
-    """Add traces to a review queue, all at once where the store is a database.
-
-    MLflow 3.17.2 writes each item within a savepoint of its own, 20 ms each. Where its tables are
-    not as they were then, and on a server, items are added by the public call.
-    """
-    from mlflow.genai import review_queues
-    from mlflow.tracing.client import TracingClient
-
-    try:
-        from mlflow.store.tracking.dbmodels.models import SqlReviewQueue, SqlReviewQueueItem
-
-        sessions = TracingClient().store.ManagedSessionMaker
-        now = time.time_ns() // 1_000_000
-        times = {"creation_time_ms": now, "last_update_time_ms": now}
-        rows = [
-            {"queue_id": queue_id, "item_type": "trace", "item_id": i, "status": "pending", **times}
-            for i in trace_ids
-        ]
-        with sessions(read_only=False) as session:
-            session.query(SqlReviewQueue).filter_by(queue_id=queue_id).one()
-            session.bulk_insert_mappings(SqlReviewQueueItem, rows)
-    except Exception:
-        # Nothing of it was written. Items that someone else has added meanwhile end up here, too.
-        for start in range(0, len(trace_ids), 50):
-            batch = list(trace_ids[start : start + 50])
-            review_queues.add_items_to_review_queue(queue_id, item_ids=batch)
+        with suppress(Exception):  # it raises plain exceptions for what it does not know
+            found = litellm.cost_per_token(f"{provider}/{name}", 1000, 1000)
+    return (found[0] / 1000, found[1] / 1000) if found and sum(found) > 0 else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -487,16 +388,31 @@ def context_window(model: str) -> int | None:
     None where it does not list the model, or where MLflow has no catalog.
     """
     provider, _, name = model.partition(":/")
-    try:
+    with suppress(ImportError, KeyError, TypeError, ValueError):
         from mlflow.utils.providers import get_models
 
-        listed = get_models(provider)
-    except (ImportError, KeyError, TypeError, ValueError):
-        return None
-    return next((m["max_input_tokens"] for m in listed if m["model"] == name.lstrip("/")), None)
+        for one in get_models(provider):
+            if one["model"] == name.lstrip("/"):
+                return int(one["max_input_tokens"]) or None
+    return None
 
 
 # -- optimizers of MLflow -------------------------------------------------------------------
+
+_OPTIMIZER_MODELS: Final = {
+    "_model": "reflection",
+    "_reflection_lm": "reflection",
+    "_embedding_model": "embedding",
+}
+
+
+def models_of_optimizer(optimizer: Any) -> dict[str, str]:
+    """Return the attributes in which an optimizer of MLflow names its models, with their use.
+
+    Seen in mlflow 3.17.2. Without them requests to models other than the judge's are not metered.
+    """
+    named = _OPTIMIZER_MODELS.items()
+    return {name: use for name, use in named if isinstance(getattr(optimizer, name, None), str)}
 
 
 def reached_elsewhere(
@@ -512,8 +428,7 @@ def reached_elsewhere(
     requests cannot be metered.
     """
     moved = judge.model_copy()
-    moved._model = model
-    moved._base_url = base_url
+    moved._model, moved._base_url = model, base_url
     moved._extra_headers = dict(headers) if headers else None
     moved._inference_params = dict(params) if params else None
     return moved
@@ -528,38 +443,17 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-    base_url, headers, params = endpoint(like)
     if isinstance(judge, InstructionsJudge):
-        return reached_elsewhere(judge, rename(judge.model), base_url, headers, params)
+        return reached_elsewhere(judge, rename(judge.model), *endpoint(like))
     base = base_judge(judge)
     if base is not None:
-        judge._base_judge = reached_elsewhere(base, rename(base.model), base_url, headers, params)
-    for name in _OPTIMIZER_MODELS:
-        if isinstance(getattr(judge, name, None), str):
-            setattr(judge, name, rename(getattr(judge, name)))
+        judge._base_judge = reached_elsewhere(base, rename(base.model), *endpoint(like))
+    for name in models_of_optimizer(judge):
+        setattr(judge, name, rename(getattr(judge, name)))
     embedder = embedder_of(judge)
     if embedder is not None:
         embedder.model = rename(embedder.model)
     return judge
-
-
-_OPTIMIZER_MODELS: Final = {
-    "_model": "reflection",
-    "_reflection_lm": "reflection",
-    "_embedding_model": "embedding",
-}
-
-
-def models_of_optimizer(optimizer: Any) -> dict[str, str]:
-    """Return the attributes in which an optimizer of MLflow names its models, with their use.
-
-    Seen in mlflow 3.17.2. Without them requests to models other than the judge's are not metered.
-    """
-    return {
-        name: use
-        for name, use in _OPTIMIZER_MODELS.items()
-        if isinstance(getattr(optimizer, name, None), str)
-    }
 
 
 def embedding_dimensions(optimizer: Any) -> int | None:

@@ -18,7 +18,7 @@ from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
 from pydantic import PrivateAttr
 
-from workbench.compat import options, prepared
+from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError
 from workbench.judging.judge import (
@@ -216,7 +216,6 @@ def test_a_class_of_one_s_own_has_a_fingerprint() -> None:
 def test_only_judges_that_are_known_whole_are_cacheable() -> None:
     """Of a user's own class nobody knows the state."""
     assert is_cacheable(plain())
-    assert is_cacheable(prepared(plain()))
     assert is_cacheable(Guidelines(name="polite", guidelines="Be polite.", model="openai:/m"))
     assert not is_cacheable(Keyword(name="q"))
     assert not is_cacheable(

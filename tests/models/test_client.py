@@ -16,11 +16,9 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.adapters import gateway_adapter, litellm_adapter
 from mlflow.genai.judges.adapters.utils import ChatCompletionError
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.genai.scorers import RelevanceToQuery
 
 from workbench import make_judge
-from workbench.compat import HTTPStatusError, options, prepared
-from workbench.judging.judge import fingerprint
+from workbench.compat import HTTPStatusError
 from workbench.judging.requests import Asker
 from workbench.models.budget import Budget, Usage
 from workbench.models.client import Client, Outcome, Request
@@ -95,34 +93,6 @@ def test_an_mlflow_without_a_seam_is_told_once_and_lived_with(loopback: Start) -
     assert said == ["[None, None, None, None, None]", "True"], done.stderr
     assert done.stderr.count("own client") == 1
     assert server.requests == 5
-
-
-def test_a_prepared_judge_is_the_same_judge() -> None:
-    """Every option and the fingerprint; only the schema is made once."""
-    judge = make_judge(
-        "quality",
-        "Rate {{ outputs }}.",
-        model="openai:/m",
-        base_url="http://127.0.0.1:9/v1",
-        feedback_value_type=Literal["good", "bad"],
-        description="d",
-        extra_headers={"X-A": "b"},
-        inference_params={"temperature": 0.5},
-        generate_rationale_first=True,
-    )
-    fast = prepared(judge)
-    assert options(fast) == options(judge)
-    assert fingerprint(fast) == fingerprint(judge)
-    assert fast._create_response_format_model() is fast._create_response_format_model()
-    schema = judge._create_response_format_model().model_json_schema()
-    assert fast._create_response_format_model().model_json_schema() == schema
-
-
-def test_other_judges_are_called_as_they_are() -> None:
-    """A judge of another class may do anything when it is called."""
-
-    judge = RelevanceToQuery(model="openai:/m")
-    assert prepared(judge) is judge
 
 
 # -- with the workbench and without ---------------------------------------------------------

@@ -15,7 +15,7 @@ from mlflow.entities import Feedback
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
-from workbench.compat import endpoint, prepared, unknown_seams
+from workbench.compat import endpoint, unknown_seams
 from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
@@ -108,7 +108,6 @@ class Asker:
     """
 
     judge: Judge
-    call: Any
     mark: str
     source: dict[str, Any]
     scale: Scale | None
@@ -127,7 +126,6 @@ class Asker:
             fields = _accepted_fields(judge)
         return cls(
             judge,
-            prepared(judge),
             fingerprint(judge),
             answers_from(model, base_url),
             scale or scale_of(judge),
@@ -188,7 +186,7 @@ class Asker:
         arguments = {f: values[f] for f in self.fields if f in values}
         if "trace" in self.fields:
             arguments["trace"] = mlflow.get_trace(item.trace_id)
-        return self.call(**arguments)
+        return self.judge(**arguments)
 
     def _read(self, given: Any) -> dict[str, Any]:
         feedback = _only_feedback(given)

@@ -62,8 +62,7 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
         return []
     stated = read_rules(instructions)
     lines = "\n".join(inputs.get(name, "") for name in ("disagreements", "agreements")).split("\n")
-    shown = [case for case in map(read_json, lines) if isinstance(case, dict)]
-    cases = _Cases.of(shown, stated, ladder)
+    cases = _Cases.of([case for case in map(read_json, lines) if isinstance(case, dict)], ladder)
     conditions = _Conditions.of(cases.items)
     if not conditions.words:
         return []
@@ -94,16 +93,13 @@ class _Cases:
     verdicts: np.ndarray
 
     @classmethod
-    def of(
-        cls, shown: Sequence[dict[str, Any]], stated: Sequence[Rule], ladder: Ladder
-    ) -> _Cases:
-        found = []
-        for case in shown:
-            item, label = as_item(case), ladder.index(case.get("human_label"))
-            own = ladder.values[ladder.cut(score(stated, ladder, item)[0])]
-            verdict = ladder.index(case.get("judge_verdict", own))
-            if label is not None and verdict is not None:
-                found.append((item, label, verdict))
+    def of(cls, shown: Sequence[dict[str, Any]], ladder: Ladder) -> _Cases:
+        found = [
+            (as_item(case), label, verdict)
+            for case in shown
+            if (label := ladder.index(case.get("human_label"))) is not None
+            and (verdict := ladder.index(case.get("judge_verdict"))) is not None
+        ]
         labels, verdicts = np.array([case[1:] for case in found], dtype=int).reshape(-1, 2).T
         return cls([item for item, _, _ in found], labels, verdicts)
 
@@ -199,18 +195,15 @@ class _Conditions:
             if LEAST_CASES <= holds.sum() <= len(holds) - LEAST_CASES:
                 found.setdefault(holds.tobytes(), (words, holds))
         chosen = [words for words, _ in found.values()]
-        prices = [
-            PRICE_OF_A_PHRASE if words.startswith("the inputs") or '"' in words else PRICE
-            for words in chosen
-        ]
+        prices = [PRICE_OF_A_PHRASE if '"' in words else PRICE for words in chosen]
         return cls(chosen, np.array([holds for _, holds in found.values()]), np.array(prices))
 
 
 def _candidates(items: Sequence[Item]) -> Iterator[str]:
-    """Conditions of every form, with values that may tell the items apart."""
+    """Conditions of every form on the outputs, with values that may tell the items apart."""
     lengths = sorted(len(item["outputs"].words) for item in items if "outputs" in item) or [0]
     choices: dict[str, Iterable[Any]] = {
-        "field": [field for field in FIELDS if any(field in item for item in items)],
+        "field": ["outputs"],
         "source": FIELDS,
         "tone": TONES,
         "percent": (10, 20, 30, 40, 50, 60, 75, 90, 100),
@@ -219,8 +212,6 @@ def _candidates(items: Sequence[Item]) -> Iterator[str]:
         "phrase": _phrases(items),
     }
     for template in TEMPLATES:
-        if "{phrase}" in template:
-            template = template.replace("{field}", "outputs")
         slots = re.findall(r"\{(\w+)\}", template)
         for values in product(*(choices[slot] for slot in slots)):
             yield template.format(**dict(zip(slots, values, strict=True)))
