@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.benchmark import few_shot, majority, named_optimizers
+from workbench.alignment.benchmark import few_shot, named_optimizers
 from workbench.errors import ArgumentError, ModelError
 from workbench.store.traces import examples
 
@@ -55,7 +55,7 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
     assert "it fell over" in table.loc["Failing", "reason"]
     assert table.loc["Proposing", "accuracy"] > table.loc["original", "accuracy"]
     assert table.loc["Proposing", "low"] <= table.loc["Proposing", "accuracy"]
-    assert found["Proposing"].judge.instructions == CURED
+    assert found.judges["Proposing"].instructions == CURED
     assert set(found.judges) == {"original", "few-shot", "Proposing", "Proposing (2)"}
 
 
@@ -69,18 +69,19 @@ def test_an_optimizer_is_not_called_like_what_stands_beside_it(judge: Any) -> No
 def test_figures_are_those_of_align(judge: Any) -> None:
     """The same split, verdicts and gate as workbench.align with the same seed."""
     alignment = workbench.align(judge, optimizer=Proposing(CURED), seed=3, progress=False)
-    found = run(judge, Proposing(CURED), seed=3)["Proposing"]
-    assert found.agreement is not None
-    assert found.agreement.figures == alignment.after.figures
-    assert found.comparison is not None
-    assert found.comparison.p_value == alignment.comparison.p_value
-    assert found.status == alignment.status
+    found = run(judge, Proposing(CURED), seed=3)
+    comparison, row = found.comparisons["Proposing"], found.table.loc["Proposing"]
+    assert comparison.after.figures == alignment.after.figures
+    assert row["p"] == alignment.comparison.p_value
+    assert (row["status"], row["reason"]) == (alignment.status, alignment.reason)
 
 
 def test_the_majority_label_is_that_of_train(judge: Any) -> None:
     """It is scored like a judge: its accuracy is that label's share of the held-out pairs."""
     found = run(judge, Proposing(TEXT))
-    value, _ = majority(found.split.train, found.split.test)
+    value = found.table.loc["majority label", "reason"].split("'")[1]
+    counts = found.split.train.table["human"].value_counts()
+    assert counts[value] == counts.max()
     share = (found.split.test.table["human"] == value).mean()
     assert found.table.loc["majority label", "accuracy"] == pytest.approx(share)
     assert found.table.loc["majority label", "kappa"] == pytest.approx(0.0)
@@ -172,7 +173,7 @@ def test_html_escapes_and_the_plot_shows_every_entry(judge: Any) -> None:
     ax = found.plot()
     assert isinstance(ax, Axes)
     labels = [label.get_text().split("\n")[0] for label in ax.get_yticklabels()]
-    assert labels == [entry.name for entry in found.entries]
+    assert labels == list(found.table.index)
     assert any(text.get_text() == "failed" for text in ax.texts)
     assert workbench.plot_comparison(found, ax=ax) is ax
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -162,22 +163,24 @@ def test_annotators_show_kappa_and_shared_items() -> None:
 def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
     """A row a judge with its cost; what differs is filled, what failed says so."""
 
-    def entry(name: str, pairs: Pairs | None, status: str, p: float, calls: int | None) -> Any:
+    def row(pairs: Pairs | None, status: str, p: float, calls: int | None) -> dict[str, Any]:
         found = None if pairs is None else agreement(pairs)
-        cost = {"reflection_calls": 3, "embedding_calls": 0, "known": 2, "seconds": 12.3}
-        return SimpleNamespace(
-            name=name, agreement=found, status=status, reason="as given", p_adjusted=p, calls=calls,
-            **cost,
-        )  # fmt: skip
+        low, high = found.accuracy_interval if found else (math.nan, math.nan)
+        return {
+            "accuracy": found.accuracy if found else math.nan, "low": low, "high": high,
+            "status": status, "reason": "as given", "p adjusted": p, "judge calls": calls,
+            "reflection calls": 3, "embedding calls": 0, "known": 2, "seconds": 12.3,
+        }  # fmt: skip
 
-    entries = [
-        entry("original", BEFORE, "reference", float("nan"), None),
-        entry("SIMBA", AFTER, "improved", 0.001, 160),
-        entry("few-shot", BEFORE, "unchanged", 0.6, 0),
-        entry("other", None, "failed", float("nan"), None),
-    ]
+    rows = {
+        "original": row(BEFORE, "reference", math.nan, None),
+        "SIMBA": row(AFTER, "improved", 0.001, 160),
+        "few-shot": row(BEFORE, "unchanged", 0.6, 0),
+        "other": row(None, "failed", math.nan, None),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").astype({"judge calls": "Int64"})
     held_out = SimpleNamespace(test=range(40))
-    ax = plot_comparison(SimpleNamespace(entries=entries, split=held_out), ax=axes())  # type: ignore[arg-type]
+    ax = plot_comparison(SimpleNamespace(table=table, split=held_out), ax=axes())  # type: ignore[arg-type]
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert labels[:2] == ["original\nas given", "SIMBA\n163 calls (+ 2 known), 12 s"]
     assert {"failed", "accuracy on 40 held-out pairs, 95 % interval"} <= set(texts(ax))

@@ -6,15 +6,14 @@ few-shot: labelled items in the instructions and nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
@@ -22,16 +21,21 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import check_one_budget, learn
 from workbench.alignment.external import requests_of_a_verdict
-from workbench.alignment.heldout import count_looks, decide, read_data, score_held_out
+from workbench.alignment.heldout import (
+    HeldOutTest,
+    count_looks,
+    decide,
+    read_data,
+    score_held_out,
+)
 from workbench.alignment.preflight import probed, to_keep
-from workbench.alignment.result import AlignmentData, AlignmentRun, Gate, Learned, fault_notes
+from workbench.alignment.result import AlignmentData, AlignmentRun, Gate, fault_notes
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import html_table, html_text, plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.judging.verdicts import Verdict
-from workbench.metrics.agreement import Agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split
@@ -40,88 +44,22 @@ from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.items import judge_fields
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Settings
+from workbench.store.tables import digest
 from workbench.store.traces import Example, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-UNDEFINED: Final = float("nan")
-
-_SPENT: Final = {
-    "judge calls": "calls",
-    "reflection calls": "reflection_calls",
-    "embedding calls": "embedding_calls",
-    "known": "known",
-    "tokens": "tokens",
-    "cost": "cost",
-}
-"""Columns of what learning took, and the fields of `Entry` and `Learned`."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One judge of the comparison.
-
-    ``judge`` and ``agreement`` are None where it failed, ``judge`` also for the majority label;
-    ``comparison`` with the original on held-out pairs is None for the original itself. Calls are
-    requests while learning, retries included; ``known`` answers more came from the cache and cost
-    nothing. ``later_calls`` are what one more judgement takes. ``run_id`` is the MLflow run in
-    which the use of the held-out pairs is counted. None where something is not known.
-    """
-
-    name: str
-    status: Literal["reference", "improved", "unchanged", "rejected", "failed"]
-    reason: str = ""
-    judge: Judge | None = None
-    agreement: Agreement | None = None
-    comparison: Comparison | None = None
-    p_adjusted: float = UNDEFINED
-    calls: int | None = None
-    reflection_calls: int | None = None
-    embedding_calls: int | None = None
-    known: int | None = None
-    tokens: int | None = None
-    cost: float | None = None
-    seconds: float | None = None
-    later_calls: int | None = None
-    notes: tuple[str, ...] = ()
-    run_id: str | None = None
-
-    @property
-    def words(self) -> int | None:
-        """Words of the instructions; None where the judge adds others that differ by item."""
-        known = isinstance(self.judge, InstructionsJudge)
-        return len(str(self.judge.instructions).split()) if known and self.judge else None
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The entry's row of `OptimizerComparison.table`, but for what compares it with others."""
-        found, compared = self.agreement, self.comparison
-        low, high = found.accuracy_interval if found else (None, None)
-        return {
-            "status": self.status,
-            "accuracy": found and found.accuracy,
-            "low": low,
-            "high": high,
-            "kappa": found and found.kappa,
-            "mean distance": found and found.mean_distance,
-            "n": found and found.n,
-            "fixed": compared and len(compared.fixed),
-            "broken": compared and len(compared.broken),
-            "p": compared and compared.p_value,
-            "p adjusted": self.p_adjusted,
-            **{column: getattr(self, field) for column, field in _SPENT.items()},
-            "seconds": self.seconds,
-            "later calls": self.later_calls,
-            "words more": self.words,
-            "reason": self.reason,
-        }
-
-
-_COUNTS: Final = [
+_COUNTS: Final = {
     "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
     "tokens", "later calls", "words more",
-]  # fmt: skip
+}  # fmt: skip
+
+_COLUMNS: Final = (
+    "status", "accuracy", "low", "high", "kappa", "mean distance", "n", "fixed", "broken", "p",
+    "p adjusted", "judge calls", "reflection calls", "embedding calls", "known", "seconds",
+    "tokens", "cost", "later calls", "words more", "reason",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,67 +68,49 @@ class OptimizerComparison:
 
     Attributes
     ----------
-    entries
-        `Entry` of the original judge, the majority label, few-shot and each optimizer, in
-        this order; failed ones as well.
+    table
+        A row a judge: the original, the majority label, few-shot and each optimizer, in this
+        order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
+        interval; ``kappa``; ``mean distance`` on ordered scales; ``n`` held-out items rated.
+        Against the original: ``fixed`` and ``broken`` items, ``p`` (McNemar's exact test) and ``p
+        adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
+        ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
+        from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
+        takes: ``later calls``, and ``words more`` of instructions than the original's. Finally
+        ``reason``. nan where unknown or undefined.
+    judges, comparisons
+        Name -> the judge that was put to the test, and its comparison with the original.
     left_out
         Optimizer -> why it did not take part.
-    pairs, split
-        What was learned from, and its parts.
+    split
+        What was learned from and tested on.
     notes
         What must be known to read the figures.
     run_id
         The MLflow run that holds table, split and instructions; None where logging failed.
     """
 
-    entries: tuple[Entry, ...]
+    table: pd.DataFrame
+    judges: Mapping[str, Judge]
+    comparisons: Mapping[str, Comparison]
     left_out: Mapping[str, str]
     pairs: Pairs
     split: Split
-    seed: int
     seconds: float
     notes: tuple[str, ...]
     run_id: str | None = None
 
-    def __getitem__(self, name: str) -> Entry:
-        return {entry.name: entry for entry in self.entries}[name]
-
-    @property
-    def judges(self) -> dict[str, Judge]:
-        """Name -> the judge that was put to the test, of those that have one."""
-        return {entry.name: entry.judge for entry in self.entries if entry.judge is not None}
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """A row an entry, index its name.
-
-        The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson interval;
-        ``kappa``; ``mean distance`` on ordered scales; ``n`` held-out items rated. Against the
-        original: ``fixed`` and ``broken`` items, ``p`` (McNemar's exact test) and ``p adjusted``
-        for the number of judges tested (Holm). What learning took: ``judge calls``, ``reflection
-        calls``, ``embedding calls``, ``known`` answers, ``seconds``, ``tokens``, ``cost`` in US
-        dollars. What a later judgement takes: ``later calls``, and ``words more`` of instructions
-        than the original's. Finally ``reason``. nan where unknown or undefined.
-        """
-        names = pd.Index([entry.name for entry in self.entries], name="judge")
-        table = pd.DataFrame([entry.figures for entry in self.entries], index=names)
-        table[_COUNTS] = table[_COUNTS].astype("Int64")
-        table["words more"] -= table["words more"].iloc[0]
-        table = table.astype({c: float for c in table if c not in (*_COUNTS, "status", "reason")})
-        return table if self.split.test.scale.ordered else table.drop(columns="mean distance")
-
     @property
     def conclusion(self) -> str:
         """What the held-out pairs can tell about who is best, in a sentence or two."""
-        rated = [(e.name, e.agreement) for e in self.entries if e.judge and e.agreement]
-        ranked = sorted((one for one in rated if one[1].n), key=lambda one: -one[1].accuracy)
-        if len(ranked) < 2:
+        rated = self.table.loc[list(self.judges)].query("n > 0")
+        if len(rated) < 2:
             return "There is nothing to compare the original judge with."
-        (best, first), *others = ranked
-        low = first.accuracy_interval.low
-        close = [name for name, found in others if found.accuracy_interval.high >= low]
-        lead = f"{best} has the highest accuracy, {first.accuracy:.3f}"
-        if not close:
+        ranked = rated.sort_values("accuracy", ascending=False, kind="stable")
+        best, others = ranked.iloc[0], ranked.iloc[1:]
+        lead = f"{ranked.index[0]} has the highest accuracy, {best['accuracy']:.3f}"
+        close = others.index[others["high"] >= best["low"]]
+        if not len(close):
             return f"{lead}, and its interval lies above all others."
         return (
             f"{lead}, but its interval overlaps that of {', '.join(close)}: which of them is best "
@@ -225,12 +145,10 @@ class OptimizerComparison:
 
     @property
     def _lines(self) -> list[str]:
-        failed = [f"{e.name}: {e.reason}" for e in self.entries if e.status == "failed"]
+        reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
+        failed = [f"{name}: {why}" for name, why in reasons]
         left_out = [f"{name} did not take part: {why}" for name, why in self.left_out.items()]
         return [self.conclusion, *failed, *left_out, *self.notes]
-
-
-# -- the comparison ---------------------------------------------------------------------------
 
 
 def compare_optimizers(
@@ -291,75 +209,78 @@ def compare_optimizers(
     with run:
         names = ", ".join(by_name)
         run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
-        probe = probed(data, data.split.train)
-        bench = _Benchmark(data, gate, seed, Budget.of(budget), max_failure_share, run, probe)
-        entries = bench.references(by_name.values())
+        bench = _Benchmark(data, run, probed(data, data.split.train), gate, Budget.of(budget))
+        bench.add_references(by_name.values())
         for name, optimizer in by_name.items():
             if progress:
                 say(f"{name} is learning ...")
-            entries.append(bench.attempt(name, partial(bench.optimizer, name, optimizer)))
+            bench.attempt(name, partial(bench.add_optimizer, name, optimizer, max_failure_share))
             if progress:
-                say(f"{name}: {entries[-1].status}. {entries[-1].reason}")
+                say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
-            _with_adjusted_p(entries), left_out, data.pairs, data.split, seed,
-            time.monotonic() - started, notes=(*data.pairs.notes, *bench.notes(entries)),
+            bench.table(), bench.judges, bench.comparisons, left_out, data.pairs, data.split,
+            time.monotonic() - started, notes=(*data.pairs.notes, *bench.all_notes()),
         )  # fmt: skip
-        table = found.table
-        as_data = plain({"table": table.reset_index().astype(object), "notes": found.notes})
+        as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         run.finish(
             {"mlflow.note.content": found.conclusion},
             {"seconds": found.seconds},
-            {"comparison.csv": table.to_csv(), "comparison.json": as_data},
+            {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)},
         )
     faults = fault_notes("The comparison", run)
     run_id = None if faults else run.run_id
     return replace(found, run_id=run_id, notes=(*found.notes, *faults))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Benchmark:
-    """The split that all are run on, and the original judge that all are compared with."""
+    """The split that all are run on, and what was found."""
 
     data: AlignmentData
-    gate: Gate
-    seed: int
-    budget: Budget
-    max_failure_share: float | None
     run: AlignmentRun
     probe: Verdict
+    gate: Gate
+    budget: Budget
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judges: dict[str, Judge] = field(default_factory=dict)
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def references(self, optimizers: Iterable[AlignmentOptimizer]) -> list[Entry]:
-        """Return the original judge, the majority label of train, and few-shot."""
-        train, test = self.data.split.train, self.data.split.test
-        original = compare(test, test, seed=self.seed).before
-        value, rated = majority(train, test)
-        always = compare(test, rated, seed=self.seed)
+    def add_references(self, optimizers: Iterable[AlignmentOptimizer]) -> None:
+        """Add the original judge, the majority label of train, and few-shot."""
+        split, judge = self.data.split, self.data.judge
+        same = compare(split.test, split.test, seed=split.seed)
+        self.judges["original"] = judge
+        self.rows["original"] = _row("reference", "", same, judge)
+        counts = Counter(split.train.table["human"])
+        most = max(counts, key=lambda value: (counts[value], str(value)))
+        always = dict.fromkeys(split.test.trace_ids, (most, ""))
+        rated = split.test.with_verdicts(always, "majority")
+        comparison = compare(split.test, rated, seed=split.seed)
+        self.rows["majority label"] = _row("reference", f"always {most!r}", comparison)
         # As many examples as SIMBA's, so that more of them are not what decides.
-        counts = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
-        count = max(counts, default=0) or Settings.max_examples
-        shown = few_shot(self.data.judge, train, self.data.by_id, seed=self.seed, count=count)
-        return [
-            Entry("original", "reference", "", self.data.judge, original, later_calls=1),
-            Entry(
-                "majority label", "reference", f"always {value!r}", None, always.after, always,
-                later_calls=0,
-            ),
-            self.attempt("few-shot", partial(self._tested, "few-shot", shown)),
-        ]  # fmt: skip
+        most_shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
+        count = max(most_shown, default=0) or Settings.max_examples
+        shown = few_shot(judge, split.train, self.data.by_id, seed=split.seed, count=count)
+        self.attempt("few-shot", lambda: self._test("few-shot", shown))
 
-    def attempt(self, name: str, attempt: Callable[[], Entry]) -> Entry:
-        """Return the entry, or one with the reason why there is none."""
+    def attempt(self, name: str, add: Callable[[], object]) -> None:
+        """Call ``add``; a failure is a row with its reason."""
         started = time.monotonic()
         try:
-            return attempt()
+            add()
         except ReplayError:
             raise
         except Exception as error:
             text = " ".join(redact(str(error), judge_credentials(self.data.judge)).split())
             reason = (text or type(error).__name__)[:600]
-            return Entry(name, "failed", reason, seconds=time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.rows[name] = {"status": "failed", "reason": reason, "seconds": seconds}
+            self.judges.pop(name, None)
 
-    def optimizer(self, name: str, optimizer: AlignmentOptimizer) -> Entry:
+    def add_optimizer(
+        self, name: str, optimizer: AlignmentOptimizer, max_failure_share: float | None
+    ) -> None:
         """Let the optimizer learn, and test what it proposes."""
         started = time.monotonic()
         limited, keep = self.budget.is_limited, dict[str, Any]()
@@ -368,75 +289,109 @@ class _Benchmark:
             budget, each = self.budget.afresh(), requests_of_a_verdict(optimizer)
             keep = to_keep(self.data, self.probe, requests=each)
         with budget.keeping(**keep):
-            learned = learn(self.data, optimizer, budget, self.max_failure_share)
-        seconds = time.monotonic() - started
-        tested = self._tested(name, learned.judge, learned, budget if limited else None)
-        return replace(tested, seconds=seconds)
+            learned = learn(self.data, optimizer, budget, max_failure_share)
+        spent = {
+            "judge calls": learned.calls,
+            "reflection calls": learned.reflection_calls,
+            "embedding calls": learned.embedding_calls,
+            "known": learned.known,
+            "seconds": time.monotonic() - started,
+            "tokens": learned.tokens,
+            "cost": learned.cost,
+        }
+        self.notes += learned.notes
+        self._test(name, learned.judge, budget if limited else None, learned.stopped, spent)
 
-    def _tested(
+    def _test(
         self,
         name: str,
         judge: Judge,
-        learned: Learned | None = None,
         budget: Budget | None = None,
-    ) -> Entry:
-        """Test a judge within a run of its own; where it was learned, decide on it."""
-        same = fingerprint(judge) == fingerprint(self.data.judge)
+        stopped: str = "",
+        spent: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add a judge, tested within a run of its own; where it was learned, decide on it."""
         with self.run.below() as run:
-            run.begin(name, self.data, judge, optimizer=name, seed=self.seed)
+            run.begin(name, self.data, judge, optimizer=name, seed=self.data.split.seed)
             tested = score_held_out(self.data, judge, budget)
-            entry = Entry(
-                name,
-                "reference",
-                judge=judge,
-                agreement=tested.comparison.after,
-                comparison=tested.comparison,
-                later_calls=1 + round(tested.other_calls / max(1, len(tested.verdicts))),
-                notes=tuple(f"{name}: {note}" for note in tested.notes),
-                run_id=None if same else run.run_id,
-            )
-            if learned is not None:
-                train, stopped = self.data.split.train, learned.stopped
-                status, reason = decide(self.gate, tested, train, stopped)
-                spent = {field: getattr(learned, field) for field in _SPENT.values()}
-                notes = (*learned.notes, *entry.notes)
-                entry = replace(entry, status=status, reason=reason, notes=notes, **spent)
-            numbers = {k: v for k, v in entry.figures.items() if isinstance(v, int | float)}
-            metrics = {re.sub(r"\W+", "_", key): float(value) for key, value in numbers.items()}
-            run.finish({"workbench.status": entry.status}, metrics, {})
-        return replace(entry, notes=(*entry.notes, *fault_notes(name, run)))
+            row = _row("reference", "", tested.comparison, judge, tested)
+            if spent is not None:
+                status, reason = decide(self.gate, tested, self.data.split.train, stopped)
+                row |= {**spent, "status": status, "reason": reason}
+            self.rows[name], self.judges[name] = row, judge
+            self.comparisons[name] = tested.comparison
+            numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
+            metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
+            run.finish({"workbench.status": row["status"]}, metrics, {})
+        self.notes += [f"{name}: {note}" for note in tested.notes]
+        self.notes += fault_notes(name, run)
 
-    def notes(self, entries: Sequence[Entry]) -> list[str]:
+    def table(self) -> pd.DataFrame:
+        """Return all rows, with p values adjusted for the judges tested after Holm (1979)."""
+        from statsmodels.stats.multitest import multipletests
+
+        names = pd.Index(self.rows, name="judge")
+        table = pd.DataFrame([*self.rows.values()], index=names, columns=list(_COLUMNS))
+        kinds = {column: "Int64" if column in _COUNTS else "float64" for column in _COLUMNS[1:-1]}
+        table = table.astype(kinds)
+        table["words more"] -= table["words more"].iloc[0]
+        if tested := list(self.comparisons):
+            table.loc[tested, "p adjusted"] = multipletests(table.loc[tested, "p"], method="holm")[
+                1
+            ]
+        ordered = self.data.split.test.scale.ordered
+        return table if ordered else table.drop(columns="mean distance")
+
+    def all_notes(self) -> list[str]:
         """Return what must be known to read the figures."""
-        tested = [fingerprint(e.judge) for e in entries if e.run_id and e.judge is not None]
+        tested = [fingerprint(self.judges[name]) for name in self.comparisons]
         _, earlier = count_looks(self.run, self.data, *tested)
-        notes = [note for entry in entries for note in entry.notes]
-        compared = sum(e.comparison is not None and e.judge is not None for e in entries)
-        if compared > 1:
+        notes = [*self.notes, earlier]
+        if len(tested) > 1:
             notes.append(
-                f"{compared} judges were compared with the original on the same held-out "
+                f"{len(tested)} judges were compared with the original on the same held-out "
                 "pairs: the more judges, the likelier that one looks better by luck, and the "
                 "winner's figure is too high on average. 'p adjusted' takes this into account; "
                 "labels that none has seen settle it."
             )
-        if any(entry.known for entry in entries):
+        if any(row.get("known") for row in self.rows.values()):
             notes.append(
                 "Calls are those paid now. Answers in the cache, of earlier runs or of another "
                 "optimizer with the same requests, were not paid again; 'known' counts them."
             )
-        return [*notes, earlier] if earlier else notes
+        return [note for note in notes if note]
 
 
-def _with_adjusted_p(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Adjust the p values of the judges that were tested after Holm (1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    p_values = {e.name: e.comparison.p_value for e in entries if e.comparison and e.judge}
-    if not p_values:
-        return tuple(entries)
-    found = multipletests(list(p_values.values()), method="holm")[1]
-    adjusted = dict(zip(p_values, map(float, found), strict=True))
-    return tuple(replace(e, p_adjusted=adjusted.get(e.name, UNDEFINED)) for e in entries)
+def _row(
+    status: str,
+    reason: str,
+    comparison: Comparison,
+    judge: Judge | None = None,
+    tested: HeldOutTest | None = None,
+) -> dict[str, Any]:
+    """Return the figures of a judge, or of the majority label; the original has no ``tested``."""
+    found, later = comparison.after, 0 if judge is None else 1
+    if tested is not None and tested.verdicts:
+        later += round(tested.other_calls / len(tested.verdicts))
+    low, high = found.accuracy_interval
+    row = {
+        "status": status,
+        "accuracy": found.accuracy,
+        "low": low,
+        "high": high,
+        "kappa": found.kappa,
+        "mean distance": found.mean_distance,
+        "n": found.n,
+        "later calls": later,
+        "reason": reason,
+    }
+    # Judges that are more than their instructions add words that differ from item to item.
+    if isinstance(judge, InstructionsJudge):
+        row["words more"] = len(str(judge.instructions).split())
+    if judge is None or tested is not None:
+        row |= {"fixed": len(comparison.fixed), "broken": len(comparison.broken)}
+        row["p"] = comparison.p_value
+    return row
 
 
 # -- who takes part ---------------------------------------------------------------------------
@@ -525,36 +480,23 @@ def few_shot(
     """Return the judge with ``count`` labelled items of train and their rationales as examples.
 
     Labels take turns, the rarest first, and items with a rationale come first; otherwise the
-    order is random by ``seed``.
+    order is random by ``seed``, and by content, so that the same items are shown in every store.
     """
-
-    def order(row: dict[Any, Any]) -> tuple[bool, str, str]:
-        # By content, so that the same items are shown in every store.
-        text = f"{seed}:{item_digest(by_id[row['trace_id']])}"
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return not row["human_rationale"], digest, row["trace_id"]
-
-    labels, seen = Counter(train.table["human"]), Counter[Any]()
-    turns = []
-    for row in sorted(train.table.to_dict("records"), key=order):
-        label = row["human"]
-        turns.append((seen[label], labels[label], str(label), row))
-        seen[label] += 1
+    rows = train.table.assign(
+        bare=~train.table["human_rationale"].astype(bool),
+        place=[digest([seed, item_digest(by_id[i])]) for i in train.trace_ids],
+        label=train.table["human"].map(str),
+    ).sort_values(["bare", "place", "trace_id"])
+    labels = rows.groupby("label")["label"]
+    rows = rows.assign(turn=labels.cumcount(), size=labels.transform("size"))
     shown = [
         WorkedExample(
             row["trace_id"],
             tuple((name, getattr(by_id[row["trace_id"]], name)) for name in judge_fields(judge)),
-            str(row["human"]),
+            row["label"],
             row["human_rationale"] or "",
         )
-        for *_, row in sorted(turns, key=lambda turn: turn[:3])[:count]
+        for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records")
     ]
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)
-
-
-def majority(train: Pairs, test: Pairs) -> tuple[Any, Pairs]:
-    """Return the most frequent human label of train, and test as if all had been rated so."""
-    counts = Counter(train.table["human"])
-    most = max(counts, key=lambda value: (counts[value], str(value)))
-    return most, test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")

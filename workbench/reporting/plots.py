@@ -7,7 +7,7 @@ colour-blind readers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from workbench.alignment.benchmark import Entry, OptimizerComparison
+    from workbench.alignment.benchmark import OptimizerComparison
     from workbench.pairing.pairs import Pairs
 
 
@@ -247,47 +247,50 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
     ax
         Axes to draw on; new ones by default.
     """
-    entries = comparison.entries
-    ax = ax or new_axes(7.6, 1.2 + 0.5 * len(entries))[0]
-    for row, entry in enumerate(entries):
-        found = entry.agreement
-        if found is None or math.isnan(found.accuracy):
-            text = "failed" if found is None else "undefined"
-            write(ax, 0.01, row, text, color=BELOW, ha="left")
+    table = comparison.table
+    ax = ax or new_axes(7.6, 1.2 + 0.5 * len(table))[0]
+    rows = list(table.to_dict("index").values())
+    for place, row in enumerate(rows):
+        if math.isnan(row["accuracy"]):
+            text = "failed" if row["status"] == "failed" else "undefined"
+            write(ax, 0.01, place, text, color=BELOW, ha="left")
             continue
-        colour = ink() if entry.status == "reference" else AFTER
-        _draw_interval(ax, found.accuracy_interval, row, color=colour, lw=2)
+        colour = ink() if row["status"] == "reference" else AFTER
+        _draw_interval(ax, Interval(row["low"], row["high"]), place, color=colour, lw=2)
         # The original itself and the majority label are not tested, so they are filled.
-        face = paper() if entry.p_adjusted >= 0.05 else colour
-        ax.plot(found.accuracy, row, "o", color=colour, mfc=face, mew=1.6, ms=7)
-    first = entries[0].agreement
-    if first is not None and not math.isnan(first.accuracy):
+        face = paper() if row["p adjusted"] >= 0.05 else colour
+        ax.plot(row["accuracy"], place, "o", color=colour, mfc=face, mew=1.6, ms=7)
+    first = rows[0]["accuracy"]
+    if not math.isnan(first):
         (filled,) = ax.plot([], [], "o", color=AFTER, ms=7)
         (hollow,) = ax.plot([], [], "o", color=AFTER, mfc=paper(), mew=1.6, ms=7)
         handles = {
-            "original judge": ax.axvline(first.accuracy, color=ink(), lw=1, ls="--", zorder=0),
+            "original judge": ax.axvline(first, color=ink(), lw=1, ls="--", zorder=0),
             "differs from it (p < 0.05, adjusted)": filled,
             "the difference may be luck": hollow,
         }
         legend_above(ax, handles, ncols=3, handlelength=1.4, columnspacing=1.2)
-    names = [[literal(entry.name, 30), literal(_effort(entry), 60)] for entry in entries]
+    names = [
+        [literal(str(name), 30), literal(_effort(row), 60)]
+        for name, row in zip(table.index, rows, strict=True)
+    ]
     bare_rows(ax, ["\n".join(filter(None, lines)) for lines in names])
     ax.set_xlim(0, 1.01)
     ax.set_xlabel(f"accuracy on {len(comparison.split.test)} held-out pairs, 95 % interval")
     return ax
 
 
-def _effort(entry: Entry) -> str:
+def _effort(row: Mapping[Any, Any]) -> str:
     """The cost of learning in a few words."""
-    if entry.status == "reference":
-        return entry.reason
+    if row["status"] == "reference":
+        return str(row["reason"])
     parts = []
-    if entry.calls is not None:
-        others = (entry.reflection_calls or 0) + (entry.embedding_calls or 0)
-        known = f" (+ {entry.known} known)" if entry.known else ""
-        parts.append(f"{entry.calls + others} calls{known}")
-    if entry.seconds is not None:
-        parts.append(f"{entry.seconds:.0f} s" if entry.seconds >= 10 else f"{entry.seconds:.1f} s")
+    calls = [row[f"{kind} calls"] for kind in ("judge", "reflection", "embedding")]
+    if isinstance(calls[0], int):  # else none are known
+        known = f" (+ {row['known']} known)" if row["known"] else ""
+        parts.append(f"{sum(calls)} calls{known}")
+    if (seconds := row["seconds"]) == seconds:
+        parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s")
     return ", ".join(parts)
 
 
