@@ -137,7 +137,7 @@ def test_unknown_traces_are_counted_and_named(store: str) -> None:
     gone = [f"tr-{n}'x" for n in range(7)]
     with pytest.raises(StoreError, match=r"7 of 8 trace ids are not in .*tr-0'x.*tr-4'x, \.\.\."):
         fetch_traces([*ids, *gone])
-    with pytest.raises(ArgumentError, match="traces is a int"):
+    with pytest.raises(ArgumentError, match="traces holds a int"):
         fetch_traces(3)
     with pytest.raises(ArgumentError, match="traces holds a int"):
         fetch_traces([3])

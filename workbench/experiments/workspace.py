@@ -17,8 +17,7 @@ from workbench.credentials import without_credentials
 from workbench.formatting import html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
-from workbench.store.database import prepare_database
-from workbench.store.traces import find_experiment_id, store_errors
+from workbench.store.traces import find_experiment_id, prepare_database, store_errors
 
 if TYPE_CHECKING:
     from workbench.alignment.registry import Registered

@@ -82,11 +82,8 @@ def disagreements(
 
     Parameters
     ----------
-    judge_or_name, traces
-        As for `workbench.pair`.
-    scale
-        The rating scale; by default the judge's, else that of MLflow's label schema of this
-        name, else that of the labels.
+    judge_or_name, traces, scale
+        As for `workbench.pair`; where nothing tells the scale, it is that of the labels.
     decided
         Whether traces that were decided on are listed too.
 
@@ -97,10 +94,6 @@ def disagreements(
         columns have two levels: ``label`` and ``rationale`` with a column each annotator (None
         where one gave none), ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and
         ``rationale``.
-
-    Examples
-    --------
-    >>> workbench.disagreements("answer_quality")["label"]  # doctest: +SKIP
     """
     found = differences(judge_or_name, fetch_traces(traces, spans=False), scale=scale)
     found = [one for one in found if decided or one.decision is None]
@@ -159,10 +152,9 @@ def adjudicate(
     value
         A value of the scale, or an abstention such as ``"N/A"`` for a trace that cannot be
         judged, which then makes no pair.
-    name
-        The name under which the labels are stored, exactly.
-    by
-        Who decided. It may be one of the annotators, whose own label stays as it is.
+    name, by
+        The name under which the labels are stored, exactly; and who decided, which may be one of
+        the annotators.
     scale
         The rating scale; by default that of MLflow's label schema of this name, and where there
         is none any value that can be stored.
@@ -171,10 +163,9 @@ def adjudicate(
 
     Raises
     ------
-    ArgumentError
-        For empty names and for a value that cannot be stored; `ScaleError` for one off the scale.
-    StoreError
-        For an unknown trace, or when the store does not take the decision.
+    ArgumentError, StoreError
+        For empty names, and a value that cannot be stored or lies off the scale; for an unknown
+        trace, or when the store does not take the decision.
     """
     for argument, given in (("name", name), ("by", by), ("trace_id", trace_id)):
         check_text(argument, given)

@@ -50,9 +50,9 @@ def read_label(
     ties: str,
     decision: Decision | None = None,
 ) -> HumanLabel:
-    """Return the consensus of one trace's labels (see `pair` for ``consensus`` and ``ties``).
+    """Return the consensus of one trace's labels (see `pair`), or what a ``decision`` says.
 
-    A ``decision`` replaces what the rule makes of the votes, but not a named annotator's label.
+    A decision replaces what a rule makes of the votes, but not a named annotator's label.
     """
     votes, off_scale = read_votes(labels, scale)
     read = HumanLabel(votes={one.annotator: v for one, v in votes}, outside=len(off_scale))

@@ -36,22 +36,17 @@ class Dataset:
 
     Attributes
     ----------
-    table, source
-        The rows, and the name of the file that they are from ("table" for a DataFrame). Empty rows
-        are left out, and ratings translated where ``values`` says so. The index counts the rows of
-        the source from 0.
-    empty
-        The numbers of the rows that were left out since all their cells are empty.
+    table, source, empty
+        The rows, the name of their file ("table" for a DataFrame), and the numbers of those that
+        were left out since they are empty. Ratings are translated where ``values`` says so. The
+        index counts the rows of the source from 0.
     inputs, outputs, expectations
         Columns that the judge sees. ``outputs`` is one column, or a list of several.
-    labels
-        Annotator -> (column of ratings, column of rationales or None).
-    verdicts
-        The same for recorded verdicts of other judges.
+    labels, verdicts
+        Annotator -> (column of ratings, column of rationales or None), and the same for recorded
+        verdicts of other judges.
     groups
         The column whose equal rows stay on one side of a split; None for none.
-    scale
-        The rating scale.
     """
 
     table: pd.DataFrame
@@ -125,11 +120,10 @@ def read_dataset(
         DataFrame, or CSV, JSONL or Parquet file; see `workbench.store.files.read_table`.
     inputs, outputs, expectations
         Columns that the judge sees, commas between them.
-    annotators
-        Columns with people's ratings: ``column``, ``who: column`` or ``who: column + rationale``,
-        commas between them. None where the labels are given elsewhere, as in MLflow's own page.
-    verdicts
-        Columns with recorded verdicts of another judge, written the same way.
+    annotators, verdicts
+        Columns with people's ratings, and with recorded verdicts of other judges: ``column``,
+        ``who: column`` or ``who: column + rationale``, commas between them. None where there are
+        none, or the labels are given elsewhere, as in MLflow's own page.
     groups
         A column; rows that are equal there stay on one side of a split.
     values
@@ -138,10 +132,9 @@ def read_dataset(
 
     Raises
     ------
-    ArgumentError
-        For a text that cannot be read, and for columns that do not exist.
-    TableError
-        When the file is missing, damaged or empty.
+    ArgumentError, TableError
+        For a text that cannot be read and columns that do not exist; for a missing, damaged or
+        empty file.
     """
     table = read_table(data)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
@@ -194,14 +187,7 @@ def parse_names(parameter: str, given: Names) -> list[str]:
     >>> parse_names("inputs", "question, context")
     ['question', 'context']
     """
-    names = list(_parts(parameter, given))
-    for name in names:
-        if not isinstance(name, str) or not name.strip():
-            raise ArgumentError(
-                f"{parameter}={given!r} holds {name!r}, which is no name. Write names with commas "
-                "between them: 'question, context'."
-            )
-    return names
+    return list(_parts(parameter, given))
 
 
 def parse_raters(parameter: str, given: RaterText) -> Raters:

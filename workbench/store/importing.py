@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError, TableError
-from workbench.formatting import bar, html_table, say
+from workbench.formatting import bar, html_table, html_text, say
 from workbench.store.assessments import (
     content_id,
     in_order,
@@ -97,13 +97,9 @@ class Imported:
         )
 
     def _repr_html_(self) -> str:
-        counts = pd.DataFrame(
-            [(len(self), self.created, len(self.skipped), self.labels)],
-            columns=["rows", "new traces", "already there", "labels added"],
-        )
         listed = (self.skipped, self.differing)
-        more = [html_table(one, index=False, max_rows=10) for one in listed if len(one)]
-        return html_table(counts, index=False) + "".join(more)
+        tables = [html_table(one, index=False, max_rows=10) for one in listed if len(one)]
+        return f"<div>{html_text(repr(self)[1:-1])}</div>" + "".join(tables)
 
 
 def import_traces(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from mlflow.entities import Assessment, Feedback, Trace
 
-from workbench.formatting import html_table
+from workbench.formatting import html_table, html_text
 from workbench.scale import is_missing
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
@@ -64,13 +64,8 @@ class Logged:
         return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
 
     def _repr_html_(self) -> str:
-        counts = pd.DataFrame(
-            [(self.written, self.replaced, self.present, len(self.skipped))],
-            columns=["written", "of these replacing another", "already there", "skipped"],
-            index=[self.name],
-        )
         skipped = html_table(self.skipped, index=False, max_rows=10)
-        return html_table(counts) + skipped * bool(len(self.skipped))
+        return f"<div>{html_text(repr(self)[1:-1])}</div>" + skipped * bool(len(self.skipped))
 
 
 def log_labels(
@@ -102,9 +97,8 @@ def log_labels(
     Returns
     -------
     Logged
-        Counts of labels written, and of those there already: a call that was killed, or is
-        repeated, writes what is missing and nothing twice. A label that was changed since is
-        changed back.
+        A call that was killed, or is repeated, writes what is missing and nothing twice. A label
+        that was changed since is changed back.
 
     Raises
     ------
@@ -275,11 +269,11 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
 
 def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
     """Return the valid decisions, at most one a trace: the latest, whoever made it."""
-    valid = [
-        [(trace, one) for one in decision_feedback(trace, name) if one.valid is not False]
-        for trace in traces
-    ]
-    return [_record(Decision, *made[-1]) for made in valid if made]
+    records = []
+    for trace in traces:
+        valid = [one for one in decision_feedback(trace, name) if one.valid is not False]
+        records += [_record(Decision, trace, one) for one in valid[-1:]]
+    return records
 
 
 def decision_feedback(trace: Trace, name: str) -> list[Feedback]:

@@ -3,9 +3,6 @@
 A rubric lies in MLflow's prompt registry, one prompt an experiment and question, so its versions
 can be read and compared in MLflow's own page too. Nothing is ever overwritten, and the registry
 numbers the versions, so two people who edit at the same moment make two versions.
-
-A label records the version under which it was made (`RUBRIC_KEY`). One that records none, given
-in MLflow's page or by a script, was made under the version in force at the time.
 """
 
 from __future__ import annotations
@@ -73,7 +70,8 @@ class RubricHistory:
     def version_of(self, label: Label) -> int:
         """Return the version under which a label was made; 0 if there was none yet.
 
-        It is the one that the label records, else the one in force when it was given.
+        It is the one that the label records, else, as for labels given in MLflow's page or by a
+        script, the one in force when it was given.
         """
         if label.rubric_version is not None:
             return label.rubric_version
@@ -82,11 +80,9 @@ class RubricHistory:
 
     def is_earlier(self, label: Label) -> bool:
         """Whether a label was made under a text that differs from the current one."""
-        if self.current is None:
-            return False
-        version = self.version_of(label)
+        version, current = self.version_of(label), self.current
         texts = {one.version: one.text for one in self.versions}
-        return version < self.current.version and texts.get(version) != self.current.text
+        return bool(current and version < current.version and texts.get(version) != current.text)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -125,16 +121,12 @@ def set_rubric(
     name
         The question, which is the judge's name, exactly.
     text
-        Markdown, at most 100,000 characters. White space at its ends does not count.
+        Markdown, at most 100,000 characters. White space at its ends does not count. A text that
+        is empty, too long or cannot be stored is an `ArgumentError`.
     by, note
         Who wrote it and why; stored with the version.
     experiment
         Name or id; the active experiment by default.
-
-    Raises
-    ------
-    ArgumentError
-        For an empty name and for a text that is empty, too long or cannot be stored.
     """
     check_text("name", name)
     check_text("text", text)
@@ -147,14 +139,13 @@ def set_rubric(
         return current
     tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
     prompt = _prompt_name(name, where)
-    write = partial(_client().register_prompt, prompt, text, note or None, tags)
+    write = partial(retrying, _client().register_prompt, prompt, text, note or None, tags)
     try:
-        made = retrying(write)
+        made = write()
     except MlflowException as error:
-        # Someone else may have made the prompt at the same moment.
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        made = retrying(write)
+        made = write()  # someone else made the prompt at the same moment
     # Where someone else wrote the same text at the same moment, the earlier version counts.
     return [v for v in _history(name, where) if v.version <= int(made.version)][-1]
 
@@ -189,11 +180,7 @@ def rubric_history(name: str, *, experiment: str | None = None) -> RubricHistory
 
 
 def earlier_labels(
-    name: str,
-    traces: Any = None,
-    *,
-    annotator: str | None = None,
-    experiment: str | None = None,
+    name: str, traces: Any = None, *, annotator: str | None = None, experiment: str | None = None
 ) -> pd.DataFrame:
     """Return the labels that were made under an earlier rubric than the current one.
 
@@ -201,11 +188,8 @@ def earlier_labels(
     answered again under the current one, even after seeing the verdict. ``name`` and ``traces``
     are as for `workbench.pair`; with ``annotator`` only this one's labels are returned.
 
-    Returns
-    -------
-    DataFrame
-        One row a label, in the order of the traces: ``trace_id``, ``annotator``, ``value``,
-        ``rationale``, ``rubric_version`` (0: before there was one).
+    The table has one row a label, in the order of the traces: ``trace_id``, ``annotator``,
+    ``value``, ``rationale``, ``rubric_version`` (0: before there was one).
     """
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
@@ -214,9 +198,8 @@ def earlier_labels(
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
+        if history.is_earlier(one) and stale[one.trace_id, folded(one.annotator)]
         if annotator in (None, one.annotator)
-        and history.is_earlier(one)
-        and stale[one.trace_id, folded(one.annotator)]
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
     return pd.DataFrame(rows, columns=columns).astype({"value": object})

@@ -1,4 +1,4 @@
-"""The MLflow store: which one is active, what it says when it fails, and reading its traces.
+"""The MLflow store: its database and experiments, what it says when it fails, and its traces.
 
 Paging, batches, retries and messages are settled here for the whole package.
 """
@@ -6,10 +6,15 @@ Paging, batches, retries and messages are settled here for the whole package.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import sqlite3
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -24,6 +29,7 @@ from mlflow.genai.utils.trace_utils import (
     resolve_outputs_from_trace,
 )
 from mlflow.tracing.client import TracingClient
+from sqlalchemy.engine import make_url
 
 from workbench import compat
 from workbench.credentials import scrubbed, without_credentials
@@ -103,6 +109,67 @@ retrying = tenacity.Retrying(
     reraise=True,
 )
 """Call a function of MLflow's store again while its failure may pass."""
+
+
+_DATA = ("runs", "trace_info", "registered_models", "assessments", "logged_models")
+"""Tables in which a row is somebody's work, as is an experiment but for MLflow's default one."""
+
+
+def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
+    """Make the SQLite database of a store where it is missing or was left half-made.
+
+    MLflow makes its tables in place, which takes ten seconds and more, and a process that is
+    stopped meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made
+    beside and then given its name. A half-made file that holds nobody's runs, traces or
+    experiments is set aside as ``NAME.incomplete`` and made again. Stores that are no SQLite file,
+    and databases that hold data, are left to MLflow. A file that is no database is a `StoreError`.
+    """
+    database = (make_url(uri).database or ":memory:") if uri.startswith("sqlite") else ":memory:"
+    if database == ":memory:" or database.startswith("file:"):
+        return
+    path = Path(database)
+    while _is_half_made(path) and time.time() - path.stat().st_mtime < 5:
+        time.sleep(0.2)  # another process may still be making its tables
+    if path.exists() and not _is_half_made(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        create(made)
+        if _is_half_made(path):
+            aside = path.with_name(f"{path.name}.incomplete")
+            _log.warning("%s was left half-made and holds no data; now %s", path, aside.name)
+            path.replace(aside)
+        try:
+            os.link(made, path)  # fails where another process was faster
+        except OSError:
+            if not path.exists():  # a file system without links
+                made.rename(path)
+
+
+def _is_half_made(path: Path) -> bool:
+    """Whether the file holds only some of MLflow's tables, or none, and nobody's data."""
+    if not path.exists():
+        return False
+    try:
+        # Opening it also rolls back what a killed process had not committed.
+        with closing(sqlite3.connect(path, timeout=20)) as database:
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
+            if tables and "experiments" not in tables:
+                return False  # somebody else's database
+            version = None
+            if "alembic_version" in tables:
+                version = database.execute("SELECT version_num FROM alembic_version").fetchone()
+            data = [f"SELECT 1 FROM {table}" for table in _DATA if table in tables]
+            data += ["SELECT 1 FROM experiments WHERE experiment_id <> 0"] if tables else []
+            holds_data = any(database.execute(query).fetchone() for query in data)
+            return version != (compat.latest_schema(),) and not holds_data
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{path} cannot be read as an SQLite database: {error}. Give another folder or "
+            "tracking URI, or move the file away."
+        ) from None
 
 
 @store_errors()
@@ -267,21 +334,17 @@ def _by_id(traces: Any) -> dict[str, Trace | None]:
         require_columns(traces, "traces", ["trace_id"])
         traces = traces["trace_id"].tolist()
     traces = [traces] if isinstance(traces, (str, Trace)) else getattr(traces, "trace_ids", traces)
-    if not isinstance(traces, Iterable):
-        raise ArgumentError(
-            f"traces is a {type(traces).__name__}. Give None, a list of MLflow traces or of "
-            "trace ids, a DataFrame with a trace_id column, or an MLflow filter string."
-        )
     given: dict[str, Trace | None] = {}
-    for item in traces:
+    for item in traces if isinstance(traces, Iterable) else [traces]:
         if isinstance(item, Trace):
             given[item.info.trace_id] = item
         elif isinstance(item, str):
             given.setdefault(item, None)
         else:
             raise ArgumentError(
-                f"traces holds a {type(item).__name__}: {str(item)[:80]!r}. Its items may be "
-                "MLflow traces or trace ids."
+                f"traces holds a {type(item).__name__}: {str(item)[:80]!r}. Give None, a list of "
+                "MLflow traces or of trace ids, a DataFrame with a trace_id column, or an MLflow "
+                "filter string."
             )
     return given
 
