@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields, replace
-from threading import Event
+from importlib import import_module
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -30,6 +31,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import annotator_agreement
 from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
+from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
@@ -125,6 +127,9 @@ def align(
     data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed)
 
     watch.enter("preflight")
+    if simba and replayed() is None:
+        # It takes seconds to import, some of which pass while the judge's first call waits.
+        Thread(target=import_module, args=("dspy",), daemon=True).start()
     whole = Budget.of(budget)
     learning = Budget.of(simba.budget) if simba and budget is None else whole
     learning.check(str(judge.model), (simba and simba.model) or str(judge.model))

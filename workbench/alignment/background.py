@@ -179,16 +179,8 @@ class BackgroundAlignment(Watch):
     def result(self, timeout: float | None = None) -> Alignment:
         """Wait for the end, ``timeout`` seconds at most, and return what `align` returned.
 
-        An interrupt ends the waiting and not the alignment.
-
-        Raises
-        ------
-        CancelledError
-            When it was cancelled.
-        TimeoutError
-            When it has not ended by then.
-        Exception
-            Whatever `align` raised.
+        Raises what `align` raised, `CancelledError` when it was cancelled, and `TimeoutError` when
+        it has not ended by then. An interrupt ends the waiting and not the alignment.
         """
         if not self.wait(timeout):
             raise TimeoutError(

@@ -2,8 +2,7 @@
 
 Better than the original is not enough to pass. Against a bad judge, giving one and the same
 verdict to everything looks like a gain: on a scale of numbers it is nearer to most labels than a
-biased judge is, and on an unbalanced one it is right as often as its favourite label occurs. So
-the proposed judge is also held against the best constant, chosen by the labels of train.
+biased judge is. So the proposed judge is also held against a constant, train's median.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import mlflow
+from mlflow.artifacts import load_dict as load
 from mlflow.exceptions import MlflowException
 
 from workbench.alignment.external import metered_embeddings
@@ -49,12 +48,6 @@ from workbench.store.traces import Example, examples, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-MINIMUM_FRESH = 10
-"""With so many traces that are new to a judge, it is tested on these alone."""
-
-MOST_LOST = 0.05
-"""Share of held-out traces without a usable verdict above which a judge is not taken."""
 
 
 def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
@@ -100,9 +93,9 @@ def read_lineage(
         labels: dict[str, str] = {}
         content: dict[str, str] = {}
         with suppress(MlflowException, OSError):  # runs of early versions lack these files
-            labels = _load(run_id, LABELS_FILE)
-            content = _load(run_id, CONTENT_FILE)
-        for part, ids in _load(run_id, "split.json")["traces"].items():
+            labels = load(f"runs:/{run_id}/{LABELS_FILE}")
+            content = load(f"runs:/{run_id}/{CONTENT_FILE}")
+        for part, ids in load(f"runs:/{run_id}/split.json")["traces"].items():
             for logged in ids:
                 here = {logged, *same_content.get(content.get(logged, ""), ())}
                 seen |= here
@@ -128,10 +121,6 @@ def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
         ]
         more = {one.data.tags[ORIGINAL_TAG] for one in found}
     return [one.info.run_id for one in found]
-
-
-def _load(run_id: str, file: str) -> dict[str, Any]:
-    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{file}"))
 
 
 def read_data(
@@ -172,13 +161,13 @@ def split_pairs(
     """Split into train, dev and test.
 
     What the judge learned from before is never in test. What it was tested on before is not
-    either where enough traces are fresh, since it was chosen for doing well there.
+    either where ten traces or more are fresh, since it was chosen for doing well there.
     """
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
     group_of = with_equal_items(group_of, items)
     here = set(pairs.trace_ids)
-    enough = len(here - lineage.seen) >= MINIMUM_FRESH
+    enough = len(here - lineage.seen) >= 10
     barred = here & (lineage.seen if enough else lineage.learned)
     # The share refers to the traces that may be tested on, so that some of these are left to
     # learn from.
@@ -263,7 +252,7 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
     if gate == "none":
         return "improved", f"{summary} The gate is off, so the judge is taken as it is."
     upwards = len(comparison.fixed) > len(comparison.broken)
-    if test.lost > MOST_LOST:
+    if test.lost > 0.05:
         # A judge that answers only where it is sure would look better than it is.
         why = f"But it gave no usable verdict on {test.lost:.0%} of the held-out traces."
     elif not comparison.improved:

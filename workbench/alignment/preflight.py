@@ -17,7 +17,7 @@ from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
-from workbench.simba.forecast import Forecast, forecast
+from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item
 from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import item_digest
@@ -67,7 +67,7 @@ def preflight(
     if simba is None:
         rows.append(("calls", "not known: the optimizer does not say", ends))
     else:
-        rows += _of_costs(data, forecast_of(data, simba, probe), probe, budget, ends)
+        rows += _of_costs(data, simba, probe, budget, ends)
     return pd.DataFrame(rows, columns=["check", "finding", "advice"])
 
 
@@ -94,10 +94,15 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
 
 
 def _of_costs(
-    data: AlignmentData, most: Forecast, probe: Verdict, budget: Budget, ends: str
+    data: AlignmentData, simba: SIMBA, probe: Verdict, budget: Budget, ends: str
 ) -> Iterator[Row]:
     """Yield calls, tokens and money of learning, limited to what is left, and of the test."""
-    test, kept = len(data.split.test), to_keep(data, probe)
+    split, test, kept = data.split, len(data.split.test), to_keep(data, probe)
+    cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
+    most = forecast(
+        data.judge, cases, len(split.dev), simba.settings, split.train.scale,
+        reflection_model=simba.model, probe=probe,
+    )  # fmt: skip
     calls = int(min(most.calls, budget.left))
     free = f"repeated ones after failures not counted; {ends}"
     yield "calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free
@@ -108,16 +113,6 @@ def _of_costs(
     price = "unknown" if usd is None else f"${usd:.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
     limit = "" if budget.usd is None else f"the budget: ${budget.usd:.2f}"
     yield "money at most, about", price, limit
-
-
-def forecast_of(data: AlignmentData, simba: SIMBA, probe: Verdict) -> Forecast:
-    """Return what learning takes at most."""
-    split = data.split
-    cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-    return forecast(
-        data.judge, cases, len(split.dev), simba.settings, split.train.scale,
-        reflection_model=simba.model, probe=probe,
-    )  # fmt: skip
 
 
 def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
