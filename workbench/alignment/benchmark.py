@@ -22,7 +22,6 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from workbench.alignment.align import check_one_budget, learn
 from workbench.alignment.external import requests_of_a_verdict
 from workbench.alignment.heldout import (
-    HeldOutTest,
     count_looks,
     decide,
     read_data,
@@ -80,8 +79,6 @@ class OptimizerComparison:
         ``reason``. nan where unknown or undefined.
     judges, comparisons
         Name -> the judge that was put to the test, and its comparison with the original.
-    left_out
-        Optimizer -> why it did not take part.
     split
         What was learned from and tested on.
     notes
@@ -93,7 +90,6 @@ class OptimizerComparison:
     table: pd.DataFrame
     judges: Mapping[str, Judge]
     comparisons: Mapping[str, Comparison]
-    left_out: Mapping[str, str]
     pairs: Pairs
     split: Split
     seconds: float
@@ -147,8 +143,7 @@ class OptimizerComparison:
     def _lines(self) -> list[str]:
         reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
         failed = [f"{name}: {why}" for name, why in reasons]
-        left_out = [f"{name} did not take part: {why}" for name, why in self.left_out.items()]
-        return [self.conclusion, *failed, *left_out, *self.notes]
+        return [self.conclusion, *failed, *self.notes]
 
 
 def compare_optimizers(
@@ -201,7 +196,7 @@ def compare_optimizers(
     """
     one_of("gate", gate, ["better", "significant", "none"])
     started = time.monotonic()
-    by_name, left_out = named_optimizers(judge, optimizers, seed, embedding_model)
+    by_name = named_optimizers(judge, optimizers, seed, embedding_model)
     for optimizer in by_name.values():
         check_one_budget(optimizer, budget)
     run = AlignmentRun()
@@ -211,6 +206,8 @@ def compare_optimizers(
         run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
         bench = _Benchmark(data, run, probed(data, data.split.train), gate, Budget.of(budget))
         bench.add_references(by_name.values())
+        if optimizers is None and embedding_model is None:
+            bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
         for name, optimizer in by_name.items():
             if progress:
                 say(f"{name} is learning ...")
@@ -218,8 +215,8 @@ def compare_optimizers(
             if progress:
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
-            bench.table(), bench.judges, bench.comparisons, left_out, data.pairs, data.split,
-            time.monotonic() - started, notes=(*data.pairs.notes, *bench.all_notes()),
+            bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
+            time.monotonic() - started, tuple(bench.all_notes()),
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         run.finish(
@@ -251,13 +248,14 @@ class _Benchmark:
         split, judge = self.data.split, self.data.judge
         same = compare(split.test, split.test, seed=split.seed)
         self.judges["original"] = judge
-        self.rows["original"] = _row("reference", "", same, judge)
+        self.rows["original"] = _row("", same, judge, 1)
+        self.rows["original"] |= {"fixed": None, "broken": None, "p": None}
         counts = Counter(split.train.table["human"])
         most = max(counts, key=lambda value: (counts[value], str(value)))
         always = dict.fromkeys(split.test.trace_ids, (most, ""))
         rated = split.test.with_verdicts(always, "majority")
         comparison = compare(split.test, rated, seed=split.seed)
-        self.rows["majority label"] = _row("reference", f"always {most!r}", comparison)
+        self.rows["majority label"] = _row(f"always {most!r}", comparison, None, 0)
         # As many examples as SIMBA's, so that more of them are not what decides.
         most_shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
         count = max(most_shown, default=0) or Settings.max_examples
@@ -314,7 +312,8 @@ class _Benchmark:
         with self.run.below() as run:
             run.begin(name, self.data, judge, optimizer=name, seed=self.data.split.seed)
             tested = score_held_out(self.data, judge, budget)
-            row = _row("reference", "", tested.comparison, judge, tested)
+            others = tested.other_calls / max(1, len(tested.verdicts))
+            row = _row("", tested.comparison, judge, 1 + round(others))
             if spent is not None:
                 status, reason = decide(self.gate, tested, self.data.split.train, stopped)
                 row |= {**spent, "status": status, "reason": reason}
@@ -346,52 +345,37 @@ class _Benchmark:
         """Return what must be known to read the figures."""
         tested = [fingerprint(self.judges[name]) for name in self.comparisons]
         _, earlier = count_looks(self.run, self.data, *tested)
-        notes = [*self.notes, earlier]
-        if len(tested) > 1:
-            notes.append(
-                f"{len(tested)} judges were compared with the original on the same held-out "
-                "pairs: the more judges, the likelier that one looks better by luck, and the "
-                "winner's figure is too high on average. 'p adjusted' takes this into account; "
-                "labels that none has seen settle it."
-            )
-        if any(row.get("known") for row in self.rows.values()):
-            notes.append(
-                "Calls are those paid now. Answers in the cache, of earlier runs or of another "
-                "optimizer with the same requests, were not paid again; 'known' counts them."
-            )
+        several = (
+            f"{len(tested)} judges were compared with the original on the same held-out pairs: the "
+            "more judges, the likelier that one looks better by luck, and the winner's figure is "
+            "too high on average. 'p adjusted' takes this into account; labels that none has seen "
+            "settle it."
+        )
+        notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
         return [note for note in notes if note]
 
 
-def _row(
-    status: str,
-    reason: str,
-    comparison: Comparison,
-    judge: Judge | None = None,
-    tested: HeldOutTest | None = None,
-) -> dict[str, Any]:
-    """Return the figures of a judge, or of the majority label; the original has no ``tested``."""
-    found, later = comparison.after, 0 if judge is None else 1
-    if tested is not None and tested.verdicts:
-        later += round(tested.other_calls / len(tested.verdicts))
+def _row(reason: str, comparison: Comparison, judge: Judge | None, later: int) -> dict[str, Any]:
+    """Return the figures of a reference; one more judgement takes ``later`` calls."""
+    found = comparison.after
     low, high = found.accuracy_interval
-    row = {
-        "status": status,
+    # Judges that are more than their instructions add words that differ from item to item.
+    known = isinstance(judge, InstructionsJudge)
+    return {
+        "status": "reference",
         "accuracy": found.accuracy,
         "low": low,
         "high": high,
         "kappa": found.kappa,
         "mean distance": found.mean_distance,
         "n": found.n,
+        "fixed": len(comparison.fixed),
+        "broken": len(comparison.broken),
+        "p": comparison.p_value,
         "later calls": later,
+        "words more": len(str(judge.instructions).split()) if known and judge else None,
         "reason": reason,
     }
-    # Judges that are more than their instructions add words that differ from item to item.
-    if isinstance(judge, InstructionsJudge):
-        row["words more"] = len(str(judge.instructions).split())
-    if judge is None or tested is not None:
-        row |= {"fixed": len(comparison.fixed), "broken": len(comparison.broken)}
-        row["p"] = comparison.p_value
-    return row
 
 
 # -- who takes part ---------------------------------------------------------------------------
@@ -399,23 +383,32 @@ def _row(
 REFERENCES: Final = ("original", "majority label", "few-shot")
 """What every comparison shows beside the optimizers."""
 
+MEMALIGN: Final = "MLflow MemAlign"
+
 
 def named_optimizers(
     judge: Judge, wanted: Any, seed: int, embedding_model: str | None
-) -> tuple[dict[str, AlignmentOptimizer], dict[str, str]]:
-    """Return optimizers by their names in the comparison, and name -> why it was left out.
+) -> dict[str, AlignmentOptimizer]:
+    """Return optimizers by their names in the comparison; MLflow's reflect with the judge's model.
 
     Raises
     ------
     ArgumentError
         For an unknown name, one of `REFERENCES`, an object that is no optimizer, or nothing at all.
     """
-    known, left_out = _known_optimizers(judge, seed, embedding_model)
-    if wanted is None:
-        return known, left_out
-    if isinstance(wanted, str):
-        wanted = [name.strip() for name in wanted.split(",") if name.strip()]
-    named = dict(wanted) if isinstance(wanted, Mapping) else _with_names(wanted)
+    from mlflow.genai.judges import optimizers
+
+    known: dict[str, AlignmentOptimizer] = {
+        "workbench SIMBA": SIMBA(seed=seed, progress=False),
+        # MLflow takes a seed of 0 for none, and 42 in its place.
+        "MLflow SIMBA": optimizers.SIMBAAlignmentOptimizer(model=judge.model, seed=seed),
+        "MLflow GEPA": optimizers.GEPAAlignmentOptimizer(model=judge.model),
+    }
+    if embedding_model:
+        known[MEMALIGN] = optimizers.MemAlignOptimizer(
+            reflection_lm=judge.model, embedding_model=embedding_model
+        )
+    named = known if wanted is None else _with_names(wanted)
     found = {
         name: known.get(one, one) if isinstance(one, str) else one for name, one in named.items()
     }
@@ -428,44 +421,25 @@ def named_optimizers(
                 "another name."
             )
         if not isinstance(one, AlignmentOptimizer):
-            why = left_out.get(str(one), "it is no MLflow AlignmentOptimizer.")
             raise ArgumentError(
-                f"optimizers holds {one!r}, but {why} Known names: {', '.join(known)}."
+                f"optimizers holds {one!r}, which is no AlignmentOptimizer and none of the known "
+                f"names: {', '.join(known)}; with embedding_model= also {MEMALIGN}."
             )
-    return found, {}
+    return found
 
 
-def _known_optimizers(
-    judge: Judge, seed: int, embedding_model: str | None
-) -> tuple[dict[str, AlignmentOptimizer], dict[str, str]]:
-    """Return the optimizers that are known by name; MLflow's reflect with the judge's model."""
-    from mlflow.genai.judges import optimizers
-
-    model = judge.model
-    known = {
-        "workbench SIMBA": SIMBA(seed=seed, progress=False),
-        # MLflow takes a seed of 0 for none, and 42 in its place.
-        "MLflow SIMBA": optimizers.SIMBAAlignmentOptimizer(model=model, seed=seed),
-        "MLflow GEPA": optimizers.GEPAAlignmentOptimizer(model=model),
-    }
-    if not embedding_model:
-        why = "it needs an embedding model, for instance "
-        return known, {"MLflow MemAlign": f"{why}embedding_model='openai:/text-embedding-3-small'."}
-    memalign = optimizers.MemAlignOptimizer(reflection_lm=model, embedding_model=embedding_model)
-    return known | {"MLflow MemAlign": memalign}, {}
-
-
-def _with_names(wanted: Any) -> dict[str, Any]:
-    named: dict[str, Any] = {}
+def _with_names(wanted: Any) -> Mapping[str, Any]:
+    """Return what is wanted by name; a class that occurs again is numbered."""
+    if isinstance(wanted, Mapping):
+        return wanted
+    if isinstance(wanted, str):
+        wanted = [name.strip() for name in wanted.split(",") if name.strip()]
+    seen: Counter[str] = Counter()
+    named = {}
     for one in [wanted] if isinstance(wanted, AlignmentOptimizer) else wanted:
-        name, home = type(one).__name__, type(one).__module__.partition(".")[0]
-        if isinstance(one, str):
-            name = one
-        elif home in ("workbench", "mlflow"):
-            short = name.removesuffix("Optimizer").removesuffix("Alignment")
-            name = f"{home.replace('mlf', 'MLf')} {short}"
-        again = sum(each.partition(" (")[0] == name for each in named)
-        named[f"{name} ({again + 1})" if again else name] = one
+        name = one if isinstance(one, str) else type(one).__name__
+        seen[name] += 1
+        named[name if seen[name] == 1 else f"{name} ({seen[name]})"] = one
     return named
 
 
