@@ -98,7 +98,7 @@ class Form {
   buildRubric(question) {
     if (!question.rubric?.trim()) return null;
     const version = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
-    return h("details", { class: "wb-rubric", open: !this.hasMany && this.panel.opensRubric },
+    return h("details", { class: "wb-rubric", open: !this.hasMany && this.panel.words.opensRubric },
       h("summary", null, "Rubric", quiet(version)), drawn(question.rubric_blocks));
   }
 

@@ -2,29 +2,20 @@
 
 const percent = (part, whole) => Math.round((100 * part) / whole);
 
-function duration(seconds) {
-  const minutes = Math.max(1, Math.round(seconds / 60));
-  return minutes < 90 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`;
-}
+const duration = (seconds) => (seconds < 5400 ? `${Math.max(1, Math.round(seconds / 60))} min` : `${(seconds / 3600).toFixed(1)} h`);
 
 /** The elements of a panel, and how they are painted. Whoever extends it says what they do. */
 class Frame extends Store {
   /** What the panel calls what one does in it. */
   get words() {
-    return { panel: "Label panel", done: "labelled", table: "panel.labels", holds: "your labels", summary: "panel.summary()", nothing: "There is nothing to label." };
-  }
-
-  /** Whether the rubric of an only question is open at first. */
-  get opensRubric() {
-    return true;
+    return { panel: "Label panel", done: "labelled", opensRubric: true, table: "panel.labels", holds: "your labels", summary: "panel.summary()", nothing: "There is nothing to label." };
   }
 
   /** What stands above the panel: its title, unless that only lists the questions below. */
   shownTitle() {
-    const names = this.questions.map(({ title }) => title);
-    const { title } = this.setup;
-    if (names.length > 1 && (!title || title === names.join(", "))) return `${names.length} questions`;
-    return title || names[0] || "Labels";
+    const names = this.questions.map((question) => question.title);
+    const isList = names.length > 1 && this.setup.title === names.join(", ");
+    return isList ? `${names.length} questions` : this.setup.title;
   }
 
   // -- building
@@ -182,18 +173,17 @@ class Frame extends Store {
     if (!item) return this.where.replaceChildren(this.total ? place : "");
     const { done, skipped } = this.statusOf(item);
     const isWaiting = this.local.has(item.trace_id);
-    const chips = [];
-    const chip = (text, kind) => chips.push(" ", h("span", { class: `wb-chip wb-${kind}` }, text));
-    if (done) {
-      if (this.isChanged(item)) chip("changed, not saved", "warn");
-      else if (isWaiting) chip("not saved yet", "warn");
-      else chip("saved", "good");
-      if (done.earlier_rubric) chip("made under an earlier rubric", "warn");
-      if (Object.keys(done.changed ?? {}).length) chip("changed after the verdict", "plain");
-      if (this.isOfferedAgain(item)) chip("offered again: Enter confirms", "warn");
-      if (done.elsewhere) chip("labelled elsewhere", "plain");
-    } else if (skipped) chip(isWaiting ? "skipped, not saved yet" : "skipped", "plain");
-    if (item.gone) chip("deleted", "warn");
+    const isChanged = done && this.isChanged(item);
+    const chips = [
+      [isChanged, "changed, not saved", "warn"],
+      [done && !isChanged, isWaiting ? "not saved yet" : "saved", isWaiting ? "warn" : "good"],
+      [done?.earlier_rubric, "made under an earlier rubric", "warn"],
+      [Object.keys(done?.changed ?? {}).length, "changed after the verdict", "plain"],
+      [done && this.isOfferedAgain(item), "offered again: Enter confirms", "warn"],
+      [done?.elsewhere, "labelled elsewhere", "plain"],
+      [!done && skipped, isWaiting ? "skipped, not saved yet" : "skipped", "plain"],
+      [item.gone, "deleted", "warn"],
+    ].filter(([holds]) => holds).flatMap(([, text, kind]) => [" ", h("span", { class: `wb-chip wb-${kind}` }, text)]);
     const short = item.trace_id.length > 14 ? `${item.trace_id.slice(0, 11)}…` : item.trace_id;
     this.where.replaceChildren(h("span", { class: "wb-number" }, place), " ",
       h("span", { class: "wb-id wb-quiet", title: item.trace_id }, visible(short)), ...chips);
@@ -210,15 +200,14 @@ class Frame extends Store {
       this.reveal.append(h("p", { class: "wb-quiet" }, "The judge's verdict is shown as soon as your label is saved. Enter goes on without."));
       return;
     }
-    const { done } = this.statusOf(item);
-    const many = this.form.hasMany;
     const groups = this.questions.map((question) => ({ question, voices: this.voices(question, said) }));
     const alone = groups.filter(({ voices }) => !voices.length).map(({ question }) => question.title);
+    const many = this.form.hasMany;
     append(this.reveal, [
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, "What others said"),
       groups.filter(({ voices }) => voices.length).map(({ question, voices }) => h("div", { class: "wb-heard", role: "group", "aria-label": question.title },
         many ? h("div", { class: "wb-about", dir: "auto" }, visible(question.title)) : null,
-        this.ownVoice(question, done), voices)),
+        this.ownVoice(question, this.statusOf(item).done), voices)),
       alone.length ? h("p", { class: "wb-quiet" }, many ? ["No one else has judged: ", visible(alone.join(", ")), "."] : "No one else has judged this item.") : null,
       h("p", { class: "wb-quiet" }, "Your first label is kept and is the one that counts. If you change your mind now, that is recorded beside it.")]);
     this.reveal.scrollTop = 0;
@@ -226,17 +215,13 @@ class Frame extends Store {
   }
 
   /** What the judge and others said to one question. */
-  voices(question, said) {
-    const { name } = question;
-    const isFirst = name === this.questions[0].name;
-    const verdict = said.judges ? said.judges[name] : isFirst ? said.judge : null;
-    const others = (said.others ?? []).filter((other) => (other.question ?? this.questions[0].name) === name);
+  voices(question, { judge, judges, others = [] }) {
+    const first = this.questions[0].name;
+    const verdict = judges ? judges[question.name] : question.name === first ? judge : null;
     const voice = (kind, who, { value, rationale, rationale_blocks: blocks }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
       h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), drawn(blocks));
-    return [
-      ...(verdict ? [voice("wb-judge", "Judge", verdict)] : []),
-      ...others.map((other) => voice("wb-person", other.annotator, other)),
-    ];
+    const people = others.filter((other) => (other.question ?? first) === question.name).map((other) => voice("wb-person", other.annotator, other));
+    return verdict ? [voice("wb-judge", "Judge", verdict), ...people] : people;
   }
 
   ownVoice(question, done) {
@@ -254,16 +239,14 @@ class Frame extends Store {
     this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
       quiet("as ", visible(String(this.setup.annotator ?? ""))));
     const waiting = [...this.local.values()].filter(({ done }) => done).length;
-    [labelled, waiting].forEach((n, k) => {
-      this.bar.children[k].style.width = `${total ? Math.min(100, (100 * n) / total) : 0}%`;
-    });
+    [labelled, waiting].forEach((n, k) => { this.bar.children[k].style.width = `${(100 * n) / Math.max(total, 1)}%`; });
     this.bar.setAttribute("aria-valuemax", String(total));
     this.bar.setAttribute("aria-valuenow", String(labelled));
     const facts = [`${number(labelled)} of ${number(total)} ${this.words.done}`];
     if (progress.skipped) facts.push(`${number(progress.skipped)} skipped`);
     if (progress.per_hour && labelled >= 5) facts.push(`${number(Math.round(progress.per_hour))} an hour`);
     if (progress.seconds_left && labelled >= 5) facts.push(`${duration(progress.seconds_left)} left`);
-    this.counts.replaceChildren(...facts.flatMap((fact, n) => (n ? [h("span", { class: "wb-dot" }, "·"), fact] : [fact])));
+    this.counts.replaceChildren(facts.join(" · "));
     this.paintBalance();
     this.banner.hidden = !this.state.message;
     this.banner.replaceChildren(...visible(this.state.message ?? ""));

@@ -287,11 +287,6 @@ class Adjudication extends Panel {
     return { panel: "Adjudication panel", done: "decided", table: "panel.decisions", holds: "the labels and what was decided", summary: null, nothing: "Annotators differ on none of these traces." };
   }
 
-  /** The answers stay in view below what people said. */
-  get opensRubric() {
-    return false;
-  }
-
   build(el) {
     super.build(el);
     this.root.classList.add("wb-adjudication");

@@ -309,7 +309,7 @@ class Store {
 
   onTimer() {
     // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
-    const settled = this.outbox.settledElsewhere();
+    const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
     for (const { id } of settled) this.forget(id);
     if (settled.length) this.paintSaved();
     this.outbox.retry();
