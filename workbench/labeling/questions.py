@@ -184,14 +184,12 @@ def session_questions(
 
     ``infos`` are the traces, whose values tell the scale where nothing else does.
     """
-    if questions is None:
-        if judge_or_name is None:
-            raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
-        return (_only_question(judge_or_name, scale, infos, experiment),)
-    several = [questions] if isinstance(questions, str) else questions
-    if not isinstance(several, Iterable):
-        several = [several]
-    asked = tuple(as_question(one, experiment) for one in several)
+    if questions is None and judge_or_name is None:
+        raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
+    given = judge_or_name if questions is None else questions
+    several = given if isinstance(given, (list, tuple)) else [given]
+    scale = scale if questions is None else None
+    asked = tuple(as_question(one, experiment, scale=scale, infos=infos) for one in several)
     names = [question.name for question in asked]
     if not asked or len(set(names)) < len(names):
         raise ArgumentError(f"questions={names!r} must be at least one, each with its own name.")
@@ -203,38 +201,27 @@ def session_questions(
     return asked
 
 
-def as_question(given: Judge | LabelQuestion | LabelSchema | str, experiment: str) -> LabelQuestion:
-    """Return the question of a judge, of a label schema or of the name of one."""
+def as_question(
+    given: Any, experiment: str, *, scale: Scale | None = None, infos: Iterable[TraceInfo] = ()
+) -> LabelQuestion:
+    """Return the question of a judge, of a label schema, or of the name of either.
+
+    Its scale is ``scale``, else that of the judge's type, of the label schema of its name, or of
+    the values on the traces.
+    """
     if isinstance(given, LabelQuestion):
         return given
-    if isinstance(given, str):
-        schema = find_schema(given, experiment=experiment)
-        if schema is None:
-            raise ArgumentError(
-                f"questions: there is no label schema {given!r} in experiment {experiment}. Give "
-                "a judge or a LabelQuestion with a scale, or the name of an existing schema."
-            )
-        return LabelQuestion.of_schema(schema)
-    if hasattr(given, "feedback_value_type"):
-        return LabelQuestion.of_judge(given)
     if hasattr(given, "enable_comment"):
         return LabelQuestion.of_schema(given)
-    raise ArgumentError(
-        f"questions holds {given!r:.80}. Each must be a LabelQuestion, an MLflow LabelSchema or "
-        "the name of one."
-    )
-
-
-def _only_question(
-    judge_or_name: Judge | str, scale: Scale | None, infos: Iterable[TraceInfo], experiment: str
-) -> LabelQuestion:
-    """The question of a judge, or of its name, with its scale and the words of its schema."""
-    if isinstance(judge_or_name, str):
-        asked, must_rate = LabelQuestion(judge_or_name, None), scale is None
-    else:
-        asked, must_rate = LabelQuestion.of_judge(judge_or_name), False
+    if not isinstance(given, str) and not hasattr(given, "feedback_value_type"):
+        raise ArgumentError(
+            f"questions holds {given!r:.80}. Each must be a LabelQuestion, an MLflow LabelSchema, "
+            "a judge, or the name of one."
+        )
+    by_name = isinstance(given, str)
+    asked = LabelQuestion(given, None) if by_name else LabelQuestion.of_judge(given)
     schema = find_schema(asked.name, experiment=experiment)
-    if schema is not None and (must_rate or asks_for_feedback(schema)):
+    if schema is not None and (asks_for_feedback(schema) or (by_name and scale is None)):
         try:
             in_schema = LabelQuestion.of_schema(schema)
         except ArgumentError:
@@ -242,10 +229,10 @@ def _only_question(
                 raise
             # It takes several values at once, which are no rating; the scale may be known.
         else:
-            if isinstance(judge_or_name, str):
+            if by_name and scale is None and in_schema.scale is None:
+                return in_schema
+            if by_name:
                 asked = in_schema
-                if must_rate and asked.scale is None:
-                    return asked
             elif asked.scale in (None, in_schema.scale):
                 asked = replace(asked, scale=in_schema.scale, labels=in_schema.labels)
     found = scale or asked.scale or _observed_scale(asked.name, infos)
@@ -260,9 +247,9 @@ def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
         return Scale.from_values(v for v in seen if not isinstance(v, (list, dict)))
     except ScaleError:
         raise ArgumentError(
-            f"No scale is known for {name!r}. Give one, for instance "
-            "scale=workbench.Scale.of(['no', 'yes']), or the judge itself with a "
-            "feedback_value_type."
+            f"No scale is known for {name!r}: there is no label schema of this name that tells it. "
+            "Give a scale, for instance workbench.Scale.of(['no', 'yes']), as scale= or in a "
+            "LabelQuestion, or a judge with a feedback_value_type such as Literal['yes', 'no']."
         ) from None
 
 

@@ -33,7 +33,6 @@ from workbench.store.schemas import (
     asks_for_feedback,
     every_schema,
     make_schema,
-    schema_scale,
     supported,
 )
 from workbench.store.traces import (
@@ -475,13 +474,6 @@ def _in_mlflow(
 def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
     """The id of the label schema of a question, which is made where there is none."""
     asked = as_question(given, experiment_id)
-    if asked.scale is None and hasattr(given, "feedback_value_type"):
-        asked = replace(asked, scale=schema_scale(asked.name, experiment=experiment_id))
-        if asked.scale is None:
-            raise ArgumentError(
-                f"questions: the type of judge {asked.name!r} tells no rating scale. Give it a "
-                "feedback_value_type, for instance Literal['yes', 'no'], or give a LabelQuestion."
-            )
     asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
     made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)
     return str(made.schema_id)

@@ -92,49 +92,39 @@ def _with_reason(said: Any) -> Any:
 def value_blocks(value: Any) -> list[Block]:
     """Return the blocks of a value as a person reads it."""
     if isinstance(value, str):
-        return _json_blocks(value) or text_blocks(value)
+        data = _json_in(value)
+        return text_blocks(value) if data is None else value_blocks(data)
+    if not isinstance(value, (dict, list)):
+        return [{"kind": "value", "value": value}]
     if _is_chat(value):
-        return [_chat(value)]
-    if isinstance(value, dict):
+        return [{"kind": "chat", "turns": [_turn(turn) for turn in value]}]
+    if isinstance(value, list):
+        if 0 < len(value) <= _MOST_LISTED and all(isinstance(one, str) for one in value):
+            return [{"kind": "list", "entries": [value_blocks(one) for one in value]}]
+    else:
         for name in ("choices", "messages"):
-            if turns := _turns(value, name):
-                others = {key: one for key, one in value.items() if key != name}
-                rest = {"kind": "tree", "value": others, "label": "other fields", "closed": True}
-                return [_chat(turns), *([rest] if others else [])]
+            turns = value.get(name)
+            if name == "choices" and isinstance(turns, list):
+                turns = [one.get("message") if isinstance(one, dict) else None for one in turns]
+            if _is_chat(turns):
+                rest = {key: one for key, one in value.items() if key != name}
+                others = {"kind": "tree", "value": rest, "label": "other fields", "closed": True}
+                return value_blocks(turns) + ([others] if rest else [])
         if 0 < len(value) <= _MOST_FIELDS:
-            return [_field(name, one) for name, one in value.items()]
-    is_short = isinstance(value, list) and 0 < len(value) <= _MOST_LISTED
-    if is_short and all(isinstance(one, str) for one in value):
-        return [{"kind": "list", "entries": [value_blocks(one) for one in value]}]
+            return [
+                {"kind": "field", "name": name, "blocks": value_blocks(one)}
+                for name, one in value.items()
+            ]
     return [{"kind": "tree", "value": value}]
 
 
-def _is_turn(value: Any) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    return "content" in value or "tool_calls" in value
-
-
 def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= _MOST_LISTED and all(map(_is_turn, value))
-
-
-def _turns(value: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The messages of a request or the choices of a response, if that is what the value is."""
-    found = value.get(name)
-    if name == "choices" and isinstance(found, list):
-        found = [one.get("message") if isinstance(one, dict) else None for one in found]
-    return found if isinstance(found, list) and _is_chat(found) else []
-
-
-def _field(name: str, value: Any) -> Block:
-    is_single = not isinstance(value, (str, dict, list))
-    blocks = [{"kind": "value", "value": value}] if is_single else value_blocks(value)
-    return {"kind": "field", "name": name, "blocks": blocks}
-
-
-def _chat(turns: Sequence[dict[str, Any]]) -> Block:
-    return {"kind": "chat", "turns": [_turn(turn) for turn in turns]}
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= _MOST_LISTED
+        and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in value)
+        and all("content" in one or "tool_calls" in one for one in value)
+    )
 
 
 def _turn(turn: dict[str, Any]) -> Block:
@@ -180,15 +170,15 @@ def text_blocks(text: str) -> list[Block]:
     return [{"kind": "warning", "text": note}, {"kind": "text", "value": text}]
 
 
-def _json_blocks(text: str) -> list[Block]:
-    """The blocks of a text that is JSON; none for another."""
+def _json_in(text: str) -> dict[str, Any] | list[Any] | None:
+    """What a text holds that is JSON; None for another."""
     if text.lstrip()[:1] not in ("[", "{") or len(text) > _LONGEST_JSON:
-        return []
+        return None
     try:
-        data = plain(json.loads(text))
+        found: dict[str, Any] | list[Any] = plain(json.loads(text))
     except (ValueError, RecursionError):
-        return []  # It only begins like JSON.
-    return [_chat(data)] if _is_chat(data) else [{"kind": "tree", "value": data}]
+        return None  # It only begins like JSON.
+    return found
 
 
 def markdown(text: str) -> list[Any] | None:

@@ -1,7 +1,5 @@
 // What a panel shows of the store.
 
-const percent = (part, whole) => Math.round((100 * part) / whole);
-
 const duration = (seconds) => (seconds < 5400 ? `${Math.max(1, Math.round(seconds / 60))} min` : `${(seconds / 3600).toFixed(1)} h`);
 
 /** The elements of a panel, and how they are painted. Whoever extends it says what they do. */
@@ -52,11 +50,10 @@ class Frame extends Store {
     this.counts = h("div", { class: "wb-counts" });
     this.refreshButton = small(h("span", null, "Refresh"), "⇧R", () => this.refresh(), { class: "wb-small wb-refresh", "aria-label": "Refresh", "aria-keyshortcuts": "Shift+R", title: "Read the store again: new traces, and what was said elsewhere" });
     this.banner = h("div", { class: "wb-banner", role: "alert", hidden: true });
-    this.lost = h("div", { class: "wb-lost" });
     return [
       h("header", { class: "wb-head" }, this.title, h("div", { class: "wb-headright" }, this.saving, keysButton)),
       h("div", { class: "wb-progress" }, this.bar, h("div", { class: "wb-told" }, this.counts, this.refreshButton)),
-      this.banner, this.lost];
+      this.banner];
   }
 
   buildWork(small) {
@@ -87,10 +84,10 @@ class Frame extends Store {
   buildSummary() {
     const { table, holds, summary } = this.words;
     this.through = h("h3");
-    this.figures = h("div", { class: "wb-two" });
+    this.figures = h("tbody");
     this.skippedButton = this.button("Look at what you skipped", "↵", () => this.leaveSummary());
     this.againButton = this.button("Go again through what was labelled under an earlier rubric", "a", () => this.offerAgain(), { "aria-keyshortcuts": "a" });
-    return h("div", { class: "wb-summary" }, this.through, this.figures,
+    return h("div", { class: "wb-summary" }, this.through, h("table", null, this.figures),
       h("p", { class: "wb-onward" }, this.skippedButton, this.againButton, this.button("Back to the items", "←", () => this.goBack())),
       h("p", { class: "wb-quiet" }, h("code", null, table), ` holds ${holds} as a table`, summary ? [", ", h("code", null, summary), " the figures"] : null, "."));
   }
@@ -156,15 +153,14 @@ class Frame extends Store {
 
   section(title, name, item) {
     const value = item[name];
-    const cuts = Object.entries(item.cuts ?? {}).filter(([path]) => path.split(/[.[]/)[0] === name);
-    const length = item.cuts?.[name] ?? (typeof value === "string" ? value.length : 0);
+    const whole = item.cuts?.[name]; // where only the beginning is here
+    const length = whole ?? (typeof value === "string" ? value.length : 0);
     const raw = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
     return h("section", { class: `wb-section wb-${name}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
       h("div", { class: "wb-body" }, this.raw ? raw() : drawn(item.blocks[name])),
-      cuts.map(([path, whole]) => h("div", { class: "wb-cut" },
-        `Only the beginning of ${path} is here: it has ${count(whole, "character")}. `,
-        h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it"))));
+      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. `,
+        h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it")) : null);
   }
 
   paintItemState() {
@@ -251,7 +247,6 @@ class Frame extends Store {
     this.banner.hidden = !this.state.message;
     this.banner.replaceChildren(...visible(this.state.message ?? ""));
     this.paintSaving();
-    this.paintLost();
     this.back.disabled = this.position <= 0 && !this.done;
     this.next.disabled = this.position >= this.total - 1 || this.done;
     this.skipButton.disabled = this.done;
@@ -270,7 +265,7 @@ class Frame extends Store {
     let ahead = 0;
     while (this.items.has(this.position + ahead + 1)) ahead += 1;
     Object.assign(this.root.dataset, { ahead, unsaved: outbox.size, epoch: this.setup.epoch ?? "" });
-    const lost = Math.max(this.state.lost ?? 0, this.failed.length);
+    const lost = this.state.lost ?? 0;
     const [text, hint] = this.savingText(outbox, lost);
     const isShown = outbox.size || lost || this.undoable.length;
     const needsHint = outbox.isStuck || (outbox.size && !outbox.isKept);
@@ -290,42 +285,25 @@ class Frame extends Store {
     return ["All saved", "Everything that you rated is in the store."];
   }
 
-  paintLost() {
-    this.lost.replaceChildren(...this.failed.map((each) => h("div", { class: "wb-banner wb-bad", role: "alert" },
-      h("span", null, `The ${each.action.kind === "save" ? "label" : each.action.kind} of item ${number(each.action.position + 1)} could not be saved: `, visible(String(each.error))),
-      " ", h("button", { type: "button", class: "wb-small", onclick: () => {
-        this.failed = this.failed.filter((other) => other !== each);
-        this.paintLost();
-        this.focus();
-      } }, "I have seen it"))));
-  }
-
-  /** The labels by value, in the order of the buttons: [label, count, colour]. */
-  balanceOf() {
-    const choices = this.questions[0]?.choices ?? [];
-    const found = Object.entries(this.state.progress?.balance ?? {}).filter(([, n]) => n > 0)
-      .map(([label, n]) => [label, n, choices.findIndex((each) => each.label === label) + 1 || Infinity]);
-    return found.sort(([, , a], [, , b]) => (a === b ? 0 : a - b)).map(([label, n, place]) => [label, n, hueStyle(choices[place - 1])]);
-  }
-
+  /** The labels by value, in the order of the buttons. */
   paintBalance() {
-    const entries = this.balanceOf();
+    const choices = this.questions[0]?.choices ?? [];
+    const place = (label) => choices.findIndex((each) => each.label === label) + 1 || 99;
+    const found = Object.entries(this.state.progress?.balance ?? {}).filter(([, n]) => n > 0);
+    const entries = found.sort(([a], [b]) => place(a) - place(b)).map(([label, n]) => [label, n, hueStyle(choices[place(label) - 1])]);
     const all = entries.reduce((sum, [, n]) => sum + n, 0);
     this.balance.replaceChildren(...(all ? [
       h("div", { class: "wb-stack", "aria-hidden": "true" }, entries.map(([label, n, hue]) => h("div", { style: `flex: ${n}; ${hue}`, title: `${label}: ${n}` }))),
       h("div", { class: "wb-legend" }, entries.slice(0, 6).map(([label, n, hue]) => h("span", { class: "wb-share" },
-        h("i", { style: hue }), visible(label), " ", h("b", null, number(n)), quiet(` ${percent(n, all)} %`))))] : []));
+        h("i", { style: hue }), visible(label), " ", h("b", null, number(n)), quiet(` ${Math.round((100 * n) / all)} %`))))] : []));
   }
 
   paintSummary() {
     const progress = this.state.progress ?? {};
-    const entries = this.balanceOf();
-    const all = entries.reduce((sum, [, n]) => sum + n, 0);
-    const table = (rows) => h("table", null, h("tbody", null, rows.map(([name, n, more]) => h("tr", null, h("th", { scope: "row", dir: "auto" }, visible(name)), h("td", null, number(n)), more))));
     const rows = [[this.words.done, progress.labelled ?? 0], ["skipped", progress.skipped ?? 0], ["not saved yet", this.outbox.size]];
     if (progress.per_hour) rows.push(["an hour", Math.round(progress.per_hour)]);
     this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
-    this.figures.replaceChildren(table(rows), all ? table(entries.map(([label, n]) => [label, n, h("td", { class: "wb-quiet" }, `${percent(n, all)} %`)])) : "");
+    this.figures.replaceChildren(...rows.map(([name, n]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, number(n)))));
     this.skippedButton.hidden = this.skippedAt() === null;
     this.againButton.hidden = !this.hasEarlierLabels();
   }
@@ -334,7 +312,7 @@ class Frame extends Store {
   say(text, aloud = true) {
     if (this.note === text) return;
     this.note = text;
-    this.hint.replaceChildren(text);
+    this.hint.replaceChildren(...visible(text));
     if (text && aloud) this.announce(text);
   }
 

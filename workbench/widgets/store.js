@@ -116,7 +116,6 @@ class Store {
     this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
     this.undoable = this.outbox.read("history", []);
     this.revealed = new Map(); // by trace: what the kernel revealed
-    this.failed = []; // {action, error}
     this.total = this.setup.total ?? 0;
     this.position = Math.max(0, this.state.position ?? 0);
     this.done = false; // whether the summary is shown
@@ -218,7 +217,7 @@ class Store {
     }
     this.outbox.restartClock();
     if (!this.outbox.size) {
-      if (this.isLate && !this.failed.length) this.announce("All saved.");
+      if (this.isLate && !this.state.lost) this.announce("All saved.");
       this.isLate = false;
     }
     this.paintSaved();
@@ -229,7 +228,7 @@ class Store {
     // What is tried again is told by the state's message.
     for (const id of retry ? [] : (ids ?? [])) {
       const action = this.forget(id);
-      if (action) this.failed.push({ action, error });
+      if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
     this.paintStatus();
     this.paintItemState();
