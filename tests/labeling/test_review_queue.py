@@ -378,7 +378,7 @@ def test_questions_of_a_queue_in_use_are_locked(store: str) -> None:
 
 
 def test_a_judge_that_tells_no_scale_is_said(store: str) -> None:
-    with pytest.raises(ArgumentError, match="tells no rating scale"):
+    with pytest.raises(ArgumentError, match="No scale is known"):
         workbench.review_queue("pilot", [judge(kind=str)])
 
 

@@ -252,9 +252,9 @@ title, scale, experiment
         with self.lock:
             self._queue.take_over(work)
         self._added: dict[str, int] = {}
-        if (snapshot := work.snapshot) is not None:
-            self._added = {item.trace_id: item.added_ms for item in snapshot.items}
-            self._put_status(lambda: snapshot.queue.sync(snapshot))
+        if (items := work.queued) is not None:
+            self._added = {item.trace_id: item.added_ms for item in items}
+            self._put_status(lambda: self._traces.sync(items))
 
     def reload(self) -> None:
         """Read the store again; nothing is written meanwhile."""

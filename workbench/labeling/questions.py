@@ -247,8 +247,8 @@ def _observed_scale(name: str, infos: Iterable[TraceInfo]) -> Scale:
         return Scale.from_values(v for v in seen if not isinstance(v, (list, dict)))
     except ScaleError:
         raise ArgumentError(
-            f"No scale is known for {name!r}: there is no label schema of this name that tells it. "
-            "Give a scale, for instance workbench.Scale.of(['no', 'yes']), as scale= or in a "
+            f"No scale is known for {name!r}: there is no label schema {name!r} that tells it. "
+            "Give one, for instance workbench.Scale.of(['no', 'yes']), as scale= or in a "
             "LabelQuestion, or a judge with a feedback_value_type such as Literal['yes', 'no']."
         ) from None
 

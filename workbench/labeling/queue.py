@@ -13,7 +13,7 @@ from workbench.labeling.annotations import Draw, Item, next_position, read_annot
 from workbench.labeling.assignment import Assignment
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
-from workbench.labeling.review_queue import ReviewQueue, Snapshot
+from workbench.labeling.review_queue import QueueItem, ReviewQueue
 from workbench.scale import ABSTAIN
 from workbench.store.labels import folded, same_person
 
@@ -30,14 +30,14 @@ Assign = Assignment | Callable[[list[str]], Iterable[str]]
 class Workload:
     """One annotator's traces by id, and the batch of each.
 
-    ``is_share``: whether other traces are not (or no longer) the annotator's. ``snapshot`` is
-    that of the review queue, where the traces come from one.
+    ``is_share``: whether other traces are not (or no longer) the annotator's. ``queued`` are all
+    items of the review queue, where the traces come from one.
     """
 
     infos: Mapping[str, TraceInfo]
     batches: Mapping[str, int] = field(default_factory=dict)
     is_share: bool = True
-    snapshot: Snapshot | None = None
+    queued: Sequence[QueueItem] | None = None
 
 
 def read_workload(
@@ -50,9 +50,10 @@ def read_workload(
     experiment; deleted ones are left out, with ``missing_ok`` also of traces named one by one.
     """
     if assign is None and isinstance(traces, ReviewQueue):
-        snapshot = traces.read()
-        infos = {i.trace_id: snapshot.infos[i.trace_id] for i in snapshot.of(annotator)}
-        return Workload(infos, snapshot.batches, snapshot=snapshot)
+        items = traces.read()
+        own = {item.trace_id: item for item in traces.share_of(annotator, items)}
+        batches = {i: item.batch for i, item in own.items()}
+        return Workload({i: item.info for i, item in own.items()}, batches, queued=items)
     if assign is None:
         return Workload(store.infos(traces, missing_ok=missing_ok), is_share=False)
     if not isinstance(assign, Assignment):
@@ -63,8 +64,8 @@ def read_workload(
         one_of("annotator", annotator, assign.annotators)
     given = assign.trace_ids if traces is None else traces
     infos = store.infos(given, missing_ok=missing_ok or traces is None)
-    own = [i for i in infos if any(same_person(annotator, who) for who in assign.annotators_of(i))]
-    return Workload({i: infos[i] for i in own}, {i: assign.batch_of(i) for i in own})
+    mine = [i for i in infos if any(same_person(annotator, who) for who in assign.annotators_of(i))]
+    return Workload({i: infos[i] for i in mine}, {i: assign.batch_of(i) for i in mine})
 
 
 class LabelQueue:

@@ -68,13 +68,19 @@ class QueueItem:
     required question, ``asked`` those of the team who are to do so, None without a team.
     """
 
-    trace_id: str
+    info: TraceInfo
     status: str
     finished_by: str | None
     added_ms: int
+    batch: int
     labelled_by: tuple[str, ...]
     wanted: int
     asked: tuple[str, ...] | None
+
+    @property
+    def trace_id(self) -> str:
+        """The id of its trace."""
+        return str(self.info.trace_id)
 
     def is_by(self, annotator: str) -> bool:
         """Whether the annotator has labelled it."""
@@ -96,27 +102,6 @@ class QueueItem:
         if self.asked is not None:
             return all(map(self.is_by, self.asked))
         return len(self.labelled_by) >= self.wanted
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The items of a review queue at one moment, those that were added first first."""
-
-    queue: ReviewQueue
-    items: tuple[QueueItem, ...]
-    infos: Mapping[str, TraceInfo]
-    batches: Mapping[str, int]
-
-    def of(self, annotator: str, *, batch: int | None = None) -> list[QueueItem]:
-        """Return the items that one annotator labels, see `ReviewQueue.of`."""
-        team = self.queue.annotators
-        if team and not any(same_person(one, annotator) for one in team):
-            one_of("annotator", annotator, team)
-        return [
-            item
-            for item in self.items
-            if item.is_for(annotator) and batch in (None, self.batches[item.trace_id])
-        ]
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,11 +205,19 @@ class ReviewQueue:
         fewer than ``each`` others have labelled. Items that were declined in MLflow are left out.
         ``batch`` takes those of one batch, from 0.
         """
-        return [item.trace_id for item in self.read().of(annotator, batch=batch)]
+        return [item.trace_id for item in self.share_of(annotator, self.read(), batch=batch)]
+
+    def share_of(
+        self, annotator: str, items: Sequence[QueueItem], *, batch: int | None = None
+    ) -> list[QueueItem]:
+        """Return those of the items that one annotator labels or has labelled, see `of`."""
+        if self.annotators and not any(same_person(one, annotator) for one in self.annotators):
+            one_of("annotator", annotator, self.annotators)
+        return [one for one in items if one.is_for(annotator) and batch in (None, one.batch)]
 
     def open_for(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return those of `of` on which the annotator has not answered every required question."""
-        mine = self.read().of(annotator, batch=batch)
+        mine = self.share_of(annotator, self.read(), batch=batch)
         return [item.trace_id for item in mine if not item.is_by(annotator)]
 
     @property
@@ -233,20 +226,20 @@ class ReviewQueue:
         ``finished_by`` there, ``labelled_by`` (tuple), ``wanted`` (labels), ``done`` (whether
         they are there)."""
         columns = ["trace_id", "status", "finished_by", "labelled_by", "wanted", "done"]
-        rows = [[getattr(item, column) for column in columns] for item in self.read().items]
+        rows = [[getattr(item, column) for column in columns] for item in self.read()]
         return pd.DataFrame(rows, columns=columns)
 
     # -- MLflow's status ----------------------------------------------------------------
 
     @store_errors()
-    def sync(self, snapshot: Snapshot | None = None) -> Synced:
+    def sync(self, items: Sequence[QueueItem] | None = None) -> Synced:
         """Make MLflow's status say whether the labels that are wanted are there.
 
         An item that has them is finished. One that somebody finished before the others had
         labelled it is opened again, so that it reaches them in MLflow's page too. One that was
-        declined stays so. ``snapshot`` is what was just read, if anything was.
+        declined stays so. ``items`` are those that were just read, if any were.
         """
-        return self._set_statuses((snapshot or self.read()).items)
+        return self._set_statuses(self.read() if items is None else items)
 
     @store_errors()
     def sync_item(self, trace_id: str, added_ms: int, by: str) -> Synced:
@@ -261,8 +254,7 @@ class ReviewQueue:
             # Someone has taken it out since: it is not to come back.
             review_queues.remove_items_from_review_queue(self.queue_id, item_ids=[trace_id])
             return Synced(0, 0)
-        infos = trace_infos([trace_id], experiment=self.experiment_id)
-        return self._set_statuses(self._items([entry], infos), by)
+        return self._set_statuses(self._items([entry]), by)
 
     def _set_statuses(self, items: Sequence[QueueItem], by: str | None = None) -> Synced:
         """An item that is wanted once and was finished without a label stays finished: whoever
@@ -288,13 +280,9 @@ class ReviewQueue:
     # -- reading ------------------------------------------------------------------------
 
     @store_errors()
-    def read(self) -> Snapshot:
-        """Read the queue and its traces from the store."""
-        entries = self._entries()
-        infos = trace_infos([e.item_id for e in entries], experiment=self.experiment_id)
-        size = self.batch_size or len(entries) + 1
-        batches = {entry.item_id: place // size for place, entry in enumerate(entries)}
-        return Snapshot(self, tuple(self._items(entries, infos)), infos, batches)
+    def read(self) -> list[QueueItem]:
+        """Read the items and their traces from the store, those that were added first first."""
+        return self._items(self._entries())
 
     def _entries(self) -> list[Any]:
         found = all_pages(
@@ -306,27 +294,26 @@ class ReviewQueue:
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
 
-    def _items(self, entries: Sequence[Any], infos: Mapping[str, TraceInfo]) -> list[QueueItem]:
+    def _items(self, entries: Sequence[Any]) -> list[QueueItem]:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
+        infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
         shares = self._assign([]) if self.annotators else None
-        items = []
-        for entry in entries:
-            if entry.item_id not in infos:
-                continue
-            asked = shares.annotators_of(entry.item_id) if shares else None
-            items.append(
-                QueueItem(
-                    trace_id=entry.item_id,
-                    status=str(entry.status),
-                    finished_by=entry.completed_by,
-                    added_ms=entry.creation_time_ms,
-                    labelled_by=tuple(done[entry.item_id]),
-                    wanted=self.each if asked is None else len(asked),
-                    asked=asked,
-                )
+        asked = {i: shares.annotators_of(i) if shares else None for i in infos}
+        return [
+            QueueItem(
+                info=infos[one.item_id],
+                status=str(one.status),
+                finished_by=one.completed_by,
+                added_ms=one.creation_time_ms,
+                batch=place // (self.batch_size or len(entries)),
+                labelled_by=tuple(done[one.item_id]),
+                wanted=len(asked[one.item_id] or ()) or self.each,
+                asked=asked[one.item_id],
             )
-        return items
+            for place, one in enumerate(entries)
+            if one.item_id in infos
+        ]
 
     def _labelled_by(self, infos: Mapping[str, TraceInfo]) -> dict[str, list[str]]:
         """Who has answered every required question of each trace, in the order of doing so."""
