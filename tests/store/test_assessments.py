@@ -28,8 +28,8 @@ from workbench.store.traces import fetch_traces, find_experiment_id
 
 
 def rating(trace_id: str, value: Any = "good", **more: Any) -> Feedback:
-    given = {"source_type": "HUMAN", "source_id": "ana", **more}
-    return make_feedback(trace_id, "quality", value, **given)
+    source = more.pop("source", AssessmentSource("HUMAN", "ana"))
+    return make_feedback(trace_id, "quality", value, source, **more)
 
 
 def without_id(trace_id: str) -> Feedback:
@@ -107,7 +107,7 @@ def test_two_writers_leave_one_verdict_of_a_version_on_a_trace(ids: list[str]) -
     def verdicts(value: str, failed: bool = False) -> list[Feedback]:
         made = []
         for trace in fetch_traces(spans=False):
-            one = rating(trace.info.trace_id, value, source_type="LLM_JUDGE", source_id="m")
+            one = rating(trace.info.trace_id, value, source=AssessmentSource("LLM_JUDGE", "m"))
             one.assessment_id = verdict_id(trace.info, "quality", "f1", failed=failed)
             made.append(one)
         return made

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pandas as pd
+from mlflow.entities import AssessmentSource
 
 from workbench.errors import ScaleError
 from workbench.pairing.consensus import (
@@ -53,17 +53,12 @@ VOTES_KEY: Final = "workbench.decided_on"
 """Metadata key of a decision: the labels that were there, JSON of annotator -> value."""
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A trace on which annotators differ.
-
-    ``labels`` are all labels on it, ``votes`` those on the scale as annotator -> canonical value
-    or `ABSTAIN`, ``distance`` the largest between two votes, ``decision`` None while it is open.
-    """
+class Difference(NamedTuple):
+    """A trace on which annotators differ: all labels on it, the largest distance between two of
+    them, and the decision, None while it is open."""
 
     trace_id: str
-    labels: tuple[Label, ...]
-    votes: dict[str, Any]
+    labels: list[Label]
     distance: float
     decision: Decision | None
 
@@ -122,13 +117,10 @@ def differences(
     decisions = decisions_by_trace(traces, name)
     found = []
     for trace_id, labels in labels_by_trace(traces, name).items():
-        cast, _ = read_votes(labels, scale)
-        votes = {label.annotator: value for label, value in cast}
-        values = [value for value in votes.values() if value is not ABSTAIN]
+        values = [value for _, value in read_votes(labels, scale)[0] if value is not ABSTAIN]
         distance = max((scale.distance(a, b) for a in values for b in values), default=0.0)
         if distance > 0:
-            decision = decisions.get(trace_id)
-            found.append(Difference(trace_id, tuple(labels), votes, distance, decision))
+            found.append(Difference(trace_id, labels, distance, decisions.get(trace_id)))
     return sorted(found, key=lambda one: (one.decision is not None, -one.distance))
 
 
@@ -215,17 +207,10 @@ def new_decision(
         metadata[AFTER_VERDICT_KEY] = "true"
     if rubric_version is not None:
         metadata[RUBRIC_KEY] = str(rubric_version)
-    made = make_feedback(
-        trace_id,
-        name,
-        value,
-        source_type="HUMAN",
-        source_id=by,
-        rationale=(rationale or "").strip() or None,
-        metadata=metadata,
-        # Later than all before it, whatever the clocks say.
-        create_time_ms=max([now_ms(), *((one.create_time_ms or 0) + 1 for one in earlier)]),
-    )
+    # Later than all before it, whatever the clocks say.
+    at_ms = max([now_ms(), *((one.create_time_ms or 0) + 1 for one in earlier)])
+    source, why = AssessmentSource("HUMAN", by), (rationale or "").strip()
+    made = make_feedback(trace_id, name, value, source, why, metadata=metadata, at_ms=at_ms)
     for current in [one for one in earlier if one.valid is not False][-1:]:
         if signature(current) == signature(made):
             return None

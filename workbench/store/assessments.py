@@ -40,23 +40,22 @@ def make_feedback(
     trace_id: str,
     name: str,
     value: Any,
-    *,
-    source_type: str,
-    source_id: str,
+    source: AssessmentSource,
     rationale: str | None = None,
+    *,
     metadata: dict[str, str] | None = None,
-    create_time_ms: int | None = None,
+    at_ms: int | None = None,
 ) -> Feedback:
     """Return feedback whose id follows from its content, so that writing it twice leaves one."""
     feedback = Feedback(
         name=name,
         value=value,
-        source=AssessmentSource(source_type=source_type, source_id=source_id),
+        source=source,
         trace_id=trace_id,
         rationale=rationale or None,
         metadata=metadata,
-        create_time_ms=create_time_ms,
-        last_update_time_ms=create_time_ms,
+        create_time_ms=at_ms,
+        last_update_time_ms=at_ms,
     )
     feedback.assessment_id = content_id(feedback)
     return feedback

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
-from mlflow.entities import Assessment, Expectation, Span, TraceInfo
+from mlflow.entities import Assessment, AssessmentSource, Expectation, Span, TraceInfo
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.entities.trace_state import TraceState
 from mlflow.tracing.client import TracingClient
@@ -191,8 +191,8 @@ def import_traces(
         if not has_spans(info):
             new.append(_New(row, trace_id, int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
-        reason += f", {len(missing)} labels or expectations added" if missing else ""
-        reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
+        reason += f", {len(missing)} labels or expectations added" * bool(missing)
+        reason += f", {len(others)} labels differ from those stored, which stay" * bool(others)
         skipped.append((number, trace_id, reason))
     try:
         _write_traces(new, where, progress=progress)
@@ -228,15 +228,8 @@ def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> I
         expectation.assessment_id = content_id(expectation)
         yield expectation
     for annotator, (value, rationale) in row.labels.items():
-        yield make_feedback(
-            trace_id,
-            str(label_name),
-            value,
-            source_type="HUMAN",
-            source_id=annotator,
-            rationale=rationale,
-            create_time_ms=now,
-        )
+        source = AssessmentSource("HUMAN", annotator)
+        yield make_feedback(trace_id, str(label_name), value, source, rationale, at_ms=now)
 
 
 def _compare(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pandas as pd
-from mlflow.entities import Assessment, Feedback, Trace
+from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace
 
 from workbench.formatting import html_table, html_text
 from workbench.scale import is_missing
@@ -143,24 +143,17 @@ def log_feedback_table(
     check_text("name", name)
     check_text("source", source_id)
     ratings, skipped = _read_ratings(read_table(table), value, rationale)
-    start = now_ms()
+    source, start = AssessmentSource(source_type, source_id), now_ms()
     new: list[Feedback] = []
     replaced = 0
     for trace in fetch_traces(list(ratings), spans=False):
-        rating, because = ratings[trace.info.trace_id]
-        made = make_feedback(
-            trace.info.trace_id,
-            name,
-            rating,
-            source_type=source_type,
-            source_id=source_id,
-            rationale=because,
-            metadata=metadata,
-        )
-        stored = [a for a in in_order(trace.info.assessments) if _is_replaced_by(made, a)]
+        info = trace.info
+        rating, why = ratings[info.trace_id]
+        made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
+        stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
         if stored and signature(stored[-1]) == signature(made):
             continue
-        if made.assessment_id in {a.assessment_id for a in trace.info.assessments}:
+        if made.assessment_id in {a.assessment_id for a in info.assessments}:
             made.assessment_id = None  # said before and changed since: a new one
         # Later than all before it, whatever the clocks say.
         made.create_time_ms = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
