@@ -286,34 +286,23 @@ def pair(
             f"No human label is stored under {name!r} on {len(fetched)} traces. "
             + (" ".join(near) or how)
         )
-    annotators = sorted({label.annotator for given in labels.values() for label in given})
-    one_of("consensus", consensus, [*RULES, *annotators])
+    given = [label for of_trace in labels.values() for label in of_trace]
+    one_of("consensus", consensus, [*RULES, *sorted({label.annotator for label in given})])
     recorded = _recorded(fetched, name, source)
     chosen, version, notes = choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
-        others = sum(map(bool, recorded.values()))
-        raise NoVerdictsError(
-            f"{len(labels)} traces are labelled under {name!r}, but this judge has judged none of "
-            "them"
-            + f"; {others} traces have verdicts of another version or source"
-            * bool(others)
-            + ". "
-            "Run workbench.assess(judge, traces), or log recorded verdicts with "
-            f"workbench.log_verdicts(table, name={name!r}, ...)."
-        )
+        raise NoVerdictsError(_no_verdicts(name, len(labels), recorded))
     if scale is None:
         judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
-        scale = known_scale(judge_or_name, fetched, judged) or Scale.from_values(
-            label.value for given in labels.values() for label in given
-        )
+        scale = known_scale(judge_or_name, fetched, judged)
+        scale = scale or Scale.from_values(label.value for label in given)
         if positive is None and not scale.positive_is_known:
             notes.append(
                 f"{scale.positive!r} is taken as the positive value, {scale.values[0]!r} as the "
                 "negative one, since the words do not tell. For the other way round: "
                 f"positive={scale.values[0]!r}."
             )
-    if positive is not None:
-        scale = scale.with_positive(positive)
+    scale = scale if positive is None else scale.with_positive(positive)
     human = {
         i: read_label(labels.get(i, []), scale, consensus, ties, decisions.get(i))
         for i in sorted(recorded)
@@ -327,6 +316,16 @@ def pair(
         fingerprint=version,
         notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
+    )
+
+
+def _no_verdicts(name: str, labelled: int, recorded: Mapping[str, Sequence[Recorded]]) -> str:
+    others = sum(map(bool, recorded.values()))
+    return (
+        f"{labelled} traces are labelled under {name!r}, but this judge has judged none of them"
+        + f" ({others} traces have verdicts of another version or source)" * bool(others)
+        + ". Run workbench.assess(judge, traces), or log recorded verdicts with "
+        f"workbench.log_verdicts(table, name={name!r}, ...)."
     )
 
 

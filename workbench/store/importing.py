@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
-from workbench.errors import ArgumentError, TableError
+from workbench.errors import ArgumentError
 from workbench.formatting import bar, html_table, html_text, say
 from workbench.store.assessments import (
     content_id,
@@ -50,6 +50,7 @@ _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
 
 _NAME = "imported"
+_DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
 
 
 class _New(NamedTuple):
@@ -168,8 +169,6 @@ def import_traces(
         tags=tags,
         labels=labels,
     )
-    if not rows:
-        raise TableError("The table has no rows, so there is nothing to import.")
     where, now = find_experiment_id(experiment), now_ms()
     trace_ids = _trace_ids(rows, where)
     stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
@@ -200,14 +199,13 @@ def import_traces(
     except KeyboardInterrupt:
         say("Interrupted. Run the same import again to add what is missing.")
         raise
-    columns = ["row", "trace_id", "annotator", "label", "stored"]
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
         created=len(rows) - len(skipped),
         labels=sum(assessment.feedback is not None for assessment in added),
         experiment_id=where,
-        differing=pd.DataFrame(differing, columns=columns),
+        differing=pd.DataFrame(differing, columns=_DIFFERING),
     )
 
 

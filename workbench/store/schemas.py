@@ -89,9 +89,10 @@ def make_schema(
                 enable_comment=True,
                 experiment_id=where,
             )
-        there = Scale.from_schema(schema)
-        if _values(there) != _values(scale):
-            old, new = (one.describe() if one else "free text" for one in (there, scale))
+        scales = (Scale.from_schema(schema), scale)
+        there, wanted = (one and sorted(map(fold, one.values)) for one in scales)
+        if there != wanted:  # none for free text, no values for numbers
+            old, new = (one.describe() if one else "free text" for one in scales)
             raise ArgumentError(
                 f"The label schema {name!r} is there already, with another scale: {old}, not "
                 f"{new}. Use another name, or delete it with mlflow.genai.label_schemas."
@@ -100,11 +101,6 @@ def make_schema(
         if text and text != (schema.instruction or ""):
             schema = label_schemas.update_label_schema(schema.schema_id, instruction=text)
     return schema
-
-
-def _values(scale: Scale | None) -> list[str] | None:
-    """Return what two schemas must have in common: the values, none for numbers."""
-    return None if scale is None else sorted(map(fold, scale.values))
 
 
 def _input_of(name: str, scale: Scale | None) -> Any:

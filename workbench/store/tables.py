@@ -132,6 +132,8 @@ def read_rows(
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
+    if not rows:
+        raise TableError("The table has no rows, so there is nothing to import.")
     if isinstance(outputs, (list, tuple, Mapping)):
         return rows
     return [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]

@@ -111,10 +111,6 @@ retrying = tenacity.Retrying(
 """Call a function of MLflow's store again while its failure may pass."""
 
 
-_DATA = ("runs", "trace_info", "registered_models", "assessments", "logged_models")
-"""Tables in which a row is somebody's work, as is an experiment but for MLflow's default one."""
-
-
 def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
     """Make the SQLite database of a store where it is missing or was left half-made.
 
@@ -161,7 +157,9 @@ def _is_half_made(path: Path) -> bool:
             version = None
             if "alembic_version" in tables:
                 version = database.execute("SELECT version_num FROM alembic_version").fetchone()
-            data = [f"SELECT 1 FROM {table}" for table in _DATA if table in tables]
+            work = {"runs", "trace_info", "registered_models", "assessments", "logged_models"}
+            data = [f"SELECT 1 FROM {table}" for table in work & tables]
+            # MLflow makes the experiment 0 itself.
             data += ["SELECT 1 FROM experiments WHERE experiment_id <> 0"] if tables else []
             holds_data = any(database.execute(query).fetchone() for query in data)
             return version != (compat.latest_schema(),) and not holds_data
@@ -358,8 +356,7 @@ class Example:
     """What a judge sees of one trace.
 
     ``inputs`` and ``outputs`` are those of the root span, ``expectations`` the values of the
-    valid human expectations by name, None where there are none. ``tags`` are the trace's tags
-    but for MLflow's own.
+    valid human expectations by name; what there is not is None. ``tags`` are without MLflow's own.
     """
 
     trace_id: str
@@ -369,12 +366,9 @@ class Example:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def examples(traces: Any = None, *, experiment: str | None = None) -> list[Example]:
-    """Return traces as examples; ``traces`` is anything that `fetch_traces` takes.
-
-    A trace without a root span, or without inputs or outputs, has None there.
-    """
-    return [as_example(trace) for trace in fetch_traces(traces, experiment=experiment)]
+def examples(traces: Any = None) -> list[Example]:
+    """Return traces as examples; ``traces`` is anything that `fetch_traces` takes."""
+    return [as_example(trace) for trace in fetch_traces(traces)]
 
 
 def as_example(trace: Trace) -> Example:
