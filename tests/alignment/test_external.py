@@ -18,7 +18,7 @@ from simulation import Simulation, items
 
 import workbench
 from workbench.alignment.external import propose
-from workbench.alignment.result import Learned
+from workbench.alignment.result import AlignmentData, Learned, Lineage
 from workbench.compat import options
 from workbench.errors import (
     BudgetError,
@@ -82,8 +82,8 @@ def judged(judge: Any, n: int = 24) -> Any:
 
 def proposal(judge: Any, optimizer: Any, split: Any, **options: Any) -> Learned:
     by_id = {example.trace_id: example for example in examples()}
-    budget = options.pop("budget", Budget())
-    return propose(judge, optimizer, split, by_id, budget, **options)
+    data = AlignmentData(judge, split.train, by_id, split, Lineage())
+    return propose(data, optimizer, options.pop("budget", Budget()), **options)
 
 
 def counted(found: Learned) -> dict[str, int]:

@@ -176,8 +176,7 @@ def learn(
     """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
     judge, split, share = data.judge, data.split, max_failure_share
     if not isinstance(optimizer, SIMBA):
-        more = {} if share is None else {"max_failure_share": share}
-        return propose(judge, optimizer, split, data.by_id, budget, stop=stop, **more)
+        return propose(data, optimizer, budget, max_failure_share, stop)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
     own = optimizer.settings
     if share is not None:

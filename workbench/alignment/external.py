@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +14,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.metering import UNMETERED, Count, Meter, metering
-from workbench.alignment.result import Learned
+from workbench.alignment.result import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
     embedder_of,
@@ -29,21 +28,22 @@ from workbench.judging.judge import fingerprint, judge_credentials, with_instruc
 from workbench.models import recording
 from workbench.models.budget import Budget, Usage
 from workbench.models.cache import question_key
-from workbench.pairing.pairs import Pairs, Split
-from workbench.store.traces import Example, fetch_traces, item_digest
+from workbench.pairing.pairs import Pairs
+from workbench.store.traces import fetch_traces, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
+MAX_FAILURE_SHARE: Final = 0.05
+"""Share of lost answers above which an optimizer is stopped, unless given."""
+
+
 def propose(
-    judge: Judge,
+    data: AlignmentData,
     optimizer: AlignmentOptimizer,
-    split: Split,
-    by_id: Mapping[str, Example],
     budget: Budget,
-    *,
-    max_failure_share: float = 0.05,
+    max_failure_share: float | None = None,
     stop: threading.Event | None = None,
 ) -> Learned:
     """Return what the optimizer proposes, from a recording where one is replayed.
@@ -59,22 +59,16 @@ def propose(
     ReplayError
         While a recording is replayed that does not hold the proposal.
     """
-    who = type(optimizer).__name__
-    key = "" if recording.current() is None else _key(judge, optimizer, split, by_id)
+    who, judge, split = type(optimizer).__name__, data.judge, data.split
     if (player := recording.replayed()) is not None:
-        entry = player.get(key)
-        if entry is None or entry.answer is None:
-            raise player.missing(f"What {who} proposes (only judges made of instructions are kept)")
-        budget.charge(entry.paid)
-        found = {**entry.answer, "notes": tuple(entry.answer["notes"])}
-        return Learned(with_instructions(judge, found.pop("instructions")), **found)
+        return _replayed(player, data, optimizer, budget)
     budget.check(str(judge.model))
     with metering(
         judge,
         budget,
         stop=stop,
         scale=split.train.scale,
-        max_failure_share=max_failure_share,
+        max_failure_share=MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share,
         dimensions=embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
@@ -92,8 +86,14 @@ def propose(
         cost=meter.usage.cost,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
-    if (recorder := recording.recorder()) is not None:
-        _record(recorder, key, f"optimizer {who} ({judge.model})", learned)
+    if (recorder := recording.recorder()) is not None and type(proposed) is InstructionsJudge:
+        answer = {name: getattr(learned, name) for name in _RECORDED}
+        answer["instructions"] = proposed.instructions
+        calls = sum(count.requests for count in meter.counts.values())
+        paid = Usage(calls, read=learned.tokens, cost=learned.cost)
+        key, about = _key(data, optimizer), f"optimizer {who} ({judge.model})"
+        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
+        recorder.save()
     return learned
 
 
@@ -123,7 +123,7 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
 
 
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
-    """Yield what could not be metered, and which answers were lost and tolerated."""
+    """Yield which answers were lost and tolerated, and what could not be metered."""
     who = type(optimizer).__name__
     for kind, count in meter.counts.items():
         if count.lost:
@@ -183,37 +183,35 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
 
 # -- recordings -------------------------------------------------------------------------------
 
+_RECORDED: Final = (
+    "calls", "reflection_calls", "embedding_calls", "known", "tokens", "cost", "notes",
+)  # fmt: skip
 
-def _key(
-    judge: Judge, optimizer: AlignmentOptimizer, split: Split, by_id: Mapping[str, Example]
-) -> str:
+
+def _replayed(
+    player: recording.Player, data: AlignmentData, optimizer: AlignmentOptimizer, budget: Budget
+) -> Learned:
+    entry = player.get(_key(data, optimizer))
+    if entry is None or entry.answer is None:
+        who = type(optimizer).__name__
+        raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
+    budget.charge(entry.paid)
+    found = {name: entry.answer[name] for name in _RECORDED}
+    return Learned(with_instructions(data.judge, entry.answer["instructions"]), **found)
+
+
+def _key(data: AlignmentData, optimizer: AlignmentOptimizer) -> str:
     """Return the key of what the optimizer proposes: the same in every store."""
 
     def content(part: Pairs) -> list[Any]:
         rows = part.table[["trace_id", "human", "human_rationale"]].itertuples(index=False)
-        return sorted([[item_digest(by_id[i]), *label] for i, *label in rows], key=str)
+        return sorted([[item_digest(data.by_id[i]), *label] for i, *label in rows], key=str)
 
     settings = json.dumps(vars(optimizer), default=lambda one: f"<{type(one).__qualname__}>")
     return question_key(
         "optimizer",
         type(optimizer).__name__,
         without_secret_params(json.loads(settings)),
-        fingerprint(judge, place=False),
-        [content(split.train), content(split.dev)],
+        fingerprint(data.judge, place=False),
+        [content(data.split.train), content(data.split.dev)],
     )
-
-
-def _record(recorder: recording.Recorder, key: str, about: str, learned: Learned) -> None:
-    if type(learned.judge) is not InstructionsJudge:
-        warnings.warn(f"{about} makes judges that cannot be replayed.", stacklevel=5)
-        return
-    answer = {
-        name: getattr(learned, name) for name in (*_CALLS, "known", "tokens", "cost", "notes")
-    }
-    answer["instructions"] = learned.judge.instructions
-    paid = Usage(sum(answer[name] for name in _CALLS), read=learned.tokens, cost=learned.cost)
-    recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
-    recorder.save()
-
-
-_CALLS: Final = ("calls", "reflection_calls", "embedding_calls")

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -167,6 +167,8 @@ class Meter:
     def _answer(
         self, kind: str, model: str, question: Mapping[str, Any], send: Callable[[], Any]
     ) -> dict[str, Any]:
+        import litellm
+
         uri = model.replace("/", ":/", 1)
         key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
         with self._lock:
@@ -182,14 +184,16 @@ class Meter:
             sender=f"The {kind} model of an optimizer",
             credentials=judge_credentials(self.judge),
         )
-        try:
+        fault = Fault("refused", "no further request is sent")
+        with suppress(StoppedError, CancelledError):
             outcome = self.runner.ask(request, self.ended)
-        except (StoppedError, CancelledError):
-            raise _refusal("no further request is sent") from None
-        self._note(kind, outcome, with_schema="response_format" in question)
-        if (fault := outcome.fault) is not None:
-            raise _refusal(fault.message, another_form=fault.kind == "request")
-        return outcome.answer or {}
+            self._note(kind, outcome, with_schema="response_format" in question)
+            if outcome.fault is None:
+                return outcome.answer or {}
+            fault = outcome.fault
+        # Neither is retried by anyone; a bad request may be made in another form.
+        error = litellm.BadRequestError if fault.kind == "request" else litellm.NotFoundError
+        raise error(fault.message, model=SCHEME, llm_provider=SCHEME)
 
     def _wants_verdict(self, params: Mapping[str, Any]) -> bool:
         """Return whether a verdict is wanted of the judge's model: optimizers may reflect with it.
@@ -201,20 +205,14 @@ class Meter:
 
     def _check(self, kind: str, answer: dict[str, Any]) -> None:
         """Raise for an answer that is no use."""
-        if kind == "embedding":
-            return
-        message = answer["choices"][0]["message"]
-        if message.get("tool_calls"):
-            return
+        message = answer["choices"][0]["message"] if "choices" in answer else {}
         text = message.get("content") or ""
-        if kind == "reflection" and not text:
+        if kind == "reflection" and not text and not message.get("tool_calls"):
             raise AnswerError("the model gave an empty answer")
-        if kind == "judge":
+        if kind == "judge" and self.scale is not None and not message.get("tool_calls"):
             bare = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", text)
             try:
-                value = json.loads(bare, strict=False)["result"]
-                if self.scale is not None:
-                    self.scale.normalise(value)
+                self.scale.normalise(json.loads(bare, strict=False)["result"])
             except (ValueError, KeyError, TypeError, ScaleError):
                 raise AnswerError(f"the judge gave no verdict but {text[:200]!r}") from None
 
@@ -291,12 +289,3 @@ def _register_provider() -> None:
     mine = {"provider": SCHEME, "custom_handler": MeteredModel()}
     litellm.custom_provider_map = [*litellm.custom_provider_map, mine]
     litellm.utils.custom_llm_setup()
-
-
-def _refusal(message: str, *, another_form: bool = False) -> Exception:
-    """Return an error that nobody retries; the request may be made in another form."""
-    import litellm
-
-    kind = litellm.BadRequestError if another_form else litellm.NotFoundError
-    error: Exception = kind(message, model=SCHEME, llm_provider=SCHEME)
-    return error
