@@ -119,31 +119,28 @@ class OptimizerComparison:
         return import_module("workbench").plot_comparison(self, ax=ax)
 
     def __repr__(self) -> str:
-        return "\n".join([self._shown.to_string(), *self._lines])
+        shown = self._shown.to_string(na_rep="", float_format=_figure)
+        return "\n".join([shown, *self._lines])
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<div>{html_text(line)}</div>" for line in self._lines)
-        return html_table(self._shown) + lines
+        return html_table(self._shown, float_format=_figure) + lines
 
     @property
     def _shown(self) -> pd.DataFrame:
-        """The table as text, without what few look for."""
-
-        def text(value: Any) -> str:
-            if pd.isna(value):
-                return ""
-            return f"{value:#.3g}" if isinstance(value, float) and value < 100 else f"{value:.0f}"
-
+        """The table without what few look for; missing counts are nan, which is shown as empty."""
         table = self.table.drop(columns=["tokens", "cost", "reason"])
-        figures = table.columns.drop("status")
-        table[figures] = table[figures].astype(object).map(text)
-        return table
+        return table.astype({name: float for name in table if name in _COUNTS})
 
     @property
     def _lines(self) -> list[str]:
         reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
         failed = [f"{name}: {why}" for name, why in reasons]
         return [self.conclusion, *failed, *self.notes]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value.is_integer() else f"{value:#.3g}"
 
 
 def compare_optimizers(
