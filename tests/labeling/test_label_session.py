@@ -199,11 +199,10 @@ def test_blind_until_the_own_label_is_saved(ids: list[str]) -> None:
     assert "SECRET" not in json.dumps(view.told)
     view.send(type="reveal", trace_id=trace_id)
     assert view.session.flush(20)
-    assert view.told[-1] | {"judges": None, "others": None} == {
+    assert view.told[-1] | {"others": None} == {
         "type": "revealed",
         "trace_id": trace_id,
-        "judge": {"value": "yes", "rationale": "SECRET judge"},
-        "judges": None,
+        "judges": {"quality": {"value": "yes", "rationale": "SECRET judge"}},
         "others": None,
     }
     assert view.told[-1]["others"][0]["annotator"] == "ben"

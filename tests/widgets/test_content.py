@@ -143,11 +143,12 @@ def test_json_in_a_text_can_be_sent(text: str) -> None:
 
 def test_reasons_of_others_are_prepared() -> None:
     verdict = {"value": "good", "rationale": "*so*"}
-    message = prepared({"type": "revealed", "judge": verdict, "judges": None, "others": [verdict]})
-    (block,) = message["judge"]["rationale_blocks"]
+    judges = {"quality": verdict, "safe": None}
+    message = prepared({"type": "revealed", "judges": judges, "others": [verdict]})
+    (block,) = message["judges"]["quality"]["rationale_blocks"]
     assert outline(block["tokens"]) == [("paragraph", [("emphasis", ["so"])])]
-    assert message["others"][0]["rationale_blocks"] == message["judge"]["rationale_blocks"]
-    assert message["judges"] is None
+    assert message["others"] == [message["judges"]["quality"]]
+    assert "safe" not in message["judges"]
 
 
 # -- the keys of answers ----------------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_reasons_of_others_are_prepared() -> None:
 def keys(*labels: Any, **question: Any) -> list[str]:
     """The keys of each answer, joined."""
     values = [{"value": label, "label": str(label)} for label in labels]
-    asked = {"kind": "ordinal", "values": values, **question}
+    asked = {"kind": "ordinal", "values": values, "low": None, "high": None, **question}
     return ["".join(choice["keys"]) for choice in choices(asked)]
 
 

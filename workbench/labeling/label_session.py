@@ -225,7 +225,6 @@ title, scale, experiment
         return {
             "type": "revealed",
             "trace_id": trace_id,
-            "judge": verdicts[self.questions[0].name],
             "judges": verdicts,
             "others": others,
         }

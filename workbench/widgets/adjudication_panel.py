@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.widgets.session_panel import SessionPanel, panel_module
+from workbench.widgets.session_panel import PANEL, SessionPanel
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -34,10 +34,8 @@ class AdjudicationPanel(SessionPanel):
         Who decides.
     scale
         The rating scale where neither the judge, a label schema nor the labels tell it.
-    title
-        Stands above the items; the judge's name by default.
-    experiment
-        Name or id; the active one by default.
+    title, experiment
+        The judge's name and the active experiment by default.
 
     Raises
     ------
@@ -52,7 +50,7 @@ class AdjudicationPanel(SessionPanel):
     >>> panel.decisions  # doctest: +SKIP
     """
 
-    _esm = panel_module("Adjudication")
+    _esm = f"{PANEL}\nexport default viewOf(Adjudication);"
     session: AdjudicationSession
 
     def __init__(

@@ -9,10 +9,12 @@ A text is prepared as a list of blocks, each a dict with a ``kind`` (see `BLOCKS
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import mistune
@@ -52,13 +54,9 @@ def prepared(message: dict[str, Any]) -> dict[str, Any]:
     if kind == "items":
         return {**message, "items": [_item(item) for item in message["items"]]}
     if kind == "revealed":
-        judges = message.get("judges") or {}
-        return {
-            **message,
-            "judge": _with_reason(message.get("judge")),
-            "judges": {name: _with_reason(verdict) for name, verdict in judges.items()} or None,
-            "others": [_with_reason(one) for one in message.get("others") or []],
-        }
+        judges = {name: _with_reason(said) for name, said in message["judges"].items() if said}
+        others = [_with_reason(one) for one in message["others"]]
+        return {**message, "judges": judges, "others": others}
     return message
 
 
@@ -73,15 +71,12 @@ def prepared_setup(setup: dict[str, Any]) -> dict[str, Any]:
 
 def _item(item: dict[str, Any]) -> dict[str, Any]:
     fields = [name for name in ("inputs", "outputs", "expectations") if item.get(name) is not None]
-    made = {**item, "blocks": {name: value_blocks(item[name]) for name in fields}}
-    if "voices" in item:
-        made["voices"] = [_with_reason(voice) for voice in item["voices"]]
-    return made
+    blocks = {name: value_blocks(item[name]) for name in fields}
+    voices = [_with_reason(voice) for voice in item.get("voices", ())]
+    return {**item, "blocks": blocks, "voices": voices}
 
 
-def _with_reason(said: Any) -> Any:
-    if not isinstance(said, Mapping):
-        return said
+def _with_reason(said: dict[str, Any]) -> dict[str, Any]:
     reason = said.get("rationale")
     return {**said, "rationale_blocks": text_blocks(str(reason)) if reason else []}
 
@@ -217,20 +212,12 @@ def _slim(tokens: list[dict[str, Any]], levels: int, budget: list[int]) -> list[
 
 
 def choices(question: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the answers of a question that have a button; none where one types.
+    """Return the answers of a question (`LabelQuestion.to_json`) that have a button.
 
-    Parameters
-    ----------
-    question
-        As a session describes it (`LabelQuestion.to_json`).
-
-    Returns
-    -------
-    list of dict
-        ``value``, ``label``, ``keys`` (the first one is shown) and ``hue`` in degrees: worst to
-        best on an ordered scale, apart on others.
+    Each has a ``value``, a ``label``, its ``keys`` (the first one is shown) and a ``hue`` in
+    degrees: worst to best on an ordered scale, apart on others.
     """
-    values = _numbers(question) if question["kind"] == "numeric" else question.get("values") or []
+    values = _numbers(question) if question["kind"] == "numeric" else question["values"]
     keys = _keys([str(one["label"]) for one in values])
     is_ordered = question["kind"] != "nominal" and len(values) > 1
     return [
@@ -246,12 +233,12 @@ def choices(question: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _numbers(question: dict[str, Any]) -> list[dict[str, Any]]:
     """The whole numbers of a scale where each has a digit of its own; 10 is the only longer one."""
-    low, high = question.get("low"), question.get("high")
-    if not question.get("integer") or low is None or high is None:
+    low, high = question["low"], question["high"]
+    if not question["integer"] or low is None or high is None:
         return []
-    if not 0 <= high <= 10 or high - low > 10 or low % 1 or high % 1:
-        return []
-    return [{"value": n, "label": str(n)} for n in range(int(low), int(high) + 1)]
+    numbers = range(math.ceil(low), math.floor(high) + 1)
+    is_short = 0 <= high <= 10 and len(numbers) <= 11
+    return [{"value": n, "label": str(n)} for n in numbers] if is_short else []
 
 
 def _keys(labels: Sequence[str]) -> list[list[str]]:
@@ -263,14 +250,12 @@ def _keys(labels: Sequence[str]) -> list[list[str]]:
         digits = [digit if digits.count(digit) == 1 else "" for digit in digits]
         if "10" in labels and "1" in digits and "0" not in digits:
             digits[labels.index("10")] = "0"  # as on the keyboard
+    letters = [letter for letter in string.ascii_lowercase if letter not in RESERVED]
     initials = [label[:1].lower() for label in labels]
-    taken = RESERVED | set(initials)
-    spare = iter(letter for letter in string.ascii_lowercase if letter not in taken)
+    spare = iter(letter for letter in letters if letter not in initials)
     keys = []
     for digit, initial in zip(digits, initials, strict=True):
-        own = [digit] if digit.strip() else []
-        is_letter = initial in string.ascii_lowercase and initial not in RESERVED
-        if initial and is_letter and initials.count(initial) == 1:
-            own.append(initial)
-        keys.append(own or [letter for letter in [next(spare, "")] if letter])
+        is_own = initial in letters and initials.count(initial) == 1
+        own = [key for key in (digit.strip(), initial if is_own else "") if key]
+        keys.append(own or list(itertools.islice(spare, 1)))
     return keys

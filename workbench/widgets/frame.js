@@ -211,12 +211,11 @@ class Frame extends Store {
   }
 
   /** What the judge and others said to one question. */
-  voices(question, { judge, judges, others = [] }) {
-    const first = this.questions[0].name;
-    const verdict = judges ? judges[question.name] : question.name === first ? judge : null;
+  voices(question, { judges, others }) {
+    const verdict = judges[question.name];
     const voice = (kind, who, { value, rationale, rationale_blocks: blocks }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
       h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), drawn(blocks));
-    const people = others.filter((other) => (other.question ?? first) === question.name).map((other) => voice("wb-person", other.annotator, other));
+    const people = others.filter((other) => other.question === question.name).map((other) => voice("wb-person", other.annotator, other));
     return verdict ? [voice("wb-judge", "Judge", verdict), ...people] : people;
   }
 

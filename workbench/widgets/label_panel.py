@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
-from workbench.widgets.session_panel import SessionPanel, panel_module
+from workbench.widgets.session_panel import PANEL, SessionPanel
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -40,10 +40,8 @@ class LabelPanel(SessionPanel):
     questions
         Instead of the judge's own one or several `LabelQuestion`, MLflow label schemas or names
         of these.
-    order
+    order, seed
         What comes next: "random", "disagreement", "balance", "unlike" or "mix".
-    seed
-        Of the order.
     random_share
         The share of items drawn at random, in [0, 1], where the order mixes them in.
     assign
@@ -75,7 +73,7 @@ class LabelPanel(SessionPanel):
     >>> panel.labels  # doctest: +SKIP
     """
 
-    _esm = panel_module("Panel")
+    _esm = f"{PANEL}\nexport default viewOf(Panel);"
     session: LabelSession
 
     def __init__(

@@ -27,7 +27,7 @@ HERE: Final = Path(__file__).parent
 SECONDS_UNTIL_SHOWN: Final = 5.0
 """Until the table beside a view shows what was labelled."""
 
-_MOST_ROWS, _LONGEST_TEXT = 200, 200
+_MOST_ROWS, _LONGEST = 200, 200
 
 
 def javascript(*names: str) -> str:
@@ -35,10 +35,8 @@ def javascript(*names: str) -> str:
     return "\n".join((HERE / f"{name}.js").read_text("utf-8") for name in names)
 
 
-def panel_module(kind: str) -> str:
-    """Return the JavaScript of a panel, whose class is ``kind``."""
-    names = ["content", "store", "form", "frame", "panel"]
-    return f"{javascript(*names)}\nexport default viewOf({kind});\n"
+PANEL: Final = javascript("content", "store", "form", "frame", "panel")
+"""What a panel's module begins with; it ends with the class that is shown."""
 
 
 class View(anywidget.AnyWidget):
@@ -109,8 +107,7 @@ class SessionPanel(View):
             if "queue" in kinds:
                 self.setup = prepared_setup(self.session.setup())
             for message in messages:
-                if message.get("type") != "state":
-                    self.send(prepared(message))
+                self.send(prepared(message))
             self.state = self.session.state()
             if self._table and not self._timer and kinds & {"saved", "queue"}:
                 self._timer = threading.Timer(SECONDS_UNTIL_SHOWN, self._renew_table)
@@ -165,12 +162,11 @@ class SessionPanel(View):
 
     def _repr_html_(self) -> str:
         """Tables with the beginning of each text, shown where no browser can ask the kernel."""
-        shown = [table.tail(_MOST_ROWS).map(_cell) for table in self._tables() if len(table)]
+
+        def cell(value: Any) -> Any:
+            is_long = isinstance(value, str) and len(value) > _LONGEST
+            return f"{value[:_LONGEST]}…" if is_long else value
+
+        shown = [table.tail(_MOST_ROWS).map(cell) for table in self._tables() if len(table)]
         tables = "".join(html_table(table, index=False) for table in shown)
         return f"<p>{html_text(repr(self)[1:-1])}</p>{tables}"
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        return f"{value[:_LONGEST_TEXT]}…"
-    return "" if value is None else value
