@@ -1,13 +1,9 @@
-"""The store of answers: found again in every process, safe for several at once, never code."""
+"""The store of answers: found again in every process, and safe for several at once."""
 
 from __future__ import annotations
 
-import os
-import pickle
 import sqlite3
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,24 +75,36 @@ def test_the_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "judge-workbench" in str(cache_directory())
 
 
-def test_a_pickle_is_never_read(cache: AnswerCache) -> None:
-    """A cache file from elsewhere can run no code: what is no JSON is no answer."""
+@pytest.mark.parametrize("damaged", ["{", "[1]", "\x80\x04.", None, b"\x80\x04."])
+def test_what_is_no_answer_is_none(cache: AnswerCache, damaged: str | bytes | None) -> None:
+    """A cache file from elsewhere, or a damaged one, is asked for answers and for nothing else."""
     cache.put("key", ANSWER)
     cache.close()
-
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(cache.directory / "evil"),)
-
-    with sqlite3.connect(cache.directory / "cache.db") as database:
-        for mode in (2, 4):  # of diskcache: raw and pickled
-            changed = "UPDATE Cache SET mode = ?, value = ?, filename = NULL"
-            database.execute(changed, (mode, pickle.dumps(Evil())))
-            database.commit()
-            with AnswerCache(cache.directory) as again:
-                assert again.get("key") is None
+    with sqlite3.connect(cache.directory / "answers.db") as database:
+        database.execute("UPDATE answers SET answer = ?", (damaged,))
     database.close()
-    assert not (cache.directory / "evil").exists()
+    with cache:
+        assert cache.get("key") is None
+        cache.put("key", ANSWER)
+        assert cache.get("key") == ANSWER
+
+
+def test_threads_share_a_cache(cache: AnswerCache) -> None:
+    """And what is put after it was closed is kept, since a call may end after its run."""
+
+    def work(number: int) -> None:
+        for n in range(20):
+            cache.put(f"{number}-{n}", ANSWER)
+            assert cache.get(f"{number}-{n}") == ANSWER
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    cache.close()
+    for thread in threads:
+        thread.join()
+    with AnswerCache(cache.directory) as again:
+        assert len(again) == 160
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
@@ -108,34 +116,6 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     """Something else lies where the cache should."""
-    (tmp_path / "cache.db").write_text("this is no database " * 100)
+    (tmp_path / "answers.db").write_text("this is no database " * 100)
     with pytest.raises(StoreError, match="does not work"):
         AnswerCache(tmp_path)
-
-
-def test_one_process_at_a_time_asks_a_question(tmp_path: Path) -> None:
-    """Two that start together pay once each; one that is killed holds up nobody."""
-    code = (
-        "import sys, time\n"
-        "from workbench.models.cache import AnswerCache\n"
-        "with AnswerCache(sys.argv[1]) as cache:\n"
-        "    with cache.locked('question'):\n"
-        "        print('held', flush=True)\n"
-        "        time.sleep(60)\n"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with AnswerCache(tmp_path) as cache:
-        with cache.locked("another"):
-            pass  # at once
-        start = time.monotonic()
-        with cache.locked("question", lambda: time.monotonic() > start + 0.3):
-            assert time.monotonic() > start + 0.3  # it was given up
-        holder.kill()
-        holder.wait(10)
-        with cache.locked("question"):
-            pass
-    assert time.monotonic() < start + 10

@@ -149,7 +149,7 @@ class BackgroundAlignment(Watch):
         figures: dict[str, Any] = {
             "calls": budget.spent,
             "budget": budget.limit,
-            "spent": budget.told(),
+            "spent": str(budget),
         }
         return replace(state, share_spent=share, **figures)
 

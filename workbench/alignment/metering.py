@@ -34,8 +34,14 @@ from workbench.judging.requests import answers_from
 from workbench.models import client
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache, question_key
-from workbench.models.client import ANSWER_SECONDS, Outcome, Request, StoppedError
-from workbench.models.faults import AnswerError, Fault
+from workbench.models.client import (
+    ANSWER_SECONDS,
+    AnswerError,
+    Fault,
+    Outcome,
+    Request,
+    StoppedError,
+)
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflector import reached_by

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.entities import AssessmentSource, Feedback, Trace, TraceInfo
 from mlflow.entities.assessment_error import AssessmentError
 from mlflow.tracing.constant import AssessmentMetadataKey
 
@@ -21,7 +21,12 @@ from workbench.errors import ArgumentError, BudgetError
 from workbench.formatting import html_table, html_text
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, judge_examples
-from workbench.judging.verdicts import FINGERPRINT_KEY, RECORDED_KEY, Verdict
+from workbench.judging.verdicts import (
+    FINGERPRINT_KEY,
+    RECORDED_KEY,
+    Verdict,
+    recorded_verdicts,
+)
 from workbench.models import recording
 from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
@@ -131,6 +136,51 @@ def assess(
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     started = time.monotonic()
+    _check(judge)
+    limit, mark = Budget.of(budget), fingerprint(judge)
+    limit.check(str(getattr(judge, "model", None) or ""))
+    traces = list(traces) if isinstance(traces, Iterator) else traces
+    fetched = fetch_traces(traces, spans=False)
+    earlier = {trace.info.trace_id: _earlier_verdict(trace, judge.name, mark) for trace in fetched}
+    known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
+    todo = _examples([i for i in earlier if i not in known], traces)
+    if (recorder := recording.recorder()) is not None and known:
+        _record(recorder, judge, _examples(list(known), traces), known)
+    verdicts: dict[str, Verdict] = {}
+    # Whatever ends the run, what the judge has answered until then is written.
+    with ExitStack() as stack:
+        answers = stack.enter_context(AnswerCache()) if cache else None
+        writer = stack.enter_context(AssessmentWriter()) if log else None
+        runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
+        infos = {trace.info.trace_id: trace.info for trace in fetched}
+
+        def keep(verdict: Verdict) -> None:
+            verdicts[verdict.trace_id] = verdict
+            before = earlier[verdict.trace_id]
+            failed_alike = before is not None and before.error == verdict.error is not None
+            if writer is not None and not failed_alike:
+                writer.put(_feedback(verdict, judge, infos[verdict.trace_id]))
+
+        shown = f"judging with {judge.name}" if progress else None
+        try:
+            judge_examples(judge, todo, runner, on_verdict=keep, progress=shown)
+        except BudgetError as error:
+            if missing := len(todo) - len(verdicts):
+                raise _too_small(error, len(fetched), missing, log) from None
+    rows = [known.get(trace_id) or verdicts[trace_id] for trace_id in earlier]
+    return Assessed(
+        name=judge.name,
+        table=_table(rows),
+        calls=sum(v.calls for v in rows),
+        cost=total(*(v.cost for v in rows)),
+        input_tokens=total(*(v.input_tokens for v in rows)),
+        output_tokens=total(*(v.output_tokens for v in rows)),
+        fingerprint=mark,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check(judge: Judge) -> None:
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):
@@ -138,60 +188,6 @@ def assess(
             f"Judge {judge.name!r} rates whole conversations; the workbench rates single traces. "
             "Use {{ inputs }}, {{ outputs }}, {{ expectations }} or {{ trace }}."
         )
-    mark = fingerprint(judge)
-    traces = list(traces) if isinstance(traces, Iterator) else traces
-    fetched = fetch_traces(traces, spans=False)
-    infos = {t.info.trace_id: t.info for t in fetched}
-    earlier = {t.info.trace_id: _earlier_verdict(t, judge.name, mark) for t in fetched}
-    known = {i: v for i, v in earlier.items() if v is not None and v.error is None}
-    limit = Budget.of(budget)
-    limit.check(str(getattr(judge, "model", None) or ""))
-    todo = _examples([i for i in earlier if i not in known], traces)
-    if recording.recorder() is not None:
-        _record_known(judge, _examples(list(known), traces), known)
-    verdicts: dict[str, Verdict] = {}
-    # Whatever ends the run, what the judge has answered until then is written.
-    with ExitStack() as stack:
-        answers = stack.enter_context(AnswerCache()) if cache else None
-        writer = stack.enter_context(AssessmentWriter()) if log else None
-        runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
-
-        def keep(verdict: Verdict) -> None:
-            verdicts[verdict.trace_id] = verdict
-            before = earlier[verdict.trace_id]
-            failed_alike = before is not None and before.error == verdict.error is not None
-            if writer is not None and not failed_alike:
-                feedback = as_feedback(verdict, judge)
-                # Of two processes that assess together, one writes the verdict.
-                feedback.assessment_id = verdict_id(
-                    infos[verdict.trace_id], judge.name, mark, failed=verdict.error is not None
-                )
-                writer.put(feedback)
-
-        try:
-            judge_examples(
-                judge,
-                todo,
-                runner,
-                on_verdict=keep,
-                progress=f"judging with {judge.name}" if progress else None,
-            )
-        except BudgetError as error:
-            missing = len(todo) - len(verdicts)
-            if missing:
-                raise _too_small(error, len(fetched), missing, log) from None
-    rows = [known.get(t.info.trace_id) or verdicts[t.info.trace_id] for t in fetched]
-    fresh = [v for v in verdicts.values() if not v.cached]
-    return Assessed(
-        name=judge.name,
-        table=verdict_table(rows),
-        calls=sum(v.calls for v in fresh),
-        cost=total(*(v.cost for v in fresh)),
-        input_tokens=total(*(v.input_tokens for v in fresh)),
-        output_tokens=total(*(v.output_tokens for v in fresh)),
-        fingerprint=mark,
-        seconds=time.monotonic() - started,
-    )
 
 
 def log_verdicts(
@@ -233,19 +229,18 @@ def log_verdicts(
     )
 
 
-def _record_known(judge: Judge, items: Sequence[Example], known: Mapping[str, Verdict]) -> None:
-    """Note verdicts that the store has already, which another store will not have."""
-    recorder = recording.recorder()
-    if recorder is None or not items:
-        return
+def _record(
+    recorder: recording.Recorder,
+    judge: Judge,
+    items: Sequence[Example],
+    known: Mapping[str, Verdict],
+) -> None:
+    """Record verdicts that the store has already, which another store will not have."""
     asker = Asker.of(judge)
     for item in items:
-        verdict = known[item.trace_id]
+        verdict, request = known[item.trace_id], asker.request(item)
         answer = {"value": verdict.value, "rationale": verdict.rationale}
-        request = asker.request(item)
-        recorder.put(
-            recording.Entry(key=request.portable_key, about=request.recorded_about, answer=answer)
-        )
+        recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
     recorder.save()
 
 
@@ -261,71 +256,57 @@ def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> Budg
 # -- verdicts and the store -----------------------------------------------------------------
 
 
-def as_feedback(verdict: Verdict, judge: Judge) -> Feedback:
+def _feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
-    metadata = {FINGERPRINT_KEY: verdict.fingerprint}
-    instructions = getattr(judge, "instructions", None)
-    if instructions:
-        metadata["guideline"] = instructions  # MLflow's page shows it beside the verdict
-    for key, value in (
-        (AssessmentMetadataKey.JUDGE_COST, verdict.cost),
-        (AssessmentMetadataKey.JUDGE_INPUT_TOKENS, verdict.input_tokens),
-        (AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS, verdict.output_tokens),
-    ):
-        if value is not None:
-            metadata[key] = str(value)
-    error = None
-    if verdict.error is not None:
-        error = AssessmentError(error_code="JUDGE_FAILED", error_message=verdict.error)
-    return Feedback(
+    figures = {
+        FINGERPRINT_KEY: verdict.fingerprint,
+        "guideline": getattr(judge, "instructions", None),  # MLflow's page shows it
+        AssessmentMetadataKey.JUDGE_COST: verdict.cost,
+        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: verdict.input_tokens,
+        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: verdict.output_tokens,
+    }
+    failed = verdict.error is not None
+    feedback = Feedback(
         name=judge.name,
         value=verdict.value,
         rationale=verdict.rationale or None,
-        error=error,
+        error=AssessmentError("JUDGE_FAILED", verdict.error) if failed else None,
         trace_id=verdict.trace_id,
         source=AssessmentSource(
             source_type="LLM_JUDGE", source_id=getattr(judge, "model", None) or type(judge).__name__
         ),
-        metadata=metadata,
+        metadata={key: str(value) for key, value in figures.items() if value not in (None, "")},
     )
+    # Of two processes that assess together, one writes the verdict.
+    feedback.assessment_id = verdict_id(info, judge.name, verdict.fingerprint, failed=failed)
+    return feedback
 
 
 def _examples(trace_ids: Sequence[str], traces: Any) -> list[Example]:
-    """The traces that are still to be judged; only their spans are read."""
-    given = [traces] if isinstance(traces, Trace) else traces
-    loaded: dict[str, Trace] = {}
-    if isinstance(given, (list, tuple)):
-        loaded = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
+    """The traces that are to be judged; only their spans are read."""
+    given = traces if isinstance(traces, (list, tuple)) else [traces]
+    loaded = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
     wanted = [loaded.get(trace_id, trace_id) for trace_id in trace_ids]
     return [as_example(trace) for trace in fetch_traces(wanted)]
 
 
 def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
-    latest: Verdict | None = None
-    for one in sorted(trace.info.assessments or [], key=lambda a: a.create_time_ms or 0):
-        metadata = one.metadata or {}
-        if one.name != name or one.valid is False or metadata.get(FINGERPRINT_KEY) != mark:
-            continue
-        error = (one.error.error_message or one.error.error_code) if one.error else None
-        if error is not None and latest is not None and latest.error is None:
-            continue
-        latest = Verdict(
-            trace_id=trace.info.trace_id,
-            value=one.feedback.value if error is None and one.feedback else None,
-            rationale=one.rationale or "",
-            error=error,
-            fingerprint=mark,
-            cached=True,
-        )
-    return latest
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row a verdict: ``trace_id``, ``value``, ``rationale``, ``error``, ``cached``."""
-    table = pd.DataFrame(
-        [(v.trace_id, v.value, v.rationale, v.error, v.cached) for v in verdicts],
-        columns=["trace_id", "value", "rationale", "error", "cached"],
-        dtype=object,
+    own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
+    latest = next((one for one in reversed(own) if one.usable), own[-1] if own else None)
+    if latest is None:
+        return None
+    return Verdict(
+        trace_id=trace.info.trace_id,
+        value=latest.value,
+        rationale=latest.rationale,
+        error=latest.error,
+        fingerprint=mark,
+        cached=True,
     )
-    return table.astype({"cached": bool})
+
+
+def _table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    columns = ["trace_id", "value", "rationale", "error", "cached"]
+    rows = [[getattr(verdict, column) for column in columns] for verdict in verdicts]
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"cached": bool})

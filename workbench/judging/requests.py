@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
@@ -20,10 +20,8 @@ from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
-from workbench.models import recording
 from workbench.models.cache import question_key
-from workbench.models.client import Outcome, Request
-from workbench.models.faults import AnswerError
+from workbench.models.client import AnswerError, Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
 from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
@@ -58,13 +56,8 @@ def judge_examples(
 
     Raises as `Runner.run` does.
     """
-    return judge_many(
-        [(judge, item, sample) for item in items],
-        runner,
-        scale=scale,
-        on_verdict=on_verdict,
-        progress=progress,
-    )
+    questions = [(judge, item, sample) for item in items]
+    return judge_many(questions, runner, scale=scale, on_verdict=on_verdict, progress=progress)
 
 
 def judge_many(
@@ -76,135 +69,115 @@ def judge_many(
     progress: str | None = None,
 ) -> list[Verdict]:
     """As `judge_examples`, for (judge, item, sample number) triples of several judges at once."""
-    askers: dict[int, Asker] = {}
-    asked: list[tuple[Asker, Example]] = []
-    requests = []
-    for judge, item, sample in questions:
-        if id(judge) not in askers:
-            askers[id(judge)] = Asker.of(judge, scale)
-            if runner.budget.measures:
-                check_measurable(judge)
-        asker = askers[id(judge)]
-        asked.append((asker, item))
-        requests.append(asker.request(item, sample))
+    judges = {id(judge): judge for judge, _, _ in questions}
+    if runner.budget.measures:
+        for judge in judges.values():
+            check_measurable(judge)
+    askers = {key: Asker.of(judge, scale) for key, judge in judges.items()}
+    asked = [(askers[id(judge)], item, sample) for judge, item, sample in questions]
     verdicts: dict[int, Verdict] = {}
 
     def settle(index: int, outcome: Outcome) -> None:
-        asker, item = asked[index]
+        asker, item, _ = asked[index]
         verdicts[index] = asker.verdict(item, outcome)
         if on_verdict is not None:
             on_verdict(verdicts[index])
 
+    requests = [asker.request(item, sample) for asker, item, sample in asked]
     runner.run(requests, on_outcome=settle, progress=progress)
     return [verdicts[index] for index in range(len(questions))]
 
 
 @dataclass(frozen=True)
 class Asker:
-    """One judge, made ready to be asked many times.
-
-    ``mark`` is its fingerprint, ``source`` what else decides its answers (`answers_from`) and
-    ``lasting`` whether they may be kept for another run. ``fields`` are what it is given.
-    """
+    """One judge, made ready to be asked many times."""
 
     judge: Judge
+<<<<<<< HEAD
     mark: str
     source: dict[str, Any]
+=======
+    call: Any  # the judge itself, or a faster copy
+    mark: str  # its fingerprint
+    portable_mark: str  # the one that it has wherever its model is reached
+    origin: str | None  # what else decides its answers; None where they are not kept
+>>>>>>> 92e23a0 (Rewrite the asking of models: a plain SQLite table of answers in place of diskcache and its locks, one key of a question on every machine, faults read from a table, retries by tenacity, requests prepared once an endpoint)
     scale: Scale | None
-    fields: tuple[str, ...]
-    lasting: bool
+    fields: tuple[str, ...]  # what it is given
+    base_url: str | None
     credentials: tuple[str, ...] = field(repr=False)
+    metered: bool
 
     @classmethod
     def of(cls, judge: Judge, scale: Scale | None = None) -> Asker:
         """Prepare a judge; answers off the scale, its own when None, are unusable."""
         base_url, _, _ = endpoint(judge)
         model = getattr(judge, "model", None)
-        if isinstance(judge, InstructionsJudge):
-            fields = tuple(sorted(judge.template_variables))
-        else:
-            fields = _accepted_fields(judge)
+        made = isinstance(judge, InstructionsJudge)
         return cls(
             judge,
+<<<<<<< HEAD
             fingerprint(judge),
             answers_from(model, base_url),
             scale or scale_of(judge),
             fields,
             is_cacheable(judge),
             judge_credentials(judge),
+=======
+            call=prepared(judge),
+            mark=fingerprint(judge),
+            portable_mark=fingerprint(judge, place=False),
+            origin=question_key(answers_from(model, base_url)) if is_cacheable(judge) else None,
+            scale=scale or scale_of(judge),
+            fields=tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge),
+            base_url=without_credentials(base_url) if base_url else None,
+            credentials=judge_credentials(judge),
+            metered=not why_unmeasurable(judge),
+>>>>>>> 92e23a0 (Rewrite the asking of models: a plain SQLite table of answers in place of diskcache and its locks, one key of a question on every machine, faults read from a table, retries by tenacity, requests prepared once an endpoint)
         )
-
-    @cached_property
-    def portable_mark(self) -> str:
-        """Fingerprint of the judge wherever its model is reached."""
-        return fingerprint(self.judge, place=False)
-
-    @property
-    def model(self) -> str:
-        """URI of the judge's model; "" where it has none."""
-        return str(getattr(self.judge, "model", None) or "")
 
     def request(self, item: Example, sample: int = 0) -> Request:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
-        base_url, _, _ = endpoint(self.judge)
-        fields = tuple(f for f in self.fields if f != "trace")
-        digest = item_digest(item, fields) if fields else ""
-        # A judge of whole traces may read ids and times: the answer belongs to that trace alone.
-        where = item.trace_id if "trace" in self.fields else ""
-        key = question_key(self.mark, self.source, digest, where, sample) if self.lasting else None
+        digest = item_digest(item, [name for name in self.fields if name != "trace"])
+        if "trace" in self.fields:
+            digest += _content(mlflow.get_tracking_uri(), item.trace_id)
         return Request(
-            key=key,
-            model=self.model,
+            key=question_key("judge", self.portable_mark, digest, sample),
+            model=str(getattr(self.judge, "model", None) or ""),
             call=lambda: self._ask(item),
             read=self._read,
             check=lambda answer: self.canonical(answer.get("value")),
             sender=f"Judge {self.judge.name!r}",
             about=f"trace {item.trace_id}",
-            place=without_credentials(base_url) if base_url else "",
-            portable_key="" if recording.current() is None else self.portable_key(item, sample),
+            place=self.base_url or "",
+            origin=self.origin,
             credentials=self.credentials,
-            metered=not why_unmeasurable(self.judge),
+            metered=self.metered,
         )
 
-    def portable_key(self, item: Example, sample: int = 0) -> str:
-        """Key of the answer in a recording: the same on every machine and in every store."""
-        fields = tuple(f for f in self.fields if f != "trace")
-        digest = item_digest(item, fields) if fields else ""
-        number = 0
-        if "trace" in self.fields:
-            digest = question_key(item_digest(item), _content(item.trace_id))
-            used = recording.current()
-            number = used.occurrence(digest, item.trace_id) if used is not None else 0
-        return question_key("judge", self.portable_mark, digest, number, sample)
-
     def _ask(self, item: Example) -> Any:
-        values = {
-            "inputs": item.inputs,
-            "outputs": item.outputs,
-            "expectations": item.expectations,
-        }
-        arguments = {f: values[f] for f in self.fields if f in values}
+        arguments = {name: getattr(item, name) for name in self.fields if name != "trace"}
         if "trace" in self.fields:
             arguments["trace"] = mlflow.get_trace(item.trace_id)
         return self.judge(**arguments)
 
     def _read(self, given: Any) -> dict[str, Any]:
-        feedback = _only_feedback(given)
+        # Some of MLflow's judges give a list.
+        ratings = given if isinstance(given, list) else [given]
+        if len(ratings) != 1 or not isinstance(ratings[0], Feedback):
+            kinds = ", ".join(type(one).__name__ for one in ratings) or "nothing"
+            raise AnswerError(f"the judge gave {kinds}, where one Feedback is needed")
+        feedback = ratings[0]
         if feedback.error is not None:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
-        return {
-            "value": feedback.value,
-            # A gateway may put into it what it was sent.
-            "rationale": redact(feedback.rationale or "", self.credentials),
-        }
+        # A gateway may put into it what it was sent.
+        rationale = redact(feedback.rationale or "", self.credentials)
+        return {"value": feedback.value, "rationale": rationale}
 
     def canonical(self, value: Any) -> Any:
         """A value as the scale has it; "N/A" for an abstention.
 
-        Raises
-        ------
-        AnswerError
-            When it is empty or off the scale.
+        Raises `AnswerError` when it is empty or off the scale.
         """
         if is_missing(value):
             raise AnswerError("the judge gave an empty answer")
@@ -218,21 +191,24 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        paid = outcome.usage
-        fresh = not outcome.cached
-        answer = outcome.answer
-        return Verdict(
+        answer, used = outcome.answer, outcome.usage
+        verdict = Verdict(
             trace_id=item.trace_id,
             value=None if answer is None else self.canonical(answer.get("value")),
             rationale="" if answer is None else str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
             fingerprint=self.mark,
-            input_tokens=paid.read if fresh else None,
-            output_tokens=paid.written if fresh else None,
-            cost=paid.cost if fresh else None,
             cached=outcome.cached,
-            calls=paid.requests if fresh else 0,
-            usage=paid,
+            usage=used,
+        )
+        if outcome.cached:
+            return verdict
+        return replace(
+            verdict,
+            input_tokens=used.read,
+            output_tokens=used.written,
+            cost=used.cost,
+            calls=used.requests,
         )
 
 
@@ -260,13 +236,30 @@ def why_unmeasurable(judge: Judge) -> str:
 
 # -- where answers come from ----------------------------------------------------------------
 
+# How the variables of a provider end that say where it is reached, and how they begin where that is
+# not the provider's name.
+_PLACES: Final = (
+    r"(?:\w+_)?(?:API_BASE|BASE_URL|API_VERSION|ENDPOINT|ENDPOINT_URL|ENDPOINT_NAME|HOST|LOCATION|"
+    r"REGION|REGION_NAME|TARGET)"
+)
+_PREFIXES: Final = {
+    "amazon-bedrock": "AWS|BEDROCK",
+    "bedrock": "AWS|BEDROCK",
+    "databricks": "DATABRICKS|MLFLOW_DEPLOYMENTS",
+    "endpoints": "DATABRICKS|MLFLOW_DEPLOYMENTS",
+    "huggingface": "HF|HUGGINGFACE",
+    "sap-ai-core": "MLFLOW_GENAI_JUDGE|SAP_AI_CORE",
+    "togetherai": "TOGETHERAI|TOGETHER_AI",
+    "vertex_ai": "VERTEX|VERTEXAI",
+}
+
 
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
     """What decides the answers of a model beside the question: where they come from.
 
     The model that stands behind no name at all; the server, be it named by the base URL or by
     the environment, without credentials; the version of the embedded model. Answers are kept
-    for this source alone. What the environment says of it is no part of a judge's fingerprint.
+    for this origin alone. What the environment says of it is no part of a judge's fingerprint.
     """
     model = model or get_default_model()
     provider = model.partition(":")[0]
@@ -278,30 +271,10 @@ def answers_from(model: str | None, base_url: str | None = None) -> dict[str, An
         server = os.environ.get("MLFLOW_GATEWAY_URI") or mlflow.get_tracking_uri()
         return {"model": model, "server": _address(server)}
     # Clients differ in which of several variables they heed, so that each of them counts.
-    prefixes = "|".join(_PREFIXES.get(provider, (provider.upper().replace("-", "_"),)))
-    variable = re.compile(rf"(?:{prefixes})_(?:\w+_)?(?:{_PLACES})")
+    prefixes = _PREFIXES.get(provider, provider.upper().replace("-", "_"))
+    variable = re.compile(rf"(?:{prefixes})_{_PLACES}")
     named = {n: _address(v) for n, v in os.environ.items() if v and variable.fullmatch(n)}
     return {"model": model, "server": named}
-
-
-_PLACES: Final = (
-    "API_BASE|BASE_URL|API_VERSION|ENDPOINT|ENDPOINT_URL|ENDPOINT_NAME|HOST|LOCATION|REGION|"
-    "REGION_NAME|TARGET"
-)
-"""How the variables end that say where a provider is reached, after the provider's name."""
-
-
-_PREFIXES: Final = {
-    "amazon-bedrock": ("AWS", "BEDROCK"),
-    "bedrock": ("AWS", "BEDROCK"),
-    "databricks": ("DATABRICKS", "MLFLOW_DEPLOYMENTS"),
-    "endpoints": ("DATABRICKS", "MLFLOW_DEPLOYMENTS"),
-    "huggingface": ("HF", "HUGGINGFACE"),
-    "sap-ai-core": ("MLFLOW_GENAI_JUDGE", "SAP_AI_CORE"),
-    "togetherai": ("TOGETHERAI", "TOGETHER_AI"),
-    "vertex_ai": ("VERTEX", "VERTEXAI"),
-}
-"""How the variables of providers begin where that is not the provider's name."""
 
 
 def _address(named: str) -> str:
@@ -311,13 +284,13 @@ def _address(named: str) -> str:
         return ""
 
 
-# -- what a judge is given and gives --------------------------------------------------------
+# -- what a judge is given ------------------------------------------------------------------
 
 
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     """What a judge that is not made from instructions is given.
 
-    A whole trace only where it must be, since answers on whole traces cannot be shared.
+    A whole trace only where it must be, since few of them are equal.
     """
     accepted = inspect.signature(type(judge).__call__).parameters
     fields = [f for f in ("inputs", "outputs", "expectations") if f in accepted]
@@ -327,16 +300,18 @@ def _accepted_fields(judge: Judge) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def _content(trace_id: str) -> str:
-    """Digest of what a trace holds but for ids and times, which differ from store to store."""
+@functools.lru_cache(maxsize=10_000)
+def _content(tracking_uri: str, trace_id: str) -> str:
+    """Digest of the spans of a trace but for ids and dates, which differ from store to store."""
     trace = mlflow.get_trace(trace_id)
-    spans = list(trace.data.spans) if trace is not None else []
-    spans.sort(key=lambda span: span.start_time_ns or 0)
+    spans = sorted(trace.data.spans if trace is not None else [], key=lambda s: s.start_time_ns)
     number = {span.span_id: index for index, span in enumerate(spans)}
+    start = spans[0].start_time_ns if spans else 0
     described = [
         {
             "name": span.name,
             "parent": number.get(span.parent_id),
+            "times": [(ns or start) - start for ns in (span.start_time_ns, span.end_time_ns)],
             "status": str(span.status.status_code),
             "attributes": {k: v for k, v in span.attributes.items() if k not in _OF_A_STORE},
             "events": [(event.name, event.attributes) for event in span.events],
@@ -347,15 +322,3 @@ def _content(trace_id: str) -> str:
 
 
 _OF_A_STORE: Final = ("mlflow.traceRequestId", "mlflow.experimentId")
-
-
-def _only_feedback(given: Any) -> Feedback:
-    """The one rating that a judge gave; some of MLflow's judges give a list."""
-    ratings = given if isinstance(given, list) else [given]
-    if len(ratings) != 1 or not isinstance(ratings[0], Feedback):
-        raise AnswerError(
-            f"the judge gave {len(ratings)} ratings of one trace, where one is needed"
-            if len(ratings) != 1
-            else f"the judge gave a {type(ratings[0]).__name__}, where feedback is needed"
-        )
-    return ratings[0]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 FINGERPRINT_KEY = "workbench.judge_fingerprint"
 """Metadata key of a logged verdict: the fingerprint of the judge that gave it."""
 
-
 RECORDED_KEY = "workbench.recorded"
 """Metadata key of a verdict that was given elsewhere and only logged here."""
 
@@ -51,17 +50,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One verdict as it lies in the store."""
+    """One verdict as it lies in the store, whoever logged it."""
 
     value: Any
     rationale: str
     error: str | None
     source: str
     fingerprint: str
-    guideline: str | None
+    guideline: str | None  # the instructions, which MLflow puts beside the verdicts that it logs
     recorded: bool
-    created_ms: int
-    order: str
+    order: tuple[int, str]  # by time
 
     @property
     def unmarked(self) -> bool:
@@ -74,17 +72,17 @@ class Recorded:
         return self.error is None and not is_missing(self.value)
 
     @property
-    def version(self) -> str:
-        said_by = f"source {self.source}"
-        return self.fingerprint or (f"{self.guideline} {said_by}" if self.guideline else said_by)
+    def version(self) -> tuple[str, ...]:
+        """What all verdicts of one version have in common, as far as that is known."""
+        return (self.fingerprint,) if self.fingerprint else (self.guideline or "", self.source)
 
 
 def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
+    """Return the valid verdicts on a trace under a name, the oldest first."""
     found = []
     for one in trace.info.assessments or []:
-        if one.name != name or one.feedback is None or one.valid is False:
-            continue
-        if one.source.source_type == "HUMAN":
+        judged = one.feedback is not None and one.source.source_type != "HUMAN"
+        if one.name != name or not judged or one.valid is False:
             continue
         metadata = one.metadata or {}
         error = one.error.error_message or one.error.error_code if one.error else None
@@ -97,11 +95,10 @@ def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
                 fingerprint=metadata.get(FINGERPRINT_KEY, ""),
                 guideline=metadata.get("guideline"),
                 recorded=metadata.get(RECORDED_KEY) == "true",
-                created_ms=one.create_time_ms or 0,
-                order=one.assessment_id or "",
+                order=(one.create_time_ms or 0, one.assessment_id or ""),
             )
         )
-    return sorted(found, key=lambda v: (v.created_ms, v.order))
+    return sorted(found, key=lambda v: v.order)
 
 
 def choose_version(
@@ -110,70 +107,63 @@ def choose_version(
     """The verdicts of one judge version: (by trace, its fingerprint, notes)."""
     every = [verdict for verdicts in recorded.values() for verdict in verdicts]
     if isinstance(judge_or_name, str):
-        if not every:
-            return {i: [] for i in recorded}, "", []
-        last = max(every, key=lambda v: (v.created_ms, v.order))
-        versions = Counter(v.version for v in every)
-        notes = []
-        if len(versions) > 1:
-            notes.append(
-                f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
-                f"counts ({versions[last.version]} of {len(every)} verdicts)."
-            )
-        return where(recorded, lambda v: v.version == last.version), last.fingerprint, notes
-    mark = fingerprint(judge_or_name)
-    texts = _texts(judge_or_name)
-    model = getattr(judge_or_name, "model", None)
+        return _latest_version(recorded, every)
+    judge, mark = judge_or_name, fingerprint(judge_or_name)
+    model = getattr(judge, "model", None)
+    guidelines = getattr(judge, "guidelines", None)
+    texts = [getattr(judge, "instructions", None), guidelines]
+    texts += ["\n".join(guidelines)] if isinstance(guidelines, list) else []
 
     def by_mlflow(verdict: Recorded) -> bool:
-        # MLflow puts a judge's instructions and model, and nothing else of it, beside its verdict.
-        same_model = not model or verdict.source == model
-        return not verdict.fingerprint and verdict.guideline in texts and same_model
+        same_text = bool(verdict.guideline) and verdict.guideline in texts
+        return not verdict.fingerprint and same_text and (not model or verdict.source == model)
 
     chosen = where(recorded, lambda v: v.fingerprint == mark or by_mlflow(v))
     unmarked = [v for v in every if v.unmarked]
-    if any(chosen.values()) or not unmarked:
-        return chosen, mark, _notes_on_mlflows(chosen)
-    # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
-    # not mixed: the judge's own model goes first, else the one that judged last.
-    own = [v for v in unmarked if v.source == model] or unmarked
-    source = max(own, key=lambda v: (v.created_ms, v.order)).source
-    chosen = where(recorded, lambda v: v.unmarked and v.source == source)
-    count = sum(bool(verdicts) for verdicts in chosen.values())
-    note = (
-        f"{count} verdicts do not say which version of the judge gave them; they are taken as "
-        "this one's. workbench.assess marks each verdict with the judge's version."
-    )
-    if len({v.source for v in unmarked}) > 1:
-        note += f" Those by {source!r} count, those by other sources do not."
+    unknown = "what else it was made with (inference parameters, base URL, value type) is not known"
+    said = f"verdicts were logged by MLflow with this judge's instructions and model; {unknown}"
+    if unmarked and not any(chosen.values()):
+        # Logged by hand, as MLflow's own examples do. Where there are several sources, they are
+        # not mixed: the judge's own model goes first, else the one that judged last.
+        own = [v for v in unmarked if v.source == model] or unmarked
+        source = max(own, key=lambda v: v.order).source
+        chosen = where(recorded, lambda v: v.unmarked and v.source == source)
+        said = "verdicts do not say which version of the judge gave them"
+        if len({v.source for v in unmarked}) > 1:
+            said = f"{said}. Those by {source!r} count, those by other sources do not"
+    latest = [usable[-1] for verdicts in chosen.values() if (usable := _usable(verdicts))]
+    count = sum(not verdict.fingerprint for verdict in latest)
+    if not count:
+        return chosen, mark, []
+    note = f"{count} {said}. They are taken as this version's; workbench.assess marks its verdicts."
     return chosen, mark, [note]
 
 
-def _notes_on_mlflows(chosen: Mapping[str, Sequence[Recorded]]) -> list[str]:
-    """What is not known of verdicts that MLflow logged itself, where they are the ones to count."""
-    usable = [[v for v in verdicts if v.usable] for verdicts in chosen.values()]
-    count = sum(not verdicts[-1].fingerprint for verdicts in usable if verdicts)
-    if not count:
-        return []
-    return [
-        f"{count} verdicts were logged by MLflow with this judge's instructions and model; what "
-        "else it was made with (inference parameters, base URL, value type) is not known and "
-        "taken to be the same. workbench.assess marks each verdict with the judge's version."
-    ]
-
-
-def _texts(judge: Judge) -> set[str]:
-    """The texts by which MLflow's own verdicts of this judge are known."""
-    guidelines = getattr(judge, "guidelines", None)
-    if isinstance(guidelines, list):
-        guidelines = "\n".join(guidelines)
-    return {text for text in (getattr(judge, "instructions", None), guidelines) if text}
+def _latest_version(
+    recorded: Mapping[str, Sequence[Recorded]], every: Sequence[Recorded]
+) -> tuple[dict[str, list[Recorded]], str, list[str]]:
+    if not every:
+        return {i: [] for i in recorded}, "", []
+    last = max(every, key=lambda v: v.order)
+    versions = Counter(v.version for v in every)
+    notes = []
+    if len(versions) > 1:
+        notes.append(
+            f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
+            f"counts ({versions[last.version]} of {len(every)} verdicts)."
+        )
+    return where(recorded, lambda v: v.version == last.version), last.fingerprint, notes
 
 
 def where(
     recorded: Mapping[str, Sequence[Recorded]], keep: Callable[[Recorded], bool]
 ) -> dict[str, list[Recorded]]:
+    """Return the verdicts that ``keep`` holds for, by trace."""
     return {i: [v for v in verdicts if keep(v)] for i, verdicts in recorded.items()}
+
+
+def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
+    return [v for v in verdicts if v.usable]
 
 
 def read_verdict(
@@ -182,14 +172,13 @@ def read_verdict(
     """((canonical value, rationale), None) or (None, why there is none)."""
     if not chosen:
         return None, "verdict of another version of the judge only" if every else "no verdict"
-    usable = [v for v in chosen if v.usable]
+    usable = _usable(chosen)
     if not usable:
         return None, f"the judge failed: {chosen[-1].error or 'empty answer'}"
-    latest = usable[-1]
     try:
-        value = scale.normalise(latest.value)
+        value = scale.normalise(usable[-1].value)
     except ScaleError as error:
         return None, f"verdict outside the scale: {error}"
     if value is ABSTAIN:
         return None, "the judge abstained"
-    return (value, latest.rationale), None
+    return (value, usable[-1].rationale), None

@@ -22,8 +22,6 @@ ASSUMED_OUTPUT: Final = 4096
 _OVERHEAD: Final = 64
 """Tokens that a provider may add to a request, beside 16 for each of its messages."""
 
-_OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-
 
 @dataclass(frozen=True)
 class Usage:
@@ -73,18 +71,18 @@ def cost(model: str, read: int, written: int, *, load: bool = False) -> float | 
     return None if prices is None else read * prices[0] + written * prices[1]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Reservation:
-    """One request, and the most tokens and money that it can use."""
+    """The most tokens and money that one request can use."""
 
     model: str
     read: int
     written: int
-    usd: float = 0.0
+    usd: float
 
     @property
     def tokens(self) -> int:
-        """At most."""
+        """Read and written at most."""
         return self.read + self.written
 
 
@@ -136,10 +134,9 @@ class Budget:
                 raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
-        self._kept = {"calls": 0, "tokens": 0, "usd": 0.0}
-        self._failed = 0
-        self._reserved: list[Reservation] = []
-        self._excess = 1.0
+        self._kept_back = {"calls": 0.0, "tokens": 0.0, "usd": 0.0}
+        self._under_way: list[Reservation] = []
+        self._assumed_output = ASSUMED_OUTPUT
         self._changed = threading.Condition()
 
     @classmethod
@@ -154,19 +151,17 @@ class Budget:
     @property
     def left(self) -> float:
         """Calls; infinite without a limit."""
-        # More are kept back the more requests have failed, twenty answers being assumed at first.
-        failing = self._failed / (self.spent - self._failed + 20)
-        return _left(self.limit, self.spent + math.ceil(self._kept["calls"] * (1 + failing)))
+        return _left(self.limit, self.spent + self._kept_back["calls"])
 
     @property
     def left_tokens(self) -> float:
         """Tokens; infinite without a limit."""
-        return _left(self.tokens, self.spent_tokens + self._kept["tokens"])
+        return _left(self.tokens, self.spent_tokens + self._kept_back["tokens"])
 
     @property
     def left_usd(self) -> float:
         """US dollars; infinite without a limit."""
-        return _left(self.usd, self.spent_usd + self._kept["usd"])
+        return _left(self.usd, self.spent_usd + self._kept_back["usd"])
 
     @property
     def is_limited(self) -> bool:
@@ -199,20 +194,17 @@ class Budget:
         """
         if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
             raise BudgetError(
-                f"The budget of {self._limits()} is too small: {self.told()} are used, and "
-                f"{calls} calls, {tokens:,} tokens and ${usd:.2f} are kept back for the held-out "
-                "test, so that nothing is left to learn with. Raise budget=."
+                f"The budget is too small: {self} are used, and {calls} calls, {tokens:,} tokens "
+                f"and ${usd:.2f} are kept back for the held-out test, so that nothing is left to "
+                "learn with. Raise budget=."
             )
-        before = self._kept
-        self._kept = {
-            "calls": before["calls"] + calls,
-            "tokens": before["tokens"] + tokens,
-            "usd": before["usd"] + usd,
-        }
+        before = self._kept_back
+        wanted = {"calls": calls, "tokens": tokens, "usd": usd}
+        self._kept_back = {name: before[name] + wanted[name] for name in before}
         try:
             yield
         finally:
-            self._kept = before
+            self._kept_back = before
 
     # -- one request ------------------------------------------------------------------------
 
@@ -220,9 +212,9 @@ class Budget:
         self,
         model: str,
         payload: Mapping[str, Any] | None = None,
-        is_over: Callable[[], bool] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> Reservation:
-        """Count a request, and reserve the most that it can use; `settle` or `refund` follows.
+        """Count a request, and reserve the most that it can use; `settle` must follow.
 
         ``payload`` is what is sent, None where nobody knows; ``is_over`` tells that it need not
         be made any more.
@@ -233,47 +225,38 @@ class Budget:
             When not enough is left for it, or no price is known. Nothing is counted then.
         """
         self.check(model)
-        read, written = most_tokens(payload or {}) if self.measures else (0, 0)
+        read, written = (0, 0)
+        if self.measures:
+            read, written = most_tokens(payload or {}, self._assumed_output)
+        usd = 0.0 if self.usd is None else cost(model, read, written, load=True) or 0.0
+        wanted = Reservation(model, read, written, usd)
         with self._changed:
-            while True:
-                wanted = Reservation(model, read, math.ceil(written * self._excess))
-                if self.usd is not None:
-                    wanted.usd = cost(model, wanted.read, wanted.written, load=True) or 0.0
-                if self.left < 1:
-                    raise self.exhausted()
-                if self._fits(wanted, self._reserved):
-                    self._reserved.append(wanted)
-                    self.spent += 1
-                    return wanted
-                if not self._reserved or not self._fits(wanted, []) or (is_over and is_over()):
+            while not self._fits(wanted, self._under_way):
+                if not self._under_way or not self._fits(wanted, ()) or is_over():
                     raise self.exhausted(wanted)
-                # Those under way may refund something. Woken now and then for `is_over`.
+                # Those under way may leave something over. Woken now and then for `is_over`.
                 self._changed.wait(0.5)
+            self._under_way.append(wanted)
+            self.spent += 1
+            return wanted
 
-    def _fits(self, wanted: Reservation, others: list[Reservation]) -> bool:
+    def _fits(self, wanted: Reservation, others: list[Reservation] | tuple[()]) -> bool:
         tokens = wanted.tokens + sum(one.tokens for one in others)
         usd = wanted.usd + sum(one.usd for one in others)
-        return tokens <= self.left_tokens and usd <= self.left_usd
+        return self.left >= 1 and tokens <= self.left_tokens and usd <= self.left_usd
 
     def settle(
-        self,
-        reserved: Reservation,
-        read: int | None = None,
-        written: int | None = None,
-        *,
-        failed: bool = False,
+        self, reserved: Reservation, read: int | None = None, written: int | None = None
     ) -> None:
         """Replace a reservation by what was used; all of it counts where that is not known."""
         read = reserved.read if read is None else read
         written = reserved.written if written is None else written
         exceeded = self.measures and read + written > reserved.tokens
         with self._changed:
-            self._reserved.remove(reserved)
-            self._failed += failed
+            self._under_way.remove(reserved)
+            self._assumed_output = max(self._assumed_output, written)
             self.spent_tokens += read + written
             self.spent_usd += cost(reserved.model, read, written) or 0.0
-            if exceeded:
-                self._excess = max(self._excess, (read + written) / max(1, reserved.written))
             self._changed.notify_all()
         if exceeded:
             warnings.warn(
@@ -282,13 +265,6 @@ class Budget:
                 "exceeded by the difference. Set max_tokens in the judge's inference_params.",
                 stacklevel=2,
             )
-
-    def refund(self, reserved: Reservation) -> None:
-        """Give back the reservation of a request that was not made."""
-        with self._changed:
-            self._reserved.remove(reserved)
-            self.spent -= 1
-            self._changed.notify_all()
 
     def charge(self, used: Usage) -> None:
         """Count what a recorded run paid for an answer, while it is replayed."""
@@ -300,27 +276,20 @@ class Budget:
     # -- in words ---------------------------------------------------------------------------
 
     def exhausted(self, wanted: Reservation | None = None) -> BudgetError:
-        """Return the error that says that the budget is spent, and for what too little is left."""
-        if wanted is None:
-            return BudgetError(
-                f"The budget of {self._limits()} is spent. Raise budget= to go on; answers that "
-                "were paid for are kept."
+        """Return the error that says that too little is left, and for what."""
+        needs = ""
+        if wanted is not None and self.measures:
+            money = f" and ${wanted.usd:.4f}" if self.usd is not None else ""
+            needs = (
+                f", and the next request may use up to {wanted.tokens:,} tokens{money}; max_tokens "
+                "in the judge's inference_params limits that"
             )
-        money = f" and ${wanted.usd:.4f}" if self.usd is not None else ""
         return BudgetError(
-            f"The budget of {self._limits()} is spent: {self.told()} are used, and the next "
-            f"request may use up to {wanted.tokens:,} tokens{money}. Raise budget= to go on, or "
-            "set max_tokens in the judge's inference_params; answers that were paid for are kept."
+            f"The budget is spent: {self} are used{needs}. Raise budget= to go on; answers that "
+            "were paid for are kept."
         )
 
-    def _limits(self) -> str:
-        parts = [] if self.limit is None else [f"{self.limit} calls"]
-        parts += [] if self.tokens is None else [f"{self.tokens:,} tokens"]
-        parts += [] if self.usd is None else [f"${self.usd:.2f}"]
-        return ", ".join(parts)
-
-    def told(self) -> str:
-        """Return what is spent of each limit, in words."""
+    def __str__(self) -> str:
         parts = [] if self.limit is None else [f"{self.spent} of {self.limit} calls"]
         if self.tokens is not None:
             parts.append(f"{self.spent_tokens:,} of {self.tokens:,} tokens")
@@ -329,7 +298,7 @@ class Budget:
         return ", ".join(parts) or f"{self.spent} calls, no limit"
 
     def __repr__(self) -> str:
-        return f"Budget({self.told()})"
+        return f"Budget({self})"
 
 
 def _left(limit: float | None, used: float) -> float:
@@ -338,39 +307,38 @@ def _left(limit: float | None, used: float) -> float:
 
 # -- sizes ----------------------------------------------------------------------------------
 
-_READ: Final = (
+_READ: Final = [
     "prompt_tokens",
     "input_tokens",
     "cache_creation_input_tokens",
     "cache_read_input_tokens",
     "promptTokenCount",
-)
-
-_WRITTEN: Final = (
+]
+_WRITTEN: Final = [
     "completion_tokens",
     "output_tokens",
     "candidatesTokenCount",
     "thoughtsTokenCount",
-)
+]
+_OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 def tokens_used(answer: Any) -> tuple[int | None, int | None]:
     """Tokens read and written, as providers report them; None where they do not."""
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
-
-    def count(names: tuple[str, ...]) -> int | None:
-        counts = [n for name in names if isinstance(n := _part(found, name), int) and n >= 0]
-        return sum(counts) if counts else None
-
-    return count(_READ), count(_WRITTEN)
+    read, written = (
+        total(*(n for name in names if isinstance(n := _part(found, name), int) and n >= 0))
+        for names in (_READ, _WRITTEN)
+    )
+    return read, written
 
 
 def _part(whole: Any, name: str) -> Any:
     return whole.get(name) if isinstance(whole, Mapping) else getattr(whole, name, None)
 
 
-def most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens that a chat request can read and write at most.
+def most_tokens(payload: Mapping[str, Any], assumed: int = ASSUMED_OUTPUT) -> tuple[int, int]:
+    """Tokens that a chat request can read and write at most; ``assumed`` where it sets no limit.
 
     No tokenizer makes more tokens of a text than it has bytes.
     """
@@ -383,7 +351,7 @@ def most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
     limits = [limit for limit in stated if isinstance(limit, int)]
     answers = payload.get("n")
     times = answers if isinstance(answers, int) and answers > 1 else 1
-    return prompt, times * (max(limits) if limits else ASSUMED_OUTPUT)
+    return prompt, times * (max(limits) if limits else assumed)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Sends one request to a model and says what came back.
+"""Sends one request to a model and says what came back: an answer, or a fault and what it means.
 
 A request's call may be a judge of MLflow's, a dspy program or anything else. Its HTTP requests,
 of which one call may make several (tools, a provider that takes no answer schema), go out through
@@ -8,89 +8,214 @@ without retries of their own, so that the runner can decide for all calls togeth
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from socket import gaierror
+from time import time
+from typing import Any, Final, Literal, TypeVar
 
 import requests
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLError
 
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
-from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, cost, tokens_used
-from workbench.models.faults import Fault, cause_of_type, classify, seconds_to_wait
-
-CONNECT_SECONDS: Final = 10.0
-
-ANSWER_SECONDS: Final = 300.0
-"""Unless ``MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS`` or a request's own ``timeout`` says otherwise."""
 
 TIMEOUT_VARIABLE: Final = "MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS"
+ANSWER_SECONDS: Final = 300.0  # unless that variable or a request's own ``timeout`` says otherwise
+CONNECT_SECONDS: Final = 10.0
 
-ENDINGS: Final = (CancelledError, ReplayError, StoreError)
-"""What ends a run and is no fault of a model."""
+LONGEST_WAIT: Final = 600.0  # seconds; a provider that asks for more has, for this run, refused
+LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
 T = TypeVar("T")
+
+
+class AnswerError(Exception):
+    """The model answered, but not usably."""
 
 
 class StoppedError(Exception):
     """The run has ended before this request was made."""
 
 
+# What ends a run and is no fault of a model.
+_ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
+
+# -- faults ---------------------------------------------------------------------------------
+
+Kind = Literal[
+    "credential",  # a key or header is missing or was refused
+    "unreachable",  # nothing answers at the endpoint
+    "refused",  # no such model, quota used up: no other call will fare better
+    "rate_limit",  # slow down, then try again
+    "transient",  # try again
+    "timeout",  # no answer in time: try again once
+    "request",  # the provider does not take this very request
+    "answer",  # the model answered, but not usably
+    "budget",  # the budget did not allow the next request
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A failed call: its kind, the provider's message, and the seconds that it asks to wait."""
+
+    kind: Kind
+    message: str
+    retry_after: float | None = None
+
+    @property
+    def permanent(self) -> bool:
+        """Whether no other call of the run can be expected to succeed."""
+        return self.kind in ("credential", "unreachable", "refused")
+
+
+_SERVER: Final = range(500, 600)
+
+# Statuses, words of which the message must have one, kind. The first that fits counts. litellm
+# gives 500 to calls that never reached a server.
+_BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
+    ((429,), ("insufficient_quota", "exceeded your current quota"), "refused"),
+    ((429,), (), "rate_limit"),
+    ((401, 403, 407), (), "credential"),
+    ((402, 404, 405), (), "refused"),
+    ((408, 504), (), "timeout"),
+    (_SERVER, ("connection refused", "cannot connect", "connection error"), "unreachable"),
+    ((409, 425, *_SERVER), (), "transient"),
+)
+_NOWHERE: Final = (ConnectionRefusedError, gaierror, InvalidSchema, InvalidURL, MissingSchema)
+_NOT_CONNECTED: Final = ("establish a new connection", "failed to resolve", "unable to connect to")
+_NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
+
+
+def classify(error: BaseException) -> Fault:
+    """Return what the exception of a model call means.
+
+    The innermost of the exceptions that led to it decides, since it knows best what happened.
+    """
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, AnswerError):
+        return Fault("answer", message)
+    for link in causes(error):
+        # `status_code` is litellm's name for it, `status` is dspy's.
+        status = getattr(link, "status_code", None) or getattr(link, "status", None)
+        if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
+            return Fault("timeout", message)
+        if isinstance(status, int):
+            return _of_status(status, message, _retry_after(link))
+        if isinstance(link, requests.RequestException | ConnectionError | gaierror):
+            nowhere = isinstance(link, (*_NOWHERE, SSLError)) or _has(str(link), _NOT_CONNECTED)
+            return Fault("unreachable" if nowhere else "transient", message)
+    # What follows these words of MLflow's is the model's own text.
+    if _has(message, _NO_KEY) and not message.lower().startswith("failed to parse response"):
+        return Fault("credential", message)
+    if type(error).__module__.split(".")[0] != "mlflow":
+        # A bare KeyError or TypeError says what went wrong only together with its type.
+        message = f"unusable answer ({type(error).__name__}: {message})"
+    return Fault("answer", message)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that led to ``error`` and itself, innermost first."""
+    links: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in links:
+        links.append(current)
+        current = current.__cause__ or current.__context__
+    return reversed(links)
+
+
+def cause_of_type(
+    error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """The exception of the given type among those that led to ``error``; None without one."""
+    return next((link for link in causes(error) if isinstance(link, kind)), None)
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text.lower() for word in words)
+
+
+def _of_status(status: int, message: str, wait: float | None) -> Fault:
+    if status == 503 and wait is not None:
+        status = 429
+    fitting: Iterator[Kind] = (
+        kind
+        for statuses, words, kind in _BY_STATUS
+        if status in statuses and (not words or _has(message, words))
+    )
+    kind: Kind = next(fitting, "request")
+    if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
+        kind = "refused"
+    return Fault(kind, message, wait)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    wait: float | None = getattr(error, "retry_after", None)
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return seconds_to_wait(headers.get("retry-after")) if wait is None and headers else wait
+
+
+def seconds_to_wait(retry_after: Any) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for (a number or a date); None without one.
+
+    >>> seconds_to_wait("1.5"), seconds_to_wait("soon"), seconds_to_wait(None)
+    (1.5, None, None)
+    """
+    try:
+        seconds = float(retry_after)
+    except (TypeError, ValueError):
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
+        except (TypeError, ValueError):
+            return None
+    return max(0.0, seconds) if seconds == seconds else None  # nan is no time
+
+
+# -- requests -------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Request:
     """One question to a model.
 
-    Parameters
-    ----------
-    key
-        Of the answer in the cache; None where it is not to be kept.
-    model
-        URI of the model, for prices; "" where there is none.
-    call
-        Makes the call and returns the raw answer.
-    read
-        Turns a raw answer into one that JSON takes; raises `AnswerError` where it is unusable.
-    check
-        Raises `AnswerError` for an answer from the cache that is unusable now.
-    sender, about
-        Who asks about what, for messages: "Judge 'tone'" and "trace tr-1".
-    place
-        Where the model is reached, without credentials; "" for the provider's own address.
-    portable_key
-        Of the answer in recordings: independent of servers, stores and trace ids. "" where
-        nothing is recorded.
-    credentials
-        What is redacted from error messages.
-    metered
-        Whether all HTTP requests of the call go out through the client. Where they do not, one
-        is counted for the call.
+    The ``key`` is that of the question, the same on every machine and in every store. ``call``
+    makes the call, and ``read`` turns what it gives into an answer that JSON takes; it raises
+    `AnswerError` where that is unusable, as ``check`` does for an answer from the cache.
     """
 
-    key: str | None
-    model: str
+    key: str | None  # None: the answer is neither kept nor recorded
+    model: str  # its URI, for prices; "" where there is none
     call: Callable[[], Any]
     read: Callable[[Any], dict[str, Any]]
     check: Callable[[dict[str, Any]], object] = lambda _: None
-    sender: str = "The model"
-    about: str = ""
-    place: str = ""
-    portable_key: str = ""
-    credentials: tuple[str, ...] = ()
-    metered: bool = True
+    sender: str = "The model"  # who asks, for messages: "Judge 'tone'"
+    about: str = ""  # what about: "trace tr-1"
+    place: str = ""  # where the model is reached, without credentials; "": the provider's address
+    origin: str | None = ""  # what else decides the answer, as the server does; None: not kept
+    credentials: tuple[str, ...] = ()  # what is redacted from messages
+    metered: bool = True  # whether all its HTTP requests pass the client; else it counts as one
 
     @property
-    def recorded_about(self) -> str:
-        """Who was asked, for those who read a recording."""
+    def cache_key(self) -> str | None:
+        """The key of the answer in the cache; None where it is not kept."""
+        if self.key is None or self.origin is None:
+            return None
+        return f"{self.key} {self.origin}"
+
+    @property
+    def asker(self) -> str:
+        """Who asks which model."""
         return f"{self.sender} ({self.model})" if self.model else self.sender
 
     def __str__(self) -> str:
-        about = f" on {self.about}" if self.about else ""
-        return f"{self.sender} ({self.model or 'no model'}){about}"
+        return f"{self.asker} on {self.about}" if self.about else self.asker
 
 
 @dataclass(frozen=True)
@@ -112,18 +237,16 @@ class Client:
 
     def __init__(self, connections: int = 64) -> None:
         self._session = requests.Session()
-        adapter = requests.adapters.HTTPAdapter(
-            pool_connections=4, pool_maxsize=connections, pool_block=False
-        )
+        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=connections)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
-        # Reading proxies and certificate bundles from the environment for every call is slow;
-        # they are read once for each endpoint instead.
+        # Settings of the environment are read, and a request is prepared, once an endpoint: done
+        # for every call this takes as long as sending it.
         self._session.trust_env = False
         self._session.verify = (
             os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         )
-        self._proxies: dict[str, dict[str, str]] = {}
+        self._prepared: dict[Any, tuple[requests.PreparedRequest, dict[str, str]]] = {}
 
     def send(
         self, request: Request, budget: Budget, *, is_over: Callable[[], bool] = lambda: False
@@ -135,14 +258,9 @@ class Client:
 
         Raises
         ------
-        ReplayError
-            While a recording is replayed, in which nothing is sent.
         StoppedError
             When ``is_over`` held before an HTTP request.
         """
-        recording.refuse_calls(str(request))
-        answer: dict[str, Any] | None = None
-        fault = None
         call = _UnderWay(self, request, budget, is_over)
         try:
             with call.active():
@@ -150,14 +268,15 @@ class Client:
                 request.check(answer)
         except Exception as error:
             # Adapters wrap whatever is raised within them.
-            if ended := cause_of_type(error, (*ENDINGS, StoppedError)):
+            if ended := cause_of_type(error, _ENDINGS):
                 raise ended from None
             if spent := cause_of_type(error, BudgetError):
                 return Outcome(None, Fault("budget", str(spent)), call.usage)
             fault = classify(error)
-            sent = (*request.credentials, *call.credentials)
-            fault = replace(fault, message=redact(fault.message, sent)[:2000])
-        return Outcome(None if fault else answer, fault, call.usage)
+            said = redact(fault.message, (*request.credentials, *call.credentials))
+            fault = Fault(fault.kind, said[:LONGEST_MESSAGE], fault.retry_after)
+            return Outcome(None, fault, call.usage)
+        return Outcome(answer, None, call.usage)
 
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
@@ -171,25 +290,35 @@ class Client:
         requests.RequestException
             Where there was no answer.
         """
-        if endpoint not in self._proxies:
-            self._proxies[endpoint] = dict(requests.utils.get_environ_proxies(endpoint))
-        response = self._session.post(
-            endpoint,
-            headers={"Content-Type": "application/json", **headers},
-            json=payload,
-            timeout=(min(CONNECT_SECONDS, seconds), seconds),
-            proxies=self._proxies[endpoint],
-        )
+        template, proxies = self._prepare(endpoint, headers)
+        prepared = template.copy()
+        prepared.prepare_body(json.dumps(payload).encode(), None)
+        limits = (min(CONNECT_SECONDS, seconds), seconds)
+        response = self._session.send(prepared, timeout=limits, proxies=proxies)
         if response.status_code >= 400:
             wait = seconds_to_wait(response.headers.get("Retry-After"))
             raise HTTPStatusError(response.status_code, _said(response), wait)
         try:
-            answer: dict[str, Any] = response.json()
-        except requests.exceptions.JSONDecodeError:
+            answer: dict[str, Any] = json.loads(response.content)
+        except ValueError:
             raise HTTPStatusError(
                 502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
             ) from None
         return answer
+
+    def _prepare(
+        self, endpoint: str, headers: Mapping[str, str]
+    ) -> tuple[requests.PreparedRequest, dict[str, str]]:
+        """A request without its body, and the proxies that it goes through."""
+        key = (endpoint, *headers.items())
+        if key not in self._prepared:
+            full = {"Content-Type": "application/json", **headers}
+            prepared = self._session.prepare_request(
+                requests.Request("POST", endpoint, headers=full)
+            )
+            proxies = dict(requests.utils.get_environ_proxies(endpoint))
+            self._prepared[key] = prepared, proxies
+        return self._prepared[key]
 
     def close(self) -> None:
         self._session.close()
@@ -209,7 +338,7 @@ def _said(response: requests.Response) -> str:
         error = None
     if isinstance(error, dict):
         error = error.get("message")
-    return str(error or response.text[:2000] or f"HTTP {response.status_code}")
+    return str(error or response.text[:LONGEST_MESSAGE] or f"HTTP {response.status_code}")
 
 
 class _UnderWay:
@@ -227,19 +356,13 @@ class _UnderWay:
     def active(self) -> Iterator[None]:
         """Within this context the HTTP requests of the current thread pass here."""
         if not self.request.metered:
-            if self.is_over():
-                raise StoppedError
-            self._unmetered = self.budget.reserve(self.request.model)
-        failed = True
-        token = _under_way.set(self)
+            self._unmetered = self._reserve()
         try:
             with intercepted(self):
                 yield
-            failed = False
         finally:
-            _under_way.reset(token)
             if self._unmetered is not None:
-                self.budget.settle(self._unmetered, failed=failed)
+                self.budget.settle(self._unmetered)
                 self.usage += Usage(1)
 
     def post(
@@ -257,18 +380,12 @@ class _UnderWay:
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], T]) -> T:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
-        if self.is_over():
-            raise StoppedError
-        if self._unmetered is not None:
-            self.budget.refund(self._unmetered)
-            self._unmetered = None
-        reserved = self.budget.reserve(self.request.model, payload, self.is_over)
+        reserved, self._unmetered = self._unmetered or self._reserve(payload), None
         try:
             answer = send()
         except BaseException as error:
             # What the provider refused has used nothing; what got lost on its way counts in full.
-            used = (0, 0) if _was_refused(error) else (None, None)
-            self.budget.settle(reserved, *used, failed=True)
+            self.budget.settle(reserved, *(0, 0) if _was_refused(error) else ())
             self.usage += Usage(1)
             raise
         read, written = tokens_used(answer)
@@ -277,8 +394,10 @@ class _UnderWay:
         self.usage += Usage(1, read, written, paid)
         return answer
 
-
-_under_way: ContextVar[_UnderWay | None] = ContextVar("workbench_call", default=None)
+    def _reserve(self, payload: Mapping[str, Any] | None = None) -> Reservation:
+        if self.is_over():
+            raise StoppedError
+        return self.budget.reserve(self.request.model, payload, self.is_over)
 
 
 def ask(payload: Mapping[str, Any], send: Callable[[], T]) -> T:
@@ -286,8 +405,9 @@ def ask(payload: Mapping[str, Any], send: Callable[[], T]) -> T:
 
     For calls that are no judge's. Outside of `Client.send` it is just sent.
     """
-    under_way = _under_way.get()
-    return send() if under_way is None else under_way.ask(payload, send)
+    under_way = intercepted.current()
+    answer: T = send() if under_way is None else under_way.ask(payload, send)
+    return answer
 
 
 _LOST: Final = (408, 504)
@@ -295,8 +415,7 @@ _LOST: Final = (408, 504)
 
 
 def _was_refused(error: BaseException) -> bool:
-    fault = classify(error)
-    if fault.kind == "unreachable":
+    if classify(error).kind == "unreachable":
         return True
     status = getattr(error, "status_code", None) or getattr(error, "status", None)
     return isinstance(status, int) and status >= 400 and status not in _LOST

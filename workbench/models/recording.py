@@ -1,16 +1,14 @@
 """The model answers of a run in one file, and runs that take their answers from such a file.
 
 The file is text, one JSON object a line (gzip where its name ends in ``.gz``): a `Head`, then an
-`Entry` for each answer. The key of an entry follows from the judge and the content that was judged,
-and not from servers, stores, trace ids or the machine. Lines are sorted and hold no times, so that
+`Entry` for each answer, under the key of its question. Lines are sorted and hold no times, so that
 the same run gives the same bytes.
 """
 
 from __future__ import annotations
 
-import atexit
+import functools
 import gzip
-import hashlib
 import json
 import os
 import threading
@@ -22,35 +20,30 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
 import filelock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from workbench.compat import intercepted
 from workbench.errors import ArgumentError, ReplayError
 from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import cache_directory
-from workbench.models.faults import Fault
+from workbench.models.client import Fault
 
 RECORD_VARIABLE: Final = "WORKBENCH_RECORD"
 REPLAY_VARIABLE: Final = "WORKBENCH_REPLAY"
 MODEL_VARIABLE: Final = "WORKBENCH_MODEL"
 
-LARGEST_FILE: Final = 2**28
-"""Bytes, after expansion, beyond which a file is not read."""
+LARGEST_FILE: Final = 2**28  # bytes, after expansion, beyond which a file is not read
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Head(_Line):
+class Head(BaseModel, extra="forbid", frozen=True):
     """The first line."""
 
     file: Literal["workbench answers"]
-    format: Literal[2]
+    format: Literal[3]
     default_model: str | None = None
 
 
-class Entry(_Line):
+class Entry(BaseModel, extra="forbid", frozen=True):
     """The answer to one question, or why there is none. ``paid`` is 0 for an answer from before."""
 
     key: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -63,14 +56,8 @@ class Entry(_Line):
 # -- the file -------------------------------------------------------------------------------
 
 
-def read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
-    """Read head and entries of a file of answers, which may come from anywhere.
-
-    Raises
-    ------
-    ReplayError
-        Where the file cannot be read or a line is not as it must be; the line is named.
-    """
+def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
+    """Read head and entries of a file of answers, which may come from anywhere."""
     number, head = 0, None
     entries: dict[str, Entry] = {}
     try:
@@ -81,14 +68,18 @@ def read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
             else:
                 entry = Entry.model_validate(json.loads(line))
                 entries[entry.key] = entry
+        if head is None:
+            head = Head.model_validate({})
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        what = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            what = ".".join(map(str, first["loc"])) + f" {first['msg'][:300]}"
         raise ReplayError(
-            f"The file of answers {path} cannot be read at line {number}: {_what(error)}. Name a "
-            "file that was written by workbench.recording(path) or `workbench run --record FILE`, "
-            "or record it anew."
+            f"The file of answers {path} cannot be read at line {number}: {what}. Name a file that "
+            "was written by workbench.recording(path) or `workbench run --record FILE`, or record "
+            "it anew."
         ) from None
-    if head is None:
-        raise ReplayError(f"The file of answers {path} is empty. Record it again.")
     return head, entries
 
 
@@ -104,68 +95,32 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def _what(error: BaseException) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return ".".join(map(str, first["loc"])) + f" {first['msg'][:300]}"
-
-
-def _write_file(path: Path, head: Head, entries: dict[str, Entry]) -> None:
-    """Write the file, whole or not at all."""
-    lines = [head.model_dump()]
-    lines += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
-    data = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines).encode("ascii")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-class _File:
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).expanduser().resolve()
-        self._entries: dict[str, Entry] = {}
-        self._lock = threading.RLock()
-        self._traces: dict[str, dict[str, int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def occurrence(self, content: str, trace_id: str) -> int:
-        """Return the number of a trace among those of equal content, in the order of asking."""
-        with self._lock:
-            known = self._traces.setdefault(content, {})
-            return known.setdefault(trace_id, len(known))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self)} answers in {self.path}>"
-
-
-class Recorder(_File):
+class Recorder:
     """Collects the answers of a run, and writes them to a file or adds them to one.
 
-    Raises
-    ------
-    ArgumentError
-        Where the file cannot be written.
-    ReplayError
-        Where the path holds something that is no file of answers.
+    Raises `ArgumentError` where the file cannot be written, and `ReplayError` where the path holds
+    something else.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
+        self.path = Path(path).expanduser().resolve()
         if not os.access(self.path.parent, os.W_OK):
             raise ArgumentError(
                 f"The answers cannot be written to {self.path}: there is no folder "
                 f"{self.path.parent} that can be written to. Make it, or name another file."
             )
-        default_model = os.environ.get(MODEL_VARIABLE) or None
-        self.head = Head(file="workbench answers", format=2, default_model=default_model)
+        self.head = Head(
+            file="workbench answers",
+            format=3,
+            default_model=os.environ.get(MODEL_VARIABLE) or None,
+        )
+        self._entries: dict[str, Entry] = {}
+        self._lock = threading.Lock()
         if self.path.exists():
-            read_file(self.path)
+            _read_file(self.path)
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def put(self, entry: Entry) -> None:
         """Add an answer."""
@@ -173,17 +128,23 @@ class Recorder(_File):
             self._entries[entry.key] = _better(self._entries.get(entry.key), entry)
 
     def save(self) -> None:
-        """Write the file, with what other processes have added to it."""
-        locks = cache_directory() / "locks"
-        name = hashlib.sha256(str(self.path).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        """Write the file, whole or not at all, with what other processes have added to it."""
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
         try:
-            locks.mkdir(parents=True, exist_ok=True)
-            with self._lock, filelock.FileLock(locks / f"{name}.lock", timeout=60):
-                entries = read_file(self.path)[1] if self.path.exists() else {}
+            cache_directory().mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(cache_directory() / "recording.lock", timeout=60)
+            with self._lock, lock:
+                entries = _read_file(self.path)[1] if self.path.exists() else {}
                 for key, entry in self._entries.items():
                     entries[key] = _better(entries.get(key), entry)
-                _write_file(self.path, self.head, entries)
+                lines = [self.head.model_dump()]
+                lines += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
+                text = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines).encode()
+                packed = self.path.suffix == ".gz"
+                beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
+                beside.replace(self.path)
         except (OSError, filelock.Timeout) as error:
+            beside.unlink(missing_ok=True)
             raise ReplayError(
                 f"The answers could not be written to {self.path}: {error}. Name another file; "
                 "the same run again pays nothing twice."
@@ -197,22 +158,24 @@ def _better(before: Entry | None, now: Entry) -> Entry:
     return now if now.answer is not None and now.paid.requests else before
 
 
-class Player(_File):
-    """The answers of a file."""
+class Player:
+    """The answers of a file, and the refusal of all requests (a `compat.Sender`)."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(path)
-        self.head, self._entries = read_file(self.path)
+        self.path = Path(path).expanduser().resolve()
+        self.head, self._entries = _read_file(self.path)
         self._used: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, key: str) -> Entry | None:
         """Return the answer; its cost is part of it the first time only."""
         entry = self._entries.get(key)
-        with self._lock:
-            again = key in self._used
-            self._used.add(key)
-        free = entry is not None and entry.answer is not None and again
-        return entry.model_copy(update={"paid": UNPAID}) if entry and free else entry
+        if entry is not None and entry.answer is not None and key in self._used:
+            entry = entry.model_copy(update={"paid": UNPAID})
+        self._used.add(key)
+        return entry
 
     def missing(self, who: str) -> ReplayError:
         """Return the error for a question that has no answer in the file."""
@@ -224,18 +187,25 @@ class Player(_File):
             "be reached."
         )
 
+    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
+        """Refuse a request."""
+        raise ReplayError(
+            f"A model was about to be called while {self.path} is replayed, where no model is "
+            "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
+            "run the rest outside workbench.replaying(...)."
+        )
+
+    def ask(self, payload: Any, send: Any) -> NoReturn:
+        """Refuse a request."""
+        self.post("", {}, payload)
+
 
 # -- what is recorded or replayed now -------------------------------------------------------
 
-
 _current: ContextVar[Recorder | Player | None] = ContextVar("workbench_recording", default=None)
 
-_from_environment: dict[tuple[str, str], Recorder | Player] = {}
-
-_for_children: list[str] = []
-"""Files that are named in the environment for processes to be started, and not for this one."""
-
-_choosing = threading.Lock()
+# Later the variables name files to processes that this one starts.
+_AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIABLE))
 
 
 def current() -> Recorder | Player | None:
@@ -243,33 +213,23 @@ def current() -> Recorder | Player | None:
 
     Threads that run in a copy of the context (`contextvars.copy_context`) have the same.
     """
-    if (found := _current.get()) is not None:
-        return found
-    named = [
-        (variable, path)
-        for variable in (RECORD_VARIABLE, REPLAY_VARIABLE)
-        if (path := os.environ.get(variable)) and path not in _for_children
-    ]
-    if not named:
-        return None
-    if len(named) > 1:
+    found = _current.get()
+    return _of_process() if found is None else found
+
+
+@functools.cache
+def _of_process() -> Recorder | Player | None:
+    """Open the file that the environment named when this process was started."""
+    record, replay = _AT_START
+    if record and replay:
         raise ArgumentError(
             f"{RECORD_VARIABLE} and {REPLAY_VARIABLE} are both set. A run is either recorded or "
             "replayed: unset one of them."
         )
-    with _choosing:
-        if named[0] not in _from_environment:
-            _from_environment[named[0]] = _opened(*named[0])
-        return _from_environment[named[0]]
-
-
-def _opened(variable: str, path: str) -> Recorder | Player:
-    if variable == REPLAY_VARIABLE:
-        intercepted.always(lambda: None if replayed() is None else _Refusal())
-        return Player(path)
-    recorder = Recorder(path)
-    atexit.register(recorder.save)
-    return recorder
+    if replay:
+        intercepted.always(replayed)
+        return Player(replay)
+    return Recorder(record) if record else None
 
 
 def replayed() -> Player | None:
@@ -282,27 +242,6 @@ def recorder() -> Recorder | None:
     """Return where answers are recorded; None where they are not."""
     found = current()
     return found if isinstance(found, Recorder) else None
-
-
-def refuse_calls(who: str) -> None:
-    """Raise `ReplayError` where a run is replayed, in which no model is ever called."""
-    if (player := replayed()) is not None:
-        raise ReplayError(
-            f"{who} was about to call a model while {player.path} is replayed, where no model is "
-            "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
-            "run the rest outside workbench.replaying(...)."
-        )
-
-
-class _Refusal:
-    """Refuses requests of judges that are called directly."""
-
-    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
-        self.ask(payload, None)
-
-    def ask(self, payload: Any, send: Any) -> NoReturn:
-        refuse_calls("A judge that was called directly")
-        raise AssertionError("installed only while a run is replayed")
 
 
 @contextmanager
@@ -359,7 +298,7 @@ def replaying(path: str | os.PathLike[str]) -> Iterator[Player]:
     ...     alignment = workbench.align(judge, traces)
     """
     player = Player(path)
-    with _in_use(player, REPLAY_VARIABLE), intercepted(_Refusal()):
+    with _in_use(player, REPLAY_VARIABLE), intercepted(player):
         yield player
 
 
@@ -368,13 +307,11 @@ def _in_use(used: Recorder | Player, variable: str) -> Iterator[None]:
     """Use a file in this context, and name it to processes that are started within."""
     before = {name: os.environ.pop(name, None) for name in (RECORD_VARIABLE, REPLAY_VARIABLE)}
     os.environ[variable] = str(used.path)
-    _for_children.append(str(used.path))
     token = _current.set(used)
     try:
         yield
     finally:
         _current.reset(token)
-        _for_children.remove(str(used.path))
         del os.environ[variable]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
@@ -384,12 +321,7 @@ def variables(
 ) -> dict[str, str]:
     """Return the environment of a process that is to record or replay; check that it can.
 
-    Raises
-    ------
-    ArgumentError
-        For both at once, or a file that cannot be written to.
-    ReplayError
-        For a file that cannot be read.
+    Raises `ArgumentError` for both at once, and what `recording` and `replaying` raise.
     """
     if record is not None and replay is not None:
         raise ArgumentError("record= and replay= exclude each other: give one of them.")

@@ -7,46 +7,115 @@ be expected to succeed is it an exception. This is the only place where requests
 from __future__ import annotations
 
 import contextvars
-import itertools
+import math
 import queue
-import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
+import tenacity
+
 from workbench.compat import intercepted
-from workbench.errors import ArgumentError, BudgetError, CancelledError, ReplayError, StoreError
+from workbench.errors import (
+    ArgumentError,
+    BudgetError,
+    CancelledError,
+    CredentialError,
+    ModelError,
+    ReplayError,
+    StoreError,
+    UnreachableModelError,
+)
 from workbench.formatting import bar
 from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
-from workbench.models.client import Client, Outcome, Request, StoppedError
-from workbench.models.faults import AnswerError, Fault, no_answer, no_usable_answer
-from workbench.models.throttle import Throttle
+from workbench.models.client import AnswerError, Client, Fault, Outcome, Request, StoppedError
 
+# Attempts at one question, by the kind of fault; any other is not tried again.
 ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
-"""Of one question, by the kind of fault; any other is not tried again."""
 
-LONGEST_BACKOFF: Final = 20.0
-"""Seconds between two attempts, where the provider does not say how long to wait."""
+PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
-PATIENCE: Final = 90.0
-"""Seconds of rate limits without a single success after which a run gives up."""
-
+# Failures in a row, each after all its attempts. One permanent failure is enough where nothing was
+# answered yet; unusable answers count only where no answer was usable.
 PERMANENT_FAILURES_TO_STOP: Final = 3
-"""In a row; one is enough where nothing was answered yet."""
-
 FAILURES_TO_STOP: Final = 10
-"""In a row, each after all its attempts; unusable answers only where no answer was usable."""
 
+# How long Ctrl-C, or whatever else ends a run, waits for calls under way. What they bring later is
+# kept in the cache all the same.
 SECONDS_AFTER_INTERRUPT: Final = 5.0
-"""How long Ctrl-C waits for calls under way; what they bring later is still kept in the cache."""
+SECONDS_AFTER_ERROR: Final = 60.0
 
-SECONDS_AFTER_CANCEL: Final = 60.0
-"""The same for a run that was cancelled."""
+FIRST_CALLS: Final = 16  # under way at most until something was answered
+HEAD_START: Final = 0.1  # seconds from the first request to the others, if not answered before
+
+
+class Throttle:
+    """Slots for calls, shared by the threads of a run: additive increase, halved by rate limits.
+
+    Until something was answered there are few slots, and the very first call has a head start, so
+    that a wrong key or a dead endpoint usually costs one call. A call that meets a rate limit lets
+    all calls wait together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._limit = float(min(most, FIRST_CALLS))
+        self._opened = False
+        self._sent_at = math.inf
+        self._active = 0
+        self._resume_at = self._slowed_at = 0.0
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be under way now."""
+        alone = not self._opened and time.monotonic() < self._sent_at + HEAD_START
+        return 1 if alone else int(self._limit)
+
+    @contextmanager
+    def slot(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[float]:
+        """Wait for a slot, or until it is over, and hold it; gives the time it was had."""
+        with self._changed:
+            while not is_over():
+                pause = self._resume_at - time.monotonic()
+                if self._active < self.limit and pause <= 0:
+                    break
+                self._changed.wait(min(max(pause, 0.02), 0.5) if self._opened else 0.02)
+            self._active += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._changed:
+                self._active -= 1
+                self._changed.notify()
+
+    def sent(self) -> None:
+        """The head start of the first call begins when its request goes out."""
+        self._sent_at = min(self._sent_at, time.monotonic())
+
+    def slow_down(self, seconds: float, asked_at: float) -> None:
+        """Pause all calls, and halve the slots unless that was done since ``asked_at``.
+
+        All that were under way with the call that met the limit meet the same, and count once.
+        """
+        with self._changed:
+            now = time.monotonic()
+            if asked_at >= self._slowed_at:
+                self._limit = max(1.0, self._limit / 2)
+                self._slowed_at = now
+            self._resume_at = max(self._resume_at, now + seconds)
+
+    def speed_up(self) -> None:
+        """After the first usable answer open all slots, later one for as many as there are."""
+        with self._changed:
+            more = self._limit + 1.0 / self._limit if self._opened else math.inf
+            self._limit, self._opened = min(float(self.most), more), True
+            self._changed.notify_all()
 
 
 class Runner:
@@ -57,8 +126,7 @@ class Runner:
     Parameters
     ----------
     cache
-        Where answers are looked up and kept; failures are never kept. What another run or process
-        asks at the same time is waited for and not asked twice. None: nothing is kept.
+        Where answers are looked up and kept; failures are never kept. None: nothing is kept.
     budget
         Counts requests, and what they use, before they are made. Answers from the cache are free.
     concurrency
@@ -122,20 +190,19 @@ class Runner:
         ReplayError
             While a recording is replayed that lacks an answer.
         """
+        recorder = recording.recorder()
         with bar(total=len(requests), desc=progress, disable=progress is None) as shown:
-            run = _Run(self, requests, shown, on_outcome)
-            player, recorder = recording.replayed(), recording.recorder()
-            if player is not None:
-                run.replay(player)
-                return run.outcomes()
+            run = _Run(self, requests, shown, on_outcome, recorder)
             try:
-                run.look_up()
-                with intercepted(None):
+                if (player := recording.replayed()) is not None:
+                    run.replay(player)
+                else:
+                    run.look_up()
                     run.ask()
             finally:
                 if recorder is not None:
                     recorder.save()
-        return run.outcomes()
+        return [run.found[index] for index in range(len(requests))]
 
     def ask(self, request: Request, stopped: threading.Event | None = None) -> Outcome:
         """Get one answer, from the cache or after as many attempts as make sense.
@@ -149,75 +216,75 @@ class Runner:
         StoppedError
             When ``stopped`` or `stop` was set before the answer came.
         """
-        key, stopped = request.key, stopped or threading.Event()
-        if self.cache is None or key is None:
-            return self._attempts(request, stopped)
-        with self.cache.locked(key, lambda: self._is_over(stopped)):
-            outcome = self.known(request)
-            if outcome is not None:
-                return outcome
-            outcome = self._attempts(request, stopped)
-            if outcome.answer is not None:
-                used = outcome.usage
-                paid = {"calls": used.requests, "read": used.read, "written": used.written}
-                try:
-                    self.cache.put(key, {**outcome.answer, "paid": paid})
-                except StoreError as error:  # the answer is paid for: it is handed on first
-                    self.unkept = error
+        outcome = self.known(request)
+        if outcome is not None:
             return outcome
+        outcome = self._attempts(request, stopped or threading.Event())
+        if self.cache is not None and request.cache_key and outcome.answer is not None:
+            used = outcome.usage
+            paid = {"calls": used.requests, "read": used.read, "written": used.written}
+            try:
+                self.cache.put(request.cache_key, {**outcome.answer, "paid": paid})
+            except StoreError as error:  # the answer is paid for: it is handed on first
+                self.unkept = error
+        return outcome
 
     def known(self, request: Request) -> Outcome | None:
         """The answer that the cache has; None where it has none that is usable."""
-        stored = self.cache.get(request.key) if self.cache is not None and request.key else None
+        stored = None
+        if self.cache is not None and request.cache_key:
+            stored = self.cache.get(request.cache_key)
         if stored is None:
             return None
-        paid = stored.pop("paid", None)
+        paid = stored.pop("paid", {})
         try:
             request.check(stored)
+            usage = Usage(paid["calls"], paid["read"], paid["written"])
         except (AnswerError, KeyError, TypeError):
             return None
-        told = paid if isinstance(paid, dict) else {}
-        calls, read, written = (
-            n if isinstance(n := told.get(name), int) and n > 0 else None
-            for name in ("calls", "read", "written")
-        )
-        return Outcome(stored, usage=Usage(calls or 1, read, written), cached=True)
-
-    def _is_over(self, stopped: threading.Event) -> bool:
-        return stopped.is_set() or self.stop.is_set()
+        return Outcome(stored, usage=usage, cached=True)
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
         """Send the request until it is answered, refused, or tried often enough."""
-        usage, begun = UNPAID, time.monotonic()
+        usage, begun, asked_at = UNPAID, time.monotonic(), 0.0
 
         def is_over() -> bool:
-            return self._is_over(stopped)
+            return stopped.is_set() or self.stop.is_set()
 
-        def is_over_or_sent() -> bool:
+        def goes_out() -> bool:
             self.throttle.sent()
-            return self._is_over(stopped)
+            return is_over()
 
-        for attempt in itertools.count(1):
+        def attempt() -> Outcome:
+            nonlocal usage, asked_at
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
-                outcome = self.client.send(request, self.budget, is_over=is_over_or_sent)
+                outcome = self.client.send(request, self.budget, is_over=goes_out)
                 self._note(outcome, stopped)
             usage += outcome.usage
-            fault = outcome.fault
-            if fault is None or attempt >= ATTEMPTS.get(fault.kind, 1):
-                break
-            backoff = random.uniform(0, min(LONGEST_BACKOFF, 0.5 * 2**attempt))
-            seconds = fault.retry_after or backoff
-            if fault.kind != "rate_limit":
-                stopped.wait(seconds)
-                continue
-            silence = time.monotonic() - max(begun, self.last_progress)
-            if silence + (fault.retry_after or 0) > self.patience:
-                break
+            return outcome
+
+        def in_vain(state: tenacity.RetryCallState) -> bool:
+            fault = _fault(state)
+            silence = time.monotonic() - max(begun, self.last_progress) + (fault.retry_after or 0)
+            limited = fault.kind == "rate_limit" and silence > self.patience
+            return limited or state.attempt_number >= ATTEMPTS[fault.kind]
+
+        def slow_down(state: tenacity.RetryCallState) -> None:
             # All calls wait together, so a limit that one met is not met by every other.
-            self.throttle.slow_down(seconds, asked_at)
-        return replace(outcome, usage=usage)
+            if _fault(state).kind == "rate_limit":
+                self.throttle.slow_down(state.upcoming_sleep, asked_at)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
+            wait=lambda state: _fault(state).retry_after or _backoff(state),
+            stop=in_vain,
+            before_sleep=slow_down,
+            sleep=tenacity.sleep_using_event(stopped),
+            retry_error_callback=_outcome,
+        )
+        return replace(retrying(attempt), usage=usage)
 
     def _note(self, outcome: Outcome, stopped: threading.Event) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
@@ -228,8 +295,7 @@ class Runner:
         if fault is None:
             self.last_progress = time.monotonic()
             self.throttle.speed_up()
-        permanent = fault is not None and fault.permanent
-        if not self.answered and (permanent or self.unusable >= FAILURES_TO_STOP):
+        elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 
     def close(self) -> None:
@@ -243,6 +309,22 @@ class Runner:
         self.close()
 
 
+_backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
+"""Seconds between two attempts, where the provider does not say how long to wait."""
+
+
+def _outcome(state: tenacity.RetryCallState) -> Outcome:
+    assert state.outcome is not None
+    outcome: Outcome = state.outcome.result()
+    return outcome
+
+
+def _fault(state: tenacity.RetryCallState) -> Fault:
+    fault = _outcome(state).fault
+    assert fault is not None
+    return fault
+
+
 class _Run:
     """One `Runner.run`: which questions are open, and when all is in vain."""
 
@@ -252,52 +334,23 @@ class _Run:
         requests: Sequence[Request],
         shown: Any,
         on_outcome: Callable[[int, Outcome], None],
+        recorder: recording.Recorder | None,
     ) -> None:
-        self.runner, self.requests = runner, requests
-        self.shown, self.on_outcome = shown, on_outcome
+        self.runner, self.requests, self.shown = runner, requests, shown
+        self.on_outcome, self.recorder = on_outcome, recorder
         self.found: dict[int, Outcome] = {}
         # Equal questions are asked once where answers are kept, else as often as they stand here.
-        groups: dict[str, list[int]] = {}
+        groups: dict[str | int, list[int]] = {}
         for index, request in enumerate(requests):
-            key = request.key if runner.cache is not None else None
-            groups.setdefault(key or str(index), []).append(index)
+            key = request.cache_key if runner.cache is not None else None
+            groups.setdefault(key or index, []).append(index)
         self.equal = {indices[0]: indices for indices in groups.values()}
         self.open = list(self.equal)
         self.waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.done: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
-        self.in_a_row: list[Fault] = []
         self.failures, self.cached, self.cost = 0, 0, 0.0
-
-    def outcomes(self) -> list[Outcome]:
-        """Return the outcomes in the order of the requests."""
-        return [self.found[index] for index in range(len(self.requests))]
-
-    def replay(self, player: recording.Player) -> None:
-        """Take every answer from a recording, and charge the budget as its run did."""
-        missing: list[int] = []
-        refused = False
-        for index in self.open:
-            request, entry = self.requests[index], player.get(self.requests[index].portable_key)
-            if entry is None or (entry.failed is not None and entry.failed.kind == "budget"):
-                missing.append(index)
-                refused = refused or entry is not None
-                continue
-            self.runner.budget.charge(entry.paid)
-            try:
-                request.check(entry.answer or {}) if entry.failed is None else None
-            except AnswerError as error:
-                raise ReplayError(
-                    f"{request} has an answer in {player.path} that is none: {error}."
-                ) from None
-            known = entry.failed is None and entry.paid.requests == 0
-            self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
-        if refused and self.runner.budget.is_limited:
-            raise self.runner.budget.exhausted()
-        if missing:
-            more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
-            raise player.missing(f"{self.requests[missing[0]]}{more}")
 
     def look_up(self) -> None:
         """Settle the questions that the cache knows."""
@@ -306,6 +359,32 @@ class _Run:
             if known is not None:
                 self._settle(index, known)
         self.open = [index for index in self.open if index not in self.found]
+
+    def replay(self, player: recording.Player) -> None:
+        """Take every answer from a recording, and charge the budget as its run did."""
+        ended: Fault | None = None
+        for index in self.open:
+            request = self.requests[index]
+            entry = player.get(request.key or "")
+            if entry is None:
+                continue
+            self.runner.budget.charge(entry.paid)
+            if entry.failed is not None and entry.failed.kind == "budget":
+                ended = entry.failed
+                continue
+            try:
+                request.check(entry.answer or {}) if entry.failed is None else None
+            except AnswerError as error:
+                raise ReplayError(
+                    f"{request} has an answer in {player.path} that is none: {error}."
+                ) from None
+            known = entry.failed is None and entry.paid.requests == 0
+            self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
+        if ended is not None:
+            raise BudgetError(ended.message)
+        if missing := [index for index in self.open if index not in self.found]:
+            more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
+            raise player.missing(f"{self.requests[missing[0]]}{more}")
 
     def ask(self) -> None:
         """Ask the open questions in threads, and settle outcomes in this one as they come."""
@@ -316,28 +395,27 @@ class _Run:
             threading.Thread(target=contextvars.copy_context().run, args=(self._work,), daemon=True)
             for _ in range(min(self.runner.concurrency, len(self.open)))
         ]
-        seconds: float | None = None
+        seconds = SECONDS_AFTER_ERROR
         self.runner.last_progress = time.monotonic()
+        in_a_row: list[Fault] = []
         try:
-            self._check()
-            for thread in threads:
-                thread.start()
-            for _ in self.open:
-                self._take(*self._next())
+            with intercepted(None):
+                for thread in threads:
+                    thread.start()
+                for _ in self.open:
+                    self._take(*self._next(), in_a_row)
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
-        except BaseException as error:
-            # Whoever interrupts is not kept waiting by a call that hangs.
-            if isinstance(error, CancelledError):
-                seconds = SECONDS_AFTER_CANCEL
-            elif not isinstance(error, Exception):
-                seconds = SECONDS_AFTER_INTERRUPT
+        except KeyboardInterrupt:
+            seconds = SECONDS_AFTER_INTERRUPT
             raise
         finally:
             self.stopped.set()
-            self.runner.throttle.wake()
-            _join([thread for thread in threads if thread.ident], seconds)
+            deadline = time.monotonic() + seconds
+            for thread in threads:
+                if thread.ident:
+                    thread.join(max(0.0, deadline - time.monotonic()))
             self._settle_late()
 
     def _work(self) -> None:
@@ -350,47 +428,41 @@ class _Run:
             except BaseException as error:
                 self.done.put((index, error))
 
-    def _check(self) -> None:
-        if self.runner.stop.is_set():
-            raise CancelledError("This was cancelled. Answers that were paid for are kept.")
-
     def _next(self) -> tuple[int, Outcome]:
         while True:
-            self._check()
-            try:
-                # Woken now and then to see that it is over, or that it was interrupted.
+            if self.runner.stop.is_set():
+                raise CancelledError("This was cancelled. Answers that were paid for are kept.")
+            # Woken now and then to see that it was cancelled.
+            with suppress(queue.Empty):
                 index, outcome = self.done.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if isinstance(outcome, BaseException):
-                raise outcome
-            return index, outcome
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                return index, outcome
 
-    def _take(self, index: int, outcome: Outcome) -> None:
+    def _take(self, index: int, outcome: Outcome, in_a_row: list[Fault]) -> None:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
-        request, fault = self.requests[index], outcome.fault
+        runner, request, fault = self.runner, self.requests[index], outcome.fault
         if fault is None or fault.kind == "answer":
-            self.in_a_row.clear()
+            in_a_row.clear()
             self._settle(index, outcome)
-            if self.runner.unkept is not None:
-                raise self.runner.unkept
+            if runner.unkept is not None:
+                raise runner.unkept
             if fault is not None and self.stopped.is_set():
-                raise no_usable_answer(request, fault, self.runner.unusable)
+                raise _no_usable_answer(request, fault, runner.unusable)
             return
         if fault.kind == "budget":
             self._record(index, outcome)
             raise BudgetError(fault.message)
         self.failed.append((index, outcome))
-        self.in_a_row.append(fault)
-        some = self.runner.answered > 0
-        permanent = sum(one.permanent for one in self.in_a_row)
-        silence = time.monotonic() - self.runner.last_progress
+        in_a_row.append(fault)
+        permanent = sum(one.permanent for one in in_a_row)
+        silence = time.monotonic() - runner.last_progress
         if (
-            permanent >= (PERMANENT_FAILURES_TO_STOP if some else 1)
-            or len(self.in_a_row) >= FAILURES_TO_STOP
-            or (fault.kind == "rate_limit" and silence > self.runner.patience)
+            permanent >= (PERMANENT_FAILURES_TO_STOP if runner.answered else 1)
+            or len(in_a_row) >= FAILURES_TO_STOP
+            or (fault.kind == "rate_limit" and silence > runner.patience)
         ):
-            raise no_answer(request, fault, some, FAILURES_TO_STOP)
+            raise _no_answer(request, fault, runner.answered > 0)
 
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
@@ -425,25 +497,46 @@ class _Run:
         self.shown.update()
 
     def _record(self, index: int, outcome: Outcome) -> None:
-        recorder, request, fault = recording.recorder(), self.requests[index], outcome.fault
-        if recorder is not None and request.portable_key:
-            failed = None if fault is None else Fault(fault.kind, fault.message)
-            paid = UNPAID if outcome.cached else outcome.usage
-            about = request.recorded_about
-            recorder.put(
-                recording.Entry(
-                    key=request.portable_key,
-                    about=about,
-                    answer=outcome.answer,
-                    failed=failed,
-                    paid=paid,
-                )
+        request, fault = self.requests[index], outcome.fault
+        if self.recorder is not None and request.key is not None:
+            entry = recording.Entry(
+                key=request.key,
+                about=request.asker,
+                answer=outcome.answer,
+                failed=None if fault is None else Fault(fault.kind, fault.message),
+                paid=UNPAID if outcome.cached else outcome.usage,
             )
+            self.recorder.put(entry)
 
 
-def _join(threads: Sequence[threading.Thread], seconds: float | None) -> None:
-    """Wait for threads, so long at most, in short turns so that Ctrl-C is seen in between."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-    for thread in threads:
-        while thread.is_alive() and (deadline is None or time.monotonic() < deadline):
-            thread.join(1.0 if deadline is None else min(1.0, deadline - time.monotonic()))
+# -- errors that end a run ------------------------------------------------------------------
+
+_ADVICE: Final = {
+    "credential": "Check the key: providers read it from the environment (for openai:/ models "
+    "OPENAI_API_KEY; a local server that asks for none takes any value).",
+    "unreachable": "Check that the server runs and that base_url names it.",
+    "refused": "Check the model's name, the endpoint and the quota.",
+    "rate_limit": "Nothing was answered for so long that the run was ended. Run again later, or "
+    "ask for a higher rate limit.",
+    "timeout": "Allow more time with a timeout in seconds among inference_params, limit answers "
+    "with max_tokens, or lower the concurrency.",
+}
+
+
+def _no_answer(request: Request, fault: Fault, some: bool) -> ModelError:
+    where = f" at {request.place}" if request.place else ""
+    kept = "What was answered before is kept; run again for the rest."
+    advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
+    kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
+    return kinds.get(fault.kind, ModelError)(
+        f"{request.sender} got no answer from {request.model}{where}: "
+        f"{fault.message.rstrip('.')}. {advice} {kept if some else 'Nothing was answered.'}"
+    )
+
+
+def _no_usable_answer(request: Request, fault: Fault, count: int) -> ModelError:
+    return ModelError(
+        f"{request.sender} got no usable answer from {request.model}: none of the first {count}. "
+        f"The last one: {fault.message.rstrip('.')}. Check that the model can follow the "
+        "instructions, that its value type fits, and that max_tokens does not cut its answers."
+    )

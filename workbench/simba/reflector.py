@@ -25,8 +25,7 @@ from workbench.judging.requests import answers_from
 from workbench.models import client
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache, question_key
-from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
-from workbench.models.faults import AnswerError
+from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, AnswerError, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
@@ -174,15 +173,14 @@ class Reflector:
         inputs = request.as_inputs(self.scale, self.context)
         params = without_secret_params(self.params)
         key = (TASK_DIGEST, inputs, step, *([params] if params else []))
-        source = answers_from(self.model, self.base_url)
         return client.Request(
-            key=question_key("reflection", self.model, source, *key),
+            key=question_key("reflection", self.model, *key),
             model=self.model,
             call=functools.partial(self._ask, inputs),
             read=functools.partial(self._read, request),
             sender="The reflection model",
             place=without_credentials(self.base_url) if self.base_url else "",
-            portable_key=question_key("reflection", self.model, *key),
+            origin=question_key(answers_from(self.model, self.base_url)),
             credentials=self.credentials,
         )
 
