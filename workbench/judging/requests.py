@@ -93,15 +93,9 @@ class Asker:
     """One judge, made ready to be asked many times."""
 
     judge: Judge
-<<<<<<< HEAD
-    mark: str
-    source: dict[str, Any]
-=======
-    call: Any  # the judge itself, or a faster copy
     mark: str  # its fingerprint
     portable_mark: str  # the one that it has wherever its model is reached
     origin: str | None  # what else decides its answers; None where they are not kept
->>>>>>> 92e23a0 (Rewrite the asking of models: a plain SQLite table of answers in place of diskcache and its locks, one key of a question on every machine, faults read from a table, retries by tenacity, requests prepared once an endpoint)
     scale: Scale | None
     fields: tuple[str, ...]  # what it is given
     base_url: str | None
@@ -116,15 +110,6 @@ class Asker:
         made = isinstance(judge, InstructionsJudge)
         return cls(
             judge,
-<<<<<<< HEAD
-            fingerprint(judge),
-            answers_from(model, base_url),
-            scale or scale_of(judge),
-            fields,
-            is_cacheable(judge),
-            judge_credentials(judge),
-=======
-            call=prepared(judge),
             mark=fingerprint(judge),
             portable_mark=fingerprint(judge, place=False),
             origin=question_key(answers_from(model, base_url)) if is_cacheable(judge) else None,
@@ -133,7 +118,6 @@ class Asker:
             base_url=without_credentials(base_url) if base_url else None,
             credentials=judge_credentials(judge),
             metered=not why_unmeasurable(judge),
->>>>>>> 92e23a0 (Rewrite the asking of models: a plain SQLite table of answers in place of diskcache and its locks, one key of a question on every machine, faults read from a table, retries by tenacity, requests prepared once an endpoint)
         )
 
     def request(self, item: Example, sample: int = 0) -> Request:
