@@ -126,16 +126,6 @@ def active_experiment_id() -> str:
     return str(_get_experiment_id())
 
 
-def check_tag_key(key: str) -> None:
-    """Raise MLflow's exception for a key that it does not take for a tag.
-
-    mlflow 3.17.2. Without it, such a key fails when the first trace is written.
-    """
-    from mlflow.utils.validation import _validate_tag_name
-
-    _validate_tag_name(key)
-
-
 def create_tables(path: Path) -> None:
     """Make a new SQLite database with all of MLflow's tables.
 

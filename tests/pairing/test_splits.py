@@ -83,7 +83,7 @@ def test_groups_by_an_input_and_by_a_tag(store: str) -> None:
         of = dict(zip(table["trace_id"], table[column], strict=True))
         where = [{of[i] for i in ids} for ids in parts(pairs.split(groups=groups)).values()]
         assert sum(map(len, where)) == len(set.union(*where)) == len(set(of.values()))
-    with pytest.raises(ArgumentError, match=r"groups='question'.*These exist: 'q', 'writer'"):
+    with pytest.raises(ArgumentError, match=r"groups='question'.*inputs exist: 'q', 'writer'"):
         pairs.split(groups="question")
 
 

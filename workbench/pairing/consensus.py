@@ -7,7 +7,7 @@ adjudicated, the decision replaces the consensus, and the labels remain the vote
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,11 @@ def read_label(
         return _decided(read, votes, scale, decision)
     counted = [(label, v) for label, v in votes if v is not ABSTAIN]
     if not counted:
-        return replace(read, fault=_why_no_vote(labels, off_scale, consensus))
+        errors = [off_scale[one.annotator] for one in labels if one.annotator in off_scale]
+        why = f"label outside the scale: {errors[0]}" if errors else "annotators abstained"
+        if not labels:
+            why = "no label" if consensus in RULES else f"no label by {consensus}"
+        return replace(read, fault=why)
     value, fault = _settle(counted, consensus, ties)
     if fault:
         return replace(read, fault=fault)
@@ -122,15 +126,6 @@ def _decided(
     agreeing = [label for label, vote in votes if vote == value]
     rationale = _join_rationales([decision]) or _join_rationales(agreeing)
     return replace(read, value=value, rationale=rationale, blind=not decision.after_verdict)
-
-
-def _why_no_vote(
-    labels: Sequence[Label], off_scale: Mapping[str, ScaleError], consensus: str
-) -> str:
-    if not labels:
-        return "no label" if consensus in RULES else f"no label by {consensus}"
-    errors = [off_scale[one.annotator] for one in labels if one.annotator in off_scale]
-    return f"label outside the scale: {errors[0]}" if errors else "annotators abstained"
 
 
 def _join_rationales(labels: Sequence[Label]) -> str:

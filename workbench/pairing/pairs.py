@@ -50,8 +50,6 @@ class Pairs:
 
     Attributes
     ----------
-    name, scale
-        The name under which both are stored, and their rating scale.
     table
         One row a trace, sorted by ``trace_id``: ``trace_id``, ``human`` and ``judge`` (canonical
         values), ``human_rationale`` (of those who voted for it), ``judge_rationale``, ``votes``
@@ -136,12 +134,11 @@ class Pairs:
     ) -> Split:
         """Split into train, dev and test: disjoint by trace and by group, stratified by label.
 
+        ``test_size`` is a share of all pairs, in (0, 1), and ``dev_size`` of the rest, in [0, 1).
         The same ``seed``, pairs and groups give the same split.
 
         Parameters
         ----------
-        test_size, dev_size
-            Share of all pairs in test, in (0, 1), and of the rest in dev, in [0, 1).
         groups
             What must stay on one side: a table column, a trace tag, a key of the traces' inputs,
             or a mapping trace_id -> group. None: every trace by itself.

@@ -21,37 +21,31 @@ LARGEST_GROUP = 0.3
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``)."""
     ids = list(table["trace_id"])
+    found: dict[str, str] = {}
+    exist = ""
     if groups is None:
         return {i: i for i in ids}
-    if isinstance(groups, str):
-        if groups not in table.columns:
-            return _groups_from_traces(ids, groups)
-        groups = dict(zip(ids, table[groups], strict=True))
-    missing = [i for i in ids if i not in groups]
+    if isinstance(groups, Mapping):
+        found = {i: str(groups[i]) for i in ids if i in groups}
+    elif groups in table.columns:
+        found = dict(zip(ids, map(str, table[groups]), strict=True))
+    else:
+        keys: set[str] = set()
+        for example in examples(ids):
+            inputs = example.inputs if isinstance(example.inputs, dict) else {}
+            keys |= {*inputs, *example.tags}
+            if groups in example.tags:
+                found[example.trace_id] = str(example.tags[groups])
+            elif groups in inputs:
+                value = json.dumps(inputs[groups], sort_keys=True, default=str)
+                found[example.trace_id] = value
+        exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(keys)))}."
+    missing = [i for i in ids if i not in found]
     if missing:
+        shown = f"={groups!r}" if isinstance(groups, str) else ""
         raise ArgumentError(
-            f"groups names no group for {len(missing)} of {len(ids)} traces, e.g. "
-            f"{missing[0]!r}. Give one for every paired trace."
-        )
-    return {i: str(groups[i]) for i in ids}
-
-
-def _groups_from_traces(trace_ids: Sequence[str], key: str) -> dict[str, str]:
-    """Return the group of each trace: the value of a tag or of a key of the inputs."""
-    found = {}
-    keys: set[str] = set()
-    for example in examples(list(trace_ids)):
-        inputs = example.inputs if isinstance(example.inputs, dict) else {}
-        keys |= {*inputs, *(k for k in example.tags if not k.startswith("mlflow."))}
-        if key in example.tags:
-            found[example.trace_id] = str(example.tags[key])
-        elif key in inputs:
-            found[example.trace_id] = json.dumps(inputs[key], sort_keys=True, default=str)
-    missing = len(set(trace_ids) - set(found))
-    if missing:
-        raise ArgumentError(
-            f"groups={key!r} is neither a column of the pairs nor a tag or input of {missing} of "
-            f"{len(trace_ids)} traces. These exist: {', '.join(map(repr, sorted(keys)))}."
+            f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
+            f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
     return found
 

@@ -7,12 +7,12 @@ numbers the versions, so two people who edit at the same moment make two version
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import mlflow
@@ -20,7 +20,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table
 from workbench.store.labels import Label, folded, label_records
 from workbench.store.tables import check_text
@@ -155,18 +155,13 @@ def rubric(
 ) -> Rubric | None:
     """Return the rubric of a question, the current version by default; None if there is none.
 
-    For a version that does not exist an `ArgumentError` names those that do.
+    A version that does not exist is an `ArgumentError`.
     """
     history = rubric_history(name, experiment=experiment)
     if version is None:
         return history.current
-    by_version = {one.version: one for one in history}
-    if version not in by_version:
-        raise ArgumentError(
-            f"version={version!r} of the rubric of {name!r} does not exist. There are: "
-            f"{', '.join(map(str, by_version)) or 'none'}."
-        )
-    return by_version[version]
+    one_of("version", version, [one.version for one in history])
+    return next(one for one in history if one.version == version)
 
 
 @store_errors()
@@ -212,9 +207,8 @@ def _client() -> MlflowClient:
 
 def _prompt_name(name: str, experiment_id: str) -> str:
     """Names of prompts take letters, digits and ``_.-`` only; the hash keeps names apart."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60]
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-    return f"workbench.rubric.{experiment_id}.{plain or 'question'}.{digest}"
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "question"
+    return f"workbench.rubric.{experiment_id}.{plain}.{sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _history(name: str, experiment_id: str) -> RubricHistory:

@@ -6,7 +6,6 @@ Paging, batches, retries and messages are settled here for the whole package.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sqlite3
 import tempfile
@@ -136,11 +135,8 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
             aside = path.with_name(f"{path.name}.incomplete")
             _log.warning("%s was left half-made and holds no data; now %s", path, aside.name)
             path.replace(aside)
-        try:
-            os.link(made, path)  # fails where another process was faster
-        except OSError:
-            if not path.exists():  # a file system without links
-                made.rename(path)
+        if not path.exists():  # unless another process was faster
+            made.rename(path)
 
 
 def _is_half_made(path: Path) -> bool:
