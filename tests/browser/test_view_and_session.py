@@ -7,7 +7,6 @@ are late and which are lost.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -77,22 +76,11 @@ class Wire:
         for _ in range(10):
             messages = self.sent()
             for message in messages:
-                self.receive(message)
+                self.to_page += self.session.receive(message)
             assert self.session.flush(30)
             if not messages and not self.to_page:
                 return
             self.tell()
-
-    def receive(self, message: dict[str, Any]) -> None:
-        """A message arrives, and what it asks for is read."""
-        before = len(self.to_page)
-        self.to_page += self.session.receive(message)
-        if message["type"] in ("hello", "want", "refresh", "offer_again"):
-            kinds = {"items", "queue", "problem"}
-            deadline = time.monotonic() + 30
-            while not any(one["type"] in kinds for one in self.to_page[before:]):
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
 
     def tell(self) -> None:
         """What the session has said arrives in the page."""
@@ -169,7 +157,7 @@ def test_what_is_not_answered_is_sent_again_until_it_is(wire: Wire) -> None:
     messages = wire.sent()
     assert acts(messages) == [[action]]
     for message in messages:
-        wire.receive(message)
+        wire.session.receive(message)
     assert wire.session.flush(30)
     assert counting(trace_id) == ["fair"]
     wire.to_page.clear()  # the answer is lost
@@ -217,8 +205,7 @@ def test_what_was_undone_stays_so_though_the_rating_comes_later(wire: Wire) -> N
 def test_items_that_were_read_before_a_label_was_saved_do_not_hide_it(wire: Wire) -> None:
     """They come after the word that it is saved: the item is shown as saved all the same."""
     trace_id = wire.panel.trace_id
-    wire.receive({"type": "want", "start": 0, "count": 6})
-    late = wire.to_page.pop()
+    (late,) = wire.session.receive({"type": "want", "start": 0, "count": 6})
     wire.panel.press("2", "Enter")
     wire.carry()
     wire.to_page.append(late)

@@ -8,7 +8,6 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from labeling_helpers import wait_until
 
 import workbench
 from workbench.labeling.adjudication_session import AdjudicationSession
@@ -73,11 +72,7 @@ def decided(trace_ids: list[str]) -> dict[str, Any]:
 
 
 def items_message(one: AdjudicationSession) -> dict[str, Any]:
-    one.told.clear()  # type: ignore[attr-defined]
-    one.receive({"type": "hello"})
-    wait_until(lambda: bool(one.told))  # type: ignore[attr-defined]
-    (message,) = one.told  # type: ignore[attr-defined]
-    return dict(message)
+    return next(m for m in one.receive({"type": "hello"}) if m["type"] == "items")
 
 
 def shown(one: AdjudicationSession) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
 from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
@@ -22,8 +22,10 @@ from pydantic import (
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.questions import LabelQuestion
-from workbench.store.assessments import AFTER_VERDICT_KEY, has_mark
+from workbench.scale import ABSTAIN
 from workbench.store.labels import Label, folded, label_records, same_person
+from workbench.store.rubrics import RubricHistory
+from workbench.store.traces import as_example
 
 # Metadata of labels: the action that made one, how long it took, and the browser's clock in
 # milliseconds since the epoch; and how the item was chosen.
@@ -80,9 +82,9 @@ class Action(BaseModel):
         try:
             action = cls.model_validate(raw)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
+            first = error.errors(include_url=False)[0]
             where = ".".join(["action", *map(str, first["loc"])])
-            raise ArgumentError(f"{where}={first['input']!r:.80}: {first['msg']}.") from None
+            raise ArgumentError(f"{where}: {first['msg']}.") from None
         if action.kind == "undo" and action.undoes is None:
             raise ArgumentError("action.undoes must name the action to take back.")
         answers = action.answers.items()
@@ -151,44 +153,30 @@ def without_spans(info: TraceInfo) -> Trace:
     return Trace(info, TraceData(spans=[]))
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A label; ``value`` is canonical or `ABSTAIN`."""
-
-    value: Any
-    label: Label
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def action(self) -> str | None:
-        """The action that made it; None for a label that was given elsewhere."""
-        return self.metadata.get(ACTION_KEY)
+def canonical(question: LabelQuestion, raw: Any) -> Any:
+    """Return a stored value on the question's scale; as it is where it lies off it."""
+    try:
+        return question.read(raw)
+    except ScaleError:
+        return raw
 
 
 @dataclass(frozen=True)
 class Annotations:
     """One person's labels and skips on a trace.
 
-    Attributes
-    ----------
-    answers, changed
-        By question: the label that counts, and what was said otherwise after seeing the verdict.
-    skipped_ms
-        When the item was skipped last, 0 where it was not.
-    revealed, kept
-        The questions on which the annotator has seen the verdict, and the actions that made
-        labels on them before that: these can't be taken back.
-    draw
-        How the item was chosen when it was first labelled or skipped.
-    done
-        Whether every required question has an answer.
+    ``answers`` are the labels that count, by question, ``changed`` what was said otherwise after
+    seeing the verdict, their values canonical or `ABSTAIN`; ``metadata`` are theirs by assessment
+    id. ``skipped_ms`` is when the item was skipped last, 0 where it was not. On the questions of
+    ``revealed`` the annotator has seen the verdict. ``draw`` tells how the item was chosen when it
+    was first labelled or skipped. ``done``: every required question has an answer.
     """
 
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    changed: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, Label] = field(default_factory=dict)
+    changed: Mapping[str, Label] = field(default_factory=dict)
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     skipped_ms: float = 0.0
     revealed: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
     draw: Draw | None = None
     done: bool = False
 
@@ -196,7 +184,13 @@ class Annotations:
     def labelled_ms(self) -> int:
         """When the last answer was given."""
         given = [*self.answers.values(), *self.changed.values()]
-        return max((one.label.created_ms for one in given), default=0)
+        return max((one.created_ms for one in given), default=0)
+
+    @property
+    def actions(self) -> set[str | None]:
+        """The actions that made the answers; None for one that was given elsewhere."""
+        made = self.answers.values()
+        return {self.metadata[one.assessment_id].get(ACTION_KEY) for one in made}
 
 
 def read_annotations(
@@ -204,41 +198,17 @@ def read_annotations(
 ) -> Annotations:
     """Read the annotator's labels and skips on a trace; several spellings of a name are one
     person's."""
-    tags = info.tags or {}
-    own = [
-        one
+    metadata = {
+        one.assessment_id: one.metadata or {}
         for one in info.assessments or []
         if isinstance(one, Feedback)
         and one.source.source_type == "HUMAN"
         and same_person(one.source.source_id or "default", annotator)
-    ]
-    answers, changed = _answers(info, own, questions, annotator) if own else ({}, {})
-    skips = _skips(info, annotator_key(folded(annotator), questions))
-    revealed = {q.name for q in questions if revealed_tag(annotator, q) in tags}
-    blind = [one for one in own if one.name in revealed and not has_mark(one, AFTER_VERDICT_KEY)]
-    recorded = [*(answer.metadata for answer in answers.values()), *skips]
-    return Annotations(
-        answers=answers,
-        changed=changed,
-        skipped_ms=max((float(skip.get("at") or 1) for skip in skips), default=0.0),
-        revealed=frozenset(revealed),
-        kept=frozenset(str((one.metadata or {}).get(ACTION_KEY)) for one in blind),
-        draw=min(
-            filter(None, map(Draw.of_metadata, recorded)), key=lambda one: one.number, default=None
-        ),
-        done=all(q.name in answers for q in questions if q.required),
-    )
-
-
-def _answers(
-    info: TraceInfo, own: Sequence[Feedback], questions: Sequence[LabelQuestion], annotator: str
-) -> tuple[dict[str, Answer], dict[str, Answer]]:
-    """The answers that count, and the changes of them; what lies off the scale is no answer."""
-    metadata = {one.assessment_id: dict(one.metadata or {}) for one in own}
+    }
+    answers: dict[str, Label] = {}
+    changed: dict[str, Label] = {}
     trace = without_spans(info)
-    answers: dict[str, Answer] = {}
-    changed: dict[str, Answer] = {}
-    for question in questions:
+    for question in questions if metadata else ():
         counting, latest = (
             [label for label in labels if label.assessment_id in metadata]
             for labels in (
@@ -246,16 +216,24 @@ def _answers(
                 label_records([trace], question.name, latest=True),
             )
         )
-        counting.sort(key=lambda one: (not one.after_verdict, one.created_ms, one.assessment_id))
-        latest.sort(key=lambda one: (one.created_ms, one.assessment_id))
-        if latest and (counting[-1].after_verdict or not latest[-1].after_verdict):
-            latest = []
-        for found, labels in ((answers, counting[-1:]), (changed, latest[-1:])):
-            for label in labels:
-                with suppress(ScaleError):
-                    value = question.read(label.value)
-                    found[question.name] = Answer(value, label, metadata[label.assessment_id])
-    return answers, changed
+        counting.sort(key=lambda one: (not one.after_verdict, one.created_ms))
+        latest.sort(key=lambda one: one.created_ms)
+        both = counting[-1:] + [one for one in latest[-1:] if one not in counting]
+        for found, label in zip((answers, changed), both, strict=False):
+            with suppress(ScaleError):  # what lies off the scale is no answer
+                found[question.name] = replace(label, value=question.read(label.value))
+    skips = _skips(info, annotator_key(folded(annotator), questions))
+    recorded = [*(metadata[one.assessment_id] for one in answers.values()), *skips]
+    draws = filter(None, map(Draw.of_metadata, recorded))
+    return Annotations(
+        answers=answers,
+        changed=changed,
+        metadata=metadata,
+        skipped_ms=max((float(skip.get("at") or 1) for skip in skips), default=0.0),
+        revealed=frozenset(q.name for q in questions if revealed_tag(annotator, q) in info.tags),
+        draw=min(draws, key=lambda draw: draw.number, default=None),
+        done=all(q.name in answers for q in questions if q.required),
+    )
 
 
 def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
@@ -275,22 +253,15 @@ Status = Literal["open", "done", "skipped", "taken", "gone"]
 class Item:
     """One trace of a session, and what was said about it, as last read from the store.
 
-    Attributes
-    ----------
-    position, status
-        Its place, and its status, the actions that wait to be written included.
-    gone, taken, again
-        Whether the trace was deleted; whether others have done it, so that it is passed over;
-        whether it is offered again although it is labelled, until it has a newer answer.
-    how, block, draw
-        How it is chosen, "random" or the name of a rule, out of the items of its block, which
-        are drawn before those of the next; and the draw that is recorded with its labels, once it
-        was labelled, skipped or passed by.
+    ``status`` counts the actions that wait to be written: "taken" means by others, so that it is
+    passed over, "gone" that the trace was deleted. One that is offered ``again`` is labelled and
+    open until it has a newer answer. It is chosen ``how``, "random" or the name of a rule, out of
+    the items of its ``block``, which are drawn before those of the next; ``draw`` is recorded
+    with its labels, once it was labelled, skipped or passed by.
     """
 
     info: TraceInfo
     annotations: Annotations = field(default_factory=Annotations)
-    position: int = 0
     status: Status = "open"
     waiting: list[Action] = field(default_factory=list)
     gone: bool = False
@@ -299,6 +270,7 @@ class Item:
     how: str = "random"
     block: int = 0
     draw: Draw | None = None
+    voices: Sequence[Mapping[str, Any]] = ()
 
     def learn(self, info: TraceInfo, annotations: Annotations) -> None:
         """Take over what the store holds now."""
@@ -327,11 +299,82 @@ def next_position(items: Mapping[str, Item]) -> int:
     """Return where to go on: the first open item, else the one that was skipped first, else the
     number of items."""
     skipped = []
-    for item in items.values():
+    for position, item in enumerate(items.values()):
         if item.status == "open":
-            return item.position
+            return position
         if item.status == "skipped":
             # What is being skipped now comes last.
             when = math.inf if item.waiting else item.annotations.skipped_ms
-            skipped.append((when, item.position))
+            skipped.append((when, position))
     return min(skipped)[1] if skipped else len(items)
+
+
+def item_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
+    """Return an item as the view needs it (see `workbench.labeling.session`)."""
+    answers, draw, is_done = answers_json(item, rubrics), item.draw, item.annotations.done
+    return {
+        "trace_id": item.info.trace_id,
+        "chosen": asdict(draw) if draw else {"how": item.how, "probability": None},
+        "done": answers if is_done else None,
+        "partial": None if is_done else answers,
+        "again": item.again,
+        # To a view what others have done is like what was put off: it is not offered.
+        "skipped": item.status in ("skipped", "taken"),
+        "gone": item.gone,
+        "voices": item.voices,
+    }
+
+
+def answers_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any] | None:
+    """Return what the store holds of the annotator's answers."""
+    answers, changed = item.annotations.answers, item.annotations.changed
+    if not answers:
+        return None
+    latest = {**answers, **changed}
+    return {
+        "answers": {name: _answer(one) for name, one in answers.items()},
+        "rationale": {name: one.rationale or "" for name, one in answers.items()},
+        "changed": {name: _answer(one) for name, one in changed.items()},
+        "earlier_rubric": any(rubrics[name].is_earlier(one) for name, one in latest.items()),
+        "elsewhere": item.annotations.actions == {None},
+        "decided_by": next(iter(answers.values())).annotator,
+    }
+
+
+def _answer(label: Label) -> dict[str, Any]:
+    abstain = label.value is ABSTAIN
+    return {"value": None if abstain else label.value, "abstain": abstain}
+
+
+CUT: Final = 200_000
+"""Characters of inputs, outputs or expectations that are sent unless all of it is asked for."""
+
+
+def content(trace: Trace, *, full: bool = False) -> dict[str, Any]:
+    """Return inputs, outputs and expectations as JSON.
+
+    What is longer than `CUT` is cut unless ``full``, as text, which is JSON where it is no text;
+    ``cuts`` then maps its name to its length in characters.
+    """
+    example = as_example(trace)
+    cuts: dict[str, int] = {}
+    shown: dict[str, Any] = {}
+    for name in ("inputs", "outputs", "expectations"):
+        shown[name] = value = plain(getattr(example, name))
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if len(text) > CUT and not full:
+            shown[name], cuts[name] = text[:CUT], len(text)
+    return {**shown, "cuts": cuts} if cuts else shown
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON that a browser reads without loss: lone surrogates are replaced,
+    long integers and numbers that are not finite become text."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return json.loads(text, parse_int=_exact, parse_constant=str)
+
+
+def _exact(digits: str) -> int | str:
+    """A number as long as a browser reads it exactly."""
+    return int(digits) if len(digits) < 18 and abs(int(digits)) < 2**53 else digits

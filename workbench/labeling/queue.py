@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import TraceInfo
@@ -28,11 +29,8 @@ Assign = Assignment | Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True)
 class Workload:
-    """One annotator's traces by id, and the batch of each.
-
-    ``is_share``: whether other traces are not (or no longer) the annotator's. ``queued`` are all
-    items of the review queue, where the traces come from one.
-    """
+    """One annotator's traces by id, and the batch of each; ``is_share`` if other traces are not,
+    or no longer, the annotator's; ``queued`` are all items of the review queue they come from."""
 
     infos: Mapping[str, TraceInfo]
     batches: Mapping[str, int] = field(default_factory=dict)
@@ -71,17 +69,9 @@ def read_workload(
 class LabelQueue:
     """The queue, without threads: whoever shares it between threads holds a lock.
 
-    Parameters
-    ----------
-    questions, annotator
-        What is answered, and by whom.
-    order, seed, random_share
-        See `workbench.labeling.ordering.put_in_order`.
-    judge
-        Whose verdicts the order may go by; by default any under the first question's name.
-    in_common
-        Whether the order is the same for all annotators. Else each has one of their own, since
-        people who label the same traces in the same order get in each other's way.
+    ``order``, ``seed``, ``random_share`` and ``judge`` are those of `workbench.labeling.ordering`.
+    The order is ``in_common``, or each annotator has one of their own, since people who label the
+    same traces in the same order get in each other's way.
     """
 
     def __init__(
@@ -104,8 +94,6 @@ class LabelQueue:
         self._seed, self._random_share = seed, random_share
         self._whose = "" if in_common else folded(annotator)
 
-    # -- items --------------------------------------------------------------------------
-
     def take_over(self, work: Workload, *, in_background: bool = False) -> tuple[list[str], bool]:
         """Take over all traces of the annotator as read from the store; return those whose labels
         have changed, and whether the queue has.
@@ -116,10 +104,11 @@ class LabelQueue:
         there = [info for i, info in work.infos.items() if i in self.items]
         joined = [info for i, info in work.infos.items() if i not in self.items]
         labelled = [info.trace_id for info in there if self.learn(info)]
+        gone = [(i, item) for i, item in self.items.items() if i not in work.infos]
         left = {
             i
-            for i, item in self.items.items()
-            if work.is_share and i not in work.infos and _is_untouched(item)
+            for i, item in gone
+            if work.is_share and not (item.waiting or item.annotations.answers or item.again)
         }
         if in_background:
             moved = [item for i, item in self.items.items() if item.taken != (i in left)]
@@ -130,8 +119,9 @@ class LabelQueue:
             return labelled, bool(joined or moved)
         for trace_id in left:
             del self.items[trace_id]
-        self._put([*self.items])
-        self._draw_current()
+        position = next_position(self.items)
+        for trace_id in [*self.items][position : position + 1]:
+            self.record_draw(trace_id)  # what is on the page keeps its place
         self._add(joined)
         for trace_id, item in self.items.items():
             item.block = work.batches.get(trace_id, 0)
@@ -149,7 +139,6 @@ class LabelQueue:
         for item in sorted(made, key=_age):
             item.update()
             self.items[item.info.trace_id] = item
-        self._put([*self.items])
         return [item.info.trace_id for item in made if not _is_drawn(item)]
 
     def learn(self, info: TraceInfo) -> bool:
@@ -162,8 +151,6 @@ class LabelQueue:
         item.learn(info, now)
         return (before.answers, before.changed) != (now.answers, now.changed)
 
-    # -- order --------------------------------------------------------------------------
-
     def _arrange(self, trace_ids: Collection[str], order: str) -> None:
         """Put items that were not drawn in order, within the places that they have."""
         infos = {i: item.info for i, item in self.items.items()}
@@ -171,39 +158,28 @@ class LabelQueue:
             known = {i: Known(i) for i in infos}
         else:
             known = known_of(infos, self.questions[0], self.annotator, self._judge)
-        there = set(trace_ids)
+        there, name = set(trace_ids), self.questions[0].name
+        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
+        given = {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
         made = put_in_order(
             [one for i, one in known.items() if i in there],
             order,
             seed=self._seed,
             whose=self._whose,
             random_share=self._random_share,
-            labelled=self._labels(),
+            labelled=given,
             before=[one for i, one in known.items() if i not in there],
             drawn=len(known) - len(there),
             pool=len(known),
         )
         chosen = iter(sorted(made.queue, key=lambda one: self.items[one.trace_id].block))
-        self._put([next(chosen).trace_id if i in there else i for i in self.items])
+        order_now = [next(chosen).trace_id if i in there else i for i in self.items]
         for one in made.queue:
             self.items[one.trace_id].how = one.how
+        for trace_id in order_now:
+            self.items[trace_id] = self.items.pop(trace_id)
         if order == self._order:
             self.notes = made.notes
-
-    def _put(self, trace_ids: Sequence[str]) -> None:
-        """Bring all items into this order."""
-        items = [self.items.pop(trace_id) for trace_id in trace_ids]
-        for position, item in enumerate(items):
-            item.position = position
-            self.items[item.info.trace_id] = item
-
-    def _labels(self) -> dict[str, Any]:
-        """The stored answers to the first question, by trace."""
-        name = self.questions[0].name
-        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
-        return {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
-
-    # -- draws --------------------------------------------------------------------------
 
     def record_draw(self, trace_id: str) -> Draw:
         """Return how the item that is labelled or skipped now was chosen.
@@ -215,7 +191,7 @@ class LabelQueue:
         item = self.items.get(trace_id)
         if item is not None and item.draw is not None:
             return item.draw
-        before = [*self.items.values()][: item.position] if item else []
+        before = takewhile(lambda one: one is not item, self.items.values())
         passed = [one for one in before if not _is_drawn(one)]
         if item is None or _is_drawn(item) or len(passed) > 1:
             picked = Draw("picked", None, 1 + self._count_drawn(), len(self.items))
@@ -225,13 +201,6 @@ class LabelQueue:
         for one in passed:
             self._draw(one)
         return self._draw(item)
-
-    def _draw_current(self) -> None:
-        """Draw the item that is on the page, so that it keeps its place when others join."""
-        position = next_position(self.items)
-        for item in [*self.items.values()][position : position + 1]:
-            if not _is_drawn(item):
-                self._draw(item)
 
     def _draw(self, item: Item) -> Draw:
         pool = [one for one in self.items.values() if one.block <= item.block]
@@ -249,14 +218,8 @@ def _is_drawn(item: Item) -> bool:
     return item.status != "open" or item.again or item.draw is not None
 
 
-def _is_untouched(item: Item) -> bool:
-    """Whether the annotator has not begun with it."""
-    return not (item.waiting or item.annotations.answers or item.again)
-
-
-def _age(item: Item) -> tuple[int, float]:
+def _age(item: Item) -> tuple[bool, bool, float]:
     """Sorts items: done, skipped, open, each by its time."""
     stored = item.annotations
-    if stored.done:
-        return 0, stored.labelled_ms
-    return (1, stored.skipped_ms) if stored.skipped_ms else (2, 0)
+    is_put_off = not stored.done and stored.skipped_ms > 0
+    return not stored.done, not is_put_off, stored.labelled_ms if stored.done else stored.skipped_ms

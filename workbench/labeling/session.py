@@ -1,69 +1,62 @@
 """What labelling and adjudication sessions share: actions, undo, writing and the view's messages.
 
 A session speaks JSON. The view calls ``setup()`` once and ``state()`` after each message, and
-passes what the browser sends to ``receive(message)``. What is known at once is answered by a list
-of messages, the rest comes later by ``on_message``. The view sends:
+passes what the browser sends to ``receive(message)``, which answers with a list of messages. What
+the store has not answered by then, and what is written, comes later by ``on_message``:
 
-- ``hello`` (``pending``: actions): later ``items`` around the position; the actions are taken as
-  by ``act``;
-- ``want`` (``start``, ``count`` up to 500, ``full``): later ``items``;
-- ``act`` (``actions``): later ``saved``, or ``unsaved`` (``retry`` true: it is tried again; false:
-  it never will be saved, see ``session.unsaved``);
-- ``reveal`` (``trace_id``): later ``revealed``;
-- ``refresh`` and ``offer_again`` (``trace_ids``, optional): later ``queue``. A ``queue`` that
-  nobody asked for has ``"stay": true``.
+- ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
+- ``want`` (``start``, ``count``, ``full``): ``items``;
+- ``act`` (``actions``): ``saved``, or ``unsaved`` (``retry`` true: it is tried again; false: it
+  never will be saved, see ``session.unsaved``);
+- ``reveal`` (``trace_id``): ``revealed``;
+- ``refresh`` and ``offer_again`` (``trace_ids``, optional): ``queue``. A ``queue`` that nobody
+  asked for has ``"stay": true``.
 
-What cannot be done, or is malformed, is answered by ``{"type": "problem", "error", "about"}``.
-``items`` and ``saved`` have a ``stamp``: items with a smaller one than the ``saved`` of their trace
-were read before it.
+What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
+with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
 
-An item is ``{"position", "trace_id", "inputs", "outputs", "expectations", "cuts"?, "chosen",
-"done", "partial", "again", "skipped", "gone"}``. ``done`` is None or ``{"answers": {question:
+Of an item, ``done`` is what the store holds, never what waits: None or ``{"answers": {question:
 {"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
-"earlier_rubric", "elsewhere", "decided_by"}``: what the store holds, never what waits. ``partial``
-is the same of an item on which a required question is open. ``changed`` is what was said otherwise
-after the reveal. ``earlier_rubric``: some question has no answer under its current rubric. An
-action may carry ``rubrics`` (question -> version shown, 0 for none).
+"earlier_rubric", "elsewhere", "decided_by"}``. ``partial`` is the same where a required question
+is open. ``changed`` is what was said otherwise after the reveal. ``earlier_rubric``: some question
+has no answer under its current rubric. ``voices`` are the labels that are decided on. An action may
+carry ``rubrics`` (question -> version shown, 0 for none).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
-import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.entities import Trace, TraceData, TraceInfo
 
-from workbench.errors import ArgumentError, ScaleError, WorkbenchError
-from workbench.labeling.annotations import Action, Item, annotator_key, next_position
+from workbench.errors import ArgumentError, StoreError, WorkbenchError
+from workbench.labeling.annotations import (
+    Action,
+    Item,
+    annotator_key,
+    answers_json,
+    content,
+    item_json,
+    next_position,
+)
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
-from workbench.scale import ABSTAIN
 from workbench.store.labels import folded
-from workbench.store.tables import has_lone_surrogate
-from workbench.store.traces import as_example, store_message
+from workbench.store.traces import store_message
 
 Message = dict[str, Any]
 
-AROUND: Final = (10, 50)
-"""Items behind the position, and from it on, that a view is given when it says hello."""
-
-MAX_ITEMS: Final = 500
-"""Items that are given in one answer."""
-
-CUT: Final = 200_000
-"""Characters of inputs, outputs or expectations that are sent unless all of it is asked for."""
-
-_SLOW, _RECENT, _DEEPEST = 3.0, 30, 60
+_RECENT: Final = 30
 
 _log = logging.getLogger(__name__)
 
@@ -71,25 +64,26 @@ _log = logging.getLogger(__name__)
 class Session:
     """Base of the sessions.
 
-    Parameters
-    ----------
-    annotator, store
-        Who acts, and what is read from and written to.
-    on_message
-        Called with each message that comes later than the answer to `receive`, from another
-        thread. May be set afterwards.
+    ``on_message`` is called, from another thread, with each message that comes later than the
+    answer to `receive`; it may be set afterwards. ``patience`` is how many seconds `receive` waits
+    for the store.
     """
 
     questions: Sequence[LabelQuestion]
     title: str
+    notes: Sequence[str] = ()
     reveal = False
     scope: Sequence[str] = ()
 
     def __init__(
-        self, annotator: str, store: TraceStore, on_message: Callable[[Message], None] | None
+        self,
+        annotator: str,
+        store: TraceStore,
+        on_message: Callable[[Message], None] | None,
+        patience: float,
     ) -> None:
         self.annotator, self.store = annotator, store
-        self.on_message = on_message
+        self.on_message, self._patience = on_message, patience
         self.items: dict[str, Item] = {}
         self.lock = threading.RLock()
         self.writer = Writer()
@@ -99,13 +93,6 @@ class Session:
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._trouble = ""
         self._stamp = 0
-
-    # -- what the sessions do differently ------------------------------------------------
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Remarks on the session."""
-        return ()
 
     def reload(self) -> None:
         """Read the store again; nothing is written meanwhile."""
@@ -118,12 +105,6 @@ class Session:
     def learn(self, info: TraceInfo) -> None:
         """Take over what the store holds of a trace after an action was written."""
         raise NotImplementedError
-
-    def more_of(self, trace_id: str) -> Message:
-        """Return what an item has besides what all items have."""
-        return {}
-
-    # -- how far it is ------------------------------------------------------------------
 
     @property
     def trace_ids(self) -> list[str]:
@@ -141,12 +122,15 @@ class Session:
     @property
     def progress(self) -> dict[str, Any]:
         """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
-        (not in the store yet), ``balance`` (labels by value, of the first question), ``per_hour``
-        and ``seconds_left`` (None where not known)."""
+        (not in the store yet), ``balance`` and ``balances`` (labels by value, of the first and of
+        each question), ``per_hour`` and ``seconds_left`` (None where not known)."""
         with self.lock:
             items = self.items.values()
             status = Counter(item.status for item in items)
-            first = self.questions[0]
+            balances = {
+                q.name: {q.shown(value): count for value, count in self.balance(q).items()}
+                for q in self.questions
+            }
             seconds = sum(self._seconds) / len(self._seconds) if self._seconds else None
             left = status["open"] + status["skipped"]
             return {
@@ -155,7 +139,8 @@ class Session:
                 "again": sum(item.again for item in items),
                 "total": len(items),
                 "waiting": len(self._waiting),
-                "balance": {first.shown(v): count for v, count in self.balance(first).items()},
+                "balance": balances[self.questions[0].name],
+                "balances": balances,
                 "per_hour": round(3600 / seconds, 1) if seconds else None,
                 "seconds_left": round(left * seconds, 1) if seconds else None,
             }
@@ -187,8 +172,6 @@ class Session:
             f"{progress['total']} done, {progress['waiting']} not saved yet>"
         )
 
-    # -- messages -----------------------------------------------------------------------
-
     def setup(self) -> Message:
         """Return what does not change while one labels.
 
@@ -210,22 +193,16 @@ class Session:
         """Return what changes: position, progress, whether the store answers, and how many actions
         are ``lost`` (see ``unsaved``)."""
         with self.lock:
-            trouble = self._trouble
-            if self._waiting and time.monotonic() - self.writer.began > _SLOW:
-                trouble = trouble or "Not saved yet: the store has not answered yet."
             return {
                 "position": self.position,
                 "progress": self.progress,
-                "message": trouble or " ".join(self.notes),
-                "store_ok": not trouble,
+                "message": self._trouble or " ".join(self.notes),
+                "store_ok": not self._trouble,
                 "lost": len(self._refused),
             }
 
     def receive(self, message: Any) -> list[Message]:
-        """Take one message of the view and answer it (see `workbench.labeling.session`).
-
-        Never raises for what the message holds, nor for a store that can't be read.
-        """
+        """Take one message of the view and answer it (see `workbench.labeling.session`)."""
         kind = message.get("type") if isinstance(message, Mapping) else None
         try:
             return self.answer(kind, message)
@@ -237,33 +214,37 @@ class Session:
         """Answer one message of the view, or raise."""
         if kind == "hello":
             answers = self._act(message.get("pending") or [])
-            start = max(0, self.position - AROUND[0])
-            self._later(kind, lambda: self._items(start, sum(AROUND)))
-            return answers
+            start = max(0, self.position - 10)
+            return [*self._soon(kind, lambda: self._items(start, 60)), *answers]
         if kind == "want":
             start, count, full = message["start"], message.get("count", 1), message.get("full")
-            self._later(kind, lambda: self._items(start, min(count, MAX_ITEMS), full=bool(full)))
-        elif kind == "act":
+            return self._soon(kind, lambda: self._items(start, count, full=bool(full)))
+        if kind == "act":
             return self._act(message["actions"])
-        elif kind == "refresh":
-            self._later(kind, self.refresh)
-        elif kind == "offer_again":
-            self._later(kind, lambda: self.offer_again(message.get("trace_ids")))
-        else:
-            raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
-        return []
+        if kind == "refresh":
+            return self._soon(kind, self.refresh)
+        if kind == "offer_again":
+            return self._soon(kind, lambda: self.offer_again(message.get("trace_ids")))
+        raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
 
-    def _later(self, about: str, read: Callable[[], list[Message]]) -> None:
-        """Tell what ``read`` answers: the kernel must not wait for the store."""
+    def _soon(self, about: str, read: Callable[[], list[Message]]) -> list[Message]:
+        """Return what ``read`` answers, or tell it later: the kernel must not wait for a store that
+        does not answer."""
+        answer: Future[list[Message]] = Future()
 
         def run() -> None:
             try:
-                messages = read()
+                answer.set_result(read())
             except Exception as error:
-                messages = [problem(error, about)]
-            self.tell(*messages)
+                answer.set_result([problem(error, about)])
 
         threading.Thread(target=run, name=about, daemon=True).start()
+        try:
+            return answer.result(self._patience)
+        except FutureTimeoutError:
+            answer.add_done_callback(lambda done: self.tell(*done.result()))
+            late = StoreError("The store has not answered yet; this is done when it does.")
+            return [problem(late, about)]
 
     def tell(self, *messages: Message) -> None:
         """Send messages to the view."""
@@ -316,60 +297,30 @@ class Session:
     def saved_message(self, ids: Iterable[str], trace_ids: Iterable[str]) -> Message:
         """Return the message that actions are saved, and what the store holds of their traces."""
         self._stamp += 1
-        items = {i: self.items[i] for i in trace_ids if i in self.items}
-        labelled = {
-            i: self._answers(one) if one.annotations.done else None for i, one in items.items()
-        }
+        labelled = {i: self._done(self.items[i]) for i in trace_ids if i in self.items}
         return {"type": "saved", "ids": [*ids], "labelled": labelled, "stamp": self._stamp}
 
     def _items(self, start: int, count: int, *, full: bool = False) -> list[Message]:
         with self.lock:
             infos = [item.info for item in [*self.items.values()][start : start + count]]
         spans = self.store.spans(infos)
+        none = TraceData(spans=[])
+        wanted = {info.trace_id: spans.get(info.trace_id, none) for info in infos}
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
-            ids = [info.trace_id for info in infos if info.trace_id in self.items]
-            shown = [self._item(i, spans.get(i) or TraceData(spans=[]), full=full) for i in ids]
+            shown = [
+                {
+                    "position": position,
+                    **item_json(item, self.rubrics),
+                    **content(Trace(item.info, wanted[trace_id]), full=full),
+                }
+                for position, (trace_id, item) in enumerate(self.items.items())
+                if trace_id in wanted
+            ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
 
-    def _item(self, trace_id: str, spans: TraceData, *, full: bool) -> Message:
-        item = self.items[trace_id]
-        answers, draw = self._answers(item), item.draw
-        return {
-            "position": item.position,
-            "trace_id": trace_id,
-            **content(Trace(item.info, spans), full=full),
-            "chosen": asdict(draw) if draw else {"how": item.how, "probability": None},
-            "done": self._done(item),
-            "partial": None if item.annotations.done else answers,
-            "again": item.again,
-            # To a view what others have done is like what was put off: it is not offered.
-            "skipped": item.status in ("skipped", "taken"),
-            "gone": item.gone,
-            **self.more_of(trace_id),
-        }
-
     def _done(self, item: Item) -> Message | None:
-        return self._answers(item) if item.annotations.done else None
-
-    def _answers(self, item: Item) -> Message | None:
-        """What the store holds of the annotator's answers."""
-        answers, changed = item.annotations.answers, item.annotations.changed
-        if not answers:
-            return None
-        return {
-            "answers": {name: _answer(one.value) for name, one in answers.items()},
-            "rationale": {name: one.label.rationale or "" for name, one in answers.items()},
-            "changed": {name: _answer(one.value) for name, one in changed.items()},
-            "earlier_rubric": any(
-                self.rubrics[name].is_earlier(one.label)
-                for name, one in {**answers, **changed}.items()
-            ),
-            "elsewhere": all(one.action is None for one in answers.values()),
-            "decided_by": next(iter(answers.values())).label.annotator,
-        }
-
-    # -- actions ------------------------------------------------------------------------
+        return answers_json(item, self.rubrics) if item.annotations.done else None
 
     def _act(self, raw: Sequence[Any]) -> list[Message]:
         """Take actions, and return the messages about those that never will be saved."""
@@ -452,58 +403,4 @@ def _unsaved(key: Any, error: str, *, retry: bool = False) -> Message:
 
 def problem(error: Exception, about: Any) -> Message:
     """Return the message that a message of type ``about`` could not be answered."""
-    text = store_message(error)
-    if not isinstance(error, WorkbenchError):
-        text = f"This could not be done: {text}"
-    return {"type": "problem", "error": text, "about": str(about)[:80] if about else None}
-
-
-def _answer(value: Any) -> Message:
-    abstain = value is ABSTAIN
-    return {"value": None if abstain else value, "abstain": abstain}
-
-
-def canonical(question: LabelQuestion, raw: Any) -> Any:
-    """Return a stored value on the question's scale; as it is where it lies off it."""
-    try:
-        return question.read(raw)
-    except ScaleError:
-        return raw
-
-
-def content(trace: Trace, *, full: bool = False) -> Message:
-    """Return inputs, outputs and expectations as JSON.
-
-    What is longer than `CUT` is cut unless ``full``, as text, which is JSON where it is no text;
-    ``cuts`` then maps its name to its length in characters.
-    """
-    example = as_example(trace)
-    cuts: dict[str, int] = {}
-    shown: Message = {}
-    for name in ("inputs", "outputs", "expectations"):
-        shown[name] = value = plain(getattr(example, name))
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if len(text) > CUT and not full:
-            shown[name], cuts[name] = text[:CUT], len(text)
-    return {**shown, "cuts": cuts} if cuts else shown
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value as JSON that a browser reads without loss.
-
-    Lone surrogates are replaced, integers beyond 2**53 and floats that are not finite become text,
-    and so does what lies deeper than 60 levels.
-    """
-    if isinstance(value, (dict, list, tuple)):
-        if depth >= _DEEPEST:
-            return plain(json.dumps(value, default=str))
-        if isinstance(value, dict):
-            return {plain(str(key)): plain(one, depth + 1) for key, one in value.items()}
-        return [plain(one, depth + 1) for one in value]
-    is_exact = isinstance(value, int) and abs(value) < 2**53
-    if value is None or is_exact or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    text = str(value)
-    if has_lone_surrogate(text):
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return {"type": "problem", "error": store_message(error), "about": str(about)[:80]}

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from mlflow.entities import AssessmentSource, Feedback, TraceData, TraceInfo
+from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
-from workbench.errors import WorkbenchError
+from workbench.errors import StoreError, WorkbenchError
 from workbench.labeling.annotations import (
     ACTION_KEY,
     CLOCK_KEY,
@@ -36,24 +34,20 @@ from workbench.labeling.annotations import (
     undone_actions,
 )
 from workbench.labeling.questions import LabelQuestion
-from workbench.store.assessments import AFTER_VERDICT_KEY, RUBRIC_KEY, assessment_id, now_ms
+from workbench.store.assessments import (
+    AFTER_VERDICT_KEY,
+    RUBRIC_KEY,
+    assessment_id,
+    has_mark,
+    now_ms,
+)
 from workbench.store.labels import folded
 from workbench.store.rubrics import RubricHistory, rubric_history
 from workbench.store.traces import address, fetch_traces, find_experiment_id, load_spans
 
 _log = logging.getLogger(__name__)
 
-_ATTEMPTS_OF_DOUBTFUL: Final = 8
-
-# MLflow answers so to a request that it may refuse the next time, too, but also to a write that
-# another one has overtaken, and while rights are being changed.
-_DOUBTFUL: Final = {
-    "BAD_REQUEST",
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "FEATURE_DISABLED",
-}
+_ENOUGH: Final = 8  # attempts after which a refusal that may have passed is final
 
 
 @dataclass(eq=False)
@@ -77,18 +71,12 @@ class Writer:
     A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
     lanes go first meanwhile. An exception in ``done`` or ``failed`` is logged and ends nothing.
 
-    Attributes
-    ----------
-    busy
-        Held while a job is done; whoever reads the store holds it too, so that nothing that was
-        read is older than what was written.
-    began
-        When the running job began, by the monotonic clock; infinite while none runs.
+    ``busy`` is held while a job is done; whoever reads the store holds it too, so that nothing that
+    was read is older than what was written.
     """
 
     def __init__(self) -> None:
         self.busy = threading.Lock()
-        self.began = math.inf
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_running = self._hurry = False
@@ -98,6 +86,8 @@ class Writer:
         """Hand over a job; returns at once."""
         with self._changed:
             self._jobs.append(job)
+            self._hurry = True  # what fails over and over holds nothing else up
+            self._changed.notify_all()
             if not self._is_running:
                 self._is_running = True
                 threading.Thread(target=self._work, name="labels", daemon=True).start()
@@ -118,7 +108,6 @@ class Writer:
         job = self._jobs[0]
         job.attempts += 1
         with self.busy:
-            self.began = time.monotonic()
             try:
                 result = job.write()
             except Exception as error:
@@ -127,7 +116,6 @@ class Writer:
             else:
                 final, self._failures = True, 0
                 outcome = partial(job.done, result)
-            self.began = math.inf
             try:
                 outcome()
             except Exception:
@@ -156,18 +144,17 @@ class Writer:
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:
     """Return whether trying again is of no use.
 
-    Errors of the workbench are final. Some errors of the store are final at once, others only
-    when they come again and again. Anything else may pass: a lost connection, a lock, a server's
-    own error.
+    What the store does not take is final when it comes again and again: another write may have
+    come between, and rights may be changed just now. A lost connection, a lock or a server's own
+    error may always pass.
     """
-    code = error.error_code if isinstance(error, MlflowException) else ""
-    if isinstance(error, WorkbenchError) or code == "INVALID_PARAMETER_VALUE":
-        return True
-    is_doubtful = code in _DOUBTFUL or type(error) in (TypeError, ValueError)
-    return is_doubtful and attempts >= _ATTEMPTS_OF_DOUBTFUL
-
-
-# -- the store ------------------------------------------------------------------------------
+    if isinstance(error, MlflowException):
+        is_final = error.error_code == "INVALID_PARAMETER_VALUE"
+        is_refused = error.get_http_status_code() in (400, 403, 404, 409)
+    else:
+        is_final = isinstance(error, WorkbenchError)
+        is_refused = isinstance(error, (TypeError, ValueError))
+    return is_final or (is_refused and attempts >= _ENOUGH)
 
 
 class TraceDeletedError(WorkbenchError):
@@ -206,41 +193,24 @@ class TraceStore:
             raise
 
 
-class BlindLabelError(WorkbenchError):
-    """A label that was given blind is to be taken back after the verdict was seen."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "This label was given before the verdict was shown, so it stays: it is what "
-            "agreement is measured on. Give another answer, and it is recorded beside it."
-        )
-
-
 def write_once(
-    store: TraceStore,
-    action: Action,
-    questions: Iterable[str],
-    make: Callable[[str, TraceInfo], Feedback | None],
+    store: TraceStore, action: Action, make: Callable[[TraceInfo], Iterable[Feedback]]
 ) -> TraceInfo:
-    """Write what is missing of an action's assessments, or delete them if it was taken back.
-
-    ``make`` returns the one for a question, given the trace, or None for nothing to write.
-    """
-    trace_id = action.trace_id
-    info = store.get(trace_id)
+    """Write what is missing of the assessments that ``make`` returns, given the trace; delete
+    those of an action that was taken back."""
+    info = store.get(action.trace_id)
     if action.id not in undone_actions(info):
-        for name in questions:
-            made = None if name in _made_by(action.id, info) else make(name, info)
-            if made is not None:
+        there = {one.name for one in _made_by(action.id, info)}
+        for made in make(info):
+            if made.name not in there:
                 # The same in every attempt, so that two at the same time write one.
-                made.assessment_id = assessment_id(action.id, trace_id, name)
+                made.assessment_id = assessment_id(action.id, action.trace_id, made.name)
                 made.metadata = {**(made.metadata or {}), ACTION_KEY: action.id}
-                store.client.log_assessment(trace_id, made)
-        info = store.get(trace_id)
+                store.client.log_assessment(action.trace_id, made)
+        info = store.get(action.trace_id)
     if action.id in undone_actions(info):
         # Taken back, perhaps by another session while it was being written.
-        _delete(store, action.id, info)
-        info = store.get(trace_id)
+        info = _without(store, action.id, info)
     return info
 
 
@@ -253,38 +223,37 @@ def take_back(
 
     Raises
     ------
-    BlindLabelError
+    StoreError
         For a label that was given before the annotator saw the verdict, once they have.
     """
-    trace_id, target = undo.trace_id, str(undo.undoes)
-    info = store.get(trace_id)
+    target, info = str(undo.undoes), store.get(undo.trace_id)
     if target not in undone_actions(info):
-        if target in read_annotations(info, questions, annotator).kept:
-            raise BlindLabelError
-        store.client.set_trace_tag(trace_id, f"{UNDONE}{target}", undo.id)
-        info = store.get(trace_id)
-    _delete(store, target, info)
-    return store.get(trace_id)
+        seen = read_annotations(info, questions, annotator).revealed
+        made = [one for one in _made_by(target, info) if one.name in seen]
+        if not all(has_mark(one, AFTER_VERDICT_KEY) for one in made):
+            raise StoreError(
+                "This label was given before the verdict was shown, so it stays: it is what "
+                "agreement is measured on. Give another answer, and it is recorded beside it."
+            )
+        store.client.set_trace_tag(undo.trace_id, f"{UNDONE}{target}", undo.id)
+        info = store.get(undo.trace_id)
+    return _without(store, target, info)
 
 
-def _made_by(action: str, info: TraceInfo) -> dict[str, str]:
-    """The ids of the assessments that an action has made, by question."""
-    return {
-        one.name: str(one.assessment_id)
-        for one in info.assessments or []
-        if (one.metadata or {}).get(ACTION_KEY) == action
-    }
+def _made_by(action: str, info: TraceInfo) -> list[Assessment]:
+    return [a for a in info.assessments or [] if (a.metadata or {}).get(ACTION_KEY) == action]
 
 
-def _delete(store: TraceStore, action: str, info: TraceInfo) -> None:
-    for made in _made_by(action, info).values():
-        store.client.delete_assessment(info.trace_id, made)
+def _without(store: TraceStore, action: str, info: TraceInfo) -> TraceInfo:
+    for made in _made_by(action, info):
+        store.client.delete_assessment(info.trace_id, made.assessment_id)
+    return store.get(info.trace_id)
 
 
 def save(
     store: TraceStore,
     action: Action,
-    answers: Iterable[tuple[LabelQuestion, Any]],
+    answers: Sequence[tuple[LabelQuestion, Any]],
     annotator: str,
     draw: Draw,
 ) -> TraceInfo:
@@ -293,37 +262,43 @@ def save(
     A label replaces the annotator's former one under the same name by overriding it. One that is
     given after a look at the verdict stands beside the one given blind.
     """
-    given = {question.name: (question, value) for question, value in answers}
 
-    def make(name: str, info: TraceInfo) -> Feedback:
-        question, value = given[name]
-        stored = read_annotations(info, [question], annotator)
-        after = action.after_reveal or name in stored.revealed
-        former = stored.answers.get(name)
-        if former and former.label.after_verdict != after:
-            former = stored.changed.get(name) if after else None
-        # Clocks differ: what is said later must be the later one to whoever reads.
-        at = max(now_ms(), stored.labelled_ms + 1)
-        version = action.rubrics.get(name, question.rubric_version)
-        recorded = {
-            SECONDS_KEY: None if action.seconds is None else f"{action.seconds:.1f}",
-            CLOCK_KEY: None if action.at is None else str(int(action.at)),
-            RUBRIC_KEY: None if version is None else str(version),
-            AFTER_VERDICT_KEY: "true" if after else None,
-        }
-        return Feedback(
-            name=name,
-            value=question.stored(value),
-            source=AssessmentSource(source_type="HUMAN", source_id=annotator),
-            trace_id=action.trace_id,
-            rationale=action.reason(name) or None,
-            metadata={**draw.to_metadata(), **{k: v for k, v in recorded.items() if v is not None}},
-            create_time_ms=at,
-            last_update_time_ms=at,
-            overrides=former.label.assessment_id if former else None,
-        )
+    def make(info: TraceInfo) -> Iterator[Feedback]:
+        for question, value in answers:
+            yield _label(info, action, question, question.stored(value), annotator, draw)
 
-    return write_once(store, action, given, make)
+    return write_once(store, action, make)
+
+
+def _label(
+    info: TraceInfo, action: Action, question: LabelQuestion, value: Any, annotator: str, draw: Draw
+) -> Feedback:
+    name = question.name
+    stored = read_annotations(info, [question], annotator)
+    after = action.after_reveal or name in stored.revealed
+    former = stored.answers.get(name)
+    if former and former.after_verdict != after:
+        former = stored.changed.get(name) if after else None
+    # Clocks differ: what is said later must be the later one to whoever reads.
+    at = max(now_ms(), stored.labelled_ms + 1)
+    version = action.rubrics.get(name, question.rubric_version)
+    recorded = {
+        SECONDS_KEY: None if action.seconds is None else f"{action.seconds:.1f}",
+        CLOCK_KEY: None if action.at is None else str(int(action.at)),
+        RUBRIC_KEY: None if version is None else str(version),
+        AFTER_VERDICT_KEY: "true" if after else None,
+    }
+    return Feedback(
+        name=name,
+        value=value,
+        source=AssessmentSource(source_type="HUMAN", source_id=annotator),
+        trace_id=action.trace_id,
+        rationale=action.reason(name) or None,
+        metadata={**draw.to_metadata(), **{k: v for k, v in recorded.items() if v is not None}},
+        create_time_ms=at,
+        last_update_time_ms=at,
+        overrides=former.assessment_id if former else None,
+    )
 
 
 def skip(

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import mistune
 
-from workbench.labeling.session import plain
+from workbench.labeling.annotations import plain
 
 LONGEST_MARKDOWN: Final = 30_000
 """Characters; longer texts are shown as plain text."""
