@@ -271,7 +271,6 @@ class _Benchmark:
             reason = (text or type(error).__name__)[:600]
             seconds = time.monotonic() - started
             self.rows[name] = {"status": "failed", "reason": reason, "seconds": seconds}
-            self.judges.pop(name, None)
 
     def add_optimizer(
         self, name: str, optimizer: AlignmentOptimizer, max_failure_share: float | None
@@ -314,11 +313,11 @@ class _Benchmark:
             if spent is not None:
                 status, reason = decide(self.gate, tested, self.data.split.train, stopped)
                 row |= {**spent, "status": status, "reason": reason}
-            self.rows[name], self.judges[name] = row, judge
-            self.comparisons[name] = tested.comparison
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             run.finish({"workbench.status": row["status"]}, metrics, {})
+        self.rows[name], self.judges[name] = row, judge
+        self.comparisons[name] = tested.comparison
         self.notes += [f"{name}: {note}" for note in tested.notes]
         self.notes += fault_notes(name, run)
 

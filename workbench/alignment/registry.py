@@ -7,7 +7,6 @@ gives a judge without base URL and headers, though, which talks to its provider'
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import math
@@ -114,11 +113,11 @@ def register(
     if judge is not given:
         made |= _provenance(given, mark)
     named = name or judge.name
-    form = _stored_form(judge, named)
+    stored = _stored(judge, named)
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
-    return _write(find_experiment_id(experiment), named, form, made, judge)
+    return _write(find_experiment_id(experiment), named, stored, made, judge)
 
 
 def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
@@ -153,23 +152,23 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    form = _form(_version(where, name, version))
-    made = _beside(form).get("provenance") or {}
-    return _write(where, name, form, {**made, "rolled_back_from": version})
+    stored = _Stored.of(_version(where, name, version))
+    made = stored.beside.get("provenance") or {}
+    return _write(where, name, stored, {**made, "rolled_back_from": version})
 
 
 def _write(
-    where: str, name: str, form: dict[str, Any], made: dict[str, Any], judge: Judge | None = None
+    where: str, name: str, stored: _Stored, made: dict[str, Any], judge: Judge | None = None
 ) -> Registered:
     """Write a version unless the latest one is this very judge."""
-    versions = _versions(where, name)
-    new = not versions or _identity(_form(versions[-1])) != _identity(form)
+    versions = _versions(where, name, may_be_none=True)
+    new = not versions or _Stored.of(versions[-1]).identity != stored.identity
     if new:
-        form = copy.deepcopy(form)
-        _inner(form).setdefault(_BESIDE, {})["provenance"] = made
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
-        versions.append(tracking_store().register_scorer(where, name, json.dumps(form)))
-    kept = {**_beside(form).get("options", {}), **_beside(form).get("withheld", {})}
+        _inner(stored.form)[_BESIDE] = {**stored.beside, "provenance": made}
+        written = json.dumps(stored.form)
+        versions.append(tracking_store().register_scorer(where, name, written))
+    kept = {**stored.beside.get("options", {}), **stored.beside.get("withheld", {})}
     return Registered(
         name=name,
         version=int(versions[-1].scorer_version),
@@ -226,10 +225,10 @@ def load_judge(
         )
     if not isinstance(plain, InstructionsJudge):
         return cast("Judge", plain)
-    form = _form(found)
-    withheld = Withheld.from_dict(_beside(form).get("withheld", {}))
+    stored = _Stored.of(found)
+    withheld = Withheld.from_dict(stored.beside.get("withheld", {}))
     who = f"Judge {name!r} version {found.scorer_version}"
-    judge = from_options(restore(_options(form), withheld, headers=headers, who=who))
+    judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
     copy_registration(plain, judge)
     return judge
 
@@ -255,44 +254,38 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
         For an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    return pd.DataFrame([_row(version) for version in _known(where, name)], columns=_COLUMNS)
+    return pd.DataFrame(
+        [_row(version) for version in _versions(where, name)], columns=list(_COLUMNS)
+    )
 
 
-_SCORES: Final = [
-    f"{figure}_{when}{end}"
-    for figure in ("accuracy", "kappa")
-    for when in ("before", "after")
-    for end in ("", "_interval")
-]
-
-_COLUMNS: Final = [
-    "version", "registered_at", "fingerprint", "parent", "status", "n", *_SCORES, "optimizer",
-    "seed", "dataset_digest", "split_digest", "model", "calls", "reflection_calls", "tokens",
-    "cost", "run_id", "rolled_back_from",
-]  # fmt: skip
+_COLUMNS: Final = (
+    "version", "registered_at", "fingerprint", "parent", "status", "n",
+    "accuracy_before", "accuracy_before_interval", "accuracy_after", "accuracy_after_interval",
+    "kappa_before", "kappa_before_interval", "kappa_after", "kappa_after_interval",
+    "optimizer", "seed", "dataset_digest", "split_digest", "model", "calls", "reflection_calls",
+    "tokens", "cost", "run_id", "rolled_back_from",
+)  # fmt: skip
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    form = _form(version)
-    made = _beside(form).get("provenance") or {}
+    stored = _Stored.of(version)
+    made = stored.beside.get("provenance") or {}
     row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
     row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
-    if row["fingerprint"] is None and form.get(_INSTRUCTIONS):  # registered by MLflow alone
-        row["fingerprint"] = fingerprint(from_options(_options(form)))
+    if row["fingerprint"] is None and stored.form.get(_INSTRUCTIONS):  # registered by MLflow alone
+        row["fingerprint"] = fingerprint(from_options(stored.options))
     for when in ("before", "after"):
         scores = made.get(when) or {}
         row["n"] = scores.get("n", row["n"])
-        for figure in ("accuracy", "kappa"):
-            if figure in scores:
-                interval = scores[f"{figure}_interval"]
-                row[f"{figure}_{when}"] = _number(scores[figure])
-                row[f"{figure}_{when}_interval"] = tuple(map(_number, interval))
+        for figure in ("accuracy", "kappa") if scores else ():
+            value, *ends = (  # JSON knows no nan
+                math.nan if number is None else number
+                for number in (scores[figure], *scores[f"{figure}_interval"])
+            )
+            row[f"{figure}_{when}"], row[f"{figure}_{when}_interval"] = value, tuple(ends)
     return row
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value  # JSON knows no nan
 
 
 @store_errors()
@@ -307,7 +300,7 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    first, second = (_instructions(_form(_version(where, name, each))) for each in (a, b))
+    first, second = (_instructions(_Stored.of(_version(where, name, each)).form) for each in (a, b))
     headings = f"{name} version {a}", f"{name} version {b}"
     lines = difflib.unified_diff(first.splitlines(), second.splitlines(), *headings, lineterm="")
     return "\n".join(lines)
@@ -329,25 +322,70 @@ _LEFT_OUT: Final = (
 """Options that MLflow's form has no place for; header names are among what is withheld."""
 
 
-def _stored_form(judge: Judge, name: str) -> dict[str, Any]:
-    """Return the form of a judge; raise where it would not come back, or hold a secret."""
+@dataclass(frozen=True)
+class _Stored:
+    """MLflow's form of a judge, and what lies beside: options, names of secrets, provenance."""
+
+    form: dict[str, Any]
+    beside: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, version: ScorerVersion) -> _Stored:
+        form = asdict(version.serialized_scorer)
+        return cls(form, _inner(form).pop(_BESIDE, None) or {})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of an instructions judge, without what is withheld."""
+        found = options(cast("Judge", Scorer.model_validate(self.form)))
+        found.update(self.beside.get("options", {}))
+        if self.beside.get("typed") is False:
+            found["feedback_value_type"] = None
+        return found
+
+    @property
+    def identity(self) -> Any:
+        """What is equal for the same judge, whatever made it and wherever it came from."""
+        if self.form.get(_INSTRUCTIONS):
+            return self.options, self.beside.get("withheld", {})
+        versions = ("mlflow_version", "serialization_version")
+        return {key: value for key, value in self.form.items() if key not in versions}
+
+
+def _inner(form: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of MLflow's form that keeps more keys than MLflow reads; built-in judges'
+    forms have none.
+    """
+    inner = form.get(_INSTRUCTIONS) or form.get("memory_augmented_judge_data")
+    return cast("dict[str, Any]", inner or {})
+
+
+def _instructions(form: dict[str, Any]) -> str:
+    """Return the instructions, or those of the judge within; "" where there are none."""
+    inner = _inner(form)
+    within = inner.get("base_judge")
+    return str(inner.get("instructions") or (_instructions(within) if within else ""))
+
+
+def _stored(judge: Judge, name: str) -> _Stored:
+    """Return what is stored of a judge; raise where it would not come back, or hold a secret."""
     if not isinstance(judge, InstructionsJudge):
-        form: dict[str, Any] = json.loads(json.dumps({**judge.model_dump(), "name": name}))
+        stored = _Stored(json.loads(json.dumps({**judge.model_dump(), "name": name})))
         # MLflow loses options of a judge within another one (MemAlign's).
         if (base := base_judge(judge)) is not None:
-            back = options(cast("Judge", base_judge(cast("Judge", Scorer.model_validate(form)))))
-            _refuse_lost(judge, [k for k, v in options(base).items() if v != back.get(k)])
-        return form
+            back = base_judge(cast("Judge", Scorer.model_validate(stored.form)))
+            kept = options(cast("Judge", back))
+            _refuse_lost(judge, [k for k, v in options(base).items() if v != kept.get(k)])
+        return stored
     clean, withheld, secrets = withhold({**options(judge), "name": name})
     data = {key: value for key, value in clean.items() if key != "feedback_value_type"}
     _refuse_lost(judge, [k for k, v in data.items() if json.loads(json.dumps(v, default=str)) != v])
-    form = from_options(clean).model_dump()
-    form[_INSTRUCTIONS][_BESIDE] = {
+    beside = {
         "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
         "typed": clean["feedback_value_type"] is not None,
         "withheld": withheld.to_dict(),
     }
-    text = json.dumps(form, ensure_ascii=False)
+    text = json.dumps([from_options(clean).model_dump(), beside], ensure_ascii=False)
     # Shorter secrets occur in ordinary words.
     written = [json.dumps(s, ensure_ascii=False)[1:-1] for s in secrets if len(s) >= 6]
     if any(secret in text for secret in written):
@@ -356,7 +394,7 @@ def _stored_form(judge: Judge, name: str) -> dict[str, Any]:
             "inference parameters also stands in another option, where it would be stored. "
             "Look at its instructions, description, model and base URL."
         )
-    return cast("dict[str, Any]", json.loads(text))
+    return _Stored(*json.loads(text))
 
 
 def _refuse_lost(judge: Judge, lost: list[str]) -> None:
@@ -368,72 +406,25 @@ def _refuse_lost(judge: Judge, lost: list[str]) -> None:
         )
 
 
-def _form(version: ScorerVersion) -> dict[str, Any]:
-    return asdict(version.serialized_scorer)
-
-
-def _inner(form: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of MLflow's form that may hold keys which MLflow does not read.
-
-    MLflow's built-in judges have none: what is put into it is not stored.
-    """
-    inner = form.get(_INSTRUCTIONS) or form.get("memory_augmented_judge_data")
-    return cast("dict[str, Any]", inner or {})
-
-
-def _beside(form: dict[str, Any]) -> dict[str, Any]:
-    return cast("dict[str, Any]", _inner(form).get(_BESIDE) or {})
-
-
-def _options(form: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an instructions judge, without what is withheld."""
-    found = options(cast("Judge", Scorer.model_validate(form)))
-    found.update(_beside(form).get("options", {}))
-    if _beside(form).get("typed") is False:
-        found["feedback_value_type"] = None
-    return found
-
-
-def _instructions(form: dict[str, Any]) -> str:
-    """Return the instructions, or those of the judge within; "" where there are none."""
-    inner = _inner(form)
-    within = inner.get("base_judge") or {}
-    return str(inner.get("instructions") or (within and _instructions(within)) or "")
-
-
-def _identity(form: dict[str, Any]) -> Any:
-    """Return what is equal for the same judge, whatever made it and wherever it came from."""
-    if form.get(_INSTRUCTIONS):
-        return _options(form), _beside(form).get("withheld", {})
-    bare = copy.deepcopy(form)
-    _inner(bare).pop(_BESIDE, None)
-    return {k: v for k, v in bare.items() if k not in ("mlflow_version", "serialization_version")}
-
-
 # -- MLflow's registry ----------------------------------------------------------------------
 
 
-def _versions(where: str, name: str) -> list[ScorerVersion]:
-    """All versions, the oldest first; none for an unknown name."""
+def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[ScorerVersion]:
+    """All versions, the oldest first."""
+    versions: list[ScorerVersion] = []
+    store = tracking_store()
     try:
-        found = tracking_store().list_scorer_versions(where, name)
+        versions = store.list_scorer_versions(where, name)
     except NotImplementedError:
         raise RegistryError(
             f"The store {address()} has no registry of judges. Use a database "
             "(mlflow.set_tracking_uri('sqlite:///mlflow.db')) or an MLflow server."
         ) from None
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return []
-        raise
-    return sorted(found, key=lambda version: int(version.scorer_version))
-
-
-def _known(where: str, name: str) -> list[ScorerVersion]:
-    """All versions of a judge that is registered."""
-    versions = _versions(where, name)
-    if not versions:
-        known = sorted(each.scorer_name for each in tracking_store().list_scorers(where))
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    if not versions and not may_be_none:
+        known = sorted(each.scorer_name for each in store.list_scorers(where))
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise RegistryError(
@@ -441,11 +432,11 @@ def _known(where: str, name: str) -> list[ScorerVersion]:
             f"{mlflow.get_experiment(where).name!r} of {address()}.{hint} Registered there: "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
-    return versions
+    return sorted(versions, key=lambda version: int(version.scorer_version))
 
 
 def _version(where: str, name: str, version: int | None) -> ScorerVersion:
-    versions = _known(where, name)
+    versions = _versions(where, name)
     by_number = {each.scorer_version: each for each in versions}
     if version is not None and version not in by_number:
         numbers = ", ".join(map(str, by_number))
