@@ -420,22 +420,14 @@ class Store {
   actOnItem(kind, more = {}) {
     const { item } = this;
     const before = this.statusOf(item);
-    const action = this.act(kind, item, {
-      chosen: item.chosen ?? null, // as it was when the item was shown, whatever the order is since
-      rubrics: this.rubricsShown(), // likewise, whatever the rubric is since
-      ...more,
-    });
+    // The versions of the rubrics that are shown, 0 for none, whatever they are since.
+    const rubrics = Object.fromEntries(this.questions.map((question) => [question.name, question.rubric_version ?? 0]));
+    const action = this.act(kind, item, { rubrics, ...more });
     this.overlay(action, before);
     this.undoable = [...this.undoable, { id: action.id, position: action.position, trace_id: action.trace_id, before }].slice(-100);
     this.outbox.write("history", this.undoable);
     this.drafts.delete(item.trace_id);
     return action;
-  }
-
-  /** The version of the rubric beside each question, 0 where there is none. */
-  rubricsShown() {
-    const versions = this.questions.map(({ name, rubric_version: version }) => [name, version ?? 0]);
-    return Object.fromEntries(versions.filter(([, version]) => Number.isInteger(version)));
   }
 
   /** Take the last save or skip back; returns where it was, or null where there is none. */
