@@ -60,12 +60,11 @@ class Chosen(NamedTuple):
     how: str
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """Items in the order in which to label them; ``notes`` name rules with nothing to go by."""
 
     queue: tuple[Chosen, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
 
 def known_of(

@@ -15,6 +15,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import mlflow
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
     from mlflow.genai.label_schemas import LabelSchema
 
-_MAX_USERS: Final = 10  # that MLflow takes as the assigned users of a queue
+_MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 
 _SETTINGS: Final = ("annotators", "each", "share", "batch_size", "seed", "order")
 
@@ -259,23 +260,17 @@ class ReviewQueue:
     def _set_statuses(self, items: Sequence[QueueItem], by: str | None = None) -> Synced:
         """An item that is wanted once and was finished without a label stays finished: whoever
         did that in MLflow's page decided so. Only ``by`` may take back what was theirs."""
+        set_status = partial(review_queues.set_review_queue_item_status, self.queue_id)
         finished = [one for one in items if one.done and one.status == "pending"]
         opened = [one for one in items if not one.done and one.status == "complete"]
-        reopened = [
-            one
-            for one in opened
-            if one.wanted > 1 or (by and same_person(one.finished_by or "", by))
-        ]
+        own = [one for one in opened if by and same_person(one.finished_by or "", by)]
+        reopened = [one for one in opened if one.wanted > 1 or one in own]
         for one in finished:
-            self._set_status(one, "complete", one.labelled_by[-1])
+            by_whom = one.labelled_by[-1]
+            set_status(item_id=one.trace_id, status="complete", completed_by=by_whom)
         for one in reopened:
-            self._set_status(one, "pending")
+            set_status(item_id=one.trace_id, status="pending")
         return Synced(len(finished), len(reopened))
-
-    def _set_status(self, item: QueueItem, status: str, by: str | None = None) -> None:
-        review_queues.set_review_queue_item_status(
-            self.queue_id, item_id=item.trace_id, status=status, completed_by=by
-        )
 
     # -- reading ------------------------------------------------------------------------
 
@@ -371,11 +366,10 @@ def review_queue(
         The queue's name; MLflow does not tell small from capital letters in it.
     questions
         Needed for a new queue: judges, `LabelQuestion`, or names of label schemas. Each becomes
-        a label schema of its name, with the current rubric or the judge's instructions as what
-        MLflow's page shows beside it. MLflow locks the questions of a queue that holds traces.
+        a label schema of its name, with the current rubric or the judge's instructions beside it.
+        MLflow locks the questions of a queue that holds traces.
     annotators
-        The team; their names are those under which they label. MLflow takes at most 10 as a
-        queue's users; a larger team is kept beside the queue and shares it out as well.
+        The team; their names are those under which they label.
     each, share, batch_size, seed
         How the items are shared out (see `workbench.assign`); 1, 0, none and 0 for a new queue.
         Without a team ``each`` people label an item, whoever they are.
