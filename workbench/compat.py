@@ -3,6 +3,7 @@ the versions it was seen in and what happens without it."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -71,6 +72,21 @@ def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
         dict(getattr(judge, "_extra_headers", None) or {}),
         dict(getattr(judge, "_inference_params", None) or {}),
     )
+
+
+def prepared(judge: Any) -> Any:
+    """A copy of an instructions judge that makes its answer schema once and not in every call.
+
+    Seen in mlflow 3.17.2. Without it a call takes twice the time of the processor: with 64 under
+    way that is what limits how many are answered in a second.
+    """
+    from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+    if type(judge) is not InstructionsJudge or not hasattr(judge, "_create_response_format_model"):
+        return judge
+    fast, schema = copy.copy(judge), judge._create_response_format_model()
+    fast.__dict__["_create_response_format_model"] = lambda: schema
+    return fast
 
 
 def value_type_schema(judge: Any, value_type: Any) -> Any:

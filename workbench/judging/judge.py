@@ -144,6 +144,15 @@ def with_instructions(judge: Judge, instructions: str) -> Judge:
     return from_options({**options(judge), "instructions": instructions})
 
 
+_DECIDING = (
+    "instructions",
+    "model",
+    "generate_rationale_first",
+    "include_tool_calls_in_conversation",
+    "include_timing_in_conversation",
+)
+
+
 def fingerprint(judge: Judge, *, place: bool = True) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
@@ -157,16 +166,7 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
 
     if isinstance(judge, InstructionsJudge):
         opts = options(judge)
-        deciding: dict[str, Any] = {
-            key: opts[key]
-            for key in (
-                "instructions",
-                "model",
-                "generate_rationale_first",
-                "include_tool_calls_in_conversation",
-                "include_timing_in_conversation",
-            )
-        }
+        deciding: dict[str, Any] = {key: opts[key] for key in _DECIDING}
         # A key that is renewed makes no other judge.
         deciding["inference_params"] = without_secret_params(opts["inference_params"])
         deciding["type"] = value_type_schema(judge, opts["feedback_value_type"])
@@ -177,7 +177,7 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
         deciding["api"] = str(getattr(opts["model_api"], "value", opts["model_api"]))
         deciding |= _own_code(judge)
     else:
-        deciding = _dumped(judge) or _own_code(judge) or {"fields": _fields(judge)}
+        deciding = _own_code(judge) or _dumped(judge) or {"fields": _fields(judge)}
         deciding["class"] = type(judge).__qualname__
     text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -196,35 +196,26 @@ def is_cacheable(judge: Judge) -> bool:
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-    if _own_classes(judge):
-        return False
-    return isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
+    whole = isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
+    return whole and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")
-
-
-def _own_classes(judge: Judge) -> list[type]:
-    """The classes of a judge that its user wrote."""
-    return [c for c in type(judge).__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+_UNDECIDING = ("name", "description", "aggregations", "mlflow_version")
 
 
 def _own_code(judge: Judge) -> dict[str, Any]:
     """Name, source and fields of a user's own class of judge; empty for the libraries' classes."""
-    classes = _own_classes(judge)
-    if not classes:
+    own = [c for c in type(judge).__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+    if not own:
         return {}
-    return {
-        "classes": [(c.__qualname__, _source(c)) for c in classes],
-        "fields": _fields(judge),
-    }
+    return {"classes": [(c.__qualname__, _source(c)) for c in own], "fields": _fields(judge)}
 
 
-def _fields(judge: Judge) -> dict[str, Any]:
-    fields = {
-        k: v for k, v in vars(judge).items() if not k.startswith("_") and k not in _UNDECIDING
-    }
-    return dict(without_secret_params(fields))
+def _fields(judge: Judge) -> Any:
+    fields = vars(judge).items()
+    public = {k: v for k, v in fields if not k.startswith("_") and k not in _UNDECIDING}
+    return without_secret_params(public)
 
 
 def _source(kind: type) -> str:
@@ -234,15 +225,10 @@ def _source(kind: type) -> str:
         return ""
 
 
-_UNDECIDING = ("name", "description", "aggregations", "mlflow_version")
-
-
 def _dumped(judge: Judge) -> dict[str, Any] | None:
     """MLflow's form of a built-in judge; None where MLflow cannot write the judge down."""
     from mlflow.exceptions import MlflowException
 
-    if _own_classes(judge):
-        return None
     try:
         form = judge.model_dump()
     except MlflowException:

@@ -15,7 +15,7 @@ from mlflow.entities import Feedback
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
-from workbench.compat import endpoint, unknown_seams
+from workbench.compat import endpoint, prepared, unknown_seams
 from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
@@ -93,6 +93,7 @@ class Asker:
     """One judge, made ready to be asked many times."""
 
     judge: Judge
+    call: Any  # the judge, or a faster copy
     mark: str  # its fingerprint
     portable_mark: str  # the one that it has wherever its model is reached
     origin: str | None  # what else decides its answers; None where they are not kept
@@ -110,6 +111,7 @@ class Asker:
         made = isinstance(judge, InstructionsJudge)
         return cls(
             judge,
+            call=prepared(judge),
             mark=fingerprint(judge),
             portable_mark=fingerprint(judge, place=False),
             origin=question_key(answers_from(model, base_url)) if is_cacheable(judge) else None,
@@ -143,7 +145,7 @@ class Asker:
         arguments = {name: getattr(item, name) for name in self.fields if name != "trace"}
         if "trace" in self.fields:
             arguments["trace"] = mlflow.get_trace(item.trace_id)
-        return self.judge(**arguments)
+        return self.call(**arguments)
 
     def _read(self, given: Any) -> dict[str, Any]:
         # Some of MLflow's judges give a list.

@@ -175,20 +175,18 @@ class Runner:
         Parameters
         ----------
         on_outcome
-            Called in this thread with index and outcome of each as it comes, known ones first.
+            Called in this thread with index and outcome of each as it comes, known ones first,
+            also those that came before an error.
         progress
             Text before the progress bar; None for no bar.
 
         Raises
         ------
         UnreachableModelError, CredentialError, ModelError
-            When the first call, or several calls in a row, failed in a way that no other call
-            can be expected to survive, or when none of the first answers was usable.
-        BudgetError, CancelledError, StoreError
-            When the budget is spent, `stop` is set, or answers cannot be kept. Those that came have
-            been given to ``on_outcome``.
-        ReplayError
-            While a recording is replayed that lacks an answer.
+            When no call can be expected to succeed, or none of the first answers was usable.
+        BudgetError, CancelledError, StoreError, ReplayError
+            When the budget is spent, `stop` is set, answers cannot be kept, or a recording that is
+            replayed lacks one.
         """
         recorder = recording.recorder()
         with bar(total=len(requests), desc=progress, disable=progress is None) as shown:
@@ -208,13 +206,9 @@ class Runner:
         """Get one answer, from the cache or after as many attempts as make sense.
 
         May be called from any thread. Where the budget does not allow a request, the outcome's
-        fault is of the kind ``budget``. Nothing is sent once ``stopped`` is set, which is done here
-        where the model cannot answer, or not usably, and has never done so.
-
-        Raises
-        ------
-        StoppedError
-            When ``stopped`` or `stop` was set before the answer came.
+        fault is of the kind ``budget``. Once ``stopped`` or `stop` is set, `StoppedError` is raised
+        instead of a request; ``stopped`` is set here where the model has never answered usably and
+        will not.
         """
         outcome = self.known(request)
         if outcome is not None:
@@ -362,26 +356,26 @@ class _Run:
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
-        ended: Fault | None = None
+        ended = ""
         for index in self.open:
             request = self.requests[index]
-            entry = player.get(request.key or "")
-            if entry is None:
+            if (entry := player.get(request.key or "")) is None:
                 continue
             self.runner.budget.charge(entry.paid)
             if entry.failed is not None and entry.failed.kind == "budget":
-                ended = entry.failed
+                ended = entry.failed.message
                 continue
-            try:
-                request.check(entry.answer or {}) if entry.failed is None else None
-            except AnswerError as error:
-                raise ReplayError(
-                    f"{request} has an answer in {player.path} that is none: {error}."
-                ) from None
-            known = entry.failed is None and entry.paid.requests == 0
+            if entry.answer is not None:
+                try:
+                    request.check(entry.answer)
+                except AnswerError as error:
+                    raise ReplayError(
+                        f"{request} has an answer in {player.path} that is none: {error}."
+                    ) from None
+            known = entry.answer is not None and entry.paid.requests == 0
             self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
-        if ended is not None:
-            raise BudgetError(ended.message)
+        if ended:
+            raise BudgetError(ended)
         if missing := [index for index in self.open if index not in self.found]:
             more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
             raise player.missing(f"{self.requests[missing[0]]}{more}")
@@ -448,7 +442,7 @@ class _Run:
             if runner.unkept is not None:
                 raise runner.unkept
             if fault is not None and self.stopped.is_set():
-                raise _no_usable_answer(request, fault, runner.unusable)
+                raise _no_answer(request, fault, runner)
             return
         if fault.kind == "budget":
             self._record(index, outcome)
@@ -462,7 +456,7 @@ class _Run:
             or len(in_a_row) >= FAILURES_TO_STOP
             or (fault.kind == "rate_limit" and silence > runner.patience)
         ):
-            raise _no_answer(request, fault, runner.answered > 0)
+            raise _no_answer(request, fault, runner)
 
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
@@ -509,34 +503,28 @@ class _Run:
             self.recorder.put(entry)
 
 
-# -- errors that end a run ------------------------------------------------------------------
-
 _ADVICE: Final = {
-    "credential": "Check the key: providers read it from the environment (for openai:/ models "
+    "credential": "Check the key, which providers read from the environment (for openai:/ models "
     "OPENAI_API_KEY; a local server that asks for none takes any value).",
     "unreachable": "Check that the server runs and that base_url names it.",
     "refused": "Check the model's name, the endpoint and the quota.",
-    "rate_limit": "Nothing was answered for so long that the run was ended. Run again later, or "
-    "ask for a higher rate limit.",
-    "timeout": "Allow more time with a timeout in seconds among inference_params, limit answers "
-    "with max_tokens, or lower the concurrency.",
+    "rate_limit": "Run again later, or ask for a higher rate limit.",
+    "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
+    "answer": "Check that the model can follow the instructions, that its type fits, and that "
+    "max_tokens does not cut its answers.",
 }
 
 
-def _no_answer(request: Request, fault: Fault, some: bool) -> ModelError:
+def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
+    """Return the error that ends a run in which no call can be expected to succeed."""
+    got = "no answer"
+    if fault.kind == "answer":
+        got = f"no usable answer, none of the first {runner.unusable},"
     where = f" at {request.place}" if request.place else ""
-    kept = "What was answered before is kept; run again for the rest."
     advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
+    kept = "What was answered before is kept; run again for the rest."
     kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
     return kinds.get(fault.kind, ModelError)(
-        f"{request.sender} got no answer from {request.model}{where}: "
-        f"{fault.message.rstrip('.')}. {advice} {kept if some else 'Nothing was answered.'}"
-    )
-
-
-def _no_usable_answer(request: Request, fault: Fault, count: int) -> ModelError:
-    return ModelError(
-        f"{request.sender} got no usable answer from {request.model}: none of the first {count}. "
-        f"The last one: {fault.message.rstrip('.')}. Check that the model can follow the "
-        "instructions, that its value type fits, and that max_tokens does not cut its answers."
+        f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "
+        f"{advice} {kept if runner.answered else 'Nothing was answered.'}"
     )
