@@ -94,7 +94,7 @@ def test_a_run_is_nested_in_what_was_active_when_it_was_made(store: str) -> None
 
 
 def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
-    """The first fault is kept."""
+    """The fault is kept, and later writes are not tried."""
     run = AlignmentRun()
     run.experiment_id = "no such experiment"
     with run:

@@ -205,8 +205,8 @@ class AlignmentRun:
         Without one it is a run above others, and no use of the held-out items.
         """
         pairs, split = data.pairs, data.split
-        parts = {name: len(getattr(split, name)) for name in ("train", "dev", "test")}
         params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs)}
+        params |= settings | {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
         tags = {
             ORIGINAL_TAG: fingerprint(data.judge),
             "workbench.dataset_digest": dataset_digest(pairs),
@@ -229,13 +229,14 @@ class AlignmentRun:
         with self.keeping_fault():
             made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
             self.run_id = made.info.run_id
-            logged = {**params, **settings, **parts}
-            self._log(files, params=[Param(key, str(value)) for key, value in logged.items()])
+            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
 
     def finish(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
     ) -> None:
         """Write the outcome, text or data for JSON as files, and end the run; nan is left out."""
+        if self.fault:
+            return  # a store that does not answer is not waited for again
         now = get_current_time_millis()
         figures = [Metric(name, v, now, 0) for name, v in metrics.items() if v == v]
         with self.keeping_fault():
@@ -300,8 +301,7 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
     metrics = {"looks_at_test": float(alignment.looks)}
     metrics |= {name: float(getattr(alignment, name)) for name in counts}
     for when, measured in (("before", alignment.before), ("after", alignment.after)):
-        metrics[f"{when}_accuracy"] = measured.accuracy
-        metrics[f"{when}_kappa"] = measured.kappa
+        metrics |= {f"{when}_accuracy": measured.accuracy, f"{when}_kappa": measured.kappa}
     files: dict[str, Any] = {
         "comparison.json": alignment.comparison.to_dict(),
         "evidence.json": {rule: list(ids) for rule, ids in alignment.evidence.items()},
