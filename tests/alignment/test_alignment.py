@@ -444,7 +444,7 @@ def test_a_refused_reflection_does_not_end_it(
     alignment = workbench.align(remote, max_failure_share=0.5, progress=False)
     assert alignment.status == "improved"
     assert alignment.reflection_failures == 1
-    assert any("0 verdicts and 1 reflections failed" in note for note in alignment.notes)
+    assert any("0 verdicts and 1 reflection failed" in note for note in alignment.notes)
     run = mlflow.get_run(alignment.run_id)
     assert run.data.metrics["reflection_failures"] == 1
 

@@ -24,7 +24,7 @@ from workbench.alignment.preflight import labelled_cases, preflight, probed, to_
 from workbench.alignment.result import Alignment, AlignmentData, Gate, Learned, Watch, finish_run
 from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import say
+from workbench.formatting import counted, say
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
@@ -174,16 +174,16 @@ def learn(
     stop: Event | None = None,
 ) -> Learned:
     """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
-    judge, split, share = data.judge, data.split, max_failure_share
+    split = data.split
     if not isinstance(optimizer, SIMBA):
         return propose(data, optimizer, budget, max_failure_share, stop)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
     own = optimizer.settings
-    if share is not None:
-        optimizer.settings = replace(own, max_failure_share=share)
+    if max_failure_share is not None:
+        optimizer.settings = replace(own, max_failure_share=max_failure_share)
     try:
         proposed = optimizer.learn(
-            judge,
+            data.judge,
             [case.item for case in train],
             [case.item for case in dev],
             scale=split.train.scale,
@@ -197,9 +197,9 @@ def learn(
     notes = list(found.notes)
     if found.failures or found.reflection_failures:
         notes.append(
-            f"While learning, {found.failures} verdicts and {found.reflection_failures} "
-            "reflections failed or could not be read. They counted neither for nor against any "
-            "candidate, and the same call asks for them again."
+            f"While learning, {counted(found.failures, 'verdict')} and "
+            f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
+            "counted neither for nor against any candidate; the same call asks for them again."
         )
     named_alike = vars(found).keys() & {field.name for field in fields(Learned)}
     alike = {name: getattr(found, name) for name in named_alike}
