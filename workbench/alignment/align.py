@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench.alignment.external import propose, requests_of_a_verdict
+from workbench.alignment.external import metered_embeddings, propose, requests_of_a_verdict
 from workbench.alignment.heldout import (
     HeldOutTest,
     count_looks,
@@ -146,10 +146,11 @@ def align(
     name = type(optimizer).__name__
     with watch.run as run:
         run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
-        tested = score_held_out(data, learned.judge, whole, progress=progress)
+        with metered_embeddings(learned.judge, whole) as embeddings:
+            tested = score_held_out(data, learned.judge, whole, progress=progress)
         looks, earlier = count_looks(run, data, fingerprint(learned.judge))
         result = _result(
-            data, probe, learned, tested, gate, earlier,
+            data, probe, learned, tested, gate, earlier, embeddings.requests,
             looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
@@ -213,6 +214,7 @@ def _result(
     tested: HeldOutTest,
     gate: Gate,
     earlier_looks: str,
+    embeddings: int,
     **known: Any,
 ) -> Alignment:
     """Decide, and put everything together; ``known`` are further fields of the result."""
@@ -239,7 +241,7 @@ def _result(
         evidence=learned.evidence,
         examples=data.by_id,
         calls=learned.calls + sum(v.calls for v in verdicts),
-        reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.other_calls,
+        reflection_calls=learned.reflection_calls + learned.embedding_calls + embeddings,
         tokens=total(learned.tokens, *tokens),
         cost=total(learned.cost, *(v.cost for v in verdicts)),
         fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},

@@ -20,7 +20,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import check_one_budget, learn
-from workbench.alignment.external import requests_of_a_verdict
+from workbench.alignment.external import metered_embeddings, requests_of_a_verdict
 from workbench.alignment.heldout import (
     count_looks,
     decide,
@@ -307,8 +307,9 @@ class _Benchmark:
         """Add a judge, tested within a run of its own; where it was learned, decide on it."""
         with self.run.below() as run:
             run.begin(name, self.data, judge, optimizer=name, seed=self.data.split.seed)
-            tested = score_held_out(self.data, judge, budget)
-            others = tested.other_calls / max(1, len(tested.verdicts))
+            with metered_embeddings(judge, budget) as embeddings:
+                tested = score_held_out(self.data, judge, budget)
+            others = embeddings.requests / max(1, len(tested.verdicts))
             row = _row("", tested.comparison, judge, 1 + round(others))
             if spent is not None:
                 status, reason = decide(self.gate, tested, self.data.split.train, stopped)

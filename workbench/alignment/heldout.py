@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from mlflow.artifacts import load_dict as load
 from mlflow.exceptions import MlflowException
 
-from workbench.alignment.external import metered_embeddings
 from workbench.alignment.result import (
     ALIGNED_TAG,
     CONTENT_FILE,
@@ -189,15 +188,13 @@ def split_pairs(
 class HeldOutTest:
     """Held-out pairs with the verdicts of both judges, on the items that both rated.
 
-    ``verdicts`` are all of the proposed judge, and ``lost`` is the share of unusable ones;
-    ``other_calls`` are its requests to models other than its own.
+    ``verdicts`` are all of the proposed judge, and ``lost`` is the share of unusable ones.
     """
 
     before: Pairs
     after: Pairs
     comparison: Comparison
     verdicts: Sequence[Verdict] = ()
-    other_calls: int = 0
     lost: float = 0.0
     notes: Sequence[str] = ()
 
@@ -209,11 +206,7 @@ def score_held_out(
     test, seed = data.split.test, data.split.seed
     if fingerprint(proposed) == test.fingerprint:
         return HeldOutTest(test, test, compare(test, test, seed=seed))
-    with (
-        AnswerCache() as cache,
-        Runner(cache=cache, budget=budget, proven=True) as runner,
-        metered_embeddings(proposed, budget) as embeddings,
-    ):
+    with AnswerCache() as cache, Runner(cache=cache, budget=budget, proven=True) as runner:
         items = [data.by_id[i] for i in test.trace_ids]
         bar = "testing on held-out traces" if progress else None
         verdicts = judge_examples(proposed, items, runner, scale=test.scale, progress=bar)
@@ -224,14 +217,9 @@ def score_held_out(
         f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; both "
         "judges are compared on the others."
     )
+    comparison = compare(before, after, seed=seed)
     return HeldOutTest(
-        before,
-        after,
-        compare(before, after, seed=seed),
-        verdicts,
-        other_calls=embeddings.requests,
-        lost=lost / len(test),
-        notes=(note,) if lost else (),
+        before, after, comparison, verdicts, lost / len(test), notes=(note,) if lost else ()
     )
 
 

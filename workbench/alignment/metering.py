@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from workbench.alignment.result import CANCELLED
 from workbench.compat import endpoint
 from workbench.errors import (
     BudgetError,
@@ -247,7 +246,7 @@ class Meter:
     def raise_for_losses(self, who: str) -> None:
         """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
         if self.runner.stop.is_set():
-            raise CancelledError(CANCELLED) from None
+            raise CancelledError("It was cancelled; the same call resumes it.") from None
         if self._exhausted:
             sent = ", ".join(f"{c.requests} {k}" for k, c in self.counts.items() if c.requests)
             raise BudgetError(

@@ -44,11 +44,6 @@ ITEMS_PER_TAG = 500
 LABELS_FILE, CONTENT_FILE = "labels.json", "content.json"
 """In a run: trace id -> digest of its label, and of its item, known by it if imported anew."""
 
-CANCELLED = (
-    "The alignment was cancelled: nothing was tested and the judge stays as it was. Paid answers "
-    "are in the cache, so running the same call again resumes it."
-)
-
 Stage = Literal["preflight", "learning", "testing"]
 Gate = Literal["better", "significant", "none"]
 Status = Literal["improved", "unchanged", "rejected"]
@@ -292,7 +287,10 @@ class Watch:
     ) -> None:
         """Begin a stage, learning with the table of checks and the budget that is spent."""
         if self.stop.is_set():
-            raise CancelledError(CANCELLED)
+            raise CancelledError(
+                "The alignment was cancelled: nothing was tested and the judge stays as it was. "
+                "Paid answers are in the cache, so running the same call again resumes it."
+            )
 
 
 def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
