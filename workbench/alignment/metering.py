@@ -246,7 +246,9 @@ class Meter:
     def raise_for_losses(self, who: str) -> None:
         """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
         if self.runner.stop.is_set():
-            raise CancelledError("It was cancelled; the same call resumes it.") from None
+            raise CancelledError(
+                "It was cancelled: the judge stays as it was, and the same call resumes it."
+            ) from None
         if self._exhausted:
             sent = ", ".join(f"{c.requests} {k}" for k, c in self.counts.items() if c.requests)
             raise BudgetError(
