@@ -42,9 +42,6 @@ SKIPPED: Final = "workbench.skipped."
 UNDONE: Final = "workbench.undone."
 _REVEALED: Final = "workbench.revealed."
 
-# -- actions --------------------------------------------------------------------------------
-
-
 ActionId = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -127,9 +124,6 @@ class Draw:
             chance = metadata.get(_PROBABILITY)
             return cls(metadata[_HOW], None if chance is None else float(chance), number, pool)
         return None
-
-
-# -- what the store holds -------------------------------------------------------------------
 
 
 def annotator_key(annotator: str, questions: Sequence[LabelQuestion]) -> str:
@@ -244,8 +238,6 @@ def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
     return [skip for skip in skips if skip.get("key") == key]
 
 
-# -- items ----------------------------------------------------------------------------------
-
 Status = Literal["open", "done", "skipped", "taken", "gone"]
 
 
@@ -309,11 +301,14 @@ def next_position(items: Mapping[str, Item]) -> int:
     return min(skipped)[1] if skipped else len(items)
 
 
-def item_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:
+def item_json(
+    item: Item, spans: TraceData | None, rubrics: Mapping[str, RubricHistory], *, full: bool
+) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
     answers, draw, is_done = answers_json(item, rubrics), item.draw, item.annotations.done
     return {
         "trace_id": item.info.trace_id,
+        **_content(Trace(item.info, spans or TraceData(spans=[])), full=full),
         "chosen": asdict(draw) if draw else {"how": item.how, "probability": None},
         "done": answers if is_done else None,
         "partial": None if is_done else answers,
@@ -350,12 +345,9 @@ CUT: Final = 200_000
 """Characters of inputs, outputs or expectations that are sent unless all of it is asked for."""
 
 
-def content(trace: Trace, *, full: bool = False) -> dict[str, Any]:
-    """Return inputs, outputs and expectations as JSON.
-
-    What is longer than `CUT` is cut unless ``full``, as text, which is JSON where it is no text;
-    ``cuts`` then maps its name to its length in characters.
-    """
+def _content(trace: Trace, *, full: bool) -> dict[str, Any]:
+    """Inputs, outputs and expectations. What is longer than `CUT` is cut unless ``full``, as text,
+    which is JSON where it is no text; ``cuts`` then maps its name to its length in characters."""
     example = as_example(trace)
     cuts: dict[str, int] = {}
     shown: dict[str, Any] = {}

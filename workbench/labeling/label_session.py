@@ -96,8 +96,8 @@ title, scale, experiment
     ) -> None:
         check_text("annotator", annotator)
         self._judge, self._traces, self._assign = judge_or_name, traces, assign
-        self.reveal, self._refresh_every = reveal, refresh_every or 0.0
-        self._is_reading, self._closed = refresh_every is None, threading.Event()
+        self.reveal, self._refresh_every = reveal, refresh_every
+        self._closed = threading.Event()
         self._left_out: list[str] = []
         # Where it is settled who labels what, or how many label an item, all have one order, so
         # that what several label can be compared soon. Elsewhere they would do the same items.
@@ -131,9 +131,9 @@ title, scale, experiment
         if kind == "reveal":
             self._reveal(message["trace_id"])
             return []
-        if kind == "hello" and not self._is_reading:
-            self._is_reading = True
-            threading.Thread(target=self._keep_reading, name="rereading", daemon=True).start()
+        if kind == "hello" and self._refresh_every is not None:
+            every, self._refresh_every = self._refresh_every, None
+            threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
@@ -245,8 +245,8 @@ title, scale, experiment
                 messages += [self.queue_message(stay=True)] if has_changed else []
         self.tell(*messages)
 
-    def _keep_reading(self) -> None:
-        wait = self._refresh_every
+    def _keep_reading(self, every: float) -> None:
+        wait = every
         while not self._closed.wait(wait):
             began = time.monotonic()
             try:
@@ -254,7 +254,7 @@ title, scale, experiment
             except Exception:
                 _log.debug("the store could not be read again", exc_info=True)
             # A twentieth of the time at most is spent on reading.
-            wait = max(self._refresh_every, 20 * (time.monotonic() - began))
+            wait = max(every, 20 * (time.monotonic() - began))
 
     def close(self) -> None:
         """Stop reading the store again; what waits to be written is written."""
@@ -287,13 +287,13 @@ title, scale, experiment
         for question in self.questions:
             name = question.name
             answer, changed = stored.answers.get(name), stored.changed.get(name)
-            row = {"trace_id": item.info.trace_id, "question": name, "annotator": self.annotator}
+            row = {"trace_id": item.info.trace_id, "question": name, **draw}
+            row["annotator"] = self.annotator
             # What is said after a look at the verdict does not take the place of the first label.
             if last and name in waiting and not (answer and name in stored.revealed):
                 given = waiting[name]
                 yield {
                     **row,
-                    **draw,
                     "value": _cell(question.answer(given.value, abstain=given.abstain)),
                     "rationale": last.reason(name),
                     "seconds": last.seconds,
@@ -307,7 +307,6 @@ title, scale, experiment
                 metadata = stored.metadata[answer.assessment_id]
                 yield {
                     **row,
-                    **draw,
                     "value": _cell(answer.value),
                     "rationale": answer.rationale or "",
                     "seconds": metadata.get(SECONDS_KEY),

@@ -37,7 +37,7 @@ from functools import partial
 from typing import Any, Final
 
 import pandas as pd
-from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
 from workbench.labeling.annotations import (
@@ -45,7 +45,6 @@ from workbench.labeling.annotations import (
     Item,
     annotator_key,
     answers_json,
-    content,
     item_json,
     next_position,
 )
@@ -114,8 +113,7 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Where to go on: the first open item, else the one that was skipped first, else the
-        number of items."""
+        """Where to go on (see `next_position`)."""
         with self.lock:
             return next_position(self.items)
 
@@ -173,10 +171,8 @@ class Session:
         )
 
     def setup(self) -> Message:
-        """Return what does not change while one labels.
-
-        ``panel_key`` names the work: a browser keeps under it what is not saved yet.
-        """
+        """Return what does not change while one labels; a browser keeps what is not saved yet under
+        ``panel_key``."""
         place = json.dumps([self.store.address, self.store.experiment, *self.scope])
         who = annotator_key(folded(self.annotator), self.questions)
         return {
@@ -288,8 +284,7 @@ class Session:
             return [self.queue_message()]
 
     def queue_message(self, **more: Any) -> Message:
-        """Return the message that the items have changed: the view forgets what it holds and asks
-        again."""
+        """Return the message that the items have changed, so that the view asks for them again."""
         with self.lock:
             total, position = len(self.items), self.position
         return {"type": "queue", "total": total, "position": position, **more}
@@ -304,18 +299,13 @@ class Session:
         with self.lock:
             infos = [item.info for item in [*self.items.values()][start : start + count]]
         spans = self.store.spans(infos)
-        none = TraceData(spans=[])
-        wanted = {info.trace_id: spans.get(info.trace_id, none) for info in infos}
+        wanted = {info.trace_id for info in infos}
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
             shown = [
-                {
-                    "position": position,
-                    **item_json(item, self.rubrics),
-                    **content(Trace(item.info, wanted[trace_id]), full=full),
-                }
-                for position, (trace_id, item) in enumerate(self.items.items())
-                if trace_id in wanted
+                {"position": position, **item_json(item, spans.get(i), self.rubrics, full=full)}
+                for position, (i, item) in enumerate(self.items.items())
+                if i in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
 

@@ -11,10 +11,10 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
@@ -46,8 +46,6 @@ from workbench.store.rubrics import RubricHistory, rubric_history
 from workbench.store.traces import address, fetch_traces, find_experiment_id, load_spans
 
 _log = logging.getLogger(__name__)
-
-_ENOUGH: Final = 8  # attempts after which a refusal that may have passed is final
 
 
 @dataclass(eq=False)
@@ -154,7 +152,7 @@ def is_refusal(error: BaseException, attempts: int = 1) -> bool:
     else:
         is_final = isinstance(error, WorkbenchError)
         is_refused = isinstance(error, (TypeError, ValueError))
-    return is_final or (is_refused and attempts >= _ENOUGH)
+    return is_final or (is_refused and attempts >= 8)
 
 
 class TraceDeletedError(WorkbenchError):
@@ -262,12 +260,11 @@ def save(
     A label replaces the annotator's former one under the same name by overriding it. One that is
     given after a look at the verdict stands beside the one given blind.
     """
-
-    def make(info: TraceInfo) -> Iterator[Feedback]:
-        for question, value in answers:
-            yield _label(info, action, question, question.stored(value), annotator, draw)
-
-    return write_once(store, action, make)
+    return write_once(
+        store,
+        action,
+        lambda info: [_label(info, action, q, q.stored(v), annotator, draw) for q, v in answers],
+    )
 
 
 def _label(
