@@ -18,8 +18,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import workbench
-from workbench.alignment.heldout import split_pairs
-from workbench.alignment.result import Lineage
+from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
+from workbench.alignment.result import AlignmentRun, Lineage
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
@@ -32,6 +32,7 @@ from workbench.errors import (
     WorkbenchError,
 )
 from workbench.judging.judge import fingerprint, with_instructions
+from workbench.models.budget import Budget
 from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
@@ -135,6 +136,16 @@ def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any
     with pytest.raises(BudgetError, match=r"27 calls.*kept back for the held-out test"):
         workbench.align(judge, budget=27, progress=False)
     assert mlflow.search_runs().empty
+
+
+def test_a_test_that_the_budget_ends_counts_what_was_answered(store: str, judge: Any) -> None:
+    """It says why the others are missing, and so few do not pass the gate."""
+    labelled(40, judge)
+    data = read_data(AlignmentRun(), judge, None, None, 0.4, 0)
+    tested = score_held_out(data, with_instructions(judge, CURED), Budget(5))
+    assert tested.comparison.n == len(tested.verdicts) == 5
+    assert "since the budget was spent" in tested.notes[0]
+    assert decide("better", tested, data.split.train)[0] == "rejected"
 
 
 def test_a_foreign_optimizer_sees_the_consensus(store: str, judge: Any) -> None:

@@ -30,7 +30,7 @@ from workbench.alignment.result import (
     items_tested,
 )
 from workbench.compat import options
-from workbench.errors import ArgumentError, PairingError, TooFewPairsError
+from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -206,16 +206,22 @@ def score_held_out(
     test, seed = data.split.test, data.split.seed
     if fingerprint(proposed) == test.fingerprint:
         return HeldOutTest(test, test, compare(test, test, seed=seed))
+    verdicts: list[Verdict] = []
     with AnswerCache() as cache, Runner(cache=cache, budget=budget, proven=True) as runner:
         items = [data.by_id[i] for i in test.trace_ids]
         bar = "testing on held-out traces" if progress else None
-        verdicts = judge_examples(proposed, items, runner, scale=test.scale, progress=bar)
+        # Where more is used than was reserved for it, what was answered is a test all the same.
+        with suppress(BudgetError):
+            judge_examples(
+                proposed, items, runner, scale=test.scale, progress=bar, on_verdict=verdicts.append
+            )
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
     before, lost = test.subset(after.trace_ids), len(test) - len(after)
     note = (
-        f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces; both "
-        "judges are compared on the others."
+        f"The proposed judge gave no usable verdict on {lost} of {len(test)} held-out traces"
+        f"{', since the budget was spent' * (len(verdicts) < len(test))}; both judges are compared "
+        "on the others."
     )
     comparison = compare(before, after, seed=seed)
     return HeldOutTest(
