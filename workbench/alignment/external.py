@@ -60,8 +60,10 @@ def propose(
         While a recording is replayed that does not hold the proposal.
     """
     who, judge, split = type(optimizer).__name__, data.judge, data.split
+    # Before the run, in which some optimizers change.
+    key = "" if recording.current() is None else _key(data, optimizer)
     if (player := recording.replayed()) is not None:
-        return _replayed(player, data, optimizer, budget)
+        return _replayed(player, key, judge, who, budget)
     budget.check(str(judge.model))
     with metering(
         judge,
@@ -91,7 +93,7 @@ def propose(
         answer["instructions"] = proposed.instructions
         calls = sum(count.requests for count in meter.counts.values())
         paid = Usage(calls, read=learned.tokens, cost=learned.cost)
-        key, about = _key(data, optimizer), f"optimizer {who} ({judge.model})"
+        about = f"optimizer {who} ({judge.model})"
         recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
         recorder.save()
     return learned
@@ -189,15 +191,14 @@ _RECORDED: Final = (
 
 
 def _replayed(
-    player: recording.Player, data: AlignmentData, optimizer: AlignmentOptimizer, budget: Budget
+    player: recording.Player, key: str, judge: Judge, who: str, budget: Budget
 ) -> Learned:
-    entry = player.get(_key(data, optimizer))
+    entry = player.get(key)
     if entry is None or entry.answer is None:
-        who = type(optimizer).__name__
         raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
     budget.charge(entry.paid)
     found = {name: entry.answer[name] for name in _RECORDED}
-    return Learned(with_instructions(data.judge, entry.answer["instructions"]), **found)
+    return Learned(with_instructions(judge, entry.answer["instructions"]), **found)
 
 
 def _key(data: AlignmentData, optimizer: AlignmentOptimizer) -> str:
