@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
-from workbench.alignment.benchmark import few_shot, named_optimizers
+from workbench.alignment.benchmark import named_optimizers
 from workbench.errors import ArgumentError, ModelError
 from workbench.store.traces import examples
 
@@ -90,17 +90,14 @@ def test_the_majority_label_is_that_of_train(judge: Any) -> None:
 def test_few_shot_shows_train_items_of_each_label_as_the_seed_draws_them(judge: Any) -> None:
     """As many as SIMBA shows at most, two of each label, with rationales; none of test."""
     found = run(judge, Proposing(TEXT))
+    shown = found.judges["few-shot"].instructions
     by_id = {e.trace_id: e for e in examples()}
-    shown = few_shot(judge, found.split.train, by_id, seed=0)
-    assert found.judges["few-shot"].instructions == shown.instructions
-    rows = {str(by_id[i].outputs): i for i in found.pairs.trace_ids}
-    told = [i for text, i in rows.items() if text in shown.instructions]
+    told = [i for i in found.pairs.trace_ids if str(by_id[i].outputs) in shown]
     assert len(told) == workbench.SIMBA(progress=False).settings.max_examples
     assert set(told) <= set(found.split.train.trace_ids)
-    assert shown.instructions.count("gives the width") == len(told) / 2
-    again = few_shot(judge, found.split.train, by_id, seed=0)
-    other = few_shot(judge, found.split.train, by_id, seed=1)
-    assert again.instructions == shown.instructions != other.instructions
+    assert shown.count("gives the width") == len(told) / 2
+    assert run(judge, Proposing(TEXT)).judges["few-shot"].instructions == shown
+    assert run(judge, Proposing(TEXT), seed=1).judges["few-shot"].instructions != shown
 
 
 def test_a_later_judgement_is_measured(judge: Any) -> None:

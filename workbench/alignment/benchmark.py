@@ -44,7 +44,7 @@ from workbench.simba.items import judge_fields
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Settings
 from workbench.store.tables import digest
-from workbench.store.traces import Example, item_digest
+from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -256,7 +256,7 @@ class _Benchmark:
         # As many examples as SIMBA's, so that more of them are not what decides.
         most_shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
         count = max(most_shown, default=0) or Settings.max_examples
-        shown = few_shot(judge, split.train, self.data.by_id, seed=split.seed, count=count)
+        shown = _few_shot(self.data, count)
         self.attempt("few-shot", lambda: self._test("few-shot", shown))
 
     def attempt(self, name: str, add: Callable[[], object]) -> None:
@@ -440,34 +440,25 @@ def _with_names(wanted: Any) -> Mapping[str, Any]:
     return named
 
 
-def few_shot(
-    judge: Judge,
-    train: Pairs,
-    by_id: Mapping[str, Example],
-    *,
-    seed: int,
-    count: int = Settings.max_examples,
-) -> Judge:
+def _few_shot(data: AlignmentData, count: int) -> Judge:
     """Return the judge with ``count`` labelled items of train and their rationales as examples.
 
     Labels take turns, the rarest first, and items with a rationale come first; otherwise the
-    order is random by ``seed``, and by content, so that the same items are shown in every store.
+    order is random by the seed, and by content, so that the same items are shown in every store.
     """
+    judge, train, seed = data.judge, data.split.train, data.split.seed
     rows = train.table.assign(
         bare=~train.table["human_rationale"].astype(bool),
-        place=[digest([seed, item_digest(by_id[i])]) for i in train.trace_ids],
+        place=[digest([seed, item_digest(data.by_id[i])]) for i in train.trace_ids],
         label=train.table["human"].map(str),
     ).sort_values(["bare", "place", "trace_id"])
     labels = rows.groupby("label")["label"]
     rows = rows.assign(turn=labels.cumcount(), size=labels.transform("size"))
-    shown = [
-        WorkedExample(
-            row["trace_id"],
-            tuple((name, getattr(by_id[row["trace_id"]], name)) for name in judge_fields(judge)),
-            row["label"],
-            row["human_rationale"] or "",
-        )
-        for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records")
-    ]
+    shown = []
+    for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records"):
+        item = data.by_id[row["trace_id"]]
+        fields = tuple((name, getattr(item, name)) for name in judge_fields(judge))
+        rationale = row["human_rationale"] or ""
+        shown.append(WorkedExample(item.trace_id, fields, row["label"], rationale))
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)
