@@ -239,7 +239,7 @@ def test_ratings_wait_in_the_browser_until_the_kernel_can_write_them(
         panel.all_saved()
         given |= waiting
         assert labelled() == given
-        expect(panel.root.locator(".wb-counts")).to_contain_text("9 of 16 labelled·1 skipped")
+        expect(panel.root.locator(".wb-counts")).to_contain_text("9 of 16 labelled · 1 skipped")
         panel.focus()
         expect(panel.root).not_to_have_attribute("data-trace", "")
         given |= rate(panel, 6)

@@ -48,11 +48,11 @@ class Frame extends Store {
     this.saving = h("div", { class: "wb-saving" });
     this.bar = h("div", { class: "wb-bar", role: "progressbar", "aria-label": this.words.done, "aria-valuemin": 0 }, h("div", { class: "wb-fill" }), h("div", { class: "wb-fill wb-waiting" }));
     this.counts = h("div", { class: "wb-counts" });
-    this.refreshButton = small(h("span", null, "Refresh"), "⇧R", () => this.refresh(), { class: "wb-small wb-refresh", "aria-label": "Refresh", "aria-keyshortcuts": "Shift+R", title: "Read the store again: new traces, and what was said elsewhere" });
+    const refreshButton = small(h("span", null, "Refresh"), "⇧R", () => this.refresh(), { class: "wb-small wb-refresh", "aria-label": "Refresh", "aria-keyshortcuts": "Shift+R", title: "Read the store again: new traces, and what was said elsewhere" });
     this.banner = h("div", { class: "wb-banner", role: "alert", hidden: true });
     return [
       h("header", { class: "wb-head" }, this.title, h("div", { class: "wb-headright" }, this.saving, keysButton)),
-      h("div", { class: "wb-progress" }, this.bar, h("div", { class: "wb-told" }, this.counts, this.refreshButton)),
+      h("div", { class: "wb-progress" }, this.bar, h("div", { class: "wb-told" }, this.counts, refreshButton)),
       this.banner];
   }
 

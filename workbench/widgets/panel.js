@@ -61,13 +61,6 @@ class Panel extends Frame {
     this.paint();
   }
 
-  onRefreshed() {
-    this.refreshing = false;
-    this.refreshButton.disabled = false;
-    this.say("");
-    this.announce("The store was read again.");
-  }
-
   // -- rating
 
   rate(index, answer) {
@@ -117,7 +110,10 @@ class Panel extends Frame {
   skip() {
     const { item } = this;
     if (this.done || !item) return;
-    if (this.statusOf(item).done) return this.forward(this.position + 1); // a label is not thrown away by a skip
+    if (this.statusOf(item).done) {
+      item.again = false; // a label is not thrown away by a skip: it stays as it is
+      return this.forward(this.position + 1);
+    }
     const action = this.actOnItem("skip");
     this.forward(this.position + 1, { said: "Skipped." });
     this.outbox.post(action);
@@ -147,12 +143,11 @@ class Panel extends Frame {
     if (!this.total) return;
     for (let n = 0; passed + n < this.total; n++) {
       const at = (from + n) % this.total;
-      if (this.offering && from + n >= this.total) break; // once through is enough
       const item = this.items.get(at);
       if (item) {
         const { done, skipped } = this.statusOf(item);
         if ((!done || this.isOfferedAgain(item)) && !skipped && !item.gone) return this.go(at, said);
-      } else if (n === 0 || this.offering || !this.isEverythingDone()) {
+      } else if (n === 0 || !this.isEverythingDone()) {
         // Not here: it is asked for, and passed over if it turns out to be done.
         this.go(at, said);
         this.search = { said, passed: passed + n };
@@ -160,7 +155,6 @@ class Panel extends Frame {
       } else break;
     }
     this.search = null;
-    this.offering = false;
     this.done = true;
     this.paint();
     this.announce(`${said} You are through: ${this.counts.textContent}.`.trim());
@@ -199,16 +193,12 @@ class Panel extends Frame {
   /** The kernel offers labels of an earlier rubric again, so that it shows no verdict before the
    * new answer, and says where to begin. */
   offerAgain() {
-    if (!this.done || this.againButton.hidden) return;
-    this.offering = true;
+    if (this.againButton.hidden) return;
     this.say("Labels made under an earlier rubric are offered again as soon as the kernel is free …");
     this.send({ type: "offer_again" });
   }
 
   refresh() {
-    if (this.refreshing) return;
-    this.refreshing = true;
-    this.refreshButton.disabled = true;
     this.say("The store is being read again …");
     this.send({ type: "refresh" });
   }

@@ -122,8 +122,6 @@ class Store {
     this.search = null; // {said, passed} while the next open item is not here yet
     this.anchor = ""; // the trace that is shown while the items are fetched anew
     this.request = null; // when items were asked for that are not here yet
-    this.offering = false; // whether labels made under an earlier rubric are gone through again
-    this.refreshing = false; // whether the store is being read again
     this.isLate = false; // whether something had to wait long until it was saved
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
@@ -171,7 +169,6 @@ class Store {
 
   receive(message) {
     const { type } = message ?? {};
-    if (this.refreshing && ["items", "queue", "problem"].includes(type)) this.onRefreshed();
     if (type === "items") this.onItems(message);
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
@@ -249,7 +246,10 @@ class Store {
   /** There is more of the queue, or less, or it is in another order. `stay`: nobody asked for that,
    * so whoever is at an item stays there. */
   onQueue({ total, position, stay = false }) {
-    if (this.offering) this.say("");
+    if (!stay) {
+      this.say("");
+      this.announce("The store was read again.");
+    }
     const grew = total > this.total;
     const before = this.done ? null : this.item;
     this.total = total;
@@ -333,7 +333,7 @@ class Store {
 
   /** Whether a label is offered again and was not answered since. */
   isOfferedAgain(item) {
-    return !this.local.has(item.trace_id) && !!(item.again || (this.offering && item.done?.earlier_rubric));
+    return !this.local.has(item.trace_id) && !!item.again;
   }
 
   /** Show an action as done until the kernel says so; `before` is the status that it changes. */
