@@ -332,9 +332,8 @@ class _Benchmark:
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):
-            table.loc[tested, "p adjusted"] = multipletests(table.loc[tested, "p"], method="holm")[
-                1
-            ]
+            _, adjusted, *_ = multipletests(table.loc[tested, "p"], method="holm")
+            table.loc[tested, "p adjusted"] = adjusted
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns="mean distance")
 
