@@ -187,17 +187,19 @@ class Player:
             "be reached."
         )
 
-    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
-        """Refuse a request."""
-        raise ReplayError(
+    def refusal(self) -> ReplayError:
+        """Return the error for a request that was about to be sent."""
+        return ReplayError(
             f"A model was about to be called while {self.path} is replayed, where no model is "
             "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
             "run the rest outside workbench.replaying(...)."
         )
 
+    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
+        raise self.refusal()
+
     def ask(self, payload: Any, send: Any) -> NoReturn:
-        """Refuse a request."""
-        self.post("", {}, payload)
+        raise self.refusal()
 
 
 # -- what is recorded or replayed now -------------------------------------------------------

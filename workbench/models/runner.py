@@ -210,6 +210,8 @@ class Runner:
         instead of a request; ``stopped`` is set here where the model has never answered usably and
         will not.
         """
+        if (player := recording.replayed()) is not None:
+            raise player.refusal()
         outcome = self.known(request)
         if outcome is not None:
             return outcome
@@ -435,28 +437,26 @@ class _Run:
 
     def _take(self, index: int, outcome: Outcome, in_a_row: list[Fault]) -> None:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
-        runner, request, fault = self.runner, self.requests[index], outcome.fault
+        runner, fault = self.runner, outcome.fault
         if fault is None or fault.kind == "answer":
             in_a_row.clear()
             self._settle(index, outcome)
             if runner.unkept is not None:
                 raise runner.unkept
-            if fault is not None and self.stopped.is_set():
-                raise _no_answer(request, fault, runner)
-            return
-        if fault.kind == "budget":
+        elif fault.kind == "budget":
             self._record(index, outcome)
             raise BudgetError(fault.message)
-        self.failed.append((index, outcome))
-        in_a_row.append(fault)
-        permanent = sum(one.permanent for one in in_a_row)
+        else:
+            self.failed.append((index, outcome))
+            in_a_row.append(fault)
         silence = time.monotonic() - runner.last_progress
-        if (
-            permanent >= (PERMANENT_FAILURES_TO_STOP if runner.answered else 1)
+        if fault is not None and (
+            self.stopped.is_set()  # by the very first calls
+            or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
             or len(in_a_row) >= FAILURES_TO_STOP
             or (fault.kind == "rate_limit" and silence > runner.patience)
         ):
-            raise _no_answer(request, fault, runner)
+            raise _no_answer(self.requests[index], fault, runner)
 
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
