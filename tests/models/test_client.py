@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Literal
 
 import pytest
@@ -30,7 +31,7 @@ ITEM = Example("tr-1", {"q": "?"}, "x")
 
 
 def send(judge: Judge, budget: Budget | None = None) -> Outcome:
-    with Client() as client:
+    with closing(Client()) as client:
         return client.send(Asker.of(judge).request(ITEM), budget or Budget())
 
 
@@ -127,7 +128,7 @@ def test_a_call_of_the_user_s_own_beside_it_is_left_alone(loopback: Start) -> No
         return judge(outputs="x")
 
     asked = Request(None, "openai:/simulated", call, lambda given: {"value": given.value})
-    with Client() as client:
+    with closing(Client()) as client:
         outcome = client.send(asked, budget)
     assert outcome.fault is None
     assert (outcome.usage.requests, budget.spent) == (1, 1)
@@ -168,7 +169,7 @@ def test_the_schema_is_the_same_with_and_without(loopback: Start) -> None:
 def test_connections_are_used_again(loopback: Start) -> None:
     """Many calls, few connections."""
     server = loopback()
-    with Client(4) as client:
+    with closing(Client(4)) as client:
         for _ in range(5):
             client.send(Asker.of(judge_at(server.url)).request(ITEM), Budget())
     assert server.stats()["connections"] == 1
@@ -198,7 +199,10 @@ def test_a_timeout_is_heeded_and_not_sent(loopback: Start) -> None:
 def test_an_answer_that_is_no_json(loopback: Start) -> None:
     """A web page where an API was meant is told as such."""
     server = loopback(page="<html>Welcome</html>")
-    with Client() as client, pytest.raises(HTTPStatusError, match="<html>Welcome") as caught:
+    with (
+        closing(Client()) as client,
+        pytest.raises(HTTPStatusError, match="<html>Welcome") as caught,
+    ):
         client.post(f"{server.url}/chat/completions", {}, {"messages": []}, 5)
     assert caught.value.status_code == 502
 

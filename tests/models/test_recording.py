@@ -332,7 +332,7 @@ def test_a_value_that_is_none_of_the_judges_is_told(tmp_path: Path, loopback: St
     with recording(path):
         given = run(judge, asked(1))[0].value
     path.write_text(path.read_text().replace(f'"value": "{given}"', '"value": "purple"'))
-    with replaying(path), pytest.raises(ReplayError, match=r"on trace tr-0 .*'purple'"):
+    with replaying(path), pytest.raises(ReplayError, match=r"on trace tr-0 has no answer"):
         run(judge, asked(1))
 
 

@@ -50,14 +50,10 @@ class Assessed:
         ``error`` (None where the judge answered), ``cached`` (True where nothing was paid).
     calls
         Model calls made in this run, failed ones included.
-    cost
-        US dollars paid in this run; None where no price is known.
-    input_tokens, output_tokens
-        As counted by the provider in this run; None where it does not count.
+    cost, input_tokens, output_tokens
+        US dollars and tokens paid in this run; None where price or count are not known.
     fingerprint
         Of the judge version that gave the verdicts.
-    seconds
-        Wall-clock time.
     """
 
     name: str

@@ -293,18 +293,16 @@ def _content(tracking_uri: str, trace_id: str) -> str:
     spans = sorted(trace.data.spans if trace is not None else [], key=lambda s: s.start_time_ns)
     number = {span.span_id: index for index, span in enumerate(spans)}
     start = spans[0].start_time_ns if spans else 0
+    of_store = ("mlflow.traceRequestId", "mlflow.experimentId")
     described = [
         {
             "name": span.name,
             "parent": number.get(span.parent_id),
             "times": [(ns or start) - start for ns in (span.start_time_ns, span.end_time_ns)],
             "status": str(span.status.status_code),
-            "attributes": {k: v for k, v in span.attributes.items() if k not in _OF_A_STORE},
+            "attributes": {k: v for k, v in span.attributes.items() if k not in of_store},
             "events": [(event.name, event.attributes) for event in span.events],
         }
         for span in spans
     ]
     return question_key(described)
-
-
-_OF_A_STORE: Final = ("mlflow.traceRequestId", "mlflow.experimentId")

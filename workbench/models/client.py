@@ -321,13 +321,8 @@ class Client:
         return self._prepared[key]
 
     def close(self) -> None:
+        """Close the connections."""
         self._session.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _said(response: requests.Response) -> str:

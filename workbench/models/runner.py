@@ -25,7 +25,6 @@ from workbench.errors import (
     CancelledError,
     CredentialError,
     ModelError,
-    ReplayError,
     StoreError,
     UnreachableModelError,
 )
@@ -188,9 +187,8 @@ class Runner:
             When the budget is spent, `stop` is set, answers cannot be kept, or a recording that is
             replayed lacks one.
         """
-        recorder = recording.recorder()
         with bar(total=len(requests), desc=progress, disable=progress is None) as shown:
-            run = _Run(self, requests, shown, on_outcome, recorder)
+            run = _Run(self, requests, shown, on_outcome)
             try:
                 if (player := recording.replayed()) is not None:
                     run.replay(player)
@@ -198,8 +196,8 @@ class Runner:
                     run.look_up()
                     run.ask()
             finally:
-                if recorder is not None:
-                    recorder.save()
+                if run.recorder is not None:
+                    run.recorder.save()
         return [run.found[index] for index in range(len(requests))]
 
     def ask(self, request: Request, stopped: threading.Event | None = None) -> Outcome:
@@ -232,12 +230,10 @@ class Runner:
             stored = self.cache.get(request.cache_key)
         if stored is None:
             return None
-        paid = stored.pop("paid", {})
-        try:
-            request.check(stored)
-            usage = Usage(paid["calls"], paid["read"], paid["written"])
-        except (AnswerError, KeyError, TypeError):
+        paid = stored.pop("paid", None)
+        if not isinstance(paid, dict) or not _is_usable(request, stored):
             return None
+        usage = Usage(paid.get("calls", 1), paid.get("read"), paid.get("written"))
         return Outcome(stored, usage=usage, cached=True)
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
@@ -309,6 +305,14 @@ _backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
 """Seconds between two attempts, where the provider does not say how long to wait."""
 
 
+def _is_usable(request: Request, answer: dict[str, Any]) -> bool:
+    try:
+        request.check(answer)
+    except (AnswerError, KeyError, TypeError):
+        return False
+    return True
+
+
 def _outcome(state: tenacity.RetryCallState) -> Outcome:
     assert state.outcome is not None
     outcome: Outcome = state.outcome.result()
@@ -330,10 +334,10 @@ class _Run:
         requests: Sequence[Request],
         shown: Any,
         on_outcome: Callable[[int, Outcome], None],
-        recorder: recording.Recorder | None,
     ) -> None:
-        self.runner, self.requests, self.shown = runner, requests, shown
-        self.on_outcome, self.recorder = on_outcome, recorder
+        self.runner, self.requests = runner, requests
+        self.shown, self.on_outcome = shown, on_outcome
+        self.recorder = recording.recorder()
         self.found: dict[int, Outcome] = {}
         # Equal questions are asked once where answers are kept, else as often as they stand here.
         groups: dict[str | int, list[int]] = {}
@@ -361,19 +365,15 @@ class _Run:
         ended = ""
         for index in self.open:
             request = self.requests[index]
-            if (entry := player.get(request.key or "")) is None:
+            entry = player.get(request.key or "")
+            if entry is None or (
+                entry.answer is not None and not _is_usable(request, entry.answer)
+            ):
                 continue
             self.runner.budget.charge(entry.paid)
             if entry.failed is not None and entry.failed.kind == "budget":
                 ended = entry.failed.message
                 continue
-            if entry.answer is not None:
-                try:
-                    request.check(entry.answer)
-                except AnswerError as error:
-                    raise ReplayError(
-                        f"{request} has an answer in {player.path} that is none: {error}."
-                    ) from None
             known = entry.answer is not None and entry.paid.requests == 0
             self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
         if ended:
