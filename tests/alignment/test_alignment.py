@@ -38,7 +38,7 @@ from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.forecast import most_calls
+from workbench.simba.search import most_calls
 from workbench.store.traces import Example, item_digest
 
 
@@ -69,7 +69,7 @@ def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, jud
 
 
 def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
-    """Traces of one group lie in one part only, and what is learned from knows its group."""
+    """Traces of one group lie in one part only."""
     labelled(40, judge)
     optimizer = Noting()
     alignment = workbench.align(judge, None, optimizer, groups="part", progress=False)
@@ -78,8 +78,6 @@ def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
     groups = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
     assert not groups[0] & groups[1]
     assert not (groups[0] | groups[1]) & groups[2]
-    for item in optimizer.items:
-        assert item.group == part_of[item.trace_id]
 
 
 def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
@@ -428,7 +426,7 @@ def test_a_key_that_a_model_repeats_is_kept_nowhere(
     served["repeats_key"] = True
     labelled(40, remote)
     alignment = workbench.align(remote, gate="none", progress=False)
-    assert "Sent for Bearer ***" in alignment.judge.instructions
+    assert "Sent for Bearer ***" in alignment.history["dropped"].str.cat()
     stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
     assert b"sk-loopback-123456" not in stored
 
@@ -523,9 +521,7 @@ def test_the_announced_calls_are_an_upper_bound(store: str, kind: str) -> None:
     optimizer = workbench.SIMBA(max_steps=2, progress=False)
     alignment = workbench.align(judge, optimizer=optimizer, progress=False)
     split = alignment.split
-    most, reflections = most_calls(
-        len(split.train), len(split.dev), optimizer.settings, split.train.scale
-    )
+    most, reflections = most_calls(len(split.train), len(split.dev), optimizer.settings)
     assert optimizer.last is not None
     assert optimizer.last.judge_calls <= most
     assert optimizer.last.reflection_calls <= reflections
@@ -592,12 +588,12 @@ def test_a_comparison_of_optimizers_looks_and_tells_of_earlier_looks(
 
 
 def test_few_pairs_are_no_proof(store: str, judge: Any) -> None:
-    """With fewer than 30 pairs selection is by cross-validation, and the result says what it is."""
+    """With fewer than 30 pairs none are kept apart for selection, and the result says so."""
     labelled(24, judge)
     alignment = workbench.align(judge, groups="part", progress=False)
     assert not alignment.comparison.enough
     assert alignment.comparison.power_note in alignment.reason
-    assert any("cross-validation" in note and "95% interval" in note for note in alignment.notes)
+    assert any("selected on the same" in note for note in alignment.notes)
     if alignment.status == "improved":
         assert "no proof" in alignment.reason
 

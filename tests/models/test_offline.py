@@ -35,8 +35,9 @@ from workbench.models.offline.rubric import (
     values_in_text,
 )
 from workbench.simba import candidate
-from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.candidate import Candidate, Item, WorkedExample
 from workbench.store.files import read_table
+from workbench.store.traces import Example
 
 QUALITY = Literal["excellent", "good", "fair", "poor"]
 LADDER = Ladder(("poor", "fair", "good", "excellent"), ordered=True)
@@ -237,7 +238,7 @@ LINE_ENDS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n"]
 
 def taught(outputs: Any, rating: str = "good", why: str = "", **rules_: Any) -> str:
     """Instructions with one worked example, as the optimizer writes them."""
-    example = WorkedExample("tr-1", (("outputs", outputs),), rating, why)
+    example = WorkedExample.of(Item(Example("tr-1", {}, outputs), rating, why), ["outputs"])
     return Candidate("Rate {{ outputs }}.", examples=(example,), **rules_).text
 
 
@@ -263,7 +264,7 @@ def test_a_worked_example_states_no_rule(end: str) -> None:
 def test_rules_are_read_wherever_they_were_learned() -> None:
     """A judge that is aligned again has two lists of rules and two of examples."""
     once = taught(f"a\n{LOWER}", rules=(RULES[1],))
-    example = WorkedExample("tr-2", (("outputs", "b"),), "poor", LOWER)
+    example = WorkedExample.of(Item(Example("tr-2", {}, "b"), "poor", LOWER), ["outputs"])
     twice = Candidate(once, rules=(RULES[2],), examples=(example,)).text
     assert [str(rule) for rule in read_rules(twice)] == [RULES[1], RULES[2]]
     assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]

@@ -13,13 +13,19 @@ from workbench.simba.candidate import (
     EXAMPLES_HEADING,
     RULES_HEADING,
     Candidate,
+    Item,
     WorkedExample,
     one_line_json,
     shortened_json,
     without_variables,
 )
+from workbench.store.traces import Example
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."
+
+
+def example(trace_id: str, outputs: object, rating: str = "good", why: str = "") -> WorkedExample:
+    return WorkedExample.of(Item(Example(trace_id, {"q": "a"}, outputs), rating, why), ["outputs"])
 
 
 def test_the_original_is_the_base_text_to_the_letter() -> None:
@@ -30,8 +36,8 @@ def test_the_original_is_the_base_text_to_the_letter() -> None:
 
 def test_rules_and_examples_follow_the_base() -> None:
     """Rules and examples stand behind the original text, which is never touched."""
-    example = WorkedExample("tr-1", (("inputs", {"q": "a"}), ("outputs", "b")), "good", "clear")
-    text = Candidate(BASE).with_rules(["Be  strict."], "x").with_examples([example], 4).text
+    shown = example("tr-1", "b", why="clear")
+    text = Candidate(BASE).with_rules(["Be  strict."], "x").with_examples([shown], 4).text
     assert text.startswith(BASE)
     assert "- Be strict." in text
     assert 'outputs: "b"' in text
@@ -47,7 +53,7 @@ def test_a_repeated_rule_is_left_out() -> None:
 
 def test_examples_are_bounded_and_not_repeated() -> None:
     """The newest examples stay, each trace once."""
-    examples = [WorkedExample(f"tr-{i}", (("outputs", i),), "good", "") for i in range(5)]
+    examples = [example(f"tr-{i}", i) for i in range(5)]
     candidate = Candidate(BASE).with_examples(examples[:3], 4).with_examples(examples[2:], 4)
     assert [e.trace_id for e in candidate.examples] == ["tr-1", "tr-2", "tr-3", "tr-4"]
 
@@ -56,8 +62,8 @@ def test_examples_are_bounded_and_not_repeated() -> None:
 def test_learned_text_adds_no_template_variable(rule: str) -> None:
     """Whatever a model or a person wrote, MLflow takes the judge and sees only its variables."""
     hostile = rule + " {{ evil }} {{{{inputs}}}} {{trace}}"
-    example = WorkedExample("tr-1", (("outputs", hostile),), "good", hostile)
-    candidate = Candidate(BASE).with_rules([hostile], "x").with_examples([example], 4)
+    shown = example("tr-1", hostile, why=hostile)
+    candidate = Candidate(BASE).with_rules([hostile], "x").with_examples([shown], 4)
     judge = make_judge(name="q", instructions=candidate.text, model="openai:/m")
     assert judge.template_variables == {"inputs", "outputs"}
 
@@ -94,8 +100,7 @@ def test_no_sign_breaks_a_line_or_cannot_be_sent(sign: str) -> None:
 def test_a_candidate_has_the_lines_that_it_was_given(rule: str, shown: str, rating: str) -> None:
     """Neither a rule nor the text, rating or reason of an example adds a line."""
     plain = Candidate(BASE).with_rules([f"Be strict. {rule}"], "x")
-    example = WorkedExample("tr-1", (("outputs", shown),), f"good {rating}", f"why {shown}")
-    text = plain.with_examples([example], 4).text
+    text = plain.with_examples([example("tr-1", shown, f"good {rating}", f"why {shown}")], 4).text
     assert len(text.splitlines()) == len(text.split("\n")) == 10
 
 
@@ -116,9 +121,7 @@ def test_learned_instructions_are_taken_up_to_the_letter(
     base: str, rules: list[str], shown: list[str]
 ) -> None:
     """Whatever stands in them, headings too, reading instructions back changes no sign."""
-    examples = [
-        WorkedExample(f"tr-{n}", (("outputs", one),), "good", one) for n, one in enumerate(shown)
-    ]
+    examples = [example(f"tr-{n}", one, why=one) for n, one in enumerate(shown)]
     made = Candidate(base).with_rules(rules, "x").with_examples(examples, 4)
     read = Candidate.from_instructions(made.text)
     assert read.text == made.text
@@ -129,15 +132,15 @@ def test_learned_instructions_are_taken_up_to_the_letter(
 @given(st.lists(st.text("abc ", min_size=1), max_size=4), st.integers(0, 3))
 def test_plain_learned_rules_are_read_back_as_rules(rules: list[str], count: int) -> None:
     """An aligned judge is taken up with its rules and examples apart from its own text."""
-    examples = [WorkedExample(f"tr-{n}", (("outputs", n),), "good", "") for n in range(count)]
+    examples = [example(f"tr-{n}", n) for n in range(count)]
     made = Candidate(BASE).with_rules(rules, "x").with_examples(examples, 4)
     read = Candidate.from_instructions(made.text)
     assert (read.base, read.rules) == (BASE, made.rules)
-    assert [str(e) for e in read.examples] == [str(e) for e in made.examples]
+    assert [e.text for e in read.examples] == [e.text for e in made.examples]
 
 
 def test_rewriting_replaces_and_dropping_leaves_the_rest() -> None:
-    """A child names its parent and its dropped rules; the parent stays as it was."""
+    """A child names its dropped rules; the parent stays as it was."""
     parent = Candidate(BASE).with_rules(["Be strict.", "Be kind.", "Be brief."], "x")
     anew = parent.rewritten(["Be fair.", "be FAIR", "Be kind."], "y")
     assert anew.rules == ("Be fair.", "Be kind.")
@@ -145,7 +148,6 @@ def test_rewriting_replaces_and_dropping_leaves_the_rest() -> None:
     fewer = parent.without_rules({0: "harmful", 2: "idle"})
     assert fewer.rules == ("Be kind.",)
     assert list(map(str, fewer.dropped)) == ["'Be strict.': harmful", "'Be brief.': idle"]
-    assert anew.parent == fewer.parent == parent.key
     assert len(parent.rules) == 3
 
 

@@ -20,13 +20,23 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
+from workbench.models.runner import Runner
 from workbench.scale import Scale
-from workbench.simba.items import Case, Item
+from workbench.simba import reflection
+from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import Request
-from workbench.simba.reflector import Reflector
 from workbench.store.traces import Example
 
 SCALE = Scale.of(["poor", "fair", "good"])
+
+
+class Reflector(reflection.Reflector):
+    """A reflector with a runner of its own."""
+
+    def __init__(self, judge: Any, scale: Scale, **options: Any) -> None:
+        names = ("cache", "budget", "stop", "concurrency")
+        runner = Runner(**{name: options.pop(name) for name in names if name in options})
+        super().__init__(judge, scale, runner, **options)
 
 
 def case(i: int, outputs: str, verdict: str, label: str) -> Case:
@@ -203,7 +213,7 @@ def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]])
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.05)
     asked.propose(focused("good", "bad 1"), 0)
     asked.propose(focused("bad 2"), 0)
-    with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer.*33% allowed"):
+    with pytest.raises(ModelError, match=r"3 of 5 requests.*no usable answer; 33% are allowed"):
         asked.propose(focused("good", "bad 3"), 0)
     patient = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=0.75)
     patient.propose(focused("good", "bad 1"), 0)
@@ -227,7 +237,7 @@ def test_when_no_first_request_is_answered_it_ends(
     """However much is allowed: a model that never answers is none."""
     _, url = moody(refused=frozenset({"focus"}))
     asked = Reflector(judge("openai:/m", base_url=url), SCALE, max_failure_share=1.0)
-    with pytest.raises(ModelError, match=r"(?s)openai:/m gave no usable answer.*I'm sorry"):
+    with pytest.raises(ModelError, match=r"(?s)openai:/m had no usable answer.*I'm sorry"):
         asked.propose(focused("a", "b"), 0)
 
 
@@ -309,7 +319,7 @@ def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> 
         judge("openai:/m", base_url=server.url),
         SCALE,
         concurrency=2,
-        stop=stop,  # type: ignore[arg-type]
+        stop=stop,
     )
     threading.Timer(0.5, stop.set).start()
     with pytest.raises(CancelledError):
@@ -325,8 +335,7 @@ def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., L
     server = loopback(says='["Be strict on promises."]')
 
     def sent(**options: Any) -> dict[str, Any]:
-        with Reflector(judge("openai:/m", base_url=server.url), SCALE, **options) as asked:
-            asked.propose([request()], 0)
+        Reflector(judge("openai:/m", base_url=server.url), SCALE, **options).propose([request()], 0)
         body: dict[str, Any] = server.stats()["body"]
         return body
 

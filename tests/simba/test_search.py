@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from stubs import (
     BASE,
     RULE,
     SCALE,
+    Chance,
     Questions,
     Reflecting,
     always_good,
@@ -23,34 +25,30 @@ from stubs import (
     stated,
 )
 
-from workbench.errors import ArgumentError, BudgetError, ModelError
+from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Item
+from workbench.simba.candidate import Candidate, Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import Optimised, Problem, Search, Settings, optimise
+from workbench.simba.search import FEW, Optimised, Search, Settings, most_calls
 from workbench.simba.selection import Ask
 from workbench.store.traces import Example
 
 HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."
 
 
-def problem(
+def run(
     train: Sequence[Item] | None = None,
     dev: Sequence[Item] | None = None,
     original: Candidate = BASE,
-    **changes: Any,
-) -> Problem:
+    *,
+    ask: Ask = always_good,
+    reflect: Any = None,
+    **options: Any,
+) -> Optimised:
     train = items(20) if train is None else train
     dev = items(10, start=100) if dev is None else dev
-    return Problem(original, train, dev, SCALE, ("outputs",), **changes)
-
-
-def run(
-    *args: Any, ask: Ask = always_good, reflect: Any = None, calls_left: Any = None, **changes: Any
-) -> Optimised:
-    given_problem = problem(*args, **changes)
-    return optimise(given_problem, ask, reflect or Reflecting(), calls_left=calls_left)
+    reflect = reflect or Reflecting()
+    return Search(original, train, dev, SCALE, ("outputs",), ask, reflect, **options).run()
 
 
 def test_it_learns_from_what_the_judge_always_gets_wrong() -> None:
@@ -281,18 +279,6 @@ def test_settings_out_of_range_are_named(name: str) -> None:
         Settings(**{name: 0})
 
 
-@given(st.integers(0, 10**6), st.integers(3, 50), st.integers(1, 30))
-def test_rungs_have_each_item_once(seed: int, n: int, k: int) -> None:
-    """Whoever comes through all rungs has been scored on all items, and on none twice."""
-    search = Search(problem(items(n), items(k, 100), seed=seed), always_good, Reflecting())
-    search.board.judge((BASE, item) for item in search.board.items)
-    rungs = search.rungs(BASE)
-    assert all(rungs)
-    assert sorted(i.trace_id for rung in rungs for i in rung) == sorted(
-        i.trace_id for i in search.board.items
-    )
-
-
 # -- pruning --------------------------------------------------------------------------------------
 
 
@@ -356,26 +342,6 @@ def test_a_wavering_judge_does_not_lose_its_rules_by_chance() -> None:
         assert {RULE, late} <= set(found.best.rules)
 
 
-@pytest.mark.parametrize(
-    ("better", "worse", "is_better"), [(1, 0, True), (5, 4, False), (6, 1, True), (0, 0, False)]
-)
-def test_a_difference_that_chance_makes_is_no_improvement(
-    better: int, worse: int, is_better: bool
-) -> None:
-    """One item put right is enough where nothing else changed, not where many went either way."""
-    one, other = (BASE.with_rules([rule], "x") for rule in ("Be steady.", "Be wavering."))
-
-    def value(candidate: Candidate, item: Item) -> str:
-        n = int(item.trace_id[3:]) - 100
-        right = candidate == one if n < better else candidate == other or n >= better + worse
-        return item.label if right else {"poor": "good", "good": "poor"}[item.label]
-
-    few = problem(items(4), items(20, 100), settings=Settings(max_dev=20))
-    search = Search(few, answers(value), Reflecting())
-    search.board.judge((c, item) for c in (one, other) for item in search.board.items)
-    assert search.is_better(one, other) == is_better
-
-
 # -- judges that were aligned before --------------------------------------------------------------
 
 CHANGED = "Rate it good when a promise is made."
@@ -399,9 +365,116 @@ def test_a_rule_that_newer_labels_contradict_is_dropped(old: int) -> None:
     found = run(train, changed_their_mind(12, 200), ALIGNED, ask=obedient, reflect=wordy())
     assert found.best.rules == (IDLE,)
     assert found.best.dropped[0].reason.startswith("harmful")
-    assert found.best_score == pytest.approx(1.0, abs=0.01)  # less the price of its words
+    assert found.best_score > found.original_score
 
 
 def test_a_rule_that_newer_labels_confirm_stays() -> None:
     found = run(dev=items(12, 200), original=ALIGNED, ask=obedient, reflect=wordy(CHANGED))
     assert found.best == ALIGNED
+
+
+# -- few labels -----------------------------------------------------------------------------------
+
+
+def test_with_few_labels_all_are_learned_from() -> None:
+    """Where a dev set would be too small to tell candidates apart, it is not kept apart."""
+    reflect = Reflecting()
+    found = run(items(12), items(4, start=100), reflect=reflect)
+    shown = {c.item.trace_id for r in reflect.seen for c in (*r.disagreements, *r.agreements)}
+    assert {item.trace_id for item in items(4, start=100)} <= shown
+    assert RULE in found.best.rules
+
+
+def test_examples_known_by_heart_earn_nothing() -> None:
+    """A judge that only repeats what an example tells it is not taken for a better one."""
+    parrot = answers(
+        lambda c, i: i.label if i.trace_id in {e.trace_id for e in c.examples} else "good"
+    )
+    assert run(items(16), [], ask=parrot, reflect=wordy()).best == BASE
+
+
+def test_examples_can_be_left_out() -> None:
+    """With max_examples=0 no candidate shows any."""
+    found = run(reflect=wordy(), settings=Settings(max_examples=0))
+    assert found.history["examples"].max() == 0
+
+
+@pytest.mark.parametrize("error", [BudgetError, CancelledError])
+def test_what_ends_early_leaves_the_original(error: type[Exception]) -> None:
+    """A spent budget or a cancellation before the scores are in changes nothing."""
+
+    def ending(requests: Sequence[Request], step: int) -> list[Reflection]:
+        raise error("over")
+
+    found = run(reflect=ending)
+    assert found.best == BASE
+    assert found.judge_calls == 30
+
+
+# -- what it is made from, and what it takes ------------------------------------------------------
+
+
+def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
+    """Of the cases that were shown with it, those whose reason is about the rule."""
+    late = "Rate it fair when it arrives late."
+
+    def says(candidate: Candidate, item: Item) -> str:
+        return item.label if candidate.rules else "fair"
+
+    learned = [
+        replace(i, rationale="A promise!" if i.label == "poor" else "late") for i in items(40)
+    ]
+    found = run(learned, ask=answers(says), reflect=wordy(RULE, late, "Be fair to pigs."))
+    by_id = {item.trace_id: item for item in learned}
+    assert {by_id[i].label for i in found.evidence[RULE]} == {"poor"}
+
+
+def test_what_is_asked_does_not_depend_on_the_ids_of_traces() -> None:
+    """The same labels in another store have other ids, and must have the same reflections."""
+    asked: list[list[dict[str, str]]] = []
+
+    def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
+        asked.append([request.as_inputs(SCALE) for request in requests])
+        return Reflecting()(requests, step)
+
+    learned = items(40)
+    for ids in ([i.trace_id for i in learned], [i.trace_id for i in learned][::-1]):
+        renamed = [
+            replace(item, example=replace(item.example, trace_id=trace_id))
+            for item, trace_id in zip(learned, ids, strict=True)
+        ]
+        run(renamed, reflect=reflect)
+    assert asked[: len(asked) // 2] == asked[len(asked) // 2 :]
+
+
+SETTINGS = st.builds(
+    Settings,
+    max_steps=st.integers(1, 4),
+    batch_size=st.integers(1, 20),
+    max_dev=st.integers(1, 30),
+    patience=st.integers(1, 4),
+    max_examples=st.integers(0, 3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(3, 40), st.integers(1, 20), st.integers(0, 6), SETTINGS)
+def test_no_search_makes_more_calls_than_announced(
+    seed: int, n: int, k: int, rules: int, chosen: Settings
+) -> None:
+    """Whatever the models answer, with rules to leave out and rationales on right items."""
+    chance = Chance(seed)
+    original = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
+    train, dev = (
+        [replace(i, rationale="because", weight=1.0 if int(i.trace_id[3:]) % 3 else 0.25)
+         for i in some]
+        for some in (items(n), items(k, 100))
+    )  # fmt: skip
+    with contextlib.suppress(ModelError):  # by chance there may be no opinion at all
+        run(
+            train, dev, original, ask=chance.ask, reflect=chance.reflect, seed=seed, settings=chosen
+        )
+    judge_calls, reflections = most_calls(n, k, chosen, rules)
+    assert chance.judged <= judge_calls
+    assert chance.reflected <= reflections
+    assert n + k >= FEW or judge_calls >= n + k

@@ -1,42 +1,21 @@
-"""Scores of candidates, and which of their rules are dropped."""
+"""Scores of candidates."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, case, items, obedient
+from stubs import BASE, RULE, SCALE, Chance, Questions, always_good, answers, items
 
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Item
-from workbench.simba.proposals import MAX_BLAMED, Proposer
-from workbench.simba.selection import (
-    Ablation,
-    Ask,
-    Scoreboard,
-    ablate,
-    agrees,
-    credit,
-    dropped_rules,
-    prune,
-)
+from workbench.simba.candidate import Item, WorkedExample
+from workbench.simba.selection import Scoreboard, agrees, credit
 
 CURED = BASE.with_rules([RULE], "x")
-
-
-HELPS = "Rate it poor when promise is made."
-HARMS = "Rate it fair when item is written."
-IDLE = "Rate it fair when pigs fly."
-
-
-def proposer(seed: int = 0) -> Proposer:
-    return Proposer(lambda *_: [], SCALE, ("outputs",), seed=seed)
 
 
 def board(n: int = 10, ask: object = always_good, **options: object) -> Scoreboard:
@@ -74,7 +53,7 @@ def test_a_shown_item_counts_as_the_original_judged_it() -> None:
     """Having been told the answer is no merit: the candidate is not even asked."""
     one = board()
     one.judge((BASE, i) for i in one.items)
-    shown = proposer().with_examples(BASE, [case(one.items[0])], 4)
+    shown = BASE.with_examples([WorkedExample.of(one.items[0], ["outputs"])], 4)
     asked: list[str] = []
 
     def right(questions: Questions) -> list[Verdict]:
@@ -181,79 +160,20 @@ def test_near_misses_on_continuous_scales_agree() -> None:
     assert credit(Scale.of(["red", "green", "blue"]), "red", "green") == 0.0
 
 
-# -- which rules are dropped ---------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("better", "worse", "is_better"), [(1, 0, True), (5, 4, False), (6, 1, True), (0, 0, False)]
+)
+def test_a_difference_that_chance_makes_is_no_improvement(
+    better: int, worse: int, is_better: bool
+) -> None:
+    """One item put right is enough where nothing else changed, not where many went either way."""
+    one, other = (BASE.with_rules([rule], "x") for rule in ("Be steady.", "Be wavering."))
 
+    def value(candidate: object, item: Item) -> str:
+        n = int(item.trace_id[3:])
+        right = candidate == one if n < better else candidate == other or n >= better + worse
+        return str(item.label) if right else {"poor": "good", "good": "poor"}[item.label]
 
-def ablated(
-    candidate: Candidate, ask: Ask, some: list[Item], most: tuple[int, int] = (6, 12), seed: int = 0
-) -> list[Ablation]:
-    board = Scoreboard(some, BASE, SCALE, ask)
-    board.judge((candidate, item) for item in board.items)
-    return ablate(candidate, board, proposer(seed), *most)
-
-
-def test_what_harms_and_what_does_nothing_is_found() -> None:
-    """The rule that helps is neither."""
-    candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
-    ablations = ablated(candidate, obedient, items(20))
-    assert list(dropped_rules(3, ablations)[0]) == [0]
-    assert list(dropped_rules(3, ablations)[1]) == [2]
-    assert [child.rules for child in prune(candidate, ablations)] == [(HELPS,), (HELPS, IDLE)]
-    dropped = {one.rule: one.reason for one in prune(candidate, ablations)[0].dropped}
-    assert dropped[HARMS].startswith("harmful")
-    assert dropped[IDLE].startswith("idle")
-    kept = prune(candidate, ablations, drop_idle=False)
-    assert [child.rules for child in kept] == [(HELPS, IDLE)]
-
-
-def test_what_weighs_more_has_the_say() -> None:
-    """A rule that older labels ask for does harm where newer ones, fewer, speak against it."""
-    candidate = BASE.with_rules([HELPS], "x")
-    old = [replace(item, weight=0.25) for item in items(12)]
-    new = [replace(item, label="good") for item in items(8, start=50)]
-    harmful, _ = dropped_rules(1, ablated(candidate, obedient, [*old, *new], (40, 40)))
-    assert list(harmful) == [0]
-    harmful, _ = dropped_rules(1, ablated(candidate, obedient, old, (40, 40)))
-    assert not harmful
-
-
-def test_nothing_is_pruned_where_nothing_is_wrong() -> None:
-    ablations = ablated(BASE.with_rules([HELPS], "x"), obedient, items(20))
-    assert prune(BASE.with_rules([HELPS], "x"), ablations) == []
-
-
-@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 30), st.integers(1, 9))
-def test_it_costs_two_calls_an_item_at_most(seed: int, rules: int, n: int, most: int) -> None:
-    """Whatever verdicts say, and no rule is left out twice on one item."""
-    chance = Chance(seed)
-    asked = 0
-
-    def ask(questions: Questions) -> list[Verdict]:
-        nonlocal asked
-        asked += len(questions)
-        return chance.ask(questions)
-
-    candidate = BASE.with_rules([f"Rule number {chr(97 + i)}." for i in range(rules)], "x")
-    ablations = ablated(candidate, ask, items(n), (most, most), seed)
-    assert asked - n <= min(MAX_BLAMED, rules) * min(n, 2 * most)
-    pairs = [(one.rule, one.item.trace_id) for one in ablations]
-    assert len(set(pairs)) == len(pairs)
-
-
-def test_a_call_that_failed_speaks_neither_for_a_rule_nor_against_it() -> None:
-    """Where every one of a rule failed nobody knows, so it is neither harmful nor idle."""
-    candidate = BASE.with_rules([HARMS, HELPS, IDLE], "x")
-
-    def failing(questions: Questions) -> list[Verdict]:
-        return [
-            Verdict(item.trace_id, None, error="503", calls=1) if len(c.rules) == 2 else verdict
-            for verdict, (c, item) in zip(obedient(questions), questions, strict=True)
-        ]
-
-    board = Scoreboard(items(20), BASE, SCALE, failing, max_failure_share=1)
-    board.judge((candidate, item) for item in board.items)
-    ablations = ablate(candidate, board, proposer())
-    assert {one.gain for one in ablations} == {None}
-    harmful, idle = dropped_rules(3, ablations)
-    assert not harmful
-    assert not {one.rule for one in ablations} & set(idle)
+    both = board(20, answers(value))
+    both.judge((c, item) for c in (one, other) for item in both.items)
+    assert both.is_better(one, other) == is_better

@@ -39,9 +39,8 @@ from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, WorkedExample
-from workbench.simba.items import judge_fields
-from workbench.simba.optimizer import SIMBA
+from workbench.simba.candidate import Candidate, Item, WorkedExample
+from workbench.simba.optimizer import SIMBA, judge_fields
 from workbench.simba.search import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest
@@ -455,9 +454,7 @@ def _few_shot(data: AlignmentData, count: int) -> Judge:
     rows = rows.assign(turn=labels.cumcount(), size=labels.transform("size"))
     shown = []
     for row in rows.sort_values(["turn", "size", "label"]).head(count).to_dict("records"):
-        item = data.by_id[row["trace_id"]]
-        fields = tuple((name, getattr(item, name)) for name in judge_fields(judge))
-        rationale = row["human_rationale"] or ""
-        shown.append(WorkedExample(item.trace_id, fields, row["label"], rationale))
+        item = Item(data.by_id[row["trace_id"]], row["label"], row["human_rationale"] or "")
+        shown.append(WorkedExample.of(item, judge_fields(judge)))
     base = Candidate(options(judge)["instructions"])
     return with_instructions(judge, base.with_examples(shown, len(shown)).text)

@@ -17,9 +17,8 @@ from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item
-from workbench.simba.optimizer import SIMBA
+from workbench.simba.candidate import Case, Item
+from workbench.simba.optimizer import SIMBA, forecast
 from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
@@ -122,13 +121,7 @@ def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
         trace_id = row["trace_id"]
         # Labels that it learned from before weigh less, since people's standards drift.
         weight = 0.25 if trace_id in data.lineage.unchanged else 1.0
-        item = Item(
-            data.by_id[trace_id],
-            row["human"],
-            row["human_rationale"],
-            weight,
-            group=data.split.group_of.get(trace_id, ""),
-        )
+        item = Item(data.by_id[trace_id], row["human"], row["human_rationale"], weight)
         given = row["judge"], row["judge_rationale"]
         cases.append(Case(item, Verdict(trace_id, *given, fingerprint=part.fingerprint)))
     return cases

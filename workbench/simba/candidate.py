@@ -1,4 +1,4 @@
-"""Candidates: judge instructions with learned rules and worked examples."""
+"""What is searched with: labelled items, and judge instructions with what was learned from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
+from workbench.judging.verdicts import Verdict
 from workbench.models.cache import question_key
+from workbench.store.traces import Example
 
 RULES_HEADING: Final = (
     "People who rated items of this kind go by the rules below. Where a rule and the text above "
@@ -23,25 +25,44 @@ MAX_FIELD: Final = 1500
 
 
 @dataclass(frozen=True)
-class WorkedExample:
-    """A human-labelled item as it is shown in instructions.
+class Item:
+    """A labelled example. ``weight``, above 0, says how much it counts in scores."""
 
-    ``written`` is the text of an example that was read back from aligned instructions.
-    """
+    example: Example
+    label: Any
+    rationale: str = ""
+    weight: float = 1.0
+
+    @property
+    def trace_id(self) -> str:
+        return self.example.trace_id
+
+    def values(self, fields: Sequence[str]) -> dict[str, Any]:
+        """Return the item's inputs, outputs or expectations by name."""
+        return {name: getattr(self.example, name) for name in fields}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An item with the judge's verdict on it."""
+
+    item: Item
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class WorkedExample:
+    """A labelled item as it is written in instructions."""
 
     trace_id: str
-    fields: tuple[tuple[str, Any], ...]
-    rating: str
-    rationale: str
-    written: str = ""
+    text: str
 
-    def __str__(self) -> str:
-        if self.written:
-            return self.written
-        lines = [f"{name}: {shortened_json(value)}" for name, value in self.fields]
-        if self.rationale:
-            lines.append(f"why: {shortened_json(self.rationale)}")
-        return "\n".join([*lines, f"rating: {' '.join(self.rating.split())}"])
+    @classmethod
+    def of(cls, item: Item, fields: Sequence[str]) -> WorkedExample:
+        lines = [f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items()]
+        if item.rationale:
+            lines.append(f"why: {shortened_json(item.rationale)}")
+        return cls(item.trace_id, "\n".join([*lines, f"rating: {_one_line(str(item.label))}"]))
 
 
 @dataclass(frozen=True)
@@ -59,15 +80,13 @@ class DroppedRule:
 class Candidate:
     """One version of the instructions: the original text, rules and worked examples.
 
-    ``origin`` says how it was made, ``parent`` is the key of the candidate it was made from and
-    ``dropped`` lists the rules that were removed on the way to it.
+    ``origin`` says how it was made, and ``dropped`` lists the rules that were removed on the way.
     """
 
     base: str
     rules: tuple[str, ...] = ()
     examples: tuple[WorkedExample, ...] = ()
     origin: str = "original"
-    parent: str | None = None
     dropped: tuple[DroppedRule, ...] = ()
 
     @cached_property
@@ -77,7 +96,7 @@ class Candidate:
         if self.rules:
             learned.append("\n".join([RULES_HEADING, *(f"- {rule}" for rule in self.rules)]))
         if self.examples:
-            learned.append("\n\n".join([EXAMPLES_HEADING, *map(str, self.examples)]))
+            learned.append("\n\n".join([EXAMPLES_HEADING, *(e.text for e in self.examples)]))
         return "\n\n".join([self.base, *map(without_variables, learned)])
 
     @cached_property
@@ -101,51 +120,45 @@ class Candidate:
         base, _, shown = text.partition(f"\n\n{EXAMPLES_HEADING}\n\n")
         base, _, stated = base.partition(f"\n\n{RULES_HEADING}\n")
         rules = tuple(line.removeprefix("- ") for line in stated.split("\n") if line)
-        examples = tuple(
-            WorkedExample(question_key(block)[:16], (), "", "", written=block)
-            for block in shown.split("\n\n")
-            if block
-        )
+        blocks = [block for block in shown.split("\n\n") if block]
+        examples = tuple(WorkedExample(question_key(block)[:16], block) for block in blocks)
         candidate = cls(base, rules, examples)
         return candidate if candidate.text == text else cls(text)
 
     def with_rules(self, rules: Sequence[str], origin: str) -> Candidate:
-        """Return a child with these rules appended, without repetitions."""
+        """Return a copy with these rules appended, without repetitions."""
         kept = list(self.rules)
+        known = {words_of(rule) for rule in kept}
         for rule in map(_clean_rule, rules):
-            if _WORD.search(rule) and not any(is_same_rule(rule, other) for other in kept):
+            if words_of(rule) and words_of(rule) not in known:
                 kept.append(rule)
-        return self._child(origin, kept, self.dropped)
+                known.add(words_of(rule))
+        dropped = tuple(one for one in self.dropped if one.rule not in kept)
+        return replace(self, rules=tuple(kept), origin=origin, dropped=dropped)
 
     def rewritten(self, rules: Sequence[str], origin: str) -> Candidate:
-        """Return a child with these rules in place of its own."""
-        kept = replace(self, rules=()).with_rules(rules, origin).rules
+        """Return a copy with these rules in place of its own."""
+        kept = replace(self, rules=()).with_rules(rules, origin)
         reason = "left out when the rules were rewritten"
-        lost = [DroppedRule(rule, reason) for rule in self.rules]
-        return self._child(origin, kept, [*self.dropped, *lost])
+        lost = [DroppedRule(rule, reason) for rule in self.rules if rule not in kept.rules]
+        return replace(kept, dropped=(*kept.dropped, *lost))
 
     def without_rules(self, reasons: Mapping[int, str]) -> Candidate:
-        """Return a child without the rules at these indices; the values say why."""
-        kept = [rule for i, rule in enumerate(self.rules) if i not in reasons]
+        """Return a copy without the rules at these indices; the values say why."""
+        kept = tuple(rule for i, rule in enumerate(self.rules) if i not in reasons)
         lost = [DroppedRule(self.rules[i], reason) for i, reason in reasons.items()]
         origin = "drop a rule" if len(reasons) == 1 else f"drop {len(reasons)} rules"
-        return self._child(origin, kept, [*self.dropped, *lost])
+        return replace(self, rules=kept, origin=origin, dropped=(*self.dropped, *lost))
 
     def with_examples(self, examples: Sequence[WorkedExample], limit: int) -> Candidate:
-        """Return a child with these examples added; the newest ``limit`` of all are kept."""
+        """Return a copy with these examples added; the newest ``limit`` of all are kept."""
         new = {example.trace_id for example in examples}
         shown = [*(e for e in self.examples if e.trace_id not in new), *examples]
-        return replace(
-            self, examples=tuple(shown[-limit:]), origin="worked examples", parent=self.key
-        )
+        return replace(self, examples=tuple(shown[-limit:]), origin="worked examples")
 
-    def _child(
-        self, origin: str, rules: Sequence[str], dropped: Sequence[DroppedRule]
-    ) -> Candidate:
-        still_dropped = tuple(one for one in dropped if one.rule not in rules)
-        return replace(
-            self, rules=tuple(rules), origin=origin, parent=self.key, dropped=still_dropped
-        )
+    def shows(self, item: Item) -> bool:
+        """Whether the item is one of the worked examples."""
+        return any(example.trace_id == item.trace_id for example in self.examples)
 
 
 def without_variables(text: str) -> str:
@@ -178,17 +191,18 @@ def one_line_json(value: Any) -> str:
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-def is_same_rule(one: str, other: str) -> bool:
-    """Whether two rules have the same words in the same order, ignoring case and punctuation."""
-    return _WORD.findall(one.casefold()) == _WORD.findall(other.casefold())
+def words_of(text: str) -> str:
+    """Return a text's words, by which it is compared: without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-_WORD = re.compile(r"\w+")
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _clean_rule(rule: str) -> str:
     """Return the rule on one line, without bullets and characters that can't be stored."""
-    return " ".join(_UNSTORABLE.sub(" ", rule).split()).lstrip("-*• ")
+    return _one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 _UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -8,21 +8,20 @@ Algorithm
 The labelled items are split into train and dev. Candidates are scored on the *selection items*:
 dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 
-1. judges a minibatch of train items and collects the parent's disagreements with the labels,
+1. judges a minibatch of train items and collects the best candidate's disagreements with the
+   labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
-   are right: all at once and by direction (too high, too low; by label if they have no order).
-   Up to eight *candidates* are made from its answers: all rules, the strongest half, the rules of
-   all directions, a rewritten list, the criteria that people name, two worked examples,
+   are right. Up to four *candidates* are made from its answers: new rules, the stronger half of
+   them, the criteria that people name (in the first step); after a step without improvement also a
+   rewritten list and two worked examples,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
-   selection items. After a rung the worse half drops out, and those that cannot win any more,
-4. prunes the winner: rules are left out on up to 18 items whose verdicts they may decide. Harmful
-   and idle rules are dropped if the candidate without them scores higher by 0.75 standard errors.
+   selection items. After a rung the worse half drops out, and those that cannot win any more. The
+   winner becomes the best candidate if it scores higher by 0.75 standard errors.
 
-The best candidate is the next parent; after a step without improvement it is drawn by softmax of
-the scores. The search ends after ``max_steps``, after ``patience`` steps without improvement, when
-nothing is wrong any more, or when the budget is spent. For an aligned judge, the first step drops
-rules that the newest labels contradict. With fewer than 30 labels there is one step, selected by
-cross-validation (`workbench.simba.crossfit`).
+It ends after ``max_steps``, after ``patience`` steps without improvement, when nothing is wrong any
+more, or when the budget is spent. Then each rule is left out on up to six items that it may matter
+for. Harmful and idle rules are dropped if the candidate without them scores higher. For a judge
+that was aligned before this is done first as well, since newer labels may contradict its rules.
 
 The score is the mean credit minus 0.01 for each 100 added words. A verdict earns 1 if it equals the
 label, else (1 - d) / 2 on ordered scales, where d is the scale's distance, else 0. Failed calls do
@@ -33,15 +32,9 @@ the result on held-out items that no part of the search has seen.
 
 Cost
 ----
-With a selection items, b items of the minibatch that are not among them, S steps, rungs of h1, h2
-and h3 items, and K directions of errors (2, or the number of values if they have no order)::
-
-    judge calls  <=  a + b + S (b + 8 h1 + 4 h2 + 2 h3 + 36 + 3 a)
-    reflections  <=  1 + S (2 + K)
-
-plus up to 5 a judge calls for the rules of an aligned judge. Usually it is far less: about 220
-judge calls for 50 labels and 510 for 200 in ``tests/benchmarks/bench_simba.py``. The calls of a
-rung run in parallel, so a step takes about six times the model's latency.
+`most_calls` has the upper bound. Usually it is far less: about 180 judge calls and 3 reflections
+for 50 labels, 490 and 5 for 200, in ``tests/benchmarks/bench_simba.py``. The calls of a rung run in
+parallel, so an alignment takes about ten times the model's latency.
 
 Unlike ``dspy.SIMBA``, which MLflow's optimizer wraps, it learns from items on which the judge is
 always wrong, uses people's rationales, looks at several items at a time, can drop rules, and does
@@ -50,38 +43,49 @@ not score all candidates on all items.
 
 from __future__ import annotations
 
+import math
 import threading
-import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError
+from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.formatting import bar, say
-from workbench.judging.judge import with_instructions
+from workbench.judging.judge import fingerprint, with_instructions
 from workbench.judging.requests import check_measurable, judge_many
-from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage, total
+from workbench.judging.verdicts import Verdict, read_verdict, recorded_verdicts
+from workbench.models.budget import Budget, Usage, cost, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
+from workbench.pairing.consensus import decisions_by_trace, labels_by_trace, read_label
 from workbench.pairing.splits import default_groups, stratified
-from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.crossfit import crossfit
-from workbench.simba.forecast import announcement, forecast
-from workbench.simba.items import Case, Item, judge_fields, known_verdicts, labelled_items
-from workbench.simba.reflection import Reflection, Request
-from workbench.simba.reflector import Reflector
-from workbench.simba.search import FEW, Optimised, Problem, Settings, optimise
-from workbench.store.traces import item_digest
+from workbench.scale import Scale, scale_of
+from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.reflection import (
+    ANSWER_TOKENS,
+    FRAME_TOKENS,
+    MAX_RULES,
+    TASK,
+    Reflection,
+    Reflector,
+    Request,
+    tokens_in,
+)
+from workbench.simba.search import Optimised, Search, Settings, most_calls
+from workbench.store.traces import as_example, item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
+
+MINIMUM_LABELS: Final = 10
+"""Labelled traces needed to learn from; MLflow's optimizers ask for as many."""
 
 
 class SIMBA(AlignmentOptimizer):
@@ -207,12 +211,9 @@ class SIMBA(AlignmentOptimizer):
         known = known_verdicts(judge, traces, scale)
         budget = Budget.of(self.budget)
         if self.progress:
-            said = {verdict.trace_id: verdict for verdict in known}
-            cases = [Case(i, said.get(i.trace_id, Verdict(i.trace_id))) for i in items]
-            most = forecast(
-                judge, cases, len(dev), self.settings, scale, reflection_model=self.model
-            )
-            say(f"SIMBA: {announcement(most, budget)}")
+            cases = [Case(item, Verdict(item.trace_id)) for item in items]
+            most = forecast(judge, cases, len(dev), self.settings, scale, self.model)
+            say(f"SIMBA: {most.told(budget)}")
         return self.learn(judge, train, dev, scale=scale, known=known, budget=budget)
 
     def learn(
@@ -239,38 +240,29 @@ class SIMBA(AlignmentOptimizer):
         budget.check(model, self.model or model)
         if budget.measures:
             check_measurable(judge)
-        started = time.monotonic()
-        shown = bar(
-            total=self.settings.max_steps, desc="aligning with SIMBA", disable=not self.progress
-        )
+        with ExitStack() as stack:
+            steps, desc = self.settings.max_steps, "aligning with SIMBA"
+            shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
+            cache = stack.enter_context(AnswerCache()) if self.cache else None
+            models = _Models(self, judge, original, scale, known, cache, budget, stack)
 
-        def on_step(state: dict[str, Any]) -> None:
-            limit = "" if budget.limit is None else f" of {budget.limit}"
-            shown.set_postfix_str(
-                f"dev {state['best_score']:.3f}, {budget.spent - spent_before}{limit} "
-                f"calls, {state['failures']} failed",
-                refresh=False,
-            )
-            shown.update()
-            if self.on_step is not None:
-                self.on_step(state)
+            def on_step(state: dict[str, Any]) -> None:
+                limit = "" if budget.limit is None else f" of {budget.limit}"
+                shown.set_postfix_str(
+                    f"dev {state['best_score']:.3f}, {budget.spent - spent_before}{limit} "
+                    f"calls, {state['failures']} failed",
+                    refresh=False,
+                )
+                shown.update()
+                if self.on_step is not None:
+                    self.on_step(state)
 
-        problem = Problem(
-            original, train, dev, scale, judge_fields(judge), self.seed, self.settings
-        )
-        search = crossfit if len(train) + len(dev) < FEW else optimise
-        with (
-            shown,
-            AnswerCache() if self.cache else nullcontext() as answers,
-            _Models(self, judge, problem, known, answers, budget) as models,
-        ):
-            found = search(
-                problem,
-                models.ask_judge,
-                models.reflect,
-                on_step=on_step,
+            found = Search(
+                original, train, dev, scale, judge_fields(judge),
+                models.ask_judge, models.reflect,
+                seed=self.seed, settings=self.settings, on_step=on_step,
                 calls_left=models.calls_left,
-            )
+            ).run()  # fmt: skip
         self.last = replace(
             found,
             # A batch that the budget cut short was paid for all the same.
@@ -279,8 +271,7 @@ class SIMBA(AlignmentOptimizer):
             tokens=models.tokens or None,
             cost=models.cost,
         )
-        self.seconds = time.monotonic() - started
-        return models.judges[found.best.key]
+        return models.judge_of(found.best)
 
 
 class _Models:
@@ -290,66 +281,61 @@ class _Models:
         self,
         simba: SIMBA,
         judge: Judge,
-        problem: Problem,
+        original: Candidate,
+        scale: Scale,
         known: Sequence[Verdict],
         cache: AnswerCache | None,
         budget: Budget,
+        stack: ExitStack,
     ) -> None:
-        self.scale, self.original = problem.scale, problem.original
-        self.judges: dict[str, Judge] = {self.original.key: judge}
+        self.scale, self.budget, self.stop = scale, budget, simba.stop
+        self.judges: dict[str, Judge] = {original.key: judge}
+        self.original = original
         self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
-        self.runner = Runner(
-            cache=cache,
-            budget=budget,
-            concurrency=simba.concurrency,
-            stop=simba.stop,
-            # Where verdicts are known, reflections or the first call of `align` come before.
-            proven=bool(self.known),
+        shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
+        # Where verdicts are known, reflections or the first call of `align` come before.
+        self.runner = stack.enter_context(
+            Runner(concurrency=simba.concurrency, proven=bool(self.known), **shared)
         )
         self.reflector = Reflector(
             judge,
-            self.scale,
+            scale,
+            stack.enter_context(Runner(concurrency=8, **shared)),
             model=simba.model,
             inference_params=simba.inference_params,
             context=simba.reflection_context,
-            cache=cache,
-            budget=budget,
             max_failure_share=simba.settings.max_failure_share,
-            stop=simba.stop,
         )
+        stack.callback(self.reflector.close)
         self.used = Usage()
         self.tokens = self.cached = 0
         self.cost: float | None = None
 
-    def __enter__(self) -> _Models:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.runner.close()
-        self.reflector.close()
+    def judge_of(self, candidate: Candidate) -> Judge:
+        """The judge with the candidate's instructions."""
+        if candidate.key not in self.judges:
+            judge = self.judges[self.original.key]
+            self.judges[candidate.key] = with_instructions(judge, candidate.text)
+        return self.judges[candidate.key]
 
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         """Verdicts of the candidates; those of the original may be known."""
         self._check_stop()
-        found: dict[int, Verdict] = {}
-        missing: list[tuple[Judge, Any, int]] = []
-        for index, (candidate, item) in enumerate(wanted):
-            if candidate.key == self.original.key and item.trace_id in self.known:
-                found[index] = replace(self.known[item.trace_id], calls=0)
-                continue
-            if candidate.key not in self.judges:
-                self.judges[candidate.key] = with_instructions(
-                    self.judges[self.original.key], candidate.text
-                )
-            missing.append((self.judges[candidate.key], item.example, 0))
+        known = self.known
+
+        def is_known(candidate: Candidate, item: Item) -> bool:
+            return candidate.key == self.original.key and item.trace_id in known
+
+        missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
         fresh = judge_many(missing, self.runner, scale=self.scale)
         for verdict in fresh:
             self.used += verdict.usage
             self.cached += verdict.cached
-            tokens = (verdict.input_tokens or 0) + (verdict.output_tokens or 0)
-            self._count(tokens, verdict.cost)
+            self._count((verdict.input_tokens or 0) + (verdict.output_tokens or 0), verdict.cost)
         rest = iter(fresh)
-        return [found[i] if i in found else next(rest) for i in range(len(wanted))]
+        return [
+            replace(known[i.trace_id], calls=0) if is_known(c, i) else next(rest) for c, i in wanted
+        ]
 
     def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
         """Rules for each request."""
@@ -362,12 +348,11 @@ class _Models:
 
     def calls_left(self) -> float:
         """Judge calls that the budget still allows, if they use as much as those until now."""
-        budget, used = self.runner.budget, self.used
-        left = budget.left
+        left, used = self.budget.left, self.used
         if used.tokens:
-            left = min(left, budget.left_tokens * used.requests / used.tokens)
+            left = min(left, self.budget.left_tokens * used.requests / used.tokens)
         if used.cost:
-            left = min(left, budget.left_usd * used.requests / used.cost)
+            left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
 
     def _count(self, tokens: int, cost: float | None) -> None:
@@ -375,7 +360,7 @@ class _Models:
         self.cost = total(self.cost, cost)
 
     def _check_stop(self) -> None:
-        if self.runner.stop.is_set():
+        if self.stop.is_set():
             raise CancelledError(
                 "The alignment was cancelled. Answers that were paid for are kept; the same call "
                 "takes it up again."
@@ -384,3 +369,125 @@ class _Models:
 
 def _content(item: Item) -> tuple[str, str, str]:
     return item_digest(item.example), str(item.label), item.trace_id
+
+
+# -- what the traces hold -------------------------------------------------------------------
+
+
+def judge_fields(judge: Judge) -> tuple[str, ...]:
+    """Which of inputs, outputs and expectations the judge's instructions refer to."""
+    variables = getattr(judge, "template_variables", {"inputs", "outputs"})
+    fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in variables)
+    # A judge of whole traces is explained by their inputs and outputs.
+    return fields or ("inputs", "outputs")
+
+
+def known_verdicts(judge: Judge, traces: Sequence[Trace], scale: Scale) -> list[Verdict]:
+    """Verdicts that this version of the judge has logged on the traces."""
+    version = fingerprint(judge)
+    found = []
+    for trace in traces:
+        own = [v for v in recorded_verdicts(trace, judge.name) if v.fingerprint == version]
+        verdict, _ = read_verdict(own, own, scale)
+        if verdict is not None:
+            found.append(Verdict(trace.info.trace_id, *verdict, fingerprint=version))
+    return found
+
+
+def labelled_items(
+    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
+) -> tuple[list[Item], Scale]:
+    """Return the traces with a human label under the judge's name, and the rating scale.
+
+    Raises
+    ------
+    NoLabelsError, TooFewPairsError
+        Without labels, or with fewer than ``least`` usable ones.
+    """
+    decisions = decisions_by_trace(traces, judge.name)
+    by_trace = {**{i: [] for i in decisions}, **labels_by_trace(traces, judge.name)}
+    if not by_trace:
+        raise NoLabelsError(
+            f"None of {len(traces)} traces has a human label under {judge.name!r}. Log labels with "
+            f"workbench.log_labels(table, name={judge.name!r}, ...) or mlflow.log_feedback."
+        )
+    scale = scale_of(judge) or Scale.from_values(
+        label.value for labels in by_trace.values() for label in labels
+    )
+    items = []
+    unused: Counter[str] = Counter()
+    for example in (as_example(t) for t in traces if t.info.trace_id in by_trace):
+        decision = decisions.get(example.trace_id)
+        label = read_label(by_trace[example.trace_id], scale, "majority", "drop", decision)
+        if label.fault is None:
+            items.append(Item(example, label.value, label.rationale))
+        else:
+            unused[label.fault] += 1
+    if unused:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
+        warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
+    if len(items) < least:
+        raise TooFewPairsError(
+            f"{len(items)} of {len(traces)} traces have a usable human label under "
+            f"{judge.name!r}; at least {least} are needed, and 50 to 100 make a "
+            "difference that can be trusted. Label more traces."
+        )
+    return items, scale.with_range(item.label for item in items)
+
+
+# -- what it takes --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Upper bounds for learning; ``usd`` is None if a price is not known."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+
+    def told(self, budget: Budget) -> str:
+        """The forecast in a line, limited to what is left of the budget."""
+        calls = f"at most {min(self.calls, budget.left):,.0f} calls of models, retries not counted"
+        parts = [calls, f"about {min(self.tokens, budget.left_tokens):,.0f} tokens"]
+        if self.usd is not None:
+            parts.append(f"${min(self.usd, budget.left_usd):.2f}")
+        note = "; the budget is never exceeded" if budget.is_limited else ""
+        return ", ".join(parts) + note + ". Usually it is far less."
+
+
+def forecast(
+    judge: Judge,
+    cases: Sequence[Case],
+    dev: int,
+    settings: Settings,
+    scale: Scale,
+    reflection_model: str | None = None,
+    probe: Verdict | None = None,
+) -> Forecast:
+    """Estimate what learning takes at most; ``dev`` of the cases are selected on.
+
+    ``probe`` is a verdict of the judge, whose tokens are used.
+    """
+    instructions = str(getattr(judge, "instructions", ""))
+    rules = len(Candidate.from_instructions(instructions).rules)
+    judged, reflected = most_calls(len(cases) - dev, dev, settings, rules)
+    shown = Request(instructions, tuple(cases), (), judge_fields(judge)).as_inputs(scale)
+    a_case = tokens_in(shown["disagreements"]) / max(1, len(cases))
+    # Twice as many rules as an answer has, of 50 tokens each.
+    fixed = tokens_in(instructions) + FRAME_TOKENS + 2 * MAX_RULES * 50
+    fixed += settings.max_examples * a_case
+    used = math.ceil(fixed + a_case), 200
+    if probe is not None and probe.input_tokens:
+        learned = fixed - tokens_in(instructions) - FRAME_TOKENS
+        used = math.ceil(probe.input_tokens + learned), 2 * (probe.output_tokens or 200)
+    shown_cases = min(len(cases), 2 * settings.batch_size)
+    prompt = math.ceil(tokens_in(TASK) + fixed + shown_cases * a_case), ANSWER_TOKENS
+    model = str(getattr(judge, "model", None) or "")
+    one, other = cost(model, *used), cost(reflection_model or model, *prompt)
+    known = one is not None and other is not None
+    return Forecast(
+        judged + reflected,
+        judged * sum(used) + reflected * sum(prompt),
+        judged * (one or 0) + reflected * (other or 0) if known else None,
+    )

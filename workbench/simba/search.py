@@ -7,6 +7,8 @@ gets verdicts and `Reflect` gets rules.
 from __future__ import annotations
 
 import math
+import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -15,24 +17,42 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Item
-from workbench.simba.proposals import Proposer, Reflect, newest
-from workbench.simba.selection import Ask, Scoreboard, ablate, prune, race, rungs
+from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.proposals import (
+    Reflect,
+    children,
+    requests,
+    rules_about,
+    sample,
+    with_examples,
+)
+from workbench.simba.reflection import MAX_RULES
+from workbench.simba.selection import Ask, Scoreboard
 
 FEW: Final = 30
-"""Labels below which candidates are selected by cross-validation."""
+"""Labels below which all of them are learned from, and none is kept apart for selection."""
 
-FOLDS: Final = 5
+FEW_NOTE: Final = (
+    "Learned from {} labels and selected on the same ones, which proves nothing: "
+    f"{FEW} or more are needed for a dev set, 50 to 100 are advised."
+)
 
-MIN_WRONG: Final = 3
-"""Total weight of disagreements from which rules are asked for: fewer may be chance."""
+MIN_WRONG: Final = 2
+"""Total weight of disagreements from which rules are asked for: one may be chance."""
 
-TEMPERATURE: Final = 0.05
-"""Temperature, in units of the score, of the softmax that draws another parent than the best."""
+FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
+"""Shares of the items that candidates are scored on before some drop out."""
 
-STEADY: Final = 0.75
-"""Standard errors by which a candidate must be better than another to replace it."""
+MIN_RUNG: Final = 8
+
+MAX_RACING: Final = 4
+"""Candidates that a step makes at most."""
+
+MAX_TRIED: Final = 3
+"""Items that are wrong, and as many that are right, on which one rule is left out at most."""
+
+MAX_PRUNED: Final = 3
+"""Times that the best candidate is pruned at most."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +74,15 @@ class Settings:
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is searched for: better instructions than the original's.
-
-    ``train`` and ``dev`` are disjoint. With `FEW` labels or more, nothing in ``dev`` is shown to
-    the reflection model or in a worked example. ``fields`` are those of inputs, outputs and
-    expectations that the judge sees.
-    """
-
-    original: Candidate
-    train: Sequence[Item]
-    dev: Sequence[Item]
-    scale: Scale
-    fields: tuple[str, ...]
-    seed: int = 0
-    settings: Settings = field(default_factory=Settings)
-
-
 @dataclass
 class Optimised:
     """Result of a search.
 
     ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules that were
     dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
-    if it dropped out early, ``best`` says whether it beat all before its step, ``calls`` counts
-    judge calls until then. ``stopped`` says why the search ended, ``known`` counts answers from
-    the cache and ``evidence`` maps each rule to the trace ids that it was made from.
+    if it dropped out early, ``best`` says whether it beat all before it, ``calls`` counts judge
+    calls until then. ``stopped`` says why the search ended, ``known`` counts answers from the
+    cache and ``evidence`` maps each rule to the trace ids that it was made from.
     """
 
     best: Candidate
@@ -99,20 +101,20 @@ class Optimised:
     notes: tuple[str, ...] = ()
 
 
-def optimise(
-    problem: Problem,
-    ask: Ask,
-    reflect: Reflect,
-    *,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
-    calls_left: Callable[[], float] | None = None,
-) -> Optimised:
-    """Search for better instructions.
+class Search:
+    """A search for better instructions; the same arguments and answers give the same result.
 
     Parameters
     ----------
-    problem
-        The same problem and answers give the same result.
+    original
+        The judge's instructions.
+    train, dev
+        Labelled items, disjoint. With `FEW` labels or more, nothing in ``dev`` is shown to the
+        reflection model or in a worked example.
+    scale
+        The rating scale.
+    fields
+        Those of inputs, outputs and expectations that the judge sees.
     ask, reflect
         Ask the judge for verdicts and the reflection model for rules.
     on_step
@@ -122,205 +124,188 @@ def optimise(
         Returns how many judge calls may still be made, so that no more candidates race than can be
         scored on all items.
     """
-    return Search(problem, ask, reflect, on_step, calls_left).run()
-
-
-def is_steady(total: float, gains: Sequence[float]) -> bool:
-    """Whether a total gain exceeds `STEADY` standard errors of the sum of ``gains``."""
-    return total > 1e-9 and total >= STEADY * math.sqrt(sum(gain * gain for gain in gains))
-
-
-class Search:
-    """The state of one run."""
 
     def __init__(
         self,
-        problem: Problem,
+        original: Candidate,
+        train: Sequence[Item],
+        dev: Sequence[Item],
+        scale: Scale,
+        fields: tuple[str, ...],
         ask: Ask,
         reflect: Reflect,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-        calls_left: Callable[[], float] | None = None,
+        *,
+        seed: int = 0,
+        settings: Settings | None = None,
+        on_step: Callable[[dict[str, Any]], None] = lambda state: None,
+        calls_left: Callable[[], float] = lambda: math.inf,
     ) -> None:
-        self.problem, self.on_step = problem, on_step
-        self.original, self.settings = problem.original, problem.settings
-        self.calls_left = calls_left or (lambda: math.inf)
-        self.proposer = Proposer(reflect, problem.scale, problem.fields, seed=problem.seed)
-        self.train = list(problem.train)
+        self.original = self.best = original
+        self.scale, self.fields, self.reflect = scale, fields, reflect
+        self.settings, self.on_step, self.calls_left = settings or Settings(), on_step, calls_left
+        self.rng = random.Random(f"simba-{seed}")
+        self.few = few = len(train) + len(dev) < FEW
+        self.train = [*train, *dev] if few else list(train)
+        # A small dev set alone can't tell candidates apart, so train items are added.
+        size = self.settings.max_dev
+        selected = [] if few else sample(dev, size, self.rng)
+        selected += sample(self.train, len(self.train) if few else size - len(selected), self.rng)
         self.board = Scoreboard(
-            self.selection_items(),
-            self.original,
-            problem.scale,
+            selected,
+            original,
+            scale,
             ask,
             class_weight=self.settings.class_weight,
             max_failure_share=self.settings.max_failure_share,
         )
-        self.pool: dict[str, Candidate] = {}
+        self.tried: set[str] = set()
         self.rows: list[dict[str, Any]] = []
-        self.notes: tuple[str, ...] = ()
-
-    def selection_items(self) -> list[Item]:
-        """The items that candidates are selected on."""
-        size = self.settings.max_dev
-        items = self.proposer.sample(self.problem.dev, size)
-        # A small dev set alone can't tell candidates apart, so train items are added.
-        return items + self.proposer.sample(self.train, size - len(items))
-
-    def minibatch(self) -> list[Item]:
-        return self.proposer.sample(self.train, self.settings.batch_size)
+        self.evidence: dict[str, list[str]] = {}
+        self.reflections = self.reflection_failures = 0
 
     def run(self) -> Optimised:
         batch = self.minibatch()
         self.board.judge((self.original, item) for item in [*self.board.items, *batch])
         self.board.remove_failed()
-        self.enter([self.original], 0, math.nan)
-        if not self.pool:
+        self.record(0, self.original, scored=True)
+        if math.isnan(self.score(self.original)):
             raise ModelError(
                 "The judge gave no usable verdict on the labelled items, so there is nothing to "
                 "improve on. Look at workbench.assess(judge).failures."
             )
-        best, stale, stopped = self.original, 0, "all steps were made"
+        try:
+            self.prune()
+            stopped = self.climb(batch)
+            self.prune()
+        except BudgetError:
+            stopped = "the budget is spent"
+        except CancelledError:
+            stopped = "it was cancelled"
+        return Optimised(
+            best=self.best,
+            original_score=self.score(self.original),
+            best_score=self.score(self.best),
+            history=pd.DataFrame(self.rows),
+            stopped=stopped,
+            judge_calls=self.board.calls,
+            reflection_calls=self.reflections,
+            failures=self.board.failures,
+            reflection_failures=self.reflection_failures,
+            evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
+            notes=(FEW_NOTE.format(len(self.train)),) if self.few else (),
+        )
+
+    def climb(self, batch: Sequence[Item]) -> str:
+        """Make steps until one of them says why the search is over."""
+        stale = 0
         for step in range(1, self.settings.max_steps + 1):
-            if self.board.is_flawless(best):
-                stopped = "nothing is left to gain on the items that candidates are selected on"
-                break
-            before = self.score(best)
-            try:
-                best = self.step(step, best, batch, stale)
-            except BudgetError:
-                return self.result(self.leader(), "the budget is spent")
-            except CancelledError:
-                return self.result(self.leader(), "it was cancelled")
-            leader = self.leader()
-            improved = self.score(leader) > before + 1e-9
-            best, stale = (leader, 0) if improved else (best, stale + 1)
-            self.report(step, best)
-            if reason := self.stop_reason(best, stale):
-                stopped = reason
-                break
+            if self.board.is_flawless(self.best):
+                return "nothing is left to gain on the items that candidates are selected on"
+            improved = self.race(step, self.children(step, batch, stale))
+            stale = 0 if improved else stale + 1
+            self.on_step(
+                {
+                    "step": step,
+                    "best_score": self.score(self.best),
+                    "calls": self.board.calls,
+                    "reflections": self.reflections,
+                    "failures": self.board.failures,
+                    "best": self.best.text,
+                }
+            )
+            if stale >= self.settings.patience:
+                return f"the score has not risen for {stale} steps"
+            # Once something was learned, the same disagreements teach little more.
+            if stale and self.best.rules and len(self.train) <= self.settings.batch_size:
+                return "all disagreements were looked at"
             batch = self.minibatch()
-        return self.result(best, stopped)
+        return "all steps were made"
 
-    def step(self, step: int, best: Candidate, batch: list[Item], stale: int) -> Candidate:
-        """Propose, race and prune candidates; return the best one of before them."""
-        if step == 1:
-            self.revise(self.original)
-            best = self.leader()
-        parent = self.draw_parent(best, stale)
-        self.race(self.children(parent, best, batch, step, stale), best, step)
-        leader = self.leader()
-        if leader.key != best.key:
-            self.check_winner(leader, step)
-        return best
-
-    def stop_reason(self, best: Candidate, stale: int) -> str:
-        if stale >= self.settings.patience:
-            return f"the score has not risen for {stale} steps"
-        # Once something was learned, the same disagreements teach little more.
-        if stale and best.rules and len(self.train) <= self.settings.batch_size:
-            return "all disagreements were looked at"
-        return ""
+    def minibatch(self) -> list[Item]:
+        return sample(self.train, self.settings.batch_size, self.rng)
 
     # -- proposals ------------------------------------------------------------------------
 
-    def draw_parent(self, best: Candidate, stale: int) -> Candidate:
-        """The best candidate; after a step without improvement one by softmax of the scores."""
-        others = [c for c in self.pool.values() if c.key != best.key]
-        if not stale or not others:
-            return best
-        top = self.score(best)
-        weights = [math.exp((self.score(c) - top) / TEMPERATURE) for c in others]
-        return self.proposer.rng.choices([best, *others], [1.0, *weights])[0]
-
-    def children(
-        self, parent: Candidate, best: Candidate, batch: list[Item], step: int, stale: int
-    ) -> list[Candidate]:
-        """New candidates from the parent's disagreements on train items."""
+    def children(self, step: int, batch: Sequence[Item], stale: int) -> list[Candidate]:
+        """New candidates from the best one's disagreements on train items."""
+        parent = self.best
         self.board.judge((parent, item) for item in batch)
         # Train items that were judged for selection count as well as those of the batch.
-        sides = newest(*self.board.cases(parent, self.train))
-        wrong, right = (self.proposer.sample(side, self.settings.batch_size) for side in sides)
-        if len(wrong) < 2 or sum(self.board.weight(c.item) for c in wrong) < MIN_WRONG:
+        sides = self.board.cases(parent, self.train)
+        top = max((case.item.weight for case in sides[0]), default=0.0)
+        newest = [[case for case in side if case.item.weight >= top] for side in sides]
+        if len(newest[0]) > 1:
+            # Where people have changed their standards, earlier labels contradict newer ones.
+            sides = newest[0], newest[1]
+        wrong, right = (sample(side, self.settings.batch_size, self.rng) for side in sides)
+        if len(wrong) < 2 or sum(self.board.weight(case.item) for case in wrong) < MIN_WRONG:
             return []
-        cured = self.board.cases(self.original, [case.item for case in right])[0]
-        asked = self.proposer.requests(parent, wrong, right, cured, criteria=step == 1)
-        (answers,) = self.proposer.ask([asked], step)
-        made = self.proposer.children(parent, asked, answers).values()
-        children = [c for c in made if c.rules and c.rules != parent.rules]
+        # The rules of an earlier alignment may be outdated.
+        rewrite = stale > 0 or step == 1
+        asked = requests(parent, wrong, right, self.fields, rewrite=rewrite)
+        answers = self.reflect(list(asked.values()), step)
+        self.reflections += sum(answer.calls for answer in answers)
+        self.reflection_failures += sum(bool(answer.error) for answer in answers)
+        rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
+        for name, request in asked.items():
+            self.record_evidence(rules[name], request.disagreements)
+        made = children(parent, rules)
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
-        max_examples = self.settings.max_examples
-        if max_examples and (stale or unexplained or not children):
-            children.append(self.proposer.with_examples(parent, wrong, max_examples))
-        if parent.key != best.key and children:
-            children.append(best.with_rules(children[0].rules, "merge"))
-        return list({c.key: c for c in children if c.key not in self.pool}.values())
+        limit = self.settings.max_examples
+        if limit and (stale or unexplained or not made):
+            made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
+        return made
 
-    def check_winner(self, winner: Candidate, step: int) -> None:
-        """Replace it by one without its harmful and idle rules, if that is better."""
-        if len(winner.rules) < 2:
-            return
-        for child in prune(winner, ablate(winner, self.board, self.proposer)):
-            if child.key in self.pool:
-                continue
-            self.race([child], winner, step)
-            if child.key in self.pool and self.is_better(child, winner):
-                break
-            # A rule that people's rationales ask for stays unless dropping it clearly helps.
-            self.pool.pop(child.key, None)
+    def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
+        """Keep which cases each rule was made from: those whose rationale is about it, else all.
 
-    def revise(self, aligned: Candidate) -> None:
-        """Drop rules of an aligned judge that the newest labels contradict.
-
-        Rules that they say nothing about stay. Where people have changed their standards, the
-        earlier labels that only an outdated rule gets right are outdated as well and removed.
+        A rule that is found again keeps its first evidence.
         """
-        if not aligned.rules:
-            return
-        limit, items = self.settings.batch_size, self.board.items
-        recent = [item for item in items if item.weight >= max(i.weight for i in items)]
-        ids = {item.trace_id for item in recent}
-        ablations = ablate(aligned, self.board, self.proposer, limit, limit)
-        ablations = [one for one in ablations if one.item.trace_id in ids]
-        for child in prune(aligned, ablations, drop_idle=False):
-            self.affordable([child], [len(items)])
-            self.board.judge((child, item) for item in items)
-            gains = [self.board.gain(child, aligned, item) for item in recent]
-            if is_steady(sum(gains), gains):
-                outdated = {
-                    item.trace_id
-                    for item in items
-                    if item.trace_id not in ids and self.board.gain(child, aligned, item) < 0
-                }
-                self.board.items = [i for i in items if i.trace_id not in outdated]
-                self.train = [i for i in self.train if i.trace_id not in outdated]
-                self.enter([child], 0, self.score(aligned))
-                return
+        rules = Candidate("").with_rules(rules, "").rules
+        found: dict[str, list[str]] = {rule: [] for rule in rules}
+        for case in cases:
+            for i in rules_about(rules, case.item.rationale):
+                found[rules[i]].append(case.item.trace_id)
+        shown = [case.item.trace_id for case in cases]
+        for rule, ids in found.items():
+            self.evidence.setdefault(rule, ids or shown)
 
     # -- selection ------------------------------------------------------------------------
 
     def score(self, candidate: Candidate) -> float:
         return self.board.score(candidate)[0]
 
-    def leader(self) -> Candidate:
-        """The candidate with the highest score; of equals the shortest, then the oldest."""
-        return max(self.pool.values(), key=lambda c: (self.score(c), -len(c.text)))
+    def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
+        """Score candidates by successive halving; return whether one of them replaces the best.
 
-    def is_better(self, one: Candidate, other: Candidate) -> bool:
-        """Whether one scores higher than the other by `STEADY` standard errors."""
-        gains = [self.board.gain(one, other, item) for item in self.board.items]
-        total = sum(map(self.board.weight, self.board.items))
-        return is_steady((self.score(one) - self.score(other)) * total, gains)
-
-    def race(self, candidates: list[Candidate], best: Candidate, step: int) -> None:
-        """Score candidates and enter those that are not beaten before the last rung."""
-        rungs = self.rungs(best)
-        runners = self.affordable(candidates, list(map(len, rungs)))
-        alive = race(self.board, runners, rungs, self.score(best))
-        self.enter(alive, step, self.score(best))
+        After each rung the worse half drops out, and those that can't beat the best any more.
+        """
+        best = self.best
+        candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
+        rungs = self.rungs()
+        alive = self.affordable(candidates, [len(rung) for rung in rungs])
+        seen: list[Item] = []
+        while alive and rungs:
+            leads = len(alive) == 1 and sum(self.board.gain(alive[0], best, i) for i in seen) > 0
+            # What is ahead alone is judged on all the rest at once, which takes less time.
+            rung = [item for one in rungs for item in one] if leads else rungs[0]
+            rungs = [] if leads else rungs[1:]
+            self.board.judge((candidate, item) for candidate in alive for item in rung)
+            seen += rung
+            if rungs:
+                alive.sort(key=lambda c: self.board.score(c, seen)[0], reverse=True)
+                alive = alive[: max(1, len(alive) // 2)]
+                to_beat = self.score(best) + 1e-9
+                alive = [c for c in alive if self.board.upper_bound(c, seen) > to_beat]
         for candidate in candidates:
-            if candidate not in alive:
-                self.record(step, candidate, math.nan, math.nan, best=False)
+            self.record(step, candidate, scored=candidate in alive)
+        alive = [one for one in alive if not math.isnan(self.score(one))]
+        top = max(alive, key=lambda c: (self.score(c), -len(c.text)), default=best)
+        if self.board.is_better(top, best):
+            self.best = top
+        return self.best is not best
 
-    def affordable(self, candidates: list[Candidate], rungs: Sequence[int]) -> list[Candidate]:
+    def affordable(self, candidates: Sequence[Candidate], rungs: Sequence[int]) -> list[Candidate]:
         """As many of the candidates as can be scored on all rungs with the calls left.
 
         Raises
@@ -332,29 +317,83 @@ class Search:
         for n in range(len(candidates), 0, -1):
             # After each rung half of them go on, as in `race`.
             if sum(max(1, n >> i) * size for i, size in enumerate(rungs)) <= left:
-                return candidates[:n]
+                return list(candidates[:n])
         if candidates:
             raise BudgetError("What is left of the budget is not enough to score one candidate.")
         return []
 
-    def rungs(self, best: Candidate) -> list[list[Item]]:
-        return rungs(self.board, best, self.proposer)
+    def rungs(self) -> list[list[Item]]:
+        """Split the items to select on into rungs, half of the first one wrong by the best."""
+        items = self.board.items
+        missed = {case.item.trace_id for case in self.board.cases(self.best, items)[0]}
+        size = first_rung(len(items))
+        wrong = [item for item in items if item.trace_id in missed]
+        first = sample(wrong, math.ceil(size / 2), self.rng)
+        right = [item for item in items if item.trace_id not in missed]
+        first += sample(right, size - len(first), self.rng)
+        taken = {item.trace_id for item in first}
+        rest = [item for item in items if item.trace_id not in taken]
+        second = sample(rest, math.ceil(len(items) * SECOND_RUNG), self.rng)
+        taken |= {item.trace_id for item in second}
+        third = [item for item in items if item.trace_id not in taken]
+        return [rung for rung in (first, second, third) if rung]
+
+    # -- dropping rules -------------------------------------------------------------------
+
+    def prune(self) -> None:
+        """Drop the most harmful rule of the best candidate, else its idle ones, while it helps.
+
+        Rules of an earlier alignment are never idle: they may be for cases that no label shows.
+        """
+        step = self.rows[-1]["step"]
+        for _ in range(MAX_PRUNED):
+            rules = self.best.rules
+            learned = [rule for rule in rules if rule not in self.original.rules]
+            if not rules or rules == tuple(learned[:1]):
+                return
+            harmful, idle = self.doubtful()
+            dropped = harmful or {i: why for i, why in idle.items() if rules[i] in learned}
+            if not dropped or not self.race(step, [self.best.without_rules(dropped)]):
+                return
+
+    def doubtful(self) -> tuple[dict[int, str], dict[int, str]]:
+        """Leave out each rule on some items; return the most harmful one and the idle ones.
+
+        Both say why. A rule is left out where the rationales of judge and people are about it; if
+        there is no such item, where they are about no rule.
+        """
+        best, board = self.best, self.board
+        without = [best.without_rules({i: ""}) for i in range(len(best.rules))]
+        planned: dict[int, list[tuple[Item, float]]] = defaultdict(list)
+        for side in board.cases(best, board.items):
+            about: dict[int | None, list[Item]] = defaultdict(list)
+            for case in side:
+                said = f"{case.verdict.rationale} {case.item.rationale}"
+                about[next(iter(rules_about(best.rules, said)), None)].append(case.item)
+            for rule in range(len(best.rules)):
+                concerned = about[rule] or about[None]
+                drawn = sample(concerned, MAX_TRIED, self.rng)
+                planned[rule] += [(item, len(concerned) / len(drawn)) for item in drawn]
+        board.judge((without[rule], item) for rule in planned for item, _ in planned[rule])
+        gains, idle = {}, {}
+        for rule, tried in planned.items():
+            found = [(board.gain(without[rule], best, item), times) for item, times in tried]
+            gains[rule] = sum(gain * times for gain, times in found)
+            answered = all(board.earned(without[rule], item) is not None for item, _ in tried)
+            if tried and answered and not any(gain for gain, _ in found):
+                idle[rule] = "idle: no score changed without it"
+        worst = max(gains, key=lambda rule: gains[rule])
+        if gains[worst] <= 1e-9:
+            return {}, idle
+        return {worst: f"harmful: about {gains[worst]:.3g} more items right without it"}, idle
 
     # -- results --------------------------------------------------------------------------
 
-    def enter(self, candidates: Sequence[Candidate], step: int, to_beat: float) -> None:
-        """Add scored candidates to the pool and the history."""
-        for candidate in candidates:
-            score, accuracy = self.board.score(candidate)
-            if not math.isnan(score):
-                self.pool[candidate.key] = candidate
-            best = step == 0 or score > to_beat + 1e-9
-            self.record(step, candidate, score, accuracy, best=best)
-
-    def record(
-        self, step: int, candidate: Candidate, score: float, accuracy: float, *, best: bool
-    ) -> None:
+    def record(self, step: int, candidate: Candidate, *, scored: bool) -> None:
         """Add a row to the history."""
+        score, accuracy = self.board.score(candidate) if scored else (math.nan, math.nan)
+        if scored:
+            self.tried.add(candidate.key)
         self.rows.append(
             {
                 "step": step,
@@ -364,36 +403,33 @@ class Search:
                 "dev_score": score,
                 "dev_accuracy": accuracy,
                 "added_words": candidate.added_words,
-                "best": best,
+                "best": step == 0 or score > self.score(self.best) + 1e-9,
                 "calls": self.board.calls,
                 "dropped": "; ".join(map(str, candidate.dropped)),
             }
         )
 
-    def report(self, step: int, best: Candidate) -> None:
-        if self.on_step is not None:
-            self.on_step(
-                {
-                    "step": step,
-                    "best_score": self.score(best),
-                    "calls": self.board.calls,
-                    "reflections": self.proposer.calls,
-                    "failures": self.board.failures,
-                    "best": best.text,
-                }
-            )
 
-    def result(self, best: Candidate, stopped: str) -> Optimised:
-        return Optimised(
-            best=best,
-            original_score=self.score(self.original),
-            best_score=self.score(best),
-            history=pd.DataFrame(self.rows),
-            stopped=stopped,
-            judge_calls=self.board.calls,
-            reflection_calls=self.proposer.calls,
-            failures=self.board.failures,
-            reflection_failures=self.proposer.failures,
-            evidence={rule: self.proposer.evidence.get(rule, []) for rule in best.rules},
-            notes=self.notes,
-        )
+def first_rung(items: int) -> int:
+    """Number of items in the first rung of a race on so many items."""
+    return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
+
+
+def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tuple[int, int]:
+    """Return upper bounds of judge calls and reflections.
+
+    ``train`` and ``dev`` are numbers of items, ``rules`` is the number of rules that an aligned
+    judge has already.
+    """
+    items = train + dev
+    selected = items if items < FEW else min(settings.max_dev, items)
+    batch = min(settings.batch_size, items - selected)
+    first = first_rung(selected)
+    second = min(math.ceil(selected * SECOND_RUNG), selected - first)
+    a_race = MAX_RACING * first + MAX_RACING // 2 * second + selected - first - second
+    learned = rules + MAX_RULES * settings.max_steps
+    pruning = MAX_PRUNED * (2 * MAX_TRIED * learned + selected)
+    if rules:
+        pruning += MAX_PRUNED * (2 * MAX_TRIED * rules + selected)
+    judge_calls = selected + batch + settings.max_steps * (batch + a_race) + pruning
+    return judge_calls, 2 * settings.max_steps

@@ -1,0 +1,41 @@
+"""The forecast: what learning takes at most, as it is announced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from stubs import BASE, SCALE, case, items
+
+import workbench
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Budget
+from workbench.simba.candidate import Case
+from workbench.simba.optimizer import Forecast, forecast
+from workbench.simba.search import Settings, most_calls
+
+
+@pytest.mark.parametrize("n", [20, 50])
+def test_a_probe_makes_the_forecast_closer(n: int) -> None:
+    """Tokens of a real call are used; more items and larger ones cost more."""
+    judge = workbench.make_judge("q", BASE.text, feedback_value_type=str)
+    cases = [case(item) for item in items(n)]
+
+    def tokens(probe: Verdict | None = None, some: list[Case] = cases) -> int:
+        found = forecast(judge, some, 0, Settings(), SCALE, probe=probe)
+        assert found.calls == sum(most_calls(len(some), 0, Settings()))
+        return found.tokens
+
+    short = tokens(Verdict("tr-000", "good", input_tokens=100, output_tokens=10))
+    long = tokens(Verdict("tr-000", "good", input_tokens=5000, output_tokens=10))
+    assert short < long
+    large = [replace(c, item=replace(c.item, rationale="x" * 3000)) for c in cases]
+    assert tokens(some=large) > tokens()
+
+
+def test_the_announcement_is_limited_by_the_budget() -> None:
+    found = Forecast(1000, 5_000_000, 12.0)
+    assert found.told(Budget()).startswith("at most 1,000 calls")
+    limited = found.told(Budget(calls=50))
+    assert limited.startswith("at most 50 calls")
+    assert "never exceeded" in limited
