@@ -204,12 +204,6 @@ def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:
         run_notebook(source, output=folder)
 
 
-def test_a_summary_that_is_no_json_is_an_error(folder: Path) -> None:
-    source = write(folder / "n.ipynb", "open(f'{output_dir}/summary.json', 'w').write('{')")
-    with pytest.raises(NotebookError, match=r"summary\.json.*no JSON"):
-        run_notebook(source, progress=False)
-
-
 def test_what_has_no_parameters_takes_none(folder: Path) -> None:
     source = write(folder / "n.ipynb", "print('ran')", parameters="")
     ran: Any = run_notebook(source, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,6 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
-from tqdm.std import tqdm
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
@@ -30,6 +30,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
     read_notebook,
 )
+from workbench.formatting import write_whole
 from workbench.models.recording import variables as recording_variables
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def run_notebook(
     """
     source, folder = find_notebook(notebook), Path(output).resolve()
     passed = resolve_parameters(source, parameters or {}, folder)
-    copy = _Copy(folder / source.name, passed)
+    copy = _Copy(folder / source.name, _masks(passed))
     if copy.target == source:
         raise NotebookError(
             f"output={str(output)!r} is the folder of the notebook itself, which the executed "
@@ -112,16 +113,13 @@ def run_notebook(
             f"The output folder {folder} cannot be written to: {error.strerror}. Name another "
             "with --output."
         ) from None
-    environment = recording_variables(record, replay)
+    environment = _QUIET | os.environ | _INLINE | recording_variables(record, replay)
     summary = folder / SUMMARY
     summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
     started = time.monotonic()
-    _execute(source, copy, passed, environment, progress)
+    _execute(source, copy, passed, show=progress, environment=environment)
     seconds = time.monotonic() - started
-    try:
-        found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
-    except ValueError as error:
-        raise NotebookError(f"{summary}, which the notebook wrote, is no JSON: {error}") from error
+    found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
     return Ran(copy.target, folder, passed, seconds, found)
 
 
@@ -132,75 +130,59 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
-    values = {p.name: str(output) for p in declared if p.name == "output_dir"} | dict(given)
-    for parameter in declared:
-        default = parameter.default
-        if parameter.name not in values and isinstance(default, str):
+    values = dict(given)
+    for name, default in ((p.name, p.default) for p in declared if p.name not in given):
+        if name == "output_dir":
+            values[name] = str(output)
+        elif isinstance(default, str) and not Path(default).is_absolute():
             file = source.parent / default
-            if file.is_file() and not Path(default).is_absolute():
-                values[parameter.name] = str(file.resolve())
+            values |= {name: str(file.resolve())} if file.is_file() else {}
     return values
 
 
-def _execute(
-    source: Path,
-    copy: _Copy,
-    parameters: dict[str, Any],
-    environment: Mapping[str, str],
-    progress: bool,
-) -> None:
+# The environment of the kernel: less noise, for a reader of text.
+_QUIET: Final = {
+    "WORKBENCH_PROGRESS": "text",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+}
+_INLINE: Final = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+
+
+def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: Any) -> None:
     kept = f"The notebook as far as it ran: {copy.target}"
-    # What the kernel writes by itself, not its cells, matters only when it dies.
-    with tempfile.TemporaryFile() as log:
-        try:
-            papermill.execute_notebook(
-                # papermill formats paths: braces in the name of a folder would be fields.
-                str(source).replace("{", "{{").replace("}", "}}"),
-                None,  # written by `copy`
-                parameters,
-                engine_name="workbench",
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                copy=copy,
-                show=progress,
-                log=log,
-                environment=_environment(environment),
-            )
-        except papermill.PapermillExecutionError as error:
-            copy.save()  # now with papermill's mark at the cell that failed
-            raise NotebookError(f"{_failure(error, source)}\n{kept}") from None
-        except DeadKernelError as error:
-            log.seek(0)
-            lines = log.read().decode("utf-8", "replace").splitlines()
-            last = "".join(f"\n{line}" for line in lines[-6:] if "[IPKernelApp]" not in line)
-            raise NotebookError(
-                f"The kernel of {source.name} died, perhaps for lack of memory.{last}\n{kept}"
-            ) from error
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for "
-                "the rest."
-            ) from None
-
-
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The kernel's environment: this one and ``more``, with less noise, for a reader of text."""
-    quiet = {
-        "WORKBENCH_PROGRESS": "text",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
-    }
-    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    return {**quiet, **os.environ, **inline, **more}
+    try:
+        papermill.execute_notebook(
+            # papermill formats paths: braces in the name of a folder would be fields.
+            str(source).replace("{", "{{").replace("}", "}}"),
+            None,  # written by `copy`
+            parameters,
+            engine_name="workbench",
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            copy=copy,
+            **options,
+        )
+    except papermill.PapermillExecutionError as error:
+        copy.save()  # now with papermill's mark at the cell that failed
+        raise NotebookError(f"{_failure(error, source)}\n{kept}") from None
+    except DeadKernelError as error:
+        raise NotebookError(
+            f"The kernel of {source.name} died, perhaps for lack of memory.\n{kept}"
+        ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for "
+            "the rest."
+        ) from None
 
 
 def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
     """Describe a failed cell: with its traceback, unless the error explains itself."""
-    stages = _headings(read_notebook(source))
     # papermill puts a cell with the parameters among those of the source.
-    stage = stages[min(max(error.cell_index - 1, 0), len(stages) - 1)]
+    stage = _headings(read_notebook(source))[max(error.cell_index - 1, 0)]
     lines = [
         f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
         f"{error.ename}: {error.evalue}",
@@ -221,110 +203,90 @@ def _headings(notebook: NotebookNode) -> list[str]:
     return found
 
 
+def _masks(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """What is not to be saved of the parameters' values, and what takes its place."""
+    found = {str(value): "***" for _, value in secret_params(dict(parameters))}
+    for value in parameters.values():
+        if isinstance(value, str) and "://" in value:
+            clean, withheld, secrets = withhold({"base_url": value})
+            if withheld:
+                found |= {**dict.fromkeys(secrets, "***"), value: clean["base_url"]}
+    # Very short values would blot out ordinary words.
+    return {secret: mask for secret, mask in found.items() if len(secret) >= 6}
+
+
+@dataclass
 class _Copy:
     """The executed copy: written whole or not at all, and without secrets."""
 
-    def __init__(self, target: Path, parameters: Mapping[str, Any]) -> None:
-        self.target = target
-        self.notebook: NotebookNode = None  # set by the engine
-        secrets = [str(value) for _, value in secret_params(dict(parameters))]
-        urls = {}
-        for value in parameters.values():
-            if isinstance(value, str) and "://" in value:
-                clean, withheld, parts = withhold({"base_url": value})
-                if withheld:
-                    urls[value] = clean["base_url"]
-                    secrets += parts
-        # Very short values would blot out ordinary words.
-        self._masks = urls | {value: "***" for value in secrets if len(value) >= 6}
+    target: Path
+    masks: Mapping[str, str]
+    notebook: NotebookNode = None  # set by the engine
 
     def save(self, **_: Any) -> None:
         """Write the notebook as it is now."""
         import nbformat
 
         text = nbformat.writes(self.notebook)
-        for secret in sorted(self._masks, key=len, reverse=True):
-            text = text.replace(json.dumps(secret)[1:-1], self._masks[secret])
-        # A name of its own: another run may be writing to the same folder.
-        part = self.target.with_name(f".{self.target.name}.{os.getpid()}.part")
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(self.target)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-# -- papermill's engine ---------------------------------------------------------------------
+        for secret in sorted(self.masks, key=len, reverse=True):
+            text = text.replace(json.dumps(secret)[1:-1], self.masks[secret])
+        write_whole(self.target, text)
 
 
 class Progress:
-    """Shows the stage, the state of progress bars and the output of the running cell.
+    """Shows the heading above the running cell, and what the cell prints as it comes.
 
-    A terminal gets one tqdm bar at its bottom; a log gets a line for each stage.
+    Of a line that is rewritten, such as a progress bar, a terminal shows every state and a log
+    one in five seconds.
     """
 
     def __init__(
         self,
-        title: str,
         stages: list[str],
         *,
         stream: TextIO | None = None,
-        show: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stages, self._show, self._clock = stages, show, clock
-        self._stream = stream or sys.stderr
-        self._stage, self._pending, self._last = "", "", clock()
-        self._bar = tqdm(
-            total=len(stages),
-            file=self._stream,
-            disable=not (show and self._stream.isatty()),
-            dynamic_ncols=True,
-            leave=False,
-            bar_format=title + " {bar:16} {n_fmt}/{total_fmt} [{elapsed}] {desc}",
-        )
+        self._stages, self._stream, self._clock = stages, stream or sys.stderr, clock
+        self._stage, self._line, self._last = "", "", clock()
 
     def start(self, index: int) -> None:
         """Show that the cell at ``index`` begins."""
-        self._print(_last_state(self._pending))
-        self._pending, before, self._stage = "", self._stage, self._stages[index]
-        if not self._bar.disable:
-            self._bar.n = index + 1
-            self._bar.set_description_str(self._stage)
-        elif self._stage != before:
-            self._print(f"[{index + 1}/{len(self._stages)}] {self._stage}")
+        self.close()
+        before, self._stage = self._stage, self._stages[index]
+        if self._stage != before:
+            self.output(f"[{index + 1}/{len(self._stages)}] {self._stage}\n")
 
     def output(self, text: str) -> None:
-        """Show what a cell writes: whole lines, and now and then the state of a rewritten one."""
-        *lines, self._pending = (self._pending + _ESCAPES.sub("", text)).split("\n")
+        """Show what a cell writes."""
+        *lines, rest = (self._line + _ESCAPES.sub("", text)).split("\n")
         for line in lines:
-            self._print(_last_state(line))
-        state = _last_state(self._pending)
-        if "\r" not in self._pending or not state:
-            return
-        self._pending = "\r" + state
-        if not self._bar.disable:
-            # There is no room for a second bar in the line; its figures suffice.
-            figures = re.sub(r"\|[^|]*\| *", " ", state)
-            self._bar.set_description_str(f"{self._stage}: {figures}")
-        elif self._clock() - self._last >= 5.0:
-            self._print(state)
+            self._show(line, "\n")
+        self._line = rest
+        if "\r" in rest:
+            self._line = f"\r{_last_state(rest)}"
+            live = self._stream.isatty()
+            if live or self._clock() - self._last >= 5.0:
+                self._show(rest, "" if live else "\n")
 
     def close(self) -> None:
-        """Show an unfinished line and remove the bar."""
-        self._print(_last_state(self._pending))
-        self._bar.close()
+        """End an unfinished line."""
+        self.output("\n" if self._line else "")
 
-    def _print(self, line: str) -> None:
-        if line and self._show:
+    def _show(self, line: str, end: str) -> None:
+        if state := _last_state(line):
             self._last = self._clock()
-            tqdm.write(line, file=self._stream)
+            clear = "\r\x1b[K" if self._stream.isatty() else ""
+            self._stream.write(f"{clear}{state}{end}")
             self._stream.flush()
 
 
 def _last_state(line: str) -> str:
     """What is left on the screen of a line with carriage returns."""
     return next((state.rstrip() for state in reversed(line.split("\r")) if state.strip()), "")
+
+
+# -- papermill's engine ---------------------------------------------------------------------
 
 
 class _ThisPython(KernelSpecManager):
@@ -363,7 +325,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, *, copy: _Copy, show: bool, **options: Any
     ) -> None:
-        progress = Progress(copy.target.stem, _headings(nb_man.nb), show=show)
+        progress = Progress(_headings(nb_man.nb), stream=None if show else io.StringIO())
         start = nb_man.cell_start
 
         def cell_start(cell: NotebookNode, cell_index: int, **more: Any) -> None:
@@ -380,7 +342,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         )
         client.progress = progress
         try:
-            client.execute(env=options["environment"], stderr=options["log"])
+            client.execute(env=options["environment"])
         finally:
             progress.close()
 

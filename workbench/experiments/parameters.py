@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import math
-import tokenize
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,10 +49,8 @@ def find_notebook(name: str | Path) -> Path:
     given = Path(name)
     file = given if given.suffix == ".ipynb" else given.with_name(given.name + ".ipynb")
     folders = [Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks"]
-    places = [file]
-    if given.parent in (Path(), Path("notebooks")):
-        places += [folder / file.name for folder in folders]
-    for place in places:
+    is_name = given.parent in (Path(), Path("notebooks"))
+    for place in [file, *(folder / file.name for folder in folders if is_name)]:
         if place.is_file():
             return place.resolve()
     known = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
@@ -88,7 +86,7 @@ def notebook_parameters(notebook: str | Path) -> list[Parameter]:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             try:
                 return _assignments(cell.source)
-            except (SyntaxError, tokenize.TokenError) as error:
+            except SyntaxError as error:
                 raise NotebookError(
                     f"The parameters cell of {path} is no Python: {error}."
                 ) from error
@@ -96,31 +94,30 @@ def notebook_parameters(notebook: str | Path) -> list[Parameter]:
 
 
 def _assignments(source: str) -> list[Parameter]:
-    behind: dict[int, str] = {}
-    alone: dict[int, str] = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            lines = alone if token.line.lstrip().startswith("#") else behind
-            lines[token.start[0]] = token.string.lstrip("#").strip()
+    lines = source.splitlines()
     found: dict[str, Parameter] = {}
     for node in ast.parse(source).body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-        if not isinstance(target, ast.Name):
-            continue
-        try:
-            default = ast.literal_eval(node.value)
-        except (ValueError, TypeError):
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name):
             default = UNKNOWN
-        first = node.lineno
-        while first - 1 in alone:
-            first -= 1
-        above = " ".join(alone[line] for line in range(first, node.lineno))
-        written = ast.get_source_segment(source, node.value) or ""
-        help_ = behind.get(node.end_lineno or 0, above)
-        found[target.id] = Parameter(target.id, written, default, help_)
+            with suppress(ValueError, TypeError):
+                default = ast.literal_eval(node.value)
+            written = ast.get_source_segment(source, node.value) or ""
+            found[target.id] = Parameter(target.id, written, default, _comment(lines, node))
     return list(found.values())
+
+
+def _comment(lines: list[str], node: ast.stmt) -> str:
+    """The comment behind a statement, or else the one above it."""
+    # Offsets count bytes. What follows a statement in its line is a comment.
+    last = lines[(node.end_lineno or 0) - 1].encode()
+    found = [last[node.end_col_offset or 0 :].decode().strip()]
+    if not found[0]:
+        above = takewhile(lambda line: line.startswith("#"), reversed(lines[: node.lineno - 1]))
+        found = list(above)[::-1]
+    return " ".join(line.lstrip("#").strip() for line in found)
 
 
 def parse_parameters(
@@ -180,10 +177,8 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
             continue
         if isinstance(default, bool):
             problem = "" if isinstance(value, bool) else "neither True nor False"
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        elif type(value) not in (int, float) or not math.isfinite(value):
             problem = "no number"
-        elif not math.isfinite(value):
-            problem = "no finite number"
         if problem:
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."

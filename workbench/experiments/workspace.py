@@ -74,11 +74,7 @@ class Workspace:
             "table": "\n".join([str(alignment.comparison), *lines]),
             "status": alignment.status,
             "reason": alignment.reason,
-            "judge": {
-                "name": registered.name,
-                "version": registered.version,
-                "new": registered.new,
-            },
+            "judge": {key: getattr(registered, key) for key in ("name", "version", "new")},
             "report": str(Path(report).resolve()),
             "tracking_uri": self.tracking_uri,
             "experiment": self.experiment,

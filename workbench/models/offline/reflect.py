@@ -34,7 +34,7 @@ MOST_RULES: Final = 6
 LEAST_CASES: Final = 3
 """A condition must hold, and must fail to hold, on so many cases."""
 
-PRICE: Final = 2.0
+PRICE: Final = 1.5
 """What a rule must gain, in steps over all cases, to be worth its words."""
 
 PRICE_OF_A_PHRASE: Final = 4.0
