@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -173,6 +174,8 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             f"The kernel of {source.name} died, perhaps for lack of memory.\n{kept}"
         ) from error
     except KeyboardInterrupt:
+        # nbclient drops the task of the interrupted cell, of which asyncio complains later.
+        logging.getLogger("asyncio").addFilter(lambda one: "never retrieved" not in str(one.msg))
         raise KeyboardInterrupt(
             f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for "
             "the rest."
