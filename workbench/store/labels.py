@@ -200,7 +200,7 @@ def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
         and stored.valid is not False
         and stored.feedback.error is None
         # A decision of the same person is no label of theirs, and a label given after its author
-        # saw the verdict is never replaced by one given blind, nor the other way round.
+        # saw the verdict never replaces one given blind.
         and all(has_mark(stored, k) == has_mark(new, k) for k in (DECISION_KEY, AFTER_VERDICT_KEY))
         and all(before.get(key) == value for key, value in (new.metadata or {}).items())
     )
