@@ -165,7 +165,6 @@ class AssessmentWriter:
     """
 
     def __init__(self) -> None:
-        self._client = TracingClient()
         self._waiting: list[Assessment] = []
 
     def put(self, assessment: Assessment) -> None:
@@ -177,7 +176,7 @@ class AssessmentWriter:
     def _write(self) -> None:
         batch, self._waiting = self._waiting, []
         try:
-            _write_batch(self._client, batch)
+            log_assessments(batch, progress=False)
         except KeyboardInterrupt:
             self._waiting = batch  # to be written when the block is left
             raise
