@@ -48,8 +48,8 @@ def trace_ids(store: str) -> list[str]:
 
 
 def log(table: Any, **arguments: Any) -> Any:
-    given_ = {"name": "quality", "source_type": "HUMAN", "source_id": "ana", "value": "rating"}
-    return log_feedback_table(table, **{**given_, **arguments})
+    source = AssessmentSource("HUMAN", arguments.pop("source_id", "ana"))
+    return log_feedback_table(table, source, **{"name": "quality", "value": "rating", **arguments})
 
 
 def stored() -> list[tuple[Any, str | None]]:

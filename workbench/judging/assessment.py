@@ -213,14 +213,14 @@ def log_verdicts(
     Logged
         How many were written, were there already, and were skipped with the reason.
     """
+    judge, metadata = AssessmentSource("LLM_JUDGE", source), {RECORDED_KEY: "true"}
     return log_feedback_table(
         table,
+        judge,
         name=name,
-        source_type="LLM_JUDGE",
-        source_id=source,
         value=value,
         rationale=rationale,
-        metadata={RECORDED_KEY: "true"},
+        metadata=metadata,
         progress=progress,
     )
 

@@ -113,23 +113,17 @@ def log_labels(
             f"for who, rows in table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
             stacklevel=2,
         )
+    source = AssessmentSource("HUMAN", annotator)
     return log_feedback_table(
-        frame,
-        name=name,
-        source_type="HUMAN",
-        source_id=annotator,
-        value=value,
-        rationale=rationale,
-        progress=progress,
+        frame, source, name=name, value=value, rationale=rationale, progress=progress
     )
 
 
 def log_feedback_table(
     table: pd.DataFrame | str | os.PathLike[str],
+    source: AssessmentSource,
     *,
     name: str,
-    source_type: str,
-    source_id: str,
     value: str,
     rationale: str | None = None,
     metadata: dict[str, str] | None = None,
@@ -141,9 +135,9 @@ def log_feedback_table(
     trace is unknown.
     """
     check_text("name", name)
-    check_text("source", source_id)
+    check_text("source", source.source_id)
     ratings, skipped = _read_ratings(read_table(table), value, rationale)
-    source, start = AssessmentSource(source_type, source_id), now_ms()
+    start = now_ms()
     new: list[Feedback] = []
     replaced = 0
     for trace in fetch_traces(list(ratings), spans=False):
@@ -160,7 +154,7 @@ def log_feedback_table(
         made.last_update_time_ms = made.create_time_ms
         new.append(made)
         replaced += bool(stored)
-    written = log_assessments(new, progress=progress, desc=f"{name} by {source_id}")
+    written = log_assessments(new, progress=progress, desc=f"{name} by {source.source_id}")
     listed = pd.DataFrame(skipped, columns=["row", "reason"])
     return Logged(name, written, len(ratings) - written, listed, replaced)
 
