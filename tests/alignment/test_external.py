@@ -261,6 +261,15 @@ def test_unusable_answers_count_as_failures(
         assert any("could not be used" in note for note in found.notes)
 
 
+def test_a_model_that_takes_no_schema_is_asked_without_one(store: str, loopback: Any) -> None:
+    """Its refusals are no losses, and what it is asked then are judge calls all the same."""
+    judge = made(model="openai:/any", base_url=loopback(no_schema=True).url)
+    split = judged(judge)
+    found = proposal(judge, Asking(1), split)
+    assert found.calls >= len(split.train) + len(split.dev)
+    assert (found.reflection_calls, found.notes) == (0, ())
+
+
 def test_a_refused_key_is_one_error_without_the_key(store: str, loopback: Any) -> None:
     """What cannot succeed is not tried a thousand times, and the key is not repeated."""
     server = loopback()

@@ -61,14 +61,20 @@ FAILURES_TO_STOP: Final = 10
 class Count:
     """Requests sent, retries included, and the answers wanted.
 
-    Of these ``cached`` ones were free, and ``lost`` ones never came or were unusable.
+    Of these ``cached`` ones were free, and ``failed`` ones never came or were unusable. ``refused``
+    ones were wanted in a form that the model does not take; they are lost where no other was taken.
     """
 
     requests: int = 0
     answers: int = 0
     cached: int = 0
-    lost: int = 0
+    failed: int = 0
+    refused: int = 0
     fault: Fault | None = None
+
+    @property
+    def lost(self) -> int:
+        return self.failed + (0 if self.answers else self.refused)
 
     def exceeds(self, share: float) -> bool:
         """Return whether more than this share of the answers were lost."""
@@ -231,17 +237,21 @@ class Meter:
             self.usage += outcome.usage
             if fault is None:
                 count.answers += 1
-            elif fault.kind == "budget":
+                return
+            if fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
-            elif fault.kind == "request" and with_schema:  # it will be asked without
+                return
+            count.fault = fault
+            if fault.kind == "request" and with_schema:  # it will be asked without
+                count.refused += 1
                 self._schema_refused |= kind == "judge"
-            else:
-                count.lost, count.fault = count.lost + 1, fault
-                in_vain = fault.permanent and not count.answers
-                too_many = count.exceeds(2 * self.max_failure_share)
-                if in_vain or (too_many and count.lost >= FAILURES_TO_STOP):
-                    self.ended.set()
+                return
+            count.failed += 1
+            in_vain = fault.permanent and not count.answers
+            too_many = count.failed >= FAILURES_TO_STOP
+            if in_vain or (too_many and count.exceeds(2 * self.max_failure_share)):
+                self.ended.set()
 
     def raise_for_losses(self, who: str) -> None:
         """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
