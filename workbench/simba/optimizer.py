@@ -30,15 +30,9 @@ not count; abstaining earns 0 where the original judge had an opinion.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-Cost
-----
-`most_calls` has the upper bound. Usually it is far less: about 180 judge calls and 3 reflections
-for 50 labels, 490 and 5 for 200, in ``tests/benchmarks/bench_simba.py``. The calls of a rung run in
-parallel, so an alignment takes about ten times the model's latency.
-
-Unlike ``dspy.SIMBA``, which MLflow's optimizer wraps, it learns from items on which the judge is
-always wrong, uses people's rationales, looks at several items at a time, can drop rules, and does
-not score all candidates on all items.
+`most_calls` has the upper bound of calls. Usually it is far less: about 180 judge calls and 3
+reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``. The calls of a
+rung run in parallel, so an alignment takes about ten times the model's latency.
 """
 
 from __future__ import annotations
@@ -58,9 +52,9 @@ from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 from workbench.compat import options
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.formatting import bar, say
-from workbench.judging.judge import fingerprint, with_instructions
+from workbench.judging.judge import with_instructions
 from workbench.judging.requests import check_measurable, judge_many
-from workbench.judging.verdicts import Verdict, read_verdict, recorded_verdicts
+from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, Usage, cost, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
@@ -208,13 +202,12 @@ class SIMBA(AlignmentOptimizer):
             self.seed,
         )
         train, dev = ([i for i in items if i.trace_id in parts[p]] for p in ("train", "dev"))
-        known = known_verdicts(judge, traces, scale)
         budget = Budget.of(self.budget)
         if self.progress:
             cases = [Case(item, Verdict(item.trace_id)) for item in items]
             most = forecast(judge, cases, len(dev), self.settings, scale, self.model)
             say(f"SIMBA: {most.told(budget)}")
-        return self.learn(judge, train, dev, scale=scale, known=known, budget=budget)
+        return self.learn(judge, train, dev, scale=scale, budget=budget)
 
     def learn(
         self,
@@ -382,18 +375,6 @@ def judge_fields(judge: Judge) -> tuple[str, ...]:
     return fields or ("inputs", "outputs")
 
 
-def known_verdicts(judge: Judge, traces: Sequence[Trace], scale: Scale) -> list[Verdict]:
-    """Verdicts that this version of the judge has logged on the traces."""
-    version = fingerprint(judge)
-    found = []
-    for trace in traces:
-        own = [v for v in recorded_verdicts(trace, judge.name) if v.fingerprint == version]
-        verdict, _ = read_verdict(own, own, scale)
-        if verdict is not None:
-            found.append(Verdict(trace.info.trace_id, *verdict, fingerprint=version))
-    return found
-
-
 def labelled_items(
     judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
 ) -> tuple[list[Item], Scale]:
@@ -416,13 +397,15 @@ def labelled_items(
     )
     items = []
     unused: Counter[str] = Counter()
-    for example in (as_example(t) for t in traces if t.info.trace_id in by_trace):
-        decision = decisions.get(example.trace_id)
-        label = read_label(by_trace[example.trace_id], scale, "majority", "drop", decision)
-        if label.fault is None:
-            items.append(Item(example, label.value, label.rationale))
-        else:
-            unused[label.fault] += 1
+    for trace in traces:
+        trace_id = trace.info.trace_id
+        if trace_id in by_trace:
+            labels, decision = by_trace[trace_id], decisions.get(trace_id)
+            label = read_label(labels, scale, "majority", "drop", decision)
+            if label.fault is None:
+                items.append(Item(as_example(trace), label.value, label.rationale))
+            unused[label.fault or ""] += 1
+    del unused[""]
     if unused:
         reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
         warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
@@ -475,14 +458,13 @@ def forecast(
     shown = Request(instructions, tuple(cases), (), judge_fields(judge)).as_inputs(scale)
     a_case = tokens_in(shown["disagreements"]) / max(1, len(cases))
     # Twice as many rules as an answer has, of 50 tokens each.
-    fixed = tokens_in(instructions) + FRAME_TOKENS + 2 * MAX_RULES * 50
-    fixed += settings.max_examples * a_case
+    learned = 2 * MAX_RULES * 50 + settings.max_examples * a_case
+    fixed = tokens_in(instructions) + FRAME_TOKENS + learned
     used = math.ceil(fixed + a_case), 200
     if probe is not None and probe.input_tokens:
-        learned = fixed - tokens_in(instructions) - FRAME_TOKENS
         used = math.ceil(probe.input_tokens + learned), 2 * (probe.output_tokens or 200)
-    shown_cases = min(len(cases), 2 * settings.batch_size)
-    prompt = math.ceil(tokens_in(TASK) + fixed + shown_cases * a_case), ANSWER_TOKENS
+    most_shown = min(len(cases), 2 * settings.batch_size)
+    prompt = math.ceil(tokens_in(TASK) + fixed + most_shown * a_case), ANSWER_TOKENS
     model = str(getattr(judge, "model", None) or "")
     one, other = cost(model, *used), cost(reflection_model or model, *prompt)
     known = one is not None and other is not None

@@ -428,8 +428,8 @@ def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tupl
     second = min(math.ceil(selected * SECOND_RUNG), selected - first)
     a_race = MAX_RACING * first + MAX_RACING // 2 * second + selected - first - second
     learned = rules + MAX_RULES * settings.max_steps
-    pruning = MAX_PRUNED * (2 * MAX_TRIED * learned + selected)
-    if rules:
-        pruning += MAX_PRUNED * (2 * MAX_TRIED * rules + selected)
+    # At the end, and at first where there are rules already.
+    pruned = [learned, *([rules] if rules else [])]
+    pruning = sum(MAX_PRUNED * (2 * MAX_TRIED * n + selected) for n in pruned)
     judge_calls = selected + batch + settings.max_steps * (batch + a_race) + pruning
     return judge_calls, 2 * settings.max_steps
