@@ -1,0 +1,109 @@
+"""What models answer is read where it is unambiguous, and told in words where it is not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from workbench.compat import HTTPStatusError
+from workbench.models.answers import AnswerError, check_error, readable
+
+GOOD = '{"result": "good", "rationale": "because"}'
+
+
+def read(finish_reason: str = "stop", *, tools: bool = False, **message: Any) -> dict[str, Any]:
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    body = readable({"choices": [choice]}, tools=tools)
+    found: dict[str, Any] = json.loads(body["choices"][0]["message"]["content"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        f'<think>Maybe {{"result": "poor"}}?</think>\n\n{GOOD}',
+        f'so far {{"result": "poor"}}</think>{GOOD}',
+        f"Here you are:\n```json\n{GOOD}\n```\nI hope that helps {{you}}.",
+        '{"Result": "good", "RATIONALE": "because"}',
+        f"[{GOOD}]",
+        f"{GOOD}\n{GOOD}",
+        [{"type": "text", "text": GOOD}],
+    ],
+)
+def test_the_result_is_read_out_of_what_surrounds_it(content: Any) -> None:
+    assert read(content=content) == {"result": "good", "rationale": "because"}
+
+
+@pytest.mark.parametrize(
+    ("rationale", "read_as"),
+    [
+        ("null", ""),
+        ('["a", "b"]', "a\nb"),
+        ('{"a": 1}', '{"a": 1}'),
+        ('"half \\ud83d"', "half \ufffd"),
+    ],
+)
+def test_a_rationale_of_another_type_is_text(rationale: str, read_as: str) -> None:
+    assert read(content=f'{{"result": 4, "rationale": {rationale}}}') == {
+        "result": 4, "rationale": read_as,
+    }  # fmt: skip
+
+
+def test_an_answer_among_the_thoughts_is_read_where_there_is_no_other() -> None:
+    assert read(content="", reasoning_content=f"thinking {GOOD}")["result"] == "good"
+    assert read("length", content="", reasoning_content=f"thinking {GOOD}")["result"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "words"),
+    [
+        ({"content": None, "refusal": "I cannot assist."}, "stop", "refused: I cannot assist"),
+        ({"content": ""}, "length", "cut off at the limit of tokens"),
+        ({"content": '{"result": "go'}, "length", r"cut off .* after '{\"result"),
+        ({"content": "<think>so"}, "length", "cut off"),
+        ({"content": None}, "content_filter", "content filter withheld"),
+        ({"content": " "}, "stop", "the answer is empty"),
+        ({"content": "<think>so</think>"}, "stop", "empty but for its thoughts"),
+        ({"content": "I would say good."}, "stop", "no JSON object .*'I would say good"),
+        ({"content": f'{GOOD} or {{"result": "poor"}}'}, "stop", "no JSON object with one"),
+        (
+            {"content": None, "tool_calls": [{"function": {"name": "json_tool_call"}}]},
+            "tool_calls", "a tool that was not offered: json_tool_call",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_says_what_it_is(
+    message: dict[str, Any], reason: str, words: str
+) -> None:
+    with pytest.raises(AnswerError, match=words):
+        read(reason, **message)
+
+
+def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> None:
+    other = {"content": [{"text": "hi"}]}
+    assert readable(other) is other
+    call = {"choices": [{"message": {"tool_calls": [{"function": {"name": "get_trace"}}]}}]}
+    assert readable(call, tools=True) is call
+    with pytest.raises(AnswerError, match="without any choice"):
+        readable({"choices": []})
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        ({"message": "Rate limit exceeded", "code": 429}, 429, "Rate limit exceeded"),
+        ({"message": "No auth", "code": "401"}, 401, "No auth"),
+        ({"message": "Failed", "metadata": {"raw": "upstream"}}, 502, "Failed: upstream"),
+        ("overloaded", 502, "overloaded"),
+    ],
+)
+def test_an_error_in_the_body_decides_by_its_own_status(
+    error: Any, status: int, words: str
+) -> None:
+    with pytest.raises(HTTPStatusError, match=words) as caught:
+        check_error({"id": None, "choices": None, "error": error})
+    assert caught.value.status_code == status
+    check_error({"choices": [{}], "error": None})
