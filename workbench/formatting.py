@@ -24,6 +24,19 @@ _UNSAFE = re.compile(
 )
 
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return a text in which what a store refuses (NUL, half a surrogate pair) is U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def unstorable(text: str) -> int:
+    """Return how many characters of a text `storable` replaces."""
+    return len(_UNSTORABLE.findall(text))
+
+
 def safe_html(markup: str) -> str:
     r"""Return HTML in which control and bidirectional characters are written as their codes.
 

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlflow.entities import AssessmentSource, Span
+from mlflow.entities import AssessmentSource, Span, TraceInfo
+from mlflow.entities.trace_location import TraceLocation
+from mlflow.entities.trace_state import TraceState
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
@@ -20,19 +22,20 @@ from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records, log_labels
+from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, fetch_traces, find_experiment_id
 
 BATCH = 200
 """Traces that are written in one transaction."""
 
-text = st.text(st.characters(exclude_categories=()), max_size=20)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 cells = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(2**63), 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | text
-    | st.sampled_from(['{"a": 1}', "[1]", '"quoted"', "null", "7", "", "\ud83d", "\0\x1b\r\n"]),
+    | st.sampled_from(['{"a": 1}', "[1]", '"quoted"', "null", "7", "", "\0\x1b\r\n"]),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
@@ -139,17 +142,75 @@ def test_any_cell_survives(store: str, rows: list[tuple[Any, Any, str]]) -> None
             assert json.dumps([example.inputs, example.outputs]) == json.dumps(expected)
 
 
-def test_broken_characters_in_chats_and_expectations_survive(store: str) -> None:
-    """Half a surrogate pair is kept also where MLflow makes previews and models of it."""
-    messages = [{"role": "user", "content": "\ud83d cut off \0"}]
+def test_characters_that_cannot_be_stored_are_replaced_and_counted(store: str) -> None:
+    """Half a surrogate pair in a text, a tag or a label is no error that every repetition meets."""
+    half = "\ud83d cut off"
     table = pd.DataFrame(
-        {"messages": [messages], "model": ["\ud83d"], "o": [{"model": "\ud83d"}], "g": ["\ud83d"]},
+        {
+            "q": [[{"content": f"{half} \0"}]],
+            "o": [half],
+            "g": half,
+            "t": half,
+            "ana": half,
+            "w": half,
+        },
         dtype=object,
     )
-    import_traces(table, inputs=["messages", "model"], outputs="o", expectations="g")
-    assert [(e.inputs, e.outputs, e.expectations) for e in examples()] == [
-        ({"messages": messages, "model": "\ud83d"}, {"model": "\ud83d"}, {"g": "\ud83d"})
-    ]
+    roles: Any = {"inputs": "q", "outputs": "o", "expectations": "g", "tags": "t"}
+    roles |= {"labels": {"ana": ("ana", "w")}, "label_name": "quality"}
+    imported = import_traces(table, **roles)
+    assert imported.notes == ("6 characters that cannot be stored replaced by U+FFFD",)
+    whole = half.replace("\ud83d", "\ufffd")
+    (example,) = examples()
+    assert example.inputs == {"q": [{"content": f"{whole} \0"}]}
+    assert (example.outputs, example.expectations["g"], example.tags["t"]) == (whole,) * 3
+    (label,) = label_records(fetch_traces(), "quality")
+    assert (label.value, label.rationale) == (whole, whole)
+    assert len(import_traces(table, **roles).skipped) == 1
+
+
+def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str) -> None:
+    table = pd.DataFrame(
+        {"q": ["a", "", "b", None], "o": ["x", " ", "y", None], "ana": ["good", None, "NaN", ""]}
+    )
+    imported = import_traces(table, inputs="q", outputs="o", labels={"ana": "ana"}, label_name="l")
+    assert (len(imported.trace_ids), imported.labels) == (2, 1)
+    assert imported.notes == (
+        "2 empty rows left out: 1, 3", "1 cell without a rating: 'NaN' 1",
+    )  # fmt: skip
+    assert "2 empty rows left out" in repr(imported)
+
+
+def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:
+    """What the judge sees is what identifies a row; labels stay where they are."""
+    table = pd.DataFrame({"q": ["a", "a", "b"], "o": "x", "topic": ["1", "2", "3"]})
+    first = import_traces(table, inputs="q", outputs="o", tags="topic")
+    again = import_traces(table.assign(source="web"), inputs="q", outputs="o", tags="source")
+    assert (again.trace_ids, again.created) == (first.trace_ids, 0)
+    assert [e.tags["source"] + e.tags["topic"] for e in examples(first)] == ["web1", "web2", "web3"]
+    assert again.skipped["reason"].tolist() == ["already there, tags source set"] * 3
+
+
+def test_traces_of_version_0_1_are_known_by_their_tags(store: str) -> None:
+    table = pd.DataFrame({"q": ["a"], "o": "x", "topic": "1"})
+    where = find_experiment_id(None)
+    content = digest([where, {"q": "a"}, "x", {}, {"topic": "1"}])
+    old = f"tr-{digest([content, 0])[:32]}"
+    write_info(old, where)
+    assert import_traces(table, inputs="q", outputs="o", tags="topic").trace_ids == [old]
+
+
+def write_info(trace_id: str, where: str) -> None:
+    """Write all of a trace but its spans, as an import that was cut off might have."""
+    TracingClient().start_trace(
+        TraceInfo(
+            trace_id=trace_id,
+            trace_location=TraceLocation.from_experiment_id(where),
+            request_time=1_700_000_000_000,
+            execution_duration=0,
+            state=TraceState.OK,
+        )
+    )
 
 
 def test_long_texts_survive(store: str) -> None:
@@ -328,8 +389,12 @@ def test_a_trace_without_its_spans_is_completed(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failure between a trace's info and its spans is made good by the next import."""
-    # Half a surrogate pair is what makes a trace's info be written first.
-    table = pd.DataFrame({"q": ["a \ud83d", "b \ud83d"], "o": "x"}, dtype=object)
+    table = pd.DataFrame({"q": ["a", "b"], "o": "x"})
+    where = find_experiment_id(None)
+    ids = import_traces(table, inputs="q", outputs="o").trace_ids
+    TracingClient().delete_traces(where, trace_ids=ids)
+    for trace_id in ids:
+        write_info(trace_id, where)
     secret = "postgresql://me:pw-4711@db.example/mlflow"
 
     def broken(self: TracingClient, location: str, spans: list[Span]) -> Any:

@@ -158,8 +158,8 @@ def test_nothing_is_written_when_something_is_wrong(trace_ids: list[str]) -> Non
         log(table)
     with pytest.raises(TableError, match="row 0: the value is a value of type bytes"):
         log(table.assign(rating=b"x"))
-    with pytest.raises(TableError, match="row 0: the rationale holds half of a surrogate"):
-        log(table.assign(why=half), rationale="why")
+    with pytest.raises(TableError, match="row 0: A rating is one value, and this is a list"):
+        log(table.assign(rating=pd.Series([["good"]] * 3, dtype=object)))
     with pytest.raises(StoreError, match="not in the store"):
         log(table.assign(trace_id=half))
     with pytest.raises(ArgumentError, match="did you mean 'rating'"):

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from workbench.compat import HTTPStatusError
+from workbench.formatting import storable
 
 RESULT, RATIONALE = "result", "rationale"
 
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _END_OF_THOUGHT = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
 _CUT_THOUGHT = re.compile(r"<(?:think|thinking|reasoning)>.*$", re.DOTALL | re.IGNORECASE)
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 _ENDED = {
     "length": "the answer was cut off at the limit of tokens",
@@ -29,11 +29,6 @@ _ENDED = {
 
 class AnswerError(Exception):
     """The model answered, but not usably."""
-
-
-def storable(text: str) -> str:
-    """Return a text in which what a store refuses (NUL, half a surrogate pair) is U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def said(body: Any) -> str:

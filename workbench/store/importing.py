@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Expectation, Span, TraceInfo
-from mlflow.entities.trace_location import TraceLocation
-from mlflow.entities.trace_state import TraceState
 from mlflow.tracing.client import TracingClient
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError
-from workbench.formatting import bar, html_table, html_text, say
+from workbench.formatting import bar, counted, html_table, html_text, say
 from workbench.store.assessments import (
     content_id,
     in_order,
@@ -34,7 +32,6 @@ from workbench.store.tables import (
     LabelSpec,
     Row,
     digest,
-    has_lone_surrogate,
     read_rows,
 )
 from workbench.store.traces import (
@@ -69,11 +66,14 @@ class Imported:
     Attributes
     ----------
     trace_ids
-        One a row, in row order, also for rows that were there already.
+        One a row that is not empty, in row order, also for rows that were there already.
     skipped
         The rows that were there already: ``row`` (counted from 0), ``trace_id``, ``reason``.
     created, labels
         Numbers of traces and labels written now, in the experiment ``experiment_id``.
+    notes
+        What was left out or replaced: empty rows, cells that hold no rating, characters that
+        cannot be stored, tags that were changed.
     differing
         Labels that were left out since the annotator has another one in the store: ``row``,
         ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
@@ -85,6 +85,7 @@ class Imported:
     labels: int
     experiment_id: str
     differing: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.trace_ids)
@@ -93,8 +94,9 @@ class Imported:
         many = len(self.differing)
         stay = f"{many} left as they are in the store (see .differing), " if many else ""
         return (
-            f"<Imported {len(self)} rows: {self.created} new, {len(self.skipped)} already there, "
-            f"{self.labels} labels added, {stay}experiment {self.experiment_id}>"
+            f"<Imported {counted(len(self), 'row')}: {self.created} new, {len(self.skipped)} "
+            f"already there, {counted(self.labels, 'label')} added, {stay}experiment "
+            f"{self.experiment_id}{''.join('; ' + note for note in self.notes)}>"
         )
 
     def _repr_html_(self) -> str:
@@ -140,8 +142,9 @@ def import_traces(
     -------
     Imported
         ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
-        other columns. A row is known by its inputs, outputs, expectations and tags, and by how
-        many equal rows precede it. Rows that the experiment has already are not written again,
+        other columns. A row is known by its inputs, outputs and expectations, and by how many
+        equal rows precede it; other tags are given to the trace that is there. Rows that the
+        experiment has already are not written again,
         but labels that they lack are added: an import that was interrupted can simply be run
         again, and annotators can be imported one after another. A label in the store is never
         changed, except that a rationale is added to an equal label that has none: where the
@@ -154,14 +157,15 @@ def import_traces(
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
-        output and at least one input. Dates become ISO text.
+        output and at least one input. Dates become ISO text. Empty rows are left out, and cells
+        such as ``nan`` or ``NULL`` hold no rating; ``.notes`` says so.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
-    rows = read_rows(
+    rows, notes = read_rows(
         read_table(table),
         inputs=inputs,
         outputs=outputs,
@@ -170,13 +174,13 @@ def import_traces(
         labels=labels,
     )
     where, now = find_experiment_id(experiment), now_ms()
-    trace_ids = _trace_ids(rows, where)
-    stored = trace_infos(trace_ids, experiment=where, elsewhere=False)
+    trace_ids, stored = _find(rows, where)
     new: list[_New] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
-    for number, (row, trace_id) in enumerate(zip(rows, trace_ids, strict=True)):
+    tagged: list[tuple[str, str, str]] = []
+    for row, trace_id in zip(rows, trace_ids, strict=True):
         info = stored.get(trace_id)
         given = _assessments(row, trace_id, label_name, now)
         missing, others = _compare(given, info.assessments if info else [])
@@ -185,17 +189,22 @@ def import_traces(
             # A millisecond a row keeps the row order, and is less than a row takes to write.
             new.append(_New(row, trace_id, now + len(new), has_info=False))
             continue
-        differing += [(number, trace_id, *other) for other in others]
+        differing += [(row.number, trace_id, *other) for other in others]
+        changed = [(k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
+        tagged += [(trace_id, *tag) for tag in changed]
         reason = "already there"
         if not has_spans(info):
             new.append(_New(row, trace_id, int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
-        reason += f", {len(missing)} labels or expectations added" * bool(missing)
-        reason += f", {len(others)} labels differ from those stored, which stay" * bool(others)
-        skipped.append((number, trace_id, reason))
+        reason += f", {len(missing)} labels or expectations added" if missing else ""
+        reason += f", tags {', '.join(k for k, _ in changed)} set" if changed else ""
+        reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
+        skipped.append((row.number, trace_id, reason))
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
+        for trace_id, key, value in tagged:
+            retrying(TracingClient().set_trace_tag, trace_id, key, value)
     except KeyboardInterrupt:
         say("Interrupted. Run the same import again to add what is missing.")
         raise
@@ -206,15 +215,27 @@ def import_traces(
         labels=sum(assessment.feedback is not None for assessment in added),
         experiment_id=where,
         differing=pd.DataFrame(differing, columns=_DIFFERING),
+        notes=tuple(notes),
     )
 
 
-def _trace_ids(rows: Sequence[Row], where: str) -> list[str]:
-    """Return ids that follow from experiment, content, and the count of equal rows before."""
+def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceInfo]]:
+    """Return the id of each row's trace, and the infos of those that the experiment holds.
+
+    An id follows from the experiment, what the judge sees, and the count of equal rows before. In
+    stores of version 0.1 tags were part of it.
+    """
+    ids = _trace_ids([where, r.inputs, r.outputs, r.expectations, {}] for r in rows)
+    with_tags = _trace_ids([where, r.inputs, r.outputs, r.expectations, r.tags] for r in rows)
+    stored = trace_infos(list(dict.fromkeys(ids + with_tags)), experiment=where, elsewhere=False)
+    pairs = zip(ids, with_tags, strict=True)
+    return [old if old in stored and one not in stored else one for one, old in pairs], stored
+
+
+def _trace_ids(contents: Iterable[list[Any]]) -> list[str]:
     seen: Counter[str] = Counter()
     ids = []
-    for row in rows:
-        content = digest([where, row.inputs, row.outputs, row.expectations, row.tags])
+    for content in map(digest, contents):
         ids.append(f"tr-{digest([content, seen[content]])[:32]}")
         seen[content] += 1
     return ids
@@ -264,9 +285,6 @@ def _write_traces(new: Sequence[_New], where: str, *, progress: bool) -> None:
     with bar(total=len(new), desc="import", disable=hidden) as shown:
         for batch in _batches(new):
             try:
-                for one in batch:
-                    if _is_broken(one.row) and not one.has_info:
-                        retrying(client.start_trace, _info(one, where))
                 retrying(client.log_spans, where, list(map(_span, batch)))
             except Exception as error:
                 raise not_written("The traces", error) from None
@@ -278,25 +296,11 @@ def _batches(new: Sequence[_New]) -> Iterator[list[_New]]:
     size = 0
     for one in new:
         batch.append(one)
-        size += len(_to_json([one.row.inputs, one.row.outputs]))
+        size += len(json.dumps([one.row.inputs, one.row.outputs]))
         if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     yield from [batch] if batch else []
-
-
-def _info(new: _New, where: str) -> TraceInfo:
-    """Return what MLflow could not make of a span with a broken character: previews."""
-    return TraceInfo(
-        trace_id=new.trace_id,
-        trace_location=TraceLocation.from_experiment_id(where),
-        request_time=new.start_ms,
-        execution_duration=0,
-        state=TraceState.OK,
-        request_preview=_to_json(new.row.inputs)[:1000],
-        response_preview=_to_json(new.row.outputs)[:1000],
-        tags={"mlflow.traceName": _NAME, **new.row.tags},
-    )
 
 
 def _span(new: _New) -> Span:
@@ -307,13 +311,9 @@ def _span(new: _New) -> Span:
         "mlflow.spanInputs": _attribute(row.inputs),
         "mlflow.spanOutputs": _attribute(row.outputs),
     }
-    if not new.has_info and not _is_broken(row):
+    if not new.has_info:
         tags = {"mlflow.traceName": _NAME, **row.tags}
         attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
-    sides = [side for side in (row.inputs, row.outputs) if isinstance(side, dict)]
-    if any(has_lone_surrogate(str(side.get("model"))) for side in sides):
-        # MLflow takes a model's name from here, and could not store a broken one.
-        attributes["mlflow.llm.model"] = json.dumps("unknown")
     number = int(new.trace_id.removeprefix("tr-"), 16)
     return Span(
         ReadableSpan(
@@ -328,22 +328,11 @@ def _span(new: _New) -> Span:
     )
 
 
-def _is_broken(row: Row) -> bool:
-    """Whether a text holds half of a surrogate pair, which MLflow takes in JSON escapes only."""
-    return has_lone_surrogate(json.dumps([row.inputs, row.outputs], ensure_ascii=False))
-
-
-def _to_json(value: Any) -> str:
-    """Return JSON with readable text for MLflow's text search; escaped where it must be."""
-    text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if has_lone_surrogate(text) else text
-
-
 def _attribute(value: Any) -> str:
     """Return a span attribute that MLflow stores as the JSON of ``value``.
 
     MLflow unwraps JSON in JSON once, since attributes that come through a server are wrapped
     twice. Wrapped twice, an output that is itself JSON text stays text.
     """
-    text = _to_json(value)
+    text = json.dumps(value, ensure_ascii=False)
     return json.dumps(text, ensure_ascii=False) if isinstance(value, (str, list, dict)) else text

@@ -20,7 +20,7 @@ import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace
 
 from workbench.formatting import html_table, html_text
-from workbench.scale import is_missing
+from workbench.scale import is_missing, scalar
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -40,6 +40,7 @@ from workbench.store.tables import (
     require_columns,
 )
 from workbench.store.traces import fetch_traces
+from workbench.vocabulary import fold, no_ratings, normal_form
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,16 @@ def _read_ratings(
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
     columns = [table[column].tolist() for column in roles.values()]
+    words = no_ratings({fold(raw) for raw in columns[1]})
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
-        if is_missing(trace_id) or is_missing(raw):
+        if is_missing(trace_id) or is_missing(raw) or fold(raw) in words:
             what = "a trace_id" if is_missing(trace_id) else "a value"
             skipped.append((row, f"without {what}"))
         elif str(trace_id) in ratings:
             skipped.append((row, "followed by another on the same trace"))
         else:
             try:
-                ratings[str(trace_id)] = read_rating(raw, why[0] if why else None)
+                ratings[str(trace_id)] = read_rating(scalar(raw), why[0] if why else None)
             except ValueError as error:
                 bad.append((row, str(error)))
     raise_bad_rows(sorted(bad), len(table), "logged")
@@ -227,8 +229,8 @@ Kind = TypeVar("Kind", bound=Label)
 
 
 def folded(name: str) -> str:
-    """Return a person's name as it is compared: MLflow's page keeps names in small letters."""
-    return str(name).strip().casefold()
+    """Return a person's name as it is compared: without case, in one form of Unicode."""
+    return normal_form(str(name)).casefold()
 
 
 def same_person(one: str, other: str) -> bool:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -20,13 +22,17 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
-from workbench.scale import is_missing
+from workbench.formatting import counted, storable, unstorable
+from workbench.scale import is_missing, scalar
+from workbench.vocabulary import fold, no_ratings
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
 
 LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 """{annotator: column} or {annotator: (column, rationale column)}."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
@@ -92,8 +98,12 @@ def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}."""
+    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}.
 
+    ``number`` is that of the table's index where this counts rows, else counted from 0.
+    """
+
+    number: int
     inputs: dict[str, Any]
     outputs: Any
     expectations: dict[str, Any]
@@ -109,8 +119,14 @@ def read_rows(
     expectations: ColumnSpec | None = None,
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
-) -> list[Row]:
-    """Return the rows of the table in plain values, or raise `TableError` with all bad ones."""
+) -> tuple[list[Row], list[str]]:
+    """Return the rows of the table in plain values, and what was left out or replaced.
+
+    Raises
+    ------
+    TableError
+        With all bad rows, and for a table without rows.
+    """
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     sides = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
@@ -124,23 +140,59 @@ def read_rows(
                 f"tags: MLflow does not take {key!r} as a key. A key has at most 250 letters, "
                 "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
             )
+    for who, (column, _) in raters.items():
+        if who != column and who in table.columns:
+            warnings.warn(
+                f"labels: {who!r} is the annotator's name itself; the column of this name is not "
+                "read. Where each row is one label and that column says whose, make it one row a "
+                f"trace first: table.pivot(index=[...], columns={who!r}, values={column!r})"
+                ".reset_index().",
+                stacklevel=3,
+            )
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
+    words = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
-    for number, cells in enumerate(table[used].itertuples(index=False, name=None)):
-        row, problems = _read_row(dict(zip(used, cells, strict=True)), sides, raters)
+    empty, unrated, replaced = [], Counter[str](), 0
+    for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
+        if all(is_missing(cell) for cell in cells):
+            empty.append(number)
+            continue
+        raw = dict(zip(used, cells, strict=True))
+        replaced += sum(
+            unstorable(c if isinstance(c, str) else json.dumps(c, ensure_ascii=False, default=str))
+            for c in cells
+            if isinstance(c, (str, list, dict))
+        )
+        for column, without in words.items():
+            if fold(raw[column]) in without:
+                unrated[str(raw[column])] += 1
+                raw[column] = None
+        row, problems = _read_row(number, raw, sides, raters)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
     if not rows:
         raise TableError("The table has no rows, so there is nothing to import.")
-    if isinstance(outputs, (list, tuple, Mapping)):
-        return rows
-    return [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
+    if not isinstance(outputs, (list, tuple, Mapping)):
+        rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
+    listed = ", ".join(f"{word!r} {n}" for word, n in unrated.most_common(8))
+    notes = {
+        f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
+        f"{counted(unrated.total(), 'cell')} without a rating: {listed}": unrated,
+        f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
+    }
+    return rows, [note for note, found in notes.items() if found]
+
+
+def row_numbers(table: pd.DataFrame) -> list[int]:
+    """Return the table's index where it counts rows, else the numbers from 0."""
+    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+    return [int(number) for number in (table.index if is_count else range(len(table)))]
 
 
 def _read_row(
-    raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters
+    number: int, raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters
 ) -> tuple[Row, list[str]]:
     """Return the row, with a dict of outputs, and what is wrong with it."""
     problems: list[str] = []
@@ -157,20 +209,21 @@ def _read_row(
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
         read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
-    tags = {key: _as_text(tag) for key, tag in read["tags"].items()}
+    tags = {key: storable(_as_text(tag)) for key, tag in read["tags"].items()}
     for key, text in tags.items():
         if len(text) > 8000:  # MLflow would cut it off
             problems.append(f"tag {key!r} is longer than 8000 characters")
-        if has_lone_surrogate(text):
-            problems.append(f"tag {key!r} holds half of a surrogate pair")
     labels: dict[str, tuple[Any, str | None]] = {}
     for annotator, (column, why) in raters.items():
         try:
             if not is_missing(raw[column]):
-                labels[annotator] = read_rating(raw[column], None if why is None else raw[why])
+                because = None if why is None else raw[why]
+                labels[annotator] = read_rating(scalar(raw[column]), because)
         except ValueError as error:
-            problems.append(f"label of {annotator!r}: {error}")
-    return Row(read["inputs"], read["outputs"], read["expectations"], tags, labels), problems
+            problems.append(f"label of {annotator!r}, column {column!r}: {error}")
+    return Row(
+        number, read["inputs"], read["outputs"], read["expectations"], tags, labels
+    ), problems
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -199,7 +252,8 @@ def plain(cell: Any) -> Any:
     elif isinstance(cell, (np.generic, np.ndarray)):
         cell = cell.tolist()
     if isinstance(cell, str):
-        return str.__str__(cell)  # without a subclass that prints itself otherwise
+        # Without a subclass that prints itself otherwise. JSON escapes NUL, but no surrogate.
+        return _SURROGATE.sub("\ufffd", str.__str__(cell))
     if isinstance(cell, bool):
         return cell
     if cell is None or (pd.api.types.is_scalar(cell) and pd.isna(cell)):
@@ -220,7 +274,7 @@ def plain(cell: Any) -> Any:
         wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
         if wrong:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
-        return {str.__str__(key): plain(value) for key, value in cell.items()}
+        return {str(plain(key)): plain(value) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
@@ -231,7 +285,7 @@ def _as_text(value: Any) -> str:
 
 def has_lone_surrogate(text: str) -> bool:
     """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
-    return re.search("[\ud800-\udfff]", text) is not None
+    return _SURROGATE.search(text) is not None
 
 
 def check_text(argument: str, given: Any) -> None:
@@ -253,11 +307,8 @@ def read_rating(raw: Any, rationale: Any) -> tuple[Any, str | None]:
         value = plain(raw)
     except ValueError as error:
         raise ValueError(f"the value is {error}") from None
-    because = None if is_missing(rationale) else str(rationale)
-    for what, text in (("value", _as_text(value)), ("rationale", because or "")):
-        if has_lone_surrogate(text):
-            raise ValueError(f"the {what} holds half of a surrogate pair, which cannot be stored")
-    return value, because
+    value = storable(value) if isinstance(value, str) else value
+    return value, None if is_missing(rationale) else storable(str(rationale))
 
 
 def digest(content: Any) -> str:
