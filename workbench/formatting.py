@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import math
 import os
 import re
 import sys
 import threading
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -61,6 +63,33 @@ def counted(n: int, noun: str, plural: str = "") -> str:
     ('1 trace', '2,000 batches')
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def excerpt(value: Any, length: int = 100) -> str:
+    """Return the beginning of a value as one line of text, of an object its values.
+
+    >>> excerpt('{"question": "Two?", "unit": null}')
+    'Two?'
+    """
+    if isinstance(value, str) and value[:1] in ("{", "[", '"'):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if isinstance(value, dict):
+        value = " | ".join(str(part) for part in value.values() if part not in (None, ""))
+    text = " ".join(str("" if value is None else value).split())
+    return text if len(text) <= length else text[: length - 2] + " …"
+
+
+def with_content(table: pd.DataFrame, previews: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """Return a table of traces as people read it: inputs and outputs first, a short id last.
+
+    ``previews`` are the beginnings of inputs and outputs by trace id.
+    """
+    shown = table.drop(columns="trace_id")
+    texts = [previews.get(i, ("", "")) for i in table["trace_id"]]
+    shown.insert(0, "inputs", [excerpt(one) for one, _ in texts])
+    shown.insert(1, "outputs", [excerpt(two) for _, two in texts])
+    return shown.assign(trace=[i if len(i) <= 12 else i[:11] + "…" for i in table["trace_id"]])
 
 
 def html_table(table: pd.DataFrame, *, index: bool = True, **options: Any) -> str:

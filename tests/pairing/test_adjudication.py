@@ -65,7 +65,7 @@ def test_labels_and_reasons_stand_side_by_side(ids: list[str]) -> None:
     assert list(workbench.disagreements(judge)["distance"]) == pytest.approx([2 / 3, 1 / 3])
     nothing = workbench.disagreements("other")
     assert len(nothing) == 0
-    assert list(nothing.columns.get_level_values(0).unique()) == ["distance", "decision"]
+    assert list(nothing.columns.get_level_values(0).unique()) == ["item", "distance", "decision"]
 
 
 def test_a_decision_is_recorded_beside_the_labels(ids: list[str]) -> None:

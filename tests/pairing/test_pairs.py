@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any, Literal
 
 import mlflow
@@ -14,6 +15,7 @@ from made_pairs import make_pairs
 from mlflow.entities import AssessmentSource, Feedback
 from mlflow.entities.assessment_error import AssessmentError
 
+import workbench
 from workbench import agreement, import_traces, log_labels, log_verdicts, make_judge, pair
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, PairingError, ScaleError
 from workbench.judging.judge import fingerprint
@@ -93,7 +95,7 @@ def test_verdicts_and_labels_are_joined_and_every_trace_is_somewhere(store: str)
     assert pairs.reasons.iloc[0].tolist() == ["no label", 2]
     assert any(note.startswith("2 labels on 2 traces lie outside") for note in pairs.notes)
     assert (pairs.scale.kind, pairs.fingerprint) == ("ordinal", fingerprint(judge))
-    assert repr(pairs) == "<Pairs 'quality': 2 pairs, 7 excluded, ordinal scale>"
+    assert repr(pairs).startswith("<Pairs 'quality': 2 pairs, 7 excluded, ordinal scale>")
     assert "no verdict" in pairs._repr_html_()
     votes = pairs.votes  # a row a labelled trace, paired or not
     assert (len(votes), list(votes.columns)) == (5, ["ana", "bo"])
@@ -439,3 +441,88 @@ def test_the_digest_follows_from_items_and_labels() -> None:
     same = pairs.with_verdicts({"t000": ("no", ""), "t001": ("no", "")}, "")
     assert dataset_digest(pairs) == dataset_digest(same)
     assert dataset_digest(pairs) != dataset_digest(make_pairs(["yes", "yes"], ["yes"] * 2))
+
+
+# -- overridden verdicts --------------------------------------------------------------------
+
+
+def test_an_overridden_verdict_is_still_the_verdict(store: str) -> None:
+    """MLflow's page puts a person's value in its place: a label given after a look at it."""
+    table = pd.DataFrame({"q": ["a", "b", "c", "d"], "o": "x", "v": ["yes"] * 4, "ben": "no"})
+    imported = workbench.import_traces(table, inputs="q", outputs="o")
+    table["trace_id"] = imported.trace_ids
+    workbench.log_verdicts(table, name="quality", source="m", value="v")
+    person = AssessmentSource(source_type="HUMAN", source_id="ana")
+    made = []
+    for trace, value in zip(fetch_traces(imported), ["no", "no", "yes", "yes"], strict=True):
+        (verdict,) = trace.info.assessments
+        made.append(
+            mlflow.override_feedback(
+                trace_id=trace.info.trace_id,
+                assessment_id=verdict.assessment_id,
+                value=value,
+                source=person,
+            )
+        )
+    pairs = workbench.pair("quality", imported)
+    assert workbench.agreement(pairs).accuracy == 0.5
+    assert pairs.table["blind"].tolist() == [False] * 4
+    workbench.log_labels(table[:2], name="quality", annotator="ben", value="ben")
+    votes = workbench.pair("quality", imported).votes
+    assert votes["ana"].tolist().count("no") == 2
+    assert votes["ben"].notna().sum() == 2
+    mlflow.delete_assessment(trace_id=made[3].trace_id, assessment_id=made[3].assessment_id)
+    again = workbench.pair("quality", imported)
+    assert (len(again), again.reasons["reason"].tolist()) == (3, ["no label"])
+
+
+def test_two_writings_of_a_name_are_one_person(store: str) -> None:
+    table = pd.DataFrame({"q": ["a", "b"], "o": "x", "v": "yes", "r": ["yes", "no"]})
+    table["trace_id"] = workbench.import_traces(table, inputs="q", outputs="o").trace_ids
+    workbench.log_verdicts(table, name="quality", source="m", value="v")
+    workbench.log_labels(table[:1], name="quality", annotator="Zoe\u0308", value="r")
+    workbench.log_labels(table[1:], name="quality", annotator="zo\u00eb", value="r")
+    pairs = workbench.pair("quality", consensus="ZOË", ties="error")
+    assert (len(pairs), pairs.votes.shape) == (2, (2, 1))
+
+
+def test_what_is_stored_under_the_name_and_is_no_label_is_told(store: str) -> None:
+    (trace_id,) = workbench.import_traces(
+        pd.DataFrame({"q": ["a"], "o": "x"}), inputs="q", outputs="o"
+    ).trace_ids
+    person = AssessmentSource(source_type="HUMAN", source_id="ana")
+    mlflow.log_expectation(trace_id=trace_id, name="quality", value="yes", source=person)
+    mlflow.log_feedback(trace_id=trace_id, name="quality", value="yes")
+    mlflow.log_feedback(trace_id=trace_id, name="quality", error=ValueError("no"), source=person)
+    with pytest.raises(NoLabelsError) as caught:
+        workbench.pair("quality", [trace_id])
+    for words in (
+        "1 of 3 .* is an expectation",
+        "1 of 3 .* source CODE",
+        "1 of 3 .* holds an error",
+    ):
+        assert re.search(words, str(caught.value))
+
+
+# -- equal items ----------------------------------------------------------------------------
+
+
+def test_equal_items_stay_on_one_side_and_equal_inputs_are_told(store: str) -> None:
+    n = 40
+    table = pd.DataFrame(
+        {"q": [f"q{i // 4}" for i in range(n)], "o": [f"o{i // 2}" for i in range(n)],
+         "v": "yes", "r": ["yes", "no"] * (n // 2)}
+    )  # fmt: skip
+    table["trace_id"] = workbench.import_traces(table, inputs="q", outputs="o").trace_ids
+    workbench.log_verdicts(table, name="quality", source="m", value="v")
+    workbench.log_labels(table, name="quality", annotator="ana", value="r")
+    pairs = workbench.pair("quality")
+    split = pairs.split(seed=1)
+    content = dict(zip(table["trace_id"], table["o"], strict=True))
+    parts = [{content[i] for i in part.trace_ids} for part in (split.train, split.dev, split.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts))
+    assert "of test also in train or dev" in split.notes[0]
+    assert "q0" in repr(pairs)
+    assert ">o0<" in pairs._repr_html_()
+    groups = {i: f" {k // 4}.0 " if k % 2 else k // 4 for k, i in enumerate(table["trace_id"])}
+    assert pairs.split(seed=1, groups=groups).notes == ()

@@ -303,6 +303,6 @@ def test_near_misses_are_counted() -> None:
     said = near_misses(traces, "answer_quality")
     assert [note.split(", which is not")[0] for note in said] == [
         "2 labels are stored under 'Answer-Quality'",
-        "1 labels are stored under 'answer quality '",
-        "1 labels are stored under 'answer_qualty'",
+        "1 label is stored under 'answer quality '",
+        "1 label is stored under 'answer_qualty'",
     ]

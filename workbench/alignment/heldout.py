@@ -39,7 +39,7 @@ from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split, pair
-from workbench.pairing.splits import Groups, default_groups, groups_of, with_equal_items
+from workbench.pairing.splits import Groups, default_groups, groups_of, joined
 from workbench.scale import Scale, is_abstention
 from workbench.simba.optimizer import MINIMUM_LABELS
 from workbench.store.tables import digest
@@ -164,7 +164,7 @@ def split_pairs(
     """
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
-    group_of = with_equal_items(group_of, items)
+    group_of = joined(group_of, {item.trace_id: item_digest(item) for item in items})
     here = set(pairs.trace_ids)
     enough = len(here - lineage.seen) >= 10
     barred = here & (lineage.seen if enough else lineage.learned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, BudgetError
-from workbench.formatting import html_table, html_text
+from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, judge_examples
 from workbench.judging.verdicts import (
@@ -33,7 +33,7 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
 from workbench.store.labels import Logged, log_feedback_table
-from workbench.store.traces import Example, as_example, fetch_traces
+from workbench.store.traces import Example, as_example, fetch_traces, previews
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -64,6 +64,7 @@ class Assessed:
     output_tokens: int | None
     fingerprint: str
     seconds: float
+    previews: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -74,17 +75,22 @@ class Assessed:
     def __repr__(self) -> str:
         money = "" if self.cost is None else f", ${self.cost:.4f}"
         return (
-            f"<Assessed {self.name!r}: {len(self.table)} traces, {self.calls} calls, "
-            f"{len(self.failures)} failures, {self.seconds:.1f} s{money}>"
+            f"<Assessed {self.name!r}: {counted(len(self.table), 'trace')}, "
+            f"{counted(self.calls, 'call')}, {counted(len(self.failures), 'failure')}, "
+            f"{self.seconds:.1f} s{money}>"
         )
 
     def _repr_html_(self) -> str:
-        head = f"<div>{html_text(repr(self)[1:-1])}</div>"
-        failed = self.failures
-        tail = (
-            f"<div>Failures</div>{html_table(failed.head(10), index=False)}" if len(failed) else ""
-        )
-        return head + html_table(self.table.head(10), index=False) + tail
+        failed = self.failures.head(10)
+        shown = self.table.head(10)
+        parts = [f"<div>{html_text(repr(self)[1:-1])}</div>"]
+        # Columns in which nothing is said are left out.
+        told = shown.loc[:, ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]]
+        parts.append(html_table(with_content(told, self.previews), index=False))
+        if len(failed):
+            parts.append("<div>Failures</div>")
+            parts.append(html_table(with_content(failed, self.previews), index=False))
+        return "".join(parts)
 
 
 def assess(
@@ -173,6 +179,7 @@ def assess(
         output_tokens=total(*(v.output_tokens for v in rows)),
         fingerprint=mark,
         seconds=time.monotonic() - started,
+        previews=previews(fetched),
     )
 
 

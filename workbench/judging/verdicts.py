@@ -78,11 +78,18 @@ class Recorded:
 
 
 def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
-    """Return the valid verdicts on a trace under a name, the oldest first."""
+    """Return the verdicts on a trace under a name, the oldest first.
+
+    One that a person overrode, as in MLflow's own page, is still what the judge said; one that
+    another verdict replaced is not.
+    """
     found = []
-    for one in trace.info.assessments or []:
+    every = trace.info.assessments or []
+    by_people = {one.overrides for one in every if one.source.source_type == "HUMAN"}
+    for one in every:
         judged = one.feedback is not None and one.source.source_type != "HUMAN"
-        if one.name != name or not judged or one.valid is False:
+        replaced = one.valid is False and one.assessment_id not in by_people
+        if one.name != name or not judged or replaced:
             continue
         metadata = one.metadata or {}
         error = one.error.error_message or one.error.error_code if one.error else None

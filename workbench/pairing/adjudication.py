@@ -15,6 +15,7 @@ import pandas as pd
 from mlflow.entities import AssessmentSource
 
 from workbench.errors import ScaleError
+from workbench.formatting import excerpt
 from workbench.pairing.consensus import (
     decisions_by_trace,
     known_scale,
@@ -43,7 +44,7 @@ from workbench.store.labels import (
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import schema_scale
 from workbench.store.tables import check_text, read_rating
-from workbench.store.traces import fetch_traces
+from workbench.store.traces import fetch_traces, previews
 
 if TYPE_CHECKING:
     from mlflow.entities import Feedback, Trace
@@ -86,15 +87,21 @@ def disagreements(
     -------
     DataFrame
         One row a trace, index ``trace_id``; open ones first, of these the farthest apart. The
-        columns have two levels: ``label`` and ``rationale`` with a column each annotator (None
-        where one gave none), ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and
-        ``rationale``.
+        columns have two levels: ``item`` with the beginnings of ``inputs`` and ``outputs``,
+        ``label`` and ``rationale`` with a column each annotator (None where one gave none),
+        ``distance`` in (0, 1], and ``decision`` with ``value``, ``by`` and ``rationale``.
     """
-    found = differences(judge_or_name, fetch_traces(traces, spans=False), scale=scale)
+    fetched = fetch_traces(traces, spans=False)
+    found = differences(judge_or_name, fetched, scale=scale)
+    texts = previews(fetched)
     found = [one for one in found if decided or one.decision is None]
     given = [{label.annotator: label for label in one.labels} for one in found]
     annotators = sorted(set().union(*given))
     columns: dict[tuple[str, str], list[Any]] = {
+        ("item", side): [excerpt(texts[one.trace_id][k]) for one in found]
+        for k, side in enumerate(("inputs", "outputs"))
+    }
+    columns |= {
         (title, who): [getattr(labels.get(who), attribute, None) for labels in given]
         for title, attribute in (("label", "value"), ("rationale", "rationale"))
         for who in annotators

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
-from workbench.formatting import html_table, html_text
+from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.verdicts import (
     Recorded,
     choose_version,
@@ -31,11 +31,11 @@ from workbench.pairing.consensus import (
     name_of,
     read_label,
 )
-from workbench.pairing.splits import Groups, groups_of, stratified
+from workbench.pairing.splits import Groups, groups_of, joined, stratified
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.labels import near_misses
+from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
-from workbench.store.traces import fetch_traces
+from workbench.store.traces import fetch_traces, previews
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace
@@ -60,6 +60,8 @@ class Pairs:
         The judge version that gave the verdicts, "" where unknown; what a reader should know.
     all_votes
         Trace id -> annotator -> value, for every labelled trace, paired or not.
+    previews
+        Trace id -> the beginnings of its inputs and outputs, of the paired traces.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Pairs:
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
     all_votes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    previews: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -135,7 +138,8 @@ class Pairs:
         """Split into train, dev and test: disjoint by trace and by group, stratified by label.
 
         ``test_size`` is a share of all pairs, in (0, 1), and ``dev_size`` of the rest, in [0, 1).
-        The same ``seed``, pairs and groups give the same split.
+        The same ``seed``, pairs and groups give the same split. Traces with the same inputs and
+        outputs stay on one side.
 
         Parameters
         ----------
@@ -154,7 +158,7 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = groups_of(self.table, groups)
+        group_of = joined(groups_of(self.table, groups), self.previews)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -164,7 +168,17 @@ class Pairs:
             seed,
             barred={"test": never_test},
         )
+        side = {i: part == "test" for part, ids in parts.items() for i in ids}
+        asked: dict[str, set[bool]] = {}
+        for trace_id in side.keys() & self.previews.keys():
+            asked.setdefault(self.previews[trace_id][0], set()).add(side[trace_id])
+        apart = sum(len(sides) > 1 for sides in asked.values())
+        note = (
+            f"{counted(apart, 'input')} of test also in train or dev, with another output: group "
+            "by what identifies the input to keep them on one side."
+        )
         return Split(
+            notes=(note,) if apart else (),
             train=self.subset(parts["train"]),
             dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),
@@ -175,15 +189,20 @@ class Pairs:
 
     def __repr__(self) -> str:
         left_out = f", {len(self.excluded)} excluded" * bool(len(self.excluded))
-        return f"<Pairs {self.name!r}: {len(self)} pairs{left_out}, {self.scale.kind} scale>"
+        pairs = counted(len(self), "pair")
+        head = f"<Pairs {self.name!r}: {pairs}{left_out}, {self.scale.kind} scale>"
+        rows = with_content(self.table[COLUMNS[:3]].head(3), self.previews)
+        return head if rows.empty else f"{head}\n{rows.to_string(index=False, justify='left')}"
 
     def _repr_html_(self) -> str:
-        parts = [f"<b>{html_text(self.name)}</b>: {len(self)} pairs, {self.scale.kind} scale"]
+        pairs = counted(len(self), "pair")
+        parts = [f"<b>{html_text(self.name)}</b>: {pairs}, {self.scale.kind} scale"]
         parts += [f"<div>{html_text(note)}</div>" for note in self.notes]
         if len(self.excluded):
-            parts.append(f"<div>{len(self.excluded)} traces make no pair:</div>")
+            parts.append(f"<div>Left out: {counted(len(self.excluded), 'trace')}</div>")
             parts.append(html_table(self.reasons, index=False))
-        parts.append(html_table(self.table[COLUMNS[:5]].head(10), index=False))
+        shown = with_content(self.table[COLUMNS[:5]].head(10), self.previews)
+        parts.append(html_table(shown, index=False))
         return "".join(parts)
 
 
@@ -191,7 +210,8 @@ class Pairs:
 class Split:
     """Train, dev and test pairs: disjoint by trace and by group.
 
-    ``groups`` names what was kept together. Equal digests mean the same traces in the same parts.
+    ``groups`` names what was kept together, and ``notes`` what may be on both sides. Equal digests
+    mean the same traces in the same parts.
     """
 
     train: Pairs
@@ -200,6 +220,7 @@ class Split:
     seed: int
     groups: str | None = None
     group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -281,10 +302,12 @@ def pair(
         how = "Log them with workbench.log_labels, mlflow.log_feedback, or in MLflow's own page."
         raise NoLabelsError(
             f"No human label is stored under {name!r} on {len(fetched)} traces. "
-            + (" ".join(near) or how)
+            + (" ".join([*other_kinds(fetched, name), *near]) or how)
         )
     given = [label for of_trace in labels.values() for label in of_trace]
-    one_of("consensus", consensus, [*RULES, *sorted({label.annotator for label in given})])
+    people = {folded(label.annotator): label.annotator for label in given}
+    consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
+    one_of("consensus", consensus, [*RULES, *sorted(people.values())])
     recorded = _recorded(fetched, name, source)
     chosen, version, notes = choose_version(judge_or_name, recorded)
     if not any(chosen.values()):
@@ -305,6 +328,7 @@ def pair(
         for i in sorted(recorded)
     }
     table, excluded = _join(human, chosen, recorded, scale)
+    paired = set(table["trace_id"])
     return Pairs(
         name=name,
         table=table,
@@ -313,6 +337,7 @@ def pair(
         fingerprint=version,
         notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
+        previews=previews(t for t in fetched if t.info.trace_id in paired),
     )
 
 

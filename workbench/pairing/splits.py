@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.store.traces import Example, examples, item_digest
+from workbench.vocabulary import fold
 
 Groups = str | Mapping[str, Hashable] | None
 
@@ -19,12 +20,15 @@ LARGEST_GROUP = 0.3
 
 
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
-    """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``)."""
+    """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``).
+
+    Keys are compared as ratings are: "1", "1.0" and " 1" are one group.
+    """
     ids = list(table["trace_id"])
     found: dict[str, str] = {}
     exist = ""
     if groups is None:
-        return {i: i for i in ids}
+        return {i: i for i in ids}  # as they are
     if isinstance(groups, Mapping):
         found = {i: str(groups[i]) for i in ids if i in groups}
     elif groups in table.columns:
@@ -47,7 +51,7 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
-    return found
+    return {i: fold(group) for i, group in found.items()}
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
@@ -63,8 +67,8 @@ def default_groups(items: Sequence[Example]) -> dict[str, str]:
     return {item.trace_id: item_digest(item) for item in items}
 
 
-def with_equal_items(group_of: Mapping[str, str], items: Sequence[Example]) -> dict[str, str]:
-    """Return the groups, those that share an item with the same content joined."""
+def joined(group_of: Mapping[str, str], content: Mapping[str, Hashable]) -> dict[str, str]:
+    """Return the groups, those that share a trace with the same content joined."""
     root = {group: group for group in group_of.values()}
 
     def find(group: str) -> str:
@@ -72,11 +76,11 @@ def with_equal_items(group_of: Mapping[str, str], items: Sequence[Example]) -> d
             group = root[group]
         return group
 
-    holder: dict[str, str] = {}
-    for item in items:
-        if item.trace_id in group_of:
-            mine = find(group_of[item.trace_id])
-            other = find(holder.setdefault(item_digest(item), mine))
+    holder: dict[Hashable, str] = {}
+    for trace_id, same in content.items():
+        if trace_id in group_of:
+            mine = find(group_of[trace_id])
+            other = find(holder.setdefault(same, mine))
             root[max(mine, other)] = min(mine, other)
     return {trace_id: find(group) for trace_id, group in group_of.items()}
 

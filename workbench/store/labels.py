@@ -13,13 +13,13 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace
 
-from workbench.formatting import html_table, html_text
+from workbench.formatting import counted, html_table, html_text
 from workbench.scale import is_missing, scalar
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
@@ -40,7 +40,7 @@ from workbench.store.tables import (
     require_columns,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, no_ratings, normal_form
+from workbench.vocabulary import fold, no_ratings, normal_form, revealed
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
     Only feedback under exactly ``name`` counts, unless it was overridden or holds no value. Of
     several by one annotator the latest counts, except that a label given after its author saw the
     verdict never replaces one given blind, not even by overriding it; with ``latest`` it does.
+    What overrides a judge's verdict, as in MLflow's own page, is a label given after a look at it.
+    Writings of a name that are one person's give one annotator, by the most frequent of them.
     """
     records: list[Label] = []
     for trace in traces:
@@ -251,9 +253,11 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
         labels = [_record(Label, trace, one) for one in given if _counts(one, given)]
         if not latest:
             labels.sort(key=lambda label: not label.after_verdict)  # of equals the later stays last
-        chosen = {label.annotator: label for label in labels}
+        chosen = {folded(label.annotator): label for label in labels}
         records += [label for _, label in sorted(chosen.items())]
-    return records
+    writings = sorted(Counter(label.annotator for label in records).items())
+    names = {folded(name): name for name, _ in sorted(writings, key=lambda each: each[1])}
+    return [replace(label, annotator=names[folded(label.annotator)]) for label in records]
 
 
 def decision_records(traces: Iterable[Trace], name: str) -> list[Decision]:
@@ -275,7 +279,8 @@ def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
     valid = [one for trace in traces for one in _human(trace) if one.valid is not False]
     counts = Counter(one.name for one in valid if one.name != name)
     return [
-        f"{count} labels are stored under {other!r}, which is not {name!r}; they are not counted. "
+        f"{counted(count, 'label')} {'is' if count == 1 else 'are'} stored under "
+        f"'{revealed(other)}', which is not '{revealed(name)}', and not counted. "
         f"Name the judge so, or log them again: workbench.log_labels(table, name={name!r}, ...)."
         for other, count in counts.most_common()
         if difflib.SequenceMatcher(None, _letters(other), _letters(name)).ratio() >= 0.75
@@ -283,7 +288,30 @@ def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
 
 
 def _letters(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", name).casefold()
+    return re.sub(r"[\s_\-]+", "", normal_form(name)).casefold()
+
+
+def other_kinds(traces: Iterable[Trace], name: str) -> list[str]:
+    """Return what to say of assessments under the name that are no labels."""
+    under = [one for trace in traces for one in trace.info.assessments if one.name == name]
+    feedback = [one for one in under if one.feedback is not None]
+    kinds = {
+        "is an expectation, which says what the application ought to answer": [
+            one for one in under if one.expectation is not None
+        ],
+        "has the source CODE, as mlflow.log_feedback gives without a source; a label needs "
+        "source=AssessmentSource(source_type='HUMAN', source_id='who')": [
+            one for one in feedback if one.source.source_type == "CODE"
+        ],
+        "is by a person and holds an error, or no value": [
+            one
+            for one in feedback
+            if one.source.source_type == "HUMAN"
+            and (one.feedback.error is not None or is_missing(one.feedback.value))
+        ],
+    }
+    return [f"{len(found)} of {len(under)} assessments under {name!r}: each {what}."
+            for what, found in kinds.items() if found]  # fmt: skip
 
 
 def _human(trace: Trace) -> list[Feedback]:
@@ -314,10 +342,17 @@ def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
         value=given.value,
         rationale=given.rationale or None,
         created_ms=int(given.create_time_ms or 0),
-        after_verdict=has_mark(given, AFTER_VERDICT_KEY),
+        after_verdict=_is_after_verdict(trace, given),
         rubric_version=int(version) if version.isdecimal() else None,
         assessment_id=given.assessment_id,
     )
+
+
+def _is_after_verdict(trace: Trace, given: Feedback) -> bool:
+    verdicts = {
+        one.assessment_id for one in trace.info.assessments if one.source.source_type != "HUMAN"
+    }
+    return has_mark(given, AFTER_VERDICT_KEY) or given.overrides in verdicts
 
 
 def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:

@@ -378,6 +378,12 @@ def as_example(trace: Trace) -> Example:
     )
 
 
+def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
+    """Return the beginnings of inputs and outputs by trace id, which MLflow keeps with the info."""
+    infos = [trace.info for trace in traces]
+    return {i.trace_id: (i.request_preview or "", i.response_preview or "") for i in infos}
+
+
 def item_digest(
     example: Example, fields: Iterable[str] = ("inputs", "outputs", "expectations")
 ) -> str:
