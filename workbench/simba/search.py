@@ -325,17 +325,14 @@ class Search:
     def rungs(self) -> list[list[Item]]:
         """Split the items to select on into rungs, half of the first one wrong by the best."""
         items = self.board.items
-        missed = {case.item.trace_id for case in self.board.cases(self.best, items)[0]}
         size = first_rung(len(items))
-        wrong = [item for item in items if item.trace_id in missed]
+        wrong = [case.item for case in self.board.cases(self.best, items)[0]]
         first = sample(wrong, math.ceil(size / 2), self.rng)
-        right = [item for item in items if item.trace_id not in missed]
+        right = [item for item in items if item not in wrong]
         first += sample(right, size - len(first), self.rng)
-        taken = {item.trace_id for item in first}
-        rest = [item for item in items if item.trace_id not in taken]
+        rest = [item for item in items if item not in first]
         second = sample(rest, math.ceil(len(items) * SECOND_RUNG), self.rng)
-        taken |= {item.trace_id for item in second}
-        third = [item for item in items if item.trace_id not in taken]
+        third = [item for item in rest if item not in second]
         return [rung for rung in (first, second, third) if rung]
 
     # -- dropping rules -------------------------------------------------------------------
