@@ -263,7 +263,7 @@ def test_the_quickstart_walks_through_every_step(runs: dict[str, Path]) -> None:
 
 def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:
     """A table stands for each panel; one item is decided, and its labels stay."""
-    for source, said in (("workbench.LabelPanel(", "labelled by"), ("AdjudicationPanel(", "51")):
+    for source, said in (("workbench.LabelPanel(", "0 of "), ("AdjudicationPanel(", "51")):
         (shown,) = outputs(runs["2_label"], source)
         assert set(shown.data) == {"text/plain", "text/html"}
         assert said in shown.data["text/html"]

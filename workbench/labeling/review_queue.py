@@ -24,6 +24,7 @@ from mlflow.entities import Trace, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.genai import review_queues
 
+from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
@@ -178,9 +179,7 @@ class ReviewQueue:
             )
         there = set(self.trace_ids)
         new = [trace_id for trace_id in where if trace_id not in there]
-        for start in range(0, len(new), 100):
-            batch = new[start : start + 100]
-            review_queues.add_items_to_review_queue(self.queue_id, item_ids=batch)
+        add_review_queue_items(self.queue_id, new)
         return len(new)
 
     # -- who has what to do -------------------------------------------------------------

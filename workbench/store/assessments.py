@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
@@ -158,33 +159,39 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
 
 
 class AssessmentWriter:
-    """Writes assessments in batches as they come.
+    """Writes assessments in batches, in a thread, while the caller goes on.
 
     Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
-    not take is a `StoreError`, and nothing of its batch is tried again.
+    not take is a `StoreError`, raised by a later `put` or when the block is left.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Assessment] = []
+        self._written: list[Future[int]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assessments")
 
     def put(self, assessment: Assessment) -> None:
-        """Take an assessment, and write those that wait once they make a batch."""
+        """Take an assessment, and have those that wait written once they make a batch."""
         self._waiting.append(assessment)
         if len(self._waiting) >= _BATCH:
             self._write()
+            self._raise(done=True)
 
     def _write(self) -> None:
         batch, self._waiting = self._waiting, []
-        try:
-            log_assessments(batch, progress=False)
-        except KeyboardInterrupt:
-            self._waiting = batch  # to be written when the block is left
-            raise
+        self._written.append(self._thread.submit(log_assessments, batch, progress=False))
+
+    def _raise(self, *, done: bool) -> None:
+        for batch in self._written:
+            if not done or batch.done():
+                batch.result()
 
     def __enter__(self) -> AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._write()
+        self._thread.shutdown()
         # The error that ended the block says more than what followed from it.
         with suppress(*([StoreError] if error else [])):
-            self._write()
+            self._raise(done=False)
