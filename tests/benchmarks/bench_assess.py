@@ -97,7 +97,7 @@ def measure(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--traces", type=int, default=400)
+    parser.add_argument("--traces", type=int, default=2000)
     parser.add_argument("--evaluate-traces", type=int, default=50, help="fewer, since it is slow")
     parser.add_argument("--latency", type=float, default=0.3, help="seconds an answer takes")
     parser.add_argument("--concurrency", type=int, default=64)
