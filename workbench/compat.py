@@ -232,6 +232,9 @@ class Sender(Protocol):
     def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Return what ``send()``, which makes the request, returns."""
 
+    def read(self, response: Any, *, tools: bool) -> Any:
+        """Return litellm's response with what it answers as the JSON that was asked for."""
+
 
 class HTTPStatusError(Exception):
     """An answer with a status from 400. ``retry_after`` is in seconds, None where not said."""
@@ -357,7 +360,8 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
     if given.get("include_response_format"):
         payload["response_format"] = given.get("response_format")
     payload |= given.get("inference_params") or {}
-    return sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
+    response = sender.ask(payload, lambda: original(**{**given, "num_retries": 0}))
+    return sender.read(response, tools=bool(payload["tools"]))
 
 
 # -- prices and context windows -------------------------------------------------------------

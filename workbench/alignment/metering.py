@@ -31,11 +31,11 @@ from workbench.errors import (
 from workbench.judging.judge import judge_credentials
 from workbench.judging.requests import answers_from
 from workbench.models import client
+from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import (
     ANSWER_SECONDS,
-    AnswerError,
     Fault,
     Outcome,
     Request,

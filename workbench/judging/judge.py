@@ -97,7 +97,8 @@ def make_judge(
         register()
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
-        mlflow_options["base_url"] = chat_endpoint(uri, mlflow_options["base_url"], api)
+        address = str(mlflow_options["base_url"]).strip()
+        mlflow_options["base_url"] = chat_endpoint(uri, address, api)
     return mlflow_make_judge(
         name=name,
         instructions=instructions,

@@ -20,8 +20,9 @@ from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
+from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
-from workbench.models.client import AnswerError, Outcome, Request
+from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
 from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, is_missing, scale_of

@@ -79,8 +79,13 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     if message.get("tool_calls") and tools:
         return body
     content = read_content(message, str(choice.get("finish_reason") or ""))
-    cleaned = {**message, "content": content, "tool_calls": None}
-    return {**body, "choices": [{**choice, "message": cleaned}]}
+    cleaned = {"role": "assistant", **message, "content": content, "tool_calls": None}
+    # What MLflow looks up, and some servers leave out.
+    whole = {"id": "", "object": "chat.completion", "created": 0, "model": "", "usage": {}} | body
+    return {
+        **whole,
+        "choices": [{"index": 0, "finish_reason": "stop", **choice, "message": cleaned}],
+    }
 
 
 def read_content(message: Mapping[str, Any], finish_reason: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLErr
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
+from workbench.models.answers import AnswerError, check_error, read_content, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, cost, tokens_used
 
 TIMEOUT_VARIABLE: Final = "MLFLOW_GATEWAY_ROUTE_TIMEOUT_SECONDS"
@@ -34,10 +36,6 @@ LONGEST_WAIT: Final = 600.0  # seconds; a provider that asks for more has, for t
 LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
 T = TypeVar("T")
-
-
-class AnswerError(Exception):
-    """The model answered, but not usably."""
 
 
 class StoppedError(Exception):
@@ -100,9 +98,9 @@ def classify(error: BaseException) -> Fault:
     The innermost of the exceptions that led to it decides, since it knows best what happened.
     """
     message = str(error).strip() or type(error).__name__
-    if isinstance(error, AnswerError):
-        return Fault("answer", message)
     for link in causes(error):
+        if isinstance(link, AnswerError):
+            return Fault("answer", str(link))
         # `status_code` is litellm's name for it, `status` is dspy's.
         status = getattr(link, "status_code", None) or getattr(link, "status", None)
         if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
@@ -297,13 +295,14 @@ class Client:
         response = self._session.send(prepared, timeout=limits, proxies=proxies)
         if response.status_code >= 400:
             wait = seconds_to_wait(response.headers.get("Retry-After"))
-            raise HTTPStatusError(response.status_code, _said(response), wait)
+            raise HTTPStatusError(*_told(response, payload), wait)
         try:
             answer: dict[str, Any] = json.loads(response.content)
         except ValueError:
             raise HTTPStatusError(
                 502, f"the endpoint did not answer in JSON but with {response.text[:200]!r}"
             ) from None
+        check_error(answer)
         return answer
 
     def _prepare(
@@ -325,15 +324,28 @@ class Client:
         self._session.close()
 
 
-def _said(response: requests.Response) -> str:
-    """The provider's own message in an error answer."""
+_NO_SCHEMA: Final = re.compile(
+    r"response.?format|json.?schema|structured.?output|json.?mode|json_object|guided|grammar",
+    re.IGNORECASE,
+)
+
+
+def _told(response: requests.Response, payload: Mapping[str, Any]) -> tuple[int, str]:
+    """The status of an error answer and the provider's own message.
+
+    A refused answer schema has status 400 and the word for it, by which MLflow knows it: it asks
+    again without one, and remembers that for the model.
+    """
+    status = response.status_code
     try:
-        error = response.json().get("error")
+        message = said(response.json())
     except (ValueError, AttributeError):
-        error = None
-    if isinstance(error, dict):
-        error = error.get("message")
-    return str(error or response.text[:LONGEST_MESSAGE] or f"HTTP {response.status_code}")
+        message = ""
+    message = message or response.text[:LONGEST_MESSAGE] or f"HTTP {status}"
+    refused = "response_format" in payload and status in (400, 415, 422, 501)
+    if refused and _NO_SCHEMA.search(message):
+        return 400, f"{message} (response_format)"
+    return status, message
 
 
 class _UnderWay:
@@ -369,9 +381,19 @@ class _UnderWay:
         for name, value in headers.items():
             if name.lower() not in ("content-type", "accept", "user-agent"):
                 self.credentials += [value, value.split(" ")[-1]]
-        return self.ask(
+        body = self.ask(
             payload, lambda: self.client.post(endpoint, headers, payload, float(seconds))
         )
+        return readable(body, tools="tools" in payload)
+
+    def read(self, response: Any, *, tools: bool) -> Any:
+        """Return litellm's response with the JSON that its message holds (see `readable`)."""
+        choice = response.choices[0]
+        message = choice.message
+        if not (message.tool_calls and tools):
+            message.content = read_content(message.model_dump(), str(choice.finish_reason or ""))
+            message.tool_calls = None
+        return response
 
     def ask(self, payload: Mapping[str, Any], send: Callable[[], T]) -> T:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""

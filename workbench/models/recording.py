@@ -195,6 +195,10 @@ class Player:
             "run the rest outside workbench.replaying(...)."
         )
 
+    def read(self, response: Any, *, tools: bool) -> Any:
+        """Return a response as it is; none comes."""
+        return response
+
     def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
         raise self.refusal()
 

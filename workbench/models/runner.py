@@ -30,9 +30,10 @@ from workbench.errors import (
 )
 from workbench.formatting import bar
 from workbench.models import recording
+from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
-from workbench.models.client import AnswerError, Client, Fault, Outcome, Request, StoppedError
+from workbench.models.client import Client, Fault, Outcome, Request, StoppedError
 
 # Attempts at one question, by the kind of fault; any other is not tried again.
 ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}

@@ -29,8 +29,9 @@ from workbench.errors import ModelError
 from workbench.formatting import read_literal
 from workbench.judging.requests import answers_from
 from workbench.models import client
+from workbench.models.answers import AnswerError
 from workbench.models.cache import question_key
-from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, AnswerError, Outcome
+from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
 from workbench.models.runner import Runner
 from workbench.scale import Scale
