@@ -93,7 +93,7 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
     # Whatever notebook wrote it, it is shown without credentials.
     store = without_credentials(str(summary.get("tracking_uri") or ""))
     places = {
-        "status": summary.get("status"),
+        "status": summary.get("headline") or summary.get("status"),
         "judge": f"{judge['name']} version {judge['version']}"
         if judge.get("version") is not None
         else judge.get("name"),

@@ -114,10 +114,13 @@ def test_thirty_traces_are_labelled_by_keyboard_alone(
         panel.press("f", "r")  # by its letter, with a reason in which keys are letters
         trace_id = panel.trace_id
         notebook.page.keyboard.type("add: u s 1 2 3?")
-        panel.press("Control+Enter")
+        panel.press("Shift+Enter")  # a new line; Enter saves
+        notebook.page.keyboard.type("and more")
+        panel.press("Enter")
         panel.at(6)
+        assert notebook.shape() == shape
         given[trace_id] = ["fair"]
-        reasons = {trace_id: "add: u s 1 2 3?"}
+        reasons = {trace_id: "add: u s 1 2 3?\nand more"}
         skipped = panel.trace_id
         panel.press("s")
         panel.at(7)

@@ -7,7 +7,7 @@ biased judge is. So the proposed judge is also held against a constant, train's 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,6 +35,7 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.intervals import figure
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
@@ -263,8 +264,9 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
 def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do.
 
-    On ordered scales a judge must lie nearer to the labels than train's median, or, where there
-    are steps, be right more often.
+    The constants are train's most frequent label and, on ordered scales, its median. A judge must
+    be right more often, or, on ordered scales, lie nearer to the labels; on others it may instead
+    agree with people more than by chance.
     """
     verdicts, labels = after.table["judge"], after.table["human"]
     if len(set(verdicts)) == 1 and len(set(labels)) > 1:
@@ -272,16 +274,25 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
             f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
             "held-out items, whatever people say of them."
         )
-    if after.scale.kind in ("binary", "nominal"):
-        return ""
-    ranked = sorted(train.table["human"], key=train.scale.rank)
-    median = ranked[(len(ranked) - 1) // 2]
-    constant = after.with_verdicts(dict.fromkeys(after.trace_ids, (median, "")), "constant")
-    against = compare(constant, after)
-    nearness, distance = against.before.mean_distance, against.after.mean_distance
-    if against.improved or distance < nearness:
-        return ""
-    return (
-        f"But always giving {median!r} comes as near to people's labels: its mean distance is "
-        f"{nearness:.3f}, the judge's {distance:.3f}."
-    )
+    counts = Counter(train.table["human"])
+    constants = [min(counts, key=lambda value: (-counts[value], str(value)))]
+    ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
+    if ordered:
+        ranked = sorted(train.table["human"], key=train.scale.rank)
+        median = ranked[(len(ranked) - 1) // 2]
+        constants = [median] if numeric else [*constants, median]
+    for constant in constants:
+        same = after.with_verdicts(dict.fromkeys(after.trace_ids, (constant, "")), "constant")
+        found = compare(same, after, resamples=2)
+        judge, other = found.after, found.before
+        nearer = judge.mean_distance < other.mean_distance
+        right = not numeric and judge.accuracy > other.accuracy
+        if right or (nearer if ordered else judge.kappa > 0):
+            continue
+        measure = "mean distance" if numeric else "accuracy"
+        figures = f"{figure(other.figures[measure][0])} and {figure(judge.figures[measure][0])}"
+        return (
+            f"But always giving {constant!r} is as near to people on every measure: {measure} "
+            f"{figures} for the judge."
+        )
+    return ""

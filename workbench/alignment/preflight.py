@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.alignment.result import AlignmentData
+from workbench.compat import endpoint
+from workbench.credentials import without_credentials
 from workbench.errors import ModelError
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
+from workbench.models.offline import SCHEME
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.simba.candidate import Case, Item
@@ -62,6 +65,7 @@ def preflight(
     small = "too few held-out pairs to prove much" if test < 30 else ""
     rows.append(("split", f"train {train}, dev {dev}, test {test}", small))
     rows.append(("judge answers", f"yes: {probe.value!r}", ""))
+    rows += _of_models(data, simba)
     ends = "the budget ends it" if budget.is_limited else "budget= sets a limit"
     if simba is None:
         rows.append(("calls", "not known: the optimizer does not say", ends))
@@ -74,7 +78,7 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
     few = "" if len(pairs) >= 50 else "50 to 100 are advised"
     yield "usable pairs", str(len(pairs)), few
     for row in pairs.reasons.itertuples():
-        yield f"left out: {row.reason}", f"{row.traces} traces", ""
+        yield f"left out: {row.reason}", f"{row.traces} of the traces", ""
 
     counts = Counter(map(str, pairs.table["human"]))
     most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:6]
@@ -90,6 +94,22 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
         found = f"alpha {annotators.alpha:.2f}, ceiling {annotators.ceiling:.2f}"
         low = "people hardly agree: settle the rubric first" if annotators.alpha < 0.4 else ""
         yield "annotators among themselves", found, low
+
+
+def _of_models(data: AlignmentData, simba: SIMBA | None) -> Iterator[Row]:
+    """Yield where each model is reached."""
+    judge_model, (base_url, _, _) = str(data.judge.model), endpoint(data.judge)
+    models = {"judge model": (judge_model, base_url)}
+    if simba is not None:
+        other = simba.base_url or simba.model not in (None, judge_model)
+        model = simba.model or judge_model
+        models["reflection model"] = model, (simba.base_url if other else base_url)
+    for role, (model, url) in models.items():
+        place = f"at {without_credentials(url)}" if url else "at its provider's public address"
+        place = "in this process" if model.startswith(SCHEME) else place
+        elsewhere = role == "reflection model" and base_url and not url
+        advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
+        yield role, f"{model} {place}", "" if model.startswith(SCHEME) else advice
 
 
 def _of_costs(
@@ -108,6 +128,9 @@ def _of_costs(
     tokens = int(min(most.tokens, budget.left_tokens)) + kept["tokens"]
     limit = "" if budget.tokens is None else f"the budget: {budget.tokens:,}"
     yield "tokens at most, about", f"{tokens:,}", limit
+    if all(str(m).startswith(SCHEME) for m in (data.judge.model, simba.model or SCHEME)):
+        yield "money", "nothing: the embedded model is free", ""
+        return
     usd = None if most.usd is None else min(most.usd, budget.left_usd) + kept["usd"]
     price = "unknown" if usd is None else f"${usd:.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
     limit = "" if budget.usd is None else f"the budget: ${budget.usd:.2f}"

@@ -139,12 +139,18 @@ class Alignment:
     run_id: str | None = None
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def headline(self) -> str:
+        """The status, ``"improved (uncertain)"`` where the gain may be luck."""
+        uncertain = self.status == "improved" and not self.comparison.certain
+        return f"{self.status} (uncertain)" if uncertain else self.status
+
     def __repr__(self) -> str:
-        return f"<Alignment of {self.original.name!r}: {self.status}. {self.reason}>"
+        return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"
 
     def _repr_html_(self) -> str:
         notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
-        head = f"<div><b>{html_text(self.status)}</b>: {html_text(self.reason)}</div>"
+        head = f"<div><b>{html_text(self.headline)}</b>: {html_text(self.reason)}</div>"
         return head + html_table(self.comparison.table) + notes
 
 

@@ -73,6 +73,7 @@ class Workspace:
         summary: dict[str, Any] = {
             "table": "\n".join([str(alignment.comparison), *lines]),
             "status": alignment.status,
+            "headline": alignment.headline,
             "reason": alignment.reason,
             "judge": {key: getattr(registered, key) for key in ("name", "version", "new")},
             "report": str(Path(report).resolve()),

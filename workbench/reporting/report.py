@@ -114,7 +114,7 @@ def render(
     content = {
         "title": title or f"Alignment of the judge “{alignment.original.name}”",
         "status": alignment.status,
-        "uncertain": alignment.status == "improved" and not comparison.certain,
+        "headline": alignment.headline,
         "sentence": _sentence(alignment),
         "notes": _notes(alignment),
         "n": comparison.n,

@@ -95,6 +95,9 @@ class SIMBA(AlignmentOptimizer):
     ----------
     model
         URI of the model that reflects; the judge's own, with its base URL, when None.
+    base_url
+        Root of the OpenAI-compatible server on which it is reached. None: the judge's base URL for
+        the judge's own model, the provider's public address for another one.
     inference_params
         Parameters of the reflection's requests: ``max_tokens`` (1,024 unless given), ``timeout``
         in seconds, ``temperature`` and whatever else the model takes.
@@ -145,6 +148,7 @@ class SIMBA(AlignmentOptimizer):
         self,
         model: str | None = None,
         *,
+        base_url: str | None = None,
         inference_params: Mapping[str, Any] | None = None,
         reflection_context: int | None = None,
         max_steps: int = Settings.max_steps,
@@ -164,6 +168,7 @@ class SIMBA(AlignmentOptimizer):
         if not 0 < dev_size < 1:
             raise ArgumentError(f"dev_size={dev_size} must lie in (0, 1).")
         self.model, self.budget, self.seed = model, budget, seed
+        self.base_url = base_url.strip() if base_url else None
         self.inference_params = dict(inference_params or {})
         self.reflection_context = reflection_context
         self.concurrency, self.cache, self.dev_size = concurrency, cache, dev_size
@@ -295,6 +300,7 @@ class _Models:
             scale,
             stack.enter_context(Runner(concurrency=8, **shared)),
             model=simba.model,
+            base_url=simba.base_url,
             inference_params=simba.inference_params,
             context=simba.reflection_context,
             max_failure_share=simba.settings.max_failure_share,

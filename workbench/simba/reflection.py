@@ -223,6 +223,8 @@ class Reflector:
         Asks, with its cache and within its budget; the caller closes it.
     model
         Another model URI.
+    base_url
+        Where it is reached; the judge's own, or for another model its provider's, if None.
     inference_params
         Parameters of the requests: ``max_tokens`` (1,024 unless given), ``timeout`` in seconds
         (300 unless given), ``temperature`` and others that the model takes.
@@ -239,6 +241,7 @@ class Reflector:
         runner: Runner,
         *,
         model: str | None = None,
+        base_url: str | None = None,
         inference_params: Mapping[str, Any] | None = None,
         context: int | None = None,
         max_failure_share: float = 0.05,
@@ -251,12 +254,12 @@ class Reflector:
         self.context = context
         if context is None and not self.model.startswith(SCHEME):  # which reads any length
             self.context = context_window(self.model) or DEFAULT_CONTEXT
-        base_url, headers, params = endpoint(judge)
-        if model not in (None, own_model):
-            base_url, headers, params = None, {}, {}
-        self.base_url = base_url
-        self.options = reached_by(base_url, headers, params)
-        self.credentials = credentials_of(base_url, headers, {"judge": params, "own": self.params})
+        own_url, headers, params = endpoint(judge)
+        if base_url or model not in (None, own_model):
+            own_url, headers, params = base_url, {}, {}
+        self.base_url = own_url
+        self.options = reached_by(own_url, headers, params)
+        self.credentials = credentials_of(own_url, headers, {"judge": params, "own": self.params})
         self._lock = threading.Lock()
         self._connected: Any = None
 

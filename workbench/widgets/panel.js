@@ -13,7 +13,7 @@ const KEYMAP = [
   { keys: ["ArrowDown"], act: (panel, target) => panel.goVertically(1, target) },
   { keys: ["Space", "PageDown"], act: (panel) => panel.scroll(1), shown: ["Space", "Page ↓"], help: "scroll the text by a page; back with Shift or Page ↑" },
   { keys: ["Shift+Space", "PageUp"], act: (panel) => panel.scroll(-1) },
-  { keys: ["r"], at: "item", act: (panel) => panel.form.toReason(), help: "write a reason; Esc leaves the field, Ctrl+Enter saves from within" },
+  { keys: ["r"], at: "item", act: (panel) => panel.form.toReason(), help: "write a reason; Enter saves, Shift+Enter begins a new line, Esc leaves the field" },
   { keys: ["s"], at: "item", act: (panel) => panel.skip(), help: "skip this item" },
   { keys: ["u"], act: (panel) => panel.undo(), help: "undo the last save or skip" },
   { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
@@ -242,7 +242,9 @@ class Panel extends Frame {
     if (this.help.open) return { "?": () => this.help.close(), Tab: () => {} }[event.key] ?? null; // it has one button
     if (hasControl && event.key.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (event.key === "Escape") return () => this.focus();
-    if ((hasControl || target.matches("input")) && event.key === "Enter") return () => this.saveFromField();
+    if (event.isComposing) return null; // Enter takes what an input method proposes
+    const inField = target.matches("input, textarea") && !event.shiftKey;
+    if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
     if (target.matches("input, textarea") || hasControl || event.altKey) return null;
     const presses = event.key === "Enter" || event.key === " ";
     if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;

@@ -39,7 +39,7 @@ function figures(state, outcome) {
     found.length > 0 && box("div", "wbp-figures", found),
     state.message && !outcome && box("p", "wbp-message", shown(state.message)),
     outcome && box("div", "wbp-outcome",
-      h("p", null, box("strong", `wbp-status wbp-${outcome.status}`, outcome.status), " ", shown(outcome.reason)),
+      h("p", null, box("strong", `wbp-status wbp-${outcome.status}`, outcome.headline), " ", shown(outcome.reason)),
       table(outcome.table, "wbp-table wbp-numbers"), outcome.notes.map((note) => box("p", "wbp-quiet", shown(note))))];
 }
 

@@ -57,7 +57,8 @@ class AlignmentView(View):
                 found = alignment.result()
                 # As plain text in cells: the browser never reads HTML.
                 self.outcome = {
-                    "status": found.status,
+                    "status": found.status if found.headline == found.status else "uncertain",
+                    "headline": found.headline,
                     "reason": found.reason,
                     "table": _cells(found.comparison.table, index=True),
                     "notes": list(found.notes),
