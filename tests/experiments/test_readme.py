@@ -288,6 +288,9 @@ def test_what_a_recording_lacks_is_an_error(main_run: MainRun, folder: Path) -> 
 def test_the_code_runs_as_it_stands(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """README's example, and the guide's that continues it."""
     (folder / "data").symlink_to(ROOT / "data")
+    score = {"name": "correctness", "value": 1, "source": "ANNOTATION", "authorUserId": "ana"}
+    exported = [{"id": "t", "input": "Two?", "output": "2", "scores": [score]}]
+    (folder / "export.json").write_text(json.dumps(exported))
     names: dict[str, Any] = {}
     for source in fenced("python"):
         exec(compile(source, "README.md", "exec"), names)

@@ -160,7 +160,7 @@ def test_each_annotators_latest_label_counts_once_and_a_blind_one_first(store: s
     pairs = pair(judge)
     assert list(pairs.table["human"]) == ["good", "good", "poor", "good"]
     assert list(pairs.table["blind"]) == [True, True, True, False]
-    assert pairs.notes == ("1 labels were given after their author saw the judge's verdict.",)
+    assert pairs.notes == ("Given after their author saw the judge's verdict: 1 label.",)
 
 
 def test_without_a_usable_label_it_says_what_to_do(store: str) -> None:

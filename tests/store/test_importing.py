@@ -269,7 +269,7 @@ def test_annotators_can_be_imported_one_after_another(store: str, table: pd.Data
     labelled(table, labels={"ana": "ana"})
     added = labelled(table, labels={"ana": "ana", "bo": "bo"})
     assert (added.created, added.labels) == (0, 3)
-    assert added.skipped["reason"].tolist() == ["already there, 1 labels or expectations added"] * 3
+    assert added.skipped["reason"].tolist() == ["already there, 1 label or expectations added"] * 3
     assert len(votes()) == 5
 
 

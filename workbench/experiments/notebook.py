@@ -124,15 +124,22 @@ def run_notebook(
     return Ran(copy.target, folder, passed, seconds, found)
 
 
+COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts", "groups")
+"""Parameters that name columns of the data."""
+
+
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Check the values given and add those that depend on where the notebook runs.
 
-    These are the output folder, and the files that defaults name relative to the notebook.
+    These are the output folder, and the files that defaults name relative to the notebook. Once
+    ``data`` is given, columns that are not given are None: the defaults are those of the sample.
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
-    for name, default in ((p.name, p.default) for p in declared if p.name not in given):
+    if "data" in given:
+        values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
+    for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":
             values[name] = str(output)
         elif isinstance(default, str) and not Path(default).is_absolute():

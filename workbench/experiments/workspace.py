@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 
 from workbench.credentials import without_credentials
-from workbench.formatting import html_text
+from workbench.formatting import counted, html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.store.traces import find_experiment_id, prepare_database, store_errors
@@ -65,7 +65,7 @@ class Workspace:
         """
         others = {source: agreement(pairs) for source, pairs in (recorded or {}).items()}
         lines = [
-            f"Recorded verdicts of {source} on {found.n} items: accuracy "
+            f"Recorded verdicts of {source} on {counted(found.n, 'item')}: accuracy "
             f"{figure(found.accuracy, found.accuracy_interval)}, kappa "
             f"{figure(found.kappa, found.kappa_interval)}."
             for source, found in others.items()

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import html_table, html_text
+from workbench.formatting import counted, html_table, html_text
 from workbench.store.labels import folded
 from workbench.store.traces import fetch_traces
 
@@ -109,10 +109,10 @@ class Assignment:
 
     def __repr__(self) -> str:
         overlap = f"{self.each} each" + (f", {self.share:.0%} by all" if self.share else "")
-        return (
-            f"<Assignment: {len(self.trace_ids)} traces, {len(self.annotators)} annotators, "
-            f"{overlap}, {self.batches} batches>"
-        )
+        people = counted(len(self.annotators), "annotator")
+        batches = counted(self.batches, "batch", "batches")
+        traces = counted(len(self.trace_ids), "trace")
+        return f"<Assignment: {traces}, {people}, {overlap}, {batches}>"
 
     def _repr_html_(self) -> str:
         return f"<div>{html_text(repr(self)[1:-1])}</div>{html_table(self.shares)}"

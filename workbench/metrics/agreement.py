@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import html_table, plain
+from workbench.formatting import counted, html_table, plain
 from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights
 from workbench.metrics.intervals import (
     UNDEFINED,
@@ -174,7 +174,7 @@ class Agreement:
 
     def __repr__(self) -> str:
         return (
-            f"<Agreement {self.name!r} on {self.n} pairs: accuracy "
+            f"<Agreement {self.name!r} on {counted(self.n, 'pair')}: accuracy "
             f"{figure(self.accuracy, self.accuracy_interval)}, kappa "
             f"{figure(self.kappa, self.kappa_interval)}>"
         )

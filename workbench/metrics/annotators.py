@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import html_table, plain
+from workbench.formatting import counted, html_table, plain
 from workbench.metrics.coefficients import (
     Level,
     cells,
@@ -121,8 +121,9 @@ class AnnotatorAgreement:
         return plain({name: value for name, value in vars(self).items() if name != "scale"})
 
     def __repr__(self) -> str:
+        people = counted(len(self.annotators), "annotator")
         return (
-            f"<AnnotatorAgreement {len(self.annotators)} annotators, {self.shared_items} items "
+            f"<AnnotatorAgreement {people}, {counted(self.shared_items, 'item')} "
             f"with two labels or more: alpha {figure(self.alpha, self.alpha_interval)}, "
             f"ceiling {figure(self.ceiling, self.ceiling_interval)}>"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import plain
+from workbench.formatting import counted, plain
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import UNDEFINED, Interval, check_confidence, figure, ratio, wilson
 from workbench.scale import ABSTAIN, is_missing
@@ -200,7 +200,7 @@ class Estimate:
 
     def __repr__(self) -> str:
         return (
-            f"<Estimate {figure(self.value, self.interval)} from {self.n} labels, "
+            f"<Estimate {figure(self.value, self.interval)} from {counted(self.n, 'label')}, "
             f"{self.random} of them drawn at random>"
         )
 

@@ -301,7 +301,7 @@ def pair(
     if not labels and not decisions:
         how = "Log them with workbench.log_labels, mlflow.log_feedback, or in MLflow's own page."
         raise NoLabelsError(
-            f"No human label is stored under {name!r} on {len(fetched)} traces. "
+            f"No human label is stored under {name!r} on {counted(len(fetched), 'trace')}. "
             + (" ".join([*other_kinds(fetched, name), *near]) or how)
         )
     given = [label for of_trace in labels.values() for label in of_trace]
@@ -404,5 +404,5 @@ def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str
         )
     seen = sum(one.fault is None and not one.blind for one in human.values())
     if seen:
-        notes.append(f"{seen} labels were given after their author saw the judge's verdict.")
+        notes.append(f"Given after their author saw the judge's verdict: {counted(seen, 'label')}.")
     return notes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import ArgumentError
+from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
@@ -331,7 +332,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, min(1.0, max(0.5, 1.1 * float(shares.to_numpy().max(initial=0)))))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     ax.tick_params(left=False)
-    ax.set_xlabel(f"share of {found.n} pairs")
+    ax.set_xlabel(f"share of {counted(found.n, 'pair')}")
     legend_above(ax, handles, handlelength=1.6)
     return ax
 

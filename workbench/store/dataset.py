@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.formatting import html_table, html_text
+from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale, is_missing, scalar
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, empty_rows, require_columns
@@ -84,10 +84,10 @@ class Dataset:
         return len(self.table)
 
     def __repr__(self) -> str:
-        return f"<Dataset {self.source}: {len(self)} rows, {self.scale.kind} scale>"
+        return f"<Dataset {self.source}: {counted(len(self), 'row')}, {self.scale.kind} scale>"
 
     def _repr_html_(self) -> str:
-        head = f"{self.source}: {len(self)} rows, rated {self.scale.describe()}"
+        head = f"{self.source}: {counted(len(self), 'row')}, rated {self.scale.describe()}"
         roles = {
             "inputs": self.inputs,
             "outputs": _as_list(self.outputs),

@@ -196,7 +196,7 @@ def import_traces(
         if not has_spans(info):
             new.append(_New(row, trace_id, int(info.request_time), has_info=True))
             reason = "was there without its spans, completed"
-        reason += f", {len(missing)} labels or expectations added" if missing else ""
+        reason += f", {counted(len(missing), 'label')} or expectations added" if missing else ""
         reason += f", tags {', '.join(k for k, _ in changed)} set" if changed else ""
         reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
         skipped.append((row.number, trace_id, reason))
