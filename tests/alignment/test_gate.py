@@ -56,7 +56,7 @@ def test_numbers_must_lie_nearer_than_the_median_of_train() -> None:
     scattered = [6.0, 5.0, 4.1, 3.0, 2.0] * 12
     status, reason = verdict_on(NUMBERS, human, [10.0] * 60, scattered, "better")
     assert status == "rejected"
-    assert "But always giving 4.0 comes as near" in reason
+    assert "But always giving 4.0 is as near" in reason
     near = [value + 0.5 for value in human]
     assert verdict_on(NUMBERS, human, [10.0] * 60, near, "better")[0] == "improved"
 
@@ -97,3 +97,23 @@ def test_an_abstention_is_unusable_unless_the_scale_has_it(scale: Scale, expecte
     assert usable(Verdict("t", "N/A"), scale) is expected
     assert usable(Verdict("t", "yes"), scale)
     assert not usable(Verdict("t", error="no answer"), scale)
+
+
+def test_a_judge_that_a_constant_beats_on_every_measure_is_rejected() -> None:
+    """Right less often than always saying 5, and no nearer to people: not an improvement."""
+    steps = Scale.of([1, 2, 3, 4, 5])
+    human = [5] * 30 + [4] * 15 + [3] * 15
+    before, after = [1] * 60, ([5, 3, 2] * 20)
+    status, reason = verdict_on(steps, human, before, after, "better")
+    assert status == "rejected"
+    assert "always giving" in reason
+    # Of two classes, a rare one that is found now and then is worth more than accuracy says.
+    human = ["yes"] * 50 + ["no"] * 10
+    after = ["yes"] * 40 + ["no"] * 18 + ["yes"] * 2
+    assert verdict_on(YES_NO, human, ["no"] * 60, after, "better")[0] == "improved"
+
+
+def test_a_gain_that_may_be_luck_is_called_uncertain() -> None:
+    human = ["yes", "no"] * 20
+    luck = compare(make_pairs(human, ["yes"] * 40), make_pairs(human, ["yes", "no", *["yes"] * 38]))
+    assert (luck.improved, luck.certain) == (True, False)

@@ -269,7 +269,9 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     agree with people more than by chance.
     """
     verdicts, labels = after.table["judge"], after.table["human"]
-    if len(set(verdicts)) == 1 and len(set(labels)) > 1:
+    if len(set(labels)) < 2:  # nothing to tell apart
+        return ""
+    if len(set(verdicts)) == 1:
         return (
             f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
             "held-out items, whatever people say of them."
