@@ -220,7 +220,14 @@ def _result(
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
     if status == "improved" and len(data.pairs) < FEW:
         reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = (*data.pairs.notes, _origin_note(data), *learned.notes, *tested.notes, earlier_looks)
+    notes = (
+        *data.pairs.notes,
+        *data.split.notes,
+        _origin_note(data),
+        *learned.notes,
+        *tested.notes,
+        earlier_looks,
+    )
     verdicts = (probe, *tested.verdicts)
     tokens = (n for v in verdicts for n in (v.input_tokens, v.output_tokens))
     return Alignment(

@@ -187,9 +187,10 @@ class ReviewQueue:
     @property
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
-        return self._assign(self.trace_ids)
+        return self.shares_of(self.trace_ids)
 
-    def _assign(self, trace_ids: Sequence[str]) -> Assignment:
+    def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
+        """Who of the team labels which of these traces; `ArgumentError` without a team."""
         if not self.annotators:
             raise ArgumentError(
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
@@ -292,7 +293,7 @@ class ReviewQueue:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        shares = self._assign([]) if self.annotators else None
+        shares = self.shares_of([]) if self.annotators else None
         asked = {i: shares.annotators_of(i) if shares else None for i in infos}
         return [
             QueueItem(
@@ -406,7 +407,7 @@ def review_queue(
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
     if queue.annotators:
-        queue._assign([])  # checks the numbers before anything is written
+        queue.shares_of([])  # checks the numbers before anything is written
     elif queue.each < 1 or queue.share:
         raise ArgumentError(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."

@@ -14,7 +14,9 @@ from typing import Any, Final
 
 from workbench.compat import token_prices
 from workbench.errors import ArgumentError, BudgetError
-from workbench.models.offline import SCHEME
+
+FREE: Final = "offline:/"
+"""How the URI of the embedded model begins, which costs nothing."""
 
 ASSUMED_OUTPUT: Final = 4096
 """Tokens that an answer is taken to have at most where the request sets no limit to it."""
@@ -65,7 +67,7 @@ def cost(model: str, read: int, written: int, *, load: bool = False) -> float | 
     for repeated prompts are not counted. ``load`` loads litellm's list where MLflow's lacks the
     model, which takes seconds.
     """
-    if model.startswith(SCHEME):
+    if model.startswith(FREE):
         return 0.0
     prices = token_prices(model, load=load)
     return None if prices is None else read * prices[0] + written * prices[1]

@@ -158,7 +158,8 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = joined(groups_of(self.table, groups), self.previews)
+        seen = {i: texts for i, texts in self.previews.items() if any(texts)}
+        group_of = joined(groups_of(self.table, groups), seen)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -170,8 +171,8 @@ class Pairs:
         )
         side = {i: part == "test" for part, ids in parts.items() for i in ids}
         asked: dict[str, set[bool]] = {}
-        for trace_id in side.keys() & self.previews.keys():
-            asked.setdefault(self.previews[trace_id][0], set()).add(side[trace_id])
+        for trace_id in side.keys() & seen.keys():
+            asked.setdefault(seen[trace_id][0], set()).add(side[trace_id])
         apart = sum(len(sides) > 1 for sides in asked.values())
         note = (
             f"{counted(apart, 'input')} of test also in train or dev, with another output: group "
@@ -328,7 +329,6 @@ def pair(
         for i in sorted(recorded)
     }
     table, excluded = _join(human, chosen, recorded, scale)
-    paired = set(table["trace_id"])
     return Pairs(
         name=name,
         table=table,
@@ -337,7 +337,7 @@ def pair(
         fingerprint=version,
         notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
-        previews=previews(t for t in fetched if t.info.trace_id in paired),
+        previews=previews(fetched),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -192,13 +192,9 @@ def import_traces(
         differing += [(row.number, trace_id, *other) for other in others]
         changed = [(k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
         tagged += [(trace_id, *tag) for tag in changed]
-        reason = "already there"
         if not has_spans(info):
             new.append(_New(row, trace_id, int(info.request_time), has_info=True))
-            reason = "was there without its spans, completed"
-        reason += f", {counted(len(missing), 'label')} or expectations added" if missing else ""
-        reason += f", tags {', '.join(k for k, _ in changed)} set" if changed else ""
-        reason += f", {len(others)} labels differ from those stored, which stay" if others else ""
+        reason = _why_skipped(info, missing, others, [key for key, _ in changed])
         skipped.append((row.number, trace_id, reason))
     try:
         _write_traces(new, where, progress=progress)
@@ -216,6 +212,15 @@ def import_traces(
         experiment_id=where,
         differing=pd.DataFrame(differing, columns=_DIFFERING),
         notes=tuple(notes),
+    )
+
+
+def _why_skipped(info: TraceInfo, missing: Sized, others: Sized, tags: Sequence[str]) -> str:
+    reason = "already there" if has_spans(info) else "was there without its spans, completed"
+    reason += f", {counted(len(missing), 'label')} or expectations added" if missing else ""
+    reason += f", tags {', '.join(tags)} set" if tags else ""
+    return reason + (
+        f", {len(others)} labels differ from those stored, which stay" if others else ""
     )
 
 

@@ -134,21 +134,7 @@ def read_rows(
     named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
     for argument, columns in named.items():
         require_columns(table, argument, columns)
-    for key in sides["tags"]:
-        if key.startswith("mlflow.") or not re.fullmatch(r"[\w.:/ -]{1,250}", key):
-            raise ArgumentError(
-                f"tags: MLflow does not take {key!r} as a key. A key has at most 250 letters, "
-                "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
-            )
-    for who, (column, _) in raters.items():
-        if who != column and who in table.columns:
-            warnings.warn(
-                f"labels: {who!r} is the annotator's name itself; the column of this name is not "
-                "read. Where each row is one label and that column says whose, make it one row a "
-                f"trace first: table.pivot(index=[...], columns={who!r}, values={column!r})"
-                ".reset_index().",
-                stacklevel=3,
-            )
+    _check_names(table, sides["tags"], raters)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
     words = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
     rows: list[Row] = []
@@ -176,13 +162,36 @@ def read_rows(
         raise TableError("The table has no rows, so there is nothing to import.")
     if not isinstance(outputs, (list, tuple, Mapping)):
         rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
+    return rows, _notes(empty, unrated, replaced)
+
+
+def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> None:
+    """Check keys of tags, and warn of an annotator that is a column."""
+    for key in tags:
+        if key.startswith("mlflow.") or not re.fullmatch(r"[\w.:/ -]{1,250}", key):
+            raise ArgumentError(
+                f"tags: MLflow does not take {key!r} as a key. A key has at most 250 letters, "
+                "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
+            )
+    for who, (column, _) in raters.items():
+        if who != column and who in table.columns:
+            warnings.warn(
+                f"labels: {who!r} is the annotator's name itself; the column of this name is not "
+                "read. Where each row is one label and that column says whose, make it one row a "
+                f"trace first: table.pivot(index=[...], columns={who!r}, values={column!r})"
+                ".reset_index().",
+                stacklevel=4,
+            )
+
+
+def _notes(empty: Sequence[int], unrated: Counter[str], replaced: int) -> list[str]:
     listed = ", ".join(f"{word!r} {n}" for word, n in unrated.most_common(8))
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
         f"{counted(unrated.total(), 'cell')} without a rating: {listed}": unrated,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
-    return rows, [note for note, found in notes.items() if found]
+    return [note for note, found in notes.items() if found]
 
 
 def row_numbers(table: pd.DataFrame) -> list[int]:

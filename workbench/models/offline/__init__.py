@@ -16,7 +16,9 @@ claim about a language model.
 
 from __future__ import annotations
 
-SCHEME = "offline:/"
+from workbench.models.budget import FREE as SCHEME
+
+__all__ = ["MODEL", "SCHEME", "VERSION", "register"]
 
 MODEL = "offline:/rubric"
 
