@@ -21,6 +21,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.scorers import Correctness, RelevanceToQuery, RetrievalGroundedness
 from mlflow.tracing.client import TracingClient
 
+import workbench
 from workbench import (
     alignment_improvement,
     assess,
@@ -513,3 +514,14 @@ def test_one_verdict_of_a_version_on_a_trace(store: str, loopback: Start) -> Non
     assert failures == []
     found = mlflow.search_traces(return_type="list", include_spans=False)
     assert [len(trace.info.assessments) for trace in found] == [1] * 30
+
+
+def test_a_deleted_experiment_is_told_before_anything_is_paid_for(store: str) -> None:
+    where = mlflow.set_experiment("gone").experiment_id
+    table = pd.DataFrame({"q": ["a"], "o": "x"})
+    imported = workbench.import_traces(table, inputs="q", outputs="o")
+    mlflow.delete_experiment(where)
+    judge = workbench.make_judge("q", "Rate {{ outputs }}.", feedback_value_type=bool)
+    for traces in (None, imported):
+        with pytest.raises(StoreError, match="was deleted"):
+            workbench.assess(judge, traces, progress=False)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,7 @@ from statsmodels.stats.inter_rater import cohens_kappa
 import workbench
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
+from workbench.metrics.comparison import compare
 from workbench.scale import Scale
 
 
@@ -190,3 +193,20 @@ def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
     assert table.sum() == found.per_class["support"].sum() == len(rows) == found.n
     assert np.trace(table) / len(rows) == pytest.approx(found.accuracy)
     assert 0 <= found.mean_distance <= 1 - found.accuracy + 1e-9
+
+
+def test_repetitions_of_an_item_are_no_more_evidence() -> None:
+    """Each item ten times over gives the interval of the items, and not of the rows."""
+    once = make_pairs(["yes", "no", "yes", "no", "yes"] * 4, ["yes", "no", "no", "no", "yes"] * 4)
+    rows = pd.concat([once.table] * 10, ignore_index=True)
+    rows["trace_id"] = [f"t{i:03}" for i in range(len(rows))]
+    texts = {i: (f"question {k % 20}", "answer") for k, i in enumerate(rows["trace_id"])}
+    repeated = replace(once, table=rows, previews=texts)
+    one, ten = agreement(once), agreement(repeated)
+    assert (ten.n, ten.distinct, ten.accuracy) == (200, 20, one.accuracy)
+    assert ten.accuracy_interval == pytest.approx(one.accuracy_interval)
+    assert ten.kappa_interval.low < ten.kappa - 0.1
+    worse = replace(repeated, table=rows.assign(judge="yes"))
+    assert compare(worse, repeated).p_value == pytest.approx(
+        compare(replace(once, table=once.table.assign(judge="yes")), once).p_value
+    )

@@ -412,7 +412,8 @@ def test_an_error_of_the_callback_ends_the_run(loopback: Start, cache: AnswerCac
 
 
 def test_what_ends_a_run_loses_no_answer(loopback: Start) -> None:
-    """Even without a cache each answer that was paid for reaches the callback."""
+    """Even without a cache each answer that was paid for reaches the callback, the one that was
+    handed on when Ctrl-C came perhaps twice."""
     server = loopback(latency=0.1)
     settled: list[Verdict] = []
 
@@ -423,7 +424,7 @@ def test_what_ends_a_run_loses_no_answer(loopback: Start) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(judge_at(server.url), items(300), concurrency=8, on_verdict=interrupt)
-    assert len(settled) == len({v.trace_id for v in settled}) == server.requests
+    assert len(settled) - 1 <= len({v.trace_id for v in settled}) == server.requests
 
 
 def test_a_stop_does_not_wait_for_a_pause(loopback: Start) -> None:

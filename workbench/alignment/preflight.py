@@ -124,7 +124,9 @@ def _of_costs(
     )  # fmt: skip
     calls = int(min(most.calls, budget.left))
     free = f"repeated ones after failures not counted; {ends}"
-    yield "calls at most", f"{calls + test} ({calls} to learn, {test} to test)", free
+    # What the benchmark's simulation took of the most, which counts each step to its end.
+    usual = f"usually about {calls // 6 + test}"
+    yield "calls at most", f"{calls + test} ({calls} to learn, {test} to test), {usual}", free
     tokens = int(min(most.tokens, budget.left_tokens)) + kept["tokens"]
     limit = "" if budget.tokens is None else f"the budget: {budget.tokens:,}"
     yield "tokens at most, about", f"{tokens:,}", limit

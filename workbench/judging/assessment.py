@@ -33,7 +33,7 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
 from workbench.store.labels import Logged, log_feedback_table
-from workbench.store.traces import Example, as_example, fetch_traces, previews
+from workbench.store.traces import Example, as_example, check_not_deleted, fetch_traces, previews
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -143,6 +143,8 @@ def assess(
     limit.check(str(getattr(judge, "model", None) or ""))
     traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
+    for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
+        check_not_deleted(experiment)
     earlier = {trace.info.trace_id: _earlier_verdict(trace, judge.name, mark) for trace in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
     todo = _examples([i for i in earlier if i not in known], traces)

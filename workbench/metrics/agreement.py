@@ -52,8 +52,9 @@ class Agreement:
 
     Attributes
     ----------
-    name, scale, n
-        The judge's name, the rating scale, the number of pairs.
+    name, scale, n, distinct
+        The judge's name, the rating scale, the number of pairs, and of these the number that
+        differ in inputs or outputs, by which intervals are made: repetitions are no more evidence.
     accuracy, accuracy_interval
         Share of pairs with equal values; Wilson interval.
     kappa, kappa_interval
@@ -94,6 +95,7 @@ class Agreement:
     mean_distance_interval: Interval
     baseline: float
     confidence: float = 0.95
+    distinct: int | None = None
     weights: Weights | None = None
     weighted_kappa: float | None = None
     weighted_kappa_interval: Interval | None = None
@@ -221,8 +223,11 @@ def agreement(
         )
     coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    sample = Sample.of(coded, resamples=resamples, seed=seed, confidence=confidence)
+    sample = Sample.of(
+        coded, resamples=resamples, seed=seed, confidence=confidence, distinct=pairs.distinct
+    )
     n, right = len(coded.human), int((coded.human == coded.judge).sum())
+    share = pairs.distinct / n if n else 1.0  # repetitions of an item are no more evidence
     found = {
         name: _with_interval(name, statistic, sample, unanimous=right == n)
         for name, statistic in sample.statistics(weights).items()
@@ -235,7 +240,7 @@ def agreement(
             of_side = coded.human == side
             wrong, every = int((of_side & (coded.judge != side)).sum()), int(of_side.sum())
             more[f"{name}s"], more[f"{name}_rate"] = wrong, ratio(wrong, every)
-            more[f"{name}_rate_interval"] = wilson(wrong, every, confidence)
+            more[f"{name}_rate_interval"] = wilson(wrong * share, every * share, confidence)
     if coded.scale.kind == "numeric":
         more |= _errors_of_numbers(coded)
     confusion = _confusion(coded)
@@ -244,7 +249,7 @@ def agreement(
         scale=coded.scale,
         n=n,
         accuracy=ratio(right, n),
-        accuracy_interval=wilson(right, n, confidence),
+        accuracy_interval=wilson(right * share, n * share, confidence),
         kappa=found["kappa"][0],
         kappa_interval=found["kappa"][1],
         confusion=confusion,
@@ -253,6 +258,7 @@ def agreement(
         mean_distance_interval=found["mean distance"][1],
         baseline=ratio(np.bincount(coded.human).max(initial=0), n),
         confidence=confidence,
+        distinct=pairs.distinct,
         weights=weights,
         **more,
     )
@@ -266,8 +272,8 @@ def _with_interval(
     if not unanimous or math.isnan(value):
         return value, sample.bootstrap.interval(statistic)
     if name.startswith("kappa"):
-        return value, full_agreement(sample.counts / n, n, confidence)
-    return value, Interval(0.0, wilson(0, n, confidence).high)
+        return value, full_agreement(sample.counts / n, sample.bootstrap.n, confidence)
+    return value, Interval(0.0, wilson(0, sample.bootstrap.n, confidence).high)
 
 
 def _confusion(coded: Coded) -> pd.DataFrame:

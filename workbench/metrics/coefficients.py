@@ -85,10 +85,19 @@ class Sample:
     bootstrap: Bootstrap
 
     @classmethod
-    def of(cls, *coded: Coded, resamples: int, seed: int, confidence: float) -> Sample:
-        """Judges coded on the same items and values."""
+    def of(
+        cls,
+        *coded: Coded,
+        resamples: int,
+        seed: int,
+        confidence: float,
+        distinct: int | None = None,
+    ) -> Sample:
+        """Judges coded on the same items and values, of which ``distinct`` are not repetitions."""
         (human, *judges), counts = cells(coded[0].human, *(one.judge for one in coded))
-        bootstrap = Bootstrap(counts, resamples=resamples, seed=seed, confidence=confidence)
+        bootstrap = Bootstrap(
+            counts, resamples=resamples, seed=seed, confidence=confidence, distinct=distinct
+        )
         return cls(coded[0], human, judges, counts, bootstrap)
 
     def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:

@@ -202,7 +202,9 @@ def compare(
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
-    changes = _changes(first, second, Sample.of(one, two, **options))
+    share = before.distinct / len(before) if len(before) else 1.0  # of repetitions one counts
+    sample = Sample.of(one, two, **options, distinct=before.distinct)
+    changes = _changes(first, second, sample, share)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance
     if one.scale.kind == "numeric":
@@ -211,7 +213,7 @@ def compare(
         fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
-    p_value = mcnemar(int(fixed.sum()), int(broken.sum()))
+    p_value = mcnemar(round(fixed.sum() * share), round(broken.sum() * share))
     note = _power_note(len(fixed), int((fixed | broken).sum()), p_value, confidence)
     low, high = changes["accuracy"][1]
     if note and not math.isnan(low):
@@ -275,7 +277,7 @@ def _same_items(
 
 
 def _changes(
-    first: Agreement, second: Agreement, sample: Sample
+    first: Agreement, second: Agreement, sample: Sample, share: float
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
     before, after = (sample.statistics(first.weights, judge) for judge in (0, 1))
@@ -283,9 +285,9 @@ def _changes(
     for name, (value, _) in first.figures.items():
         change, interval = second.figures[name][0] - value, UNDEFINED
         if name == "accuracy":
-            interval = _change_of_accuracy(sample, sample.human >= 0)
+            interval = _change_of_accuracy(sample, sample.human >= 0, share)
         elif name in ERROR_RATES:
-            low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name])
+            low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name], share)
             interval = Interval(-high, -low)
         elif name in before and not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
@@ -299,11 +301,11 @@ def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
     return new(counts) - old(counts)
 
 
-def _change_of_accuracy(sample: Sample, where: Array) -> Interval:
+def _change_of_accuracy(sample: Sample, where: Array, share: float) -> Interval:
     """Interval of the change in accuracy on the items of some cells."""
     before, after = (sample.human == judge for judge in sample.judges)
     both, only_before, only_after, neither = (
-        int(sample.counts[where & group].sum())
+        float(sample.counts[where & group].sum()) * share
         for group in (before & after, before & ~after, ~before & after, ~before & ~after)
     )
     confidence = sample.bootstrap.confidence

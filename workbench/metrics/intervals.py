@@ -57,7 +57,7 @@ def figure(value: float, interval: Interval = UNDEFINED, *, sign: bool = False) 
 # -- proportions ----------------------------------------------------------------------------
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
 
     Source: Wilson (1927), "Probable inference, the law of succession, and statistical
@@ -78,7 +78,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 
 def paired_difference(
-    both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
+    both: float, only_first: float, only_second: float, neither: float, confidence: float = 0.95
 ) -> Interval:
     """Return the interval of the second proportion minus the first, observed on the same items.
 
@@ -119,15 +119,25 @@ class Bootstrap:
 
     To draw n items with replacement is to draw the cells' counts from a multinomial
     distribution, which needs no loop. Source: Efron and Tibshirani (1993), An Introduction to
-    the Bootstrap, chapter 13.
+    the Bootstrap, chapter 13. Where items repeat each other, only ``distinct`` ones are drawn, so
+    that repetitions do not make the interval narrower.
     """
 
-    def __init__(self, counts: Array, *, resamples: int, seed: int, confidence: float) -> None:
+    def __init__(
+        self,
+        counts: Array,
+        *,
+        resamples: int,
+        seed: int,
+        confidence: float,
+        distinct: int | None = None,
+    ) -> None:
         self.confidence = confidence
         n = int(counts.sum())
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
-        self.draws = rng.multinomial(n, counts / n, size=resamples) if n else None
+        self.n = distinct or n
+        self.draws = rng.multinomial(self.n, counts / n, size=resamples) if n else None
 
     def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).

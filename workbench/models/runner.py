@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -348,7 +349,9 @@ class _Run:
         self.equal = {indices[0]: indices for indices in groups.values()}
         self.open = list(self.equal)
         self.waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.done: queue.SimpleQueue[tuple[int, Outcome | BaseException]] = queue.SimpleQueue()
+        # What came back stays here until it is settled, so that Ctrl-C within that loses nothing.
+        self.done: deque[tuple[int, Outcome | BaseException]] = deque()
+        self.arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
         self.failures, self.cached, self.cost = 0, 0, 0.0
@@ -401,6 +404,7 @@ class _Run:
                     thread.start()
                 for _ in self.open:
                     self._take(*self._next(), in_a_row)
+                    self.done.popleft()
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -419,22 +423,27 @@ class _Run:
         while not self.stopped.is_set():
             try:
                 index = self.waiting.get_nowait()
-                self.done.put((index, self.runner.ask(self.requests[index], self.stopped)))
+                self._put(index, self.runner.ask(self.requests[index], self.stopped))
             except (queue.Empty, StoppedError):
                 return
             except BaseException as error:
-                self.done.put((index, error))
+                self._put(index, error)
+
+    def _put(self, index: int, outcome: Outcome | BaseException) -> None:
+        self.done.append((index, outcome))
+        self.arrived.put(None)
 
     def _next(self) -> tuple[int, Outcome]:
         while True:
             if self.runner.stop.is_set():
                 raise CancelledError("This was cancelled. Answers that were paid for are kept.")
-            # Woken now and then to see that it was cancelled.
-            with suppress(queue.Empty):
-                index, outcome = self.done.get(timeout=0.2)
+            if self.done:
+                index, outcome = self.done[0]
                 if isinstance(outcome, BaseException):
                     raise outcome
                 return index, outcome
+            with suppress(queue.Empty):  # woken now and then to see that it was cancelled
+                self.arrived.get(timeout=0.2)
 
     def _take(self, index: int, outcome: Outcome, in_a_row: list[Fault]) -> None:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
@@ -461,8 +470,9 @@ class _Run:
 
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
-        while not self.done.empty():
-            index, outcome = self.done.get()
+        for index, outcome in self.done:
+            if set(self.equal[index]) <= self.found.keys():
+                continue
             if isinstance(outcome, Outcome) and outcome.answer is None:
                 self._record(index, outcome)
             elif isinstance(outcome, Outcome):
@@ -477,9 +487,9 @@ class _Run:
             if position != index:
                 usage = outcome.usage if free else UNPAID
                 outcome = replace(outcome, cached=outcome.cached or free, usage=usage)
+            self.on_outcome(position, outcome)
             self.found[position] = outcome
             self._show(outcome)
-            self.on_outcome(position, outcome)
 
     def _show(self, outcome: Outcome) -> None:
         self.failures += outcome.fault is not None

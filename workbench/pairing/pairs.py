@@ -82,6 +82,12 @@ class Pairs:
         return list(self.table["trace_id"])
 
     @property
+    def distinct(self) -> int:
+        """How many of the pairs differ in inputs or outputs, as far as that is known."""
+        seen = [self.previews.get(i, ("", "")) for i in self.trace_ids]
+        return len({texts for texts in seen if any(texts)}) + sum(not any(t) for t in seen)
+
+    @property
     def votes(self) -> pd.DataFrame:
         """Index trace_id (of every labelled trace), one column an annotator; None for no vote."""
         every = self.all_votes or dict(zip(self.trace_ids, self.table["votes"], strict=True))

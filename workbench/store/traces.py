@@ -173,7 +173,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
     if experiment is None:
-        return compat.active_experiment_id()
+        return check_not_deleted(compat.active_experiment_id())
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
     if found is None and name.isdigit():
@@ -188,9 +188,15 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
             f"There is no experiment {name!r} in {address()}. Check the name "
             "and the tracking URI (mlflow.set_tracking_uri)."
         )
+    return check_not_deleted(found.experiment_id)
+
+
+def check_not_deleted(experiment_id: Any) -> str:
+    """Return the id of an experiment; raise `StoreError` where it was deleted."""
+    found = mlflow.get_experiment(str(experiment_id))
     if found.lifecycle_stage != "active":
         raise StoreError(
-            f"Experiment {name!r} was deleted. Restore it "
+            f"Experiment {found.name!r} was deleted. Restore it "
             f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
         )
     return str(found.experiment_id)
