@@ -189,3 +189,9 @@ def test_letters_of_commands_choose_no_answer() -> None:
     keymap = (Path(workbench.widgets.__file__).parent / "panel.js").read_text()
     rows = re.findall(r'keys: \["(\w)"\](?!.*at: "end")', keymap)
     assert set(rows) == RESERVED
+
+
+def test_an_output_that_is_one_message_is_shown_as_one() -> None:
+    (chat,) = value_blocks({"role": "assistant", "content": "**Yes**, in stock."})
+    (turn,) = chat["turns"]
+    assert (turn["role"], turn["blocks"][0]["kind"]) == ("assistant", "markdown")

@@ -201,7 +201,7 @@ def session_questions(
     return asked
 
 
-def as_question(
+def as_question(  # noqa: C901  # a line for each kind of question
     given: Any, experiment: str, *, scale: Scale | None = None, infos: Iterable[TraceInfo] = ()
 ) -> LabelQuestion:
     """Return the question of a judge, of a label schema, or of the name of either.

@@ -261,6 +261,9 @@ class SIMBA(AlignmentOptimizer):
                 seed=self.seed, settings=self.settings, on_step=on_step,
                 calls_left=models.calls_left,
             ).run()  # fmt: skip
+            steps_made = shown.n
+            shown.reset(total=steps_made)  # done before the last step is done, and green
+            shown.update(steps_made)
         self.last = replace(
             found,
             # A batch that the budget cut short was paid for all the same.

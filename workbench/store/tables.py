@@ -249,7 +249,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
     )
 
 
-def plain(cell: Any) -> Any:
+def plain(cell: Any) -> Any:  # noqa: C901, PLR0912  # a line for each type
     """Return a cell as a plain value: missing ones as None, dates as ISO text.
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.

@@ -91,8 +91,9 @@ def value_blocks(value: Any) -> list[Block]:
         return text_blocks(value) if data is None else value_blocks(data)
     if not isinstance(value, (dict, list)):
         return [{"kind": "value", "value": value}]
-    if _is_chat(value):
-        return [{"kind": "chat", "turns": [_turn(turn) for turn in value]}]
+    messages = value if isinstance(value, list) else [value]  # an answer is often one message
+    if _is_chat(messages):
+        return [{"kind": "chat", "turns": [_turn(message) for message in messages]}]
     if isinstance(value, list):
         if 0 < len(value) <= _MOST_LISTED and all(isinstance(one, str) for one in value):
             return [{"kind": "list", "entries": [value_blocks(one) for one in value]}]
