@@ -31,7 +31,8 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Fault, Request
-from workbench.models.runner import FIRST_CALLS, HEAD_START, Runner, Throttle
+from workbench.models.runner import Runner
+from workbench.models.throttle import FIRST_CALLS, HEAD_START, Throttle
 from workbench.scale import Scale
 from workbench.store.traces import Example
 

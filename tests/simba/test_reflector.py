@@ -22,7 +22,7 @@ from workbench.models.cache import AnswerCache
 from workbench.models.offline import MODEL
 from workbench.models.runner import Runner
 from workbench.scale import Scale
-from workbench.simba import reflection
+from workbench.simba import reflector
 from workbench.simba.candidate import Case, Item
 from workbench.simba.reflection import Request
 from workbench.store.traces import Example
@@ -30,7 +30,7 @@ from workbench.store.traces import Example
 SCALE = Scale.of(["poor", "fair", "good"])
 
 
-class Reflector(reflection.Reflector):
+class Reflector(reflector.Reflector):
     """A reflector with a runner of its own."""
 
     def __init__(self, judge: Any, scale: Scale, **options: Any) -> None:

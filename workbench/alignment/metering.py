@@ -43,7 +43,7 @@ from workbench.models.client import (
 )
 from workbench.models.runner import Runner
 from workbench.scale import Scale
-from workbench.simba.reflection import reached_by
+from workbench.simba.reflector import reached_by
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge

@@ -68,10 +68,10 @@ from workbench.simba.reflection import (
     MAX_RULES,
     TASK,
     Reflection,
-    Reflector,
     Request,
     tokens_in,
 )
+from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search, Settings, most_calls
 from workbench.store.traces import as_example, item_digest
 

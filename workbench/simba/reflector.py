@@ -1,0 +1,309 @@
+"""The reflection model is asked by a dspy program, over connections that pass the client."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from workbench.compat import context_window, endpoint
+from workbench.credentials import (
+    credentials_of,
+    redact,
+    without_credentials,
+    without_secret_params,
+)
+from workbench.errors import ModelError
+from workbench.judging.requests import answers_from
+from workbench.models import client
+from workbench.models.answers import AnswerError
+from workbench.models.cache import question_key
+from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
+from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.runner import Runner
+from workbench.scale import Scale
+from workbench.simba.reflection import (
+    ANSWER_TOKENS,
+    MAX_RULES,
+    TASK,
+    Reflection,
+    Request,
+    is_refusal,
+    rules_in,
+)
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+MIN_FAILURES: Final = 3
+"""Fewer failed requests are never a reason to give up, as long as others succeed."""
+
+MIN_FAILURE_SHARE: Final = 1 / 3
+"""Nor is a smaller share of failed requests."""
+
+_ADVICE: Final = (
+    "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
+    "more time or room with SIMBA(inference_params={'timeout': seconds, 'max_tokens': ...}), or "
+    "shorter requests with SIMBA(reflection_context=tokens). Run again to go on from here: answers "
+    "that were paid for are kept."
+)
+
+_OF_CONNECTION: Final = {"timeout", "api_key"}
+
+
+TASK_DIGEST: Final = question_key(TASK)[:16]
+"""Part of the cache key: answers to another wording of the task are other answers."""
+
+
+REASONING_TOKENS: Final = 16_000
+"""Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
+
+
+DEFAULT_CONTEXT: Final = 8000
+"""Tokens of a prompt and its answer where the model's context is not known."""
+
+
+class Reflector:
+    """Asks the reflection model, several requests in parallel.
+
+    Parameters
+    ----------
+    judge
+        Whose model, base URL and headers are used if ``model`` is None.
+    scale
+        The rating scale.
+    runner
+        Asks, with its cache and within its budget; the caller closes it.
+    model
+        Another model URI.
+    base_url
+        Where it is reached; the judge's own, or for another model its provider's, if None.
+    inference_params
+        Parameters of the requests: ``max_tokens`` (1,024 unless given), ``timeout`` in seconds
+        (300 unless given), ``temperature`` and others that the model takes.
+    context
+        Tokens that prompt and answer may have; what MLflow's catalog says, or 8,000, if None.
+    max_failure_share
+        Share of failed requests, in [0, 1], above which it gives up; at least a third.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        scale: Scale,
+        runner: Runner,
+        *,
+        model: str | None = None,
+        base_url: str | None = None,
+        inference_params: Mapping[str, Any] | None = None,
+        context: int | None = None,
+        max_failure_share: float = 0.05,
+    ) -> None:
+        self.scale, self.runner, self.max_failure_share = scale, runner, max_failure_share
+        self.asked = self.failures = 0
+        own_model = getattr(judge, "model", None)
+        self.model = model or own_model or MODEL
+        self.params = dict(inference_params or {})
+        self.context = context
+        if context is None and not self.model.startswith(SCHEME):  # which reads any length
+            self.context = context_window(self.model) or DEFAULT_CONTEXT
+        own_url, headers, params = endpoint(judge)
+        if base_url or model not in (None, own_model):
+            own_url, headers, params = base_url, {}, {}
+        self.base_url = own_url
+        self.options = reached_by(own_url, headers, params)
+        self.credentials = credentials_of(own_url, headers, {"judge": params, "own": self.params})
+        self._lock = threading.Lock()
+        self._connected: Any = None
+
+    def propose(self, requests: Sequence[Request], step: int) -> list[Reflection]:
+        """Ask for the rules of each request; answers of another step are other answers.
+
+        An answer that is no use has an ``error`` and is not kept, so that another run asks again.
+
+        Raises
+        ------
+        BudgetError, CancelledError, ReplayError
+            As in `workbench.models.runner.Runner.run`.
+        ModelError
+            If the model can't be reached, none of the first requests had a usable answer, or more
+            failed than allowed.
+        """
+        try:
+            outcomes = self.runner.run([self._request(request, step) for request in requests])
+        except ModelError as error:
+            raise type(error)(f"{error} {_ADVICE}") from None
+        self._check(outcomes)
+        return [
+            Reflection(
+                rules=tuple((outcome.answer or {}).get("rules", ())),
+                calls=0 if outcome.cached else outcome.usage.requests,
+                tokens=None if outcome.cached else outcome.usage.tokens or None,
+                cost=None if outcome.cached else outcome.usage.cost,
+                error=outcome.fault.message if outcome.fault else "",
+            )
+            for outcome in outcomes
+        ]
+
+    def _check(self, outcomes: Sequence[Outcome]) -> None:
+        """Count failures; raise if there are too many."""
+        faults = [outcome.fault for outcome in outcomes if outcome.fault]
+        first = not self.asked
+        self.asked += len(outcomes)
+        self.failures += len(faults)
+        allowed = max(self.max_failure_share, MIN_FAILURE_SHARE)
+        hopeless = (first and len(faults) == len(outcomes)) or any(f.permanent for f in faults)
+        many = self.failures >= MIN_FAILURES and self.failures > allowed * self.asked
+        if faults and (hopeless or many):
+            raise ModelError(
+                f"{self.failures} of {self.asked} requests to the reflection model {self.model} "
+                f"had no usable answer; {allowed:.0%} are allowed, and no refused key or model. "
+                f"One of them: {faults[0].message}. {_ADVICE} Or allow more with "
+                "SIMBA(max_failure_share=...)."
+            )
+
+    def _request(self, request: Request, step: int) -> client.Request:
+        inputs = request.as_inputs(self.scale, self.context)
+        params = without_secret_params(self.params)
+        key = (TASK_DIGEST, inputs, step, *([params] if params else []))
+        return client.Request(
+            key=question_key("reflection", self.model, *key),
+            model=self.model,
+            call=functools.partial(self._ask, inputs),
+            read=functools.partial(self._read, request),
+            sender="The reflection model",
+            place=without_credentials(self.base_url) if self.base_url else "",
+            origin=question_key(answers_from(self.model, self.base_url)),
+            credentials=self.credentials,
+        )
+
+    def _ask(self, inputs: Mapping[str, str]) -> _Engine:
+        """Send the program's request; the engine then has what the model said."""
+        import dspy
+        from dspy.utils.exceptions import AdapterParseError, LMConfigurationError
+
+        engine = _Engine(self._connection())
+        limits = {"max_tokens": ANSWER_TOKENS, **self.params}
+        limits = {k: v for k, v in limits.items() if k not in _OF_CONNECTION}
+        make = functools.partial(dspy.LM, engine.model, engine=engine, cache=False, num_retries=0)
+        try:
+            lm = make(**limits)
+        except LMConfigurationError:  # a reasoning model, which takes neither
+            limits["max_tokens"] = max(limits["max_tokens"], REASONING_TOKENS)
+            lm = make(**{**limits, "temperature": None})
+        # Else dspy asks a second time for an answer that can be read as it is.
+        adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+        try:
+            with dspy.context(adapter=adapter):
+                program()(**inputs, lm=lm)
+        except AdapterParseError as error:
+            engine.said = engine.said or error.lm_response or ""
+        return engine
+
+    def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
+        stated = rules_in(engine.said)
+        if stated is None and engine.was_cut:
+            raise AnswerError(
+                "its answer was cut before it had stated a rule; raise max_tokens with "
+                "SIMBA(inference_params={'max_tokens': ...})"
+            )
+        # Rules are shown, logged and registered, and a gateway may repeat what it was sent.
+        rules = [redact(rule, self.credentials) for rule in stated or ()]
+        if stated is None or (rules and all(map(is_refusal, rules))):
+            raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
+        return {"rules": request.usable_rules(rules)}
+
+    def _connection(self) -> Any:
+        """dspy's language model that sends the requests."""
+        import dspy
+
+        provider, _, name = self.model.partition(":/")
+        options: dict[str, Any] = {
+            "timeout": float(os.environ.get(TIMEOUT_VARIABLE) or ANSWER_SECONDS),
+            **self.options,
+            **{name: self.params[name] for name in self.params.keys() & _OF_CONNECTION},
+        }
+        if provider == "openai" and os.environ.get("OPENAI_API_BASE"):
+            options.setdefault("api_base", os.environ["OPENAI_API_BASE"])
+        with self._lock:
+            if self._connected is None:
+                if self.model.startswith(SCHEME):
+                    register()
+                # The runner caches answers and retries, so that each request is counted.
+                self._connected = dspy.LM(
+                    f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
+                )
+            return self._connected
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._connected is not None:
+            self._connected.close()
+
+
+def reached_by(
+    base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options by which dspy reaches a judge's model.
+
+    Sampling parameters of the judge are left out: verdicts and reflections differ.
+    """
+    options: dict[str, Any] = {}
+    if base_url:
+        parts = urlsplit(base_url)
+        root = parts.path.rstrip("/").removesuffix("/chat/completions")
+        options["api_base"] = urlunsplit(parts._replace(path=root, query="", fragment=""))
+        if parts.query:
+            options["extra_query"] = dict(parse_qsl(parts.query))
+    if headers:
+        options["extra_headers"] = dict(headers)
+    return options | {k: params[k] for k in ("api_key", "timeout") if k in params}
+
+
+class _Engine:
+    """dspy's interface of an engine: one request, whose sending passes the client."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.model, self.said, self.was_cut = inner, inner.model, "", False
+
+    def complete(self, request: Any) -> Any:
+        """Send a ``dspy.lm15.Request`` and return the ``dspy.lm15.Response``."""
+        messages = [str(message) for message in (request.system, *request.messages)]
+        payload = {"messages": messages, "max_tokens": request.config.max_tokens}
+        response = client.ask(payload, functools.partial(self._send, request))
+        self.said, self.was_cut = response.text or "", response.finish_reason == "length"
+        return response
+
+    def _send(self, request: Any) -> Any:
+        from dspy.utils.exceptions import LMError
+
+        try:
+            return self.inner(request)
+        except LMError as error:  # without dspy's advice, which is about dspy
+            text, _, _ = error.message.partition("\n\n  To fix")
+            kept = {name: getattr(error, name) for name in ("model", "status", "retry_after")}
+            raise type(error)(text, **kept) from error.__cause__
+
+    def close(self) -> None:
+        """The connection belongs to the reflector."""
+
+
+@functools.cache
+def program() -> Any:
+    """The dspy program, made when it is first needed since dspy takes seconds to import."""
+    import dspy
+
+    class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
+        __doc__ = TASK
+
+        judge_instructions: str = dspy.InputField(desc="what the judge is told now")
+        allowed_values: str = dspy.InputField(desc="the rating scale; values from worst to best")
+        disagreements: str = dspy.InputField(desc="cases to learn from, one JSON object a line")
+        agreements: str = dspy.InputField(desc="cases that are right and must stay so")
+        focus: str = dspy.InputField(desc="which disagreements to explain")
+        rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
+
+    return dspy.Predict(ProposeRules)
