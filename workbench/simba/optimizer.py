@@ -58,9 +58,14 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget, Usage, cost, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.consensus import decisions_by_trace, labels_by_trace, read_label
+from workbench.pairing.consensus import (
+    decisions_by_trace,
+    known_scale,
+    labels_by_trace,
+    read_label,
+)
 from workbench.pairing.splits import default_groups, stratified
-from workbench.scale import Scale, scale_of
+from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
@@ -401,9 +406,8 @@ def labelled_items(
             f"None of {len(traces)} traces has a human label under {judge.name!r}. Log labels with "
             f"workbench.log_labels(table, name={judge.name!r}, ...) or mlflow.log_feedback."
         )
-    scale = scale_of(judge) or Scale.from_values(
-        label.value for labels in by_trace.values() for label in labels
-    )
+    labelled = (label.value for labels in by_trace.values() for label in labels)
+    scale = known_scale(judge, traces) or Scale.from_values(labelled)
     items = []
     unused: Counter[str] = Counter()
     for trace in traces:
