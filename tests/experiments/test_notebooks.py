@@ -284,7 +284,7 @@ def test_a_column_that_the_file_lacks_ends_the_run_before_anything_is_stored(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("own.csv").write_text("question,reply,rating\nq,r,good\n")
-    said = r"inputs: .*'query'.*'question'.*'reply'"
+    said = r"inputs is not given\. .*own\.csv, which has 'question', 'reply', 'rating'"
     with (
         active_store(main_run.tracking_uri),
         pytest.raises(workbench.WorkbenchError, match=said),

@@ -296,7 +296,8 @@ def test_a_large_queue_is_built_at_once_and_a_label_does_not_read_it(
     assert session.flush(30)
     found = review_queues.list_review_queue_items(queue.queue_id, status="complete")
     assert [item.item_id for item in found] == session.trace_ids[:1]
-    assert 0 < len(statements) < 80, len(statements)
+    asked = [text for text in statements if not text.startswith("PRAGMA")]  # of a new connection
+    assert 0 < len(asked) < 80, len(asked)
 
 
 def test_what_was_taken_out_of_the_queue_stays_out(store: str) -> None:

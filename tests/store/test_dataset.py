@@ -50,7 +50,7 @@ def test_columns_are_named_in_text() -> None:
 def test_names_that_cannot_be_read_are_named() -> None:
     with pytest.raises(ArgumentError, match="inputs: the table has no column ''"):
         read(inputs="question,")
-    with pytest.raises(ArgumentError, match="outputs is empty"):
+    with pytest.raises(ArgumentError, match="outputs is not given"):
         read(outputs=None)
 
 

@@ -24,7 +24,7 @@ from papermill.engines import NBClientEngine, papermill_engines
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
-from workbench.errors import NotebookError
+from workbench.errors import NotebookError, WorkbenchError
 from workbench.experiments.parameters import (
     check_parameters,
     find_notebook,
@@ -33,6 +33,8 @@ from workbench.experiments.parameters import (
 )
 from workbench.formatting import write_whole
 from workbench.models.recording import variables as recording_variables
+from workbench.store.dataset import parse_names, parse_raters
+from workbench.store.files import read_table
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -124,6 +126,21 @@ def run_notebook(
     return Ran(copy.target, folder, passed, seconds, found)
 
 
+def _has_columns(data: Any, named: Mapping[str, Any]) -> bool:
+    """Whether a file has all the columns that the values of parameters name."""
+    wanted: set[str] = set()
+    try:
+        for name, value in named.items():
+            if name in ("annotators", "verdicts"):
+                pairs = parse_raters(name, value).values()
+                wanted |= {column for pair in pairs for column in pair if column}
+            else:
+                wanted |= set(parse_names(name, value))
+        return wanted <= set(read_table(data).columns)
+    except WorkbenchError:  # which the notebook will tell
+        return False
+
+
 COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts", "groups")
 """Parameters that name columns of the data."""
 
@@ -131,14 +148,15 @@ COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts",
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Check the values given and add those that depend on where the notebook runs.
 
-    These are the output folder, and the files that defaults name relative to the notebook. Once
-    ``data`` is given, columns that are not given are None: the defaults are those of the sample.
+    These are the output folder, and the files that defaults name relative to the notebook. Where
+    other ``data`` are given, which lack columns that defaults name, all such defaults are None.
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
-    if "data" in given:
-        values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
+    columns = {p.name: p.default for p in declared if p.name in COLUMNS and p.name not in given}
+    if "data" in given and not _has_columns(given["data"], columns):
+        values |= dict.fromkeys(columns)
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":
             values[name] = str(output)

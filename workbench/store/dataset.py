@@ -150,7 +150,11 @@ def read_dataset(
     }
     for parameter, columns in named.items():
         if not columns and parameter in ("inputs", "outputs"):
-            raise ArgumentError(f"{parameter} is empty. Name at least one column of {source}.")
+            listed = ", ".join(map(repr, table.columns))
+            raise ArgumentError(
+                f"{parameter} is not given. Name at least one column of {source}, which has "
+                f"{listed}."
+            )
         try:
             require_columns(table, parameter, columns)
         except ArgumentError as error:

@@ -35,6 +35,7 @@ from workbench.store.tables import (
     read_rows,
 )
 from workbench.store.traces import (
+    check_not_deleted,
     find_experiment_id,
     has_spans,
     not_written,
@@ -173,7 +174,7 @@ def import_traces(
         tags=tags,
         labels=labels,
     )
-    where, now = find_experiment_id(experiment), now_ms()
+    where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
     new: list[_New] = []
     added: list[Assessment] = []

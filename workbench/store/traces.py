@@ -173,7 +173,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
     if experiment is None:
-        return check_not_deleted(compat.active_experiment_id())
+        return compat.active_experiment_id()
     name = str(experiment)
     found = mlflow.get_experiment_by_name(name)
     if found is None and name.isdigit():
