@@ -13,6 +13,7 @@ from workbench.alignment.result import AlignmentData
 from workbench.compat import endpoint
 from workbench.credentials import without_credentials
 from workbench.errors import ModelError
+from workbench.formatting import counted
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
@@ -77,8 +78,8 @@ def preflight(
 def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[Row]:
     few = "" if len(pairs) >= 50 else "50 to 100 are advised"
     yield "usable pairs", str(len(pairs)), few
-    for row in pairs.reasons.itertuples():
-        yield f"left out: {row.reason}", f"{row.traces} of the traces", ""
+    for reason, traces in Counter(pairs.excluded["reason"].tolist()).most_common():
+        yield f"left out: {reason}", counted(traces, "trace"), ""
 
     counts = Counter(map(str, pairs.table["human"]))
     most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:6]

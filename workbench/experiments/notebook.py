@@ -322,7 +322,15 @@ class _ThisPython(KernelSpecManager):
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            # Its warnings, such as that of a local TCP port, say nothing to who runs a notebook.
+            argv=[
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                "--log-level=ERROR",
+                "-f",
+                "{connection_file}",
+            ],
             display_name="Python 3",
             language="python",
             metadata={"debugger": False},
