@@ -87,8 +87,9 @@ def with_content(table: pd.DataFrame, previews: Mapping[str, tuple[str, str]]) -
     """
     shown = table.drop(columns="trace_id")
     texts = [previews.get(i, ("", "")) for i in table["trace_id"]]
-    shown.insert(0, "inputs", [excerpt(one) for one, _ in texts])
-    shown.insert(1, "outputs", [excerpt(two) for _, two in texts])
+    if any(map(any, texts)):
+        shown.insert(0, "inputs", [excerpt(one) for one, _ in texts])
+        shown.insert(1, "outputs", [excerpt(two) for _, two in texts])
     return shown.assign(trace=[i if len(i) <= 12 else i[:11] + "…" for i in table["trace_id"]])
 
 
