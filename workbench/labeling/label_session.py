@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import pandas as pd
 from mlflow.entities import TraceInfo
 
@@ -246,8 +247,10 @@ title, scale, experiment
         self.tell(*messages)
 
     def _keep_reading(self, every: float) -> None:
-        wait = every
+        wait, store = every, mlflow.get_tracking_uri()
         while not self._closed.wait(wait):
+            if mlflow.get_tracking_uri() != store:
+                continue  # another store is active now, in which this session has no business
             began = time.monotonic()
             try:
                 self.reread()
