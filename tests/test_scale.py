@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.scale import ABSTAIN, Scale, is_abstention, is_missing
+from workbench.scale import ABSTAIN, Scale, is_abstention
+from workbench.vocabulary import is_missing
 
 QUALITY = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
 YES_NO = Scale.from_type(Literal["yes", "no"])

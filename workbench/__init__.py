@@ -31,7 +31,7 @@ _HOME = {
     "Comparison": "metrics.comparison",
     "Dataset": "store.dataset",
     "Imported": "store.importing",
-    "OptimizerComparison": "alignment.benchmark",
+    "OptimizerComparison": "alignment.optimizer_comparison",
     "LabelPanel": "widgets.label_panel",
     "LabelQuestion": "labeling.questions",
     "LabelSession": "labeling.label_session",

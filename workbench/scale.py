@@ -6,12 +6,9 @@ orders the values and measures the distance between two of them.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
@@ -21,11 +18,14 @@ from workbench.vocabulary import (
     binary_order,
     binary_side,
     fold,
+    is_missing,
     ladder_order,
     no_ratings,
     normal_form,
     number,
+    scalar,
     truth_side,
+    without_decoration,
 )
 
 if TYPE_CHECKING:
@@ -55,17 +55,6 @@ ABSTAIN: Final = Abstention()
 """The one abstention. Compare with ``is``."""
 
 
-def is_missing(raw: object) -> bool:
-    """Whether a cell holds nothing at all: None, nan or blank text.
-
-    >>> is_missing(" "), is_missing(float("nan")), is_missing(0)
-    (True, True, False)
-    """
-    if isinstance(raw, float):
-        return math.isnan(raw)
-    return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
-
-
 def no_rating(raw: object, scale: Scale | None) -> bool:
     """Whether a cell holds no rating: nothing, or a word for it that the scale does not have.
 
@@ -76,28 +65,6 @@ def no_rating(raw: object, scale: Scale | None) -> bool:
         return True
     words = {fold(v) for v in scale.values} if scale else set[str]()
     return not isinstance(raw, (Abstention, bool)) and fold(raw) in no_ratings({fold(raw)}) - words
-
-
-def scalar(raw: Any) -> Any:
-    """Return a rating that is one value, as it is.
-
-    Raises
-    ------
-    ScaleError
-        For lists, tuples, sets and dicts, also those written as JSON.
-    """
-    found = raw
-    if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
-        try:
-            found = json.loads(raw)
-        except (ValueError, RecursionError):
-            return raw
-    if isinstance(found, (list, tuple, set, frozenset, Mapping)):
-        raise ScaleError(
-            f"A rating is one value, and this is a {type(found).__name__}: {str(raw)[:80]}. Take "
-            "the value out of it first."
-        )
-    return raw
 
 
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
@@ -318,13 +285,18 @@ class Scale:
         if is_abstention(raw, self):
             return ABSTAIN
         if (found := self._read(scalar(raw))) is None and isinstance(raw, str):
-            found = self._read(_without_decoration(raw, self))
+            found = self._read(without_decoration(raw, self._top))
         if found is not None:
             return found
         if self.kind == "numeric":
             kind = "whole number" if self.integer and number(raw) is not None else "number"
             raise ScaleError(f"{raw!r} is not a {kind}. Allowed: {self.describe()}.")
         raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
+
+    @property
+    def _top(self) -> float | None:
+        """The highest number of the scale; None where it has none, or it is not known."""
+        return self.high if self.kind == "numeric" else number(self.values[-1])
 
     def _read(self, raw: Any) -> Any:
         """Return the canonical value of one writing; None where there is none."""
@@ -433,22 +405,3 @@ class Scale:
         if self.kind != "numeric":
             return ", ".join(repr(value) for value in self.shown)
         return "whole numbers" if self.integer else "numbers"
-
-
-# **good**, _good_, `good`, good!, "Rating: good", "Final answer - good" and 4/5, as models write.
-_DECORATION = re.compile(r"^[\s*_`#>\"'(\[]+|[\s*_`!\"')\].]+$")
-_NAMED = re.compile(
-    r"^(?:(?:my|the|final|overall)\s+)*(?:rating|score|label|verdict|answer|value|result|grade|"
-    r"judge?ment|assessment)\W*(?:\s*is\b\s*|[:=–—-])\s*",
-    re.IGNORECASE,
-)
-_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
-
-
-def _without_decoration(raw: str, scale: Scale) -> str:
-    """Return a rating without emphasis, a name before it, or the top of the scale behind it."""
-    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", raw)))
-    if found := _OUT_OF.fullmatch(text):
-        top = scale.high if scale.kind == "numeric" else number(scale.values[-1])
-        return found[1] if top == float(found[2]) else text
-    return text

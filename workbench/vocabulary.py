@@ -1,13 +1,16 @@
-"""How people, tables and models write rating values: words for yes and no, grades, numbers."""
+"""How people, tables and models write rating values: words, numbers, signs, and nothing at all."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
+
+from workbench.errors import ScaleError
 
 
 def _words(text: str) -> frozenset[str]:
@@ -174,3 +177,58 @@ def ladder_order(values: Sequence[Any]) -> tuple[Any, ...] | None:
         if all(word in ladder for word in folded):
             return tuple(folded[word] for word in ladder if word in folded)
     return None
+
+
+def is_missing(raw: object) -> bool:
+    """Whether a cell holds nothing at all: None, nan or blank text.
+
+    >>> is_missing(" "), is_missing(float("nan")), is_missing(0)
+    (True, True, False)
+    """
+    if isinstance(raw, float):
+        return math.isnan(raw)
+    return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
+
+
+def scalar(raw: Any) -> Any:
+    """Return a rating that is one value, as it is.
+
+    Raises
+    ------
+    ScaleError
+        For lists, tuples, sets and dicts, also those written as JSON.
+    """
+    found = raw
+    if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            return raw
+    if isinstance(found, (list, tuple, set, frozenset, Mapping)):
+        raise ScaleError(
+            f"A rating is one value, and this is a {type(found).__name__}: {str(raw)[:80]}. Take "
+            "the value out of it first."
+        )
+    return raw
+
+
+# **good**, _good_, `good`, good!, "Rating: good", "Final answer - good" and 4/5, as models write.
+_DECORATION = re.compile(r"^[\s*_`#>\"'(\[]+|[\s*_`!\"')\].]+$")
+
+
+_NAMED = re.compile(
+    r"^(?:(?:my|the|final|overall)\s+)*(?:rating|score|label|verdict|answer|value|result|grade|"
+    r"judge?ment|assessment)\W*(?:\s*is\b\s*|[:=–—-])\s*",
+    re.IGNORECASE,
+)
+
+
+_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
+
+
+def without_decoration(raw: str, top: float | None) -> str:
+    """Return a rating without emphasis, a name before it, or ``top``, the scale's, behind it."""
+    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", raw)))
+    if found := _OUT_OF.fullmatch(text):
+        return found[1] if top == float(found[2]) else text
+    return text

@@ -12,7 +12,7 @@ import requests
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges.adapters.utils import ChatCompletionError
 
-from workbench.models.client import LONGEST_WAIT, cause_of_type, classify, seconds_to_wait
+from workbench.models.faults import LONGEST_WAIT, cause_of_type, classify, seconds_to_wait
 
 
 def wrapped(inner: BaseException) -> MlflowException:

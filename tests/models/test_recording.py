@@ -22,7 +22,7 @@ import workbench
 from workbench.errors import ArgumentError, BudgetError, ReplayError
 from workbench.models.budget import Budget, Usage
 from workbench.models.cache import AnswerCache
-from workbench.models.client import Fault
+from workbench.models.faults import Fault
 from workbench.models.recording import (
     LARGEST_FILE,
     Entry,

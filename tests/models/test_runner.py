@@ -30,7 +30,8 @@ from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
-from workbench.models.client import Fault, Request
+from workbench.models.client import Request
+from workbench.models.faults import Fault
 from workbench.models.runner import Runner
 from workbench.models.throttle import FIRST_CALLS, HEAD_START, Throttle
 from workbench.scale import Scale

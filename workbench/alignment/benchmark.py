@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
@@ -27,17 +26,17 @@ from workbench.alignment.heldout import (
     read_data,
     score_held_out,
 )
+from workbench.alignment.optimizer_comparison import COUNTS, OptimizerComparison
 from workbench.alignment.preflight import probed, to_keep
 from workbench.alignment.result import AlignmentData, AlignmentRun, Gate, fault_notes
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
-from workbench.formatting import html_table, html_text, plain, say
+from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Budget
-from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Item, WorkedExample
 from workbench.simba.optimizer import SIMBA, judge_fields
@@ -48,98 +47,12 @@ from workbench.store.traces import item_digest
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
-_COUNTS: Final = {
-    "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
-    "tokens", "later calls", "words more",
-}  # fmt: skip
 
 _COLUMNS: Final = (
     "status", "accuracy", "low", "high", "kappa", "mean distance", "n", "fixed", "broken", "p",
     "p adjusted", "judge calls", "reflection calls", "embedding calls", "known", "seconds",
     "tokens", "cost", "later calls", "words more", "reason",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, repr=False)
-class OptimizerComparison:
-    """Optimizers beside each other on the same held-out pairs.
-
-    Attributes
-    ----------
-    table
-        A row a judge: the original, the majority label, few-shot and each optimizer, in this
-        order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
-        interval; ``kappa``; ``mean distance`` on ordered scales; ``n`` held-out items rated.
-        Against the original: ``fixed`` and ``broken`` items, ``p`` (McNemar's exact test) and ``p
-        adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
-        ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
-        from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
-        takes: ``later calls``, and ``words more`` of instructions than the original's. Finally
-        ``reason``. nan where unknown or undefined.
-    judges, comparisons
-        Name -> the judge that was put to the test, and its comparison with the original.
-    split
-        What was learned from and tested on.
-    notes
-        What must be known to read the figures.
-    run_id
-        The MLflow run that holds table, split and instructions; None where logging failed.
-    """
-
-    table: pd.DataFrame
-    judges: Mapping[str, Judge]
-    comparisons: Mapping[str, Comparison]
-    pairs: Pairs
-    split: Split
-    seconds: float
-    notes: tuple[str, ...]
-    run_id: str | None = None
-
-    @property
-    def conclusion(self) -> str:
-        """What the held-out pairs can tell about who is best, in a sentence or two."""
-        rated = self.table.loc[list(self.judges)].query("n > 0")
-        if len(rated) < 2:
-            return "There is nothing to compare the original judge with."
-        ranked = rated.sort_values("accuracy", ascending=False, kind="stable")
-        best, others = ranked.iloc[0], ranked.iloc[1:]
-        lead = f"{ranked.index[0]} has the highest accuracy, {best['accuracy']:.3f}"
-        close = others.index[others["high"] >= best["low"]]
-        if not len(close):
-            return f"{lead}, and its interval lies above all others."
-        return (
-            f"{lead}, but its interval overlaps that of {', '.join(close)}: which of them is best "
-            "cannot be told on these pairs."
-        )
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw `workbench.plot_comparison` of this, and return the axes."""
-        # By its public name: reporting is above this package.
-        return import_module("workbench").plot_comparison(self, ax=ax)
-
-    def __repr__(self) -> str:
-        shown = self._shown.to_string(na_rep="", float_format=_figure)
-        return "\n".join([shown, *self._lines])
-
-    def _repr_html_(self) -> str:
-        lines = "".join(f"<div>{html_text(line)}</div>" for line in self._lines)
-        return html_table(self._shown, float_format=_figure) + lines
-
-    @property
-    def _shown(self) -> pd.DataFrame:
-        """The table without what few look for; missing counts are nan, which is shown as empty."""
-        table = self.table.drop(columns=["tokens", "cost", "reason"])
-        return table.astype({name: float for name in table if name in _COUNTS})
-
-    @property
-    def _lines(self) -> list[str]:
-        reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
-        failed = [f"{name}: {why}" for name, why in reasons]
-        return [self.conclusion, *failed, *self.notes]
-
-
-def _figure(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 or value.is_integer() else f"{value:#.3g}"
 
 
 def compare_optimizers(
@@ -327,7 +240,7 @@ class _Benchmark:
 
         names = pd.Index(self.rows, name="judge")
         table = pd.DataFrame([*self.rows.values()], index=names, columns=list(_COLUMNS))
-        kinds = {column: "Int64" if column in _COUNTS else "float64" for column in _COLUMNS[1:-1]}
+        kinds = {column: "Int64" if column in COUNTS else "float64" for column in _COLUMNS[1:-1]}
         table = table.astype(kinds)
         table["words more"] -= table["words more"].iloc[0]
         if tested := list(self.comparisons):

@@ -34,13 +34,8 @@ from workbench.models import client
 from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache, question_key
-from workbench.models.client import (
-    ANSWER_SECONDS,
-    Fault,
-    Outcome,
-    Request,
-    StoppedError,
-)
+from workbench.models.client import ANSWER_SECONDS, Outcome, Request
+from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflector import reached_by

@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import mlflow
@@ -19,10 +19,18 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge as MlflowJudge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.genai.scorers import Scorer, get_scorer
+from mlflow.genai.scorers import get_scorer
 
-from workbench.compat import base_judge, copy_registration, options, tracking_store
-from workbench.credentials import Withheld, restore, withhold
+from workbench.alignment.stored_judge import (
+    BESIDE,
+    INSTRUCTIONS,
+    StoredJudge,
+    inner_form,
+    instructions_of,
+    stored_form,
+)
+from workbench.compat import copy_registration, options, tracking_store
+from workbench.credentials import Withheld, restore
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
@@ -113,7 +121,7 @@ def register(
     if judge is not given:
         made |= _provenance(given, mark)
     named = name or judge.name
-    stored = _stored(judge, named)
+    stored = stored_form(judge, named)
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
@@ -152,20 +160,20 @@ def roll_back(name: str, version: int, *, experiment: str | None = None) -> Regi
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    stored = _Stored.of(_version(where, name, version))
+    stored = StoredJudge.of(_version(where, name, version))
     made = stored.beside.get("provenance") or {}
     return _write(where, name, stored, {**made, "rolled_back_from": version})
 
 
 def _write(
-    where: str, name: str, stored: _Stored, made: dict[str, Any], judge: Judge | None = None
+    where: str, name: str, stored: StoredJudge, made: dict[str, Any], judge: Judge | None = None
 ) -> Registered:
     """Write a version unless the latest one is this very judge."""
     versions = _versions(where, name, may_be_none=True)
-    new = not versions or _Stored.of(versions[-1]).identity != stored.identity
+    new = not versions or StoredJudge.of(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
-        _inner(stored.form)[_BESIDE] = {**stored.beside, "provenance": made}
+        inner_form(stored.form)[BESIDE] = {**stored.beside, "provenance": made}
         written = json.dumps(stored.form)
         versions.append(tracking_store().register_scorer(where, name, written))
     kept = {**stored.beside.get("options", {}), **stored.beside.get("withheld", {})}
@@ -225,7 +233,7 @@ def load_judge(
         )
     if not isinstance(plain, InstructionsJudge):
         return cast("Judge", plain)
-    stored = _Stored.of(found)
+    stored = StoredJudge.of(found)
     withheld = Withheld.from_dict(stored.beside.get("withheld", {}))
     who = f"Judge {name!r} version {found.scorer_version}"
     judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
@@ -269,12 +277,12 @@ _COLUMNS: Final = (
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    stored = _Stored.of(version)
+    stored = StoredJudge.of(version)
     made = stored.beside.get("provenance") or {}
     row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
     row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
-    if row["fingerprint"] is None and stored.form.get(_INSTRUCTIONS):  # registered by MLflow alone
+    if row["fingerprint"] is None and stored.form.get(INSTRUCTIONS):  # registered by MLflow alone
         row["fingerprint"] = fingerprint(from_options(stored.options))
     for when in ("before", "after"):
         scores = made.get(when) or {}
@@ -300,110 +308,12 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
         For an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    first, second = (_instructions(_Stored.of(_version(where, name, each)).form) for each in (a, b))
+    first, second = (
+        instructions_of(StoredJudge.of(_version(where, name, each)).form) for each in (a, b)
+    )
     headings = f"{name} version {a}", f"{name} version {b}"
     lines = difflib.unified_diff(first.splitlines(), second.splitlines(), *headings, lineterm="")
     return "\n".join(lines)
-
-
-# -- the stored form: MLflow's own, with a key that MLflow ignores --------------------------
-
-_BESIDE: Final = "workbench"
-"""What MLflow's form has no place for, names of withheld secrets, and what made the version."""
-
-_INSTRUCTIONS: Final = "instructions_judge_pydantic_data"
-
-_LEFT_OUT: Final = (
-    "base_url",
-    "include_timing_in_conversation",
-    "include_tool_calls_in_conversation",
-    "timeout",
-)
-"""Options that MLflow's form has no place for; header names are among what is withheld."""
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """MLflow's form of a judge, and what lies beside: options, names of secrets, provenance."""
-
-    form: dict[str, Any]
-    beside: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, version: ScorerVersion) -> _Stored:
-        form = asdict(version.serialized_scorer)
-        return cls(form, _inner(form).pop(_BESIDE, None) or {})
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options of an instructions judge, without what is withheld."""
-        found = options(cast("Judge", Scorer.model_validate(self.form)))
-        found.update(self.beside.get("options", {}))
-        if self.beside.get("typed") is False:
-            found["feedback_value_type"] = None
-        return found
-
-    @property
-    def identity(self) -> Any:
-        """What is equal for the same judge, whatever made it and wherever it came from."""
-        if self.form.get(_INSTRUCTIONS):
-            return self.options, self.beside.get("withheld", {})
-        versions = ("mlflow_version", "serialization_version")
-        return {key: value for key, value in self.form.items() if key not in versions}
-
-
-def _inner(form: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of MLflow's form that keeps more keys than MLflow reads; built-in judges'
-    forms have none.
-    """
-    inner = form.get(_INSTRUCTIONS) or form.get("memory_augmented_judge_data")
-    return cast("dict[str, Any]", inner or {})
-
-
-def _instructions(form: dict[str, Any]) -> str:
-    """Return the instructions, or those of the judge within; "" where there are none."""
-    inner = _inner(form)
-    within = inner.get("base_judge")
-    return str(inner.get("instructions") or (_instructions(within) if within else ""))
-
-
-def _stored(judge: Judge, name: str) -> _Stored:
-    """Return what is stored of a judge; raise where it would not come back, or hold a secret."""
-    if not isinstance(judge, InstructionsJudge):
-        stored = _Stored(json.loads(json.dumps({**judge.model_dump(), "name": name})))
-        # MLflow loses options of a judge within another one (MemAlign's).
-        if (base := base_judge(judge)) is not None:
-            back = base_judge(cast("Judge", Scorer.model_validate(stored.form)))
-            kept = options(cast("Judge", back))
-            _refuse_lost(judge, [k for k, v in options(base).items() if v != kept.get(k)])
-        return stored
-    clean, withheld, secrets = withhold({**options(judge), "name": name})
-    data = {key: value for key, value in clean.items() if key != "feedback_value_type"}
-    _refuse_lost(judge, [k for k, v in data.items() if json.loads(json.dumps(v, default=str)) != v])
-    beside = {
-        "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
-        "typed": clean["feedback_value_type"] is not None,
-        "withheld": withheld.to_dict(),
-    }
-    text = json.dumps([from_options(clean).model_dump(), beside], ensure_ascii=False)
-    # Shorter secrets occur in ordinary words.
-    written = [json.dumps(s, ensure_ascii=False)[1:-1] for s in secrets if len(s) >= 6]
-    if any(secret in text for secret in written):
-        raise RegistryError(
-            f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
-            "inference parameters also stands in another option, where it would be stored. "
-            "Look at its instructions, description, model and base URL."
-        )
-    return _Stored(*json.loads(text))
-
-
-def _refuse_lost(judge: Judge, lost: list[str]) -> None:
-    if lost:
-        raise RegistryError(
-            f"Judge {judge.name!r} is not registered, since it would not come back as it is: "
-            f"{', '.join(lost)}. A judge made from instructions keeps all options that are plain "
-            "JSON (names, numbers, text); MLflow's other judges do not keep these."
-        )
 
 
 # -- MLflow's registry ----------------------------------------------------------------------

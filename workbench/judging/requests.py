@@ -25,8 +25,9 @@ from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
 from workbench.models.runner import Runner
-from workbench.scale import ABSTAIN, Scale, is_missing, scale_of
+from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import Example, item_digest
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge

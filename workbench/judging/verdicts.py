@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import ScaleError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import UNPAID, Usage
-from workbench.scale import ABSTAIN, Scale, is_missing
+from workbench.scale import ABSTAIN, Scale
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from mlflow.entities import Trace

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.scale import ABSTAIN, Scale, is_abstention, is_missing, scale_of
+from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
 from workbench.store.tables import read_rating
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge

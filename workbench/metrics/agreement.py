@@ -223,11 +223,12 @@ def agreement(
         )
     coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
+    distinct = pairs.distinct
     sample = Sample.of(
-        coded, resamples=resamples, seed=seed, confidence=confidence, distinct=pairs.distinct
+        coded, resamples=resamples, seed=seed, confidence=confidence, distinct=distinct
     )
     n, right = len(coded.human), int((coded.human == coded.judge).sum())
-    share = pairs.distinct / n if n else 1.0  # repetitions of an item are no more evidence
+    share = distinct / n if n else 1.0  # repetitions of an item are no more evidence
     found = {
         name: _with_interval(name, statistic, sample, unanimous=right == n)
         for name, statistic in sample.statistics(weights).items()
@@ -258,7 +259,7 @@ def agreement(
         mean_distance_interval=found["mean distance"][1],
         baseline=ratio(np.bincount(coded.human).max(initial=0), n),
         confidence=confidence,
-        distinct=pairs.distinct,
+        distinct=distinct,
         weights=weights,
         **more,
     )

@@ -32,7 +32,8 @@ from workbench.metrics.intervals import (
     ratio,
     wilson,
 )
-from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale, is_missing
+from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs

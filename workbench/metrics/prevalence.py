@@ -14,8 +14,9 @@ from workbench.errors import ArgumentError
 from workbench.formatting import counted, plain
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import UNDEFINED, Interval, check_confidence, figure, ratio, wilson
-from workbench.scale import ABSTAIN, is_missing
+from workbench.scale import ABSTAIN
 from workbench.store.tables import require_columns
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs

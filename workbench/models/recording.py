@@ -26,7 +26,7 @@ from workbench.compat import intercepted
 from workbench.errors import ArgumentError, ReplayError
 from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import cache_directory
-from workbench.models.client import Fault
+from workbench.models.faults import Fault
 
 RECORD_VARIABLE: Final = "WORKBENCH_RECORD"
 REPLAY_VARIABLE: Final = "WORKBENCH_REPLAY"

@@ -33,7 +33,8 @@ from workbench.models import recording
 from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
-from workbench.models.client import Client, Fault, Outcome, Request, StoppedError
+from workbench.models.client import Client, Outcome, Request
+from workbench.models.faults import Fault, StoppedError
 from workbench.models.throttle import Throttle
 
 # Attempts at one question, by the kind of fault; any other is not tried again.

@@ -31,7 +31,7 @@ from workbench.pairing.consensus import (
     name_of,
     read_label,
 )
-from workbench.pairing.splits import Groups, groups_of, joined, stratified
+from workbench.pairing.splits import Groups, groups_of, inputs_apart, joined, stratified
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
@@ -175,17 +175,8 @@ class Pairs:
             seed,
             barred={"test": never_test},
         )
-        side = {i: part == "test" for part, ids in parts.items() for i in ids}
-        asked: dict[str, set[bool]] = {}
-        for trace_id in side.keys() & seen.keys():
-            asked.setdefault(seen[trace_id][0], set()).add(side[trace_id])
-        apart = sum(len(sides) > 1 for sides in asked.values())
-        note = (
-            f"{counted(apart, 'input')} of test also in train or dev, with another output: group "
-            "by what identifies the input to keep them on one side."
-        )
         return Split(
-            notes=(note,) if apart else (),
+            notes=tuple(inputs_apart(parts, {i: texts[0] for i, texts in seen.items()})),
             train=self.subset(parts["train"]),
             dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),

@@ -10,6 +10,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 import pandas as pd
 
 from workbench.errors import ArgumentError
+from workbench.formatting import counted
 from workbench.store.traces import Example, examples, item_digest
 from workbench.vocabulary import fold
 
@@ -83,6 +84,18 @@ def joined(group_of: Mapping[str, str], content: Mapping[str, Hashable]) -> dict
             other = find(holder.setdefault(same, mine))
             root[max(mine, other)] = min(mine, other)
     return {trace_id: find(group) for trace_id, group in group_of.items()}
+
+
+def inputs_apart(parts: Mapping[str, Collection[str]], inputs: Mapping[str, str]) -> list[str]:
+    """Return a note on inputs of test that also occur in the other parts, if there are any."""
+    tested = {inputs[i] for i in parts["test"] if i in inputs}
+    others = {inputs[i] for part in parts.keys() - {"test"} for i in parts[part] if i in inputs}
+    if not tested & others:
+        return []
+    return [
+        f"{counted(len(tested & others), 'input')} of test also in train or dev, with another "
+        "output: group by what identifies the input to keep them on one side."
+    ]
 
 
 def stratified(

@@ -12,10 +12,10 @@ import pandas as pd
 
 from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
-from workbench.scale import ABSTAIN, Scale, is_missing, no_rating
+from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import digest, empty_rows, plain
-from workbench.vocabulary import fold, revealed
+from workbench.vocabulary import fold, is_missing, revealed
 
 ENOUGH = 10
 """Alignment needs at least so many labelled rows."""

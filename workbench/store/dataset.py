@@ -21,10 +21,10 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import counted, html_table, html_text
-from workbench.scale import Scale, is_missing, scalar
+from workbench.scale import Scale
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, empty_rows, require_columns
-from workbench.vocabulary import fold, number
+from workbench.vocabulary import fold, is_missing, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None

@@ -20,7 +20,6 @@ import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace
 
 from workbench.formatting import counted, html_table, html_text
-from workbench.scale import is_missing, scalar
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -40,7 +39,7 @@ from workbench.store.tables import (
     require_columns,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, no_ratings, normal_form, revealed
+from workbench.vocabulary import fold, is_missing, no_ratings, normal_form, revealed, scalar
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, storable, unstorable
-from workbench.scale import is_missing, scalar
-from workbench.vocabulary import fold, no_ratings
+from workbench.vocabulary import fold, is_missing, no_ratings, scalar
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""

@@ -1,0 +1,168 @@
+"""What went wrong with a model call, and whether to wait, to try again, or to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from socket import gaierror
+from time import time
+from typing import Any, Final, Literal
+
+import requests
+from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLError
+
+from workbench.models.answers import AnswerError
+
+LONGEST_WAIT: Final = 600.0  # seconds; a provider that asks for more has, for this run, refused
+
+
+class StoppedError(Exception):
+    """The run has ended before this request was made."""
+
+
+Kind = Literal[
+    "credential",  # a key or header is missing or was refused
+    "unreachable",  # nothing answers at the endpoint
+    "refused",  # no such model, quota used up: no other call will fare better
+    "rate_limit",  # slow down, then try again
+    "transient",  # try again
+    "timeout",  # no answer in time: try again once
+    "request",  # the provider does not take this very request
+    "answer",  # the model answered, but not usably
+    "budget",  # the budget did not allow the next request
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A failed call: its kind, the provider's message, and the seconds that it asks to wait."""
+
+    kind: Kind
+    message: str
+    retry_after: float | None = None
+
+    @property
+    def permanent(self) -> bool:
+        """Whether no other call of the run can be expected to succeed."""
+        return self.kind in ("credential", "unreachable", "refused")
+
+
+_SERVER: Final = range(500, 600)
+
+
+# Statuses, words of which the message must have one, kind. The first that fits counts. litellm
+# gives 500 to calls that never reached a server.
+_BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
+    ((429,), ("insufficient_quota", "exceeded your current quota"), "refused"),
+    ((429,), (), "rate_limit"),
+    ((401, 403, 407), (), "credential"),
+    ((402, 404, 405), (), "refused"),
+    ((408, 504), (), "timeout"),
+    (_SERVER, ("connection refused", "cannot connect", "connection error"), "unreachable"),
+    ((409, 425, *_SERVER), (), "transient"),
+)
+
+
+_NOWHERE: Final = (ConnectionRefusedError, gaierror, InvalidSchema, InvalidURL, MissingSchema)
+
+
+_NOT_CONNECTED: Final = ("establish a new connection", "failed to resolve", "unable to connect to")
+
+
+_NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
+
+
+def classify(error: BaseException) -> Fault:
+    """Return what the exception of a model call means.
+
+    The innermost of the exceptions that led to it decides, since it knows best what happened.
+    """
+    message = str(error).strip() or type(error).__name__
+    for link in causes(error):
+        if isinstance(link, AnswerError):
+            return Fault("answer", str(link))
+        # `status_code` is litellm's name for it, `status` is dspy's.
+        status = getattr(link, "status_code", None) or getattr(link, "status", None)
+        if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
+            return Fault("timeout", message)
+        if isinstance(status, int):
+            return _of_status(status, message, _retry_after(link))
+        if isinstance(link, requests.RequestException | ConnectionError | gaierror):
+            nowhere = isinstance(link, (*_NOWHERE, SSLError)) or _has(str(link), _NOT_CONNECTED)
+            return Fault("unreachable" if nowhere else "transient", message)
+    # What follows these words of MLflow's is the model's own text.
+    if _has(message, _NO_KEY) and not message.lower().startswith("failed to parse response"):
+        return Fault("credential", message)
+    if type(error).__module__.split(".")[0] != "mlflow":
+        # A bare KeyError or TypeError says what went wrong only together with its type.
+        message = f"unusable answer ({type(error).__name__}: {message})"
+    return Fault("answer", message)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions that led to ``error`` and itself, innermost first."""
+    links: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in links:
+        links.append(current)
+        current = current.__cause__ or current.__context__
+    return reversed(links)
+
+
+def cause_of_type(
+    error: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """The exception of the given type among those that led to ``error``; None without one."""
+    return next((link for link in causes(error) if isinstance(link, kind)), None)
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text.lower() for word in words)
+
+
+def _of_status(status: int, message: str, wait: float | None) -> Fault:
+    if status == 503 and wait is not None:
+        status = 429
+    fitting: Iterator[Kind] = (
+        kind
+        for statuses, words, kind in _BY_STATUS
+        if status in statuses and (not words or _has(message, words))
+    )
+    kind: Kind = next(fitting, "request")
+    if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
+        kind = "refused"
+    return Fault(kind, message, wait)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    wait: float | None = getattr(error, "retry_after", None)
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return seconds_to_wait(headers.get("retry-after")) if wait is None and headers else wait
+
+
+def seconds_to_wait(retry_after: Any) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for (a number or a date); None without one.
+
+    >>> seconds_to_wait("1.5"), seconds_to_wait("soon"), seconds_to_wait(None)
+    (1.5, None, None)
+    """
+    try:
+        seconds = float(retry_after)
+    except (TypeError, ValueError):
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time()
+        except (TypeError, ValueError):
+            return None
+    return max(0.0, seconds) if seconds == seconds else None  # nan is no time
+
+
+_LOST: Final = (408, 504)
+"""Status of requests that a provider may have worked on before they were given up."""
+
+
+def was_refused(error: BaseException) -> bool:
+    if classify(error).kind == "unreachable":
+        return True
+    status = getattr(error, "status_code", None) or getattr(error, "status", None)
+    return isinstance(status, int) and status >= 400 and status not in _LOST
