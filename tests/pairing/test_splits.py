@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_pairs import make_pairs
 
+import workbench
 from workbench import import_traces, log_labels, log_verdicts, pair
 from workbench.errors import ArgumentError
 from workbench.pairing.pairs import Pairs, Split
@@ -85,6 +86,23 @@ def test_groups_by_an_input_and_by_a_tag(store: str) -> None:
         assert sum(map(len, where)) == len(set.union(*where)) == len(set(of.values()))
     with pytest.raises(ArgumentError, match=r"groups='question'.*inputs exist: 'q', 'writer'"):
         pairs.split(groups="question")
+
+
+def test_a_trace_without_the_tag_is_a_group_of_its_own(store: str) -> None:
+    """Where most have it; where most lack it, the tag is another one than was meant."""
+    frame = pd.DataFrame({"q": [f"q{i}" for i in range(20)], "o": "x", "v": "yes", "r": "yes"})
+    frame["r"] = ["yes", "no"] * 10
+    frame["topic"] = [None, None, *(i // 3 for i in range(18))]
+    frame["rare"] = [1, *[None] * 19]
+    imported = workbench.import_traces(frame, inputs="q", outputs="o", tags=["topic", "rare"])
+    frame["trace_id"] = imported.trace_ids
+    workbench.log_verdicts(frame, name="l", source="m", value="v")
+    workbench.log_labels(frame, name="l", annotator="ana", value="r")
+    pairs = workbench.pair("l")
+    groups = pairs.split(groups="topic").group_of
+    assert len(set(groups.values())) == 8
+    with pytest.raises(ArgumentError, match="names no group for 19 of 20"):
+        pairs.split(groups="rare")
 
 
 def test_splits_that_cannot_be_made_are_errors() -> None:

@@ -23,7 +23,8 @@ LARGEST_GROUP = 0.3
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``).
 
-    Keys are compared as ratings are: "1", "1.0" and " 1" are one group.
+    Keys are compared as ratings are: "1", "1.0" and " 1" are one group. Where most traces have the
+    tag or input, one that lacks it is a group of its own.
     """
     ids = list(table["trace_id"])
     found: dict[str, str] = {}
@@ -46,7 +47,9 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
                 found[example.trace_id] = value
         exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(keys)))}."
     missing = [i for i in ids if i not in found]
-    if missing:
+    if isinstance(groups, str) and 2 * len(missing) < len(ids):
+        found |= {i: i for i in missing}
+    elif missing:
         shown = f"={groups!r}" if isinstance(groups, str) else ""
         raise ArgumentError(
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "

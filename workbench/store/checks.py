@@ -15,7 +15,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import digest, empty_rows, plain
-from workbench.vocabulary import fold, is_missing, revealed
+from workbench.vocabulary import fold, is_missing, revealed, scalar
 
 ENOUGH = 10
 """Alignment needs at least so many labelled rows."""
@@ -157,13 +157,16 @@ def _cells(data: Dataset) -> pd.DataFrame:
 
 
 def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
-    if is_missing(raw) or (not isinstance(raw, (list, dict)) and no_rating(raw, scale)):
+    try:
+        scalar(raw)
+    except ScaleError:
+        return None, "several", "no single value"
+    if no_rating(raw, scale):
         return None, "none", "" if is_missing(raw) else "no rating"
     try:
         value = scale.normalise(raw)
-    except ScaleError as error:
-        several = str(error).startswith("A rating is one value")
-        return (None, "several", "no single value") if several else (None, "off", "off the scale")
+    except ScaleError:
+        return None, "off", "off the scale"
     if value is ABSTAIN:
         return None, "abstention", "can't judge"
     same = value == raw or fold(value) == str(raw)
@@ -219,7 +222,9 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         advice = (
             "" if known else "Taken, not known. If it is the other one, name that first in values."
         )
-        yield Finding("positive side", f"{scale.positive!r}.", advice)
+        other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
+        how = f"pair(..., positive={other!r}) takes the other one"
+        yield Finding("positive side", f"{scale.positive!r}; {how}.", advice)
     if scale.kind == "numeric" or not len(rated):
         return
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
@@ -279,11 +284,12 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
-    advice = ""
-    if without := data.table.index[[is_missing(key) for key in raw]].tolist():
+    advice, without = "", data.table.index[[is_missing(key) for key in raw]].tolist()
+    lacking = 2 * len(without) >= len(raw)
+    if without:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
-        advice = "Each of these is a group of its own."
-    yield Finding("groups", text, advice)
+        advice = "Most rows need one." if lacking else "Each of these is a group of its own."
+    yield Finding("groups", text, advice, lacking)
     seen: dict[str, set[str]] = {}
     for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
         seen.setdefault(digest([_plain(c) for c in cells]), set()).add(fold(key))
