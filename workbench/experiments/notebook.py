@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,7 @@ def run_notebook(
     return Ran(copy.target, folder, passed, seconds, found)
 
 
-def _has_columns(data: Any, named: Mapping[str, Any]) -> bool:
+def _has_columns(data: Any, encoding: Any, named: Mapping[str, Any]) -> bool:
     """Whether a file has all the columns that the values of parameters name."""
     wanted: set[str] = set()
     try:
@@ -136,7 +137,9 @@ def _has_columns(data: Any, named: Mapping[str, Any]) -> bool:
                 wanted |= {column for pair in pairs for column in pair if column}
             else:
                 wanted |= set(parse_names(name, value))
-        return wanted <= set(read_table(data).columns)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the notebook will say it
+            return wanted <= set(read_table(data, encoding).columns)
     except WorkbenchError:  # which the notebook will tell
         return False
 
@@ -155,7 +158,7 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
     check_parameters(declared, given)
     values = dict(given)
     columns = {p.name: p.default for p in declared if p.name in COLUMNS and p.name not in given}
-    if "data" in given and not _has_columns(given["data"], columns):
+    if "data" in given and not _has_columns(given["data"], given.get("encoding"), columns):
         values |= dict.fromkeys(columns)
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":

@@ -32,6 +32,7 @@ from workbench.models.budget import Budget, total
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
+from workbench.store.files import read_table
 from workbench.store.labels import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, check_not_deleted, fetch_traces, previews
 
@@ -202,6 +203,7 @@ def log_verdicts(
     source: str,
     value: str,
     rationale: str | None = None,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
     """Log recorded verdicts of a judge that was run elsewhere.
@@ -216,6 +218,8 @@ def log_verdicts(
         Who judged, for instance the model's name.
     value, rationale
         Names of the columns that hold them.
+    encoding
+        Of a file that is not UTF-8, such as ``cp1252``.
 
     Returns
     -------
@@ -224,7 +228,7 @@ def log_verdicts(
     """
     judge, metadata = AssessmentSource("LLM_JUDGE", source), {RECORDED_KEY: "true"}
     return log_feedback_table(
-        table,
+        read_table(table, encoding),
         judge,
         name=name,
         value=value,

@@ -86,6 +86,7 @@ def check_data(
     verdicts: RaterText = None,
     groups: str | None = None,
     values: Names | Mapping[str, Any] = None,
+    encoding: str | None = None,
     strict: bool = True,
 ) -> DataCheck:
     """Look at a table before a trace is written or a model is asked.
@@ -95,7 +96,7 @@ def check_data(
     data
         What `workbench.read_dataset` gave; or a DataFrame or a file with the roles of its columns,
         which are then read as `workbench.read_dataset` does.
-    inputs, outputs, expectations, annotators, verdicts, groups, values
+    inputs, outputs, expectations, annotators, verdicts, groups, values, encoding
         As in `workbench.read_dataset`. ``labels`` is another name for ``annotators``.
     strict
         Whether what makes an alignment pointless is raised; else it is listed in ``.errors``.
@@ -112,6 +113,7 @@ def check_data(
         data = read_dataset(
             data, inputs=inputs, outputs=outputs, expectations=expectations,
             annotators=annotators or labels, verdicts=verdicts, groups=groups, values=values,
+            encoding=encoding,
         )  # fmt: skip
     cells, content = _cells(data), _content(data)
     found = [

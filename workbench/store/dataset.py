@@ -111,6 +111,7 @@ def read_dataset(
     verdicts: RaterText = None,
     groups: str | None = None,
     values: Names | Mapping[str, Any] = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """Read a table whose columns are named as text.
 
@@ -129,6 +130,8 @@ def read_dataset(
     values
         The rating values, commas between them; those of the labels when None. A dict (or JSON of
         one) translates what people wrote: ``{"good": "yes", "bad": "no"}``.
+    encoding
+        Of a file that is not UTF-8, such as ``cp1252``.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def read_dataset(
         For a text that cannot be read and columns that do not exist; for a missing, damaged or
         empty file.
     """
-    table = read_table(data)
+    table = read_table(data, encoding)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
     labels = parse_raters("annotators", annotators)
     recorded = parse_raters("verdicts", verdicts)

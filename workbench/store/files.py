@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +19,36 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 
-_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+
+# What Windows, spreadsheets of the Mac and MS-DOS write in the West, and their neighbours.
+_OLD = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "iso8859-15", "mac_roman", "cp850")
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
 
-def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
+def read_table(
+    table: pd.DataFrame | str | os.PathLike[str], encoding: str | None = None
+) -> pd.DataFrame:
     """Return the table itself, or the file read by its extension; columns are named by text.
 
     ``.csv`` and ``.tsv``: every cell is text as it is, so an answer ``NA`` or ``007`` is kept. The
     separator is a comma, semicolon, tab or pipe, whichever splits all rows alike; a first line
     ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
     them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
-    Text is UTF-8, or UTF-16 with a byte order mark. Rows keep their order.
+    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16, or an
+    old encoding of the West where no other one gives words of one alphabet, which is warned of.
 
     Raises
     ------
     ArgumentError
-        When it is neither a DataFrame nor the path of a file with a known extension.
+        When it is neither a DataFrame nor the path of a file with a known extension, and for an
+        encoding that Python does not know.
     TableError
         When the file is missing, damaged or empty, or cannot be read without guessing.
     """
@@ -45,7 +61,7 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
             "(pandas.DataFrame(rows) makes one of a list of dicts) or the path of a file."
         )
     path = Path(table).expanduser()
-    kinds = {
+    kinds: dict[str, Callable[[Path, str | None], pd.DataFrame]] = {
         **dict.fromkeys((".csv", ".tsv"), _read_csv),
         **dict.fromkeys((".jsonl", ".ndjson", ".json"), _read_json),
         ".parquet": _read_parquet,
@@ -61,27 +77,20 @@ def read_table(table: pd.DataFrame | str | os.PathLike[str]) -> pd.DataFrame:
             "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
         )
     with _errors(path):
-        return reader(path)
+        return reader(path, encoding)
 
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as error:
-        nuls = error.object[:1000].count(0) > 100
-        like = "UTF-16 without a byte order mark (utf-16-le)" if nuls else "Windows-1252 (cp1252)"
-        raise TableError(
-            f"{str(path)!r} is not UTF-8 (byte {error.start}); it looks like {like}. Save it as "
-            "UTF-8, or read it with pandas.read_csv(path, encoding=..., dtype=str, "
-            "keep_default_na=False), or pandas.read_json(path, lines=True, dtype=False, "
-            "encoding=...), and give the DataFrame."
-        ) from error
+    except LookupError as error:
+        raise ArgumentError(f"encoding: {error}. Python's names are utf-8, cp1252, ...") from None
     except (ValueError, OSError, csv.Error) as error:  # pyarrow's own errors are ValueErrors
         raise TableError(f"{str(path)!r} cannot be read: {error}.") from error
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
     """Return the objects of JSON Lines, of a JSON list, or of the only list in a JSON object.
 
     Raises
@@ -90,7 +99,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         When it holds anything else, is nested too deeply, or is empty.
     """
     with _errors(path):
-        return _records(_text(path))
+        return _records(_text(path, encoding))
 
 
 def _records(text: str) -> list[dict[str, Any]]:
@@ -117,15 +126,67 @@ def _records(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, encoding: str | None) -> str:
     content = path.read_bytes()
-    return content.decode(
-        next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if marked is None and max(even, odd) > len(content) / 8:  # no other text holds NUL
+        marked = "utf-16-le" if odd > even else "utf-16-be"
+    try:
+        return content.decode(encoding or marked or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding or marked:
+            raise
+        return _old_text(content, path.name, error.start)
+
+
+def _old_text(content: bytes, name: str, position: int) -> str:
+    """Decode a file that is not UTF-8 where only one of the old encodings makes words of it."""
+    readings: dict[str, str] = {}
+    for encoding in _OLD:
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            if not _NO_WORD.search(text) and all(map(_one_alphabet, _LETTERS.findall(text))):
+                readings.setdefault(text, encoding)
+    given = f"it is not UTF-8 (byte {position})"
+    if len(readings) == 1:
+        [(text, encoding)] = readings.items()
+        warnings.warn(
+            f"{name!r} was read as {encoding}, since {given}; encoding= names another.",
+            stacklevel=2,
+        )
+        return text
+    like, name = f"none of {', '.join(_OLD)} alone", next(iter(readings.values()), "...")
+    if readings:
+        at = next(n for n, letters in enumerate(zip(*readings, strict=True)) if len({*letters}) > 1)
+        start = at - len(re.split(r"\s", next(iter(readings))[:at])[-1])
+        words = [f"{e} ({text[start:].split(None, 1)[0][:30]!r})" for text, e in readings.items()]
+        like = " or ".join(words)
+    raise ValueError(
+        f"{given} and looks like {like}. Name the right one: encoding={name!r} in the call, or "
+        f"`-p encoding {name}` in the command"
     )
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    text = _text(path)
+_LETTERS = re.compile(r"[^\W\d_ªºµ]*[^\W\d_ªºµ\x00-\x7f][^\W\d_ªºµ]*")
+# Control and private characters; signs within a word, other than apostrophes and dashes.
+_NO_WORD = re.compile(
+    r"[\x80-\x9f\ue000-\uf8ff]|[^\W\d_][±×÷¬]|[±×÷¬][^\W\d_]"
+    r"|[^\W\d_](?![ªº\u2010-\u201f…·«»\s])[^\w\x00-\x7f][^\W\d_]"
+)
+
+
+def _one_alphabet(word: str) -> bool:
+    """Whether letters are of one alphabet, and none is a capital within a small word."""
+    alphabets = {unicodedata.name(letter).split(" ")[0] for letter in word}
+    odd = (
+        a.islower() and b.isupper() and not (a + b).isascii() for a, b in itertools.pairwise(word)
+    )
+    return len(alphabets) == 1 and not any(odd)
+
+
+def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
+    text = _text(path, encoding)
     csv.field_size_limit(2**31 - 1)
     first, _, rest = text.partition("\n")
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
@@ -168,12 +229,12 @@ def _table(text: str, separator: str) -> pd.DataFrame:
     return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
 
 
-def _read_json(path: Path) -> pd.DataFrame:
+def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
     # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(_records(_text(path)), dtype=object)
+    return pd.DataFrame(_records(_text(path, encoding)), dtype=object)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
     except ImportError as error:

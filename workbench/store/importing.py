@@ -116,6 +116,7 @@ def import_traces(
     label_name: str | None = None,
     tags: ColumnSpec | None = None,
     experiment: str | None = None,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Imported:
     """Store each row of a table as an MLflow trace, once, with its labels.
@@ -138,6 +139,8 @@ def import_traces(
         Columns kept as trace tags, such as an id to group by.
     experiment
         Name (created if missing) or id; the active experiment by default.
+    encoding
+        Of a file that is not UTF-8, such as ``cp1252``.
 
     Returns
     -------
@@ -167,7 +170,7 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     rows, notes = read_rows(
-        read_table(table),
+        read_table(table, encoding),
         inputs=inputs,
         outputs=outputs,
         expectations=expectations,

@@ -75,6 +75,7 @@ def log_labels(
     annotator: str,
     value: str,
     rationale: str | None = None,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
     """Write one annotator's labels from a table.
@@ -93,6 +94,8 @@ def log_labels(
         Columns with the labels and the annotator's reasons. Values are kept as given, also
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
         on one trace all but the last.
+    encoding
+        Of a file that is not UTF-8, such as ``cp1252``.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def log_labels(
     ArgumentError, StoreError
         For missing columns, and for trace ids that the store does not hold.
     """
-    frame = read_table(table)
+    frame = read_table(table, encoding)
     if annotator != value and annotator in frame.columns:
         warnings.warn(
             f"annotator={annotator!r} is the annotator's name itself; the column of this name is "
