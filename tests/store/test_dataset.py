@@ -158,3 +158,46 @@ def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, 
 def test_raters_that_cannot_be_read_are_named(given: str) -> None:
     with pytest.raises(ArgumentError, match=r"^annotators"):
         parse_raters("annotators", given)
+
+
+LONG = pd.DataFrame(
+    {
+        "question": ["a?", "a?", "b?", "a?", "a?"],
+        "answer": ["1", "1", "2", "1", "1"],
+        "who": ["ana", "ben", "Ben ", "ana", "Ana"],
+        "rating": ["good", "poor", "poor", "poor", "good"],
+        "why": ["x", None, "y", "z", ""],
+    }
+)
+
+
+def test_one_row_a_label_becomes_one_row_an_item() -> None:
+    """Writings of a name are one person; a second label of equal content begins a second row."""
+    dataset = read(data=LONG, annotators="each who: rating + why")
+    assert dataset.labels == {
+        "ana": ("rating: ana", "why: ana"),
+        "ben": ("rating: ben", "why: ben"),
+    }
+    table = dataset.table.astype(object).where(dataset.table.notna(), None)
+    assert table[["question", "rating: ana", "why: ana", "rating: ben"]].values.tolist() == [
+        ["a?", "good", "x", "poor"],
+        ["b?", None, None, "poor"],
+        ["a?", "poor", "z", None],
+        ["a?", "good", "", None],
+    ]
+    assert (table.index.tolist(), dataset.merged) == ([0, 2, 3, 4], 1)
+    with pytest.raises(ArgumentError, match=r"it is empty in rows \[1\]"):
+        read(data=LONG.replace("ben", ""), annotators="each who: rating")
+
+
+@pytest.mark.parametrize("annotators", ["who: rating", "rating"])
+def test_the_words_that_read_one_row_a_label(annotators: str) -> None:
+    """The check gives them, be the column taken for a person or left out, and they work."""
+    rows = pd.concat([LONG.assign(question=f"{n}?")[:2] for n in range(10)], ignore_index=True)
+    found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=annotators)
+    [advice] = [doubt for doubt in found.doubts if "annotators=" in doubt]
+    spec = advice.partition("annotators='")[2].removesuffix("'.")
+    assert spec == "each who: rating"
+    found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=spec)
+    assert found.counts.sum().to_dict() == {"ana": 10, "ben": 10}
+    assert not [doubt for doubt in found.doubts if "annotators=" in doubt]

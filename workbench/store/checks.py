@@ -197,7 +197,16 @@ def _plain(cell: Any) -> Any:
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
-    yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}.")
+    joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
+    yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}{joined}.")
+    for who, (column, why) in data.labels.items():
+        if said := [c for c in _names_of(data, content) if who in (c, column)]:
+            spec = f"each {said[0]}: {column}" + f" + {why}" * bool(why)
+            yield Finding(
+                "one row a label",
+                f"{who!r} is taken as the one annotator, and there is a column {said[0]!r}.",
+                f"If that says who gave each label: annotators={spec!r}.",
+            )
     if data.empty:
         text = f"{counted(len(data.empty), 'row')}, left out: {_listed(data.empty)}."
         yield Finding("empty", text)
@@ -211,6 +220,22 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
             f"Rows that repeat another one in all that the judge sees: {again}.",
             "They stay on one side of a split, and are less evidence than their number says.",
         )
+
+
+def _names_of(data: Dataset, content: pd.Series[Any]) -> list[str]:
+    """Columns that may say who gave each label: named as an annotator is, or tell repeats apart."""
+    named = [who for who, (column, _) in data.labels.items() if who != column]
+    found = [who for who in named if who in data.table.columns]
+    if found or len(data.labels) != 1 or content.nunique() > 0.7 * len(content):
+        return found
+    [(rating, why)] = data.labels.values()
+    outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
+    used = {*data.inputs, *outputs, *(data.expectations or []), data.groups, rating, why}
+    for column in [c for c in data.table.columns if c not in used]:
+        who = data.table[column].map(fold)
+        once = not pd.concat([content, who], axis=1).duplicated().any()
+        found += [column] if once and who.value_counts().min() > 1 else []
+    return found
 
 
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:

@@ -4,6 +4,9 @@ Command lines and notebook parameters are text::
 
     inputs       question, context
     annotators   ana: rating_ana + rationale_ana, ben: rating_ben
+    annotators   each annotator: rating + rationale
+
+The last is for tables of one row a label, whose column ``annotator`` says who gave it.
 
 Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +27,8 @@ from workbench.errors import ArgumentError, ScaleError
 from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale
 from workbench.store.files import read_table
-from workbench.store.tables import Raters, columns_by_rater, empty_rows, require_columns
-from workbench.vocabulary import fold, is_missing, number, scalar
+from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
+from workbench.vocabulary import fold, is_missing, normal_form, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -39,7 +43,7 @@ class Dataset:
     table, source, empty
         The rows, the name of their file ("table" for a DataFrame), and the numbers of those that
         were left out since they are empty. Ratings are translated where ``values`` says so. The
-        index counts the rows of the source from 0.
+        index counts the rows of the source from 0; of several that became one it is the first.
     inputs, outputs, expectations
         Columns that the judge sees. ``outputs`` is one column, or a list of several.
     labels, verdicts
@@ -59,6 +63,7 @@ class Dataset:
     groups: str | None
     scale: Scale
     empty: tuple[int, ...] = ()
+    merged: int = 0  # rows that became part of another one, where each is a label
 
     @property
     def value_type(self) -> Any:
@@ -123,7 +128,8 @@ def read_dataset(
         Columns that the judge sees, commas between them.
     annotators, verdicts
         Columns with people's ratings, and with recorded verdicts of other judges: ``column``,
-        ``who: column`` or ``who: column + rationale``, commas between them. None where there are
+        ``who: column`` or ``who: column + rationale``, commas between them; or ``each column:
+        rating`` for a table of one row a label. None where there are
         none, or the labels are given elsewhere, as in MLflow's own page.
     groups
         A column; rows that are equal there stay on one side of a split.
@@ -143,6 +149,7 @@ def read_dataset(
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
     labels = parse_raters("annotators", annotators)
     recorded = parse_raters("verdicts", verdicts)
+    each = next((who.removeprefix("each ") for who in labels if who.startswith("each ")), None)
     named = {
         "inputs": parse_names("inputs", inputs),
         "outputs": parse_names("outputs", outputs),
@@ -151,6 +158,7 @@ def read_dataset(
         "annotators": [c for pair in labels.values() for c in pair if c is not None],
         "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
     }
+    named["annotators"] += [] if each is None else [each]
     for parameter, columns in named.items():
         if not columns and parameter in ("inputs", "outputs"):
             listed = ", ".join(map(repr, table.columns))
@@ -167,6 +175,10 @@ def read_dataset(
             ) from None
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
+    rows = len(table)
+    if each is not None:
+        content = [c for role, columns in named.items() if role != "annotators" for c in columns]
+        table, labels = _one_row_an_item(table, each, labels, content)
     translated = _parts("values", values)
     if isinstance(translated, Mapping):
         words = {fold(word): value for word, value in translated.items()}
@@ -185,7 +197,37 @@ def read_dataset(
         groups=groups or None,
         scale=_scale(table, labels, list(_parts("values", values))),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
+        merged=rows - len(table),
     )
+
+
+def _one_row_an_item(
+    table: pd.DataFrame, each: str, labels: Raters, content: Sequence[str]
+) -> tuple[pd.DataFrame, Raters]:
+    """Join the rows of equal content, each of which is one label by the person in a column.
+
+    A person's second label of the same content begins a second row.
+    """
+    if len(labels) > 1 or table[each].map(is_missing).any():
+        rows = table.index[table[each].map(is_missing)].tolist()[:10]
+        raise ArgumentError(
+            f"annotators: 'each {each}' stands alone, and column {each!r} says in every row who "
+            f"gave the label; it is empty in rows {rows or 'none'}."
+        )
+    [(rating, why)] = labels.values()
+    people: dict[str, str] = {}
+    joined: dict[tuple[str, int], dict[str, Any]] = {}
+    times: Counter[tuple[str, str]] = Counter()
+    for row, cells in zip(table.index, table.to_dict("records"), strict=True):
+        who = people.setdefault(fold(cells[each]), normal_form(str(cells[each])))
+        item = digest([cells[column] for column in content])
+        times[item, who] += 1
+        own = {"": row, **{column: cells[column] for column in content}}
+        one = joined.setdefault((item, times[item, who]), own)
+        one |= {f"{column}: {who}": cells[column] for column in (rating, why) if column}
+    found = pd.DataFrame(list(joined.values()), dtype=object).set_index("")
+    whys = {who: f"{why}: {who}" if why else None for who in people.values()}
+    return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
 def parse_names(parameter: str, given: Names) -> list[str]:

@@ -176,9 +176,10 @@ def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> No
         if who != column and who in table.columns:
             warnings.warn(
                 f"labels: {who!r} is the annotator's name itself; the column of this name is not "
-                "read. Where each row is one label and that column says whose, make it one row a "
-                f"trace first: table.pivot(index=[...], columns={who!r}, values={column!r})"
-                ".reset_index().",
+                "read. Where each row is one label and that column says whose: "
+                "data = workbench.read_dataset(table, inputs=..., outputs=..., "
+                f"annotators='each {who}: {column}'), and import_traces(data.table, "
+                "labels=data.labels, ...).",
                 stacklevel=4,
             )
 
