@@ -163,26 +163,25 @@ def store(tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
         mlflow.end_run()
 
 
-@pytest.fixture(scope="session")
-def _server(tmp_path_factory: pytest.TempPathFactory, _empty_store: Path) -> Iterator[str]:
-    """The address of a real MLflow server, which takes seconds to start."""
-    folder = tmp_path_factory.mktemp("server")
-    shutil.copy(_empty_store, folder / "server.db")
+@contextlib.contextmanager
+def _serving(database: Path, *options: str, **variables: str) -> Iterator[str]:
+    """Run a real MLflow server on a database, and give its address once it answers."""
+    folder = database.parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mlflow", "server"),
-                *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+                *(sys.executable, "-m", "mlflow", "server", *options),
+                *("--backend-store-uri", f"sqlite:///{database}"),
                 *("--default-artifact-root", str(folder / "artifacts")),
                 *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             ],
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env={**new_user(folder), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **variables},
             start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
@@ -200,34 +199,38 @@ def _mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, _empty_store: Path
 ) -> Iterator[tuple[str, Path]]:
     """The address and the database of an MLflow server, started once for all tests."""
-    folder = tmp_path_factory.mktemp("server")
-    database = folder / "server.db"
+    database = tmp_path_factory.mktemp("server") / "server.db"
     shutil.copy(_empty_store, database)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server"),
-                *("--backend-store-uri", f"sqlite:///{database}"),
-                *("--default-artifact-root", str(folder / "artifacts")),
-                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            env={**new_user(folder), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _await_answer(f"{address}/health", process, folder / "server.log")
+    with _serving(database) as address:
         yield address, database
-    finally:
-        # The server's own children are in its session and end with it.
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(20)
+
+
+@pytest.fixture
+def guarded_server(
+    tmp_path: Path, _empty_store: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The address of a server with MLflow's own authentication; the test is its administrator."""
+    import mlflow
+
+    (tmp_path / "guarded").mkdir()
+    database = tmp_path / "guarded" / "server.db"
+    shutil.copy(_empty_store, database)
+    settings = tmp_path / "guarded" / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
+        f"admin_password = {SECRET}\ndatabase_uri = sqlite:///{tmp_path}/guarded/users.db\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    variables = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    with _serving(database, "--app-name", "basic-auth", **variables) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        mlflow.set_tracking_uri(address)
+        mlflow.set_registry_uri(address)
+        yield address
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
 
 
 @pytest.fixture

@@ -1,0 +1,73 @@
+"""The whole life of a judge on a tracking server that asks for user and password."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Literal
+
+import mlflow
+import pandas as pd
+import pytest
+from labeling_helpers import View
+from running import SECRET
+
+import workbench
+from workbench.errors import StoreError
+
+TABLE = pd.DataFrame(
+    {
+        "q": [f"question {n}" for n in range(14)],
+        "a": ["a long and helpful answer, see page 3" if n % 2 else "no" for n in range(14)],
+        "ana": ["good" if n % 2 else "poor" for n in range(14)],
+    }
+)
+
+
+def test_the_life_of_a_judge_on_a_server_with_users(
+    guarded_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """All that is read and written passes with a password; without the right one it is told."""
+    workbench.use_workspace(tmp_path / "output", experiment="life", tracking_uri=guarded_server)
+    judge = workbench.make_judge(
+        "quality", "Rate {{ outputs }} given {{ inputs }}.",
+        feedback_value_type=Literal["good", "poor"], model="offline:/rubric",
+    )  # fmt: skip
+    imported = workbench.import_traces(
+        TABLE, inputs="q", outputs="a", labels={"ana": "ana"}, label_name="quality"
+    )
+    assert workbench.assess(judge, imported).calls == 14
+    labels = TABLE.assign(trace_id=imported.trace_ids)
+    assert workbench.log_labels(labels, name="quality", annotator="ben", value="ana").written == 14
+    panel = workbench.LabelPanel(judge, imported, annotator="cem")
+    view = View(panel.session)
+    view.act(view.save(0, "good", "as it is"))
+    assert panel.labels["value"].tolist() == ["good"]
+    panel.close()
+    pairs = workbench.pair(judge, imported)
+    assert len(pairs) == 14
+    assert workbench.annotator_agreement(pairs).shared_items == 14
+    alignment = workbench.align(judge, pairs, workbench.SIMBA(max_steps=1), gate="none")
+    assert workbench.register(alignment).version == 1
+    assert workbench.load_judge("quality").instructions == alignment.judge.instructions
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong-password-4711")
+    said = ""
+    for step in (
+        lambda: workbench.import_traces(TABLE, inputs="q", outputs="a"),
+        lambda: workbench.assess(judge, imported),
+        lambda: workbench.log_labels(labels, name="quality", annotator="ben", value="ana"),
+        lambda: workbench.pair("quality"),
+        lambda: workbench.register(judge),
+        lambda: workbench.load_judge("quality"),
+        lambda: workbench.use_workspace(tmp_path, experiment="life", tracking_uri=guarded_server),
+    ):
+        with pytest.raises(StoreError, match=r"\(401\)\. Set MLFLOW_TRACKING_USERNAME") as caught:
+            step()
+        said += "".join(traceback.format_exception(caught.value))
+    mlflow.end_run()
+    said += "".join(capfd.readouterr())
+    assert SECRET not in said
+    assert "wrong-password-4711" not in said
