@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
@@ -237,11 +238,11 @@ class Scale:
         ArgumentError
             For a ``positive`` that is none of two values.
         """
-        # Which writing of a value stands for it must not depend on the order of arrival.
+        given = [scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)]
+        times = Counter(map(str, given))
+        # The most frequent writing of a value stands for it, whatever the order of arrival.
         writings = sorted(
-            (scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)),
-            key=lambda raw: (str(raw), type(raw).__name__),
-            reverse=True,
+            given, key=lambda raw: (-times[str(raw)], str(raw), type(raw).__name__), reverse=True
         )
         seen = {fold(raw): normal_form(raw) if isinstance(raw, str) else raw for raw in writings}
         for word in no_ratings(seen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -10,7 +11,6 @@ import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +137,7 @@ def _has_columns(data: Any, encoding: Any, named: Mapping[str, Any]) -> bool:
                 wanted |= {column for pair in pairs for column in pair if column}
             else:
                 wanted |= set(parse_names(name, value))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the notebook will say it
+        with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it
             return wanted <= set(read_table(data, encoding).columns)
     except WorkbenchError:  # which the notebook will tell
         return False

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
+from workbench.formatting import say
 
 _MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
@@ -42,7 +42,7 @@ def read_table(
     ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
     them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
     Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16, or an
-    old encoding of the West where no other one gives words of one alphabet, which is warned of.
+    old encoding of the West where no other one gives words of one alphabet, which is said.
 
     Raises
     ------
@@ -151,10 +151,7 @@ def _old_text(content: bytes, name: str, position: int) -> str:
     given = f"it is not UTF-8 (byte {position})"
     if len(readings) == 1:
         [(text, encoding)] = readings.items()
-        warnings.warn(
-            f"{name!r} was read as {encoding}, since {given}; encoding= names another.",
-            stacklevel=2,
-        )
+        say(f"{name!r} was read as {encoding}, since {given}. encoding= names another.")
         return text
     like, name = f"none of {', '.join(_OLD)} alone", next(iter(readings.values()), "...")
     if readings:
