@@ -171,7 +171,7 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
         return None, "off", "off the scale"
     if value is ABSTAIN:
         return None, "abstention", "can't judge"
-    same = value == raw or fold(value) == str(raw)
+    same = str(value) == str(raw) or (value == raw and not isinstance(value, bool))
     return value, *(("value", "") if same else ("mapped", f"read as {value!r}"))
 
 
