@@ -24,8 +24,8 @@ ABSTENTIONS: Final = _words(
 
 # What spreadsheets, databases and programs write into a cell that holds no rating.
 _NO_RATING: Final = _words(
-    "nan, null, none, nil, \\n, #n/a, #na, #nv, <na>, nat, ?, ??, ???, -, –, —, undefined, unrated, "
-    "not rated, tbd, #null!, #value!, #ref!, #name?, #num!, #div/0!, #wert!, #bezug!, #zahl!"
+    "nan, null, none, nil, \\n, #n/a, #na, #nv, <na>, nat, ?, ??, ???, -, –, —, undefined, "
+    "unrated, not rated, tbd, #null!, #value!, #ref!, #name?, #num!, #div/0!, #wert!, #bezug!"
 )
 _MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 

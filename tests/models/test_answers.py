@@ -31,6 +31,10 @@ def read(finish_reason: str = "stop", *, tools: bool = False, **message: Any) ->
         f"[{GOOD}]",
         f"{GOOD}\n{GOOD}",
         [{"type": "text", "text": GOOD}],
+        f'<thought>{{"result": "poor"}}</thought>{GOOD}',
+        f'[THINK]{{"result": "poor"}}[/THINK]{GOOD}',
+        f'{{"verdict": {GOOD}}}',
+        "{'result': 'good', 'rationale': 'because',}",
     ],
 )
 def test_the_result_is_read_out_of_what_surrounds_it(content: Any) -> None:
@@ -67,6 +71,8 @@ def test_an_answer_among_the_thoughts_is_read_where_there_is_no_other() -> None:
         ({"content": None}, "content_filter", "content filter withheld"),
         ({"content": " "}, "stop", "the answer is empty"),
         ({"content": "<think>so</think>"}, "stop", "empty but for its thoughts"),
+        ({"content": ""}, "SAFETY", r"empty \(finish_reason SAFETY\)"),
+        ({"content": None, "function_call": {"name": "f"}}, "stop", "not offered: f"),
         ({"content": "I would say good."}, "stop", "no JSON object .*'I would say good"),
         ({"content": f'{GOOD} or {{"result": "poor"}}'}, "stop", "no JSON object with one"),
         (
@@ -98,6 +104,10 @@ def test_other_forms_and_calls_of_tools_that_were_offered_are_left_alone() -> No
         ({"message": "No auth", "code": "401"}, 401, "No auth"),
         ({"message": "Failed", "metadata": {"raw": "upstream"}}, 502, "Failed: upstream"),
         ("overloaded", 502, "overloaded"),
+        ({"message": "Slow down", "code": "rate_limit_exceeded"}, 429, "Slow down"),
+        ({"message": "Incorrect API key provided", "code": None}, 401, "Incorrect API key"),
+        ({"message": "x", "type": "permission_error"}, 403, "x"),
+        ("The model `m` does not exist", 404, "does not exist"),
     ],
 )
 def test_an_error_in_the_body_decides_by_its_own_status(
@@ -107,3 +117,17 @@ def test_an_error_in_the_body_decides_by_its_own_status(
         check_error({"id": None, "choices": None, "error": error})
     assert caught.value.status_code == status
     check_error({"choices": [{}], "error": None})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"object": "error", "message": "up", "code": 429},
+        {"detail": "up", "status": 429},
+        {"choices": [{"error": {"message": "up", "code": 429}, "message": {"content": ""}}]},
+    ],
+)
+def test_an_error_without_a_field_of_that_name(body: dict[str, Any]) -> None:
+    with pytest.raises(HTTPStatusError, match="up") as caught:
+        check_error(body)
+    assert caught.value.status_code == 429

@@ -9,16 +9,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from workbench.compat import HTTPStatusError
-from workbench.formatting import storable
+from workbench.formatting import read_literal, storable
 
 RESULT, RATIONALE = "result", "rationale"
 
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_END_OF_THOUGHT = re.compile(r"^.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_CUT_THOUGHT = re.compile(r"<(?:think|thinking|reasoning)>.*$", re.DOTALL | re.IGNORECASE)
+_THINK = "(think(?:ing)?|thoughts?|reasoning)"
+_THOUGHT = re.compile(rf"[<\[◁]{_THINK}[>\]▷].*?[<\[◁]/\1[>\]▷]", re.DOTALL | re.IGNORECASE)
+_END_OF_THOUGHT = re.compile(rf"^.*[<\[◁]/{_THINK}[>\]▷]", re.DOTALL | re.IGNORECASE)
+_CUT_THOUGHT = re.compile(rf"[<\[◁]{_THINK}[>\]▷].*$", re.DOTALL | re.IGNORECASE)
+
+# Words of an error that has no number, and the status that they mean.
+_STATUS = {
+    r"rate.?limit|too many requests|quota": 429,
+    r"api.?key|authenticat|unauthori[sz]ed": 401,
+    r"permission|forbidden": 403,
+    r"not.?found|does not exist": 404,
+}
 
 _ENDED = {
     "length": "the answer was cut off at the limit of tokens",
@@ -49,12 +59,23 @@ def check_error(body: Any) -> None:
     HTTPStatusError
         With that code, and the provider's words.
     """
-    if not isinstance(body, Mapping) or not body.get("error") or body.get("choices"):
+    if not isinstance(body, Mapping):
         return
-    error = body["error"]
-    code = str(error.get("code") or error.get("status")) if isinstance(error, Mapping) else ""
-    status = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 502
-    raise HTTPStatusError(status, said(body) or "an error without a message")
+    choice = next(iter(body.get("choices") or []), None)
+    if isinstance(choice, Mapping):
+        error = {} if (choice.get("message") or {}).get("content") else choice.get("error")
+    else:  # what other providers answer has other fields than these
+        bare = {*body} <= {"object", "type", "code", "status", "message", "detail", "param"}
+        error = body.get("error") or (body if bare and body else None)
+    if not error:
+        return
+    given = error if isinstance(error, Mapping) else {}
+    words = said({"error": error} if error is not body else body)
+    numbers = [str(given.get(name)) for name in ("code", "status")]
+    status = next((int(n) for n in numbers if n.isdecimal() and 400 <= int(n) < 600), None)
+    told = f"{given.get('code')} {given.get('type')} {words}".lower()
+    meant = (number for pattern, number in _STATUS.items() if re.search(pattern, told))
+    raise HTTPStatusError(status or next(meant, 502), words or "an error without a message")
 
 
 def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
@@ -69,9 +90,9 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
         For a refusal, a cut, filtered or empty answer, a tool call that nobody offered, and text
         without one unambiguous result.
     """
-    if "choices" not in body:
+    if body and "choices" not in body:
         return body
-    choices = body["choices"]
+    choices = body.get("choices")
     if not choices or not isinstance(choices[0], dict):
         raise AnswerError("the provider answered without any choice")
     choice = choices[0]
@@ -100,11 +121,12 @@ def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     if finish_reason in _ENDED:
         said_so_far = f" after {answer[:100]!r}" if answer else ""
         raise AnswerError(f"{_ENDED[finish_reason]} (finish_reason {finish_reason}){said_so_far}")
-    if message.get("tool_calls"):
-        names = [call.get("function", {}).get("name") for call in message["tool_calls"]]
-        raise AnswerError(f"the model called a tool that was not offered: {names[0]}")
+    calls = message.get("tool_calls") or [{"function": message.get("function_call")}]
+    if (called := calls[0].get("function")) is not None:
+        raise AnswerError(f"the model called a tool that was not offered: {called.get('name')}")
     if not answer:
-        raise AnswerError("the answer is empty" + " but for its thoughts" * bool(text))
+        ended = f" (finish_reason {finish_reason})" * (finish_reason not in ("", "stop"))
+        raise AnswerError("the answer is empty" + " but for its thoughts" * bool(text) + ended)
     raise AnswerError(f"no JSON object with one {RESULT!r} in the answer: {answer[:300]!r}")
 
 
@@ -118,7 +140,11 @@ def _result_in(text: str) -> dict[str, Any] | None:
     """Return the object with a result in a text; None where there is none, or several differ."""
     found = []
     for value in _json_in(text):
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        while isinstance(value, (list, dict)) and len(value) == 1:
+            inner = value[0] if isinstance(value, list) else next(iter(value.values()))
+            if not isinstance(inner, (list, dict)):
+                break
+            value = inner
         lowered = {str(k).lower(): v for k, v in value.items()} if isinstance(value, dict) else {}
         if isinstance(lowered.get(RESULT), (str, int, float, bool)):
             found.append(lowered)
@@ -134,15 +160,23 @@ def _result_in(text: str) -> dict[str, Any] | None:
 
 
 def _json_in(text: str) -> Iterator[Any]:
-    """Yield the JSON objects and lists in a text, outermost ones only."""
+    """Yield the JSON objects and lists in a text, outermost ones only.
+
+    A text without any may be one object as Python writes it.
+    """
     decoder = json.JSONDecoder(strict=False)
-    at = 0
+    at, read = 0, False
     while at < len(text):
         begin = min((i for i in (text.find("{", at), text.find("[", at)) if i >= 0), default=-1)
         if begin < 0:
-            return
+            break
         try:
             value, at = decoder.raw_decode(text, begin)
+            read = True
             yield value
         except (ValueError, RecursionError):
             at = begin + 1
+    begin, end = text.find("{"), text.rfind("}") + 1
+    if not read and 0 <= begin < end < 20_000:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            yield read_literal(text[begin:end])
