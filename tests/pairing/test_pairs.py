@@ -502,6 +502,17 @@ def test_what_is_stored_under_the_name_and_is_no_label_is_told(store: str) -> No
         "1 of 3 .* holds an error",
     ):
         assert re.search(words, str(caught.value))
+    workbench.import_traces(
+        pd.DataFrame({"q": ["b"], "o": "x", "l": "yes", "j": "no"}),
+        inputs="q", outputs="o", labels={"ana": "l"}, label_name="quality",
+    )  # fmt: skip
+    traces = mlflow.search_traces(return_type="list")
+    table = pd.DataFrame({"trace_id": [t.info.trace_id for t in traces], "v": ["no", "no"]})
+    workbench.log_verdicts(table, name="quality", source="model", value="v")
+    mlflow.log_feedback(trace_id=table.trace_id[0], name="quality", value="yes")
+    pairs = workbench.pair("quality")
+    assert pairs.table["judge"].tolist() == ["no"]
+    assert any("source CODE" in note for note in pairs.notes)
 
 
 # -- equal items ----------------------------------------------------------------------------

@@ -61,6 +61,7 @@ class Recorded:
     guideline: str | None  # the instructions, which MLflow puts beside the verdicts that it logs
     recorded: bool
     order: tuple[int, str]  # by time
+    by_code: bool = False
 
     @property
     def unmarked(self) -> bool:
@@ -104,6 +105,7 @@ def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
                 guideline=metadata.get("guideline"),
                 recorded=metadata.get(RECORDED_KEY) == "true",
                 order=(one.create_time_ms or 0, one.assessment_id or ""),
+                by_code=one.source.source_type == "CODE",
             )
         )
     return sorted(found, key=lambda v: v.order)
@@ -115,6 +117,10 @@ def choose_version(
     """The verdicts of one judge version: (by trace, its fingerprint, notes)."""
     every = [verdict for verdicts in recorded.values() for verdict in verdicts]
     if isinstance(judge_or_name, str):
+        # Feedback of source CODE beside a model's verdicts may be a label without its source.
+        if any(not verdict.by_code for verdict in every):
+            recorded = where(recorded, lambda v: not v.by_code)
+            every = [verdict for verdict in every if not verdict.by_code]
         return _latest_version(recorded, every)
     judge, mark = judge_or_name, fingerprint(judge_or_name)
     model = getattr(judge, "model", None)

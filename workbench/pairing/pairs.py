@@ -302,6 +302,7 @@ def pair(
             f"No human label is stored under {name!r} on {counted(len(fetched), 'trace')}. "
             + (" ".join([*other_kinds(fetched, name), *near]) or how)
         )
+    others = other_kinds([t for t in fetched if t.info.trace_id not in labels], name)
     given = [label for of_trace in labels.values() for label in of_trace]
     people = {folded(label.annotator): label.annotator for label in given}
     consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
@@ -332,7 +333,7 @@ def pair(
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=(*notes, *_notes(name, human, scale), *near),
+        notes=(*notes, *_notes(name, human, scale), *near, *others),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=previews(fetched),
     )
