@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Literal
 
 import mlflow
@@ -54,6 +55,12 @@ def excluded(pairs: workbench.Pairs) -> dict[str, str]:
 def test_labels_and_reasons_stand_side_by_side(ids: list[str]) -> None:
     """Where people differ, the farthest apart first; an abstention differs from nothing."""
     table = workbench.disagreements(NAME)
+    page, text = table.head()._repr_html_(), repr(table)
+    for shown in (page, text):
+        assert str(table.index[0]) not in shown
+        assert shown.index("inputs") < shown.index("label ") < shown.index("distance")
+        assert not {"nan", "NaN", "None"} & set(re.findall(r"\w+", shown))
+    assert "text-align: left" in page
     assert list(table.index) == [ids[2], ids[1]]
     assert table["label"].to_dict("list") == {"Ana": ["poor", "good"], "Ben": ["good", "fair"]}
     assert list(table["rationale"]["Ana"]) == ["since c", "since b"]

@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.entities import AssessmentSource
 
 from workbench.errors import ScaleError
-from workbench.formatting import excerpt
+from workbench.formatting import excerpt, html_table
 from workbench.pairing.consensus import (
     decisions_by_trace,
     known_scale,
@@ -45,6 +45,7 @@ from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
+from workbench.vocabulary import is_missing
 
 if TYPE_CHECKING:
     from mlflow.entities import Feedback, Trace
@@ -62,6 +63,32 @@ class Difference(NamedTuple):
     labels: list[Label]
     distance: float
     decision: Decision | None
+
+
+class Disagreements(pd.DataFrame):
+    """A table by ``trace_id`` that shows content first and a short id last, text to the left."""
+
+    @property
+    def _constructor(self) -> Any:
+        return Disagreements
+
+    def _shown(self) -> pd.DataFrame:
+        names = [_title(column) for column in self.columns]
+        shown = pd.DataFrame(self).set_axis(names, axis=1)
+        filled = shown.columns[shown.notna().any()]
+        shown = shown[filled].astype(object).map(lambda cell: "" if is_missing(cell) else cell)
+        return shown.assign(trace=[f"{trace_id[:11]}…" for trace_id in map(str, self.index)])
+
+    def __repr__(self) -> str:
+        return self._shown().to_string(index=False, max_rows=10, justify="left", max_colwidth=40)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown(), index=False, max_rows=20)
+
+
+def _title(column: Any) -> str:
+    levels = column if isinstance(column, tuple) else (column,)
+    return " ".join(str(level) for level in levels if level and level != "item")
 
 
 def disagreements(
@@ -110,7 +137,7 @@ def disagreements(
     for what in ("value", "by", "rationale"):
         columns["decision", what] = [getattr(one.decision, what, None) for one in found]
     index = pd.Index([one.trace_id for one in found], name="trace_id")
-    return pd.DataFrame(columns, index=index, dtype=object)
+    return Disagreements(columns, index=index, dtype=object)
 
 
 def differences(

@@ -98,7 +98,7 @@ def _lab_is_dark() -> bool:
     except OSError:
         return False
     # JSON with comments.
-    theme = re.search(r'^\s*"theme"\s*:\s*"([^"]*)"', settings, re.MULTILINE)
+    theme = re.search(r'^\s*(?:\{\s*)?"theme"\s*:\s*"([^"]*)"', settings, re.MULTILINE)
     return theme is not None and "dark" in theme[1].lower()
 
 
