@@ -155,7 +155,8 @@ def _plain(value: Any) -> Any:
 
 
 def bar(*, total: int, desc: str | None, disable: bool = False) -> Any:
-    """Return a tqdm bar over ``total`` steps; ``disable`` makes one that shows nothing."""
+    """Return a tqdm bar over ``total`` steps; with ``disable``, or for none, it shows nothing."""
+    disable = disable or total == 0
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
 

@@ -246,12 +246,10 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
     if scale.kind == "binary":
         known = scale.positive_is_known
-        advice = (
-            "" if known else "Taken, not known. If it is the other one, name that first in values."
-        )
+        advice = "" if known else "Taken, since the words do not tell. values=... names it first."
         other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
         how = f"pair(..., positive={other!r}) takes the other one"
-        yield Finding("positive side", f"{scale.positive!r}; {how}.", advice)
+        yield Finding("positive side", f"{scale.positive!r} is positive; {how}.", advice)
     if scale.kind == "numeric" or not len(rated):
         return
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
