@@ -92,7 +92,7 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
         "17 groups by 'g', the largest of 3 rows. 1 row without one: 19.",
         "2 inputs (q) in several groups.",
         "Few ratings of 'ham' 15%.",
-        "'ham'; pair(..., positive='spam') takes the other one.  Taken, not known.",
+        "'ham' is positive; pair(..., positive='spam') takes the other one.",
     ):
         assert part in text
     assert "check_data" not in found._repr_html_()

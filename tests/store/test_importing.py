@@ -447,3 +447,16 @@ def test_the_real_file_comes_in_whole(store: str, openqa: Path) -> None:
     assert (added.created, added.trace_ids) == (0, imported.trace_ids[:100])
     filled = sum(int((table[column] != "").sum()) for column in annotators)
     assert len(label_records(fetch_traces(spans=False), "correct")) == added.labels == filled
+
+
+def test_columns_may_have_numbers_for_names(store: str) -> None:
+    """As those of a DataFrame that was made without names."""
+    table = pd.DataFrame([["q", "o", "good", "why"]])
+    imported = import_traces(
+        table, inputs=0, outputs=[1], labels={"ana": (2, 3)}, label_name="quality"
+    )
+    (example,) = examples(imported)
+    assert (example.inputs, example.outputs) == ({"0": "q"}, {"1": "o"})
+    assert votes() == [(imported.trace_ids[0], "ana", "good", "why")]
+    labels = pd.DataFrame({"trace_id": imported.trace_ids, 0: "poor"})
+    assert log_labels(labels, name="quality", annotator="ben", value=0).written == 1

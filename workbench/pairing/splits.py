@@ -139,8 +139,8 @@ def stratified(
     empty = [name for name in shares if not parts[name]]
     if empty:
         raise ArgumentError(
-            f"{len(label_of)} pairs in {len(members)} groups cannot be split into {len(shares)} "
-            f"parts: nothing is left for {empty[0]}. Label more, or group by something finer."
+            f"{len(label_of)} pairs in {counted(len(members), 'group')} cannot be split into "
+            f"{len(shares)} parts: nothing is left for {empty[0]}. Label more, or group by something finer."
         )
     return {name: sorted(ids) for name, ids in parts.items()}
 

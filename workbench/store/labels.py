@@ -166,8 +166,8 @@ def _read_ratings(
     table: pd.DataFrame, value: str, rationale: str | None
 ) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
     """Return (value, rationale) by trace id, and the rows that are not to be written."""
-    roles = {"trace_id": "trace_id", "value": value}
-    roles |= {} if rationale is None else {"rationale": rationale}
+    roles = {"trace_id": "trace_id", "value": str(value)}
+    roles |= {} if rationale is None else {"rationale": str(rationale)}
     for role, column in roles.items():
         require_columns(table, role, [column])
     ratings: dict[str, tuple[Any, str | None]] = {}

@@ -63,6 +63,7 @@ def _columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
         return {}
     columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
     keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
+    keyed = {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
     if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
         raise ArgumentError(
             f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
@@ -85,7 +86,7 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
         columns = (*given, None) if isinstance(given, (tuple, list)) else (given, None)
         if len(columns) not in (2, 3):
             raise wrong
-        raters[who] = (columns[0], columns[1])
+        raters[who] = (str(columns[0]), None if columns[1] is None else str(columns[1]))
     return raters
 
 
