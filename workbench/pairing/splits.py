@@ -140,8 +140,8 @@ def stratified(
     if empty:
         raise ArgumentError(
             f"{len(label_of)} pairs in {counted(len(members), 'group')} cannot be split into "
-            f"{len(shares)} parts: nothing is left for {empty[0]}. Label more, or group by something "
-            "finer."
+            f"{len(shares)} parts: nothing is left for {empty[0]}. Label more, or group by "
+            "something finer."
         )
     return {name: sorted(ids) for name, ids in parts.items()}
 
