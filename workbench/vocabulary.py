@@ -190,6 +190,8 @@ def is_missing(raw: object) -> bool:
     """
     if isinstance(raw, float):
         return math.isnan(raw)
+    if isinstance(raw, (list, tuple, dict)):  # whose text may be long, or too deep to make
+        return False
     return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
 
 

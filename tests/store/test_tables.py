@@ -173,3 +173,13 @@ def test_wrong_columns_are_named(
 def test_a_column_that_is_there_twice_is_named() -> None:
     with pytest.raises(ArgumentError, match="2 columns named 'a'"):
         require_columns(pd.DataFrame([[1, 2]], columns=["a", "a"]), "inputs", ["a"])
+
+
+def test_what_is_nested_too_deeply_is_told() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="more than 200 deep"):
+        plain(deep)
+    with pytest.raises(TableError, match=r"row 0: column 'q' holds lists or dicts"):
+        read_rows(pd.DataFrame({"q": [deep], "o": "x"}), inputs="q", outputs="o")

@@ -189,8 +189,8 @@ def _content(data: Dataset) -> pd.Series[Any]:
 def _plain(cell: Any) -> Any:
     try:
         return plain(cell)
-    except ValueError:
-        return repr(cell)
+    except ValueError as error:
+        return f"{error} {id(cell)}"  # the import tells it
 
 
 # -- findings -------------------------------------------------------------------------------
@@ -241,15 +241,15 @@ def _names_of(data: Dataset, content: pd.Series[Any]) -> list[str]:
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
-    texts = [f"{v!r} {counts[v]}" for v in scale.shown or sorted(counts, key=scale.rank)]
+    texts = [f"{_short(v)} {counts[v]}" for v in scale.shown or sorted(counts, key=scale.rank)]
     more = f" and {len(texts) - 20} more values" * (len(texts) > 20)
     yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
     if scale.kind == "binary":
         known = scale.positive_is_known
         advice = "" if known else "Taken, since the words do not tell. values=... names it first."
         other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
-        how = f"pair(..., positive={other!r}) takes the other one"
-        yield Finding("positive side", f"{scale.positive!r} is positive; {how}.", advice)
+        how = f"pair(..., positive={_short(other)}) takes the other one"
+        yield Finding("positive side", f"{_short(scale.positive)} is positive; {how}.", advice)
     if scale.kind == "numeric" or not len(rated):
         return
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
@@ -346,6 +346,11 @@ def _counts(data: Dataset, cells: pd.DataFrame) -> pd.DataFrame:
     found = pd.crosstab(rated["value"], rated["annotator"]).rename_axis(columns=None)
     order = list(data.scale.shown) or sorted(found.index)
     return found.reindex(index=order, columns=list(data.labels), fill_value=0)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]} …"
 
 
 def _listed(rows: Sequence[int]) -> str:

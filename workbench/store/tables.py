@@ -15,6 +15,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -30,6 +31,9 @@ ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 
 LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 """{annotator: column} or {annotator: (column, rationale column)}."""
+
+MOST_LEVELS = 200
+"""Of lists and dicts in a cell: Python's own JSON ends at a thousand."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -145,11 +149,14 @@ def read_rows(
             empty.append(number)
             continue
         raw = dict(zip(used, cells, strict=True))
-        replaced += sum(
-            unstorable(c if isinstance(c, str) else json.dumps(c, ensure_ascii=False, default=str))
-            for c in cells
-            if isinstance(c, (str, list, dict))
-        )
+        with suppress(RecursionError):  # which `plain` tells
+            replaced += sum(
+                unstorable(
+                    c if isinstance(c, str) else json.dumps(c, ensure_ascii=False, default=str)
+                )
+                for c in cells
+                if isinstance(c, (str, list, dict))
+            )
         for column, without in words.items():
             if fold(raw[column]) in without:
                 unrated[str(raw[column])] += 1
@@ -250,7 +257,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
     )
 
 
-def plain(cell: Any) -> Any:  # noqa: C901, PLR0912  # a line for each type
+def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line for each type
     """Return a cell as a plain value: missing ones as None, dates as ISO text.
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.
@@ -278,13 +285,15 @@ def plain(cell: Any) -> Any:  # noqa: C901, PLR0912  # a line for each type
         return float(cell)
     if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
         return cell.isoformat()
+    if depth > MOST_LEVELS:
+        raise ValueError(f"lists or dicts in each other, more than {MOST_LEVELS} deep")
     if isinstance(cell, (list, tuple)):
-        return [plain(item) for item in cell]
+        return [plain(item, depth + 1) for item in cell]
     if isinstance(cell, dict):
         wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
         if wrong:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
-        return {str(plain(key)): plain(value) for key, value in cell.items()}
+        return {str(plain(key)): plain(value, depth + 1) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
