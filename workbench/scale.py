@@ -262,9 +262,9 @@ class Scale:
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
         if not 2 <= len(distinct) <= MOST_CATEGORIES:
             shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
-            were = " was" if len(distinct) == 1 else "s were"
             raise ScaleError(
-                f"{len(distinct)} distinct value{were} seen ({shown}{', …' * (len(distinct) > 5)}),"
+                f"{len(distinct)} distinct value{' was' if len(distinct) == 1 else 's were'} seen "
+                f"({shown}{', …' * (len(distinct) > 5)}),"
                 " which make no rating scale. Give the judge a feedback_value_type, for instance "
                 "Literal['yes', 'no'] or int."
             )

@@ -295,14 +295,14 @@ def pair(
         )
     fetched = fetch_traces(traces, spans=False)
     labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
-    near = near_misses(fetched, name)
+    unlabelled = [trace for trace in fetched if trace.info.trace_id not in labels]
+    near = [*other_kinds(unlabelled, name), *near_misses(fetched, name)]
     if not labels and not decisions:
         how = "Log them with workbench.log_labels, mlflow.log_feedback, or in MLflow's own page."
         raise NoLabelsError(
             f"No human label is stored under {name!r} on {counted(len(fetched), 'trace')}. "
-            + (" ".join([*other_kinds(fetched, name), *near]) or how)
+            f"{' '.join(near) or how}"
         )
-    others = other_kinds([t for t in fetched if t.info.trace_id not in labels], name)
     given = [label for of_trace in labels.values() for label in of_trace]
     people = {folded(label.annotator): label.annotator for label in given}
     consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
@@ -333,7 +333,7 @@ def pair(
         excluded=excluded,
         scale=scale.with_range([*table["human"], *table["judge"]]),
         fingerprint=version,
-        notes=(*notes, *_notes(name, human, scale), *near, *others),
+        notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
         previews=previews(fetched),
     )

@@ -159,20 +159,7 @@ def read_dataset(
         "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
     }
     named["annotators"] += [] if each is None else [each]
-    for parameter, columns in named.items():
-        if not columns and parameter in ("inputs", "outputs"):
-            listed = ", ".join(map(repr, table.columns))
-            raise ArgumentError(
-                f"{parameter} is not given. Name at least one column of {source}, which has "
-                f"{listed}."
-            )
-        try:
-            require_columns(table, parameter, columns)
-        except ArgumentError as error:
-            raise ArgumentError(
-                f"{error} Say what the columns of {source} are by {', '.join(named)}; those that "
-                "it lacks are None."
-            ) from None
+    _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
     rows = len(table)
@@ -199,6 +186,24 @@ def read_dataset(
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
+
+
+def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:
+    """Raise `ArgumentError` unless the table has all columns, inputs and outputs among them."""
+    for parameter, columns in named.items():
+        if not columns and parameter in ("inputs", "outputs"):
+            listed = ", ".join(map(repr, table.columns))
+            raise ArgumentError(
+                f"{parameter} is not given. Name at least one column of {source}, which has "
+                f"{listed}."
+            )
+        try:
+            require_columns(table, parameter, columns)
+        except ArgumentError as error:
+            raise ArgumentError(
+                f"{error} Say what the columns of {source} are by {', '.join(named)}; those that "
+                "it lacks are None."
+            ) from None
 
 
 def _one_row_an_item(

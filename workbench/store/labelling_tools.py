@@ -251,5 +251,5 @@ TOOLS: dict[str, tuple[Callable[[Record], bool], Reader]] = {
         lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
         _prodigy,
     ),
-    MIN: (lambda r: {"annotation_id", "annotator"} <= {*r}, _label_studio_min),
+    MIN: (lambda r: "annotation_id" in r, _label_studio_min),
 }

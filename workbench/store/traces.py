@@ -31,7 +31,7 @@ from mlflow.tracing.client import TracingClient
 from sqlalchemy.engine import make_url
 
 from workbench import compat
-from workbench.credentials import scrubbed, without_credentials
+from workbench.credentials import refusal, scrubbed, without_credentials
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
 from workbench.store.tables import digest, has_lone_surrogate, require_columns
 
@@ -53,25 +53,14 @@ def address() -> str:
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
 
-_REFUSED = re.compile(r"error code (401|403) != 200|^(UNAUTHENTICATED|PERMISSION_DENIED)\b")
-
-_PAGE = re.compile(r"<(!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
-
-
 def store_message(error: BaseException) -> str:
     """Return what a failure of the store means, without SQL and without credentials.
 
     The whole of what a database says goes to the log, as it repeats statements and their values.
     """
     text = scrubbed(str(error), mlflow.get_tracking_uri())
-    if found := _REFUSED.search(text):
-        if found[1] == "403" or found[2] == "PERMISSION_DENIED":
-            return "this user has no permission for that (403); the server's administrator gives it"
-        return (
-            "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        )
-    text = _PAGE.sub("a page of HTML", text)
+    if told := refusal(text):
+        return told
     if not (found := _SQL.search(text)):
         return text
     _log.info("the MLflow store failed: %s", text)
