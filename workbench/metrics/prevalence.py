@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, plain
+from workbench.formatting import counted, html_table, html_text, plain
 from workbench.metrics.coefficients import Coded
-from workbench.metrics.intervals import UNDEFINED, Interval, check_confidence, figure, ratio, wilson
+from workbench.metrics.intervals import (
+    UNDEFINED,
+    Array,
+    Interval,
+    check_confidence,
+    figure,
+    ratio,
+    wilson,
+)
 from workbench.scale import ABSTAIN
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
@@ -75,6 +84,39 @@ def lang_reiczigel(
     return Interval(_within(centre - margin), _within(centre + margin))
 
 
+def prediction_powered(
+    cells: Array, positive: int, n: int, confidence: float = 0.95
+) -> tuple[float, Interval]:
+    """Return the prevalence by prediction-powered inference (PPI++), and its interval.
+
+    ``cells[human, judge]`` counts the labelled items, shape (2, 2); ``positive`` of ``n`` other
+    verdicts are positive. The estimate is ``h + t (v - j)``: the labels' share of positives h,
+    corrected by how far the judge's share v on the others is from its share j on the labelled
+    items. The tuning t in [0, 1] makes the variance smallest; it is 0 for a judge that tells
+    nothing. Cut to [0, 1]; nan without labels or other verdicts. Sources: Angelopoulos, Bates,
+    Fannjiang, Jordan and Zrnic (2023), "Prediction-powered inference", Science 382, 669-674;
+    Angelopoulos, Duchi and Zrnic (2023), "PPI++: Efficient prediction-powered inference", arXiv
+    2311.01453, section 6. Their interval is too narrow where the judge makes few errors, so its
+    variance is that of the cells with half an item added to each.
+    """
+    labelled = int(cells.sum())
+    if not labelled or not n:
+        return math.nan, UNDEFINED
+    human, judge, others = cells[1].sum() / labelled, cells[:, 1].sum() / labelled, positive / n
+    every = labelled + n
+    share = (cells[:, 1].sum() + positive) / every
+    spread = share * (1 - share) * every / (every - 1)
+    covariance = cells[1, 1] / labelled - human * judge
+    tuning = _within(covariance / (1 + labelled / n) / spread) if spread else 0.0
+    value = human + tuning * (others - judge)
+    residual = np.array([[0.0, -tuning], [1.0, 1 - tuning]])
+    weights = (cells + 0.5) / (labelled + 2)
+    noise = (weights * residual**2).sum() - (weights * residual).sum() ** 2
+    error = math.sqrt(tuning**2 * others * (1 - others) / n + noise / labelled)
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return _within(value), Interval(_within(value - half), _within(value + half))
+
+
 @dataclass(frozen=True)
 class Prevalence:
     """Share of positive items behind a judge's verdicts, corrected for the judge's errors.
@@ -84,12 +126,18 @@ class Prevalence:
     n, positive, skipped
         Verdicts, positive ones among them, and abstentions and missing ones left out.
     observed, observed_interval
-        The judge's own rate of positive verdicts; Wilson interval.
+        The judge's own rate of positive verdicts; Wilson interval. It knows nothing of errors.
     corrected, interval
-        The rate corrected by tpr and tnr, in [0, 1], with an interval that includes the
-        uncertainty of these; nan where the judge does no better than chance.
+        The rate corrected by tpr and tnr (Rogan and Gladen), in [0, 1], with an interval that
+        includes the uncertainty of these; nan where the judge does no better than chance.
+    prediction_powered, prediction_powered_interval
+        The share by prediction-powered inference, which holds however bad the judge is, with an
+        interval that includes the error of the labelled sample. It takes the labelled items for
+        a random sample of all, while the former lets the two differ in prevalence.
     true_positive_rate, true_negative_rate, labelled
         The judge's rates on the labelled pairs, and the number of these.
+    reason
+        Why the correction is refused; "" where it is not.
     """
 
     n: int
@@ -102,25 +150,46 @@ class Prevalence:
     true_positive_rate: float
     true_negative_rate: float
     labelled: int
+    prediction_powered: float = math.nan
+    prediction_powered_interval: Interval = UNDEFINED
+    reason: str = ""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Index estimate; ``value``, ``low``, ``high``."""
+        rows = {
+            "as judged": (self.observed, *self.observed_interval),
+            "Rogan-Gladen": (self.corrected, *self.interval),
+            "prediction-powered": (self.prediction_powered, *self.prediction_powered_interval),
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
         return plain(vars(self))
 
     def __repr__(self) -> str:
+        powered = figure(self.prediction_powered, self.prediction_powered_interval)
+        why = f". {self.reason}" if self.reason else ""
         return (
             f"<Prevalence of {self.n} verdicts: {figure(self.observed, self.observed_interval)} as "
-            f"judged, {figure(self.corrected, self.interval)} corrected>"
+            f"judged, {figure(self.corrected, self.interval)} corrected, {powered} by "
+            f"prediction-powered inference{why}>"
         )
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table) + f"<div>{html_text(self.reason)}</div>" * bool(self.reason)
 
 
 def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.95) -> Prevalence:
     """Estimate the share of positives among verdicts on unlabelled items.
 
     A judge that errs one way more than the other reports a wrong rate however many items it
-    judges. Its true positive and true negative rates on the labelled ``pairs`` correct that
-    (Rogan and Gladen 1978), at the price of a wider interval (Lang and Reiczigel 2014). The pairs
-    must be like the unlabelled items, and must not be those that the judge was aligned on.
+    judges. Its errors on the labelled ``pairs`` correct that in two ways, both at the price of a
+    wider interval: by its true positive and true negative rates (Rogan and Gladen 1978, interval
+    of Lang and Reiczigel 2014), which is refused where they add up to 1 or less, and by
+    prediction-powered inference (Angelopoulos et al. 2023). The pairs must be like the unlabelled
+    items, and must not be those that the judge was aligned on.
 
     Parameters
     ----------
@@ -149,13 +218,20 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
     coded = Coded.of(pairs)
-    labelled: dict[str, int] = {}
-    for side, name in ((1, "positives"), (0, "negatives")):
-        of_side = coded.human == side
-        labelled[f"human_{name}"] = int(of_side.sum())
-        labelled[f"true_{name}"] = int((of_side & (coded.judge == side)).sum())
-    tpr = ratio(labelled["true_positives"], labelled["human_positives"])
-    tnr = ratio(labelled["true_negatives"], labelled["human_negatives"])
+    cells = np.zeros((2, 2), dtype=int)
+    np.add.at(cells, (coded.human, coded.judge), 1)
+    negatives, positives = (int(count) for count in cells.sum(axis=1))
+    tpr, tnr = ratio(cells[1, 1], positives), ratio(cells[0, 0], negatives)
+    powered, powered_interval = prediction_powered(cells, positive, n, confidence)
+    interval = lang_reiczigel(
+        positive,
+        n,
+        true_positives=int(cells[1, 1]),
+        human_positives=positives,
+        true_negatives=int(cells[0, 0]),
+        human_negatives=negatives,
+        confidence=confidence,
+    )
     return Prevalence(
         n=n,
         positive=positive,
@@ -163,11 +239,29 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
         observed=ratio(positive, n),
         observed_interval=wilson(positive, n, confidence),
         corrected=rogan_gladen(ratio(positive, n), tpr, tnr),
-        interval=lang_reiczigel(positive, n, **labelled, confidence=confidence),
+        interval=interval,
         true_positive_rate=tpr,
         true_negative_rate=tnr,
-        labelled=len(coded.human),
+        labelled=int(cells.sum()),
+        prediction_powered=powered,
+        prediction_powered_interval=powered_interval,
+        reason=_why_refused(n, tpr, tnr),
     )
+
+
+def _why_refused(n: int, tpr: float, tnr: float) -> str:
+    """Why the judge's rates do not correct its verdicts; "" where they do."""
+    if not n:
+        return "There is no verdict to correct."
+    if math.isnan(tpr + tnr):
+        side = "positive" if math.isnan(tpr) else "negative"
+        return f"No correction: no pair is labelled {side}, so that one of the rates is not known."
+    if tpr + tnr <= 1:
+        return (
+            f"No correction: sensitivity {tpr:.3f} and specificity {tnr:.3f} add up to no more "
+            "than 1, so that the verdicts tell no more than chance. Align the judge first."
+        )
+    return ""
 
 
 # -- estimates from labels that were drawn --------------------------------------------------
