@@ -20,7 +20,7 @@ from mlflow.tracing.constant import AssessmentMetadataKey
 from workbench.errors import ArgumentError, BudgetError
 from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprint
-from workbench.judging.requests import Asker, judge_examples
+from workbench.judging.requests import Asker, judge_many
 from workbench.judging.verdicts import (
     FINGERPRINT_KEY,
     RECORDED_KEY,
@@ -55,6 +55,9 @@ class Assessed:
         US dollars and tokens paid in this run; None where price or count are not known.
     fingerprint
         Of the judge version that gave the verdicts.
+    samples
+        One row a trace and sample, as ``table`` with a column ``sample`` from 0; sample 0 is the
+        verdict of ``table``.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Assessed:
     fingerprint: str
     seconds: float
     previews: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    samples: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     @property
     def failures(self) -> pd.DataFrame:
@@ -102,6 +106,7 @@ def assess(
     cache: bool = True,
     log: bool = True,
     budget: Budget | int | None = None,
+    samples: int = 1,
     progress: bool = True,
 ) -> Assessed:
     """Let the judge rate traces and log its verdicts to MLflow.
@@ -126,11 +131,17 @@ def assess(
         Model calls at most, or a `workbench.Budget`, which `align` can share. It is never
         exceeded by a single call; where it ends before all is judged, what was judged is kept and
         logged. Verdicts that are there already, and answers from the cache, are free.
+    samples
+        Times that each trace is judged, at least 1 (see `self_agreement`). The first answer is the
+        verdict, and only it is logged, so that a version has one verdict a trace; the others are in
+        ``.samples`` and in the cache. Where sampling is off (temperature 0) all may be alike.
     progress
         Show a progress bar.
 
     Raises
     ------
+    ArgumentError
+        For fewer samples than 1, and a judge without a name or of whole conversations.
     UnreachableModelError, CredentialError, ModelError
         When the model cannot answer at all. What was judged before is kept.
     BudgetError
@@ -139,7 +150,7 @@ def assess(
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     started = time.monotonic()
-    _check(judge)
+    _check(judge, samples)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
     traces = list(traces) if isinstance(traces, Iterator) else traces
@@ -148,10 +159,10 @@ def assess(
         check_not_deleted(experiment)
     earlier = {trace.info.trace_id: _earlier_verdict(trace, judge.name, mark) for trace in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
-    todo = _examples([i for i in earlier if i not in known], traces)
+    todo = _questions(judge, list(earlier), known, samples, traces)
     if (recorder := recording.recorder()) is not None and known:
         _record(recorder, judge, _examples(list(known), traces), known)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerCache()) if cache else None
@@ -160,22 +171,23 @@ def assess(
         infos = {trace.info.trace_id: trace.info for trace in fetched}
 
         def keep(verdict: Verdict) -> None:
-            verdicts[verdict.trace_id] = verdict
+            verdicts[verdict.trace_id, verdict.sample] = verdict
             before = earlier[verdict.trace_id]
             failed_alike = before is not None and before.error == verdict.error is not None
-            if writer is not None and not failed_alike:
+            if writer is not None and not failed_alike and verdict.sample == 0:
                 writer.put(_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
         try:
-            judge_examples(judge, todo, runner, on_verdict=keep, progress=shown)
+            judge_many(todo, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
-            if missing := len(todo) - len(verdicts):
-                raise _too_small(error, len(fetched), missing, log) from None
-    rows = [known.get(trace_id) or verdicts[trace_id] for trace_id in earlier]
+            if missing := len(earlier) * samples - len(verdicts):
+                raise _too_small(error, len(earlier) * samples, missing, log) from None
+    rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
+    table = _table(rows)
     return Assessed(
         name=judge.name,
-        table=_table(rows),
+        table=table.head(len(earlier)).drop(columns="sample"),
         calls=sum(v.calls for v in rows),
         cost=total(*(v.cost for v in rows)),
         input_tokens=total(*(v.input_tokens for v in rows)),
@@ -183,10 +195,13 @@ def assess(
         fingerprint=mark,
         seconds=time.monotonic() - started,
         previews=previews(fetched),
+        samples=table,
     )
 
 
-def _check(judge: Judge) -> None:
+def _check(judge: Judge, samples: int) -> None:
+    if samples < 1:
+        raise ArgumentError(f"samples={samples!r} must be 1 or more: how often to judge a trace.")
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):
@@ -253,12 +268,12 @@ def _record(
     recorder.save()
 
 
-def _too_small(error: BudgetError, traces: int, missing: int, log: bool) -> BudgetError:
+def _too_small(error: BudgetError, needed: int, missing: int, log: bool) -> BudgetError:
     kept = "kept and logged" if log else "kept"
     return BudgetError(
-        f"{error} {traces - missing} of {traces} traces are judged, which is {kept}; {missing} "
+        f"{error} {needed - missing} of {needed} verdicts are given, which is {kept}; {missing} "
         f"more need a call each, and failed ones are repeated. A budget for all of them has at "
-        f"least {traces} calls, and more if an alignment shares it."
+        f"least {needed} calls, and more if an alignment shares it."
     )
 
 
@@ -299,6 +314,16 @@ def _examples(trace_ids: Sequence[str], traces: Any) -> list[Example]:
     return [as_example(trace) for trace in fetch_traces(wanted)]
 
 
+def _questions(
+    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
+) -> list[tuple[Judge, Example, int]]:
+    """What is to be asked, all first samples before any second one."""
+    unknown = [i for i in trace_ids if i not in known]
+    items = {one.trace_id: one for one in _examples(trace_ids if samples > 1 else unknown, traces)}
+    again = ((i, sample) for sample in range(1, samples) for i in trace_ids)
+    return [(judge, items[i], sample) for i, sample in (*((i, 0) for i in unknown), *again)]
+
+
 def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
     own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
@@ -316,6 +341,6 @@ def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
 
 
 def _table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    columns = ["trace_id", "value", "rationale", "error", "cached"]
+    columns = ["trace_id", "sample", "value", "rationale", "error", "cached"]
     rows = [[getattr(verdict, column) for column in columns] for verdict in verdicts]
-    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"cached": bool})
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"sample": int, "cached": bool})

@@ -80,8 +80,8 @@ def judge_many(
     verdicts: dict[int, Verdict] = {}
 
     def settle(index: int, outcome: Outcome) -> None:
-        asker, item, _ = asked[index]
-        verdicts[index] = asker.verdict(item, outcome)
+        asker, item, sample = asked[index]
+        verdicts[index] = replace(asker.verdict(item, outcome), sample=sample)
         if on_verdict is not None:
             on_verdict(verdicts[index])
 

@@ -33,7 +33,7 @@ class Verdict:
     where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
     None where the provider does not count them. ``calls`` counts the requests made for it, retries
     included, and ``cached`` tells that nothing was paid. ``usage`` is what the answer has cost at
-    whatever time.
+    whatever time, and ``sample`` the number of the answer where a judge is asked several times.
     """
 
     trace_id: str
@@ -47,6 +47,7 @@ class Verdict:
     cached: bool = False
     calls: int = 0
     usage: Usage = field(default=UNPAID, compare=False, repr=False)
+    sample: int = 0
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def labels_needed(
     classes
         Class -> its prevalence, in (0, 1]: as many labels as bring, with probability ``power``,
         enough items of each class for an interval of ``width`` (0.2 where none is given) of the
-        judge's recall on it. ``agreement(pairs).class_shares["human"]`` has those of earlier labels.
+        judge's recall on it. Those of earlier labels: ``agreement(pairs).class_shares["human"]``.
     accuracy
         Of the judge as it is, expected, in [0, 1]. None is the worst case.
     differing

@@ -1,0 +1,312 @@
+"""A judge with itself: asked the same again, and with its options in another order."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+from mlflow.genai.judges.instructions_judge import InstructionsJudge
+
+from workbench.compat import options
+from workbench.errors import ArgumentError, PairingError, ScaleError
+from workbench.formatting import counted, html_table, html_text, plain, with_content
+from workbench.judging.assessment import Assessed, assess
+from workbench.judging.judge import from_options
+from workbench.judging.requests import judge_examples
+from workbench.metrics.annotators import annotator_agreement
+from workbench.metrics.intervals import (
+    UNDEFINED,
+    Bootstrap,
+    Interval,
+    check_confidence,
+    figure,
+    wilson,
+)
+from workbench.models.budget import Budget
+from workbench.models.cache import AnswerCache
+from workbench.models.runner import Runner
+from workbench.pairing.pairs import Pairs, pair
+from workbench.scale import ABSTAIN, Scale, scale_of
+from workbench.store.traces import examples
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+
+@dataclass(frozen=True, repr=False)
+class SelfAgreement:
+    """How well a judge agrees with itself, and what that leaves of its agreement with people.
+
+    Attributes
+    ----------
+    samples
+        Answers to each item.
+    table
+        Index figure; ``value`` in [0, 1] (alpha: at most 1), ``low``, ``high``, ``n`` items.
+        *all answers agree*: share of items on which all are equal (Wilson interval). *two answers
+        agree*: the probability of that. *alpha*: Krippendorff's, corrected for chance.
+        *ceiling of one answer*: mean share of the most frequent answer, which is the accuracy of
+        one answer if the majority were always right; somewhat too high with few samples.
+        *accuracy of one answer* and *of the majority*: against people's labels; the verdict that
+        is logged is one answer. *changed by reversed options*: share of first answers that are
+        another one when the judge's options are listed in reverse; the same question asked again
+        changes 1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say why.
+    flips
+        Items on which the answers differ, the most contested first: ``trace_id``, ``answers``
+        (value -> count), ``majority``, ``share`` of it, and ``human``, None without a label.
+    failures
+        Items that are left out, since a call for them failed.
+    notes
+        Why figures are undefined, and what is left out.
+    """
+
+    name: str
+    samples: int
+    table: pd.DataFrame
+    flips: pd.DataFrame
+    failures: int
+    notes: tuple[str, ...]
+    previews: Any = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        names = ("name", "samples", "failures", "notes", "flips")
+        data: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return plain({**data, "figures": self.table.reset_index()})
+
+    def __repr__(self) -> str:
+        value, low, high, n = map(float, self.table.to_numpy()[0])
+        return (
+            f"<SelfAgreement of {self.name!r}: all {self.samples} answers agree on "
+            f"{figure(value, Interval(low, high))} of {counted(int(n), 'item')}, "
+            f"{counted(len(self.flips), 'flip')}>\n{self.table.to_string()}"
+        )
+
+    def _repr_html_(self) -> str:
+        flips = with_content(self.flips.head(10), self.previews or {})
+        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
+        return html_table(self.table) + notes + html_table(flips, index=False) * bool(len(flips))
+
+
+def self_agreement(
+    judge_or_assessed: Judge | Assessed,
+    pairs_or_traces: Any = None,
+    *,
+    samples: int = 5,
+    reverse: bool = True,
+    log: bool = True,
+    cache: bool = True,
+    budget: Budget | int | None = None,
+    progress: bool = True,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> SelfAgreement:
+    """Measure how often a judge gives the same answer to the same question.
+
+    Parameters
+    ----------
+    judge_or_assessed
+        A judge, which is asked ``samples`` times, or what `assess` gave with ``samples``.
+    pairs_or_traces
+        What to judge: `Pairs`, whose labels are then compared with, or what `assess` takes as
+        traces, whose labels are read where there are any. With an `Assessed`, the labels alone.
+    samples
+        Answers to each item, at least 2.
+    reverse
+        Ask once more with the options of the judge's Literal in reversed order. The copy's answers
+        are not logged. Words in the instructions stay as they are.
+    log, cache, budget, progress
+        As in `assess`: of all answers only the first is logged.
+    confidence, seed, resamples
+        Of the intervals; seed and resamples of the bootstrap.
+
+    Raises
+    ------
+    ArgumentError
+        For fewer samples than 2. What `assess` raises is raised here.
+    """
+    check_confidence(confidence)
+    notes: list[str] = []
+    assessed, turned, given = judge_or_assessed, None, judge_or_assessed
+    if not isinstance(given, Assessed):
+        _check_samples(samples)
+        how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
+        assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
+        turned = _reversed_answers(given, assessed, **how) if reverse else None
+    assert isinstance(assessed, Assessed)
+    samples = int(assessed.samples["sample"].max() + 1) if len(assessed.table) else samples
+    _check_samples(samples)
+    if turned is None:
+        notes.append(
+            "The order of options was not reversed: that takes reverse=True and a judge with "
+            "instructions and a Literal as feedback_value_type."
+        )
+    people, scale = _labels(given, pairs_or_traces, notes)
+    answers, failed = _complete(assessed.samples, samples, scale)
+    if failed:
+        notes.append(f"Left out, since a call for them failed: {counted(failed, 'item')}.")
+    rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    changed = [
+        float(_read(value, scale) != answers[i][0])
+        for i, value in (turned or {}).items()
+        if i in answers
+    ]
+    return SelfAgreement(
+        name=assessed.name,
+        samples=samples,
+        table=_table(answers, people, changed, scale, _distinct(answers, assessed), **rest),
+        flips=_flips(answers, people),
+        failures=failed,
+        notes=tuple(notes),
+        previews=assessed.previews,
+    )
+
+
+def _check_samples(samples: int) -> None:
+    if samples < 2:
+        raise ArgumentError(
+            f"samples={samples!r}: it takes 2 answers to an item or more to tell whether a judge "
+            "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
+        )
+
+
+def _reversed_answers(
+    judge: Judge, assessed: Assessed, *, cache: bool, budget: Budget, progress: bool
+) -> dict[str, Any] | None:
+    """Trace id -> answer of a copy with its options reversed; None where it has no options."""
+    if get_origin(getattr(judge, "feedback_value_type", None)) is not Literal:
+        return None
+    if not isinstance(judge, InstructionsJudge):
+        return None
+    turned: Any = Literal.__getitem__(tuple(reversed(get_args(judge.feedback_value_type))))
+    copy = from_options({**options(judge), "feedback_value_type": turned})
+    items = examples(list(assessed.table["trace_id"]))
+    shown = "judging with reversed options" if progress else None
+    with ExitStack() as stack:
+        kept = stack.enter_context(AnswerCache()) if cache else None
+        runner = stack.enter_context(Runner(cache=kept, budget=budget))
+        # On the judge's own scale: the order of a Literal tells which value is the better one.
+        verdicts = judge_examples(copy, items, runner, scale=scale_of(judge), progress=shown)
+    return {one.trace_id: one.value for one in verdicts if one.error is None}
+
+
+def _labels(given: Any, pairs_or_traces: Any, notes: list[str]) -> tuple[dict[str, Any], Any]:
+    """Trace id -> human label, and the scale; notes why there are none."""
+    found, why = pairs_or_traces, "no labels are given with what assess returned."
+    scale = None if isinstance(given, Assessed) else scale_of(given)
+    if not isinstance(found, Pairs):
+        try:
+            judged = isinstance(given, Assessed) and pairs_or_traces is None
+            whose = given.name if isinstance(given, Assessed) else given
+            found = None if judged else pair(whose, pairs_or_traces)
+        except (PairingError, ScaleError) as error:
+            found, why = None, str(error)
+    if found is None:
+        notes.append(f"No agreement with people: {why}")
+        return {}, scale
+    return dict(zip(found.trace_ids, found.table["human"], strict=True)), found.scale
+
+
+def _read(value: Any, scale: Scale | None) -> Any:
+    """An answer as the scale has it, as it is where the scale does not have it."""
+    try:
+        return value if scale is None else scale.normalise(value)
+    except ScaleError:
+        return value
+
+
+def _complete(
+    table: pd.DataFrame, samples: int, scale: Scale | None
+) -> tuple[dict[str, list[Any]], int]:
+    """Trace id -> all answers in order, where no call failed; and how many items are left out."""
+    usable = table[table["error"].isna()]
+    by_item: dict[str, list[Any]] = {i: [] for i in table["trace_id"]}
+    for trace_id, value in zip(usable["trace_id"], usable["value"], strict=True):
+        by_item[trace_id].append(_read(value, scale))
+    complete = {i: given for i, given in by_item.items() if len(given) == samples}
+    return complete, len(by_item) - len(complete)
+
+
+def _table(
+    answers: Mapping[str, Sequence[Any]],
+    people: Mapping[str, Any],
+    changed: Sequence[float],
+    scale: Scale | None,
+    share: float,
+    **how: Any,
+) -> pd.DataFrame:
+    """The figures of `SelfAgreement.table`; ``share`` of the items are no repetitions."""
+    counts = [Counter(given).values() for given in answers.values()]
+    k = len(next(iter(answers.values()), ()))
+    two = [sum(c * (c - 1) for c in each) / (k * (k - 1)) for each in counts]
+    labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
+    ratings = {i: one for i, one in labelled.items() if one is not None}
+    one, most = ([each[j] for each in ratings.values()] for j in (0, 1))
+    votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
+    among = annotator_agreement(votes, scale=scale, **how) if len(votes) else None
+    alpha = (among.alpha, *among.alpha_interval) if among else (math.nan, *UNDEFINED)
+    mean = partial(_mean, share, how)
+    rows = {
+        "all answers agree": mean([float(len(each) == 1) for each in counts]),
+        "two answers agree": mean(two),
+        "alpha": (*alpha, len(votes)),
+        "ceiling of one answer": mean([max(each) / k for each in counts]),
+        "accuracy of one answer": mean(one),
+        "accuracy of the majority": mean(most),
+        "changed by reversed options": mean(changed),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
+    return table.rename_axis("figure").astype({"n": int})
+
+
+def _distinct(answers: Mapping[str, Any], assessed: Assessed) -> float:
+    """Share of items that differ in inputs or outputs: repetitions are no more evidence."""
+    seen = [assessed.previews.get(i, ("", "")) for i in answers]
+    known = [texts for texts in seen if any(texts)]
+    return (len(set(known)) + len(seen) - len(known)) / len(seen) if seen else 1.0
+
+
+def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
+    """How right one answer and the majority are, a tie by half; None where all abstain."""
+    counts = Counter(value for value in given if value is not ABSTAIN)
+    if not counts:
+        return None
+    most = [value for value, count in counts.items() if count == max(counts.values())]
+    return counts[label] / counts.total(), (label in most) / len(most)
+
+
+def _mean(
+    share: float, how: Mapping[str, Any], values: Sequence[float]
+) -> tuple[float, float, float, int]:
+    """A mean of shares with its interval: Wilson's for yes and no, else a bootstrap's."""
+    n, total = len(values), math.fsum(values)
+    levels, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    interval = wilson(total * share, n * share, how["confidence"])
+    if not set(levels) <= {0.0, 1.0}:
+        sample = Bootstrap(counts, **how, distinct=round(n * share))
+        drawn = sample.interval(lambda items: items @ levels / sample.n, spread=True)
+        interval = interval if math.isnan(drawn.low) else drawn
+    return (total / n if n else math.nan, *interval, n)
+
+
+def _flips(answers: Mapping[str, Sequence[Any]], people: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    for trace_id, given in answers.items():
+        counts = Counter(given).most_common()
+        if len(counts) > 1:
+            shown = [("N/A" if value is ABSTAIN else value, count) for value, count in counts]
+            value, count = shown[0]
+            label = people.get(trace_id)
+            rows.append((trace_id, dict(shown), value, count / len(given), label))
+    columns = ["trace_id", "answers", "majority", "share", "human"]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        "share", kind="stable", ignore_index=True
+    )
