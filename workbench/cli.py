@@ -1,7 +1,8 @@
-"""The command ``workbench``: run a notebook with parameters and say where its results lie."""
+"""The command ``workbench``: run a notebook with parameters, and check a judge, as in CI."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,42 @@ def params(notebook: str) -> None:
         click.echo(f"{written:<{min(width, 48)}}  # {p.help}" if p.help else written)
 
 
+@main.command()
+@click.argument("name")
+@click.option("--accuracy", type=float, help="Least share of equal values.")
+@click.option("--kappa", type=float, help="Least Cohen's kappa.")
+@click.option("--sensitivity", type=float, help="Least share of people's positives found.")
+@click.option("--specificity", type=float, help="Least share of people's negatives found.")
+@click.option("--experiment", help="Name or id; the active one by default.")
+@click.option("--version", type=int, help="Of the judge; the newest by default.")
+@click.option("--budget", type=int, help="Model calls at most, for traces not judged yet.")
+def check(
+    name: str,
+    experiment: str | None,
+    version: int | None,
+    budget: int | None,
+    **thresholds: float | None,
+) -> None:
+    """Check the registered judge NAME against the labelled traces that it did not learn from.
+
+    It passes if the lower end of each 95 % interval is above its threshold. Without a threshold,
+    sensitivity and specificity must be above 0.8. The store is that of MLFLOW_TRACKING_URI.
+    Exit status: 0 passed, 1 not passed, 2 could not be checked.
+    """
+    with _errors(exit_code=2):
+        import mlflow
+
+        from workbench.alignment.certificate import check_registered
+        from workbench.store.traces import find_experiment_id
+
+        if experiment is not None:
+            found = find_experiment_id(experiment, create=False)
+            mlflow.set_experiment(experiment_id=found)
+        certificate = check_registered(name, version, budget=budget, **thresholds)
+    click.echo(str(certificate))
+    raise SystemExit(0 if certificate.passed else 1)
+
+
 @contextmanager
 def _errors(*, exit_code: int) -> Iterator[None]:
     """End the command with an error in one line; 130 when it is interrupted."""
@@ -140,3 +177,7 @@ def _errors(*, exit_code: int) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         click.echo(f"\n{stop}", err=True)
         raise SystemExit(130) from None
+    except Exception:
+        # Python would end with 1, which may mean something else.
+        traceback.print_exc()
+        raise SystemExit(exit_code) from None

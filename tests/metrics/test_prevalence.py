@@ -1,30 +1,23 @@
-"""Shares among all items: corrected verdicts, and labels that rules and chance have chosen."""
+"""The share of positives behind a judge's verdicts, by Rogan-Gladen and by PPI."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_pairs import GRADES, from_confusion, make_pairs
 
 from workbench.errors import ArgumentError, ScaleError
-from workbench.labeling.ordering import Known, put_in_order
 from workbench.metrics.prevalence import (
     lang_reiczigel,
+    prediction_powered,
     prevalence,
     rogan_gladen,
-    sampled_accuracy,
-    sampled_prevalence,
-    sampled_share,
 )
-
-# -- correction for the judge's errors --------------------------------------------------------
 
 
 def test_rogan_gladen_by_hand_and_its_limits() -> None:
@@ -77,144 +70,100 @@ def test_prevalence_undoes_the_judges_bias_and_skips_abstentions() -> None:
         prevalence(pairs, ["perhaps"])
 
 
-# -- estimates from labels that were drawn ----------------------------------------------------
+# -- prediction-powered inference -------------------------------------------------------------
 
 
-def table(*rows: Sequence[object]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["trace_id", "draw", "pool", "probability", "value"])
-
-
-def labelled(parts: list[dict[str, str]], counts: list[int], seed: int, **how: Any) -> pd.DataFrame:
-    """Labels of a queue that grows: so many of the items of each part, and of those left before.
-
-    The judge's samples differ on each yes, so that rules prefer these.
-    """
-    samples = {"yes": ("yes", "no", "yes"), "no": ("no", "no", "no")}
-    labels: list[Sequence[object]] = []
-    waiting: list[Known] = []
-    truth: dict[str, str] = {}
-    for part, count in zip(parts, counts, strict=True):
-        truth |= part
-        waiting += [Known(i, verdicts=samples[v]) for i, v in part.items()]
-        options = {"seed": seed, "drawn": len(labels), "pool": len(truth), **how}
-        drawn = put_in_order(waiting, **options).queue[:count]
-        for one in drawn:
-            chance = 1 / (len(truth) - len(labels)) if one.how == "random" else None
-            labels.append((one.trace_id, len(labels) + 1, len(truth), chance, truth[one.trace_id]))
-        done = {one.trace_id for one in drawn}
-        waiting = [item for item in waiting if item.trace_id not in done]
-    return table(*labels)
-
-
-def items(size: int, share: float, name: str = "t") -> dict[str, str]:
-    """Trace id -> label; the first ones are a yes."""
-    return {f"{name}{n}": "yes" if n < share * size else "no" for n in range(size)}
-
-
-def assert_unbiased(estimate: Callable[[int], float], truth: float, runs: int = 150) -> None:
-    """The mean over many seeds is the truth, within four standard errors."""
-    found = [estimate(seed) for seed in range(runs)]
-    error = statistics.stdev(found) / math.sqrt(runs)
-    assert error < 0.03
-    assert abs(statistics.fmean(found) - truth) < 4 * error
-
-
-def test_by_hand() -> None:
-    """The first draw estimates 4 (yes) / 4; the third (1 yes before, no / (1/2)) / 4."""
-    rows = table(("a", 1, 4, 1 / 4, "yes"), ("b", 2, 4, None, "no"), ("c", 3, 4, 1 / 2, "no"))
-    estimate = sampled_prevalence(rows, "yes")
-    assert estimate.value == pytest.approx((1 + 1 / 4) / 2)
-    assert (estimate.n, estimate.random) == (3, 2)
-    half = 12.7062 * math.sqrt(2 * 0.375**2 / 2)  # t of one degree of freedom
-    assert estimate.interval == (max(0.0, 0.625 - half), 1.0)
-    wide = sampled_prevalence(rows, "yes", confidence=0.1).interval
-    assert wide.high - 0.625 == pytest.approx(0.158384 * 0.375, rel=1e-4)
-
-
+# What ppi-python 0.2.3 gives: ppi_mean_pointestimate and ppi_mean_ci(alpha=0.05).
 @pytest.mark.parametrize(
-    ("at", "chance", "value"),
+    ("cells", "positive", "n", "value", "interval"),
     [
-        ([1, 3, 2], 1 / 4, (0 + 1 / 4) / 2),  # after the first draw
-        ([2, 3, 1], 1 / 3, (1 / 4 + 1 / 4) / 2),  # before it
+        ([[90, 10], [20, 80]], 29, 100, 0.46113097, (0.39855269, 0.52370925)),
+        ([[52, 8], [5, 35]], 400, 1000, 0.37983632, (0.31129641, 0.44837622)),
+        ([[5, 5], [5, 5]], 30, 100, 0.5, (0.28086936, 0.71913064)),
+        ([[20, 30], [30, 20]], 30, 100, 0.5, (0.4020018, 0.5979982)),
     ],
 )
-def test_a_label_from_elsewhere_counts_from_when_it_was_made(
-    at: list[int], chance: float, value: float
+def test_prediction_powered_inference_is_that_of_its_authors(
+    cells: list[list[int]], positive: int, n: int, value: float, interval: tuple[float, float]
 ) -> None:
-    """The yes of ``c`` is known to the draws that came after it."""
-    rows = table(("a", 1, 4, chance, "no"), ("b", 2, 4, 1 / 2, "no"), ("c", None, 4, None, "yes"))
-    assert sampled_prevalence(rows.assign(at=at), "yes").value == pytest.approx(value)
+    """Half an item in each cell makes the interval a trifle wider than theirs."""
+    found = prediction_powered(np.array(cells), positive, n)
+    assert found[0] == pytest.approx(value, abs=1e-8)
+    assert found[1] == pytest.approx(interval, abs=2e-3)
+    assert found[1].low <= interval[0] + 1e-8
+    assert found[1].high >= interval[1] - 1e-8
 
 
-@pytest.mark.parametrize("order", ["disagreement", "balance"])
-def test_it_is_unbiased_where_the_plain_mean_is_not(order: str) -> None:
-    """A fifth is a yes, and the rule prefers these."""
-    plain = []
-
-    def estimate(seed: int) -> float:
-        rows = labelled([items(40, 0.2)], [16], seed, order=order, random_share=0.5)
-        plain.append(float((rows["value"] == "yes").mean()))
-        return sampled_prevalence(rows, "yes").value
-
-    assert_unbiased(estimate, 0.2)
-    assert abs(statistics.fmean(plain) - 0.2) > 0.05
+def test_prediction_powered_inference_by_hand() -> None:
+    """2 of 4 labels are positive, the judge says 1 of 4, and 4 of 8 elsewhere."""
+    spread = 5 / 12 * 7 / 12 * 12 / 11
+    tuning = (1 / 4 - 1 / 2 * 1 / 4) / (1 + 4 / 8) / spread
+    assert prediction_powered(np.array([[2, 0], [1, 1]]), 4, 8)[0] == pytest.approx(
+        0.5 + tuning * (0.5 - 0.25)
+    )
 
 
+def test_degenerate_samples_claim_no_certainty() -> None:
+    """Labels all alike, a judge without error, a single label: intervals keep a width."""
+    for cells, positive, n in (([[30, 0], [0, 0]], 0, 10), ([[15, 0], [0, 15]], 500, 1000)):
+        value, (low, high) = prediction_powered(np.array(cells), positive, n)
+        assert low <= value <= high
+        assert high - low > 0.05
+    assert prediction_powered(np.array([[1, 0], [0, 0]]), 1, 1)[1].high > 0.9
+    assert math.isnan(prediction_powered(np.zeros((2, 2), int), 3, 10)[0])
+    assert math.isnan(prediction_powered(np.ones((2, 2), int), 0, 0)[0])
+
+
+counts = st.integers(0, 40)
+
+
+@given(st.lists(counts, min_size=4, max_size=4), st.integers(0, 50), st.integers(0, 50))
+def test_it_is_the_same_seen_from_the_other_side(
+    cells: list[int], positive: int, negative: int
+) -> None:
+    """Calling positives negatives, and negatives positives, turns the estimate around 1/2."""
+    table, n = np.array(cells).reshape(2, 2), positive + negative
+    value, (low, high) = prediction_powered(table, positive, n)
+    other, (from_above, from_below) = prediction_powered(table[::-1, ::-1], negative, n)
+    if n and table.sum():
+        assert [value, low, high] == pytest.approx([1 - other, 1 - from_below, 1 - from_above])
+        assert 0 <= low <= value <= high <= 1
+    else:
+        assert math.isnan(value)
+        assert math.isnan(other)
+
+
+def test_rogan_gladen_is_refused_with_the_reason_and_the_rest_stands() -> None:
+    """A judge that tells nothing leaves what the labels alone say."""
+    useless = prevalence(from_confusion([[20, 30], [30, 20]]), ["yes"] * 3 + ["no"] * 7)
+    assert math.isnan(useless.corrected)
+    assert "add up to no more than 1" in useless.reason
+    assert useless.reason in repr(useless)
+    assert useless.reason in useless._repr_html_()
+    assert useless.prediction_powered == pytest.approx(0.5)
+    assert useless.table["value"].isna().tolist() == [False, True, False]
+    one_sided = prevalence(from_confusion([[5, 5], [0, 0]]), ["yes", "no"])
+    assert "no pair is labelled positive" in one_sided.reason
+    assert (
+        prevalence(from_confusion([[5, 0], [0, 5]]), []).reason == "There is no verdict to correct."
+    )
+    json.dumps(one_sided.to_dict(), allow_nan=False)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "counts",
-    [
-        [20, 12, 9],  # batches: each is labelled to its end before the next one begins
-        [7, 6, 12],  # traces that join while most of those before them still wait
-    ],
-)
-def test_it_is_unbiased_where_the_queue_grows(counts: list[int]) -> None:
-    """A half of the first part is a yes, 2 of 12 of the second, a quarter of the third."""
-    parts = [items(20, 0.5, "a"), items(12, 0.16, "b"), items(20, 0.25, "c")]
-    how = {"order": "disagreement", "random_share": 0.7}
-    assert_unbiased(
-        lambda seed: sampled_prevalence(labelled(parts, counts, seed, **how), "yes").value, 17 / 52
-    )
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    """With some dozens of random draws."""
-    how = {"order": "balance", "random_share": 0.4}
-    rows = (labelled([items(300, 0.2)], [120], seed, **how) for seed in range(80))
-    held = sum(0.2 in sampled_prevalence(one, "yes").interval for one in rows)
-    assert 0.85 <= held / 80 <= 1.0
-
-
-def test_what_has_no_answer_counts_neither_way() -> None:
-    """Skips leave a gap in the draws, abstentions a row without a value."""
-    truth = {f"t{n}": "yes" if n % 2 else "no" for n in range(60)}
-    silent = {f"t{n}" for n in range(0, 60, 6)}
-
-    def estimate(seed: int) -> float:
-        rows = labelled([truth], [30], seed)
-        rows["value"] = rows["value"].mask(rows["trace_id"].isin(silent))
-        return sampled_prevalence(rows[rows["trace_id"] != "t12"], "yes").value
-
-    assert_unbiased(estimate, 30 / 50)
-
-
-def test_accuracy_is_that_of_the_pairs() -> None:
-    """The judge is right on 3 of 4 items of the queue, whatever was drawn first."""
-    truth = {"t000": "yes", "t001": "yes", "t002": "no", "t003": "no"}
-    pairs = make_pairs([*truth.values()], ["yes", "yes", "no", "yes"])
-    assert_unbiased(
-        lambda seed: sampled_accuracy(pairs, labelled([truth], [2], seed)).value, 0.75, runs=200
-    )
-
-
-def test_what_can_not_be_estimated_is_nan_and_not_nothing() -> None:
-    """Without a random draw, or an answer, nothing is known of the rest."""
-    rule = table(("a", 1, 4, None, "yes"), ("b", 2, 4, None, "no"))
-    assert math.isnan(sampled_prevalence(rule, "yes").value)
-    assert math.isnan(sampled_prevalence(table(), "yes").value)
-    assert math.isnan(sampled_share(table(("a", 1, 4, 0.25, "yes")), {}).value)
-    single = sampled_prevalence(table(("a", 1, 4, 0.25, "yes")), "yes")
-    assert single.value == 1
-    assert math.isnan(single.interval.low)
-    assert single.to_dict()["interval"] == [None, None]
-    with pytest.raises(ArgumentError, match="one question"):
-        sampled_prevalence(table(("a", 1, 4, 0.25, "yes"), ("a", 1, 4, 0.25, "no")), "yes")
+    ("labelled", "truth", "tpr", "tnr"),
+    [(100, 0.3, 0.85, 0.75), (100, 0.3, 0.95, 0.95), (30, 0.3, 0.9, 0.9), (200, 0.1, 0.9, 0.95),
+     (100, 0.3, 0.5, 0.5), (50, 0.1, 0.9, 0.95)],
+)  # fmt: skip
+def test_the_prediction_powered_interval_covers_the_truth(
+    labelled: int, truth: float, tpr: float, tnr: float
+) -> None:
+    """In 2,000 studies 93 to 97 % of the 95 % intervals hold the true prevalence."""
+    rng, held = np.random.default_rng(0), 0
+    shares = [(1 - truth) * tnr, (1 - truth) * (1 - tnr), truth * (1 - tpr), truth * tpr]
+    for _ in range(2000):
+        cells = rng.multinomial(labelled, shares).reshape(2, 2)
+        positive = int(rng.binomial(1000, shares[1] + shares[3]))
+        held += truth in prediction_powered(cells, positive, 1000)[1]
+    assert 0.93 <= held / 2000 <= 0.97

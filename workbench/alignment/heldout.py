@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from workbench.alignment.result import (
     ALIGNED_TAG,
+    CERTIFIED_TAG,
     CONTENT_FILE,
     ITEMS_TAG,
     LABELS_FILE,
@@ -59,15 +60,8 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
         return 0, ""
-    logged: list[Any] = []
-    with run.keeping_fault():
-        logged = run.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
-    scored: dict[str, set[str]] = defaultdict(set)
-    for tags in (one.data.tags for one in logged):
-        items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
-        for item in ",".join(items).split(","):
-            scored[item].add(tags[ALIGNED_TAG])
-    used = [scored[item] | here for item in items_tested(data)]
+    scored = judges_by_item(run, original=data.pairs.fingerprint)
+    used = [scored[item] | here for item in items_tested(data.split.test, data.by_id)]
     most = max(map(len, used))
     if all(judges_of_item == here for judges_of_item in used):
         return most, ""
@@ -78,18 +72,37 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
     )
 
 
+def judges_by_item(run: AlignmentRun, *, original: str = "") -> dict[str, set[str]]:
+    """Return which judges each held-out item has scored, so far as it is logged.
+
+    Certificates of the ``original``, which every judge is compared with, do not count.
+    """
+    logged: list[Any] = []
+    with run.keeping_fault():
+        logged = run.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
+    scored: dict[str, set[str]] = defaultdict(set)
+    for tags in (one.data.tags for one in logged):
+        items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
+        judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
+        for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
+            scored[item].add(judge)
+    return scored
+
+
 def read_lineage(
-    run: AlignmentRun, judge: Judge, pairs: Pairs, by_id: Mapping[str, Example]
+    run: AlignmentRun, mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]
 ) -> Lineage:
-    """Read the lineage of a judge, as far as it is logged in the store of the run."""
+    """Read the lineage of the judge with this fingerprint, so far as it is logged in the store.
+
+    ``label_of`` are the labels of today by trace id.
+    """
     same_content: dict[str, list[str]] = defaultdict(list)
     for trace_id, example in by_id.items():
         same_content[item_digest(example)].append(trace_id)
-    label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
     learned: set[str] = set()
     seen: set[str] = set()
     unchanged: dict[str, bool] = {}
-    for run_id in _ancestor_runs(run, judge):
+    for run_id in _ancestor_runs(run, mark):
         labels: dict[str, str] = {}
         content: dict[str, str] = {}
         with suppress(MlflowException, OSError):  # runs of early versions lack these files
@@ -105,11 +118,11 @@ def read_lineage(
     return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
 
 
-def _ancestor_runs(run: AlignmentRun, judge: Judge) -> list[str]:
+def _ancestor_runs(run: AlignmentRun, mark: str) -> list[str]:
     """Return the ids of the runs that led to this judge, oldest first."""
     runs = run.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
     judges: set[str] = set()
-    more = {fingerprint(judge)}
+    more = {mark}
     while not more <= judges:
         judges |= more
         # A run with equal judges found nothing, so nothing was learned in it.
@@ -145,7 +158,8 @@ def read_data(
             + "Label more traces, or mend the reasons above."
         )
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
-    lineage = read_lineage(run, judge, pairs, by_id)
+    label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
+    lineage = read_lineage(run, fingerprint(judge), label_of, by_id)
     split = split_pairs(pairs, by_id, lineage, groups, size, seed)
     return AlignmentData(judge, pairs, by_id, split, lineage)
 

@@ -16,11 +16,13 @@ from workbench.errors import ModelError
 from workbench.formatting import counted
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
+from workbench.metrics.intervals import wilson
+from workbench.metrics.sample_size import smallest_improvement
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.offline import SCHEME
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Pairs
+from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.candidate import Case, Item
 from workbench.simba.optimizer import SIMBA, forecast
 from workbench.store.traces import item_digest
@@ -65,6 +67,7 @@ def preflight(
     train, dev, test = (len(part) for part in (data.split.train, data.split.dev, data.split.test))
     small = "too few held-out pairs to prove much" if test < 30 else ""
     rows.append(("split", f"train {train}, dev {dev}, test {test}", small))
+    rows += _of_test(data.split)
     rows.append(("judge answers", f"yes: {probe.value!r}", ""))
     rows += _of_models(data, simba)
     ends = "the budget ends it" if budget.is_limited else "budget= sets a limit"
@@ -95,6 +98,20 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
         found = f"alpha {annotators.alpha:.2f}, ceiling {annotators.ceiling:.2f}"
         low = "people hardly agree: settle the rubric first" if annotators.alpha < 0.4 else ""
         yield "annotators among themselves", found, low
+
+
+def _of_test(split: Split) -> Iterator[Row]:
+    """Yield what the held-out test can show at best; items that repeat each other are one."""
+    n, learn = split.test.distinct, split.train.table
+    least, wrong = smallest_improvement(n), float((learn["human"] != learn["judge"]).mean())
+    advice = "" if least <= wrong else f"the judge errs on {wrong:.0%} of train: label more traces"
+    if math.isnan(least):
+        yield "improvement that test can show", f"none with {counted(n, 'item')}", "label more"
+        return
+    found = f"{least:.0%} of {n} items or more, if none gets worse (80% power)"
+    yield "improvement that test can show", found, advice
+    if split.test.scale.kind != "numeric":
+        yield "accuracy that test can show", f"above {wilson(n, n).low:.2f} if all are right", ""
 
 
 def _of_models(data: AlignmentData, simba: SIMBA | None) -> Iterator[Row]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"
+CERTIFIED_TAG = "workbench.fingerprint.certified"
 
 ITEMS_TAG = "workbench.test_items"
 """Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
@@ -217,7 +218,7 @@ class AlignmentRun:
         if proposed is not None:
             tags[ALIGNED_TAG] = fingerprint(proposed)
             if tags[ALIGNED_TAG] != tags[ORIGINAL_TAG]:
-                tags |= item_tags(data)
+                tags |= item_tags(split.test, data.by_id)
             labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
             files |= {
                 LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
@@ -225,12 +226,16 @@ class AlignmentRun:
                 "instructions/original.txt": data.judge.instructions,
                 "instructions/proposed.txt": proposed.instructions,
             }
+        with self.keeping_fault():
+            self.create(name, tags)
+            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
+
+    def create(self, name: str, tags: Mapping[str, str]) -> None:
+        """Create the run with these tags."""
         parent = {MLFLOW_PARENT_RUN_ID: self.parent_id} if self.parent_id else {}
         tags = {**resolve_tags(parent), **tags}
-        with self.keeping_fault():
-            made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-            self.run_id = made.info.run_id
-            self._log(files, params=[Param(key, str(value)) for key, value in params.items()])
+        made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+        self.run_id = made.info.run_id
 
     def finish(
         self, tags: Mapping[str, str], metrics: Mapping[str, float], files: Mapping[str, Any]
@@ -331,17 +336,16 @@ def fault_notes(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
     return (f"{what} could not be logged as an MLflow run: {faults[0]}",) if faults else ()
 
 
-def item_tags(data: AlignmentData) -> dict[str, str]:
+def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
-    items = sorted(items_tested(data))
+    items = sorted(items_tested(test, by_id))
     return {
         f"{ITEMS_TAG}.{number}": ",".join(items[begin : begin + ITEMS_PER_TAG])
         for number, begin in enumerate(range(0, len(items), ITEMS_PER_TAG))
     }
 
 
-def items_tested(data: AlignmentData) -> set[str]:
+def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
     """Return what identifies the held-out items: their content, and the name of the labels."""
-    test = data.split.test
     # A collision of 8 digits within 10,000 items hardly matters.
-    return {digest([test.name, item_digest(data.by_id[i])])[:8] for i in test.trace_ids}
+    return {digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids}

@@ -1,0 +1,298 @@
+"""Certificates: whether a judge is as good as demanded, on labels that it did not learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import pandas as pd
+
+from workbench.alignment.heldout import judges_by_item, read_lineage
+from workbench.alignment.registry import load_judge
+from workbench.alignment.result import (
+    CERTIFIED_TAG,
+    Alignment,
+    AlignmentRun,
+    fault_notes,
+    item_tags,
+    items_tested,
+)
+from workbench.errors import ArgumentError, TooFewPairsError
+from workbench.formatting import counted, html_table, html_text, plain
+from workbench.judging.assessment import assess
+from workbench.judging.judge import fingerprint
+from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.intervals import Interval
+from workbench.models.budget import Budget
+from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
+from workbench.pairing.pairs import Pairs, dataset_digest, pair
+from workbench.store.traces import Example, examples, fetch_traces
+
+OF_BINARY = ("sensitivity", "specificity")
+
+
+@dataclass(frozen=True, repr=False)
+class Certificate:
+    """Whether a judge's agreement with people is above thresholds, and for what that holds.
+
+    Attributes
+    ----------
+    passed
+        Whether the lower end of each figure's interval is above its threshold.
+    table
+        Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
+    n, confidence
+        Items, none of which the judge is known to have learned from, and that of the intervals.
+    looks
+        The largest number of judges that one of the items has scored so far, this judge
+        included. None where it is not known which judge gave the verdicts.
+    fingerprint, dataset_digest
+        Of the judge, "" where not known, and of the items with their labels.
+    notes
+        Why it did not pass, what was left out, and what the certificate is not.
+    """
+
+    name: str
+    passed: bool
+    table: pd.DataFrame
+    n: int
+    looks: int | None
+    fingerprint: str
+    dataset_digest: str
+    notes: tuple[str, ...]
+    confidence: float = 0.95
+
+    @property
+    def headline(self) -> str:
+        """The outcome in a line."""
+        outcome = "passed" if self.passed else "not passed"
+        looks = "not known" if self.looks is None else str(self.looks)
+        items = counted(self.n, "labelled item")
+        return f"{self.name!r}: {outcome} on {items}; judges that these have scored: {looks}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        return plain({**vars(self), "table": self.table.reset_index()})
+
+    def __repr__(self) -> str:
+        return f"<Certificate {self.headline}>"
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, self.table.round(3).to_string(), *self.notes])
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
+        return f"<div><b>{html_text(self.headline)}</b></div>{html_table(self.table)}{notes}"
+
+
+def certify(
+    alignment_or_pairs: Alignment | Pairs,
+    *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+    kappa: float | None = None,
+    accuracy: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Certificate:
+    """Tell whether a judge agrees with people as well as demanded, beyond the luck of the sample.
+
+    It passes where the lower end of every interval is above its threshold. All of them must be,
+    so that demanding several makes passing by luck no easier.
+
+    Of an alignment, the held-out test of ``.judge`` counts. Of pairs, all count but those that an
+    alignment in this store has learned from. Items that were used to score several judges flatter
+    the best of these, so the uses are counted, by content: those by `align` and
+    `compare_optimizers`, and those by this function, which logs each new one as an MLflow run.
+
+    Parameters
+    ----------
+    sensitivity, specificity
+        Least share of people's positives, and of their negatives, that the judge finds; for
+        binary scales, where both are 0.8 if no threshold is given.
+    kappa, accuracy
+        Least Cohen's kappa, and least share of equal values.
+    confidence
+        Of the two-sided intervals, in (0, 1).
+    seed
+        Of the bootstrap interval of kappa.
+
+    Raises
+    ------
+    ArgumentError
+        For a threshold out of range, and for sensitivity or specificity on a scale that is not
+        binary.
+    TooFewPairsError
+        Where no pair is left.
+    StoreError
+        Where the active store does not hold the traces of the pairs.
+    """
+    given = {"sensitivity": sensitivity, "specificity": specificity}
+    given |= {"kappa": kappa, "accuracy": accuracy}
+    least = {name: value for name, value in given.items() if value is not None}
+    least = least or dict.fromkeys(OF_BINARY, 0.8)
+    test = alignment_or_pairs
+    _check(least, test.pairs if isinstance(test, Alignment) else test)
+    notes: list[str] = []
+    if isinstance(test, Alignment):
+        by_id: Mapping[str, Example] = test.examples
+        pairs = test.test_after if test.status == "improved" else test.test_before
+        if test.status != "improved":
+            notes.append(f"The alignment was {test.status}: this is about the original judge.")
+        left_out = len(test.split.test) - len(pairs)
+    else:
+        known = examples(test.trace_ids) if test.fingerprint else []
+        by_id = {one.trace_id: one for one in known}
+        pairs = _not_learned(test, by_id, notes)
+        reasons = test.excluded["reason"].astype(str)
+        left_out = int(reasons.str.contains("^(?!no label).*(?:judge|verdict)").sum())
+    if not len(pairs):
+        raise TooFewPairsError(
+            "No pair is left to certify the judge on. " + " ".join(notes) + " Label new traces and "
+            "let the judge rate them."
+        )
+    if left_out:
+        notes.append(f"Not counted, for want of a usable verdict: {counted(left_out, 'trace')}.")
+    measured = agreement(pairs, confidence=confidence, seed=seed)
+    table = _table(measured, least)
+    passed = bool(table["passed"].all())
+    run, looks = _looks(pairs, by_id, passed)
+    why = [_why(name, row, confidence) for name, row in table.iterrows() if not row["passed"]]
+    return Certificate(
+        name=pairs.name,
+        passed=passed,
+        table=table,
+        n=measured.n,
+        looks=looks,
+        fingerprint=pairs.fingerprint,
+        dataset_digest=dataset_digest(pairs),
+        notes=(*why, *notes, *_limits(measured, looks), *fault_notes("The certificate", *run)),
+        confidence=confidence,
+    )
+
+
+def check_registered(
+    name: str,
+    version: int | None = None,
+    *,
+    budget: Budget | int | None = None,
+    **thresholds: Any,
+) -> Certificate:
+    """Certify a registered judge on the labelled traces of the active experiment.
+
+    Traces that it learned from are left out; the others are judged first where this version has
+    given no verdict on them, within ``budget``. ``thresholds`` are those of `certify`.
+    """
+    judge = load_judge(name, version)
+    found = fetch_traces(spans=False)
+    labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
+    if labelled:
+        by_id = {one.trace_id: one for one in examples(labelled)}
+        learned = read_lineage(AlignmentRun(), fingerprint(judge), {}, by_id).learned
+        labelled = [i for i in labelled if i not in learned]
+        if not labelled:
+            raise TooFewPairsError(
+                f"Judge {name!r} learned from all {len(learned)} labelled traces. Label new ones."
+            )
+        assess(judge, labelled, budget=budget, progress=False)
+    # Without a label, pair says why there is none.
+    return certify(pair(judge, labelled or None), **thresholds)
+
+
+def _check(least: Mapping[str, float], pairs: Pairs) -> None:
+    for name, value in least.items():
+        low = -1 if name == "kappa" else 0
+        if not low <= value < 1:
+            raise ArgumentError(f"{name}={value!r} must lie in [{low}, 1): no interval is above 1.")
+    if pairs.scale.kind != "binary" and set(least) & set(OF_BINARY):
+        raise ArgumentError(
+            f"sensitivity and specificity need a binary scale; {pairs.name!r} has a "
+            f"{pairs.scale.kind} one ({pairs.scale.describe()}). Give kappa=0.6, accuracy=0.8, or "
+            "both; workbench.agreement(pairs).per_class shows the single values."
+        )
+
+
+def _not_learned(pairs: Pairs, by_id: Mapping[str, Example], notes: list[str]) -> Pairs:
+    """The pairs that no alignment on the way to this judge has learned from."""
+    if not pairs.fingerprint:
+        notes.append(
+            "Which judge gave the verdicts is not known, so that items which it learned from may "
+            "be among these."
+        )
+        return pairs
+    learned = read_lineage(AlignmentRun(), pairs.fingerprint, {}, by_id).learned & by_id.keys()
+    if not learned:
+        return pairs
+    notes.append(f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}.")
+    return pairs.subset(by_id.keys() - learned)
+
+
+def _looks(
+    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
+) -> tuple[list[AlignmentRun], int | None]:
+    """Count the judges that the items have scored; a use that is new is logged as a run."""
+    mark = pairs.fingerprint
+    if not mark:
+        return [], None
+    run = AlignmentRun()
+    scored = judges_by_item(run)
+    items = items_tested(pairs, by_id)
+    if any(mark not in scored[item] for item in items):
+        with run.keeping_fault():
+            run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
+        run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
+    return [run], max(len(scored[item] | {mark}) for item in items)
+
+
+def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
+    rows = []
+    for name, threshold in least.items():
+        n = measured.n
+        if name in OF_BINARY:
+            side = int(name == "sensitivity")
+            value, wrong = measured.figures[f"false {('positive', 'negative')[side]} rate"]
+            value, interval = 1 - value, Interval(1 - wrong.high, 1 - wrong.low)
+            n = int(measured.confusion.to_numpy()[side].sum())
+        else:
+            value, interval = measured.figures[name]
+        rows.append((name, value, *interval, n, threshold, interval.low > threshold))
+    columns = ["figure", "value", "low", "high", "n", "threshold", "passed"]
+    return pd.DataFrame(rows, columns=columns).set_index("figure")
+
+
+def _why(name: Any, row: pd.Series[Any], confidence: float) -> str:
+    """Why a figure is not above its threshold for sure."""
+    threshold = f"{row['threshold']:g}"
+    if math.isnan(row["value"]):
+        return f"Not passed: {name} is undefined, since these labels or verdicts are all alike."
+    if math.isnan(row["low"]):
+        return f"Not passed: the interval of {name} is undefined on {counted(row['n'], 'item')}."
+    if row["value"] <= row["threshold"]:
+        return f"Not passed: {name} {row['value']:.3f} is not above {threshold}."
+    said = f"Not passed: {name} {row['value']:.3f} may lie as low as {row['low']:.3f}."
+    if name == "kappa":
+        return f"{said} More labels make the interval narrower."
+    # Wilson's lower end of n of n is n / (n + z^2).
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    fewest = math.floor(z2 * row["threshold"] / (1 - row["threshold"])) + 1
+    return f"{said} Without any error it takes {counted(fewest, 'item')} to be above {threshold}."
+
+
+def _limits(measured: Agreement, looks: int | None) -> list[str]:
+    """What a certificate is not."""
+    said = [
+        f"It speaks of one test set of {counted(measured.n, 'item')} with these labels, and of "
+        "items from the same population: not of other applications, of later ones, or of what "
+        "the labels get wrong."
+    ]
+    if looks is None:
+        said.append("How often these items were used before is not known.")
+    elif looks > 1:
+        said.append(
+            f"Some of the items have scored {looks} different judges. The best of several looks "
+            "better than it is, which the intervals do not allow for: label new traces."
+        )
+    return said
