@@ -89,7 +89,7 @@ def write_answers(path: Path, rows: int = 60) -> None:
 def test_every_command_is_known_to_these_tests() -> None:
     tested = [
         "4_align", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later", "workbench params",
-        "--record", "--replay",
+        "--record", "--replay", "workbench check",
     ]  # fmt: skip
     assert sorted(map(command, tested)) == sorted(COMMANDS)
 
@@ -187,6 +187,25 @@ def test_a_users_own_file_is_aligned_on(folder: Path) -> None:
     assert said["judge"]["name"] == "correctness"
     assert said["recorded"]["gpt4"]["n"] == 60
     assert {path.name for path in folder.iterdir()} == {"answers.csv", "cache", "out-own"}
+
+
+def test_a_judge_is_checked_after_the_run(main_copy: Path) -> None:
+    """The guide's command, in the folder above the output of the main job."""
+    line = command("workbench check").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
+    folder, named = main_copy.parent, summary(main_copy)
+    assert named["judge"]["name"] in line
+    ran = subprocess.run(
+        ["bash", "-c", line.replace("--experiment shop", f"--experiment '{named['experiment']}'")],
+        cwd=folder,
+        env=new_user(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode in (0, 1), ran.stderr
+    assert "labelled items" in ran.stdout
+    assert "kappa" in ran.stdout
 
 
 def test_a_run_leaves_the_files_that_the_guide_lists(main_run: MainRun) -> None:

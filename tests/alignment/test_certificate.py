@@ -1,0 +1,232 @@
+"""Certificates: what passes, on which labels, how often these were used, and the command for CI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+from clarity import CURED, NAME, WORSE, Proposing, biased_judge, labelled
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from made_pairs import COLOURS, from_confusion, make_pairs
+from statsmodels.stats.proportion import proportion_confint
+
+import workbench
+from workbench.alignment.registry import load_judge
+from workbench.cli import main
+from workbench.errors import ArgumentError, TooFewPairsError
+from workbench.judging.judge import fingerprint, with_instructions
+
+GOOD = [[190, 10], [15, 185]]  # specificity 190/200, sensitivity 185/200
+
+
+def test_it_passes_where_every_lower_end_is_above_its_threshold() -> None:
+    """Wilson's lower ends by statsmodels: 0.911 and 0.880; kappa is 0.875 here."""
+    found = workbench.certify(from_confusion(GOOD), sensitivity=0.87, specificity=0.9, kappa=0.8)
+    assert found.passed
+    table = found.table
+    assert table.loc["specificity", "low"] == pytest.approx(
+        proportion_confint(190, 200, method="wilson")[0]
+    )
+    assert table.loc["sensitivity", ["low", "high"]].tolist() == pytest.approx(
+        proportion_confint(185, 200, method="wilson")
+    )
+    assert table["n"].tolist() == [200, 200, 400]
+    assert table.loc["kappa", "value"] == pytest.approx(0.875)
+    assert not workbench.certify(from_confusion(GOOD), sensitivity=0.89).passed
+    assert not workbench.certify(from_confusion(GOOD), sensitivity=0.87, kappa=0.9).passed
+    assert list(workbench.certify(from_confusion(GOOD)).table["threshold"]) == [0.8, 0.8]
+
+
+@given(st.lists(st.integers(0, 30), min_size=4, max_size=4), st.floats(0, 0.99))
+def test_a_lower_threshold_never_fails_where_a_higher_one_passes(
+    cells: list[int], threshold: float
+) -> None:
+    """And it passes exactly where the table says so."""
+    if not sum(cells):
+        return
+    pairs = from_confusion([cells[:2], cells[2:]])
+    high = workbench.certify(pairs, accuracy=threshold)
+    assert high.passed == (high.table.loc["accuracy", "low"] > threshold)
+    assert workbench.certify(pairs, accuracy=threshold / 2).passed or not high.passed
+
+
+def test_it_says_why_not_and_what_it_is_not() -> None:
+    """Too few items, a figure below, one that is undefined; and one test set only."""
+    few = workbench.certify(from_confusion([[5, 0], [0, 5]]), accuracy=0.8, kappa=0.5)
+    assert not few.passed
+    assert "takes 16 items" in " ".join(few.notes)
+    assert workbench.certify(from_confusion([[8, 0], [0, 8]]), accuracy=0.8).passed
+    assert not workbench.certify(from_confusion([[8, 0], [0, 7]]), accuracy=0.8).passed
+    low = workbench.certify(from_confusion([[5, 5], [5, 5]]), accuracy=0.6)
+    assert "accuracy 0.500 is not above 0.6" in " ".join(low.notes)
+    one_class = workbench.certify(from_confusion([[40, 0], [0, 0]]), sensitivity=0.5, kappa=0.5)
+    assert not one_class.passed
+    assert one_class.table["value"].isna().all()
+    assert "sensitivity is undefined" in " ".join(one_class.notes)
+    said = " ".join(workbench.certify(from_confusion(GOOD)).notes)
+    assert "one test set of 400 items" in said
+    assert "Which judge gave the verdicts is not known" in said
+    assert few.looks is None
+    json.dumps(one_class.to_dict(), allow_nan=False)
+
+
+def test_wrong_demands_are_errors_that_say_what_to_demand() -> None:
+    pairs = from_confusion(GOOD)
+    for wrong in ({"accuracy": 1.0}, {"sensitivity": -0.1}, {"kappa": 80}):
+        with pytest.raises(ArgumentError, match=next(iter(wrong))):
+            workbench.certify(pairs, **wrong)
+    colours = make_pairs(["red", "green", "blue"] * 30, ["red", "green", "blue"] * 30, COLOURS)
+    with pytest.raises(ArgumentError, match=r"kappa=0\.6"):
+        workbench.certify(colours)
+    assert workbench.certify(colours, kappa=0.6, accuracy=0.9).passed
+    with pytest.raises(TooFewPairsError, match="No pair is left"):
+        workbench.certify(pairs.subset([]), accuracy=0.5)
+
+
+def test_what_a_store_holds_is_shown_as_text() -> None:
+    found = workbench.certify(replace(from_confusion(GOOD), name="<script>"))
+    assert "<script>" not in found._repr_html_()
+    assert "passed on 400 labelled items" in repr(found)
+    assert "threshold" in str(found)
+
+
+def test_verdicts_that_never_came_are_counted_and_missing_labels_are_not() -> None:
+    reasons = ["the judge abstained", "no verdict", "no label", "no label, no verdict", "a tie"]
+    out = pd.DataFrame({"trace_id": [f"x{n}" for n in range(5)], "reason": reasons})
+    found = workbench.certify(replace(from_confusion(GOOD), excluded=out))
+    assert "want of a usable verdict: 2 traces" in " ".join(found.notes)
+
+
+# -- on a store -----------------------------------------------------------------------------
+
+
+def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
+    """The aligned judge where it was taken, the original where it was not, each look counted."""
+    judge = biased_judge()
+    labelled(60, judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    found = workbench.certify(alignment, accuracy=0.5)
+    assert (found.n, found.looks) == (len(alignment.split.test), 1)
+    assert found.table.loc["accuracy", "value"] == alignment.after.accuracy
+    assert found.fingerprint == fingerprint(alignment.judge)
+    assert found.passed
+    runs = len(mlflow.search_runs())
+    again = workbench.certify(alignment, accuracy=0.5)  # the same look, which align has counted
+    assert (again.looks, len(mlflow.search_runs())) == (1, runs)
+
+    other = workbench.align(judge, None, Proposing(WORSE), progress=False)
+    assert other.status == "rejected"
+    original = workbench.certify(other, accuracy=0.1)
+    assert original.fingerprint == fingerprint(judge)
+    assert original.looks == 3  # both proposed judges and, now, the original
+    assert "this is about the original judge" in " ".join(original.notes)
+    assert "scored 3 different judges" in " ".join(original.notes)
+
+
+def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
+    """The store knows what the aligned judge learned from, whoever joins verdicts and labels."""
+    judge = biased_judge()
+    labelled(60, judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    workbench.assess(alignment.judge, progress=False)
+    found = workbench.certify(workbench.pair(alignment.judge), accuracy=0.5)
+    assert found.n == len(alignment.split.test)
+    learned = len(alignment.split.train) + len(alignment.split.dev)
+    assert f"learned from them: {learned} traces" in " ".join(found.notes)
+    with pytest.raises(TooFewPairsError, match="learned from them"):
+        workbench.certify(alignment.pairs.subset(alignment.split.train.trace_ids).with_verdicts(
+            dict.fromkeys(alignment.split.train.trace_ids, ("yes", "")), found.fingerprint
+        ))  # fmt: skip
+
+
+def test_a_certificate_of_the_original_does_not_spoil_a_later_alignment(store: str) -> None:
+    """It is no choice among judges; certificates of others are uses of their items."""
+    judge = biased_judge()
+    ids = labelled(60, judge)
+    assert workbench.certify(workbench.pair(judge), accuracy=0.1).looks == 1
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    assert alignment.looks == 1
+    third = with_instructions(judge, f"{CURED} Be strict.")
+    workbench.assess(third, ids, progress=False)
+    assert workbench.certify(workbench.pair(third), accuracy=0.1).looks == 3
+    assert workbench.certify(alignment, accuracy=0.1).looks == 3
+
+
+# -- the command ----------------------------------------------------------------------------
+
+
+def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("workbench")), "check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def in_this_process(*arguments: str) -> Result:
+    """The same command, without the seconds that a new process takes to start."""
+    return CliRunner().invoke(main, ["check", *arguments])
+
+
+def test_the_command_passes_fails_and_cannot_tell(store: str) -> None:
+    """A registered judge rates the labelled traces that it has not learned from, and is checked."""
+    judge: Any = biased_judge()
+    labelled(60, judge)
+    workbench.register(judge)
+    alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    workbench.register(alignment)
+    assert fingerprint(load_judge(NAME)) == fingerprint(alignment.judge)
+    at = ("--experiment", "test")
+
+    done = check(NAME, *at, "--accuracy", "0.5", "--kappa", "0.3")
+    assert done.returncode == 0, done.stderr
+    assert f"passed on {len(alignment.split.test)} labelled items" in done.stdout
+    assert "threshold" in done.stdout
+    judged = workbench.pair(alignment.judge)
+    assert set(judged.trace_ids) == set(alignment.split.test.trace_ids)
+
+    failed = check(NAME, *at, "--accuracy", "0.999")
+    assert failed.returncode == 1
+    assert "Not passed: accuracy" in failed.stdout
+    first = in_this_process(NAME, *at, "--version", "1", "--accuracy", "0.5")
+    assert first.exit_code == 1
+    assert "60 labelled items" in first.stdout
+
+    for wrong, said in (
+        (["nobody", *at], "No judge 'nobody' is registered"),
+        ([NAME, "--experiment", "nowhere"], "There is no experiment 'nowhere'"),
+        ([NAME, *at, "--version", "7"], "has no version 7"),
+        ([NAME, *at, "--accuracy", "2"], "accuracy=2.0 must lie"),
+        ([NAME, *at, "--kappa", "high"], "is not a valid float"),
+    ):
+        unclear = in_this_process(*wrong)
+        assert unclear.exit_code == 2, unclear
+        assert said in unclear.stderr
+        assert "Traceback" not in unclear.stderr
+
+
+def test_a_check_without_labels_or_within_too_small_a_budget_ends_with_2(store: str) -> None:
+    """Neither says that the judge failed."""
+    judge: Any = biased_judge()
+    workbench.register(judge)
+    at = ("--experiment", "test")
+    none = in_this_process(NAME, *at)
+    assert (none.exit_code, none.stdout) == (2, "")
+    assert "No human label" in none.stderr
+    labelled(20, judge)
+    other = with_instructions(judge, CURED)
+    workbench.register(other)
+    short = in_this_process(NAME, *at, "--budget", "5")
+    assert short.exit_code == 2
+    assert "BudgetError" in short.stderr
+    mlflow.set_tracking_uri("nowhere://at.all")
+    broken = in_this_process(NAME, *at)
+    mlflow.set_tracking_uri(store)
+    assert broken.exit_code == 2
+    assert "nowhere" in broken.stderr
