@@ -63,11 +63,11 @@ def test_it_says_why_not_and_what_it_is_not() -> None:
     """Too few items, a figure below, one that is undefined; and one test set only."""
     few = workbench.certify(from_confusion([[5, 0], [0, 5]]), accuracy=0.8, kappa=0.5)
     assert not few.passed
-    assert "takes 16 items" in " ".join(few.notes)
+    assert "that takes 16 items" in " ".join(few.notes)
     assert workbench.certify(from_confusion([[8, 0], [0, 8]]), accuracy=0.8).passed
     assert not workbench.certify(from_confusion([[8, 0], [0, 7]]), accuracy=0.8).passed
     low = workbench.certify(from_confusion([[5, 5], [5, 5]]), accuracy=0.6)
-    assert "accuracy 0.500 is not above 0.6" in " ".join(low.notes)
+    assert "which is not above 0.6 for sure" in " ".join(low.notes)
     one_class = workbench.certify(from_confusion([[40, 0], [0, 0]]), sensitivity=0.5, kappa=0.5)
     assert not one_class.passed
     assert one_class.table["value"].isna().all()
@@ -114,6 +114,9 @@ def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
     judge = biased_judge()
     labelled(60, judge)
     alignment = workbench.align(judge, None, Proposing(CURED), progress=False)
+    checks = alignment.preflight.set_index("check")["finding"]
+    assert checks["accuracy that test can show"] == "above 0.86 if all are right"
+    assert checks["improvement that test can show"].startswith("31% of 24 items or more")
     found = workbench.certify(alignment, accuracy=0.5)
     assert (found.n, found.looks) == (len(alignment.split.test), 1)
     assert found.table.loc["accuracy", "value"] == alignment.after.accuracy

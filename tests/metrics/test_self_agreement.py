@@ -10,6 +10,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_pairs import make_pairs
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
@@ -130,6 +132,20 @@ def test_figures_by_hand() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
     assert "t001" in found._repr_html_()
     assert "all 4 answers agree on 0.667" in repr(found)
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=3, max_size=3), min_size=1, max_size=9))
+def test_neither_order_nor_names_of_answers_matter(answers: list[list[str]]) -> None:
+    """Alpha, the shares and their intervals are of the answers as sets; none leaves its range."""
+    table = self_agreement(assessed(*answers), resamples=50).table
+    turned = [[{"a": "b", "b": "a"}[one] for one in reversed(given)] for given in answers]
+    pd.testing.assert_frame_equal(self_agreement(assessed(*turned), resamples=50).table, table)
+    shares = table.drop(index="alpha").dropna()
+    assert (shares["low"] >= 0).all()
+    assert (shares["high"] <= 1).all()
+    assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
+    assert table.loc["all answers agree", "value"] <= table.loc["two answers agree", "value"]
+    assert table.loc["two answers agree", "value"] <= table.loc["ceiling of one answer", "value"]
 
 
 def test_what_is_undefined_is_nan_with_its_reason() -> None:

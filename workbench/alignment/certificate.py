@@ -25,7 +25,7 @@ from workbench.formatting import counted, html_table, html_text, plain
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprint
 from workbench.metrics.agreement import Agreement, agreement
-from workbench.metrics.intervals import Interval
+from workbench.metrics.intervals import Interval, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
 from workbench.pairing.pairs import Pairs, dataset_digest, pair
@@ -189,17 +189,14 @@ def check_registered(
     judge = load_judge(name, version)
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
-    if labelled:
-        by_id = {one.trace_id: one for one in examples(labelled)}
-        learned = read_lineage(AlignmentRun(), fingerprint(judge), {}, by_id).learned
-        labelled = [i for i in labelled if i not in learned]
-        if not labelled:
-            raise TooFewPairsError(
-                f"Judge {name!r} learned from all {len(learned)} labelled traces. Label new ones."
-            )
-        assess(judge, labelled, budget=budget, progress=False)
+    by_id = {one.trace_id: one for one in examples(labelled)}
+    learned = read_lineage(AlignmentRun(), fingerprint(judge), {}, by_id).learned
+    fresh = [i for i in labelled if i not in learned]
+    if labelled and not fresh:
+        raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
+    assess(judge, fresh, budget=budget, progress=False)
     # Without a label, pair says why there is none.
-    return certify(pair(judge, labelled or None), **thresholds)
+    return certify(pair(judge, fresh or None), **thresholds)
 
 
 def _check(least: Mapping[str, float], pairs: Pairs) -> None:
@@ -265,20 +262,14 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
 
 def _why(name: Any, row: pd.Series[Any], confidence: float) -> str:
     """Why a figure is not above its threshold for sure."""
-    threshold = f"{row['threshold']:g}"
-    if math.isnan(row["value"]):
-        return f"Not passed: {name} is undefined, since these labels or verdicts are all alike."
-    if math.isnan(row["low"]):
-        return f"Not passed: the interval of {name} is undefined on {counted(row['n'], 'item')}."
-    if row["value"] <= row["threshold"]:
-        return f"Not passed: {name} {row['value']:.3f} is not above {threshold}."
-    said = f"Not passed: {name} {row['value']:.3f} may lie as low as {row['low']:.3f}."
-    if name == "kappa":
-        return f"{said} More labels make the interval narrower."
+    found = figure(row["value"], Interval(row["low"], row["high"]))
+    said = f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure."
+    if name == "kappa" or not row["value"] > row["threshold"]:
+        return said
     # Wilson's lower end of n of n is n / (n + z^2).
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     fewest = math.floor(z2 * row["threshold"] / (1 - row["threshold"])) + 1
-    return f"{said} Without any error it takes {counted(fewest, 'item')} to be above {threshold}."
+    return f"{said} Even without any error that takes {counted(fewest, 'item')}."
 
 
 def _limits(measured: Agreement, looks: int | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -33,31 +33,14 @@ def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95)
     return max(1, math.ceil(z2 / width**2 * (2 * spread + root) - z2 - 1e-9))
 
 
-def connor(
-    improvement: float, differing: float, power: float = 0.8, confidence: float = 0.95
-) -> int:
-    """Return the number of items for McNemar's test by the normal approximation.
-
-    ``improvement`` is the share of items fixed minus the share broken, and ``differing`` their
-    sum. Source: Connor (1987), "Sample size for testing differences in proportions for the
-    paired-sample design", Biometrics 43, 207-211.
-
-    >>> connor(0.1, 0.3)
-    234
-    """
-    normal = NormalDist()
-    to_reject = normal.inv_cdf((1 + confidence) / 2) * math.sqrt(differing)
-    to_detect = normal.inv_cdf(power) * math.sqrt(differing - improvement**2)
-    return math.ceil((to_reject + to_detect) ** 2 / improvement**2 - 1e-9)
-
-
 def mcnemar_power(
     n: int, improvement: float, differing: float, *, confidence: float = 0.95
 ) -> float:
     """Return the probability that McNemar's exact test on n items shows an improvement.
 
-    Exact: the sum over the number of items that change, which is binomial, and over how many of
-    these are broken, which is binomial given their number. A significant loss does not count.
+    ``improvement`` is the share of items fixed minus the share broken, ``differing`` their sum.
+    How many items differ is binomial, and so is how many of these are broken; the sum over both is
+    exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
     """
     from scipy.stats import binom
 
@@ -128,15 +111,15 @@ def labels_needed(
     Parameters
     ----------
     width
-        Of the interval of an accuracy, from end to end, in (0, 1): 0.1 is about 0.05 to each side.
+        Of the interval of an accuracy, from end to end, in (0, 1]: 0.1 is about 0.05 to each side.
     improvement
-        Gain in accuracy that McNemar's exact test shall show on the same items, in (0, 1).
+        Gain in accuracy that McNemar's exact test shall show on the same items, in (0, 1].
     classes
         Class -> its prevalence, in (0, 1]: as many labels as bring, with probability ``power``,
         enough items of each class for an interval of ``width`` (0.2 where none is given) of the
         judge's recall on it. Those of earlier labels: ``agreement(pairs).class_shares["human"]``.
     accuracy
-        Of the judge as it is, expected, in [0, 1]. None is the worst case.
+        Of the judge as it is, expected, in (0, 1]. None is the worst case.
     differing
         Share of items on which only one of the two judges is right, in [improvement, 1]. None is
         that of judges which err independently of each other, which is cautious: most new judges
@@ -157,27 +140,29 @@ def labels_needed(
     [245, 215]
     """
     check_confidence(confidence)
-    for name, value in (("width", width), ("improvement", improvement), ("power", power)):
-        _check_share(name, value, lambda v: 0 < v < 1, "lie between 0 and 1")
-    _check_share("accuracy", accuracy, lambda v: 0 <= v <= 1, "lie in [0, 1]")
+    if not 0 < power < 1:
+        raise ArgumentError(f"power={power!r} must lie between 0 and 1, for instance 0.8.")
+    classes = dict({} if classes is None else classes)
+    given = {"width": width, "improvement": improvement, "accuracy": accuracy}
+    for name, value in {**given, "differing": differing, **classes}.items():
+        if value is not None and not 0 < value <= 1:
+            raise ArgumentError(f"The share {name}={value!r} must lie in (0, 1].")
     rows: dict[str, tuple[int, str]] = {}
     share = 0.5 if accuracy is None else accuracy
     if width is not None:
         n = labels_for_width(width, share, confidence)
         rows[f"accuracy to a width of {width:g}"] = (n, f"accuracy {share:g}")
     if improvement is not None:
-        rows[f"improvement of {improvement:g}"] = _for_improvement(
-            improvement, accuracy, differing, power, confidence
-        )
+        before, after, apart = _two_judges(improvement, accuracy, differing)
+        n = _for_improvement(improvement, apart, power, confidence)
+        said = f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"
+        rows[f"improvement of {improvement:g}"] = (n, said)
     wide = CLASS_WIDTH if width is None else width
     of_class = labels_for_width(wide, share, confidence)
-    for name, prevalence in dict({} if classes is None else classes).items():
-        about = f"the prevalence of class {name!r}"
-        _check_share(about, prevalence, lambda v: 0 < v <= 1, "lie in (0, 1]")
-        rows[f"recall on {name!r} to a width of {wide:g}"] = (
-            _until(of_class, prevalence, power),
-            f"{prevalence:.1%} are {name!r}; {of_class} of them, recall {share:g}",
-        )
+    for name, prevalence in classes.items():
+        said = f"{prevalence:.1%} are {name!r}; {of_class} of them, recall {share:g}"
+        n = _until(of_class, prevalence, power)
+        rows[f"recall on {name!r} to a width of {wide:g}"] = (n, said)
     if not rows:
         raise ArgumentError(
             "labels_needed has no aim. Give width=0.1, improvement=0.1 or "
@@ -187,43 +172,34 @@ def labels_needed(
     return LabelsNeeded(table.rename_axis("aim"))
 
 
-def _check_share(
-    name: str, value: float | None, allowed: Callable[[float], bool], rule: str
-) -> None:
-    if value is not None and not allowed(value):
-        raise ArgumentError(f"{name} is {value!r}; it must {rule}.")
-
-
-def _for_improvement(
-    improvement: float,
-    accuracy: float | None,
-    differing: float | None,
-    power: float,
-    confidence: float,
-) -> tuple[int, str]:
-    """The fewest items with enough power, and what is assumed."""
+def _two_judges(
+    improvement: float, accuracy: float | None, differing: float | None
+) -> tuple[float, float, float]:
+    """Accuracy before and after, and the share of items on which one of the judges is right."""
     before = (1 - improvement) / 2 if accuracy is None else accuracy  # where most items differ
     after = before + improvement
-    if after > 1 + 1e-9:
-        raise ArgumentError(
-            f"improvement={improvement:g} on accuracy={accuracy:g} is more than 1. At most "
-            f"{1 - before:g} can be gained."
-        )
-    most = min(1.0, 2 - before - after, before + after)
+    most = min(2 - before - after, before + after)
     if differing is None:
         differing = max(improvement, before * (1 - after) + (1 - before) * after)
-    _check_share(
-        "differing", differing, lambda v: improvement - 1e-9 <= v <= most + 1e-9,
-        f"lie in [{improvement:g}, {most:g}], by improvement and accuracy",
-    )  # fmt: skip
-    low, high = 1, connor(improvement, differing, power, confidence)
+    if after > 1 + 1e-9 or not improvement - 1e-9 <= differing <= most + 1e-9:
+        raise ArgumentError(
+            f"improvement={improvement:g} on accuracy={before:g} with differing={differing:g} "
+            f"cannot be: at most {1 - before:g} can be gained, and differing must lie between the "
+            "improvement and the sum of what either judge can have right or wrong alone."
+        )
+    return before, after, differing
+
+
+def _for_improvement(improvement: float, differing: float, power: float, confidence: float) -> int:
+    """The fewest items with enough power."""
+    low, high = 1, 2
     while mcnemar_power(high, improvement, differing, confidence=confidence) < power:
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
         enough = mcnemar_power(middle, improvement, differing, confidence=confidence) >= power
         low, high = (low, middle) if enough else (middle, high)
-    return high, f"accuracy {before:.3g} to {after:.3g}, {differing:.1%} of items differ"
+    return high
 
 
 def _until(count: int, prevalence: float, probability: float) -> int:

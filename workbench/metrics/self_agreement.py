@@ -134,31 +134,30 @@ def self_agreement(
         For fewer samples than 2. What `assess` raises is raised here.
     """
     check_confidence(confidence)
-    notes: list[str] = []
-    assessed, turned, given = judge_or_assessed, None, judge_or_assessed
+    given, turned, notes = judge_or_assessed, None, []
+    if isinstance(given, Assessed):
+        assessed, samples = given, given.samples["sample"].nunique()
+    if samples < 2:
+        raise ArgumentError(
+            f"samples={samples!r}: it takes 2 answers to an item or more to tell whether a judge "
+            "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
+        )
     if not isinstance(given, Assessed):
-        _check_samples(samples)
         how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
         assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
         turned = _reversed_answers(given, assessed, **how) if reverse else None
-    assert isinstance(assessed, Assessed)
-    samples = int(assessed.samples["sample"].max() + 1) if len(assessed.table) else samples
-    _check_samples(samples)
     if turned is None:
         notes.append(
             "The order of options was not reversed: that takes reverse=True and a judge with "
             "instructions and a Literal as feedback_value_type."
         )
     people, scale = _labels(given, pairs_or_traces, notes)
-    answers, failed = _complete(assessed.samples, samples, scale)
-    if failed:
+    answers = _complete(assessed.samples, samples, scale)
+    if failed := len(assessed.table) - len(answers):
         notes.append(f"Left out, since a call for them failed: {counted(failed, 'item')}.")
+    known = {i: _read(value, scale) for i, value in (turned or {}).items() if i in answers}
+    changed = [float(value != answers[i][0]) for i, value in known.items()]
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
-    changed = [
-        float(_read(value, scale) != answers[i][0])
-        for i, value in (turned or {}).items()
-        if i in answers
-    ]
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
@@ -170,23 +169,14 @@ def self_agreement(
     )
 
 
-def _check_samples(samples: int) -> None:
-    if samples < 2:
-        raise ArgumentError(
-            f"samples={samples!r}: it takes 2 answers to an item or more to tell whether a judge "
-            "agrees with itself. Give samples=5, or what assess(judge, samples=5) returned."
-        )
-
-
 def _reversed_answers(
     judge: Judge, assessed: Assessed, *, cache: bool, budget: Budget, progress: bool
 ) -> dict[str, Any] | None:
     """Trace id -> answer of a copy with its options reversed; None where it has no options."""
-    if get_origin(getattr(judge, "feedback_value_type", None)) is not Literal:
+    kind = getattr(judge, "feedback_value_type", None)
+    if get_origin(kind) is not Literal or not isinstance(judge, InstructionsJudge):
         return None
-    if not isinstance(judge, InstructionsJudge):
-        return None
-    turned: Any = Literal.__getitem__(tuple(reversed(get_args(judge.feedback_value_type))))
+    turned: Any = Literal.__getitem__(tuple(reversed(get_args(kind))))
     copy = from_options({**options(judge), "feedback_value_type": turned})
     items = examples(list(assessed.table["trace_id"]))
     shown = "judging with reversed options" if progress else None
@@ -200,18 +190,16 @@ def _reversed_answers(
 
 def _labels(given: Any, pairs_or_traces: Any, notes: list[str]) -> tuple[dict[str, Any], Any]:
     """Trace id -> human label, and the scale; notes why there are none."""
-    found, why = pairs_or_traces, "no labels are given with what assess returned."
-    scale = None if isinstance(given, Assessed) else scale_of(given)
-    if not isinstance(found, Pairs):
+    judged = isinstance(given, Assessed)
+    found, why = pairs_or_traces, "no labels are given beside what assess returned."
+    if not isinstance(found, Pairs) and not (judged and found is None):
         try:
-            judged = isinstance(given, Assessed) and pairs_or_traces is None
-            whose = given.name if isinstance(given, Assessed) else given
-            found = None if judged else pair(whose, pairs_or_traces)
+            found = pair(given.name if judged else given, found)
         except (PairingError, ScaleError) as error:
             found, why = None, str(error)
     if found is None:
         notes.append(f"No agreement with people: {why}")
-        return {}, scale
+        return {}, None if judged else scale_of(given)
     return dict(zip(found.trace_ids, found.table["human"], strict=True)), found.scale
 
 
@@ -223,16 +211,12 @@ def _read(value: Any, scale: Scale | None) -> Any:
         return value
 
 
-def _complete(
-    table: pd.DataFrame, samples: int, scale: Scale | None
-) -> tuple[dict[str, list[Any]], int]:
-    """Trace id -> all answers in order, where no call failed; and how many items are left out."""
-    usable = table[table["error"].isna()]
-    by_item: dict[str, list[Any]] = {i: [] for i in table["trace_id"]}
-    for trace_id, value in zip(usable["trace_id"], usable["value"], strict=True):
-        by_item[trace_id].append(_read(value, scale))
-    complete = {i: given for i, given in by_item.items() if len(given) == samples}
-    return complete, len(by_item) - len(complete)
+def _complete(table: pd.DataFrame, samples: int, scale: Scale | None) -> dict[str, list[Any]]:
+    """Trace id -> its answers in order, of the items on which no call failed."""
+    by_item: dict[str, list[Any]] = {}
+    for row in table[table["error"].isna()].sort_values("sample", kind="stable").itertuples():
+        by_item.setdefault(str(row.trace_id), []).append(_read(row.value, scale))
+    return {i: given for i, given in by_item.items() if len(given) == samples}
 
 
 def _table(
