@@ -99,11 +99,15 @@ def test_what_a_store_holds_is_shown_as_text() -> None:
     assert "threshold" in str(found)
 
 
-def test_verdicts_that_never_came_are_counted_and_missing_labels_are_not() -> None:
-    reasons = ["the judge abstained", "no verdict", "no label", "no label, no verdict", "a tie"]
-    out = pd.DataFrame({"trace_id": [f"x{n}" for n in range(5)], "reason": reasons})
-    found = workbench.certify(replace(from_confusion(GOOD), excluded=out))
-    assert "want of a usable verdict: 2 traces" in " ".join(found.notes)
+def test_a_judge_that_answers_only_where_it_is_sure_does_not_pass() -> None:
+    """Traces without a label, or not judged yet, say nothing against it."""
+    reasons = ["no verdict", "no label", "no label, no verdict", "a tie"] * 30
+    few, many = ["the judge abstained"] * 20, ["the judge failed: no answer"] * 30
+    for lost, passed in ((few, True), (many, False)):
+        rows = pd.DataFrame({"reason": reasons + lost}).assign(trace_id="x")
+        found = workbench.certify(replace(from_confusion(GOOD), excluded=rows), accuracy=0.8)
+        assert found.passed == passed
+        assert f"no usable verdict on {len(lost)} other items" in " ".join(found.notes)
 
 
 # -- on a store -----------------------------------------------------------------------------
@@ -225,6 +229,9 @@ def test_a_check_without_labels_or_within_too_small_a_budget_ends_with_2(store: 
     labelled(20, judge)
     other = with_instructions(judge, CURED)
     workbench.register(other)
+    unpaid = in_this_process(NAME, *at, "--accuracy", "3")
+    assert unpaid.exit_code == 2
+    assert "accuracy=3.0 must lie" in unpaid.stderr
     short = in_this_process(NAME, *at, "--budget", "5")
     assert short.exit_code == 2
     assert "BudgetError" in short.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.alignment.heldout import judges_by_item, read_lineage
+from workbench.alignment.heldout import MOST_LOST, judges_by_item, read_lineage
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import (
     CERTIFIED_TAG,
@@ -29,9 +29,12 @@ from workbench.metrics.intervals import Interval, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
 from workbench.pairing.pairs import Pairs, dataset_digest, pair
+from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
 OF_BINARY = ("sensitivity", "specificity")
+UNUSABLE = "the judge|verdict outside"
+"""How reasons begin for which a judge that was asked makes no pair."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,7 +44,9 @@ class Certificate:
     Attributes
     ----------
     passed
-        Whether the lower end of each figure's interval is above its threshold.
+        Whether the lower end of each figure's interval is above its threshold, and the judge gave
+        a usable verdict on 95 % of the items: one that answers only where it is sure flatters
+        itself.
     table
         Index figure; ``value``, ``low``, ``high``, ``n`` items, ``threshold``, ``passed``.
     n, confidence
@@ -69,9 +74,8 @@ class Certificate:
     def headline(self) -> str:
         """The outcome in a line."""
         outcome = "passed" if self.passed else "not passed"
-        looks = "not known" if self.looks is None else str(self.looks)
-        items = counted(self.n, "labelled item")
-        return f"{self.name!r}: {outcome} on {items}; judges that these have scored: {looks}"
+        used = "" if self.looks is None else f", used for {counted(self.looks, 'judge')} so far"
+        return f"{self.name!r}: {outcome} on {counted(self.n, 'labelled item')}{used}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
@@ -130,35 +134,35 @@ def certify(
     StoreError
         Where the active store does not hold the traces of the pairs.
     """
-    given = {"sensitivity": sensitivity, "specificity": specificity}
-    given |= {"kappa": kappa, "accuracy": accuracy}
-    least = {name: value for name, value in given.items() if value is not None}
-    least = least or dict.fromkeys(OF_BINARY, 0.8)
     test = alignment_or_pairs
-    _check(least, test.pairs if isinstance(test, Alignment) else test)
+    least = _demands(
+        (test.pairs if isinstance(test, Alignment) else test).scale,
+        sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
+    )  # fmt: skip
     notes: list[str] = []
     if isinstance(test, Alignment):
         by_id: Mapping[str, Example] = test.examples
         pairs = test.test_after if test.status == "improved" else test.test_before
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
-        left_out = len(test.split.test) - len(pairs)
+        lost = len(test.split.test) - len(pairs)
     else:
         known = examples(test.trace_ids) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
         pairs = _not_learned(test, by_id, notes)
-        reasons = test.excluded["reason"].astype(str)
-        left_out = int(reasons.str.contains("^(?!no label).*(?:judge|verdict)").sum())
+        lost = int(test.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
     if not len(pairs):
         raise TooFewPairsError(
             "No pair is left to certify the judge on. " + " ".join(notes) + " Label new traces and "
             "let the judge rate them."
         )
-    if left_out:
-        notes.append(f"Not counted, for want of a usable verdict: {counted(left_out, 'trace')}.")
+    too_many = lost / (len(pairs) + lost) > MOST_LOST
+    if lost:
+        said = "Not passed: the" if too_many else "The"
+        notes.append(f"{said} judge gave no usable verdict on {counted(lost, 'other item')}.")
     measured = agreement(pairs, confidence=confidence, seed=seed)
     table = _table(measured, least)
-    passed = bool(table["passed"].all())
+    passed = bool(table["passed"].all()) and not too_many
     run, looks = _looks(pairs, by_id, passed)
     why = [_why(name, row, confidence) for name, row in table.iterrows() if not row["passed"]]
     return Certificate(
@@ -187,6 +191,7 @@ def check_registered(
     given no verdict on them, within ``budget``. ``thresholds`` are those of `certify`.
     """
     judge = load_judge(name, version)
+    _demands(scale_of(judge), **thresholds)  # before anything is paid
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
@@ -199,17 +204,21 @@ def check_registered(
     return certify(pair(judge, fresh or None), **thresholds)
 
 
-def _check(least: Mapping[str, float], pairs: Pairs) -> None:
+def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float]:
+    """The thresholds that are given; `ArgumentError` where no judge on the scale can meet them."""
+    least = {name: value for name, value in thresholds.items() if value is not None}
+    least = least or dict.fromkeys(OF_BINARY, 0.8)
     for name, value in least.items():
         low = -1 if name == "kappa" else 0
         if not low <= value < 1:
             raise ArgumentError(f"{name}={value!r} must lie in [{low}, 1): no interval is above 1.")
-    if pairs.scale.kind != "binary" and set(least) & set(OF_BINARY):
+    if scale is not None and scale.kind != "binary" and set(least) & set(OF_BINARY):
         raise ArgumentError(
-            f"sensitivity and specificity need a binary scale; {pairs.name!r} has a "
-            f"{pairs.scale.kind} one ({pairs.scale.describe()}). Give kappa=0.6, accuracy=0.8, or "
-            "both; workbench.agreement(pairs).per_class shows the single values."
+            f"sensitivity and specificity need a binary scale; this is a {scale.kind} one "
+            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both; "
+            "workbench.agreement(pairs).per_class shows each class."
         )
+    return least
 
 
 def _not_learned(pairs: Pairs, by_id: Mapping[str, Example], notes: list[str]) -> Pairs:

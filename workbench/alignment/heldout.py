@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
 
+MOST_LOST = 0.05
+"""Share of items without a usable verdict, above which a judge is not better for the others."""
+
+
 def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
     """Return how many judges one held-out item has scored at most, and a note on earlier ones.
 
@@ -261,7 +265,7 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
     if gate == "none":
         return "improved", f"{summary} The gate is off, so the judge is taken as it is."
     upwards = len(comparison.fixed) > len(comparison.broken)
-    if test.lost > 0.05:
+    if test.lost > MOST_LOST:
         # A judge that answers only where it is sure would look better than it is.
         why = f"But it gave no usable verdict on {test.lost:.0%} of the held-out traces."
     elif not comparison.improved:
