@@ -44,7 +44,9 @@ def mcnemar_power(
     """
     from scipy.stats import binom
 
-    changed = np.arange(n + 1)
+    # Counts farther from their mean have no probability to speak of.
+    mean, reach = n * differing, 10 + 10 * math.sqrt(n * differing * (1 - differing))
+    changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)
     # The most broken items with which the test, two-sided, still has p < 1 - confidence.
     broken = binom.ppf((1 - confidence) / 2, changed, 0.5) - 1
     detected = binom.cdf(broken, changed, (differing - improvement) / 2 / differing)
