@@ -23,7 +23,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("notebook", default=_NOTEBOOK)
+@click.argument("notebook", required=False)
 @click.option(
     "-p",
     "--parameter",
@@ -52,7 +52,7 @@ def main() -> None:
     help="Take all model answers from this file: no model is called, no key is needed.",
 )
 def run(
-    notebook: str,
+    notebook: str | None,
     given: tuple[tuple[str, str], ...],
     output: Path,
     record: Path | None,
@@ -60,8 +60,9 @@ def run(
 ) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given).
 
-    With --replay the run gives the result of the recorded one, byte for byte, if the notebook, its
-    parameters and the data are the same; what the file does not hold is an error.
+    With --replay the run gives the result of the recorded one, byte for byte: notebook and
+    parameters are those of the recording unless others are given. What the file does not hold, as
+    when the data differ, is an error.
     """
     from workbench.experiments.notebook import run_notebook
     from workbench.experiments.parameters import (
@@ -69,11 +70,14 @@ def run(
         notebook_parameters,
         parse_parameters,
     )
+    from workbench.models.recording import Player
 
     if record and replay:
         raise click.UsageError("--record and --replay exclude each other.")
+    with _errors(exit_code=1):
+        recorded = Player(replay).head.notebook if replay else None
     with _errors(exit_code=2):
-        source = find_notebook(notebook)
+        source = find_notebook(notebook or recorded or _NOTEBOOK)
         values = parse_parameters(notebook_parameters(source), given)
     click.echo(f"Running {source}", err=True)
     if replay:

@@ -227,3 +227,35 @@ def test_two_runs_may_write_to_one_folder(folder: Path) -> None:
     told = [run.communicate(timeout=120)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0], told
     assert [p.name for p in (folder / "out").iterdir()] == ["nb.ipynb"]
+
+
+def test_a_replay_takes_notebook_and_parameters_from_the_recording(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is given counts more; secrets, the output folder and the store are not recorded."""
+    from workbench.cli import main
+
+    parameters = f"{PARAMETERS}\nbase_url = None\napi_key = None\ntracking_uri = None"
+    write(
+        folder / "notebooks" / "asks.ipynb", "print('seed', seed, base_url)", parameters=parameters
+    )
+    given = {
+        "seed": 7,
+        "base_url": "http://ana:hunter2hunter2@127.0.0.1:1/v1",
+        "api_key": "sk-not-to-be-kept",
+        "tracking_uri": "sqlite:///elsewhere.db",
+    }
+    run_notebook("asks", parameters=given, output="out", record="answers.jsonl")
+    head = json.loads((folder / "answers.jsonl").read_text().splitlines()[0])
+    assert head["notebook"] == "asks"
+    assert head["parameters"] == {
+        "seed": 7,
+        "base_url": "http://127.0.0.1:1/v1",
+        "api_key": "***",
+    }
+    capfd.readouterr()
+    command = ["run", "--replay", "answers.jsonl", "--output", "again"]
+    main(command, standalone_mode=False)
+    assert "seed 7 http://127.0.0.1:1/v1" in capfd.readouterr().err
+    main([*command, "-p", "seed", "8"], standalone_mode=False)
+    assert "seed 8 http://127.0.0.1:1/v1" in capfd.readouterr().err

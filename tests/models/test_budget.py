@@ -172,18 +172,28 @@ def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> No
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        ({"usage": {"prompt_tokens": 5, "completion_tokens": 7}}, (5, 7)),
+        ({"usage": {"prompt_tokens": 5, "completion_tokens": 7}}, (5, 7, None)),
         (
             {"usage": {"input_tokens": 5, "cache_read_input_tokens": 4, "output_tokens": 7}},
-            (9, 7),
+            (9, 7, 4),
         ),
-        ({"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 7}}, (5, 7)),
-        ({"usage": None}, (None, None)),
-        (None, (None, None)),
-        ({"usage": {"prompt_tokens": "many"}}, (None, None)),
+        (
+            {
+                "usage": {
+                    "prompt_tokens": 5,
+                    "completion_tokens": 7,
+                    "prompt_tokens_details": {"cached_tokens": 3},
+                }
+            },
+            (5, 7, 3),
+        ),
+        ({"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 7}}, (5, 7, None)),
+        ({"usage": None}, (None, None, None)),
+        (None, (None, None, None)),
+        ({"usage": {"prompt_tokens": "many"}}, (None, None, None)),
     ],
 )
-def test_usage_is_read_as_providers_tell_it(answer: Any, told: tuple[Any, Any]) -> None:
+def test_usage_is_read_as_providers_tell_it(answer: Any, told: tuple[Any, Any, Any]) -> None:
     assert tokens_used(answer) == told
 
 

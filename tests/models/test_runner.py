@@ -580,6 +580,21 @@ def test_slots_come_back_one_by_one_and_no_further() -> None:
     assert throttle.limit == 8
 
 
+def test_a_slow_server_gets_more_calls_one_by_one_and_fewer_where_they_wait() -> None:
+    """All slots open at once only where an answer is prompt; long waits halve them, to a floor."""
+    throttle = Throttle(64)
+    for _ in range(8):
+        throttle.speed_up(time.monotonic() - 6.0)
+    assert throttle.limit == FIRST_CALLS + 8
+    throttle.speed_up(time.monotonic() - 150.0)
+    assert throttle.limit == FIRST_CALLS - 4
+    throttle.speed_up(time.monotonic() - 150.0)
+    assert throttle.limit == FIRST_CALLS - 4
+    prompt = Throttle(64)
+    prompt.speed_up(time.monotonic() - 0.3)
+    assert prompt.limit == 64
+
+
 def test_all_wait_together() -> None:
     """A pause asked for by one holds for all."""
     throttle = opened(4)

@@ -16,6 +16,7 @@ from workbench.alignment.result import Alignment
 from workbench.errors import WorkbenchError
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
+from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
 from workbench.reporting.report import render, write_report
 from workbench.scale import Scale
@@ -86,8 +87,7 @@ def alignment(before: Pairs = BEFORE, after: Pairs = AFTER, **changes: Any) -> A
         "annotators": annotator_agreement(before),
         "calls": 1234,
         "reflection_calls": 7,
-        "tokens": 56789,
-        "cost": 0.1234,
+        "usage": Usage(1241, 50000, 6789, 0.1234, 40000),
         "seconds": 12.34,
         "seed": 0,
         "history": pd.DataFrame([{"step": 1, "candidate": HOSTILE, "dev_score": 0.75}]),
@@ -139,7 +139,7 @@ def learned(html: str) -> str:
         ["Accuracy rises from 0.500 to 0.950 on 40 items: 19 fixed, 1 broken"],
         ["Fixed: 19", "Broken: 1", "Still wrong: 1", "people say", "the judge says", "a note"],
         ["3 people labelled 40 items"],
-        ["1,234", "56,789", "$0.1234", "12.3 s"],
+        ["1,234", "50,000 read, 6,789 written, 40,000 of those read", "$0.1234", "12.3 s"],
         ["aaaa1111", "bbbb2222", "da7a5e7", "run-1", "Python", "mlflow", "topic kept together"],
         ["more characters)"],
         ["+ - Rude answers fail.", "− Be kind.", "{{ inputs }}", "1 line added, 1 removed"],
@@ -238,7 +238,7 @@ def test_a_rejected_judge_is_shown_as_not_taken() -> None:
 def test_what_an_alignment_lacks_is_left_out() -> None:
     """No pairs, annotators, history, examples, tokens or price."""
     empty = make([])
-    nothing = {"history": pd.DataFrame(), "examples": {}, "cost": None, "tokens": None}
+    nothing = {"history": pd.DataFrame(), "examples": {}, "usage": Usage()}
     page = Page(render(alignment(empty, empty, annotators=None, run_id=None, **nothing)))
     assert "not counted by the model" in page.text
     assert "no price is known" in page.text

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item
 from workbench.simba.reflection import Reflection, Request
@@ -68,7 +69,8 @@ class Reflecting:
         self.seen += requests
         return [
             Reflection(
-                (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (), 1
+                (RULE,) if any("promise" in c.item.rationale for c in r.disagreements) else (),
+                Usage(1),
             )
             for r in requests
         ]
@@ -110,7 +112,7 @@ class Chance:
                     f"Look at number {self.rng.randrange(1000)}."
                     for _ in range(self.rng.randrange(7))
                 ),
-                1,
+                Usage(1),
             )
             for _ in requests
         ]

@@ -133,6 +133,30 @@ def test_rules_that_say_nothing_new_are_dropped() -> None:
     assert one.usable_rules(stated) == ["Be kind to jokes."]
 
 
+@pytest.mark.parametrize(
+    "useless",
+    [
+        "If the human label is good, the judge should explain why the answer is good.",
+        "Rate good what is rated good by the annotators.",
+        "The judge's verdict must be changed where it is poor.",
+        "Follow the disagreements.",
+        "it is 0 cm",  # an item's text
+        "seems poor",  # what the judge said of it
+        "Rate good " + "if it is polite and " * 20,
+    ],
+)
+def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
+    """It needs what the judge does not see, repeats a case, or runs on."""
+    rule = "Rate poor if the customer is sent to a human agent against the lease agreement."
+    assert request().usable_rules([useless, rule]) == [rule]
+
+
+def test_of_an_answer_that_was_cut_the_whole_rules_count() -> None:
+    """JSON without an end holds rules, of which the last one is not whole."""
+    cut = '```json\n{"rules": ["Be strict on promises.", "Be \\"kind\\" to jokes.", "Be strict on'
+    assert rules_in(cut) == ["Be strict on promises.", 'Be "kind" to jokes.']
+
+
 TWO = ["Be strict on promises.", "Be kind to jokes."]
 WORDS = ["rate", "it", "poor", "when", "people", "promise", "{so}", "[sic]"]
 SENTENCES = st.lists(

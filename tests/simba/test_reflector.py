@@ -68,7 +68,7 @@ def test_another_server_has_answers_of_its_own(
     monkeypatch.setenv("OPENAI_API_BASE", loopback(says='["Be strict on promises."]').url)
     for calls in (1, 0):
         asked = Reflector(judge("openai:/m"), SCALE, cache=cache).propose([request()], 0)
-        assert asked[0].calls == calls
+        assert asked[0].paid.requests == calls
     monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
     with pytest.raises(ModelError):
         Reflector(judge("openai:/m"), SCALE, cache=cache).propose([request()], 0)
@@ -78,13 +78,13 @@ def test_the_same_request_is_paid_once(tmp_path: Path) -> None:
     """The second time the answer comes from the cache, also for another reflector."""
     cache = AnswerCache(tmp_path)
     first = Reflector(judge(), SCALE, cache=cache).propose([request()], 0)[0]
-    assert first.calls == 1
+    assert first.paid.requests == 1
     assert first.rules
     again = Reflector(judge(), SCALE, cache=cache)
     second = again.propose([request()], 0)[0]
-    assert second.calls == 0
+    assert second.paid.requests == 0
     assert second.rules == first.rules
-    assert again.propose([request()], 1)[0].calls == 1
+    assert again.propose([request()], 1)[0].paid.requests == 1
 
 
 def test_answers_keep_the_order_of_the_requests() -> None:
@@ -122,8 +122,8 @@ def test_an_answer_in_another_form_is_read_and_paid_once(
         judge("openai:/m", base_url=server.url), SCALE, cache=AnswerCache(tmp_path)
     ).propose([request()], 0)[0]
     assert asked.rules == ("Be strict on promises.",)
-    assert asked.calls == server.requests == 1
-    assert asked.tokens == 110
+    assert asked.paid.requests == server.requests == 1
+    assert asked.paid.tokens == 110
 
 
 class Moody(http.server.BaseHTTPRequestHandler):
@@ -135,6 +135,7 @@ class Moody(http.server.BaseHTTPRequestHandler):
     refused: frozenset[str] = frozenset()
     says = "I'm sorry, but I can't assist with that."
     status = 200
+    context = 10**9  # tokens, of four characters each
     asked = 0
 
     def do_POST(self) -> None:
@@ -149,7 +150,10 @@ class Moody(http.server.BaseHTTPRequestHandler):
                          "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
         }  # fmt: skip
-        if status != 200:
+        if len(body) / 4 > self.context:
+            status, said = 400, f"exceeds the available context size ({self.context} tokens)"
+            told = {"error": {"message": f"request {said}", "type": "exceed_context_size_error"}}
+        elif status != 200:
             told = {"error": {"message": f"the provider says {status}"}}
         data = json.dumps(told).encode()
         self.send_response(status)
@@ -199,12 +203,12 @@ def test_a_refusal_among_several_gives_no_rules_and_is_not_kept(
         ("Be strict on promises.",), (), ("Be strict on promises.",)
     ]  # fmt: skip
     assert [bool(answer.error) for answer in answers] == [False, True, False]
-    assert answers[1].calls == 1
-    assert answers[1].tokens == 110
+    assert answers[1].paid.requests == 1
+    assert answers[1].paid.tokens == 110
     assert (reflector.asked, reflector.failures) == (3, 1)
     state.refused = frozenset()
     again = Reflector(judge("openai:/m", base_url=url), SCALE, cache=cache).propose(asked, 0)
-    assert [answer.calls for answer in again] == [0, 1, 0]
+    assert [answer.paid.requests for answer in again] == [0, 1, 0]
 
 
 def test_too_many_refusals_end_it(moody: Callable[..., tuple[type[Moody], str]]) -> None:
@@ -260,7 +264,7 @@ def test_a_provider_that_is_out_of_order_is_asked_again(
     asked = Reflector(judge("openai:/m", base_url=server.url), SCALE)
     answer = asked.propose([request()], 0)[0]
     assert answer.rules == ("Be strict on promises.",)
-    assert answer.calls == server.requests == 3
+    assert answer.paid.requests == server.requests == 3
 
 
 def test_a_refusal_is_replayed_as_one(
@@ -308,7 +312,7 @@ def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
     server = loopback(says='{"rules": []}')
     answer = Reflector(judge("openai:/m", base_url=server.url), SCALE).propose([request()], 0)[0]
     assert answer.rules == ()
-    assert answer.calls == 1
+    assert answer.paid.requests == 1
 
 
 def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> None:
@@ -372,3 +376,15 @@ def test_requests_count_against_the_budget(loopback: Callable[..., Loopback]) ->
     asked = Reflector(judge("openai:/m", base_url=server.url), SCALE, budget=budget)
     asked.propose([request()], 0)
     assert (budget.spent, budget.spent_tokens) == (1, 110)
+
+
+def test_a_prompt_too_long_for_the_server_is_made_smaller(
+    moody: Callable[..., tuple[type[Moody], str]],
+) -> None:
+    """The context is that of the server's refusal, for later requests as well."""
+    state, url = moody(context=4000)
+    reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
+    assert reflector.propose([request(n=200)], 0)[0].rules == ("Be strict on promises.",)
+    assert (state.asked, reflector.context) == (2, 4000)
+    assert reflector.propose([request(n=201)], 1)[0].rules == ("Be strict on promises.",)
+    assert state.asked == 3

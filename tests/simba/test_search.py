@@ -27,6 +27,7 @@ from stubs import (
 
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Usage
 from workbench.simba.candidate import Candidate, Item
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.search import FEW, Optimised, Search, Settings, most_calls
@@ -85,7 +86,7 @@ def test_useless_rules_change_nothing() -> None:
     """Rules that help no verdict lose against the shorter original."""
 
     def useless(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection((f"Think of the number {step}.",), 1) for _ in requests]
+        return [Reflection((f"Think of the number {step}.",), Usage(1)) for _ in requests]
 
     found = run(reflect=useless)
     assert found.best == BASE
@@ -286,7 +287,7 @@ def wordy(*rules: str) -> Any:
     """A reflection model that gives these rules to whatever it is asked."""
 
     def reflect(requests: Sequence[Request], step: int) -> list[Reflection]:
-        return [Reflection(rules, 1) for _ in requests]
+        return [Reflection(rules, Usage(1)) for _ in requests]
 
     return reflect
 

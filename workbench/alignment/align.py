@@ -29,7 +29,7 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import annotator_agreement
-from workbench.models.budget import Budget, total
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
@@ -229,7 +229,6 @@ def _result(
         earlier_looks,
     )
     verdicts = (probe, *tested.verdicts)
-    tokens = (n for v in verdicts for n in (v.input_tokens, v.output_tokens))
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -248,8 +247,7 @@ def _result(
         examples=data.by_id,
         calls=learned.calls + sum(v.calls for v in verdicts),
         reflection_calls=learned.reflection_calls + learned.embedding_calls + embeddings,
-        tokens=total(learned.tokens, *tokens),
-        cost=total(learned.cost, *(v.cost for v in verdicts)),
+        usage=sum((v.paid for v in verdicts), learned.usage),
         fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,

@@ -202,8 +202,8 @@ class _Benchmark:
             "embedding calls": learned.embedding_calls,
             "known": learned.known,
             "seconds": time.monotonic() - started,
-            "tokens": learned.tokens,
-            "cost": learned.cost,
+            "tokens": learned.usage.tokens or None,
+            "cost": learned.usage.cost,
         }
         self.notes += learned.notes
         self._test(name, learned.judge, budget if limited else None, learned.stopped, spent)

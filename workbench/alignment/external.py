@@ -26,7 +26,7 @@ from workbench.compat import (
 from workbench.credentials import redact, without_secret_params
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.models import recording
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import Budget
 from workbench.models.cache import question_key
 from workbench.pairing.pairs import Pairs
 from workbench.store.traces import fetch_traces, item_digest
@@ -84,17 +84,14 @@ def propose(
         reflection_calls=meter.counts["reflection"].requests,
         embedding_calls=meter.counts["embedding"].requests,
         known=sum(count.cached for count in meter.counts.values()),
-        tokens=meter.usage.tokens or None,
-        cost=meter.usage.cost,
+        usage=meter.usage,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
     if (recorder := recording.recorder()) is not None and type(proposed) is InstructionsJudge:
         answer = {name: getattr(learned, name) for name in _RECORDED}
         answer["instructions"] = proposed.instructions
-        calls = sum(count.requests for count in meter.counts.values())
-        paid = Usage(calls, read=learned.tokens, cost=learned.cost)
         about = f"optimizer {who} ({judge.model})"
-        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=paid))
+        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=meter.usage))
         recorder.save()
     return learned
 
@@ -186,7 +183,7 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
 # -- recordings -------------------------------------------------------------------------------
 
 _RECORDED: Final = (
-    "calls", "reflection_calls", "embedding_calls", "known", "tokens", "cost", "notes",
+    "calls", "reflection_calls", "embedding_calls", "known", "notes",
 )  # fmt: skip
 
 
@@ -198,7 +195,8 @@ def _replayed(
         raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
     budget.charge(entry.paid)
     found = {name: entry.answer[name] for name in _RECORDED}
-    return Learned(with_instructions(judge, entry.answer["instructions"]), **found)
+    proposed = with_instructions(judge, entry.answer["instructions"])
+    return Learned(proposed, usage=entry.paid, **found)
 
 
 def _key(data: AlignmentData, optimizer: AlignmentOptimizer) -> str:

@@ -24,7 +24,7 @@ from workbench.judging.judge import fingerprint
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
-from workbench.models.budget import Budget
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
 from workbench.store.tables import digest
 from workbench.store.traces import Example, all_pages, find_experiment_id, item_digest
@@ -98,9 +98,11 @@ class Alignment:
     looks
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.
-    calls, reflection_calls, tokens, cost
-        What was spent, the held-out test included; None where it is not known. Reflection calls
-        of other optimizers include those to their embedding model. Cost is in US dollars.
+    calls, reflection_calls, usage
+        What was spent, the held-out test included. Reflection calls of other optimizers include
+        those to their embedding model. ``usage`` has the tokens ``read`` and ``written``, those
+        ``repeated``, which the server had in its prompt cache, and the ``cost`` in US dollars;
+        what is not known is None.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.
@@ -129,8 +131,7 @@ class Alignment:
     seed: int
     calls: int
     reflection_calls: int
-    tokens: int | None
-    cost: float | None
+    usage: Usage
     seconds: float
     fingerprints: Mapping[str, str]
     dataset_digest: str
@@ -139,6 +140,16 @@ class Alignment:
     reflection_failures: int = 0
     run_id: str | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens read and written; None where the model does not count them."""
+        return self.usage.tokens or None
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars; None where no price is known."""
+        return self.usage.cost
 
     @property
     def headline(self) -> str:
@@ -167,8 +178,7 @@ class Learned:
     reflection_calls: int = 0
     embedding_calls: int = 0
     known: int = 0
-    tokens: int | None = None
-    cost: float | None = None
+    usage: Usage = UNPAID
     stopped: str = ""
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
     evidence: Mapping[str, list[str]] = field(default_factory=dict)

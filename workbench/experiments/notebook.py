@@ -33,6 +33,7 @@ from workbench.experiments.parameters import (
     read_notebook,
 )
 from workbench.formatting import write_whole
+from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 from workbench.store.dataset import parse_names, parse_raters
 from workbench.store.files import read_table
@@ -87,7 +88,8 @@ def run_notebook(
         Folder of the executed copy, which is saved after each cell.
     record, replay
         File that the run's model answers are written to or read from (see `workbench.recording`
-        and `workbench.replaying`).
+        and `workbench.replaying`). The file also holds the parameters of the recorded run, which
+        a replay takes where none are given here.
     progress
         Whether to show progress and the output of the cells on stderr.
 
@@ -102,7 +104,8 @@ def run_notebook(
         If interrupted. The kernel is stopped and the executed copy is kept.
     """
     source, folder = find_notebook(notebook), Path(output).resolve()
-    passed = resolve_parameters(source, parameters or {}, folder)
+    given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
+    passed = resolve_parameters(source, given, folder)
     copy = _Copy(folder / source.name, _masks(passed))
     if copy.target == source:
         raise NotebookError(
@@ -121,7 +124,14 @@ def run_notebook(
     summary = folder / SUMMARY
     summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
     started = time.monotonic()
-    _execute(source, copy, passed, show=progress, environment=environment)
+    try:
+        _execute(source, copy, passed, show=progress, environment=environment)
+    finally:
+        if record:
+            # A replay's own folder and store are no part of the recording.
+            kept = {k: v for k, v in given.items() if k not in ("output_dir", "tracking_uri")}
+            kept = json.loads(_masked(json.dumps(kept), _masks(given)))
+            Recorder(record, notebook=source.stem, parameters=kept).save()
     seconds = time.monotonic() - started
     found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
     return Ran(copy.target, folder, passed, seconds, found)
@@ -245,6 +255,13 @@ def _masks(parameters: Mapping[str, Any]) -> dict[str, str]:
     return {secret: mask for secret, mask in found.items() if len(secret) >= 6}
 
 
+def _masked(text: str, masks: Mapping[str, str]) -> str:
+    """JSON text without the secrets."""
+    for secret in sorted(masks, key=len, reverse=True):
+        text = text.replace(json.dumps(secret)[1:-1], masks[secret])
+    return text
+
+
 @dataclass
 class _Copy:
     """The executed copy: written whole or not at all, and without secrets."""
@@ -257,10 +274,7 @@ class _Copy:
         """Write the notebook as it is now."""
         import nbformat
 
-        text = nbformat.writes(self.notebook)
-        for secret in sorted(self.masks, key=len, reverse=True):
-            text = text.replace(json.dumps(secret)[1:-1], self.masks[secret])
-        write_whole(self.target, text)
+        write_whole(self.target, _masked(nbformat.writes(self.notebook), self.masks))
 
 
 class Progress:

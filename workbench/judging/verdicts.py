@@ -49,6 +49,11 @@ class Verdict:
     usage: Usage = field(default=UNPAID, compare=False, repr=False)
     sample: int = 0
 
+    @property
+    def paid(self) -> Usage:
+        """What was paid for it now; nothing where the answer was known."""
+        return UNPAID if self.cached else self.usage
+
 
 @dataclass(frozen=True)
 class Recorded:

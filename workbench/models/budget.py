@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,13 +29,15 @@ _OVERHEAD: Final = 64
 class Usage:
     """Requests made for an answer, retries included, tokens read and written, and US dollars.
 
-    Tokens and cost are None where they are not known.
+    Of the tokens read, ``repeated`` are those that the provider had in its prompt cache. Tokens and
+    cost are None where they are not known.
     """
 
     requests: int = 0
     read: int | None = None
     written: int | None = None
     cost: float | None = None
+    repeated: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,6 +50,7 @@ class Usage:
             total(self.read, other.read),
             total(self.written, other.written),
             total(self.cost, other.cost),
+            total(self.repeated, other.repeated),
         )
 
 
@@ -322,17 +325,25 @@ _WRITTEN: Final = [
     "candidatesTokenCount",
     "thoughtsTokenCount",
 ]
+_REPEATED: Final = ["cache_read_input_tokens", "cachedContentTokenCount"]
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
-def tokens_used(answer: Any) -> tuple[int | None, int | None]:
-    """Tokens read and written, as providers report them; None where they do not."""
+def tokens_used(answer: Any) -> tuple[int | None, int | None, int | None]:
+    """Tokens read, written, and of those read the repeated ones, which the provider had cached.
+
+    As providers report them; None where they do not.
+    """
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
-    read, written = (
-        total(*(n for name in names if isinstance(n := _part(found, name), int) and n >= 0))
-        for names in (_READ, _WRITTEN)
-    )
-    return read, written
+    details = [_part(found, name) for name in ("prompt_tokens_details", "input_tokens_details")]
+
+    def count(whole: Any, names: Sequence[str]) -> int | None:
+        counts = (_part(whole, name) for name in names)
+        told: int | None = total(*(n for n in counts if isinstance(n, int) and n >= 0))
+        return told
+
+    repeated = total(count(found, _REPEATED), *(count(one, ["cached_tokens"]) for one in details))
+    return count(found, _READ), count(found, _WRITTEN), repeated
 
 
 def _part(whole: Any, name: str) -> Any:

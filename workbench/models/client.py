@@ -273,10 +273,10 @@ class _UnderWay:
             self.budget.settle(reserved, *(0, 0) if was_refused(error) else ())
             self.usage += Usage(1)
             raise
-        read, written = tokens_used(answer)
+        read, written, repeated = tokens_used(answer)
         self.budget.settle(reserved, read, written)
         paid = None if read is None or written is None else cost(self.request.model, read, written)
-        self.usage += Usage(1, read, written, paid)
+        self.usage += Usage(1, read, written, paid, repeated)
         return answer
 
     def _reserve(self, payload: Mapping[str, Any] | None = None) -> Reservation:

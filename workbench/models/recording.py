@@ -36,11 +36,13 @@ LARGEST_FILE: Final = 2**28  # bytes, after expansion, beyond which a file is no
 
 
 class Head(BaseModel, extra="forbid", frozen=True):
-    """The first line."""
+    """The first line. Of a run of a notebook it names the notebook and what that was given."""
 
     file: Literal["workbench answers"]
     format: Literal[3]
     default_model: str | None = None
+    notebook: str | None = None
+    parameters: dict[str, Any] = {}
 
 
 class Entry(BaseModel, extra="forbid", frozen=True):
@@ -102,7 +104,7 @@ class Recorder:
     something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], **run: Any) -> None:
         self.path = Path(path).expanduser().resolve()
         if not os.access(self.path.parent, os.W_OK):
             raise ArgumentError(
@@ -113,6 +115,7 @@ class Recorder:
             file="workbench answers",
             format=3,
             default_model=os.environ.get(MODEL_VARIABLE) or None,
+            **run,
         )
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
@@ -137,7 +140,7 @@ class Recorder:
                 entries = _read_file(self.path)[1] if self.path.exists() else {}
                 for key, entry in self._entries.items():
                     entries[key] = _better(entries.get(key), entry)
-                lines = [self.head.model_dump()]
+                lines = [self.head.model_dump(exclude_defaults=True)]
                 lines += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
                 text = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines).encode()
                 packed = self.path.suffix == ".gz"

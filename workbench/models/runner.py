@@ -189,7 +189,7 @@ class Runner:
                 if is_over():
                     raise StoppedError
                 outcome = self.client.send(request, self.budget, is_over=goes_out)
-                self._note(outcome, stopped)
+                self._note(outcome, stopped, asked_at)
             usage += outcome.usage
             return outcome
 
@@ -203,6 +203,8 @@ class Runner:
             # All calls wait together, so a limit that one met is not met by every other.
             if _fault(state).kind == "rate_limit":
                 self.throttle.slow_down(state.upcoming_sleep, asked_at)
+            elif _fault(state).kind == "timeout":
+                self.throttle.slow_down(0.0, asked_at)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
@@ -214,7 +216,7 @@ class Runner:
         )
         return replace(retrying(attempt), usage=usage)
 
-    def _note(self, outcome: Outcome, stopped: threading.Event) -> None:
+    def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
@@ -222,7 +224,7 @@ class Runner:
             self.unusable += fault is not None and fault.kind == "answer"
         if fault is None:
             self.last_progress = time.monotonic()
-            self.throttle.speed_up()
+            self.throttle.speed_up(asked_at)
         elif not self.answered and (fault.permanent or self.unusable >= FAILURES_TO_STOP):
             stopped.set()
 

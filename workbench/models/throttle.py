@@ -14,13 +14,23 @@ FIRST_CALLS: Final = 16  # under way at most until something was answered
 
 HEAD_START: Final = 0.1  # seconds from the first request to the others, if not answered before
 
+PROMPT: Final = 2.0  # seconds; a model that answers faster gets all calls at once
+
+LONG_WAIT: Final = 100.0
+"""Seconds after which an answer shows that calls wait for each other at the server.
+
+A third of the time after which a call is given up, so that fewer go out before any is lost.
+"""
+
 
 class Throttle:
     """Slots for calls, shared by the threads of a run: additive increase, halved by rate limits.
 
     Until something was answered there are few slots, and the very first call has a head start, so
-    that a wrong key or a dead endpoint usually costs one call. A call that meets a rate limit lets
-    all calls wait together.
+    that a wrong key or a dead endpoint usually costs one call. Then all slots open if the answer
+    was prompt, else one more with each answer. A server that works on few calls at a time, and lets
+    the others wait too long, gets fewer. A call that meets a rate limit lets all calls wait
+    together.
     """
 
     def __init__(self, most: int) -> None:
@@ -71,9 +81,19 @@ class Throttle:
                 self._slowed_at = now
             self._resume_at = max(self._resume_at, now + seconds)
 
-    def speed_up(self) -> None:
-        """After the first usable answer open all slots, later one for as many as there are."""
+    def speed_up(self, asked_at: float = math.inf) -> None:
+        """Open slots after a usable answer to what was asked then; fewer if it took too long.
+
+        All of them if the answer was prompt. Once calls were slowed down, one more for as many
+        answers as there are slots.
+        """
+        seconds = time.monotonic() - asked_at
+        if seconds > LONG_WAIT and self.limit > FIRST_CALLS:  # fewer are not what takes so long
+            self.slow_down(0.0, asked_at)
         with self._changed:
-            more = self._limit + 1.0 / self._limit if self._opened else math.inf
-            self._limit, self._opened = min(float(self.most), more), True
+            if self._slowed_at:
+                more = 1.0 / self._limit if seconds <= LONG_WAIT else 0.0
+            else:
+                more = math.inf if seconds < PROMPT else 1.0
+            self._limit, self._opened = min(float(self.most), self._limit + more), True
             self._changed.notify_all()

@@ -320,11 +320,17 @@ def _cell(value: Any) -> Any:
 
 
 def _cost(alignment: Alignment) -> dict[str, str]:
-    tokens, cost = alignment.tokens, alignment.cost
+    used, cost = alignment.usage, alignment.cost
+    parts = {
+        "read": used.read,
+        "written": used.written,
+        "of those read from the server's prompt cache": used.repeated,
+    }
+    told = [f"{count:,} {what}" for what, count in parts.items() if count is not None]
     return {
         "judge calls": f"{alignment.calls:,}",
         "reflection calls": f"{alignment.reflection_calls:,}",
-        "tokens": "not counted by the model" if tokens is None else f"{tokens:,}",
+        "tokens": ", ".join(told) or "not counted by the model",
         "money": "no price is known for the model" if cost is None else f"${cost:,.4f}",
         "time": f"{alignment.seconds:,.1f} s",
     }

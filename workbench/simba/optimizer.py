@@ -55,7 +55,7 @@ from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import check_measurable, judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage, cost, total
+from workbench.models.budget import Budget, Usage, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.consensus import (
@@ -274,8 +274,7 @@ class SIMBA(AlignmentOptimizer):
             # A batch that the budget cut short was paid for all the same.
             judge_calls=budget.spent - spent_before - found.reflection_calls,
             known=models.cached,
-            tokens=models.tokens or None,
-            cost=models.cost,
+            usage=models.used,
         )
         return models.judge_of(found.best)
 
@@ -314,9 +313,8 @@ class _Models:
             max_failure_share=simba.settings.max_failure_share,
         )
         stack.callback(self.reflector.close)
-        self.used = Usage()
-        self.tokens = self.cached = 0
-        self.cost: float | None = None
+        self.used = self.used_by_judge = Usage()
+        self.cached = 0
 
     def judge_of(self, candidate: Candidate) -> Judge:
         """The judge with the candidate's instructions."""
@@ -336,9 +334,9 @@ class _Models:
         missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
         fresh = judge_many(missing, self.runner, scale=self.scale)
         for verdict in fresh:
-            self.used += verdict.usage
+            self.used_by_judge += verdict.usage
+            self.used += verdict.paid
             self.cached += verdict.cached
-            self._count((verdict.input_tokens or 0) + (verdict.output_tokens or 0), verdict.cost)
         rest = iter(fresh)
         return [
             replace(known[i.trace_id], calls=0) if is_known(c, i) else next(rest) for c, i in wanted
@@ -349,22 +347,18 @@ class _Models:
         self._check_stop()
         answers = self.reflector.propose(requests, step)
         for answer in answers:
-            self.cached += answer.calls == 0 and not answer.error
-            self._count(answer.tokens or 0, answer.cost)
+            self.cached += answer.paid.requests == 0 and not answer.error
+            self.used += answer.paid
         return answers
 
     def calls_left(self) -> float:
         """Judge calls that the budget still allows, if they use as much as those until now."""
-        left, used = self.budget.left, self.used
+        left, used = self.budget.left, self.used_by_judge
         if used.tokens:
             left = min(left, self.budget.left_tokens * used.requests / used.tokens)
         if used.cost:
             left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
-
-    def _count(self, tokens: int, cost: float | None) -> None:
-        self.tokens += tokens
-        self.cost = total(self.cost, cost)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from workbench.formatting import read_literal
+from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, Case, one_line_json, shortened_json, words_of
 
@@ -25,6 +26,17 @@ ANSWER_TOKENS: Final = 1024
 
 MAX_RULES: Final = 6
 """Rules in an answer."""
+
+MAX_WORDS: Final = 60
+"""Words of a rule; what is longer has run on."""
+
+_HIDDEN: Final = re.compile(
+    r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
+    r"|\bjudge(?:['’]s)?[ _](?:verdict|rat(?:ing|ionale)|label)|\bthe (?:dis)?agreements?\b"
+    r"|\b(?:rated|labell?ed)(?: \S+){0,2} by (?:a |the )?(?:humans?|people|annotators?|judge)\b",
+    re.IGNORECASE,
+)
+"""What a judge does not see when it rates an item."""
 
 TASK: Final = """\
 An LLM judge rates items by its instructions, but people rate some of them differently.
@@ -96,13 +108,22 @@ class Request:
         }
 
     def usable_rules(self, stated: Iterable[str]) -> list[str]:
-        """Drop rules that are empty, repeated or copied from the task or the instructions."""
-        shown = " ".join(f" {words_of(text)} " for text in (TASK, self.instructions))
-        kept: dict[str, str] = {}
+        """Drop rules that are empty, repeated, run on, or copied from what was shown.
+
+        And those that go by what the judge cannot see, such as the human label. People's rationales
+        may be repeated: they name the criteria.
+        """
+        texts = [TASK, self.instructions]
+        for case in (*self.disagreements, *self.agreements):
+            texts += [case.verdict.rationale]
+            texts += map(one_line_json, case.item.values(self.fields).values())
+        shown = " ".join(f" {words_of(text)} " for text in texts)
+        kept: dict[frozenset[str], str] = {}
         for rule in stated:
             words = words_of(rule)
-            if words and f" {words} " not in shown:
-                kept.setdefault(words, rule.strip())
+            is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
+            if is_new and len(words.split()) <= MAX_WORDS:
+                kept.setdefault(frozenset(words.split()), rule.strip())
         return list(kept.values())[:MAX_RULES]
 
     def _fitting_cases(self, room: float) -> tuple[list[str], list[str]]:
@@ -158,15 +179,13 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reflection:
-    """Answer to a request. ``calls`` is 0 if it came from the cache.
+    """Answer to a request, and what was paid for it: nothing if it came from the cache.
 
     ``error`` says why an answer is not usable; there are no rules then.
     """
 
     rules: tuple[str, ...]
-    calls: int
-    tokens: int | None = None
-    cost: float | None = None
+    paid: Usage = UNPAID
     error: str = ""
 
 
@@ -196,6 +215,8 @@ def rules_in(text: str) -> list[str] | None:
             return []
         lines = [" ".join(one.split()) for one in _strings(value)]
     else:
+        if complete := _strings_of_cut_json(body):
+            return complete
         plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
         listed = [line for line in plain if _BULLET.match(line)]
         if not listed and any(map(is_refusal, plain)):
@@ -252,6 +273,20 @@ def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
         if isinstance(value, list | dict) and any(map(_is_sentence, _strings(value))):
             return value
     return None
+
+
+def _strings_of_cut_json(text: str) -> list[str]:
+    """The rules that stand whole in JSON whose end is missing.
+
+    >>> _strings_of_cut_json('["Be strict on promises.", "Be kind to jok')
+    ['Be strict on promises.']
+    """
+    text = re.sub(r"^```\w*\s*", "", text)
+    if not text.startswith(("[", "{")):
+        return []
+    read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
+    rules = [" ".join(str(one).split()) for found in read for one in found]
+    return list(dict.fromkeys(filter(_is_sentence, rules)))
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
 from workbench.models.answers import AnswerError
+from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
 from workbench.models.offline import MODEL, SCHEME, register
@@ -123,6 +125,8 @@ class Reflector:
         """Ask for the rules of each request; answers of another step are other answers.
 
         An answer that is no use has an ``error`` and is not kept, so that another run asks again.
+        Where the server says that its context is smaller than was thought, the requests are made
+        smaller and asked again.
 
         Raises
         ------
@@ -133,20 +137,37 @@ class Reflector:
             failed than allowed.
         """
         try:
-            outcomes = self.runner.run([self._request(request, step) for request in requests])
+            outcomes = self._run(requests, step)
         except ModelError as error:
             raise type(error)(f"{error} {_ADVICE}") from None
         self._check(outcomes)
         return [
             Reflection(
                 rules=tuple((outcome.answer or {}).get("rules", ())),
-                calls=0 if outcome.cached else outcome.usage.requests,
-                tokens=None if outcome.cached else outcome.usage.tokens or None,
-                cost=None if outcome.cached else outcome.usage.cost,
+                paid=UNPAID if outcome.cached else outcome.usage,
                 error=outcome.fault.message if outcome.fault else "",
             )
             for outcome in outcomes
         ]
+
+    def _run(self, requests: Sequence[Request], step: int) -> list[Outcome]:
+        asked = [self._request(request, step) for request in requests]
+        try:
+            outcomes = self.runner.run(asked)
+            refused = [o.fault.message for o in outcomes if o.fault and o.fault.kind != "answer"]
+        except ModelError as error:
+            if not self._fits_into(str(error)):
+                raise
+            return self._run(requests, step)
+        return self._run(requests, step) if any(map(self._fits_into, refused)) else outcomes
+
+    def _fits_into(self, message: str) -> bool:
+        """Take the context from a server's refusal; whether it is smaller than what was thought."""
+        told = context_told(message)
+        if told is None or (self.context is not None and told >= self.context):
+            return False
+        self.context = told
+        return True
 
     def _check(self, outcomes: Sequence[Outcome]) -> None:
         """Count failures; raise if there are too many."""
@@ -261,6 +282,24 @@ def reached_by(
     if headers:
         options["extra_headers"] = dict(headers)
     return options | {k: params[k] for k in ("api_key", "timeout") if k in params}
+
+
+def context_told(message: str) -> int | None:
+    """The context in tokens that a server names when a prompt is too long for it, else None.
+
+    >>> context_told("This model's maximum context length is 8192 tokens.")
+    8192
+    >>> context_told("prompt is too long: 210000 tokens > 200000 maximum")
+    200000
+    """
+    found = _CONTEXT.search(message)
+    return int(next(filter(None, found.groups()))) if found else None
+
+
+_CONTEXT: Final = re.compile(
+    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
+    re.IGNORECASE,
+)
 
 
 class _Engine:

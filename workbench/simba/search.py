@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
+from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item
 from workbench.simba.proposals import (
@@ -82,7 +83,8 @@ class Optimised:
     dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
     if it dropped out early, ``best`` says whether it beat all before it, ``calls`` counts judge
     calls until then. ``stopped`` says why the search ended, ``known`` counts answers from the
-    cache and ``evidence`` maps each rule to the trace ids that it was made from.
+    cache, ``usage`` is what was paid to judge and reflection model, and ``evidence`` maps each rule
+    to the trace ids that it was made from.
     """
 
     best: Candidate
@@ -93,8 +95,7 @@ class Optimised:
     judge_calls: int = 0
     reflection_calls: int = 0
     known: int = 0
-    tokens: int | None = None
-    cost: float | None = None
+    usage: Usage = UNPAID
     failures: int = 0
     reflection_failures: int = 0
     evidence: dict[str, list[str]] = field(default_factory=dict)
@@ -244,7 +245,7 @@ class Search:
         rewrite = stale > 0 or step == 1
         asked = requests(parent, wrong, right, self.fields, rewrite=rewrite)
         answers = self.reflect(list(asked.values()), step)
-        self.reflections += sum(answer.calls for answer in answers)
+        self.reflections += sum(answer.paid.requests for answer in answers)
         self.reflection_failures += sum(bool(answer.error) for answer in answers)
         rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
         for name, request in asked.items():
