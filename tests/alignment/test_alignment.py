@@ -350,7 +350,7 @@ def served() -> Iterator[dict[str, Any]]:
             state["team"] = self.headers.get("X-Team")
             if state["repeats_key"]:
                 key = self.headers.get("Authorization")
-                text = text.replace('["', f'["Sent for {key}.", "')
+                text = text.replace('["', f'["It was sent for {key}.", "')
                 text = text.replace('"rationale": "', f'"rationale": "Sent for {key}. ')
             if kind == "reflect" and state["refused"] and "ll disagreements" not in str(body):
                 state["refused"] -= 1
@@ -426,7 +426,7 @@ def test_a_key_that_a_model_repeats_is_kept_nowhere(
     served["repeats_key"] = True
     labelled(40, remote)
     alignment = workbench.align(remote, gate="none", progress=False)
-    assert "Sent for Bearer ***" in alignment.history["dropped"].str.cat()
+    assert "It was sent for Bearer ***" in alignment.history["dropped"].str.cat()
     stored = b"".join(p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file())
     assert b"sk-loopback-123456" not in stored
 

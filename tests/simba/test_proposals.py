@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from stubs import BASE, RULE, case, items
+from stubs import BASE, RULE, SCALE, case, items
 
 from workbench.simba.proposals import (
     CRITERIA,
+    DESCRIPTIONS,
     EVERYTHING,
     REWRITE,
     children,
@@ -101,3 +102,31 @@ def test_children_add_all_rules_or_the_stronger_half() -> None:
     parent = BASE.with_rules(RULES[:1], "x")
     anew = children(parent, {EVERYTHING: (), REWRITE: RULES[1:]})
     assert [child.rules for child in anew] == [tuple(RULES[1:])]
+
+
+def test_each_rating_is_described_from_items_beside_others() -> None:
+    """What is confused with the rating comes first; a judge's view of them is left out."""
+    wrong = [case(one, "good") for one in items(12)]  # promises, which people rate poor
+    right = [case(one, "poor") for one in items(12, start=50) if one.label == "poor"]
+    asked = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("poor", "good", "odd"))
+    described = {name: one for name, one in asked.items() if name.startswith(DESCRIPTIONS)}
+    assert [one.describes for one in described.values()] == ["poor", "good", "odd"]
+    poor = described[f"{DESCRIPTIONS}: poor"]
+    assert {c.item.label for c in poor.disagreements} == {"poor"}
+    assert {c.item.label for c in poor.agreements} == {"good"}
+    assert poor.disagreements[0].verdict.value == "good"
+    shown = poor.as_inputs(SCALE, 8000)
+    assert shown["rating"] == "poor"
+    assert "judge" not in shown["rated_so"] + shown["rated_otherwise"]
+    assert not any(
+        name.startswith(DESCRIPTIONS)
+        for name in requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("no", "yes"))
+    )
+
+
+def test_descriptions_are_the_rules_of_one_candidate() -> None:
+    """Each begins with its rating; one alone tells nothing apart."""
+    answered = {f"{DESCRIPTIONS}: poor": ("It makes promises.",), f"{DESCRIPTIONS}: odd": ()}
+    assert children(BASE, answered) == []
+    (made,) = children(BASE, answered | {f"{DESCRIPTIONS}: good": ("It states facts.", "More.")})
+    assert made.rules == ("poor: It makes promises.", "good: It states facts.")

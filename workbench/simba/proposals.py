@@ -18,6 +18,7 @@ Reflect = Callable[[Sequence[Request], int], list[Reflection]]
 
 Labelled = TypeVar("Labelled", Item, Case)
 
+DESCRIPTIONS: Final = "describe each rating"
 EVERYTHING: Final = "all disagreements"
 REWRITE: Final = "rewrite the rules"
 CRITERIA: Final = "what people go by"
@@ -31,6 +32,12 @@ REWRITE_TASK: Final = (
     "change or leave out what they contradict, put together what says the same. The rules now:"
 )
 
+MAX_DESCRIBED: Final = 6
+"""Ratings of a scale that has its ratings described, at most; of two a rule says as much."""
+
+MAX_SHOWN: Final = 10
+"""Items with a rating, and as many with another one, from which it is described."""
+
 MIN_RATIONALES: Final = 2
 """Rationales on items the judge gets right from which people's criteria are asked for."""
 
@@ -42,10 +49,12 @@ def requests(
     fields: tuple[str, ...],
     *,
     rewrite: bool,
+    values: Sequence[Any] = (),
 ) -> dict[str, Request]:
     """What to ask, by name: about all disagreements, and with ``rewrite`` all rules anew.
 
-    Where the parent has no rules yet, people's criteria are asked for.
+    Where the parent has no rules yet, people's criteria are asked for, and a description of each of
+    the ratings ``values``, where these are more than two.
     """
     shown = tuple(wrong), tuple(right), fields
     asked = {EVERYTHING: Request(parent.text, *shown, EVERYTHING)}
@@ -57,12 +66,42 @@ def requests(
         asked[CRITERIA] = Request(
             parent.text, (*wrong, *right), (), fields, CRITERIA_TASK, blind=True
         )
+    if not parent.rules and 2 < len(values) <= MAX_DESCRIBED:
+        asked |= {
+            f"{DESCRIPTIONS}: {value}": _description(parent, value, wrong, right, fields)
+            for value in values
+        }
     return asked
+
+
+def _description(
+    parent: Candidate,
+    value: Any,
+    wrong: Sequence[Case],
+    right: Sequence[Case],
+    fields: tuple[str, ...],
+) -> Request:
+    """Ask for a description of a rating, from few items: those that are confused come first."""
+    cases = sorted([*wrong, *right], key=lambda case: not case.item.rationale)
+    rated_so = [case for case in cases if case.item.label == value]
+    otherwise = [case for case in cases if case.item.label != value]
+    rated_so.sort(key=lambda case: case.verdict.value == value)
+    otherwise.sort(key=lambda case: case.verdict.value != value)
+    shown = tuple(rated_so[:MAX_SHOWN]), tuple(otherwise[:MAX_SHOWN])
+    return Request(parent.text, *shown, fields, blind=True, describes=value)
 
 
 def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Candidate]:
     """Make candidates from the rules that were answered under the names of the requests."""
     made = []
+    described = [
+        f"{name.removeprefix(f'{DESCRIPTIONS}: ')}: {rules[0]}"
+        for name, rules in answers.items()
+        if name.startswith(DESCRIPTIONS) and rules
+    ]
+    if len(described) > 1:
+        made.append(parent.with_rules(described, DESCRIPTIONS))
+    answers = {name: r for name, r in answers.items() if not name.startswith(DESCRIPTIONS)}
     alone = sum(map(bool, answers.values())) == 1
     for name, rules in answers.items():
         if name == REWRITE:
@@ -83,12 +122,12 @@ def with_examples(
     limit: int,
     rng: random.Random,
 ) -> Candidate:
-    """Show two disagreements of different labels, if possible with rationale."""
+    """Show disagreements of different labels, if possible with rationale."""
     ranked = sorted(wrong, key=lambda case: (not case.item.rationale, rng.random()))
     by_label: dict[Any, Item] = {}
     for case in ranked:
         by_label.setdefault(case.item.label, case.item)
-    shown = [WorkedExample.of(item, fields) for item in list(by_label.values())[:2]]
+    shown = [WorkedExample.of(item, fields) for item in list(by_label.values())[:limit]]
     return parent.with_examples(shown, limit)
 
 

@@ -29,6 +29,7 @@ from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
+    DESCRIPTION_TASK,
     MAX_RULES,
     TASK,
     Reflection,
@@ -56,7 +57,7 @@ _ADVICE: Final = (
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
 
-TASK_DIGEST: Final = question_key(TASK)[:16]
+TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK)[:16]
 """Part of the cache key: answers to another wording of the task are other answers."""
 
 
@@ -193,7 +194,7 @@ class Reflector:
         return client.Request(
             key=question_key("reflection", self.model, *key),
             model=self.model,
-            call=functools.partial(self._ask, inputs),
+            call=functools.partial(self._ask, inputs, request.task),
             read=functools.partial(self._read, request),
             sender="The reflection model",
             place=without_credentials(self.base_url) if self.base_url else "",
@@ -201,7 +202,7 @@ class Reflector:
             credentials=self.credentials,
         )
 
-    def _ask(self, inputs: Mapping[str, str]) -> _Engine:
+    def _ask(self, inputs: Mapping[str, str], task: str) -> _Engine:
         """Send the program's request; the engine then has what the model said."""
         import dspy
         from dspy.utils.exceptions import AdapterParseError, LMConfigurationError
@@ -219,7 +220,7 @@ class Reflector:
         adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
         try:
             with dspy.context(adapter=adapter):
-                program()(**inputs, lm=lm)
+                program(task)(**inputs, lm=lm)
         except AdapterParseError as error:
             engine.said = engine.said or error.lm_response or ""
         return engine
@@ -331,9 +332,19 @@ class _Engine:
 
 
 @functools.cache
-def program() -> Any:
+def program(task: str) -> Any:
     """The dspy program, made when it is first needed since dspy takes seconds to import."""
     import dspy
+
+    class DescribeRating(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
+        __doc__ = DESCRIPTION_TASK
+
+        judge_instructions: str = dspy.InputField(desc="what those who rate are told")
+        allowed_values: str = dspy.InputField(desc="the rating scale; values from worst to best")
+        rating: str = dspy.InputField(desc="the rating to describe")
+        rated_so: str = dspy.InputField(desc="items with this rating, one JSON object a line")
+        rated_otherwise: str = dspy.InputField(desc="items with another rating")
+        description: str = dspy.OutputField(desc="one sentence about outputs with this rating")
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
         __doc__ = TASK
@@ -345,4 +356,4 @@ def program() -> Any:
         focus: str = dspy.InputField(desc="which disagreements to explain")
         rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
 
-    return dspy.Predict(ProposeRules)
+    return dspy.Predict(ProposeRules if task == TASK else DescribeRating)

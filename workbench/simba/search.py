@@ -20,6 +20,7 @@ from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, Case, Item
 from workbench.simba.proposals import (
+    MAX_DESCRIBED,
     Reflect,
     children,
     requests,
@@ -46,7 +47,7 @@ FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
 
 MIN_RUNG: Final = 8
 
-MAX_RACING: Final = 4
+MAX_RACING: Final = 5
 """Candidates that a step makes at most."""
 
 MAX_TRIED: Final = 3
@@ -243,7 +244,8 @@ class Search:
             return []
         # The rules of an earlier alignment may be outdated.
         rewrite = stale > 0 or step == 1
-        asked = requests(parent, wrong, right, self.fields, rewrite=rewrite)
+        values = self.scale.values if step == 1 else ()
+        asked = requests(parent, wrong, right, self.fields, rewrite=rewrite, values=values)
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
         self.reflection_failures += sum(bool(answer.error) for answer in answers)
@@ -430,4 +432,4 @@ def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tupl
     pruned = [learned, *([rules] if rules else [])]
     pruning = sum(MAX_PRUNED * (2 * MAX_TRIED * n + selected) for n in pruned)
     judge_calls = selected + batch + settings.max_steps * (batch + a_race) + pruning
-    return judge_calls, 2 * settings.max_steps
+    return judge_calls, 2 * settings.max_steps + MAX_DESCRIBED
