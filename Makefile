@@ -12,7 +12,7 @@ COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # In a container one is often root, which Jupyter wants to be told.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help run test test-slow lab bench clean
+.PHONY: help run test test-slow lab bench bench-model clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,7 +42,11 @@ lab: $(VENV)/.installed ## Open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(AS_ROOT)
 
 bench: $(VENV)/.installed-test ## Run the benchmarks, which print their figures
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out %/bench_model.py,$(wildcard tests/benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-model: $(VENV)/.installed-test ## Compare optimizers on a real model: BASE_URL=... MODEL=... DATA=...
+	$(BIN)/python tests/benchmarks/bench_model.py $(if $(BASE_URL),--base-url $(BASE_URL)) \
+		$(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 clean: ## Remove .venv, caches and output
 	rm -rf $(VENV) output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

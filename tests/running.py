@@ -112,7 +112,7 @@ def run_here(command: str) -> Path:
     words = shlex.split(command)
     assert words[:2] == ["workbench", "run"], command
     asked = run_command.make_context("workbench run", words[2:]).params
-    source = find_notebook(asked["notebook"])
+    source = find_notebook(asked["notebook"] or "4_align")
     given = parse_parameters(notebook_parameters(source), asked["given"])
     folder: Path = asked["output"].resolve()
     folder.mkdir(parents=True, exist_ok=True)

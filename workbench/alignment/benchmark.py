@@ -36,7 +36,7 @@ from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
-from workbench.models.budget import Budget
+from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, Item, WorkedExample
 from workbench.simba.optimizer import SIMBA, judge_fields
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 
 
 _COLUMNS: Final = (
-    "status", "accuracy", "low", "high", "kappa", "mean distance", "n", "fixed", "broken", "p",
-    "p adjusted", "judge calls", "reflection calls", "embedding calls", "known", "seconds",
-    "tokens", "cost", "later calls", "words more", "reason",
+    "status", "accuracy", "low", "high", "kappa", "kappa low", "kappa high", "mean distance", "n",
+    "fixed", "broken", "p", "p adjusted", "judge calls", "reflection calls", "embedding calls",
+    "known", "seconds", "tokens", "cost", "later calls", "later tokens", "words more", "reason",
 )  # fmt: skip
 
 
@@ -223,6 +223,8 @@ class _Benchmark:
                 tested = score_held_out(self.data, judge, budget)
             others = embeddings.requests / max(1, len(tested.verdicts))
             row = _row("", tested.comparison, judge, 1 + round(others))
+            used = sum((verdict.usage for verdict in tested.verdicts), UNPAID)
+            row["later tokens"] = round(used.tokens / len(tested.verdicts)) if used.tokens else None
             if spent is not None:
                 status, reason = decide(self.gate, tested, self.data.split.train, stopped)
                 row |= {**spent, "status": status, "reason": reason}
@@ -275,6 +277,8 @@ def _row(reason: str, comparison: Comparison, judge: Judge | None, later: int) -
         "low": low,
         "high": high,
         "kappa": found.kappa,
+        "kappa low": found.kappa_interval.low,
+        "kappa high": found.kappa_interval.high,
         "mean distance": found.mean_distance,
         "n": found.n,
         "fixed": len(comparison.fixed),

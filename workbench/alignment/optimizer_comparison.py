@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 COUNTS: Final = {
     "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
-    "tokens", "later calls", "words more",
+    "tokens", "later calls", "later tokens", "words more",
 }  # fmt: skip
 
 
@@ -31,13 +31,14 @@ class OptimizerComparison:
     table
         A row a judge: the original, the majority label, few-shot and each optimizer, in this
         order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
-        interval; ``kappa``; ``mean distance`` on ordered scales; ``n`` held-out items rated.
-        Against the original: ``fixed`` and ``broken`` items, ``p`` (McNemar's exact test) and ``p
-        adjusted`` for the number of judges tested (Holm). What learning took: ``judge calls``,
+        interval; ``kappa`` with ``kappa low`` and ``kappa high``; ``mean distance`` on ordered
+        scales; ``n`` held-out items rated. Against the original: ``fixed`` and ``broken`` items,
+        ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges tested (Holm). What
+        learning took: ``judge calls``,
         ``reflection calls``, ``embedding calls`` (requests, retries included), ``known`` answers
         from the cache, ``seconds``, ``tokens``, ``cost`` in US dollars. What a later judgement
-        takes: ``later calls``, and ``words more`` of instructions than the original's. Finally
-        ``reason``. nan where unknown or undefined.
+        takes: ``later calls``, ``later tokens`` (mean of the held-out items), and ``words more`` of
+        instructions than the original's. Finally ``reason``. nan where unknown or undefined.
     judges, comparisons
         Name -> the judge that was put to the test, and its comparison with the original.
     split
@@ -90,7 +91,8 @@ class OptimizerComparison:
     @property
     def _shown(self) -> pd.DataFrame:
         """The table without what few look for; missing counts are nan, which is shown as empty."""
-        table = self.table.drop(columns=["tokens", "cost", "reason"])
+        hidden = ["kappa low", "kappa high", "tokens", "cost", "later tokens", "reason"]
+        table = self.table.drop(columns=hidden)
         return table.astype({name: float for name in table if name in COUNTS})
 
     @property

@@ -17,7 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -84,6 +84,15 @@ class Dataset:
             given += f" and the {_listed(self.expectations)} in {{{{ expectations }}}}"
         answer = _listed(_as_list(self.outputs))
         return f"Rate how good the {answer} in {{{{ outputs }}}} is, given the {given}."
+
+    def sample(self, rows: int | None, *, seed: int = 0) -> Dataset:
+        """Return so many rows drawn at random, in their order; all where ``rows`` is None."""
+        if rows is None or rows >= len(self):
+            return self
+        if rows < 1:
+            raise ArgumentError(f"rows={rows} must be at least 1.")
+        drawn = self.table.sample(rows, random_state=seed).sort_index()
+        return replace(self, table=drawn)
 
     def __len__(self) -> int:
         return len(self.table)
