@@ -43,6 +43,7 @@ _HOME = {
     "SIMBA": "simba.optimizer",
     "SelfAgreement": "metrics.self_agreement",
     "Scale": "scale",
+    "Slices": "metrics.slices",
     "WorkbenchError": "errors",
     "adjudicate": "pairing.adjudication",
     "agreement": "metrics.agreement",

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, plain
-from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights
+from workbench.metrics.coefficients import Coded, Sample, Weights, numbered
 from workbench.metrics.intervals import (
     UNDEFINED,
+    Array,
     Interval,
     check_confidence,
     figure,
-    full_agreement,
+    proportion,
     ratio,
-    wilson,
 )
+from workbench.metrics.slices import By, Slices, sliced
 from workbench.scale import Scale
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
+    from workbench.pairing.splits import Groups
 
 BINS = 10
 """Rows and columns of the confusion matrix of a numeric scale with too many values."""
@@ -186,20 +188,54 @@ class Agreement:
         return "".join(html_table(table) for table in tables if table is not None)
 
 
+@overload
 def agreement(
     pairs: Pairs,
     *,
+    by: None = None,
+    groups: Groups = None,
     weights: Weights | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     resamples: int = 2000,
-) -> Agreement:
+) -> Agreement: ...
+
+
+@overload
+def agreement(
+    pairs: Pairs,
+    *,
+    by: By,
+    groups: Groups = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Slices: ...
+
+
+def agreement(
+    pairs: Pairs,
+    *,
+    by: By | None = None,
+    groups: Groups = None,
+    weights: Weights | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Agreement | Slices:
     """Measure how well the judge agrees with the human labels.
 
     Parameters
     ----------
     pairs
         Verdicts and labels on the same traces.
+    by
+        Divide the items and return `Slices`: a tag, a key of the traces' inputs, a column of the
+        table, a mapping trace_id -> slice, ``"annotator"`` (verdicts against each annotator's own
+        labels), ``"length"`` (of the outputs, in four bands) or ``"week"`` (ISO, of the requests).
+    groups
+        What belongs together, so that its rows are not as many independent ones: see
+        `Pairs.split`. Traces with the same inputs and outputs always do.
     weights
         Of the weighted kappa on ordinal and numeric scales: ``"quadratic"`` (the default there)
         or ``"linear"``. Plain kappa is always given.
@@ -221,16 +257,18 @@ def agreement(
             f"{pairs.scale.kind} one ({pairs.scale.describe()}), on which no miss is nearer than "
             "another. Leave weights out."
         )
+    options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     coded = Coded.of(pairs)
+    if groups is not None:
+        coded = replace(coded, groups=_groups(pairs, groups))
+    if by is not None:
+        return sliced(pairs, by, groups=None if groups is None else coded.groups, **options)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    distinct = pairs.distinct
-    sample = Sample.of(
-        coded, resamples=resamples, seed=seed, confidence=confidence, distinct=distinct
-    )
-    n, right = len(coded.human), int((coded.human == coded.judge).sum())
-    share = distinct / n if n else 1.0  # repetitions of an item are no more evidence
+    sample = Sample.of(coded, **options)
+    n, right = len(coded.human), coded.human == coded.judge
+    accuracy, accuracy_interval = proportion(right, coded.groups, confidence)
     found = {
-        name: _with_interval(name, statistic, sample, unanimous=right == n)
+        name: sample.figure(name, statistic)
         for name, statistic in sample.statistics(weights).items()
     }
     more: dict[str, Any] = {}
@@ -239,9 +277,10 @@ def agreement(
     if coded.scale.kind == "binary":
         for side, name in ((0, "false_positive"), (1, "false_negative")):
             of_side = coded.human == side
-            wrong, every = int((of_side & (coded.judge != side)).sum()), int(of_side.sum())
-            more[f"{name}s"], more[f"{name}_rate"] = wrong, ratio(wrong, every)
-            more[f"{name}_rate_interval"] = wilson(wrong * share, every * share, confidence)
+            more[f"{name}s"] = int((of_side & ~right).sum())
+            more[f"{name}_rate"], more[f"{name}_rate_interval"] = proportion(
+                ~right[of_side], coded.groups[of_side], confidence
+            )
     if coded.scale.kind == "numeric":
         more |= _errors_of_numbers(coded)
     confusion = _confusion(coded)
@@ -249,8 +288,8 @@ def agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
-        accuracy=ratio(right, n),
-        accuracy_interval=wilson(right * share, n * share, confidence),
+        accuracy=accuracy,
+        accuracy_interval=accuracy_interval,
         kappa=found["kappa"][0],
         kappa_interval=found["kappa"][1],
         confusion=confusion,
@@ -259,22 +298,19 @@ def agreement(
         mean_distance_interval=found["mean distance"][1],
         baseline=ratio(np.bincount(coded.human).max(initial=0), n),
         confidence=confidence,
-        distinct=distinct,
+        distinct=pairs.distinct,
         weights=weights,
         **more,
     )
 
 
-def _with_interval(
-    name: str, statistic: Statistic, sample: Sample, *, unanimous: bool
-) -> tuple[float, Interval]:
-    n, confidence = int(sample.counts.sum()), sample.bootstrap.confidence
-    value = float(statistic(sample.counts)) if n else math.nan
-    if not unanimous or math.isnan(value):
-        return value, sample.bootstrap.interval(statistic)
-    if name.startswith("kappa"):
-        return value, full_agreement(sample.counts / n, sample.bootstrap.n, confidence)
-    return value, Interval(0.0, wilson(0, sample.bootstrap.n, confidence).high)
+def _groups(pairs: Pairs, groups: Groups) -> Array:
+    """The number of each row's group; those that share a row of the same content are one."""
+    from workbench.pairing.splits import groups_of, joined
+
+    seen = {i: texts for i, texts in pairs.previews.items() if any(texts)}
+    group_of = joined(groups_of(pairs.table, groups), seen)
+    return numbered(group_of[i] for i in pairs.trace_ids)
 
 
 def _confusion(coded: Coded) -> pd.DataFrame:

@@ -6,15 +6,15 @@ Every coefficient states its range, its source, and when it is undefined: then i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from workbench.errors import ArgumentError
-from workbench.metrics.intervals import Array, Bootstrap
+from workbench.metrics.intervals import Array, Bootstrap, Interval, full_agreement, wilson
 from workbench.scale import MOST_CATEGORIES, Scale
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ Statistic = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Coded:
-    """Pairs as numbers: each side is the position of its value in ``values``."""
+    """Pairs as numbers: each side is the position of its value in ``values``.
+
+    Rows with the same number in ``groups`` belong together: by default those with the same content.
+    """
 
     scale: Scale
     values: list[Any]
     human: Array
     judge: Array
+    groups: Array
 
     @classmethod
     def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
@@ -50,8 +54,19 @@ class Coded:
                 f"The pairs of {pairs.name!r} hold the {off[0][0]} value {off[0][1]!r}, which is "
                 f"not on their scale ({scale.describe()}). workbench.pair gives canonical values."
             )
-        human, judge = ([position[v] for v in pairs.table[side]] for side in sides)
-        return cls(scale, values, np.array(human, dtype=int), np.array(judge, dtype=int))
+        human, judge = (
+            np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
+        )
+        # Repetitions of an item are no more evidence.
+        texts = pairs.previews
+        content = [texts[i] if any(texts.get(i, ())) else i for i in pairs.trace_ids]
+        return cls(scale, values, human, judge, numbered(content))
+
+    def where(self, rows: Array) -> Coded:
+        """Return some of the rows."""
+        return replace(
+            self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
+        )
 
     @property
     def positions(self) -> Array:
@@ -91,12 +106,19 @@ class Sample:
         resamples: int,
         seed: int,
         confidence: float,
-        distinct: int | None = None,
     ) -> Sample:
-        """Judges coded on the same items and values, of which ``distinct`` are not repetitions."""
-        (human, *judges), counts = cells(coded[0].human, *(one.judge for one in coded))
+        """Judges coded on the same items and values."""
+        sides, groups = [coded[0].human, *(one.judge for one in coded)], coded[0].groups
+        (human, *judges), counts = cells(*sides)
+        members, labels = None, np.unique(groups)
+        if len(labels) < len(groups):
+            from scipy.sparse import coo_array
+
+            at = np.unique(np.stack(sides, axis=1), axis=0, return_inverse=True)[1].ravel()
+            rows = np.searchsorted(labels, groups)
+            members = coo_array((np.ones_like(at), (rows, at)), (len(labels), len(counts))).tocsr()
         bootstrap = Bootstrap(
-            counts, resamples=resamples, seed=seed, confidence=confidence, distinct=distinct
+            counts, resamples=resamples, seed=seed, confidence=confidence, members=members
         )
         return cls(coded[0], human, judges, counts, bootstrap)
 
@@ -114,6 +136,28 @@ class Sample:
             for name, matrix in matrices.items()
         }
         return found | {name: partial(_mean, values) for name, values in means.items()}
+
+    def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
+        """Return a statistic of the first judge with its interval.
+
+        Where all items agree, no resample can disagree, and the bootstrap would claim certainty.
+        Where all resamples give the same value otherwise, as those of kappa do where one side has
+        one value throughout, there is no interval.
+        """
+        n, confidence = int(self.counts.sum()), self.bootstrap.confidence
+        value = float(statistic(self.counts)) if n else math.nan
+        unanimous = bool((self.human == self.judges[0]).all())
+        if not unanimous or math.isnan(value):
+            return value, self.bootstrap.interval(statistic, spread=True)
+        if name.startswith("kappa"):
+            return value, full_agreement(self.counts / n, self.bootstrap.n, confidence)
+        return value, Interval(0.0, wilson(0, self.bootstrap.n, confidence).high)
+
+
+def numbered(keys: Iterable[Any]) -> Array:
+    """Return a number for each key, the same for equal ones."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
 
 
 def _mean(values: Array, counts: Array) -> Array:

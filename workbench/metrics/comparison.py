@@ -203,7 +203,7 @@ def compare(
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
     share = before.distinct / len(before) if len(before) else 1.0  # of repetitions one counts
-    sample = Sample.of(one, two, **options, distinct=before.distinct)
+    sample = Sample.of(one, two, **options)
     changes = _changes(first, second, sample, share)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance

@@ -77,6 +77,32 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(low, high)
 
 
+def effective_size(values: Array, groups: Array) -> float:
+    """Return how many independent values are worth as much as these, of which some belong together.
+
+    The number of values over the design effect of their mean: n where each is a group by itself,
+    the number of groups where all of a group are equal. Sources: Rao and Scott (1992), "A simple
+    method for the analysis of clustered binary data", Biometrics 48, 577-585.
+    """
+    n, members = len(values), np.bincount(groups)
+    if (members <= 1).all():
+        return float(n)
+    away = values - values.mean()
+    apart = float(away @ away)
+    if apart < 1e-12:
+        return float((members > 0).sum())
+    together = float((np.bincount(groups, away) ** 2).sum())
+    return n * min(1.0, apart / together) if together else float(n)
+
+
+def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, Interval]:
+    """Return the share of ``hits`` with Wilson's interval of as many as `effective_size` says."""
+    if not len(hits):
+        return math.nan, UNDEFINED
+    share, size = float(hits.mean()), effective_size(hits.astype(float), groups)
+    return share, wilson(share * size, size, confidence)
+
+
 def paired_difference(
     both: float, only_first: float, only_second: float, neither: float, confidence: float = 0.95
 ) -> Interval:
@@ -113,14 +139,18 @@ def paired_difference(
 
 # -- the bootstrap --------------------------------------------------------------------------
 
+MOST_DRAWN = 20_000_000
+"""Counts that a bootstrap holds at most."""
+
 
 class Bootstrap:
     """Percentile bootstrap over items that fall into cells, with ``counts`` items in each.
 
     To draw n items with replacement is to draw the cells' counts from a multinomial
     distribution, which needs no loop. Source: Efron and Tibshirani (1993), An Introduction to
-    the Bootstrap, chapter 13. Where items repeat each other, only ``distinct`` ones are drawn, so
-    that repetitions do not make the interval narrower.
+    the Bootstrap, chapter 13. Where items belong together, ``members`` holds the counts of each
+    group, shape (groups, cells), and whole groups are drawn. Of more than 10,000 cells, as numeric
+    scales can have, there are fewer resamples, at least 200.
     """
 
     def __init__(
@@ -130,14 +160,20 @@ class Bootstrap:
         resamples: int,
         seed: int,
         confidence: float,
-        distinct: int | None = None,
+        members: Any = None,
     ) -> None:
         self.confidence = confidence
         n = int(counts.sum())
+        resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
-        self.n = distinct or n
-        self.draws = rng.multinomial(self.n, counts / n, size=resamples) if n else None
+        self.n = n if members is None else members.shape[0]
+        self.draws: Array | None = None
+        if n and members is None:
+            self.draws = rng.multinomial(n, counts / n, size=resamples)
+        elif n:
+            drawn = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=resamples)
+            self.draws = drawn @ members
 
     def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
