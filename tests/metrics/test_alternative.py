@@ -1,0 +1,154 @@
+"""The alternative annotator test against a plain reading of the paper, and its edges."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_pairs import GRADES, make_pairs
+from scipy.stats import t as student
+from sklearn.metrics import root_mean_squared_error
+
+from workbench import alternative_annotator_test
+from workbench.errors import ArgumentError
+from workbench.metrics.alternative import Score
+from workbench.scale import ABSTAIN
+
+nan = math.nan
+
+
+def accuracy(own: Any, others: list[Any]) -> float:
+    """Share of the others' labels that equal one's own."""
+    return sum(own == other for other in others) / len(others)
+
+
+def neg_rmse(own: float, others: list[float]) -> float:
+    """Minus the root of the mean squared difference."""
+    return -float(root_mean_squared_error(others, [own] * len(others)))
+
+
+def by_the_paper(
+    labels: dict[str, dict[int, Any]],
+    verdicts: dict[int, Any],
+    score: Callable[[Any, list[Any]], float],
+    epsilon: float,
+) -> tuple[float, float, dict[str, float]]:
+    """Winning rate, advantage probability and p-values, item by item as the paper puts it."""
+    advantages, p_values = [], {}
+    for left_out, own in labels.items():
+        judge_wins, annotator_wins = [], []
+        for item, label in own.items():
+            others = [
+                their[item] for who, their in labels.items() if who != left_out and item in their
+            ]
+            if not others or item not in verdicts:
+                continue
+            judge, annotator = score(verdicts[item], others), score(label, others)
+            judge_wins.append(float(judge >= annotator))
+            annotator_wins.append(float(annotator >= judge))
+        if len(judge_wins) < 30:
+            continue
+        d = np.array(annotator_wins) - np.array(judge_wins)
+        t = (d.mean() - epsilon) / (d.std(ddof=1) / math.sqrt(len(d)))
+        p_values[left_out] = float(student.cdf(t, len(d) - 1))
+        advantages.append(np.mean(judge_wins))
+    m = len(p_values)
+    harmonic = sum(1 / k for k in range(1, m + 1))
+    ranked = sorted(p_values.values())
+    passed = [k for k, p in enumerate(ranked, 1) if p <= k / m * 0.05 / harmonic]
+    return max(passed, default=0) / m, float(np.mean(advantages)), p_values
+
+
+@pytest.mark.parametrize(("score", "function"), [("accuracy", accuracy), ("neg_rmse", neg_rmse)])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_figures_are_those_of_the_paper(
+    score: Score, function: Callable[[Any, list[Any]], float], seed: int
+) -> None:
+    """Five annotators of varied care, a third of the labels missing, one annotator with few."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(1, 6, 150)
+    labels: dict[str, dict[int, Any]] = {}
+    for k, share in enumerate([0.9, 0.7, 0.6, 0.5, 0.1]):
+        given = np.where(rng.random(150) < 0.75 - k * 0.12, truth, rng.integers(1, 6, 150))
+        labels[f"a{k}"] = {i: int(given[i]) for i in range(150) if rng.random() < share}
+    verdicts = {i: int(truth[i] if rng.random() < 0.5 else rng.integers(1, 6)) for i in range(145)}
+    rate, advantage, p_values = by_the_paper(labels, verdicts, function, 0.15)
+    table = pd.DataFrame(labels)
+    found = alternative_annotator_test(table, verdicts, epsilon=0.15, score=score)
+    assert (found.winning_rate, found.advantage_probability) == pytest.approx((rate, advantage))
+    tested = found.table["p_value"].dropna()
+    assert tested.to_dict() == pytest.approx(p_values)
+    assert found.table.loc["a4", "note"] == "fewer than 30 items: not tested"
+    assert found.advantage_probability in found.advantage_interval
+    assert found.passed == (rate >= 0.5)
+    words = table.map(lambda v: v if math.isnan(v) else f"Grade {v:.0f}")
+    if score == "accuracy":
+        same = alternative_annotator_test(words, {i: f"grade {v}" for i, v in verdicts.items()})
+        assert same.advantage_probability == pytest.approx(advantage)
+
+
+def test_ways_to_give_verdicts_are_the_same() -> None:
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.integers(0, 2, (40, 3)), columns=list("abc"), index=range(100, 140))
+    verdicts = list(rng.integers(0, 2, 40))
+    results = [
+        alternative_annotator_test(table, verdicts),
+        alternative_annotator_test(table, np.array(verdicts)),
+        alternative_annotator_test(table, pd.Series(verdicts, index=table.index)[::-1]),
+        alternative_annotator_test(table, dict(zip(table.index, verdicts, strict=True))),
+        alternative_annotator_test(table.assign(judge=verdicts), "judge"),
+    ]
+    assert len({one.advantage_probability for one in results}) == 1
+    with pytest.raises(ArgumentError, match="no row in common"):
+        alternative_annotator_test(table, pd.Series(verdicts))
+    with pytest.raises(ArgumentError, match="40 rows, got 3 verdicts"):
+        alternative_annotator_test(table, [1, 0, 1])
+    with pytest.raises(ArgumentError, match="No verdict equals any label"):
+        alternative_annotator_test(table, ["yes"] * 40)
+    with pytest.raises(ArgumentError, match="needs numbers"):
+        alternative_annotator_test(table, ["yes"] * 40, score="neg_rmse")
+    with pytest.raises(ArgumentError, match="epsilon"):
+        alternative_annotator_test(table, verdicts, epsilon=1)
+
+
+def test_pairs_are_tested_by_their_votes_and_words_of_an_order_have_ranks() -> None:
+    votes = [{"a": "good", "b": "good", "c": "fair"}, {"a": "poor", "b": ABSTAIN, "c": "poor"}] * 30
+    pairs = make_pairs(["good", "poor"] * 30, ["poor", "poor"] * 30, GRADES, votes)
+    found = alternative_annotator_test(pairs, score="neg_rmse")
+    # On the first kind of item each annotator is nearer to the others, on the second all are equal.
+    assert found.table["judge_advantage"].to_dict() == pytest.approx({"a": 0.5, "b": 0, "c": 0.5})
+    assert found.table["n"].to_dict() == {"a": 60, "b": 30, "c": 60}
+    assert found.winning_rate == 0
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert "\n" not in repr(found)
+    assert found._repr_html_().count("<table") == 1
+    left_out = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
+    with pytest.raises(ArgumentError, match="ties='latest'"):
+        alternative_annotator_test(replace(pairs, excluded=left_out))
+
+
+def test_what_cannot_be_tested_is_nan_and_said() -> None:
+    few = alternative_annotator_test(pd.DataFrame({"a": [1, 0], "b": [1, 0]}), [1, 0])
+    assert math.isnan(few.winning_rate)
+    assert math.isnan(few.advantage_probability)
+    assert not few.passed
+    assert "No annotator has 30 items" in few.notes[0]
+    nothing = alternative_annotator_test(pd.DataFrame({"a": [1, nan], "b": [nan, 0]}), [1, 0])
+    assert (nothing.items, nothing.left_out) == (0, 2)
+    assert "No item" in nothing.notes[0]
+
+
+def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:
+    """Without variance the difference is 0 for certain: below 0.2, and not below 0."""
+    table = pd.DataFrame({who: [1, 0] * 20 for who in "abc"})
+    found = alternative_annotator_test(table, [1, 0] * 20)
+    assert (found.winning_rate, found.advantage_probability) == (1, 1)
+    assert found.table["p_value"].tolist() == [0, 0, 0]
+    assert alternative_annotator_test(table, [1, 0] * 20, epsilon=0).winning_rate == 0
+    assert alternative_annotator_test(table, [0, 1] * 20).winning_rate == 0

@@ -1,0 +1,346 @@
+"""The alternative annotator test: may a judge stand in for one of the annotators?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ArgumentError, one_of
+from workbench.formatting import counted, html_table, html_text, plain
+from workbench.metrics.coefficients import cells, numbered
+from workbench.metrics.intervals import UNDEFINED, Array, Bootstrap, Interval, figure, wilson
+from workbench.scale import ABSTAIN, Scale
+from workbench.vocabulary import fold, is_missing, number
+
+if TYPE_CHECKING:
+    from workbench.pairing.pairs import Pairs
+
+Score = Literal["accuracy", "neg_rmse"]
+
+FALSE_DISCOVERIES = 0.05
+"""The rate of false discoveries that Benjamini and Yekutieli's procedure holds."""
+
+CONTESTED = ("annotators tie", "annotators are not unanimous")
+"""Why `pair` leaves items out on which annotators differ."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AlternativeAnnotatorTest:
+    """Whether a judge is as good as one more annotator.
+
+    Attributes
+    ----------
+    winning_rate
+        Share of the tested annotators over whom the judge wins, in [0, 1]. From one half on
+        (`passed`) the judge may stand in for them, says the paper.
+    advantage_probability, advantage_interval
+        Probability that the judge is as good as or better than an annotator picked at random: the
+        mean of ``judge_advantage``; bootstrap interval over items.
+    table
+        Index annotator; ``n`` items; ``judge_advantage`` and ``annotator_advantage``: shares of
+        them on which the one is at least as near to the remaining annotators as the other (ties
+        count for both; Wilson intervals ``_low``, ``_high`` of the judge's); ``p_value`` of the
+        hypothesis that the annotator's advantage is greater by ``epsilon`` or more; ``p_adjusted``
+        (Benjamini and Yekutieli); ``rejected``: whether the judge wins; ``note``.
+    items, left_out
+        Items with a verdict and two labels or more; items without.
+    score, epsilon
+        As given.
+    notes
+        What a reader should know.
+    """
+
+    winning_rate: float
+    advantage_probability: float
+    advantage_interval: Interval
+    table: pd.DataFrame
+    items: int
+    left_out: int
+    score: Score
+    epsilon: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the judge wins over half of the tested annotators at least."""
+        return self.winning_rate >= 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        return plain({**vars(self), "table": self.table.reset_index(), "passed": self.passed})
+
+    def __repr__(self) -> str:
+        people = counted(int(self.table["p_value"].count()), "annotator")
+        advantage = figure(self.advantage_probability, self.advantage_interval)
+        return (
+            f"<AlternativeAnnotatorTest on {counted(self.items, 'item')}: winning rate "
+            f"{figure(self.winning_rate)} of {people}, advantage probability {advantage}>"
+        )
+
+    def _repr_html_(self) -> str:
+        lines = [repr(self)[1:-1], *self.notes]
+        return html_table(self.table) + "".join(f"<div>{html_text(line)}</div>" for line in lines)
+
+
+def alternative_annotator_test(
+    pairs_or_table: Pairs | pd.DataFrame,
+    verdicts: Any = None,
+    *,
+    epsilon: float = 0.2,
+    score: Score = "accuracy",
+    min_items: int = 30,
+    confidence: float = 0.95,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> AlternativeAnnotatorTest:
+    """Test whether a judge is as good as one more annotator.
+
+    One annotator after the other is left out. On each of their items judge and annotator are
+    compared by how near they are to the remaining annotators; a one-sided t-test over the items
+    tells whether the annotator's advantage stays below ``epsilon``, which is what the judge's
+    lower price is worth. Source: Calderon, Reichart and Dror (2025), "The Alternative Annotator
+    Test for LLM-as-a-Judge", ACL 2025, arXiv 2501.10970.
+
+    Parameters
+    ----------
+    pairs_or_table
+        Pairs with the annotators' votes; or a table with a row an item and a column an annotator,
+        nan where an item is not labelled.
+    verdicts
+        With a table: a verdict for each row, in the rows' order, a Series or mapping by the
+        table's index, or the name of the column that holds them. Rows without one are left out.
+    epsilon
+        In [0, 1). The paper advises 0.2 for experts, 0.15 for skilled annotators, 0.1 for a crowd.
+    score
+        ``"accuracy"``: the share of the remaining labels that equal one's own; ``"neg_rmse"``, for
+        numbers: minus the root of the mean squared difference from them. On an ordinal scale of
+        words it takes their ranks.
+    min_items
+        Annotators with fewer items are not tested, since the t-test needs about 30.
+    confidence, seed, resamples
+        Of the intervals.
+
+    Raises
+    ------
+    ArgumentError
+        For what is neither pairs nor a table, arguments out of range, values that are no numbers
+        under ``"neg_rmse"``, verdicts that do not fit the table, and for pairs from which items
+        were left out because annotators differ: without these the judge's chances are better.
+    """
+    one_of("score", score, ["accuracy", "neg_rmse"])
+    if not 0 <= epsilon < 1:
+        raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
+    labels, judged, scale = _read(pairs_or_table, verdicts)
+    human, judge = _coded(labels, judged, score, scale)
+    usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
+    wins, losses = _advantages(human[usable], judge[usable], score)
+    table = _tests(
+        wins, losses, [str(who) for who in labels.columns], epsilon, min_items, confidence
+    )
+    tested = (table["n"] >= min_items).to_numpy()
+    rate = float(table.loc[tested, "rejected"].mean()) if tested.any() else math.nan
+    probability, interval = _mean_advantage(
+        wins[:, tested], confidence=confidence, seed=seed, resamples=resamples
+    )
+    return AlternativeAnnotatorTest(
+        winning_rate=rate,
+        advantage_probability=probability,
+        advantage_interval=interval,
+        table=table,
+        items=int(usable.sum()),
+        left_out=int((~usable).sum()),
+        score=score,
+        epsilon=epsilon,
+        notes=tuple(_notes(usable, tested, min_items)),
+    )
+
+
+# -- what is given --------------------------------------------------------------------------
+
+
+def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | None]:
+    """Labels (items by annotators), a verdict for each row, and the scale where it is known."""
+    if isinstance(given, pd.DataFrame):
+        table = given.set_index("trace_id") if "trace_id" in given.columns else given
+        if isinstance(verdicts, str):
+            one_of("verdicts", verdicts, list(table.columns))
+            return table.drop(columns=verdicts), list(table[verdicts]), None
+        return table, _verdicts(table, verdicts), None
+    if not hasattr(given, "votes"):
+        raise ArgumentError(
+            "alternative_annotator_test takes Pairs or a table with a column an annotator, got "
+            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
+        )
+    if verdicts is not None:
+        raise ArgumentError("verdicts= goes with a table of labels; pairs hold verdicts already.")
+    contested = int(given.excluded["reason"].isin(CONTESTED).sum())
+    if contested:
+        raise ArgumentError(
+            f"{contested} items are not among the pairs since their annotators differ, and without "
+            "them any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
+            "test reads each annotator's own label and no consensus."
+        )
+    return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
+
+
+def _verdicts(table: pd.DataFrame, verdicts: Any) -> list[Any]:
+    if isinstance(verdicts, pd.Series):
+        verdicts = list(verdicts) if verdicts.index.equals(table.index) else dict(verdicts)
+    if isinstance(verdicts, Mapping):
+        if len(table) and not set(table.index) & set(verdicts):
+            raise ArgumentError(
+                "The verdicts' index has no row in common with the table's: "
+                f"{next(iter(verdicts), None)!r} and {table.index[0]!r}, for instance. Give them "
+                "the same index, or verdicts as a list in the rows' order."
+            )
+        return [verdicts.get(i) for i in table.index]
+    if not isinstance(verdicts, (Sequence, np.ndarray)) or len(verdicts) != len(table):
+        size = f"{len(verdicts)} verdicts" if hasattr(verdicts, "__len__") else repr(verdicts)
+        raise ArgumentError(
+            f"verdicts must hold one verdict for each of the {len(table)} rows, got {size}."
+        )
+    return list(verdicts)
+
+
+def _coded(
+    labels: pd.DataFrame, verdicts: list[Any], score: Score, scale: Scale | None
+) -> tuple[Array, Array]:
+    """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
+    cells_of = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
+    there = np.array([not (v is ABSTAIN or is_missing(v)) for v in cells_of], dtype=bool)
+    values = [v for v, is_there in zip(cells_of, there, strict=True) if is_there]
+    split = labels.size
+    codes = np.full(len(cells_of), math.nan)
+    if score == "accuracy":
+        codes[there] = numbered(map(fold, values))
+        human, judge = codes[:split], codes[split:]
+        both = np.isin(judge[np.isfinite(judge)], human)
+        if both.size and np.isfinite(human).any() and not both.any():
+            raise ArgumentError(
+                f"No verdict equals any label: {values[-1]!r} and {values[0]!r}, for instance. "
+                "Write both in the same way."
+            )
+    else:
+        codes[there] = _numbers(values, scale)
+        human, judge = codes[:split], codes[split:]
+    return human.reshape(labels.shape), judge
+
+
+def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
+    found = [float(v) if isinstance(v, bool) else number(v) for v in values]
+    if None in found and scale is not None and scale.ordered:
+        return [scale.rank(v) for v in values]
+    if None in found:
+        raise ArgumentError(
+            f"score='neg_rmse' needs numbers, and {values[found.index(None)]!r} is none. Use "
+            "score='accuracy' for categories."
+        )
+    return [float(v) for v in found if v is not None]
+
+
+# -- the test -------------------------------------------------------------------------------
+
+
+def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:
+    """Whether the judge, and whether the annotator, is at least as near to the others as the other.
+
+    Both of shape (items, annotators); nan where the annotator has no label.
+    """
+    wins, losses = np.full(human.shape, math.nan), np.full(human.shape, math.nan)
+    for a in range(human.shape[1]):
+        items = np.isfinite(human[:, a])
+        others = np.delete(human[items], a, axis=1)
+        far = [_misfit(side[items], others, score) for side in (judge, human[:, a])]
+        tied = np.isclose(far[0], far[1], rtol=1e-9, atol=0)
+        wins[items, a] = (far[0] < far[1]) | tied
+        losses[items, a] = (far[1] < far[0]) | tied
+    return wins, losses
+
+
+def _misfit(values: Array, others: Array, score: Score) -> Array:
+    """How far values are from others' labels; both have as many labels, so that sums will do."""
+    gaps = values[:, None] - others
+    misfit = (gaps != 0) & np.isfinite(gaps) if score == "accuracy" else np.nan_to_num(gaps) ** 2
+    return np.asarray(misfit.sum(axis=1, dtype=float))
+
+
+def _tests(
+    wins: Array, losses: Array, names: list[str], epsilon: float, min_items: int, confidence: float
+) -> pd.DataFrame:
+    from statsmodels.stats.multitest import multipletests
+
+    rows = []
+    for win, loss in zip(wins.T, losses.T, strict=True):
+        there = np.isfinite(win)
+        n, difference = int(there.sum()), loss[there] - win[there]
+        few = n < min_items
+        rows.append(
+            {
+                "n": n,
+                "judge_advantage": win[there].mean() if n else math.nan,
+                "judge_advantage_low": wilson(win[there].sum(), n, confidence).low,
+                "judge_advantage_high": wilson(win[there].sum(), n, confidence).high,
+                "annotator_advantage": loss[there].mean() if n else math.nan,
+                "p_value": math.nan if few else _p_value(difference, epsilon),
+                "p_adjusted": math.nan,
+                "rejected": False,
+                "note": f"fewer than {min_items} items: not tested" if few else "",
+            }
+        )
+    table = pd.DataFrame(rows, index=pd.Index(names, name="annotator"))
+    tested = table["n"] >= min_items
+    if tested.any():
+        p_values = table.loc[tested, "p_value"].fillna(1.0)
+        found = multipletests(p_values, alpha=FALSE_DISCOVERIES, method="fdr_by")
+        table.loc[tested, "rejected"], table.loc[tested, "p_adjusted"] = found[0], found[1]
+    return table
+
+
+def _p_value(difference: Array, epsilon: float) -> float:
+    """One-sided t-test of a mean difference below epsilon; without variance it is certain."""
+    from scipy.stats import ttest_1samp
+
+    if difference.size < 2:
+        return math.nan
+    if np.ptp(difference) == 0:
+        away = float(difference[0]) - epsilon
+        return math.nan if away == 0 else float(away > 0)
+    return float(ttest_1samp(difference, epsilon, alternative="less").pvalue)
+
+
+def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
+    """The mean over annotators of the judge's advantage, with its interval over items."""
+    if not wins.size:
+        return math.nan, UNDEFINED
+    kinds, counts = cells(*np.nan_to_num(wins, nan=-1).T.astype(int))
+    won = np.stack([kind == 1 for kind in kinds], axis=1).astype(float)
+    there = np.stack([kind >= 0 for kind in kinds], axis=1).astype(float)
+
+    def mean(counts: Array) -> Array:
+        return np.asarray(((counts @ won) / (counts @ there)).mean(axis=-1))
+
+    return float(mean(counts)), Bootstrap(counts, **options).interval(mean, spread=True)
+
+
+def _notes(usable: Array, tested: Array, min_items: int) -> list[str]:
+    notes = []
+    if not usable.any():
+        notes.append("No item has a verdict and two labels or more, so that nothing can be said.")
+    elif not tested.any():
+        notes.append(f"No annotator has {min_items} items that others labelled too: no test.")
+    elif tested.sum() < 3:
+        notes.append(
+            "With fewer than three annotators there is no consensus to be near to; the test then "
+            "tells hardly more than with whom the judge agrees."
+        )
+    if (~usable).any():
+        notes.append(
+            f"Left out: {counted(int((~usable).sum()), 'item')} without a verdict or without "
+            "two labels."
+        )
+    return notes
