@@ -79,9 +79,9 @@ def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:
 
 def test_full_agreement_on_few_items_is_not_certainty() -> None:
     """Ten items without a disagreement leave 28 % open, of the half that chance explains."""
-    low, high = full_agreement(np.array([0.5, 0.5]), 10, 0.95)
+    low, high = full_agreement(0.5, 10, 0.95)
     assert (low, high) == pytest.approx((1 - wilson(0, 10).high / 0.5, 1))
-    assert math.isnan(full_agreement(np.array([1.0]), 10, 0.95).low)
+    assert math.isnan(full_agreement(0.0, 10, 0.95).low)
 
 
 def test_figures_are_written_with_three_digits() -> None:

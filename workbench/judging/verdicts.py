@@ -186,6 +186,21 @@ def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
     return [v for v in verdicts if v.usable]
 
 
+def why_unusable(reason: str) -> str | None:
+    """Return what kind of reason it is that an item with a label has no verdict.
+
+    ``"abstained"``, ``"failed"`` (the call or its answer) or ``"not judged"``; None for what
+    concerns the labels. ``reason`` is as in `Pairs.excluded`.
+    """
+    if reason == "the judge abstained":
+        return "abstained"
+    failed = ("the judge failed", "verdict outside the scale", "the judge gave no usable verdict")
+    if reason.startswith(failed):
+        return "failed"
+    not_judged = reason in ("no verdict", "verdict of another version of the judge only")
+    return "not judged" if not_judged else None
+
+
 def read_verdict(
     chosen: Sequence[Recorded], every: Sequence[Recorded], scale: Scale
 ) -> tuple[tuple[Any, str] | None, str | None]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_table, plain
-from workbench.metrics.coefficients import Coded, Sample, Weights, numbered
+from workbench.formatting import counted, html_table, html_text, plain
+from workbench.judging.verdicts import why_unusable
+from workbench.metrics.caveats import kappa_paradox, undefined
+from workbench.metrics.classes import class_intervals, confusion_of, per_class
+from workbench.metrics.coefficients import Coded, Sample, Weights, numbered, spearman
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -22,6 +25,7 @@ from workbench.metrics.intervals import (
     figure,
     proportion,
     ratio,
+    wilson,
 )
 from workbench.metrics.slices import By, Slices, sliced
 from workbench.scale import Scale
@@ -29,9 +33,6 @@ from workbench.scale import Scale
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
     from workbench.pairing.splits import Groups
-
-BINS = 10
-"""Rows and columns of the confusion matrix of a numeric scale with too many values."""
 
 Figures = Mapping[str, tuple[float, Interval]]
 """Name of a figure -> (value, interval)."""
@@ -79,9 +80,29 @@ class Agreement:
     false_positives, false_negatives, false_positive_rate, false_negative_rate (and _interval)
         On binary scales: positive verdicts on human negatives, of all human negatives; negative
         verdicts on human positives, of all human positives; Wilson intervals.
-    mae, pearson, spearman
-        On numeric scales: mean absolute error in the scale's unit; correlations, which are blind
-        to a constant offset.
+    ac1, ac2 (and _interval)
+        Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
+        near misses less, on ordinal and numeric scales. Bootstrap intervals.
+    matthews, matthews_interval
+        On binary scales: Matthews' correlation coefficient, in [-1, 1]; bootstrap interval.
+    mae, bias, within_one (and _interval)
+        On ordinal (in steps) and numeric scales (in their unit): mean absolute error; mean of
+        verdict minus label, positive where the judge rates higher than people; share of verdicts
+        at most one off. Bootstrap intervals, Wilson's for the last.
+    pearson, spearman (and _interval)
+        On numeric scales: correlations, which are blind to a constant offset. Bootstrap interval,
+        and Bonett and Wright's.
+    class_intervals
+        Index class; ``precision_low``, ``precision_high`` and so on for recall and f1; Wilson
+        intervals, for f1 of the share of hits among all items with the class on either side.
+    coverage, coverage_interval, abstentions, failures
+        Share of the items with a label on which the judge gave a usable verdict; how often it
+        abstained, and how often the call or the answer failed. Wilson interval. Known where
+        the pairs hold what they leave out, as those of `workbench.pair` do.
+    undefined
+        Name of a figure that is nan, or has no interval -> why.
+    notes
+        What a reader should know beside the figures.
     """
 
     name: str
@@ -107,9 +128,29 @@ class Agreement:
     false_positive_rate_interval: Interval | None = None
     false_negative_rate: float | None = None
     false_negative_rate_interval: Interval | None = None
+    ac1: float = math.nan
+    ac1_interval: Interval = UNDEFINED
+    ac2: float | None = None
+    ac2_interval: Interval | None = None
+    matthews: float | None = None
+    matthews_interval: Interval | None = None
     mae: float | None = None
+    mae_interval: Interval | None = None
+    bias: float | None = None
+    bias_interval: Interval | None = None
+    within_one: float | None = None
+    within_one_interval: Interval | None = None
     pearson: float | None = None
+    pearson_interval: Interval | None = None
     spearman: float | None = None
+    spearman_interval: Interval | None = None
+    class_intervals: pd.DataFrame | None = None
+    coverage: float = math.nan
+    coverage_interval: Interval = UNDEFINED
+    abstentions: int = 0
+    failures: int = 0
+    undefined: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def true_positive_rate(self) -> float | None:
@@ -124,22 +165,13 @@ class Agreement:
     @property
     def figures(self) -> dict[str, tuple[float, Interval]]:
         """Every figure that this scale has, best known first: name -> (value, interval)."""
-        found: dict[str, tuple[float | None, Interval | None]] = {
-            "accuracy": (self.accuracy, self.accuracy_interval),
-            "kappa": (self.kappa, self.kappa_interval),
-            f"kappa ({self.weights})": (self.weighted_kappa, self.weighted_kappa_interval),
-            "mean distance": (
-                # Where no miss is nearer than another it is 1 - accuracy.
-                self.mean_distance if self.scale.ordered else None,
-                self.mean_distance_interval,
-            ),
-            "false positive rate": (self.false_positive_rate, self.false_positive_rate_interval),
-            "false negative rate": (self.false_negative_rate, self.false_negative_rate_interval),
-            "mean absolute error": (self.mae, None),
-            "Pearson correlation": (self.pearson, None),
-            "Spearman correlation": (self.spearman, None),
+        names = _names(self.weights)
+        if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
+            del names["mean_distance"]
+        every = {
+            name: (getattr(self, a), getattr(self, f"{a}_interval")) for a, name in names.items()
         }
-        return {k: (v, i or UNDEFINED) for k, (v, i) in found.items() if v is not None}
+        return {k: (v, i or UNDEFINED) for k, (v, i) in every.items() if v is not None}
 
     @property
     def confusion_shares(self) -> pd.DataFrame:
@@ -154,10 +186,12 @@ class Agreement:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The figures as a table: index statistic; ``value``, ``low``, ``high``."""
+        """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``note``."""
         rows = {name: (value, *interval) for name, (value, interval) in self.figures.items()}
         rows["majority baseline"] = (self.baseline, *UNDEFINED)
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+        rows["coverage"] = (self.coverage, *self.coverage_interval)
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+        return table.assign(note=[self.undefined.get(name, "") for name in table.index])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
@@ -173,6 +207,11 @@ class Agreement:
                 "per_class": None if self.per_class is None else self.per_class.reset_index(),
                 "false_positives": self.false_positives,
                 "false_negatives": self.false_negatives,
+                "coverage": self.coverage,
+                "abstentions": self.abstentions,
+                "failures": self.failures,
+                "undefined": dict(self.undefined),
+                "notes": self.notes,
             }
         )
 
@@ -184,8 +223,11 @@ class Agreement:
         )
 
     def _repr_html_(self) -> str:
-        tables = [self.table, self.confusion, self.per_class]
-        return "".join(html_table(table) for table in tables if table is not None)
+        classes = self.per_class
+        if classes is not None and self.class_intervals is not None:
+            classes = classes.join(self.class_intervals)
+        tables = [html_table(t) for t in (self.table, self.confusion, classes) if t is not None]
+        return "".join([*tables, *(f"<div>{html_text(note)}</div>" for note in self.notes)])
 
 
 @overload
@@ -264,44 +306,79 @@ def agreement(
     if by is not None:
         return sliced(pairs, by, groups=None if groups is None else coded.groups, **options)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    sample = Sample.of(coded, **options)
-    n, right = len(coded.human), coded.human == coded.judge
-    accuracy, accuracy_interval = proportion(right, coded.groups, confidence)
-    found = {
-        name: sample.figure(name, statistic)
-        for name, statistic in sample.statistics(weights).items()
-    }
+    found = _figures(coded, weights, options)
     more: dict[str, Any] = {}
-    if coded.scale.ordered:
-        more["weighted_kappa"], more["weighted_kappa_interval"] = found[f"kappa ({weights})"]
+    for attribute, name in _names(weights).items():
+        if name in found:
+            more[attribute], more[f"{attribute}_interval"] = found[name]
+    n, wrong = len(coded.human), coded.human != coded.judge
     if coded.scale.kind == "binary":
-        for side, name in ((0, "false_positive"), (1, "false_negative")):
-            of_side = coded.human == side
-            more[f"{name}s"] = int((of_side & ~right).sum())
-            more[f"{name}_rate"], more[f"{name}_rate_interval"] = proportion(
-                ~right[of_side], coded.groups[of_side], confidence
-            )
-    if coded.scale.kind == "numeric":
-        more |= _errors_of_numbers(coded)
-    confusion = _confusion(coded)
+        more["false_positives"] = int((wrong & (coded.human == 0)).sum())
+        more["false_negatives"] = int((wrong & (coded.human == 1)).sum())
+    if not coded.binned:
+        more["class_intervals"] = class_intervals(coded, confidence)
+    left_out = Counter(map(why_unusable, pairs.excluded["reason"]))
+    labelled = n + sum(left_out.values()) - left_out[None]
+    confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
-        accuracy=accuracy,
-        accuracy_interval=accuracy_interval,
-        kappa=found["kappa"][0],
-        kappa_interval=found["kappa"][1],
         confusion=confusion,
-        per_class=None if coded.binned else _per_class(confusion),
-        mean_distance=found["mean distance"][0],
-        mean_distance_interval=found["mean distance"][1],
-        baseline=ratio(np.bincount(coded.human).max(initial=0), n),
+        per_class=None if coded.binned else per_class(confusion),
+        baseline=baseline,
         confidence=confidence,
         distinct=pairs.distinct,
         weights=weights,
+        coverage=ratio(n, labelled),
+        coverage_interval=wilson(n, labelled, confidence),
+        abstentions=left_out["abstained"],
+        failures=left_out["failed"],
+        undefined=undefined(coded, found),
+        notes=tuple(kappa_paradox(coded, found, baseline)),
         **more,
     )
+
+
+def _names(weights: Weights | None) -> dict[str, str]:
+    """Attribute of `Agreement` -> name of the figure, best known first."""
+    return {
+        "accuracy": "accuracy",
+        "kappa": "kappa",
+        "weighted_kappa": f"kappa ({weights})",
+        "ac1": "AC1",
+        "ac2": f"AC2 ({weights})",
+        "matthews": "Matthews correlation",
+        "mean_distance": "mean distance",
+        "mae": "mean absolute error",
+        "bias": "bias",
+        "within_one": "within one",
+        "false_positive_rate": "false positive rate",
+        "false_negative_rate": "false negative rate",
+        "pearson": "Pearson correlation",
+        "spearman": "Spearman correlation",
+    }
+
+
+def _figures(coded: Coded, weights: Weights | None, options: Any) -> Figures:
+    """Every figure that the scale has, by name."""
+    sample, confidence = Sample.of(coded, **options), options["confidence"]
+    right = coded.human == coded.judge
+    found = {"accuracy": proportion(right, coded.groups, confidence)}
+    found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
+    if coded.scale.kind == "binary":
+        for side, name in ((0, "false positive rate"), (1, "false negative rate")):
+            of_side = coded.human == side
+            found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
+    if coded.scale.ordered:
+        human, judge = coded.positions[coded.human], coded.positions[coded.judge]
+        near = np.abs(human - judge) <= 1
+        found["within one"] = (math.nan, UNDEFINED)
+        if coded.span > 1:
+            found["within one"] = proportion(near, coded.groups, confidence)
+        if coded.scale.kind == "numeric":
+            found["Spearman correlation"] = spearman(human, judge, sample.bootstrap.n, confidence)
+    return found
 
 
 def _groups(pairs: Pairs, groups: Groups) -> Array:
@@ -311,43 +388,3 @@ def _groups(pairs: Pairs, groups: Groups) -> Array:
     seen = {i: texts for i, texts in pairs.previews.items() if any(texts)}
     group_of = joined(groups_of(pairs.table, groups), seen)
     return numbered(group_of[i] for i in pairs.trace_ids)
-
-
-def _confusion(coded: Coded) -> pd.DataFrame:
-    values, human, judge = coded.values, coded.human, coded.judge
-    if coded.binned:
-        edges = np.linspace(coded.positions[0], coded.positions[-1], BINS + 1)
-        bin_of = np.clip(np.digitize(coded.positions, edges) - 1, 0, BINS - 1)
-        human, judge = bin_of[human], bin_of[judge]
-        values = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
-    table = np.zeros((len(values), len(values)), dtype=int)
-    np.add.at(table, (human, judge), 1)
-    return pd.DataFrame(
-        table, index=pd.Index(values, name="human"), columns=pd.Index(values, name="judge")
-    )
-
-
-def _per_class(confusion: pd.DataFrame) -> pd.DataFrame:
-    table = confusion.to_numpy()
-    hits, labels, verdicts = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = {
-            "precision": hits / verdicts,
-            "recall": hits / labels,
-            "f1": 2 * hits / (labels + verdicts),
-        }
-    return pd.DataFrame(shares | {"support": labels}, index=confusion.index.rename("class"))
-
-
-def _errors_of_numbers(coded: Coded) -> dict[str, float]:
-    """Mean absolute error and correlations; a correlation with a constant is nan."""
-    if not coded.human.size:
-        return dict.fromkeys(("mae", "pearson", "spearman"), math.nan)
-    human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-    found = {"mae": float(np.abs(human - judge).mean()), "pearson": math.nan, "spearman": math.nan}
-    if len(set(human)) > 1 and len(set(judge)) > 1:
-        from scipy.stats import spearmanr
-
-        found["pearson"] = float(np.corrcoef(human, judge)[0, 1])
-        found["spearman"] = float(spearmanr(human, judge).statistic)
-    return found

@@ -293,7 +293,7 @@ def _intervals(
     if not ((shared > 0).sum(axis=1) > 1).any():
         shares = shared.sum(axis=0) / shared.sum()
         agreed = Interval(wilson(n, n, confidence).low, 1.0)
-        return full_agreement(shares, n, confidence), agreed
+        return full_agreement(1 - float(shares @ shares), n, confidence), agreed
     credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
     ceiling = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
     if size > MOST_CATEGORIES:

@@ -9,12 +9,20 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from workbench.errors import ArgumentError
-from workbench.metrics.intervals import Array, Bootstrap, Interval, full_agreement, wilson
+from workbench.metrics.intervals import (
+    UNDEFINED,
+    Array,
+    Bootstrap,
+    Interval,
+    full_agreement,
+    wilson,
+)
 from workbench.scale import MOST_CATEGORIES, Scale
 
 if TYPE_CHECKING:
@@ -22,6 +30,9 @@ if TYPE_CHECKING:
 
 Level = Literal["nominal", "ordinal", "interval"]
 Weights = Literal["linear", "quadratic"]
+
+MOST_COMPARED = 20_000_000
+"""Cells times categories up to which categories are compared one by one."""
 
 Statistic = Callable[[Array], Array]
 """Takes counts of cells, shape (..., cells), returns values of shape (...)."""
@@ -72,6 +83,12 @@ class Coded:
     def positions(self) -> Array:
         """Rank of each value from worst to best; a number is its own rank."""
         return np.array([self.scale.rank(v) for v in self.values] or [0.0])
+
+    @property
+    def span(self) -> float:
+        """The farthest that two values can lie apart, in steps or in the numbers' unit."""
+        low, high = self.scale.low, self.scale.high
+        return float(np.ptp(self.positions)) if low is None or high is None else high - low
 
     @property
     def binned(self) -> bool:
@@ -125,16 +142,24 @@ class Sample:
     def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
         """Return the statistics of a judge by the names of `Agreement.figures`."""
         human, verdict, at = self.human, self.judges[judge], self.coded.positions
-        matrices = {"kappa": disagreement(at)}
+        scale, found = self.coded.scale, dict[str, Statistic]()
+        many = len(self.counts) * len(at) > MOST_COMPARED
+        for name, each in (("", None), *([(f" ({weights})", weights)] if scale.ordered else [])):
+            corrected = {f"kappa{name}": cohen_kappa, f"AC{2 if each else 1}{name}": gwet_ac}
+            if many:
+                found |= dict.fromkeys(corrected, _not_compared)
+                continue
+            matrix = disagreement(at, each)
+            found |= {k: partial(of, human, verdict, weights=matrix) for k, of in corrected.items()}
+        if many and weights == "quadratic":
+            found["kappa (quadratic)"] = partial(quadratic_kappa, at[human], at[verdict])
+        if scale.kind in ("binary", "numeric"):
+            name = "Matthews" if scale.kind == "binary" else "Pearson"
+            found[f"{name} correlation"] = partial(correlation, at[human], at[verdict])
         means = {"mean distance": self.coded.distances(human, verdict)}
-        if self.coded.scale.ordered:
-            matrices[f"kappa ({weights})"] = disagreement(at, weights)
-        if self.coded.scale.kind == "numeric":
-            means["mean absolute error"] = np.abs(at[human] - at[verdict])
-        found: dict[str, Statistic] = {
-            name: partial(cohen_kappa, human, verdict, weights=matrix)
-            for name, matrix in matrices.items()
-        }
+        if scale.ordered:
+            error = at[verdict] - at[human]
+            means |= {"mean absolute error": np.abs(error), "bias": error}
         return found | {name: partial(_mean, values) for name, values in means.items()}
 
     def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
@@ -149,15 +174,28 @@ class Sample:
         unanimous = bool((self.human == self.judges[0]).all())
         if not unanimous or math.isnan(value):
             return value, self.bootstrap.interval(statistic, spread=True)
-        if name.startswith("kappa"):
-            return value, full_agreement(self.counts / n, self.bootstrap.n, confidence)
-        return value, Interval(0.0, wilson(0, self.bootstrap.n, confidence).high)
+        shares, worst = self.counts / n, wilson(0, self.bootstrap.n, confidence).high
+        if name.startswith(("kappa", "Matthews")):
+            return value, full_agreement(1 - float(shares @ shares), self.bootstrap.n, confidence)
+        if name.startswith("AC"):
+            by_chance = 1 - float(shares @ (1 - shares)) / max(len(self.coded.values) - 1, 1)
+            return value, full_agreement(by_chance, self.bootstrap.n, confidence)
+        if name == "mean distance":
+            return value, Interval(0.0, worst)
+        if name in ("mean absolute error", "bias"):
+            worst *= self.coded.span
+            return value, Interval(-worst if name == "bias" else 0.0, worst)
+        return value, UNDEFINED
 
 
 def numbered(keys: Iterable[Any]) -> Array:
     """Return a number for each key, the same for equal ones."""
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
+
+
+def _not_compared(counts: Array) -> Array:
+    return np.full(counts.shape[:-1], math.nan)
 
 
 def _mean(values: Array, counts: Array) -> Array:
@@ -225,6 +263,68 @@ def cohen_kappa(rows: Array, columns: Array, counts: Array, weights: Array) -> A
         row_share, column_share = share @ categories[rows], share @ categories[columns]
         expected = ((row_share @ weights) * column_share).sum(axis=-1)
         return np.where(expected > 1e-12, 1 - observed / expected, np.nan)
+
+
+def quadratic_kappa(rows: Array, columns: Array, counts: Array) -> Array:
+    """Return `cohen_kappa` with quadratic weights, of numbers: from their moments alone."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = counts / counts.sum(axis=-1, keepdims=True)
+        observed = share @ (rows - columns) ** 2
+        expected = share @ rows**2 + share @ columns**2 - 2 * (share @ rows) * (share @ columns)
+        return np.where(expected > 1e-12, 1 - observed / expected, np.nan)
+
+
+def gwet_ac(rows: Array, columns: Array, counts: Array, weights: Array) -> Array:
+    """Return Gwet's AC1 of two raters, or AC2 where ``weights`` count near misses less.
+
+    The arguments are those of `cohen_kappa`. ``(observed - expected) / (1 - expected)`` agreement,
+    where ``expected = T / (K (K - 1)) sum p_k (1 - p_k)`` of the mean shares p of the K categories,
+    used or not, and T is the sum of the weights of agreement. At most 1. nan for no items and for
+    a single category. Sources: Gwet (2008), "Computing inter-rater reliability and its variance
+    in the presence of high agreement", British Journal of Mathematical and Statistical Psychology
+    61, 29-48; AC2: Gwet (2014), Handbook of Inter-Rater Reliability, chapter 5.
+    """
+    size, categories = len(weights), np.eye(len(weights))
+    if size < 2:
+        return np.full(np.shape(counts)[:-1], math.nan)
+    agreed = 1 - weights / weights.max()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = counts / counts.sum(axis=-1, keepdims=True)
+        p = (share @ categories[rows] + share @ categories[columns]) / 2
+        expected = agreed.sum() / (size * (size - 1)) * (p * (1 - p)).sum(axis=-1)
+        return np.asarray((share @ agreed[rows, columns] - expected) / (1 - expected))
+
+
+def correlation(rows: Array, columns: Array, counts: Array) -> Array:
+    """Return Pearson's correlation of two raters' numbers; of 0 and 1 it is Matthews'.
+
+    In [-1, 1]; nan where one of them does not vary. Source: Matthews (1975), Biochimica et
+    Biophysica Acta 405, 442-451.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = counts / counts.sum(axis=-1, keepdims=True)
+        one, two = share @ rows, share @ columns
+        spread = (share @ rows**2 - one**2) * (share @ columns**2 - two**2)
+        joint = share @ (rows * columns) - one * two
+        return np.where(spread > 1e-12, joint / np.sqrt(spread), np.nan)
+
+
+def spearman(human: Array, judge: Array, n: float, confidence: float) -> tuple[float, Interval]:
+    """Return Spearman's rank correlation with its interval, as of ``n`` independent items.
+
+    nan where one side does not vary; no interval for fewer than four items or all in one order.
+    Source: Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
+    Spearman correlations", Psychometrika 65, 23-28.
+    """
+    if len(set(human)) < 2 or len(set(judge)) < 2:
+        return math.nan, UNDEFINED
+    from scipy.stats import spearmanr
+
+    value = float(spearmanr(human, judge).statistic)
+    if n < 4 or abs(value) > 1 - 1e-12:
+        return value, UNDEFINED
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
+    return value, Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
 # -- many raters ----------------------------------------------------------------------------

@@ -193,14 +193,14 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
 
-def full_agreement(shares: Array, n: int, confidence: float) -> Interval:
+def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
     """Return the interval of a chance-corrected coefficient where all of n items agree.
 
     No resample of such items can disagree, so the bootstrap would claim certainty. The lower end
     is the coefficient at the largest share of disagreements that Wilson's interval leaves
-    plausible; undefined where all items are one category. ``shares`` are those of the categories.
+    plausible; undefined where chance disagrees on none. ``by_chance`` is the share of items on
+    which chance would disagree.
     """
-    by_chance = 1 - float(shares @ shares)
     if by_chance <= 0:
         return UNDEFINED
     return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
