@@ -29,6 +29,7 @@ from workbench.metrics.intervals import (
     check_confidence,
     figure,
     full_agreement,
+    mean_interval,
     ratio,
     wilson,
 )
@@ -62,7 +63,13 @@ class AnnotatorAgreement:
         ``weighted_kappa`` (quadratic).
     by_annotator
         One row an annotator: ``annotator``, ``labels``, ``n`` (items that others labelled too),
-        ``accuracy`` against the majority of those others.
+        ``accuracy`` against the majority of those others; except on nominal scales also ``bias``,
+        the mean of the label minus the mean of the others' (in steps or the numbers' unit; on
+        binary scales the share of positive labels against theirs). Wilson's and Student's
+        intervals (``accuracy_low``, ...).
+    contested
+        The items on which annotators differ, the most contested first: ``item``, ``labels``,
+        ``disagreement`` (mean distance of two labels, in [0, 1]) and ``votes`` as text.
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels, with a bootstrap interval over items; ``level`` of
         measurement follows the scale: nominal, ordinal or interval.
@@ -82,6 +89,7 @@ class AnnotatorAgreement:
     shared_items: int
     pairwise: pd.DataFrame
     by_annotator: pd.DataFrame
+    contested: pd.DataFrame
     alpha: float
     alpha_interval: Interval
     level: Level
@@ -118,8 +126,9 @@ class AnnotatorAgreement:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        return plain({name: value for name, value in vars(self).items() if name != "scale"})
+        """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
+        data = {name: value for name, value in vars(self).items() if name != "scale"}
+        return plain(data | {"contested": self.contested.head(20)})
 
     def __repr__(self) -> str:
         people = counted(len(self.annotators), "annotator")
@@ -130,7 +139,8 @@ class AnnotatorAgreement:
         )
 
     def _repr_html_(self) -> str:
-        return html_table(self.table) + html_table(self.pairwise, index=False)
+        tables = [self.pairwise, self.by_annotator, self.contested.head(10)]
+        return html_table(self.table) + "".join(html_table(t, index=False) for t in tables)
 
 
 def annotator_agreement(
@@ -178,17 +188,26 @@ def annotator_agreement(
     level = LEVELS[scale.kind] if scale else "nominal"
     names = tuple(str(name) for name in votes.columns)
     credits = _against_others(codes, counts)
-    bootstrap = Bootstrap(
-        np.ones(len(counts), dtype=int), resamples=resamples, seed=seed, confidence=confidence
+    # Items with the same labels by the same annotators fall into one cell.
+    first, times = _kinds(codes)
+    bootstrap = Bootstrap(times, resamples=resamples, seed=seed, confidence=confidence)
+    alpha_interval, ceiling_interval = _intervals(
+        counts[first], times, positions, level, credits[first], bootstrap
     )
-    alpha_interval, ceiling_interval = _intervals(counts, positions, level, credits, bootstrap)
     equal = _equally_rated(codes, counts)
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
         pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
-        by_annotator=_by_annotator(names, codes, credits),
+        by_annotator=_by_annotator(
+            names,
+            codes,
+            credits,
+            None if level == "nominal" and len(values) > 2 else positions,
+            confidence,
+        ),
+        contested=_contested(votes.index, values, counts, _distances(positions, level)),
         alpha=float(krippendorff_alpha(coincidences(counts), positions, level)),
         alpha_interval=alpha_interval,
         level=level,
@@ -212,16 +231,26 @@ def _scale_seen(votes: pd.DataFrame) -> Scale | None:
 
 def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     """The categories in order and, item by annotator, the number of the category; -1 for none."""
-    read = scale.normalise if scale else lambda raw: raw
-    table = [
-        [ABSTAIN if raw is ABSTAIN or is_missing(raw) else read(raw) for raw in row]
-        for row in votes.to_numpy(dtype=object)
-    ]
-    seen: set[Any] = {value for row in table for value in row if value is not ABSTAIN}
+    cells_of = votes.to_numpy(dtype=object).ravel().tolist()
+    read: dict[Any, Any] = {}  # each writing once
+    for raw in cells_of:
+        key = (type(raw), raw)
+        if key not in read:
+            missing = raw is ABSTAIN or is_missing(raw)
+            read[key] = ABSTAIN if missing else scale.normalise(raw) if scale else raw
+    seen = {value for value in read.values() if value is not ABSTAIN}
     values = list(scale.values) if scale and scale.values else sorted(seen)
     number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
-    codes = [[number[value] for value in row] for row in table]
+    codes = [number[read[type(raw), raw]] for raw in cells_of]
     return values or [None], np.array(codes, dtype=int).reshape(votes.shape)
+
+
+def _kinds(codes: Array) -> tuple[Array, Array]:
+    """The first item of each distinct row of codes, and how often each occurs."""
+    if not codes.size:
+        return np.arange(len(codes)), np.ones(len(codes), dtype=int)
+    _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    return first, times
 
 
 def _counts(codes: Array, size: int) -> Array:
@@ -264,10 +293,61 @@ def _against_others(codes: Array, counts: Array) -> Array:
     return found
 
 
-def _by_annotator(names: tuple[str, ...], codes: Array, credits: Array) -> pd.DataFrame:
-    n = np.isfinite(credits).sum(axis=0)
-    table = pd.DataFrame({"annotator": names, "labels": (codes >= 0).sum(axis=0), "n": n})
-    return table.assign(accuracy=np.nansum(credits, axis=0) / table["n"].replace(0, math.nan))
+def _by_annotator(
+    names: tuple[str, ...],
+    codes: Array,
+    credits: Array,
+    positions: Array | None,
+    confidence: float,
+) -> pd.DataFrame:
+    """The table of `AnnotatorAgreement`; bias only with the positions of the categories."""
+    at = np.where(codes >= 0, 0.0 if positions is None else positions[codes], math.nan)
+    rows = []
+    for a, name in enumerate(names):
+        shared = np.isfinite(credits[:, a])
+        n, right = int(shared.sum()), float(credits[shared, a].sum())
+        row = {"annotator": name, "labels": int((codes[:, a] >= 0).sum()), "n": n}
+        row |= {"accuracy": ratio(right, n)}
+        row |= _ends("accuracy", wilson(right, n, confidence))
+        if positions is not None:
+            others = np.delete(at[shared], a, axis=1)
+            gap = at[shared, a] - (np.nanmean(others, axis=1) if n else 0.0)
+            row |= {"bias": float(gap.mean()) if n else math.nan}
+            row |= _ends("bias", mean_interval(gap, confidence))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
+
+
+def _ends(name: str, interval: Interval) -> dict[str, float]:
+    return {f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _distances(positions: Array, level: Level) -> Array:
+    """How far each two categories lie apart, in [0, 1]."""
+    gaps = disagreement(positions, None if level == "nominal" else "linear")
+    return gaps / max(float(gaps.max()), 1e-12)
+
+
+def _contested(
+    index: pd.Index[Any], values: list[Any], counts: Array, distances: Array
+) -> pd.DataFrame:
+    """The items on which annotators differ, the most contested first."""
+    items = np.flatnonzero((counts > 0).sum(axis=1) > 1)
+    given = counts[items]
+    labels = given.sum(axis=1)
+    apart = ((given @ distances) * given).sum(axis=1) / np.maximum(labels * (labels - 1), 1)
+    order = np.lexsort((items, -labels, -apart))
+    said = [
+        ", ".join(f"{values[k]}: {row[k]}" for k in np.flatnonzero(row)) for row in given[order]
+    ]
+    return pd.DataFrame(
+        {
+            "item": index.to_numpy()[items[order]],
+            "labels": labels[order],
+            "disagreement": apart[order],
+            "votes": said,
+        }
+    )
 
 
 def _equally_rated(codes: Array, counts: Array) -> Array:
@@ -283,15 +363,21 @@ def _equally_rated(codes: Array, counts: Array) -> Array:
 
 
 def _intervals(
-    counts: Array, positions: Array, level: Level, credits: Array, bootstrap: Bootstrap
+    counts: Array,
+    times: Array,
+    positions: Array,
+    level: Level,
+    credits: Array,
+    bootstrap: Bootstrap,
 ) -> tuple[Interval, Interval]:
     """Intervals of alpha and of the ceiling; alpha has none where many categories cost too much."""
-    shared, size = counts[counts.sum(axis=1) >= 2], counts.shape[1]
-    n, confidence = len(shared), bootstrap.confidence
+    shared, size = counts.sum(axis=1) >= 2, counts.shape[1]
+    n, confidence = int(times[shared].sum()), bootstrap.confidence
     if not n:
         return UNDEFINED, UNDEFINED
-    if not ((shared > 0).sum(axis=1) > 1).any():
-        shares = shared.sum(axis=0) / shared.sum()
+    if not ((counts[shared] > 0).sum(axis=1) > 1).any():
+        labels = times[shared] @ counts[shared]
+        shares = labels / labels.sum()
         agreed = Interval(wilson(n, n, confidence).low, 1.0)
         return full_agreement(1 - float(shares @ shares), n, confidence), agreed
     credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)

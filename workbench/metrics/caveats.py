@@ -57,6 +57,6 @@ def kappa_paradox(
     return [
         f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
         f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
-        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Look at the recall of each class as well: "
-        "that the judge finds the rare ones is what neither shows."
+        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Look at the recall of each class "
+        "as well: whether the judge finds the rare ones neither tells."
     ]

@@ -103,6 +103,20 @@ def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, In
     return share, wilson(share * size, size, confidence)
 
 
+def mean_interval(values: Array, confidence: float) -> Interval:
+    """Return Student's interval of a mean; undefined for fewer than two or all equal.
+
+    >>> str(mean_interval(np.array([1.0, 2.0, 3.0]), 0.95))
+    '[-0.484, 4.484]'
+    """
+    if len(values) < 2 or not np.ptp(values):
+        return UNDEFINED
+    from scipy.stats import t
+
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return Interval(float(values.mean() - half), float(values.mean() + half))
+
+
 def paired_difference(
     both: float, only_first: float, only_second: float, neither: float, confidence: float = 0.95
 ) -> Interval:
@@ -172,8 +186,11 @@ class Bootstrap:
         if n and members is None:
             self.draws = rng.multinomial(n, counts / n, size=resamples)
         elif n:
-            drawn = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=resamples)
-            self.draws = drawn @ members
+            # Groups with the same counts are drawn together; random numbers tell them apart.
+            marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
+            _, first, times = np.unique(marks, return_index=True, return_counts=True)
+            drawn = rng.multinomial(self.n, times / self.n, size=resamples)
+            self.draws = drawn @ members[first]
 
     def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
