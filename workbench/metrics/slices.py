@@ -172,21 +172,20 @@ def _of_traces(ids: list[str], by: str) -> dict[str, Any]:
     """What the traces have under a name: a tag, a key of the inputs, or what is derived."""
     from workbench.store.traces import examples, fetch_traces
 
+    infos = [trace.info for trace in fetch_traces(ids, spans=False)]
     if by == "week":
-        traces = fetch_traces(ids, spans=False)
-        days = pd.to_datetime([trace.info.request_time for trace in traces], unit="ms")
+        days = pd.to_datetime([info.request_time for info in infos], unit="ms")
         weeks = [f"{year}, week {week:02}" for year, week, _ in (day.isocalendar() for day in days)]
-        return dict(zip([trace.info.trace_id for trace in traces], weeks, strict=True))
-    items = examples(ids)
+        return dict(zip([info.trace_id for info in infos], weeks, strict=True))
+    found = {info.trace_id: info.tags[by] for info in infos if by in info.tags}
+    if found:
+        return found
+    items = examples(ids)  # with their spans, which takes longer
     if by == "length":
         return _bands({one.trace_id: len(_as_text(one.outputs)) for one in items})
-    names: set[str] = set()
-    found: dict[str, Any] = {}
-    for one in items:
-        inputs = one.inputs if isinstance(one.inputs, dict) else {}
-        names |= {*one.tags, *inputs}
-        if by in one.tags or by in inputs:
-            found[one.trace_id] = _as_text(one.tags.get(by, inputs.get(by)))
+    inputs = {one.trace_id: one.inputs for one in items if isinstance(one.inputs, dict)}
+    found = {i: _as_text(each[by]) for i, each in inputs.items() if by in each}
+    names = {name for one in items for name in (*one.tags, *inputs.get(one.trace_id, ()))}
     if not found:
         known = ", ".join(map(repr, sorted(names))) or "none"
         raise ArgumentError(

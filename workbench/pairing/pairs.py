@@ -33,6 +33,7 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.splits import Groups, groups_of, inputs_apart, joined, stratified
 from workbench.scale import ABSTAIN, Scale
+from workbench.store.bulk import collector_paused
 from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
 from workbench.store.traces import fetch_traces, previews
@@ -242,6 +243,7 @@ def dataset_digest(pairs: Pairs) -> str:
     return digest(sorted(rows))[:16]
 
 
+@collector_paused()
 def pair(
     judge_or_name: Judge | str,
     traces: Any = None,

@@ -33,6 +33,7 @@ from sqlalchemy.engine import make_url
 from workbench import compat
 from workbench.credentials import refusal, scrubbed, without_credentials
 from workbench.errors import ArgumentError, StoreError, WorkbenchError
+from workbench.store.bulk import collector_paused
 from workbench.store.tables import digest, has_lone_surrogate, require_columns
 
 PAGE = 500
@@ -206,6 +207,7 @@ def check_not_deleted(experiment_id: Any) -> str:
 
 
 @store_errors()
+@collector_paused()
 def fetch_traces(
     traces: Any = None,
     *,
