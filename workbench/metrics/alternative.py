@@ -317,7 +317,7 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     """The mean over annotators of the judge's advantage, with its interval over items."""
     if not wins.size:
         return math.nan, UNDEFINED
-    kinds, counts = cells(*np.nan_to_num(wins, nan=-1).T.astype(int))
+    kinds, counts, _ = cells(*np.nan_to_num(wins, nan=-1).T.astype(int))
     won = np.stack([kind == 1 for kind in kinds], axis=1).astype(float)
     there = np.stack([kind >= 0 for kind in kinds], axis=1).astype(float)
 

@@ -270,7 +270,7 @@ def _pairwise(
     rows = []
     for a, b in combinations(range(len(names)), 2):
         both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
-        (left, right), counts = cells(codes[both, a], codes[both, b])
+        (left, right), counts, _ = cells(codes[both, a], codes[both, b])
         kappas = [float(cohen_kappa(left, right, counts, each)) for each in matrices.values()]
         n = int(both.sum())
         rows.append([names[a], names[b], n, ratio(counts[left == right].sum(), n), *kappas])

@@ -125,17 +125,26 @@ class Sample:
         confidence: float,
     ) -> Sample:
         """Judges coded on the same items and values."""
-        sides, groups = [coded[0].human, *(one.judge for one in coded)], coded[0].groups
-        (human, *judges), counts = cells(*sides)
-        members, labels = None, np.unique(groups)
-        if len(labels) < len(groups):
+        one, sides = coded[0], [coded[0].human, *(each.judge for each in coded)]
+        (human, *judges), counts, at = cells(*sides)
+        prior, size = 0.0, len(one.values)
+        if len(judges) == 1 and size <= MOST_CATEGORIES and len(one.human):
+            at, (human, verdict) = one.human * size + one.judge, np.divmod(np.arange(size**2), size)
+            judges, counts = [verdict], np.bincount(at, minlength=size**2)
+            prior = 1 / size**2  # all cells together are worth one item
+        members, labels = None, np.unique(one.groups)
+        if len(labels) < len(at):
             from scipy.sparse import coo_array
 
-            at = np.unique(np.stack(sides, axis=1), axis=0, return_inverse=True)[1].ravel()
-            rows = np.searchsorted(labels, groups)
+            rows = np.searchsorted(labels, one.groups)
             members = coo_array((np.ones_like(at), (rows, at)), (len(labels), len(counts))).tocsr()
         bootstrap = Bootstrap(
-            counts, resamples=resamples, seed=seed, confidence=confidence, members=members
+            counts,
+            resamples=resamples,
+            seed=seed,
+            confidence=confidence,
+            members=members,
+            prior=prior,
         )
         return cls(coded[0], human, judges, counts, bootstrap)
 
@@ -165,15 +174,16 @@ class Sample:
     def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
         """Return a statistic of the first judge with its interval.
 
-        Where all items agree, no resample can disagree, and the bootstrap would claim certainty.
-        Where all resamples give the same value otherwise, as those of kappa do where one side has
-        one value throughout, there is no interval.
+        Where all items agree, the interval is made of the largest share of disagreements that
+        Wilson's interval leaves plausible.
         """
         n, confidence = int(self.counts.sum()), self.bootstrap.confidence
         value = float(statistic(self.counts)) if n else math.nan
-        unanimous = bool((self.human == self.judges[0]).all())
-        if not unanimous or math.isnan(value):
-            return value, self.bootstrap.interval(statistic, spread=True)
+        if math.isnan(value):
+            return value, UNDEFINED
+        if self.counts[self.human != self.judges[0]].any():
+            low, high = self.bootstrap.interval(statistic, spread=True)
+            return value, Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED
         shares, worst = self.counts / n, wilson(0, self.bootstrap.n, confidence).high
         if name.startswith(("kappa", "Matthews")):
             return value, full_agreement(1 - float(shares @ shares), self.bootstrap.n, confidence)
@@ -237,11 +247,11 @@ def disagreement(values: Array, weights: Weights | None = None) -> Array:
     return gap if weights == "linear" else gap**2
 
 
-def cells(*codes: Array) -> tuple[list[Array], Array]:
-    """Return the distinct combinations of several raters' codes and how often each occurs."""
+def cells(*codes: Array) -> tuple[list[Array], Array, Array]:
+    """Return the distinct combinations of several raters' codes, their counts, and each item's."""
     table = np.stack(codes, axis=1) if codes[0].size else np.empty((0, len(codes)), dtype=int)
-    unique, counts = np.unique(table, axis=0, return_counts=True)
-    return [unique[:, i] for i in range(len(codes))], counts
+    unique, at, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
+    return [unique[:, i] for i in range(len(codes))], counts, at.ravel()
 
 
 def cohen_kappa(rows: Array, columns: Array, counts: Array, weights: Array) -> Array:
