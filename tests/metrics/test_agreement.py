@@ -16,9 +16,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_pairs import COLOURS, GRADES, from_confusion, make_pairs
-from sklearn.metrics import cohen_kappa_score
+from made_pairs import COLOURS, GRADES, YES_NO, from_confusion, make_pairs
+from sklearn.metrics import (
+    cohen_kappa_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+)
 from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.proportion import proportion_confint
 
 import workbench
 from workbench.errors import ArgumentError
@@ -163,6 +169,103 @@ def test_metrics_load_no_heavy_package() -> None:
     assert workbench.agreement is agreement
 
 
+def test_kappa_collapses_where_one_class_is_rare_and_that_is_said() -> None:
+    """Feinstein and Cicchetti's paradox: 118, 5, 2, 0 agree on 94 %, with kappa -0.02, AC1 0.94."""
+    found = agreement(from_confusion([[118, 5], [2, 0]]))
+    assert found.accuracy == pytest.approx(0.944)
+    assert found.kappa == pytest.approx(-0.0234, abs=5e-5)
+    assert found.ac1 == pytest.approx(0.9408, abs=5e-5)
+    assert "Kappa is only -0.02" in found.notes[0]
+    assert "98% of the labels are 'no'" in found.notes[0]
+    assert found.notes[0] in found._repr_html_().replace("&#x27;", "'")
+    assert agreement(from_confusion([[50, 3], [4, 50]])).notes == ()
+    nothing_rare = agreement(make_pairs(["yes"] * 30, ["yes"] * 30))
+    assert "Kappa is undefined although" in nothing_rare.notes[0]
+
+
+def test_errors_on_a_scale_with_an_order_have_a_sign() -> None:
+    """Errors of 1, 1, 2 and 0 steps upwards and one of 1 downwards."""
+    found = agreement(
+        make_pairs(
+            ["poor", "fair", "poor", "good", "good"],
+            ["fair", "good", "good", "good", "fair"],
+            GRADES,
+        )
+    )
+    assert (found.mae, found.bias, found.within_one) == pytest.approx((1, 0.6, 0.8))
+    assert found.within_one_interval == pytest.approx(proportion_confint(4, 5, method="wilson"))
+    assert found.bias_interval is not None
+    assert found.bias in found.bias_interval
+    assert agreement(from_confusion([[5, 1], [1, 5]])).bias is None
+    unit = agreement(make_pairs([0.2, 0.4], [0.3, 0.3], Scale("numeric", low=0, high=1)))
+    assert unit.undefined["within one"] == "the scale spans no more than one"
+
+
+def test_every_figure_that_is_undefined_has_its_reason() -> None:
+    same = agreement(make_pairs(["yes"] * 5, ["yes"] * 5))
+    assert same.undefined["kappa"] == "judge and people say 'yes' throughout"
+    assert same.undefined["false positive rate"] == "no human label is 'no'"
+    assert same.ac1 == 1
+    assert same.table.loc["kappa", "note"] == same.undefined["kappa"]
+    constant = agreement(make_pairs(["yes", "no"], ["no", "no"]))
+    assert constant.undefined["Matthews correlation"] == "the judge says 'no' throughout"
+    empty = agreement(make_pairs([], [], GRADES))
+    assert set(empty.undefined.values()) == {"there are no pairs"}
+    assert set(empty.undefined) == set(empty.figures)
+    one = agreement(make_pairs(["fair"], ["good"], GRADES))
+    assert (one.n, one.accuracy, one.mae) == (1, 0, 1)
+    for found in (same, constant, empty, one):
+        nan = {name for name, (value, _) in found.figures.items() if math.isnan(value)}
+        assert nan <= set(found.undefined)
+        json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_coverage_counts_what_the_judge_left_open_and_not_what_people_did() -> None:
+    reasons = ["the judge abstained", "the judge failed: no answer", "no verdict",
+               "verdict outside the scale: 'maybe'", "no label", "annotators tie"]  # fmt: skip
+    excluded = pd.DataFrame({"trace_id": list("abcdef"), "reason": reasons})
+    found = agreement(replace(from_confusion([[6, 0], [0, 6]]), excluded=excluded))
+    assert (found.abstentions, found.failures) == (1, 2)
+    assert found.coverage == pytest.approx(12 / 16)
+    assert found.coverage_interval == pytest.approx(proportion_confint(12, 16, method="wilson"))
+
+
+def test_intervals_of_a_class_are_wilsons() -> None:
+    found = agreement(from_confusion([[20, 5], [10, 15]]))
+    assert found.class_intervals is not None
+    ends = found.class_intervals.loc["yes"].tolist()
+    assert ends[:2] == pytest.approx(proportion_confint(15, 20, method="wilson"))
+    assert ends[2:4] == pytest.approx(proportion_confint(15, 25, method="wilson"))
+    jaccard = proportion_confint(15, 30, method="wilson")
+    assert ends[4:] == pytest.approx([2 * j / (1 + j) for j in jaccard])
+
+
+def test_groups_widen_the_intervals() -> None:
+    """Answers to one question stand or fall together: forty rows are ten questions."""
+    human = [v for v in ["yes", "no"] * 5 for _ in range(4)]
+    pairs = make_pairs(human, ["no"] * 12 + human[12:])
+    groups = {i: k // 4 for k, i in enumerate(pairs.trace_ids)}
+    loose, tied = agreement(pairs), agreement(pairs, groups=groups)
+    assert tied.accuracy == loose.accuracy == pytest.approx(32 / 40)
+    assert tied.accuracy_interval == pytest.approx(proportion_confint(8, 10, method="wilson"))
+    for name in ("kappa", "AC1", "Matthews correlation"):
+        (_, one), (_, two) = loose.figures[name], tied.figures[name]
+        assert two.high - two.low > 1.5 * (one.high - one.low)
+
+
+def test_numbers_without_end_are_measured_without_comparing_each_value() -> None:
+    rng = np.random.default_rng(0)
+    human = rng.normal(size=6000)
+    judge = human + rng.normal(size=6000)
+    found = agreement(make_pairs(list(human), list(judge), Scale("numeric")), resamples=200)
+    assert math.isnan(found.kappa)
+    assert "see the weighted one" in found.undefined["kappa"]
+    expected = ((human[:, None] - judge[None, :]) ** 2).mean()
+    assert found.weighted_kappa == pytest.approx(1 - ((human - judge) ** 2).mean() / expected)
+    assert found.weighted_kappa_interval is not None
+    assert found.weighted_kappa in found.weighted_kappa_interval
+
+
 # -- laws ---------------------------------------------------------------------------------------
 
 ratings = st.lists(st.tuples(*[st.sampled_from(GRADES.values)] * 2), min_size=1, max_size=40)
@@ -193,6 +296,51 @@ def test_kappa_is_symmetric_bounded_and_equals_sklearns(rows: Rows) -> None:
     assert table.sum() == found.per_class["support"].sum() == len(rows) == found.n
     assert np.trace(table) / len(rows) == pytest.approx(found.accuracy)
     assert 0 <= found.mean_distance <= 1 - found.accuracy + 1e-9
+
+
+def gwet_by_items(rows: Rows, *, quadratic: bool) -> float:
+    """AC1 or AC2 from the items' own sums, as Gwet's handbook has them for any raters."""
+    size, items = len(GRADES.values), [[GRADES.values.index(v) for v in row] for row in rows]
+    weights = [
+        [1 - (k - m) ** 2 / (size - 1) ** 2 if quadratic else float(k == m) for m in range(size)]
+        for k in range(size)
+    ]
+    agreed = sum(weights[h][j] for h, j in items) / len(items)
+    shares = [sum(row.count(k) for row in items) / (2 * len(items)) for k in range(size)]
+    total = sum(map(sum, weights))
+    chance = total / (size * (size - 1)) * sum(p * (1 - p) for p in shares)
+    return (agreed - chance) / (1 - chance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ratings)
+def test_gwets_coefficients_are_those_of_the_handbook_and_symmetric(rows: Rows) -> None:
+    found, swapped = measured(rows), measured([(j, h) for h, j in rows])
+    both = (found.ac1, found.ac2)
+    assert both == pytest.approx((swapped.ac1, swapped.ac2))
+    assert both == pytest.approx([gwet_by_items(rows, quadratic=q) for q in (False, True)])
+    assert all(-1 <= value <= 1 + 1e-9 for value in both)
+    assert found.bias == pytest.approx(-swapped.bias)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
+def test_binary_figures_equal_sklearns(rows: list[tuple[int, int]]) -> None:
+    truth, judge = [row[0] for row in rows], [row[1] for row in rows]
+    words = [[YES_NO.values[v] for v in side] for side in (truth, judge)]
+    found = agreement(make_pairs(*words), resamples=10)
+    assert found.per_class is not None
+    assert found.matthews is not None
+    if not math.isnan(found.matthews):
+        assert found.matthews == pytest.approx(matthews_corrcoef(truth, judge))
+    reference = precision_recall_fscore_support(truth, judge, labels=[0, 1], zero_division=np.nan)
+    ours = found.per_class.to_numpy().T
+    assert ours[:2] == pytest.approx(np.array(reference[:2]), nan_ok=True)
+    for name, (value, interval) in found.figures.items():
+        inside = math.isnan(value) or math.isnan(interval.low) or value in interval
+        assert inside, name
+    ranks = agreement(make_pairs(truth, judge, Scale.of([0, 1], ordered=True)), resamples=10)
+    assert ranks.mae == pytest.approx(mean_absolute_error(truth, judge))
 
 
 def test_repetitions_of_an_item_are_no_more_evidence() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from made_pairs import YES_NO, make_pairs
+from made_pairs import COLOURS, GRADES, YES_NO, make_pairs
 
 from workbench.errors import ArgumentError
 from workbench.metrics.annotators import annotator_agreement
@@ -42,6 +42,35 @@ def test_pairwise_kappa_and_the_ceiling_by_hand() -> None:
     assert found.table["n"].tolist() == [4, 3, 4]  # Fleiss leaves out what cid did not label
     json.dumps(found.to_dict(), allow_nan=False)
     assert "\n" not in repr(found)
+
+
+def test_bias_is_signed_and_the_most_contested_items_come_first() -> None:
+    """Against the others' mean: ana 0.5 and 1 and 0 steps higher."""
+    votes = pd.DataFrame(
+        {
+            "ana": ["fair", "excellent", "poor", "good"],
+            "ben": ["fair", "poor", "poor", None],
+            "cid": ["poor", None, "poor", None],
+        },
+        index=["t1", "t2", "t3", "t4"],
+    )
+    found = annotator_agreement(votes, scale=GRADES)
+    by = found.by_annotator.set_index("annotator")
+    assert by["bias"].to_dict() == pytest.approx(
+        {"ana": (0.5 + 3 + 0) / 3, "ben": (0.5 - 3 + 0) / 3, "cid": (-1 + 0) / 2}
+    )
+    assert by.loc["ana", "bias_low"] < by.loc["ana", "bias"] < by.loc["ana", "bias_high"]
+    assert by.loc["ana", "accuracy_low"] < by.loc["ana", "accuracy"]
+    assert found.contested.to_dict("list") == {
+        "item": ["t2", "t1"],
+        "labels": [2, 3],
+        "disagreement": pytest.approx([1, 2 / 9]),
+        "votes": ["poor: 1, excellent: 1", "poor: 1, fair: 2"],
+    }
+    binary = annotator_agreement(pd.DataFrame({"a": ["yes", "yes"], "b": ["no", "yes"]}))
+    assert binary.by_annotator["bias"].tolist() == [0.5, -0.5]
+    colours = pd.DataFrame({"a": ["red", "blue"], "b": ["red", "green"]})
+    assert "bias" not in annotator_agreement(colours, scale=COLOURS).by_annotator
 
 
 def test_the_level_of_alpha_is_that_of_the_scale() -> None:

@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from workbench.metrics.coefficients import coincidences, fleiss_kappa, krippendorff_alpha, mcnemar
+from workbench.metrics.coefficients import (
+    coincidences,
+    correlation,
+    fleiss_kappa,
+    krippendorff_alpha,
+    mcnemar,
+    quadratic_kappa,
+    spearman,
+)
 
 Level = Literal["nominal", "ordinal", "interval"]
 
@@ -81,3 +91,36 @@ def test_fleiss_published_example() -> None:
     assert fleiss_kappa(FLEISS) == pytest.approx(0.210, abs=5e-4)
     assert math.isnan(fleiss_kappa(np.array([[2, 0], [2, 0]])))
     assert math.isnan(fleiss_kappa(np.empty((0, 2))))
+
+
+numbers = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=5, max_size=30)
+
+
+@settings(deadline=None)
+@given(numbers)
+def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
+    rows: list[tuple[int, int]],
+) -> None:
+    human, judge = np.array(rows, dtype=float).T
+    ones = np.ones(len(rows))
+    value, interval = spearman(human, judge, len(rows), 0.95)
+    if np.ptp(human) == 0 or np.ptp(judge) == 0:
+        assert math.isnan(value)
+        assert math.isnan(correlation(human, judge, ones))
+        return
+    assert correlation(human, judge, ones) == pytest.approx(pearsonr(human, judge).statistic)
+    assert value == pytest.approx(spearmanr(human, judge).statistic)
+    assert math.isnan(interval.low) or value in interval
+    reference = cohen_kappa_score(
+        human.astype(int), judge.astype(int), labels=range(10), weights="quadratic"
+    )
+    assert quadratic_kappa(human, judge, ones) == pytest.approx(reference)
+
+
+def test_spearmans_interval_is_bonett_and_wrights() -> None:
+    """r = 0.5 on 5 items: tanh(atanh 0.5 -+ 1.96 sqrt(1.125 / 2))."""
+    value, interval = spearman(np.arange(5.0), np.array([0.0, 3, 1, 4, 2]), 5, 0.95)
+    half = 1.959964 * math.sqrt((1 + value**2 / 2) / 2)
+    ends = [math.tanh(math.atanh(value) + side * half) for side in (-1, 1)]
+    assert value == pytest.approx(0.5)
+    assert interval == pytest.approx(ends, abs=1e-6)

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.stats import beta, norm
+from scipy.stats import t as student
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
+    effective_size,
     figure,
     full_agreement,
+    mean_interval,
     paired_difference,
     wilson,
 )
@@ -64,6 +71,59 @@ def test_the_bootstrap_of_a_proportion_is_near_its_standard_error() -> None:
     bootstrap = Bootstrap(np.array([700, 300]), resamples=4000, seed=1, confidence=0.95)
     low, high = bootstrap.interval(lambda counts: counts[:, 1] / 1000)
     assert (low, high) == pytest.approx((0.3 - 1.96 * 0.0145, 0.3 + 1.96 * 0.0145), abs=0.002)
+
+
+def test_the_bootstrap_of_two_cells_is_a_beta_distribution() -> None:
+    """Weights of 3 and 17 items, with a prior of one half each."""
+    counts = np.array([3, 17])
+    bootstrap = Bootstrap(counts, resamples=200_000, seed=1, confidence=0.95, prior=0.5)
+    low, high = bootstrap.interval(lambda drawn: drawn[:, 0] / drawn.sum(axis=1))
+    half = student.ppf(0.975, 19) * math.sqrt(21 / 19)
+    reference = beta(3.5, 17.5).ppf(norm.cdf([-half, half]))
+    assert (low, high) == pytest.approx(tuple(reference), abs=0.006)
+
+
+def test_groups_are_weighed_as_wholes() -> None:
+    """Ten groups of four that are all right or all wrong vary as ten items do."""
+    members = np.array([[4, 0]] * 7 + [[0, 4]] * 3)
+    options = {"resamples": 50_000, "seed": 1, "confidence": 0.95}
+    grouped = Bootstrap(members.sum(axis=0), members=csr_array(members), **options)  # type: ignore[arg-type]
+    alone = Bootstrap(np.array([7, 3]), **options)  # type: ignore[arg-type]
+    ends = [each.interval(lambda d: d[:, 0] / d.sum(axis=1)) for each in (grouped, alone)]
+    assert tuple(ends[0]) == pytest.approx(tuple(ends[1]), abs=0.015)
+    assert grouped.n == 10
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=40))
+def test_the_effective_size_follows_from_a_cluster_robust_variance(
+    rows: list[tuple[int, int]],
+) -> None:
+    values = np.array([value for value, _ in rows], dtype=float)
+    groups = np.array([group for _, group in rows])
+    size = effective_size(values, groups)
+    assert 0 < size <= len(rows)
+    if np.ptp(values) == 0:
+        assert size == len(set(groups.tolist()))
+        return
+    fit = OLS(values, np.ones(len(values)))
+    kwargs = {"groups": groups, "use_correction": False}
+    clustered = fit.fit(cov_type="cluster", cov_kwds=kwargs).bse[0] if len(set(groups)) > 1 else 0
+    if clustered > 1e-9:
+        ratio = (fit.fit(cov_type="HC0").bse[0] / clustered) ** 2
+        assert size == pytest.approx(len(rows) * min(1.0, ratio))
+    alone = effective_size(values, np.arange(len(values)))
+    assert alone == len(rows)
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    values = np.array([1.0, 2.0, 4.0, 7.0])
+    reference = DescrStatsW(values).tconfint_mean()
+    assert mean_interval(values, 0.95) == pytest.approx(reference)
+    narrow, wide = mean_interval(values, 0.95), mean_interval(values, 0.95, size=3)
+    assert wide.high - wide.low > narrow.high - narrow.low
+    assert math.isnan(mean_interval(values[:1], 0.95).low)
+    assert math.isnan(mean_interval(np.ones(5), 0.95).low)
 
 
 def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from workbench import agreement, annotator_agreement, import_traces, log_verdicts, pair
+from workbench import (
+    agreement,
+    alternative_annotator_test,
+    annotator_agreement,
+    import_traces,
+    log_verdicts,
+    pair,
+)
 from workbench.pairing.pairs import Pairs
 
 NAME = "acceptable"
@@ -56,6 +63,15 @@ def test_the_published_figures_come_out(rows_and_pairs: tuple[pd.DataFrame, Pair
     without = set(rows.loc[rows["gpt4"] == "", "trace_id"])
     assert set(pairs.excluded["trace_id"]) == without
     assert set(pairs.excluded["reason"]) == {"no verdict"}
+    assert measured.coverage == pytest.approx(1487 / 1490)
+    margins = 671 * 816 * 719 * 768
+    assert measured.matthews == pytest.approx((582 * 679 - 89 * 137) / margins**0.5)
+    by_question = agreement(pairs, groups="question_id")
+    assert by_question.kappa == measured.kappa
+    assert by_question.kappa_interval.low < measured.kappa_interval.low
+    test = alternative_annotator_test(pairs, epsilon=0.15)
+    assert test.table["n"].tolist() == [1487, 1480, 222]
+    assert agreement(pairs, by="annotator").table["n"].sum() > 2 * 1480
 
     table = annotator_agreement(pairs).pairwise
     row = table[(table.iloc[:, 0] == ANNOTATORS[0]) & (table.iloc[:, 1] == ANNOTATORS[1])].iloc[0]

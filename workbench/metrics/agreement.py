@@ -22,7 +22,9 @@ from workbench.metrics.intervals import (
     Array,
     Interval,
     check_confidence,
+    effective_size,
     figure,
+    mean_interval,
     proportion,
     ratio,
     wilson,
@@ -82,13 +84,14 @@ class Agreement:
         verdicts on human positives, of all human positives; Wilson intervals.
     ac1, ac2 (and _interval)
         Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
-        near misses less, on ordinal and numeric scales. Bootstrap intervals.
+        near misses less, on ordinal scales. Bootstrap intervals. None on numeric scales, since
+        they depend on how many categories there are.
     matthews, matthews_interval
         On binary scales: Matthews' correlation coefficient, in [-1, 1]; bootstrap interval.
     mae, bias, within_one (and _interval)
         On ordinal (in steps) and numeric scales (in their unit): mean absolute error; mean of
         verdict minus label, positive where the judge rates higher than people; share of verdicts
-        at most one off. Bootstrap intervals, Wilson's for the last.
+        at most one off. Student's intervals, Wilson's for the last.
     pearson, spearman (and _interval)
         On numeric scales: correlations, which are blind to a constant offset. Bootstrap interval,
         and Bonett and Wright's.
@@ -128,8 +131,8 @@ class Agreement:
     false_positive_rate_interval: Interval | None = None
     false_negative_rate: float | None = None
     false_negative_rate_interval: Interval | None = None
-    ac1: float = math.nan
-    ac1_interval: Interval = UNDEFINED
+    ac1: float | None = None
+    ac1_interval: Interval | None = None
     ac2: float | None = None
     ac2_interval: Interval | None = None
     matthews: float | None = None
@@ -372,7 +375,11 @@ def _figures(coded: Coded, weights: Weights | None, options: Any) -> Figures:
             found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
     if coded.scale.ordered:
         human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-        near = np.abs(human - judge) <= 1
+        error, near = judge - human, np.abs(human - judge) <= 1
+        for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
+            if not right.all():
+                size = effective_size(values, coded.groups)
+                found[name] = found[name][0], mean_interval(values, confidence, size)
         found["within one"] = (math.nan, UNDEFINED)
         if coded.span > 1:
             found["within one"] = proportion(near, coded.groups, confidence)

@@ -305,10 +305,12 @@ def _by_annotator(
     rows = []
     for a, name in enumerate(names):
         shared = np.isfinite(credits[:, a])
-        n, right = int(shared.sum()), float(credits[shared, a].sum())
+        n, credit = int(shared.sum()), credits[shared, a]
+        share, spread = ratio(credit.sum(), n), float(credit.var()) if n else 0.0
+        # A tie counts as half, so that credits vary less than what is only right or wrong.
+        size = n * share * (1 - share) / spread if spread else n
         row = {"annotator": name, "labels": int((codes[:, a] >= 0).sum()), "n": n}
-        row |= {"accuracy": ratio(right, n)}
-        row |= _ends("accuracy", wilson(right, n, confidence))
+        row |= {"accuracy": share} | _ends("accuracy", wilson(share * size, size, confidence))
         if positions is not None:
             others = np.delete(at[shared], a, axis=1)
             gap = at[shared, a] - (np.nanmean(others, axis=1) if n else 0.0)

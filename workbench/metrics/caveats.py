@@ -48,6 +48,8 @@ def kappa_paradox(
     Source: Feinstein and Cicchetti (1990), "High agreement but low kappa", Journal of Clinical
     Epidemiology 43, 543-549.
     """
+    if "AC1" not in figures:
+        return []
     accuracy, kappa, ac1 = (figures[name][0] for name in ("accuracy", "kappa", "AC1"))
     collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
     if not (accuracy >= SKEWED and baseline >= SKEWED and collapsed and coded.human.size):

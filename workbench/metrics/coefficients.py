@@ -152,14 +152,16 @@ class Sample:
         """Return the statistics of a judge by the names of `Agreement.figures`."""
         human, verdict, at = self.human, self.judges[judge], self.coded.positions
         scale, found = self.coded.scale, dict[str, Statistic]()
+        kinds = [("", None), *([(f" ({weights})", weights)] if scale.ordered else [])]
         many = len(self.counts) * len(at) > MOST_COMPARED
-        for name, each in (("", None), *([(f" ({weights})", weights)] if scale.ordered else [])):
-            corrected = {f"kappa{name}": cohen_kappa, f"AC{2 if each else 1}{name}": gwet_ac}
-            if many:
-                found |= dict.fromkeys(corrected, _not_compared)
-                continue
+        for name, each in kinds if not many else []:
             matrix = disagreement(at, each)
-            found |= {k: partial(of, human, verdict, weights=matrix) for k, of in corrected.items()}
+            found[f"kappa{name}"] = partial(cohen_kappa, human, verdict, weights=matrix)
+            if scale.kind != "numeric":  # Gwet's depend on how many categories there are
+                ac = f"AC{2 if each else 1}{name}"
+                found[ac] = partial(gwet_ac, human, verdict, weights=matrix)
+        if many:
+            found |= {f"kappa{name}": _not_compared for name, _ in kinds}
         if many and weights == "quadratic":
             found["kappa (quadratic)"] = partial(quadratic_kappa, at[human], at[verdict])
         if scale.kind in ("binary", "numeric"):
