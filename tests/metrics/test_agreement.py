@@ -101,7 +101,8 @@ def test_weighted_kappa_counts_near_misses_less_and_only_where_there_is_an_order
 def test_numbers_have_error_and_correlation_and_a_confusion_in_bins() -> None:
     human = [float(v) for v in np.linspace(0, 10, 50)]
     found = agreement(make_pairs(human, [v + 1 for v in human], Scale("numeric")))
-    assert (found.mae, found.pearson, found.spearman) == pytest.approx((1, 1, 1))
+    assert (found.mae, found.bias, found.pearson, found.spearman) == pytest.approx((1, 1, 1, 1))
+    assert found.ac1 is None
     assert found.accuracy == 0
     assert found.confusion.shape == (10, 10)
     assert found.confusion.to_numpy().sum() == 50

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr
 from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
 from workbench.metrics.coefficients import (
     coincidences,
     correlation,
+    correlation_interval,
     fleiss_kappa,
     krippendorff_alpha,
     mcnemar,
     quadratic_kappa,
-    spearman,
 )
 
 Level = Literal["nominal", "ordinal", "interval"]
@@ -103,24 +103,25 @@ def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
 ) -> None:
     human, judge = np.array(rows, dtype=float).T
     ones = np.ones(len(rows))
-    value, interval = spearman(human, judge, len(rows), 0.95)
     if np.ptp(human) == 0 or np.ptp(judge) == 0:
-        assert math.isnan(value)
         assert math.isnan(correlation(human, judge, ones))
         return
-    assert correlation(human, judge, ones) == pytest.approx(pearsonr(human, judge).statistic)
-    assert value == pytest.approx(spearmanr(human, judge).statistic)
-    assert math.isnan(interval.low) or value in interval
-    reference = cohen_kappa_score(
+    value, reference = correlation(human, judge, ones), pearsonr(human, judge)
+    assert value == pytest.approx(reference.statistic)
+    interval = correlation_interval(float(value), len(rows), 0.95, ranks=False)
+    if abs(value) < 1 - 1e-9:
+        assert interval == pytest.approx(tuple(reference.confidence_interval()))
+    weighted = cohen_kappa_score(
         human.astype(int), judge.astype(int), labels=range(10), weights="quadratic"
     )
-    assert quadratic_kappa(human, judge, ones) == pytest.approx(reference)
+    assert quadratic_kappa(human, judge, ones) == pytest.approx(weighted)
 
 
 def test_spearmans_interval_is_bonett_and_wrights() -> None:
     """r = 0.5 on 5 items: tanh(atanh 0.5 -+ 1.96 sqrt(1.125 / 2))."""
-    value, interval = spearman(np.arange(5.0), np.array([0.0, 3, 1, 4, 2]), 5, 0.95)
-    half = 1.959964 * math.sqrt((1 + value**2 / 2) / 2)
-    ends = [math.tanh(math.atanh(value) + side * half) for side in (-1, 1)]
-    assert value == pytest.approx(0.5)
+    half = 1.959964 * math.sqrt(1.125 / 2)
+    ends = [math.tanh(math.atanh(0.5) + side * half) for side in (-1, 1)]
+    interval = correlation_interval(0.5, 5, 0.95, ranks=True)
     assert interval == pytest.approx(ends, abs=1e-6)
+    assert math.isnan(correlation_interval(0.5, 3, 0.95, ranks=True).low)
+    assert math.isnan(correlation_interval(1.0, 9, 0.95, ranks=True).low)

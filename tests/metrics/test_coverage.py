@@ -109,7 +109,7 @@ def people(rng: np.random.Generator, n: int, resamples: int) -> Figures:
 POPULATIONS: dict[str, tuple[Simulate, int]] = {
     "binary": (from_table(BINARY, YES_NO), 100),
     "skewed": (from_table(SKEWED, YES_NO), 200),
-    "ordinal": (from_table(GRADED, GRADES), 100),
+    "ordinal": (from_table(GRADED, GRADES), 150),
     "nominal": (from_table(COLOURED, COLOURS), 100),
     "numeric": (numbers, 100),
     "grouped": (grouped, 80),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,9 @@ def test_each_annotator_is_compared_by_their_own_labels() -> None:
     table = agreement(pairs, by="annotator").table
     assert table["n"].to_dict() == {"ana": 40, "bo": 40}
     assert table["accuracy"].to_dict() == pytest.approx({"ana": 39 / 40, "bo": 24 / 40})
+    tie = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
+    notes = agreement(replace(pairs, excluded=tie), by="annotator").table["note"]
+    assert set(notes) == {"without 1 item on which annotators differ"}
     with pytest.raises(ArgumentError, match="needs the votes"):
         agreement(make_pairs(["yes"], ["yes"]), by="annotator")
 

@@ -16,16 +16,14 @@ from workbench.formatting import counted, html_table, html_text, plain
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.caveats import kappa_paradox, undefined
 from workbench.metrics.classes import class_intervals, confusion_of, per_class
-from workbench.metrics.coefficients import Coded, Sample, Weights, numbered, spearman
+from workbench.metrics.coefficients import Coded, Weights, numbered
+from workbench.metrics.figures import Figures, figure_names, figures_of
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Interval,
     check_confidence,
-    effective_size,
     figure,
-    mean_interval,
-    proportion,
     ratio,
     wilson,
 )
@@ -35,9 +33,6 @@ from workbench.scale import Scale
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
     from workbench.pairing.splits import Groups
-
-Figures = Mapping[str, tuple[float, Interval]]
-"""Name of a figure -> (value, interval)."""
 
 
 def figures_as_data(figures: Figures) -> dict[str, Any]:
@@ -93,7 +88,7 @@ class Agreement:
         verdict minus label, positive where the judge rates higher than people; share of verdicts
         at most one off. Student's intervals, Wilson's for the last.
     pearson, spearman (and _interval)
-        On numeric scales: correlations, which are blind to a constant offset. Bootstrap interval,
+        On numeric scales: correlations, which are blind to a constant offset. Fisher's interval,
         and Bonett and Wright's.
     class_intervals
         Index class; ``precision_low``, ``precision_high`` and so on for recall and f1; Wilson
@@ -168,7 +163,7 @@ class Agreement:
     @property
     def figures(self) -> dict[str, tuple[float, Interval]]:
         """Every figure that this scale has, best known first: name -> (value, interval)."""
-        names = _names(self.weights)
+        names = figure_names(self.weights)
         if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
             del names["mean_distance"]
         every = {
@@ -309,9 +304,9 @@ def agreement(
     if by is not None:
         return sliced(pairs, by, groups=None if groups is None else coded.groups, **options)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    found = _figures(coded, weights, options)
+    found = figures_of(coded, weights, options)
     more: dict[str, Any] = {}
-    for attribute, name in _names(weights).items():
+    for attribute, name in figure_names(weights).items():
         if name in found:
             more[attribute], more[f"{attribute}_interval"] = found[name]
     n, wrong = len(coded.human), coded.human != coded.judge
@@ -341,51 +336,6 @@ def agreement(
         notes=tuple(kappa_paradox(coded, found, baseline)),
         **more,
     )
-
-
-def _names(weights: Weights | None) -> dict[str, str]:
-    """Attribute of `Agreement` -> name of the figure, best known first."""
-    return {
-        "accuracy": "accuracy",
-        "kappa": "kappa",
-        "weighted_kappa": f"kappa ({weights})",
-        "ac1": "AC1",
-        "ac2": f"AC2 ({weights})",
-        "matthews": "Matthews correlation",
-        "mean_distance": "mean distance",
-        "mae": "mean absolute error",
-        "bias": "bias",
-        "within_one": "within one",
-        "false_positive_rate": "false positive rate",
-        "false_negative_rate": "false negative rate",
-        "pearson": "Pearson correlation",
-        "spearman": "Spearman correlation",
-    }
-
-
-def _figures(coded: Coded, weights: Weights | None, options: Any) -> Figures:
-    """Every figure that the scale has, by name."""
-    sample, confidence = Sample.of(coded, **options), options["confidence"]
-    right = coded.human == coded.judge
-    found = {"accuracy": proportion(right, coded.groups, confidence)}
-    found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
-    if coded.scale.kind == "binary":
-        for side, name in ((0, "false positive rate"), (1, "false negative rate")):
-            of_side = coded.human == side
-            found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
-    if coded.scale.ordered:
-        human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-        error, near = judge - human, np.abs(human - judge) <= 1
-        for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
-            if not right.all():
-                size = effective_size(values, coded.groups)
-                found[name] = found[name][0], mean_interval(values, confidence, size)
-        found["within one"] = (math.nan, UNDEFINED)
-        if coded.span > 1:
-            found["within one"] = proportion(near, coded.groups, confidence)
-        if coded.scale.kind == "numeric":
-            found["Spearman correlation"] = spearman(human, judge, sample.bootstrap.n, confidence)
-    return found
 
 
 def _groups(pairs: Pairs, groups: Groups) -> Array:

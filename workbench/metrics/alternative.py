@@ -12,6 +12,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, html_text, plain
+from workbench.metrics.caveats import contested
 from workbench.metrics.coefficients import cells, numbered
 from workbench.metrics.intervals import UNDEFINED, Array, Bootstrap, Interval, figure, wilson
 from workbench.scale import ABSTAIN, Scale
@@ -24,9 +25,6 @@ Score = Literal["accuracy", "neg_rmse"]
 
 FALSE_DISCOVERIES = 0.05
 """The rate of false discoveries that Benjamini and Yekutieli's procedure holds."""
-
-CONTESTED = ("annotators tie", "annotators are not unanimous")
-"""Why `pair` leaves items out on which annotators differ."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -178,10 +176,9 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         )
     if verdicts is not None:
         raise ArgumentError("verdicts= goes with a table of labels; pairs hold verdicts already.")
-    contested = int(given.excluded["reason"].isin(CONTESTED).sum())
-    if contested:
+    if left_out := contested(given):
         raise ArgumentError(
-            f"{contested} items are not among the pairs since their annotators differ, and without "
+            f"{left_out} items are not among the pairs since their annotators differ, and without "
             "them any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
             "test reads each annotator's own label and no consensus."
         )

@@ -321,22 +321,18 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
         return np.where(spread > 1e-12, joint / np.sqrt(spread), np.nan)
 
 
-def spearman(human: Array, judge: Array, n: float, confidence: float) -> tuple[float, Interval]:
-    """Return Spearman's rank correlation with its interval, as of ``n`` independent items.
+def correlation_interval(value: float, n: float, confidence: float, *, ranks: bool) -> Interval:
+    """Return the interval of a correlation of ``n`` items: Fisher's, of ranks Bonett and Wright's.
 
-    nan where one side does not vary; no interval for fewer than four items or all in one order.
-    Source: Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
+    Undefined for fewer than four items, and where all are in one order. Sources: Fisher (1921);
+    Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
     Spearman correlations", Psychometrika 65, 23-28.
     """
-    if len(set(human)) < 2 or len(set(judge)) < 2:
-        return math.nan, UNDEFINED
-    from scipy.stats import spearmanr
-
-    value = float(spearmanr(human, judge).statistic)
-    if n < 4 or abs(value) > 1 - 1e-12:
-        return value, UNDEFINED
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt((1 + value**2 / 2) / (n - 3))
-    return value, Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+    if n < 4 or not abs(value) < 1 - 1e-12:
+        return UNDEFINED
+    spread = math.sqrt((1 + value**2 / 2 if ranks else 1.0) / (n - 3))
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 
 # -- many raters ----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, plain
+from workbench.metrics.caveats import contested
 from workbench.metrics.coefficients import Coded, Sample
 from workbench.metrics.intervals import Array, Interval, effective_size, figure, proportion
 from workbench.scale import ABSTAIN
@@ -112,6 +113,8 @@ def sliced(
     }
     table = pd.DataFrame.from_dict(found, orient="index", columns=None if found else COLUMNS)
     table = table.rename_axis("slice")
+    if by == "annotator" and (left_out := contested(pairs)):
+        table["note"] = f"without {counted(left_out, 'item')} on which annotators differ"
     whole = _figures(Coded.of(pairs), options)
     return Slices(
         name=pairs.name,
