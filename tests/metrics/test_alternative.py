@@ -109,8 +109,8 @@ def test_ways_to_give_verdicts_are_the_same() -> None:
         alternative_annotator_test(table, pd.Series(verdicts))
     with pytest.raises(ArgumentError, match="40 rows, got 3 verdicts"):
         alternative_annotator_test(table, [1, 0, 1])
-    with pytest.raises(ArgumentError, match="No verdict equals any label"):
-        alternative_annotator_test(table, ["yes"] * 40)
+    foreign = alternative_annotator_test(table, ["yes"] * 40)
+    assert (foreign.winning_rate, foreign.notes[0][:27]) == (0, "No verdict equals any label")
     with pytest.raises(ArgumentError, match="needs numbers"):
         alternative_annotator_test(table, ["yes"] * 40, score="neg_rmse")
     with pytest.raises(ArgumentError, match="epsilon"):
@@ -138,10 +138,13 @@ def test_what_cannot_be_tested_is_nan_and_said() -> None:
     assert math.isnan(few.winning_rate)
     assert math.isnan(few.advantage_probability)
     assert not few.passed
-    assert "No annotator has 30 items" in few.notes[0]
+    assert "No annotator has enough items" in few.notes[0]
     nothing = alternative_annotator_test(pd.DataFrame({"a": [1, nan], "b": [nan, 0]}), [1, 0])
     assert (nothing.items, nothing.left_out) == (0, 2)
     assert "No item" in nothing.notes[0]
+    empty = alternative_annotator_test(pd.DataFrame(), [])
+    assert (empty.items, len(empty.table)) == (0, 0)
+    assert math.isnan(empty.winning_rate)
 
 
 def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:

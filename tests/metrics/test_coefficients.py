@@ -108,7 +108,7 @@ def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
         return
     value, reference = correlation(human, judge, ones), pearsonr(human, judge)
     assert value == pytest.approx(reference.statistic)
-    interval = correlation_interval(float(value), len(rows), 0.95, ranks=False)
+    interval = correlation_interval(float(value), len(rows), 0.95, 1.0)
     if abs(value) < 1 - 1e-9:
         assert interval == pytest.approx(tuple(reference.confidence_interval()))
     weighted = cohen_kappa_score(
@@ -117,11 +117,11 @@ def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
     assert quadratic_kappa(human, judge, ones) == pytest.approx(weighted)
 
 
-def test_spearmans_interval_is_bonett_and_wrights() -> None:
+def test_the_interval_of_a_correlation_by_hand() -> None:
     """r = 0.5 on 5 items: tanh(atanh 0.5 -+ 1.96 sqrt(1.125 / 2))."""
     half = 1.959964 * math.sqrt(1.125 / 2)
     ends = [math.tanh(math.atanh(0.5) + side * half) for side in (-1, 1)]
-    interval = correlation_interval(0.5, 5, 0.95, ranks=True)
+    interval = correlation_interval(0.5, 5, 0.95, math.sqrt(1.125))
     assert interval == pytest.approx(ends, abs=1e-6)
-    assert math.isnan(correlation_interval(0.5, 3, 0.95, ranks=True).low)
-    assert math.isnan(correlation_interval(1.0, 9, 0.95, ranks=True).low)
+    assert math.isnan(correlation_interval(0.5, 3, 0.95, 1.0).low)
+    assert math.isnan(correlation_interval(1.0, 9, 0.95, 1.0).low)

@@ -89,7 +89,7 @@ class Agreement:
         at most one off. Student's intervals, Wilson's for the last.
     pearson, spearman (and _interval)
         On numeric scales: correlations, which are blind to a constant offset. Fisher's interval,
-        and Bonett and Wright's.
+        widened for ranks and for numbers that are not normal.
     class_intervals
         Index class; ``precision_low``, ``precision_high`` and so on for recall and f1; Wilson
         intervals, for f1 of the share of hits among all items with the class on either side.

@@ -27,6 +27,12 @@ FALSE_DISCOVERIES = 0.05
 """The rate of false discoveries that Benjamini and Yekutieli's procedure holds."""
 
 
+COLUMNS = [
+    "n", "judge_advantage", "judge_advantage_low", "judge_advantage_high", "annotator_advantage",
+    "p_value", "p_adjusted", "rejected", "note",
+]  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class AlternativeAnnotatorTest:
     """Whether a judge is as good as one more annotator.
@@ -154,7 +160,7 @@ def alternative_annotator_test(
         left_out=int((~usable).sum()),
         score=score,
         epsilon=epsilon,
-        notes=tuple(_notes(usable, tested, min_items)),
+        notes=tuple(_notes(human[usable], judge[usable], tested, int((~usable).sum()))),
     )
 
 
@@ -211,21 +217,12 @@ def _coded(
     cells_of = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
     there = np.array([not (v is ABSTAIN or is_missing(v)) for v in cells_of], dtype=bool)
     values = [v for v, is_there in zip(cells_of, there, strict=True) if is_there]
-    split = labels.size
     codes = np.full(len(cells_of), math.nan)
     if score == "accuracy":
         codes[there] = numbered(map(fold, values))
-        human, judge = codes[:split], codes[split:]
-        both = np.isin(judge[np.isfinite(judge)], human)
-        if both.size and np.isfinite(human).any() and not both.any():
-            raise ArgumentError(
-                f"No verdict equals any label: {values[-1]!r} and {values[0]!r}, for instance. "
-                "Write both in the same way."
-            )
     else:
         codes[there] = _numbers(values, scale)
-        human, judge = codes[:split], codes[split:]
-    return human.reshape(labels.shape), judge
+    return codes[: labels.size].reshape(labels.shape), codes[labels.size :]
 
 
 def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
@@ -289,7 +286,7 @@ def _tests(
                 "note": f"fewer than {min_items} items: not tested" if few else "",
             }
         )
-    table = pd.DataFrame(rows, index=pd.Index(names, name="annotator"))
+    table = pd.DataFrame(rows, index=pd.Index(names, name="annotator"), columns=COLUMNS)
     tested = table["n"] >= min_items
     if tested.any():
         p_values = table.loc[tested, "p_value"].fillna(1.0)
@@ -324,20 +321,19 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     return float(mean(counts)), Bootstrap(counts, **options).interval(mean, spread=True)
 
 
-def _notes(usable: Array, tested: Array, min_items: int) -> list[str]:
+def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str]:
     notes = []
-    if not usable.any():
+    if not len(judge):
         notes.append("No item has a verdict and two labels or more, so that nothing can be said.")
-    elif not tested.any():
-        notes.append(f"No annotator has {min_items} items that others labelled too: no test.")
-    elif tested.sum() < 3:
+    elif not np.isin(judge, human).any():
+        notes.append("No verdict equals any label: see whether both are written in the same way.")
+    if len(judge) and not tested.any():
+        notes.append("No annotator has enough items that others labelled too: no test.")
+    elif 0 < tested.sum() < 3:
         notes.append(
             "With fewer than three annotators there is no consensus to be near to; the test then "
             "tells hardly more than with whom the judge agrees."
         )
-    if (~usable).any():
-        notes.append(
-            f"Left out: {counted(int((~usable).sum()), 'item')} without a verdict or without "
-            "two labels."
-        )
+    if left_out:
+        notes.append(f"Left out: {counted(left_out, 'item')} without a verdict or two labels.")
     return notes

@@ -321,17 +321,15 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
         return np.where(spread > 1e-12, joint / np.sqrt(spread), np.nan)
 
 
-def correlation_interval(value: float, n: float, confidence: float, *, ranks: bool) -> Interval:
-    """Return the interval of a correlation of ``n`` items: Fisher's, of ranks Bonett and Wright's.
+def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
+    """Return Fisher's interval of a correlation of ``n`` items, ``factor`` times as wide.
 
-    Undefined for fewer than four items, and where all are in one order. Sources: Fisher (1921);
-    Bonett and Wright (2000), "Sample size requirements for estimating Pearson, Kendall and
-    Spearman correlations", Psychometrika 65, 23-28.
+    Undefined for fewer than four items, and where all are in one order. Source: Fisher (1921),
+    "On the probable error of a coefficient of correlation", Metron 1, 3-32.
     """
     if n < 4 or not abs(value) < 1 - 1e-12:
         return UNDEFINED
-    spread = math.sqrt((1 + value**2 / 2 if ranks else 1.0) / (n - 3))
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * factor / math.sqrt(n - 3)
     return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
 
 

@@ -67,17 +67,26 @@ def figures_of(coded: Coded, weights: Weights | None, options: Any) -> Figures:
 
 
 def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict[str, Any]:
-    """Correlations, and the interval of kappa where its chance agreement hardly varies."""
+    """Correlations, and the interval of kappa where its chance agreement hardly varies.
+
+    Fisher's interval is right for normal numbers. Others vary more (Steiger and Hakstian 1982,
+    British Journal of Mathematical and Statistical Psychology 35, 208-215), and so do ranks
+    (Bonett and Wright 2000, Psychometrika 65, 23-28).
+    """
     human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-    pearson, ranked = found["Pearson correlation"][0], math.nan
-    if not math.isnan(pearson):
+    more: dict[str, Any] = {"Spearman correlation": (math.nan, UNDEFINED)}
+    if not math.isnan(r := found["Pearson correlation"][0]):
         from scipy.stats import spearmanr
 
-        ranked = float(spearmanr(human, judge).statistic)
-    more: dict[str, Any] = {
-        f"{name} correlation": (value, correlation_interval(value, n, confidence, ranks=ranks))
-        for name, value, ranks in (("Pearson", pearson, False), ("Spearman", ranked, True))
-    }
+        u, v = ((side - side.mean()) / side.std() for side in (human, judge))
+        spread = float((u * v - r * (u**2 + v**2) / 2).std()) / max(1 - r**2, 1e-12)
+        rank = float(spearmanr(human, judge).statistic)
+        for name, value, factor in (
+            ("Pearson", r, max(1.0, spread)),
+            ("Spearman", rank, math.sqrt(1 + rank**2 / 2)),
+        ):
+            interval = correlation_interval(value, n, confidence, factor)
+            more[f"{name} correlation"] = value, interval
     (accuracy, ends), (kappa, _) = found["accuracy"], found["kappa"]
     if coded.binned and accuracy < 1 and not math.isnan(kappa):
         by_chance = (accuracy - kappa) / (1 - kappa)
