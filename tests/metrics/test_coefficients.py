@@ -111,6 +111,8 @@ def test_numbers_are_correlated_as_scipy_does_and_weighed_as_sklearn_does(
     interval = correlation_interval(float(value), len(rows), 0.95, 1.0)
     if abs(value) < 1 - 1e-9:
         assert interval == pytest.approx(tuple(reference.confidence_interval()))
+    small = correlation(human * 1e-9 + 5, judge * 1e9, ones)
+    assert small == pytest.approx(reference.statistic, abs=1e-5)
     weighted = cohen_kappa_score(
         human.astype(int), judge.astype(int), labels=range(10), weights="quadratic"
     )

@@ -279,6 +279,8 @@ def cohen_kappa(rows: Array, columns: Array, counts: Array, weights: Array) -> A
 
 def quadratic_kappa(rows: Array, columns: Array, counts: Array) -> Array:
     """Return `cohen_kappa` with quadratic weights, of numbers: from their moments alone."""
+    both = np.concatenate([rows, columns])
+    rows, columns = ((side - both.mean()) / (np.ptp(both) or 1.0) for side in (rows, columns))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = counts / counts.sum(axis=-1, keepdims=True)
         observed = share @ (rows - columns) ** 2
@@ -313,12 +315,14 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
     In [-1, 1]; nan where one of them does not vary. Source: Matthews (1975), Biochimica et
     Biophysica Acta 405, 442-451.
     """
+    rows, columns = ((side - side.mean()) / (np.ptp(side) or 1.0) for side in (rows, columns))
     with np.errstate(invalid="ignore", divide="ignore"):
         share = counts / counts.sum(axis=-1, keepdims=True)
         one, two = share @ rows, share @ columns
-        spread = (share @ rows**2 - one**2) * (share @ columns**2 - two**2)
+        spreads = share @ rows**2 - one**2, share @ columns**2 - two**2
         joint = share @ (rows * columns) - one * two
-        return np.where(spread > 1e-12, joint / np.sqrt(spread), np.nan)
+        vary = np.minimum(*spreads) > 1e-12
+        return np.where(vary, joint / np.sqrt(spreads[0] * spreads[1]), np.nan)
 
 
 def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
