@@ -213,9 +213,14 @@ def test_every_figure_that_is_undefined_has_its_reason() -> None:
     empty = agreement(make_pairs([], [], GRADES))
     assert set(empty.undefined.values()) == {"there are no pairs"}
     assert set(empty.undefined) == set(empty.figures)
+    exact = agreement(make_pairs([3.0] * 4, [3.0] * 4, Scale("numeric")))
+    assert exact.undefined["bias"].startswith("no interval")
+    offset = agreement(make_pairs([1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 4.0, 5.0], Scale("numeric")))
+    assert (offset.bias, offset.pearson) == pytest.approx((1, 1))
+    assert {"bias", "Pearson correlation"} <= set(offset.undefined)
     one = agreement(make_pairs(["fair"], ["good"], GRADES))
     assert (one.n, one.accuracy, one.mae) == (1, 0, 1)
-    for found in (same, constant, empty, one):
+    for found in (same, constant, empty, exact, offset, one):
         nan = {name for name, (value, _) in found.figures.items() if math.isnan(value)}
         assert nan <= set(found.undefined)
         json.dumps(found.to_dict(), allow_nan=False)

@@ -30,7 +30,7 @@ def undefined(coded: Coded, figures: Mapping[str, tuple[float, Interval]]) -> di
         if math.isnan(value):
             found[name] = _why(coded, name)
         elif math.isnan(interval.low):
-            found[name] = "no interval: the resamples do not vary, or most leave it undefined"
+            found[name] = "no interval: what was seen does not vary enough to make one"
     return found
 
 

@@ -194,7 +194,7 @@ class Sample:
             return value, full_agreement(by_chance, self.bootstrap.n, confidence)
         if name == "mean distance":
             return value, Interval(0.0, worst)
-        if name in ("mean absolute error", "bias"):
+        if name in ("mean absolute error", "bias") and self.coded.span:
             worst *= self.coded.span
             return value, Interval(-worst if name == "bias" else 0.0, worst)
         return value, UNDEFINED
