@@ -18,8 +18,8 @@ from IPython import get_ipython
 from IPython.display import display
 
 from workbench.formatting import html_table, html_text
-from workbench.labeling.adjudication_session import AdjudicationSession
 from workbench.labeling.label_session import LabelSession
+from workbench.labeling.session import Session
 from workbench.widgets.content import prepared, prepared_setup
 
 VIEW: Final = "application/vnd.jupyter.widget-view+json"
@@ -66,23 +66,49 @@ class View(anywidget.AnyWidget):
         return {VIEW: {"version_major": 2, "version_minor": 1, "model_id": self.model_id}}
 
 
-class SessionPanel(View):
+class ViewBesideTable(View):
+    """A view with a table beside it, which the saved notebook holds and the page hides as soon as
+    a kernel has sent the view something to show."""
+
+    _css = HERE / "label.css"
+    _live = '[data-trace]:not([data-trace=""])'
+    """Selects a view that a kernel has sent something."""
+
+    setup = traitlets.Dict().tag(sync=True)
+    _table: Any = None  # the handle of the table, once it is shown
+
+    def _ipython_display_(self) -> None:
+        """Put out the view, which is never touched again, and the table beside it."""
+        if self.comm is None:
+            display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
+            return
+        bundle = {"text/plain": f"<{type(self).__name__}>", **self._view_bundle()}
+        display(bundle, raw=True)  # type: ignore[no-untyped-call]
+        self._table = display(self._table_bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def _table_bundle(self) -> dict[str, str]:
+        epoch = self.setup["epoch"]
+        html = (
+            f'<style>body:has(.wb[data-epoch="{epoch}"]{self._live}) '
+            f".wb-table-{epoch} {{ display: none; }}</style>"
+            f'<div class="wb-table-{epoch}">{self._repr_html_()}</div>'
+        )
+        return {"text/plain": repr(self), "text/html": html}
+
+
+class SessionPanel(ViewBesideTable):
     """A view of a session: forwards what the browser sends, and returns what the session answers.
 
     A subclass makes the session and calls `_begin` with it.
     """
 
-    _css = HERE / "label.css"
-
-    setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
 
-    session: LabelSession | AdjudicationSession
+    session: Session
 
-    def _begin(self, session: LabelSession | AdjudicationSession, who: str, done: str) -> None:
+    def _begin(self, session: Session, who: str, done: str) -> None:
         self.session, self._who, self._done = session, who, done
         self._sending = threading.Lock()
-        self._table: Any = None  # the handle of the table beside the view, once it is shown
         self._timer: threading.Timer | None = None
         super().__init__(setup=prepared_setup(session.setup()), state=session.state())
         session.on_message = self._send_all
@@ -123,29 +149,9 @@ class SessionPanel(View):
 
     # -- in a notebook ----------------------------------------------------------------------
 
-    def _ipython_display_(self) -> None:
-        """Put out the view, which is never touched again, and beside it a table that follows what
-        is labelled, so that the saved notebook holds it."""
-        if self.comm is None:
-            display(self._repr_mimebundle_(), raw=True)  # type: ignore[no-untyped-call]
-            return
-        bundle = {"text/plain": f"<{type(self).__name__}>", **self._view_bundle()}
-        display(bundle, raw=True)  # type: ignore[no-untyped-call]
-        self._table = display(self._table_bundle(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
-
     def _renew_table(self) -> None:
         self._timer = None
         self._table.update(self._table_bundle(), raw=True)
-
-    def _table_bundle(self) -> dict[str, str]:
-        """The table, hidden in the page as soon as a kernel has sent the view beside it an item."""
-        epoch = self.setup["epoch"]
-        html = (
-            f'<style>body:has(.wb[data-epoch="{epoch}"][data-trace]:not([data-trace=""])) '
-            f".wb-table-{epoch} {{ display: none; }}</style>"
-            f'<div class="wb-table-{epoch}">{self._repr_html_()}</div>'
-        )
-        return {"text/plain": repr(self), "text/html": html}
 
     def _tables(self) -> list[pd.DataFrame]:
         raise NotImplementedError

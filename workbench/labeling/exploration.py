@@ -1,0 +1,266 @@
+"""`Exploration`: the items behind a confusion matrix read, labelled and sent on, without a view.
+
+A session (see `workbench.labeling.session`) that also answers:
+
+- ``page`` (a `Query`, and ``ask``, which comes back): ``page``, with ``rows`` from ``start`` of
+  ``total``, and the ``matrix`` of the ``left`` items that search, slice and change leave;
+- ``item`` (``trace_id``, ``full``): ``items``, with one item;
+- ``send`` (``trace_id``): ``sent``, once the trace is in the label queue.
+
+``slices`` (field -> pairs of value and items) comes by itself as soon as all texts are read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pandas as pd
+from mlflow.entities import Trace, TraceData, TraceInfo
+from pydantic import ValidationError
+
+from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import counted, excerpt
+from workbench.labeling.annotations import (
+    Action,
+    Draw,
+    Item,
+    item_json,
+    plain,
+    read_annotations,
+    revealed_tag,
+)
+from workbench.labeling.items import Items, Query
+from workbench.labeling.questions import LabelQuestion, read_answers
+from workbench.labeling.review_queue import ReviewQueue, review_queue
+from workbench.labeling.session import Message, Session
+from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, save
+from workbench.pairing.pairs import Pairs
+from workbench.store.assessments import now_ms
+from workbench.store.tables import check_text
+from workbench.store.traces import Example, address, as_example, store_message
+
+PAGE: Final = 50
+"""Items that are sent at once."""
+
+NOTE: Final = "reviewer_note"
+"""Notes are feedback in free text under this name, whatever the judge's."""
+
+_CHUNK = 200
+
+
+class Exploration(Session):
+    """What stands behind `workbench.Explorer`, which has the parameters.
+
+    Figures are those of the pairs as they were given: what is labelled here changes none.
+    """
+
+    def __init__(
+        self,
+        before: Pairs,
+        after: Pairs | None = None,
+        *,
+        annotator: str | None = None,
+        queue: ReviewQueue | str | None = None,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> None:
+        if annotator is not None:
+            check_text("annotator", annotator)
+        super().__init__(annotator or "", TraceStore(), on_message, patience=2.0)
+        self.title, self.pairs, self._queue = before.name, before, queue
+        self.found = Items(before, after)
+        label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
+        self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
+        self._shown = self.found.find(Query())[0]
+        self._reading: threading.Thread | None = None
+        self._unread: str | None = None  # why texts could not be read, "" where they were
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The items that were asked for last (see `workbench.labeling.items.Items`)."""
+        return self.found.table.iloc[self._shown].reset_index(drop=True)
+
+    def setup(self) -> Message:
+        found, word = self.found, self.questions[0].shown
+        changes = found.table["change"] if "change" in found.table else ()
+        counts = Counter(changes)
+        made: Message = plain(
+            {
+                "values": [word(value) for value in found.values],
+                "judges": found.names,
+                "changes": {change: counts[change] for change in found.changes},
+                "ordered": self.pairs.scale.ordered,
+                "page": PAGE,
+            }
+        )
+        return {**super().setup(), **made, "total": len(found.table)}
+
+    def answer(self, kind: Any, message: Any) -> list[Message]:
+        if kind == "hello":
+            if self._reading is None:  # only where there is a view that searches
+                self._reading = threading.Thread(target=self._read_texts, daemon=True)
+                self._reading.start()
+            return [] if self._unread is None else [self.slices()]
+        if kind == "page":
+            try:
+                query = Query.model_validate(message)
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                raise ArgumentError(f"page.{first['loc'][0]}: {first['msg']}.") from None
+            return [{**self.page(query), "ask": message.get("ask")}]
+        if kind == "item":
+            full = bool(message.get("full"))
+            return self._soon(kind, lambda: [self.item(message["trace_id"], full=full)])
+        if kind == "send":
+            return self._soon(kind, lambda: [self.send(message["trace_id"])])
+        return super().answer(kind, message)
+
+    def reload(self) -> None:
+        raise ArgumentError("These are the pairs as they were read. Pair again to see new labels.")
+
+    # -- reading ------------------------------------------------------------------------
+
+    def page(self, query: Query) -> Message:
+        """Return a page of the items of a query, and the matrix that its filters leave."""
+        self._shown, matrix, left = self.found.find(query)
+        part = self._shown[query.start : query.start + PAGE]
+        rows = [self._row(row) for row in self.found.table.iloc[part].to_dict("records")]
+        page = {"type": "page", "rows": rows, "matrix": matrix.tolist(), "left": left}
+        return {**page, "total": len(self._shown), "start": query.start}
+
+    def _row(self, row: dict[Any, Any]) -> Message:
+        inputs, outputs = self.pairs.previews.get(row["trace_id"], ("", ""))
+        word = self.questions[0].shown
+        made: Message = plain(
+            {
+                **row,
+                **{side: word(row[side]) for side in ("human", *self.found.names)},
+                "inputs": excerpt(inputs, 90),
+                "outputs": excerpt(outputs, 160),
+            }
+        )
+        return made
+
+    def _read_texts(self) -> None:
+        """Read all texts from the store, for search and slices."""
+        problem = ""
+        try:
+            self._check_store()
+            infos = list(self.store.infos(list(self.found.place), missing_ok=True).values())
+            self.found.read(self._examples(infos))
+            if lost := len(self.found.place) - len(infos):
+                problem = f"{counted(lost, 'trace')} are not in the store"
+        except Exception as error:  # told to whoever looks
+            problem = store_message(error)
+        self._unread = problem
+        self.tell(self.slices())
+
+    def _examples(self, infos: list[TraceInfo]) -> Iterator[Example]:
+        for start in range(0, len(infos), _CHUNK):
+            chunk = infos[start : start + _CHUNK]
+            spans = self.store.spans(chunk)
+            for info in chunk:
+                yield as_example(Trace(info, spans.get(info.trace_id) or TraceData(spans=[])))
+
+    def slices(self) -> Message:
+        """Return what can be sliced by, and the ``problem`` of what could not be read."""
+        fields = sorted(self.found.slices.items())
+        counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
+        made: Message = plain({"type": "slices", "slices": counts, "problem": self._unread})
+        return made
+
+    def item(self, trace_id: str, *, full: bool = False) -> Message:
+        """Return an item as the store has it, what was said about it, and one's own label."""
+        try:
+            info = self.store.get(trace_id)
+            made = Item(info)
+            if self.annotator:
+                made.annotations = read_annotations(info, self.questions, self.annotator)
+                self._record_look(info)
+            spans = self.store.spans([info]).get(trace_id)
+            shown = item_json(made, spans, self.rubrics, full=full)
+        except (TraceDeletedError, StoreError) as error:
+            inputs, outputs = self.pairs.previews.get(trace_id, ("", ""))
+            fault = f"{error} Only the beginnings of its texts are known."
+            shown = {"trace_id": trace_id, "inputs": inputs, "outputs": outputs, "fault": fault}
+        voices = self._voices(self.found.place[trace_id])
+        return {"type": "items", "items": [{**shown, "voices": voices}]}
+
+    def _voices(self, row: int) -> list[Message]:
+        """What people said, and then each judge."""
+        word, tables = self.questions[0].shown, [one.table for one in self.found.pairs]
+        first = tables[0].iloc[row]
+        votes = [[who, word(value)] for who, value in first["votes"].items()]
+        said = [{"who": "people", "side": "human", "votes": votes, "table": tables[0]}]
+        for name, table in zip(self.found.names, tables, strict=True):
+            who = "judge" if len(tables) == 1 else f"judge {name}"
+            said.append({"who": who, "side": "judge", "votes": [], "table": table})
+        for one in said:
+            given, side = one.pop("table").iloc[row], one.pop("side")
+            one |= {"value": word(given[side]), "rationale": given[f"{side}_rationale"] or ""}
+        made: list[Message] = plain(said)
+        return made
+
+    def _record_look(self, info: TraceInfo) -> None:
+        """Record that the annotator has seen the verdict: a label given later is not blind."""
+        tag, client = revealed_tag(self.annotator, self.questions[0]), self.store.client
+        if tag not in info.tags:
+            client.set_trace_tag(info.trace_id, tag, str(now_ms()))
+
+    # -- what is said here --------------------------------------------------------------
+
+    def prepare(self, action: Action) -> Callable[[], TraceInfo]:
+        if not self.annotator or action.kind != "save":
+            raise ArgumentError(
+                "Labels and notes are given by an annotator: Explorer(pairs, annotator='you')."
+            )
+        answers = read_answers(self.questions, action.answers, ())
+        given = [(one, answers[one.name]) for one in self.questions if one.name in answers]
+        # The verdict stands beside the item, so no label given here is blind.
+        seen = action.model_copy(update={"after_reveal": True})
+        draw = Draw("picked", None, 1, len(self.found.place))
+        return lambda: save(self.store, seen, given, self.annotator, draw)
+
+    def learn(self, info: TraceInfo) -> None:
+        """Nothing is kept of a trace: each look at it reads the store."""
+
+    def send(self, trace_id: str) -> Message:
+        """Put a trace into the label queue, and tell what came of it.
+
+        Raises
+        ------
+        StoreError
+            Where the store does not take it, or another one is active now.
+        """
+        self._check_store()
+        queue = self._label_queue()
+        told = "Now in" if queue.add([trace_id]) else "Already in"
+        told += f" the queue {queue.name!r}."
+        given = len(self.pairs.all_votes.get(trace_id, ()))
+        if not queue.annotators and given >= queue.each:
+            told += (
+                f" It has {counted(given, 'label')}, and the queue asks for no more than "
+                f"{queue.each}: workbench.review_queue({queue.name!r}, each={given + 1})."
+            )
+        return {"type": "sent", "trace_id": trace_id, "text": told}
+
+    def _check_store(self) -> None:
+        if address() != self.store.address:
+            raise StoreError(
+                f"These pairs are of {self.store.address}, and another store is active now. "
+                "Activate theirs again (mlflow.set_tracking_uri)."
+            )
+
+    def _label_queue(self) -> ReviewQueue:
+        """The queue; one that is made here asks for a label more than any trace has."""
+        if not isinstance(self._queue, ReviewQueue):
+            name, where = self._queue or self.pairs.name, self.store.experiment
+            try:
+                self._queue = review_queue(name, experiment=where)
+            except ArgumentError:  # there is none of this name
+                most = max(map(len, self.pairs.all_votes.values()), default=0)
+                asked = LabelQuestion(self.pairs.name, self.questions[0].scale)
+                self._queue = review_queue(name, [asked], each=most + 1, experiment=where)
+        return self._queue

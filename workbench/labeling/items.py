@@ -1,0 +1,171 @@
+"""`Items`: the pairs behind a confusion matrix, found by cell, text, slice and what changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, Field
+
+from workbench.metrics.agreement import shown_codes
+from workbench.metrics.coefficients import Coded
+from workbench.metrics.comparison import compare
+from workbench.metrics.intervals import Array
+from workbench.pairing.pairs import Pairs
+from workbench.store.traces import Example
+
+MOST_SHOWN: Final = 30
+"""Of more values than this the matrix has the most frequent ones."""
+
+_MOST_SLICES, _LONGEST_SLICE = 50, 80
+
+
+class Query(BaseModel):
+    """Which items, in which order. An empty text or None leaves a filter out; ``judge`` is the
+    number of the judge whose matrix ``cell`` is in, by row and column."""
+
+    judge: Literal[0, 1] = 0
+    cell: tuple[int, int] | None = None
+    change: str = ""
+    search: str = ""
+    field: str = ""
+    value: str = ""
+    order: Literal["far", "near", "id"] = "far"
+    start: Annotated[int, Field(ge=0)] = 0
+
+
+class Items:
+    """The pairs of a judge, or of two judges on the same traces, sorted by trace id.
+
+    Attributes
+    ----------
+    names
+        ``["judge"]`` or ``["before", "after"]``.
+    table
+        ``trace_id``, ``human``, a column a judge, ``distance`` (of the last judge's verdict and
+        the label, in [0, 1]), and of two judges ``change``.
+    pairs
+        Those of each judge, in the rows of ``table``.
+    changes
+        The values of ``change``; empty for one judge.
+    values
+        Rows and columns of the matrix; numbers too many to show each are bins.
+    texts
+        What is searched, by row, in lower case. At first ids, rationales and the beginnings of
+        inputs and outputs.
+    slices
+        Field (an input or a tag) -> its value by row, "" for none. Empty at first.
+    """
+
+    def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
+        given = [before] if after is None else [before, after]
+        common = set.intersection(*({*one.trace_ids} for one in given))
+        self.names = ["judge"] if after is None else ["before", "after"]
+        self.pairs = [
+            replace(one, table=one.subset(common).table.sort_values("trace_id", ignore_index=True))
+            for one in given
+        ]
+        judged = {n: one.table["judge"] for n, one in zip(self.names, self.pairs, strict=True)}
+        self.table = self.pairs[0].table[["trace_id", "human"]].assign(**judged)
+        self._code()
+        self.table["distance"] = self._distances[-1]
+        self.changes: list[str] = []
+        if after is not None:
+            self._compare(before, after)
+        self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
+        seen = before.previews
+        self.texts = [self._text(row, seen.get(i, ())) for i, row in self.place.items()]
+        self.slices: dict[str, list[str]] = {}
+
+    def _code(self) -> None:
+        """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
+        coded = [Coded.of(one, *self.pairs) for one in self.pairs]
+        self._distances = [one.distances(one.human, one.judge) for one in coded]
+        values, human, _ = shown_codes(coded[0])
+        judged = [shown_codes(one)[2] for one in coded]
+        scale = coded[0].scale
+        order = list(values if coded[0].binned else scale.shown or values)
+        counts = np.bincount(np.concatenate([human, *judged]), minlength=len(values))
+        often = {values[k] for k in np.argsort(-counts, kind="stable")[:MOST_SHOWN]}
+        self.values = [value for value in order if value in often]
+        shown = {value: k for k, value in enumerate(self.values)}
+        place = np.array([shown.get(value, -1) for value in values], dtype=int)
+        self._human, self._judged = place[human], [place[one] for one in judged]
+
+    def _compare(self, before: Pairs, after: Pairs) -> None:
+        """Say what became of each item, in the words of a comparison."""
+        found = compare(before, after, resamples=2)
+        self.changes = ["fixed", "broken", "still wrong", "right before and after"]
+        if before.scale.kind == "numeric":
+            self.changes[:3] = ["nearer", "farther", "as far as before"]
+        sides = (found.fixed, found.broken, found.still_wrong)
+        held = [self.table["trace_id"].isin(set(one["trace_id"])).to_numpy() for one in sides]
+        self.table["change"] = np.select(held, self.changes[:3], self.changes[3])
+
+    def find(self, query: Query) -> tuple[Array, Array, int]:
+        """Return the rows of a query in its order, the matrix of what all its filters but the cell
+        leave, shape (values, values), and how many items these leave."""
+        judge = min(query.judge, len(self.names) - 1)
+        judged = self._judged[judge]
+        kept = np.ones(len(self.table), dtype=bool)
+        if query.change:
+            kept &= self.table["change"].to_numpy() == query.change
+        if query.field:
+            kept &= np.array(self.slices.get(query.field, ()), dtype=object) == query.value
+        if needle := query.search.strip().casefold():
+            kept &= np.fromiter((needle in text for text in self.texts), bool, len(kept))
+        inside = kept & (self._human >= 0) & (judged >= 0)
+        matrix = np.zeros((len(self.values),) * 2, dtype=int)
+        np.add.at(matrix, (self._human[inside], judged[inside]), 1)
+        left = int(kept.sum())
+        if query.cell is not None:
+            kept &= (self._human == query.cell[0]) & (judged == query.cell[1])
+        found = np.flatnonzero(kept)
+        if query.order != "id":
+            far = -self._distances[judge][found]
+            found = found[np.argsort(far if query.order == "far" else -far, kind="stable")]
+        return found, matrix, left
+
+    def read(self, examples: Iterable[Example]) -> None:
+        """Take over the whole texts of traces, and what these can be sliced by."""
+        texts, fields = list(self.texts), dict[str, list[str]]()
+        for one in examples:
+            row = self.place[one.trace_id]
+            texts[row] = self._text(row, [one.inputs, one.outputs])
+            for name, value in _fields(one):
+                fields.setdefault(name, [""] * len(texts))[row] = value
+        self.texts = texts
+        self.slices = {name: values for name, values in fields.items() if _is_slice(values)}
+
+    def _text(self, row: int, content: Any) -> str:
+        tables = [one.table for one in self.pairs]
+        said = [tables[0]["human_rationale"].iat[row]]
+        said += [table["judge_rationale"].iat[row] for table in tables]
+        return "\n".join(_strings([tables[0]["trace_id"].iat[row], content, said])).casefold()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+    elif value is not None:
+        yield str(value)
+
+
+def _fields(example: Example) -> Iterator[tuple[str, str]]:
+    """The short inputs of a trace, and the tags that somebody set."""
+    inputs: Mapping[str, Any] = example.inputs if isinstance(example.inputs, dict) else {}
+    tags = {k: v for k, v in example.tags.items() if not k.startswith("workbench.")}
+    for name, value in {**inputs, **tags}.items():
+        if isinstance(value, (str, int, float)) and 0 < len(str(value)) <= _LONGEST_SLICE:
+            yield str(name), str(value)
+
+
+def _is_slice(values: list[str]) -> bool:
+    """Whether there are several slices, not too many to choose from, of two items and more."""
+    counts = Counter(filter(None, values))
+    return 2 <= len(counts) <= _MOST_SLICES and sum(counts.values()) >= 2 * len(counts)

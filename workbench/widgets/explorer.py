@@ -1,0 +1,102 @@
+"""Find out in the notebook where judge and people differ: `Explorer`, a view of `Exploration`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from workbench.alignment.result import Alignment
+from workbench.errors import ArgumentError
+from workbench.formatting import counted, html_table, html_text, with_content
+from workbench.labeling.exploration import Exploration
+from workbench.labeling.items import Query
+from workbench.labeling.review_queue import ReviewQueue
+from workbench.pairing.pairs import Pairs
+from workbench.widgets.session_panel import HERE, SessionPanel, javascript
+
+_MOST_ROWS = 50
+
+
+class Explorer(SessionPanel):
+    """A confusion matrix whose cells open their items.
+
+    A cell shows its items, the farthest first, with text, label, verdict and the reasons for both;
+    they can be searched, and filtered by tag or input field. Of an alignment the held-out items
+    are shown before and after, with those that were fixed and broken.
+
+    Parameters
+    ----------
+    pairs_or_alignment
+        What `workbench.pair` or `workbench.align` gave.
+    after
+        Pairs of another judge on the same traces, to compare with.
+    annotator
+        Who labels and writes notes here. Since the verdict is in view, such a label is recorded as
+        given after it, beside the annotator's own blind one, which is kept and still counts; and
+        traces opened are recorded as seen, so that a later label is no blind one either. Without
+        an annotator nothing is recorded. Notes are feedback named ``reviewer_note``.
+    queue
+        The `workbench.review_queue`, or its name, that items are sent to; by default one with the
+        judge's name, which is made when first needed and asks for one label more than any of
+        these traces has.
+
+    Raises
+    ------
+    ArgumentError
+        For anything but pairs or an alignment, and for pairs that cannot be compared.
+
+    Examples
+    --------
+    >>> explorer = workbench.Explorer(pairs, annotator="ana")  # doctest: +SKIP
+    >>> explorer.shown  # the items that it shows, as a table  # doctest: +SKIP
+    """
+
+    _esm = javascript("content", "explorer")
+    _css = "\n".join((HERE / f"{name}.css").read_text("utf-8") for name in ("label", "explorer"))
+    _live = "[data-total]"
+    session: Exploration
+
+    def __init__(
+        self,
+        pairs_or_alignment: Pairs | Alignment,
+        after: Pairs | None = None,
+        *,
+        annotator: str | None = None,
+        queue: ReviewQueue | str | None = None,
+    ) -> None:
+        before = pairs_or_alignment
+        if isinstance(before, Alignment):
+            before, after = before.test_before, before.test_after
+        for given in (before, *([] if after is None else [after])):
+            if not isinstance(given, Pairs):
+                raise ArgumentError(
+                    f"Explorer shows pairs or an alignment, got {type(given).__name__}. "
+                    "workbench.pair(judge) gives pairs, .result() the alignment of one in the "
+                    "background."
+                )
+        session = Exploration(before, after, annotator=annotator, queue=queue)
+        self._begin(session, annotator or "", "")
+
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The items that the view asked for last: ``trace_id``, ``human``, ``judge`` (or
+        ``before`` and ``after``), ``distance`` in [0, 1], and of two judges ``change``."""
+        return self.session.shown
+
+    def __repr__(self) -> str:
+        items = counted(len(self.session.found.table), "item")
+        return f"<Explorer {self.session.title!r}: {items}>"
+
+    def _repr_html_(self) -> str:
+        """The matrices, and the items farthest from their label."""
+        found, word = self.session.found, self.session.questions[0].shown
+        parts = [f"<p>{html_text(repr(self)[1:-1])}</p>"]
+        labels = [word(value) for value in found.values]
+        for number, name in enumerate(found.names):
+            _, matrix, _ = found.find(Query(judge=number))
+            shown = pd.DataFrame(matrix, pd.Index(labels, name=f"human / {name}"), labels)
+            parts.append(html_table(shown.rename_axis(columns=f"human / {name}")))
+        rows = found.find(Query(judge=len(found.names) - 1))[0][:_MOST_ROWS]
+        table = with_content(found.table.iloc[rows], self.session.pairs.previews)
+        return "".join([*parts, html_table(table, index=False)])
