@@ -36,7 +36,7 @@ from workbench.labeling.items import Items, Query
 from workbench.labeling.questions import LabelQuestion, read_answers
 from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
-from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, save
+from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
 from workbench.store.assessments import now_ms
 from workbench.store.tables import check_text
@@ -84,8 +84,7 @@ class Exploration(Session):
 
     def setup(self) -> Message:
         found, word = self.found, self.questions[0].shown
-        changes = found.table["change"] if "change" in found.table else ()
-        counts = Counter(changes)
+        counts = Counter(found.table.get("change", ()))
         made: Message = plain(
             {
                 "values": [word(value) for value in found.values],
@@ -190,17 +189,23 @@ class Exploration(Session):
 
     def _voices(self, row: int) -> list[Message]:
         """What people said, and then each judge."""
-        word, tables = self.questions[0].shown, [one.table for one in self.found.pairs]
-        first = tables[0].iloc[row]
-        votes = [[who, word(value)] for who, value in first["votes"].items()]
-        said = [{"who": "people", "side": "human", "votes": votes, "table": tables[0]}]
-        for name, table in zip(self.found.names, tables, strict=True):
-            who = "judge" if len(tables) == 1 else f"judge {name}"
-            said.append({"who": who, "side": "judge", "votes": [], "table": table})
-        for one in said:
-            given, side = one.pop("table").iloc[row], one.pop("side")
-            one |= {"value": word(given[side]), "rationale": given[f"{side}_rationale"] or ""}
-        made: list[Message] = plain(said)
+        word = self.questions[0].shown
+        given = [one.table.iloc[row] for one in self.found.pairs]
+        names = ["judge"] if len(given) == 1 else [f"judge {name}" for name in self.found.names]
+        said = [("people", "human", given[0])]
+        said += [(name, "judge", one) for name, one in zip(names, given, strict=True)]
+        votes = [[who, word(value)] for who, value in given[0]["votes"].items()]
+        made: list[Message] = plain(
+            [
+                {
+                    "who": who,
+                    "value": word(one[side]),
+                    "rationale": one[f"{side}_rationale"] or "",
+                    "votes": votes if side == "human" else [],
+                }
+                for who, side, one in said
+            ]
+        )
         return made
 
     def _record_look(self, info: TraceInfo) -> None:

@@ -8,10 +8,8 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import pandas as pd
 from pydantic import BaseModel, Field
 
-from workbench.metrics.agreement import shown_codes
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.comparison import compare
 from workbench.metrics.intervals import Array
@@ -28,7 +26,7 @@ class Query(BaseModel):
     """Which items, in which order. An empty text or None leaves a filter out; ``judge`` is the
     number of the judge whose matrix ``cell`` is in, by row and column."""
 
-    judge: Literal[0, 1] = 0
+    judge: Annotated[int, Field(ge=0, le=1)] = 0
     cell: tuple[int, int] | None = None
     change: str = ""
     search: str = ""
@@ -85,8 +83,8 @@ class Items:
         """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
         coded = [Coded.of(one, *self.pairs) for one in self.pairs]
         self._distances = [one.distances(one.human, one.judge) for one in coded]
-        values, human, _ = shown_codes(coded[0])
-        judged = [shown_codes(one)[2] for one in coded]
+        values, human, _ = coded[0].shown()
+        judged = [one.shown()[2] for one in coded]
         scale = coded[0].scale
         order = list(values if coded[0].binned else scale.shown or values)
         counts = np.bincount(np.concatenate([human, *judged]), minlength=len(values))

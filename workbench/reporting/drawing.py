@@ -116,6 +116,11 @@ def ink() -> str:
     return str(mpl.rcParams["text.color"])
 
 
+def blue() -> str:
+    """Return the blue of points and lines: a brighter one of the palette on a dark ground."""
+    return "#56B4E9" if _luminance(paper()) < 0.2 else AFTER
+
+
 def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
     """Return ``count`` new Axes in a row."""
     import matplotlib.pyplot as plt
@@ -209,14 +214,18 @@ def _readable_on(tint: str, opacity: float) -> str:
     """
     from matplotlib.colors import to_rgb
 
-    def luminance(colour: Any) -> float:
-        parts = np.asarray(colour)
-        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-        return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
-
-    cell = luminance(opacity * np.array(to_rgb(tint)) + (1 - opacity) * np.array(to_rgb(paper())))
-    text = luminance(to_rgb(ink()))
+    cell = _luminance(opacity * np.array(to_rgb(tint)) + (1 - opacity) * np.array(to_rgb(paper())))
+    text = _luminance(ink())
     return "white" if 1.05 / cell > max(text, cell) / min(text, cell) else ink()
+
+
+def _luminance(colour: Any) -> float:
+    """Relative luminance by WCAG 2.2, plus 0.05."""
+    from matplotlib.colors import to_rgb
+
+    parts = np.asarray(to_rgb(colour))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
 
 
 def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -228,17 +237,22 @@ def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
     shown = range(0, size, math.ceil(size / MOST_TICKS) or 1)
     ax.set_yticks(shown, [rows[k] for k in shown])
     ax.set_xticks(shown, [columns[k] for k in shown])
-    longest = max((len(line) for label in columns for line in label.split("\n")), default=0)
     if size > MOST_ROWS_WITH_TEXT:
         ax.tick_params(axis="x", rotation=90)
         ax.tick_params(labelsize=7)
-    elif longest * size > 38 and size > 2:
-        ax.tick_params(axis="x", rotation=40)
-        for label in ax.get_xticklabels():
-            label.set_horizontalalignment("right")
-            label.set_rotation_mode("anchor")
+    else:
+        tilt_where_long(ax, columns)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
+
+
+def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
+    """Tilt the labels of columns that would run into each other, each then in one line."""
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    if longest * len(labels) > 38 and len(labels) > 2:
+        for label in ax.get_xticklabels():
+            label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
+        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
 
 
 # -- pictures in pages ----------------------------------------------------------------------

@@ -72,7 +72,7 @@ def plot_confusion(
     title
         Above the matrix; name, accuracy and kappa by default.
     """
-    found = _agreement(agreement_or_pairs)
+    found = agreement_of(agreement_or_pairs)
     ax = ax or new_axes(*matrix_size(len(found.confusion)))[0]
     if title is None:
         figures = f"accuracy {figure(found.accuracy)}, kappa {figure(found.kappa)}"
@@ -113,15 +113,7 @@ def plot_before_after(
     ArgumentError
         When ``after`` is missing, or not two Axes are given.
     """
-    if isinstance(comparison_or_before, Comparison):
-        both = [comparison_or_before.before, comparison_or_before.after]
-    elif after is None:
-        raise ArgumentError(
-            "plot_before_after needs a comparison, or two agreements: "
-            "plot_before_after(workbench.compare(before, after)) or plot_before_after(a, b)."
-        )
-    else:
-        both = [_agreement(comparison_or_before), _agreement(after)]
+    both = both_agreements("plot_before_after", comparison_or_before, after)
     given = axes if axes is not None else ax
     if given is None:
         width, height = matrix_size(len(both[0].confusion))
@@ -135,6 +127,20 @@ def plot_before_after(
     return drawn
 
 
+def both_agreements(
+    name: str, given: Comparison | Agreement | Pairs, after: Agreement | Pairs | None
+) -> list[Agreement]:
+    """Return the agreement before and after from the arguments of the picture ``name``."""
+    if isinstance(given, Comparison):
+        return [given.before, given.after]
+    if after is None:
+        raise ArgumentError(
+            f"{name} needs a comparison, or two agreements: "
+            f"{name}(workbench.compare(before, after)) or {name}(a, b)."
+        )
+    return [agreement_of(given), agreement_of(after)]
+
+
 def title_with_intervals(found: Agreement, name: str) -> str:
     """Return a title of three lines: name, accuracy and kappa with their intervals."""
     accuracy = figure(found.accuracy, found.accuracy_interval)
@@ -143,7 +149,7 @@ def title_with_intervals(found: Agreement, name: str) -> str:
 
 
 def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
-    order = _order(found)
+    order = order_of(found)
     table = found.confusion.loc[order, order]
     shares = found.confusion_shares.loc[order, order].to_numpy()
     with_text = len(table) <= MOST_ROWS_WITH_TEXT
@@ -166,8 +172,8 @@ def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
     ax.set_ylabel("human")
 
 
-def _order(found: Agreement) -> list[Any]:
-    """The rows of the confusion matrix in the order in which they are shown."""
+def order_of(found: Agreement) -> list[Any]:
+    """Return the rows of the confusion matrix in the order in which they are shown."""
     return list(found.scale.shown or found.confusion.index)
 
 
@@ -312,7 +318,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     from matplotlib.patches import Rectangle
 
     found = agreement(pairs, resamples=2)
-    table, shares = found.confusion.loc[_order(found)], found.class_shares.loc[_order(found)]
+    table, shares = found.confusion.loc[order_of(found)], found.class_shares.loc[order_of(found)]
     ax = ax or new_axes(6.4, 1.3 + 0.42 * len(table))[0]
     advised, rows = 0.6 / len(table), np.arange(len(table))
     colours = [BELOW if share < advised else AFTER for share in shares["human"]]
@@ -371,7 +377,8 @@ def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -
     return ax
 
 
-def _agreement(given: Agreement | Pairs) -> Agreement:
+def agreement_of(given: Agreement | Pairs) -> Agreement:
+    """Return an agreement as it is, and that of pairs."""
     if isinstance(given, Agreement):
         return given
     if hasattr(given, "table") and hasattr(given, "scale"):

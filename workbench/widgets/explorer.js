@@ -131,7 +131,7 @@ class Explorer {
     this.matrix = h("table", { class: `wbx-matrix ${kind}` }, this.caption,
       h("thead", null, h("tr", null, h("td"), values.map(head))),
       h("tbody", null, values.map((value, row) => h("tr", null,
-        h("th", { scope: "row", title: flat(value) }, h("span", { dir: "auto" }, visible(value)), " ", this.sums[row]),
+        h("th", { scope: "row", title: flat(value) }, h("div", null, h("span", { dir: "auto" }, visible(value)), this.sums[row])),
         this.cells[row].map((cell) => h("td", null, cell))))));
     return h("div", { class: "wbx-left" }, this.matrix, this.outside, h("p", { class: "wb-quiet wbx-covers" }, "A cell shows its items. Arrow keys move, Enter opens, Escape goes back."));
   }

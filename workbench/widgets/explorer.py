@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from workbench.alignment.result import Alignment
@@ -65,17 +63,17 @@ class Explorer(SessionPanel):
         annotator: str | None = None,
         queue: ReviewQueue | str | None = None,
     ) -> None:
-        before = pairs_or_alignment
-        if isinstance(before, Alignment):
-            before, after = before.test_before, before.test_after
-        for given in (before, *([] if after is None else [after])):
-            if not isinstance(given, Pairs):
-                raise ArgumentError(
-                    f"Explorer shows pairs or an alignment, got {type(given).__name__}. "
-                    "workbench.pair(judge) gives pairs, .result() the alignment of one in the "
-                    "background."
-                )
-        session = Exploration(before, after, annotator=annotator, queue=queue)
+        if isinstance(pairs_or_alignment, Alignment):
+            given = [pairs_or_alignment.test_before, pairs_or_alignment.test_after]
+        else:
+            given = [pairs_or_alignment, *([] if after is None else [after])]
+        if wrong := [one for one in given if not isinstance(one, Pairs)]:
+            raise ArgumentError(
+                f"Explorer shows pairs or an alignment, got {type(wrong[0]).__name__}. "
+                "workbench.pair(judge) gives pairs, and .result() the alignment of one that runs "
+                "in the background."
+            )
+        session = Exploration(*given, annotator=annotator, queue=queue)
         self._begin(session, annotator or "", "")
 
     @property

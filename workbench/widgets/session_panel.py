@@ -70,7 +70,7 @@ class ViewBesideTable(View):
     """A view with a table beside it, which the saved notebook holds and the page hides as soon as
     a kernel has sent the view something to show."""
 
-    _css = HERE / "label.css"
+    _css: Path | str = HERE / "label.css"
     _live = '[data-trace]:not([data-trace=""])'
     """Selects a view that a kernel has sent something."""
 
