@@ -201,7 +201,7 @@ def test_what_cannot_be_done_is_told(traces: list[str]) -> None:
     experiment = mlflow.get_experiment_by_name("test").experiment_id
     mlflow.MlflowClient().delete_traces(experiment, trace_ids=[traces[1]])
     receive(made, type="item", trace_id=traces[1])
-    assert "was deleted" in told[-1]["items"][0]["fault"]
+    assert "not in the store" in told[-1]["items"][0]["fault"]
     assert told[-1]["items"][0]["voices"][0]["value"] == "no"
     mlflow.set_tracking_uri("sqlite:///other.db")
     receive(made, type="send", trace_id=traces[0])

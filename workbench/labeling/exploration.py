@@ -180,9 +180,9 @@ class Exploration(Session):
                 self._record_look(info)
             spans = self.store.spans([info]).get(trace_id)
             shown = item_json(made, spans, self.rubrics, full=full)
-        except (TraceDeletedError, StoreError) as error:
+        except TraceDeletedError:
             inputs, outputs = self.pairs.previews.get(trace_id, ("", ""))
-            fault = f"{error} Only the beginnings of its texts are known."
+            fault = "This trace is not in the store: only the beginnings of its texts are known."
             shown = {"trace_id": trace_id, "inputs": inputs, "outputs": outputs, "fault": fault}
         voices = self._voices(self.found.place[trace_id])
         return {"type": "items", "items": [{**shown, "voices": voices}]}
