@@ -75,6 +75,9 @@ class Items:
         if after is not None:
             self._compare(before, after)
         self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
+        columns = [self.table["trace_id"], self.pairs[0].table["human_rationale"]]
+        columns += [one.table["judge_rationale"] for one in self.pairs]
+        self._said = list(zip(*columns, strict=True))
         seen = before.previews
         self.texts = [self._text(row, seen.get(i, ())) for i, row in self.place.items()]
         self.slices: dict[str, list[str]] = {}
@@ -140,10 +143,7 @@ class Items:
         self.slices = {name: values for name, values in fields.items() if _is_slice(values)}
 
     def _text(self, row: int, content: Any) -> str:
-        tables = [one.table for one in self.pairs]
-        said = [tables[0]["human_rationale"].iat[row]]
-        said += [table["judge_rationale"].iat[row] for table in tables]
-        return "\n".join(_strings([tables[0]["trace_id"].iat[row], content, said])).casefold()
+        return "\n".join(_strings([self._said[row], content])).casefold()
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -1,5 +1,5 @@
 """What notebooks show and people touch.
 
-Views (anywidget, JavaScript, CSS) of a labeling session, an adjudication and a running
-alignment. They hold view state only.
+Views (anywidget, JavaScript, CSS) of a labeling session, an adjudication, a running alignment and
+the items behind a confusion matrix. They hold view state only.
 """

@@ -23,7 +23,7 @@ class Explorer {
     this.total = 0;
     this.at = [0, 0]; // the cell that Tab comes to
     this.opened = null; // the trace id of the open item
-    this.drafts = new Map(); // by trace: {answer, reason, note} typed and not saved
+    this.drafts = new Map(); // by trace and "label" or "note": what is typed and not saved
     this.sent = new Map(); // by action: its trace and what it is
     this.build(el);
     this.listen(signal);
@@ -97,7 +97,6 @@ class Explorer {
 
   build(el) {
     const { setup } = this;
-    this.live = h("div", { class: "wb-sr", "aria-live": "polite" });
     this.status = h("div", { class: "wbx-status", role: "status" }, "Waiting for the kernel …");
     this.covers = h("div", { class: "wb-quiet wbx-covers" }, "Search covers reasons and the beginnings of texts until all are read.");
     this.detail = h("section", { class: "wbx-detail", "aria-label": "Item", hidden: true });
@@ -105,7 +104,7 @@ class Explorer {
     this.root = h("section", { class: "wb wbx", "aria-label": "Explorer of agreement", "data-epoch": setup.epoch, "data-lm-suppress-shortcuts": "true", "data-jp-suppress-context-menu": "true" },
       h("header", { class: "wb-head" }, h("div", { class: "wb-title" }, h("strong", { dir: "auto" }, visible(setup.title)), " ", quiet(count(setup.total, "item")))),
       this.buildSwitches(),
-      h("div", { class: "wbx-work" }, this.buildMatrix(), this.buildList()), this.detail, this.live);
+      h("div", { class: "wbx-work" }, this.buildMatrix(), this.buildList()), this.detail);
     el.replaceChildren(h("div", { class: "wb-frame" }, this.root));
   }
 
@@ -316,8 +315,12 @@ class Explorer {
     const { done } = item;
     const first = done?.answers[question.name];
     const now = done?.changed[question.name] ?? first;
-    const draft = { answer: now ? this.key(question, now) : "", reason: "", note: done?.answers[note.name]?.value ?? "", ...this.drafts.get(item.trace_id) };
-    const field = (tag, key, label, props, ...inner) => h(tag, { "aria-label": label, ...props, oninput: ({ target }) => this.drafts.set(item.trace_id, { ...this.drafts.get(item.trace_id), [key]: target.value }) }, inner);
+    const drafts = (what) => this.drafts.get(`${item.trace_id} ${what}`);
+    const draft = { answer: now ? this.key(question, now) : "", reason: "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
+    const field = (tag, key, label, props, ...inner) => {
+      const what = key === "note" ? "note" : "label";
+      return h(tag, { "aria-label": label, ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
+    };
     const answer = question.choices.length
       ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ label }, n) => [String(n), label]), ["x", "Can't judge"]], draft.answer))
       : field("input", "answer", "Your label", { inputmode: "decimal", value: draft.answer, placeholder: "a number" });
@@ -360,9 +363,7 @@ class Explorer {
 
   onSaved(ids) {
     for (const { trace, what } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
-      const { answer, reason, note } = this.drafts.get(trace) ?? {};
-      this.drafts.set(trace, what === "note" ? { answer, reason } : { note });
-      for (const [key, typed] of Object.entries(this.drafts.get(trace))) if (typed === undefined) delete this.drafts.get(trace)[key];
+      this.drafts.delete(`${trace} ${what}`);
       if (trace !== this.opened) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
       this.send({ type: "item", trace_id: trace });

@@ -31,9 +31,10 @@ class Explorer(SessionPanel):
         Pairs of another judge on the same traces, to compare with.
     annotator
         Who labels and writes notes here. Since the verdict is in view, such a label is recorded as
-        given after it, beside the annotator's own blind one, which is kept and still counts; and
-        traces opened are recorded as seen, so that a later label is no blind one either. Without
-        an annotator nothing is recorded. Notes are feedback named ``reviewer_note``.
+        given after it: the annotator's own blind label is kept beside it and still counts, and
+        where there is none it is their vote from then on. Traces that are opened are recorded as
+        seen, so that a later label is no blind one either. Without an annotator nothing is
+        recorded. Notes are feedback named ``reviewer_note``.
     queue
         The `workbench.review_queue`, or its name, that items are sent to; by default one with the
         judge's name, which is made when first needed and asks for one label more than any of
