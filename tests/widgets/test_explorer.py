@@ -198,6 +198,8 @@ def test_what_cannot_be_done_is_told(traces: list[str]) -> None:
     receive(made, type="page", start=-1)
     assert told[-1]["type"] == "problem"
     assert "page.start" in told[-1]["error"]
+    for query in ({"field": "color", "value": "red"}, {"change": "gone"}):
+        assert page(made, told, **query)["total"] == 0
     experiment = mlflow.get_experiment_by_name("test").experiment_id
     mlflow.MlflowClient().delete_traces(experiment, trace_ids=[traces[1]])
     receive(made, type="item", trace_id=traces[1])
@@ -219,7 +221,7 @@ def test_ten_thousand_pairs_go_out_a_page_at_a_time(store: str) -> None:
     made.send = told.append
     receive(made, type="hello")
     made.session._reading.join(60)
-    assert told[-1]["problem"] == "10,000 traces are not in the store"
+    assert told[-1]["problem"] == "10,000 traces missing from the store"
     last = page(made, told, judge=0, cell=[0, 2], start=4_980)
     assert (last["total"], len(last["rows"])) == (5_000, 20)
     first = page(made, told, judge=0)
@@ -245,6 +247,7 @@ def test_each_scale_has_a_matrix(values: list[Any], scale: Scale, rows: int, sto
     assert len(made.setup["values"]) == rows
     told: list[dict[str, Any]] = []
     made.send = told.append
+    assert page(made, told, change="fixed")["total"] == 0  # there is nothing to compare with
     found = page(made, told)
     assert found["left"] == found["total"] == len(pairs)
     assert sum(map(sum, found["matrix"])) <= len(pairs)

@@ -150,7 +150,7 @@ class Exploration(Session):
             infos = list(self.store.infos(list(self.found.place), missing_ok=True).values())
             self.found.read(self._examples(infos))
             if lost := len(self.found.place) - len(infos):
-                problem = f"{counted(lost, 'trace')} are not in the store"
+                problem = f"{counted(lost, 'trace')} missing from the store"
         except Exception as error:  # told to whoever looks
             problem = store_message(error)
         self._unread = problem

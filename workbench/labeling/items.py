@@ -114,9 +114,9 @@ class Items:
         judged = self._judged[judge]
         kept = np.ones(len(self.table), dtype=bool)
         if query.change:
-            kept &= self.table["change"].to_numpy() == query.change
+            kept &= np.asarray(self.table.get("change", "")) == query.change
         if query.field:
-            kept &= np.array(self.slices.get(query.field, ()), dtype=object) == query.value
+            kept &= np.array(self.slices.get(query.field, ""), dtype=object) == query.value
         if needle := query.search.strip().casefold():
             kept &= np.fromiter((needle in text for text in self.texts), bool, len(kept))
         inside = kept & (self._human >= 0) & (judged >= 0)
@@ -136,7 +136,7 @@ class Items:
         texts, fields = list(self.texts), dict[str, list[str]]()
         for one in examples:
             row = self.place[one.trace_id]
-            texts[row] = self._text(row, [one.inputs, one.outputs])
+            texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
             for name, value in _fields(one):
                 fields.setdefault(name, [""] * len(texts))[row] = value
         self.texts = texts
