@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pandas as pd
 
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import proportion
 
-BINS = 10
-"""Rows and columns of the confusion matrix of a numeric scale with too many values."""
-
 
 def confusion_of(coded: Coded) -> pd.DataFrame:
     """Return the counts of each label (rows) with each verdict (columns)."""
-    values, human, judge = coded.values, coded.human, coded.judge
-    if coded.binned:
-        edges = np.linspace(coded.positions[0], coded.positions[-1], BINS + 1)
-        bin_of = np.clip(np.digitize(coded.positions, edges) - 1, 0, BINS - 1)
-        human, judge = bin_of[human], bin_of[judge]
-        values = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+    values, human, judge = coded.shown()
     table = np.zeros((len(values), len(values)), dtype=int)
     np.add.at(table, (human, judge), 1)
     return pd.DataFrame(

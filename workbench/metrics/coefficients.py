@@ -5,6 +5,7 @@ Every coefficient states its range, its source, and when it is undefined: then i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ class Coded:
             return self.values, self.human, self.judge
         edges = np.linspace(self.positions[0], self.positions[-1], bins + 1)
         bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, bins - 1)
-        names = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+        names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
         return names, bin_of[self.human], bin_of[self.judge]
 
 
