@@ -275,7 +275,7 @@ def _mean(
     levels, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
     interval = wilson(total * share, n * share, how["confidence"])
     if not set(levels) <= {0.0, 1.0}:
-        sample = Bootstrap(counts, **how, distinct=round(n * share))
+        sample = Bootstrap(counts * share, **how)
         drawn = sample.interval(lambda items: items @ levels / sample.n, spread=True)
         interval = interval if math.isnan(drawn.low) else drawn
     return (total / n if n else math.nan, *interval, n)
