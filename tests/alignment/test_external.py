@@ -125,7 +125,7 @@ def test_calls_are_counted_as_the_server_counts_them(
     served = simulation.stats()
     assert counted(first) == {kind: served[kind] for kind in counted(first)}
     assert sum(counted(first).values()) > 0
-    assert first.tokens
+    assert first.usage.tokens
     assert first.notes == ()
     assert vars(optimizer) == before
     second = proposal(judge, make(), split)

@@ -265,7 +265,7 @@ def shown(output: Path) -> list[str]:
         (r"[0-9.]+ s\b", "SECONDS"),
         (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "DATE"),
         # A bar is drawn as time allows: its last line can come after the cell has ended.
-        (r"(\\r|\\n)*[^\\\"]*?\d+%\|[^|]*\| \d+/\d+ \[\d\d:\d\d<[^]]*\](\\n)*", ""),
+        (r"(\\r|\\n)*[^\\\"]{0,80}?\d+%\|[^|]*\| \d+/\d+ \[\d\d:\d\d<[^]]*\](\\n)*", ""),
         (r"workbench: no model was named[^\"]*", ""),
     ):
         texts = [re.sub(pattern, instead, text) for text in texts]
