@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
-from workbench.alignment.result import AlignmentRun, Lineage
+from workbench.alignment.runs import AlignmentRun, Lineage
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,

@@ -18,7 +18,7 @@ from simulation import Simulation, items
 
 import workbench
 from workbench.alignment.external import propose
-from workbench.alignment.result import AlignmentData, Learned, Lineage
+from workbench.alignment.runs import AlignmentData, Learned, Lineage
 from workbench.compat import options
 from workbench.errors import (
     BudgetError,

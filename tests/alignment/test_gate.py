@@ -9,7 +9,7 @@ import pytest
 from made_pairs import YES_NO, make_pairs
 
 from workbench.alignment.heldout import HeldOutTest, decide, usable
-from workbench.alignment.result import Status
+from workbench.alignment.runs import Status
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import compare
 from workbench.scale import Scale

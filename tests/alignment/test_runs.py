@@ -13,7 +13,7 @@ import pytest
 
 import workbench
 from workbench.alignment.heldout import count_looks
-from workbench.alignment.result import AlignmentData, AlignmentRun, Lineage
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage
 from workbench.judging.judge import fingerprint
 from workbench.pairing.pairs import Pairs, Split
 from workbench.scale import Scale

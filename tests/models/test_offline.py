@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import workbench
 from workbench.formatting import read_literal
 from workbench.models.offline.features import Text, as_item, read_condition
-from workbench.models.offline.provider import answer, read_item
+from workbench.models.offline.provider import answer, ladder_of, read_item
 from workbench.models.offline.reflect import propose
 from workbench.models.offline.rubric import (
     EXAMPLES_HEADING,
@@ -348,7 +348,7 @@ def test_a_range_is_that_of_the_scale(text: str, kind: str, ends: tuple[float, f
 def test_any_instructions_have_a_ladder(words: list[str]) -> None:
     """No text makes the reading of a scale fail, and no ladder is empty or endless."""
     for kind in ("str", "int", "float"):
-        assert 0 < len(Ladder.of("".join(words), kind).values) <= MOST_VALUES
+        assert 0 < len(ladder_of("".join(words), kind, ()).values) <= MOST_VALUES
 
 
 # -- hostile text costs no more than its length -----------------------------------------------
@@ -384,7 +384,7 @@ MANY = 100_000
 def test_hostile_instructions_are_read_in_their_time(text: str) -> None:
     """Each in far less than a second, where squares and powers of the length take minutes."""
     for kind in ("str", "int", "float"):
-        assert judge(text, Ladder.of(text, kind), as_item({"outputs": "A short text."}))[1]
+        assert judge(text, ladder_of(text, kind, ()), as_item({"outputs": "A short text."}))[1]
 
 
 @pytest.mark.timeout(60)

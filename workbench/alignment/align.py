@@ -21,7 +21,8 @@ from workbench.alignment.heldout import (
     usable,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
-from workbench.alignment.result import Alignment, AlignmentData, Gate, Learned, Watch, finish_run
+from workbench.alignment.result import Alignment, finish_run
+from workbench.alignment.runs import AlignmentData, Gate, Learned, Watch
 from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say

@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.alignment.align import align
-from workbench.alignment.result import Alignment, Stage, Watch
+from workbench.alignment.result import Alignment
+from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError, one_of
 from workbench.models.budget import Budget
 from workbench.simba.optimizer import SIMBA

@@ -28,7 +28,7 @@ from workbench.alignment.heldout import (
 )
 from workbench.alignment.optimizer_comparison import COUNTS, OptimizerComparison
 from workbench.alignment.preflight import probed, to_keep
-from workbench.alignment.result import AlignmentData, AlignmentRun, Gate, fault_notes
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, fault_notes
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of

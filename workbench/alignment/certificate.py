@@ -12,9 +12,9 @@ import pandas as pd
 
 from workbench.alignment.heldout import MOST_LOST, judges_by_item, read_lineage
 from workbench.alignment.registry import load_judge
-from workbench.alignment.result import (
+from workbench.alignment.result import Alignment
+from workbench.alignment.runs import (
     CERTIFIED_TAG,
-    Alignment,
     AlignmentRun,
     fault_notes,
     item_tags,

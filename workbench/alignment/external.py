@@ -14,7 +14,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.metering import UNMETERED, Count, Meter, metering
-from workbench.alignment.result import AlignmentData, Learned
+from workbench.alignment.runs import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
     embedder_of,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.artifacts import load_dict as load
 from mlflow.exceptions import MlflowException
 
-from workbench.alignment.result import (
+from workbench.alignment.runs import (
     ALIGNED_TAG,
     CERTIFIED_TAG,
     CONTENT_FILE,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.alignment.result import AlignmentData
+from workbench.alignment.runs import AlignmentData
 from workbench.compat import endpoint
 from workbench.credentials import without_credentials
 from workbench.errors import ModelError

@@ -184,6 +184,11 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def fingerprint_of(judge_or_name: Judge | str) -> str:
+    """The fingerprint of a judge; "" for a name, which tells no version."""
+    return "" if isinstance(judge_or_name, str) else fingerprint(judge_or_name)
+
+
 def judge_credentials(judge: Judge) -> tuple[str, ...]:
     """The credentials that a judge's requests carry, to be redacted from messages."""
     return credentials_of(*endpoint(judge))

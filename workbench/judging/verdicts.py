@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import ScaleError
-from workbench.judging.judge import fingerprint
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import ABSTAIN, Scale
 from workbench.vocabulary import is_missing
@@ -118,9 +117,12 @@ def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
 
 
 def choose_version(
-    judge_or_name: Judge | str, recorded: Mapping[str, Sequence[Recorded]]
+    judge_or_name: Judge | str, recorded: Mapping[str, Sequence[Recorded]], mark: str
 ) -> tuple[dict[str, list[Recorded]], str, list[str]]:
-    """The verdicts of one judge version: (by trace, its fingerprint, notes)."""
+    """The verdicts of one judge version: (by trace, its fingerprint, notes).
+
+    ``mark`` is the fingerprint of a judge; of a name the version that judged last counts.
+    """
     every = [verdict for verdicts in recorded.values() for verdict in verdicts]
     if isinstance(judge_or_name, str):
         # Feedback of source CODE beside a model's verdicts may be a label without its source.
@@ -128,7 +130,7 @@ def choose_version(
             recorded = where(recorded, lambda v: not v.by_code)
             every = [verdict for verdict in every if not verdict.by_code]
         return _latest_version(recorded, every)
-    judge, mark = judge_or_name, fingerprint(judge_or_name)
+    judge = judge_or_name
     model = getattr(judge, "model", None)
     guidelines = getattr(judge, "guidelines", None)
     texts = [getattr(judge, "instructions", None), guidelines]

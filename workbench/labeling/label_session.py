@@ -14,6 +14,7 @@ import pandas as pd
 from mlflow.entities import TraceInfo
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdicts import Recorded, choose_version, recorded_verdicts
 from workbench.labeling.annotations import (
     ACTION_KEY,
@@ -210,7 +211,7 @@ title, scale, experiment
         recorded = {info.trace_id: recorded_verdicts(without_spans(info), question.name)}
         is_judge = question.name == getattr(self._judge, "name", self._judge)
         judge = self._judge if self._judge is not None and is_judge else question.name
-        chosen, _, _ = choose_version(judge, recorded)
+        chosen, _, _ = choose_version(judge, recorded, fingerprint_of(judge))
         usable = [verdict for verdict in chosen[info.trace_id] if verdict.usable]
         return _said(question, usable[-1]) if usable else None
 

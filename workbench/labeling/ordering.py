@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mlflow.entities import Trace, TraceData, TraceInfo
 
 from workbench.errors import ArgumentError, ScaleError, one_of
+from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdicts import choose_version, recorded_verdicts
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
@@ -79,7 +80,8 @@ def known_of(
     """
     traces = {i: Trace(info, TraceData(spans=[])) for i, info in infos.items()}
     recorded = {i: recorded_verdicts(trace, question.name) for i, trace in traces.items()}
-    verdicts, _, _ = choose_version(judge or question.name, recorded)
+    whose = judge or question.name
+    verdicts, _, _ = choose_version(whose, recorded, fingerprint_of(whose))
     known = {}
     for i, info in infos.items():
         said = [one.value for one in verdicts.get(i, ()) if one.usable]

@@ -12,7 +12,6 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, html_text, plain
-from workbench.metrics.caveats import contested
 from workbench.metrics.coefficients import cells, numbered
 from workbench.metrics.intervals import UNDEFINED, Array, Bootstrap, Interval, figure, wilson
 from workbench.scale import ABSTAIN, Scale
@@ -182,7 +181,7 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         )
     if verdicts is not None:
         raise ArgumentError("verdicts= goes with a table of labels; pairs hold verdicts already.")
-    if left_out := contested(given):
+    if left_out := given.contested:
         raise ArgumentError(
             f"{left_out} items are not among the pairs since their annotators differ, and without "
             "them any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "

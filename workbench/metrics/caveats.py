@@ -4,23 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from workbench.formatting import counted
 from workbench.metrics.coefficients import MOST_COMPARED, Coded
 from workbench.metrics.intervals import Interval
 
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-
 SKEWED = 0.8
 """The share of one label, and the accuracy, from which on kappa may collapse."""
-
-
-def contested(pairs: Pairs) -> int:
-    """Return how many items are not among the pairs since their annotators differ."""
-    reasons = ("annotators tie", "annotators are not unanimous")
-    return int(pairs.excluded["reason"].isin(reasons).sum())
 
 
 def undefined(coded: Coded, figures: Mapping[str, tuple[float, Interval]]) -> dict[str, str]:

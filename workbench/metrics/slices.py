@@ -13,7 +13,6 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, plain
-from workbench.metrics.caveats import contested
 from workbench.metrics.coefficients import Coded, Sample
 from workbench.metrics.intervals import Array, Interval, effective_size, figure, proportion
 from workbench.scale import ABSTAIN
@@ -113,7 +112,7 @@ def sliced(
     }
     table = pd.DataFrame.from_dict(found, orient="index", columns=None if found else COLUMNS)
     table = table.rename_axis("slice")
-    if by == "annotator" and (left_out := contested(pairs)):
+    if by == "annotator" and (left_out := pairs.contested):
         table["note"] = f"without {counted(left_out, 'item')} on which annotators differ"
     whole = _figures(Coded.of(pairs), options)
     return Slices(

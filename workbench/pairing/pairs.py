@@ -15,6 +15,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
 from workbench.formatting import counted, html_table, html_text, with_content
+from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdicts import (
     Recorded,
     choose_version,
@@ -98,6 +99,12 @@ class Pairs:
             for who in sorted({who for votes in every.values() for who in votes})
         }
         return pd.DataFrame(columns, index=pd.Index(ids, name="trace_id"), dtype=object)
+
+    @property
+    def contested(self) -> int:
+        """How many items are not among the pairs since their annotators differ."""
+        reasons = ("annotators tie", "annotators are not unanimous")
+        return int(self.excluded["reason"].isin(reasons).sum())
 
     def subset(self, trace_ids: Iterable[str]) -> Pairs:
         """Return the pairs of the given traces, with nothing excluded."""
@@ -310,7 +317,7 @@ def pair(
     consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
     one_of("consensus", consensus, [*RULES, *sorted(people.values())])
     recorded = _recorded(fetched, name, source)
-    chosen, version, notes = choose_version(judge_or_name, recorded)
+    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
     if not any(chosen.values()):
         raise NoVerdictsError(_no_verdicts(name, len(labels), recorded))
     if scale is None:

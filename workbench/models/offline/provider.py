@@ -9,10 +9,12 @@ from typing import Any
 
 import litellm
 
+from workbench.errors import ArgumentError
 from workbench.formatting import read_literal
 from workbench.models.offline.features import FIELDS, as_item
 from workbench.models.offline.reflect import propose
-from workbench.models.offline.rubric import Ladder, judge
+from workbench.models.offline.rubric import Ladder, judge, values_in_text
+from workbench.scale import Scale
 
 
 def answer(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -46,7 +48,7 @@ def _verdict(system: str, user: str) -> str | None:
     instructions = system[:end].partition("Your task: ")[2] or system[:end]
     instructions = instructions.strip().removesuffix(".")
     kind, values = _read_type(result[1])
-    ladder = Ladder.of(instructions, kind, values)
+    ladder = ladder_of(instructions, kind, values)
     value, rationale = judge(instructions, ladder, as_item(read_item(user)))
     fields = [("result", value), ("rationale", rationale)]
     if 0 <= system.find("- rationale (", end) < result.start():
@@ -65,6 +67,18 @@ def _read_type(text: str) -> tuple[str, Sequence[Any]]:
         return "str", (False, True)
     found = re.search(r"\b(int|float)\b", text)
     return found[1] if found else "str", ()
+
+
+def ladder_of(instructions: str, kind: str, values: Sequence[Any]) -> Ladder:
+    """Of numbers the range that the text names; else the allowed values, or those named there."""
+    if kind in ("int", "float"):
+        return Ladder.of_numbers(instructions, kind)
+    named = tuple(values or values_in_text(instructions) or ("no", "yes"))
+    try:
+        scale = Scale.of(named)
+    except ArgumentError:  # a single value, or several writings of one
+        return Ladder(named, ordered=False)
+    return Ladder(scale.values, ordered=scale.kind != "nominal")
 
 
 def read_item(user: str) -> dict[str, Any]:

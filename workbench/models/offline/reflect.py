@@ -77,7 +77,7 @@ def _ladder(given: Any, instructions: str) -> Ladder | None:
         return None
     if given.get("range"):
         # The judge reads the ends of its scale from the instructions, so they count here too.
-        return Ladder.of(instructions, "int" if given.get("whole_numbers") else "float")
+        return Ladder.of_numbers(instructions, "int" if given.get("whole_numbers") else "float")
     values = given.get("values")
     if not isinstance(values, list) or len(values) < 2:
         return None

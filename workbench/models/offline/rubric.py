@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from workbench.errors import ArgumentError
 from workbench.models.offline.features import (
     FIELDS,
     TONES,
@@ -31,7 +30,6 @@ from workbench.models.offline.features import (
     read_condition,
     read_json,
 )
-from workbench.scale import Scale
 
 ALIKE: Final = 0.8
 """A worked example whose texts are as alike as this decides the rating of an item."""
@@ -228,19 +226,12 @@ class Ladder:
     ordered: bool = True
 
     @classmethod
-    def of(cls, instructions: str, kind: str, values: Sequence[Any] = ()) -> Ladder:
-        """Of a "float" or "int" the range counts that the text names, else the named values."""
-        if kind in ("int", "float"):
-            low, high = number_range(instructions, kind)
-            if kind == "int":
-                return cls(tuple(range(int(low), int(high) + 1)))
-            return cls(tuple(round(low + (high - low) * k / 10, 6) for k in range(11)))
-        named = tuple(values or values_in_text(instructions) or ("no", "yes"))
-        try:
-            scale = Scale.of(named)
-        except ArgumentError:  # a single value, or several writings of one
-            return cls(named, ordered=False)
-        return cls(scale.values, ordered=scale.kind != "nominal")
+    def of_numbers(cls, instructions: str, kind: str) -> Ladder:
+        """Return the numbers, "int" or "float", of the range that the text names."""
+        low, high = number_range(instructions, kind)
+        if kind == "int":
+            return cls(tuple(range(int(low), int(high) + 1)))
+        return cls(tuple(round(low + (high - low) * k / 10, 6) for k in range(11)))
 
     def index(self, written: object) -> int | None:
         """Position of a value as it is written in a rule or an example; None if it is none.
