@@ -168,7 +168,7 @@ def test_what_is_withheld_is_nowhere_and_comes_back_whole(
     environment[URL_VARIABLE] = at + (f"?{text}" if text else "")
     environment[param_variable(("api_key",))] = secret + (key or "")
     with mock.patch.dict(os.environ, environment):
-        read = Withheld.from_dict(json.loads(stored)[1])
+        read = Withheld.model_validate(json.loads(stored)[1])
         assert restore(json.loads(stored)[0], read) == options
 
 

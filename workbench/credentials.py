@@ -24,9 +24,10 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import BaseModel
 
 from workbench.errors import CredentialError
 
@@ -169,8 +170,7 @@ def public_query(url: str) -> tuple[str, ...]:
 # -- taking out -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Withheld:
+class Withheld(BaseModel, frozen=True):
     """Names of what was taken out, and never the values.
 
     ``headers``: header names. ``url_user``: whether the base URL had a user or password.
@@ -188,16 +188,7 @@ class Withheld:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes."""
-        return {key: value for key, value in asdict(self).items() if value}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Withheld:
-        return cls(
-            headers=tuple(data.get("headers", ())),
-            url_user=bool(data.get("url_user", False)),
-            url_query=tuple(data.get("url_query", ())),
-            params=tuple(tuple(path) for path in data.get("params", ())),
-        )
+        return self.model_dump(exclude_defaults=True)
 
 
 def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list[str]]:
@@ -209,7 +200,7 @@ def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list
     url = options.get("base_url") or ""
     public, others = _split_query(urlsplit(url).query)
     withheld = Withheld(
-        tuple(headers),
+        headers=tuple(headers),
         url_user="@" in urlsplit(url).netloc,
         url_query=tuple(each.partition("=")[0] for each in others),
         params=tuple(path for path, _ in secret_params(params)),

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from html import escape
 from pathlib import Path
@@ -54,6 +54,11 @@ def safe_html(markup: str) -> str:
 def html_text(value: object) -> str:
     """Return any value as text that is safe within an HTML element."""
     return safe_html(escape(str(value)))
+
+
+def html_lines(lines: Iterable[object]) -> str:
+    """Return lines of text, each a block of its own."""
+    return "".join(f"<div>{html_text(line)}</div>" for line in lines)
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:

@@ -30,9 +30,8 @@ def test_rogan_gladen_by_hand_and_its_limits() -> None:
 
 def test_lang_reiczigel_gives_the_published_interval() -> None:
     """Example 1 of Lang and Reiczigel 2014: 0.349 to 0.372."""
-    counts = {"true_positives": 178, "human_positives": 179}
-    counts |= {"true_negatives": 358, "human_negatives": 359}
-    assert lang_reiczigel(4060, 11284, **counts) == pytest.approx((0.349, 0.372), abs=5e-4)
+    cells = np.array([[358, 1], [1, 178]])
+    assert lang_reiczigel(cells, 4060, 11284) == pytest.approx((0.349, 0.372), abs=5e-4)
 
 
 def test_the_corrected_interval_covers_the_truth() -> None:
@@ -41,15 +40,9 @@ def test_the_corrected_interval_covers_the_truth() -> None:
     truth, tpr, tnr, hits = 0.3, 0.85, 0.75, 0
     for _ in range(400):
         positive = int(rng.binomial(800, truth * tpr + (1 - truth) * (1 - tnr)))
-        interval = lang_reiczigel(
-            positive,
-            800,
-            true_positives=int(rng.binomial(60, tpr)),
-            human_positives=60,
-            true_negatives=int(rng.binomial(90, tnr)),
-            human_negatives=90,
-        )
-        hits += truth in interval
+        found, passed = rng.binomial(60, tpr), rng.binomial(90, tnr)
+        cells = np.array([[passed, 90 - passed], [60 - found, found]])
+        hits += truth in lang_reiczigel(cells, positive, 800)
     assert 0.92 < hits / 400 <= 0.99
 
 

@@ -6,9 +6,10 @@ import time
 from dataclasses import fields, replace
 from importlib import import_module
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.external import metered_embeddings, propose, requests_of_a_verdict
@@ -40,9 +41,6 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.search import FEW
 from workbench.store.traces import fetch_traces
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 def align(

@@ -10,7 +10,11 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import pandas as pd
+from mlflow.genai.judges import Judge
+from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
@@ -18,11 +22,6 @@ from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError, one_of
 from workbench.models.budget import Budget
 from workbench.simba.optimizer import SIMBA
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.judges.base import AlignmentOptimizer
 
 
 def align_in_background(

@@ -21,7 +21,7 @@ from workbench.alignment.runs import (
     items_tested,
 )
 from workbench.errors import ArgumentError, TooFewPairsError
-from workbench.formatting import counted, html_table, html_text, plain
+from workbench.formatting import counted, html_lines, html_table, html_text, plain
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprint
 from workbench.metrics.agreement import Agreement, agreement
@@ -88,8 +88,8 @@ class Certificate:
         return "\n".join([self.headline, self.table.round(3).to_string(), *self.notes])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
-        return f"<div><b>{html_text(self.headline)}</b></div>{html_table(self.table)}{notes}"
+        head = f"<div><b>{html_text(self.headline)}</b></div>"
+        return head + html_table(self.table) + html_lines(self.notes)
 
 
 def certify(

@@ -7,9 +7,10 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -30,10 +31,6 @@ from workbench.models.budget import Budget
 from workbench.models.cache import question_key
 from workbench.pairing.pairs import Pairs
 from workbench.store.traces import fetch_traces, item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
 
 MAX_FAILURE_SHARE: Final = 0.05
 """Share of lost answers above which an optimizer is stopped, unless given."""

@@ -11,10 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.artifacts import load_dict as load
 from mlflow.exceptions import MlflowException
+from mlflow.genai.judges import Judge
 
 from workbench.alignment.runs import (
     ALIGNED_TAG,
@@ -46,10 +47,6 @@ from workbench.scale import Scale, is_abstention
 from workbench.simba.optimizer import MINIMUM_LABELS
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
 
 MOST_LOST = 0.05
 """Share of items without a usable verdict, above which a judge is not better for the others."""

@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from mlflow.genai.judges import Judge
 
 from workbench.compat import endpoint
 from workbench.errors import (
@@ -39,9 +41,6 @@ from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.scale import Scale
 from workbench.simba.reflector import reached_by
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 SCHEME: Final = "metered"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from workbench.errors import ModelError
 from workbench.formatting import counted
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
+from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.intervals import wilson
 from workbench.metrics.sample_size import smallest_improvement
 from workbench.models.budget import ASSUMED_OUTPUT, Budget, cost
@@ -26,9 +27,6 @@ from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.candidate import Case, Item
 from workbench.simba.optimizer import SIMBA, forecast
 from workbench.store.traces import item_digest
-
-if TYPE_CHECKING:
-    from workbench.metrics.annotators import AnnotatorAgreement
 
 PROBE = -1
 """Number of the sample that only a probe asks for, so that no other answer stands in for it."""

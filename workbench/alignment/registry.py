@@ -12,15 +12,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 import mlflow
 import pandas as pd
+from mlflow.entities import ScorerVersion
 from mlflow.exceptions import MlflowException
-from mlflow.genai.judges import Judge as MlflowJudge
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import get_scorer
 
+from workbench.alignment.result import Alignment
 from workbench.alignment.stored_judge import (
     BESIDE,
     INSTRUCTIONS,
@@ -35,12 +37,6 @@ from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
 from workbench.store.traces import address, find_experiment_id, store_errors
-
-if TYPE_CHECKING:
-    from mlflow.entities import ScorerVersion
-    from mlflow.genai.judges import Judge
-
-    from workbench.alignment.result import Alignment
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,8 +107,8 @@ def register(
         or when the store has no registry.
     """
     given: Any = alignment_or_judge
-    judge: Any = given if isinstance(given, MlflowJudge) else getattr(given, "judge", None)
-    if not isinstance(judge, MlflowJudge):
+    judge: Any = given if isinstance(given, Judge) else getattr(given, "judge", None)
+    if not isinstance(judge, Judge):
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
@@ -226,15 +222,15 @@ def load_judge(
     where = find_experiment_id(experiment, create=False)
     found = _version(where, name, version)
     plain = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
-    if not isinstance(plain, MlflowJudge):
+    if not isinstance(plain, Judge):
         raise RegistryError(
             f"{name!r} is registered as a {type(plain).__name__}, which is a scorer and no judge. "
             "Use mlflow.genai.scorers.get_scorer."
         )
     if not isinstance(plain, InstructionsJudge):
-        return cast("Judge", plain)
+        return plain
     stored = StoredJudge.of(found)
-    withheld = Withheld.from_dict(stored.beside.get("withheld", {}))
+    withheld = Withheld.model_validate(stored.beside.get("withheld", {}))
     who = f"Judge {name!r} version {found.scorer_version}"
     judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
     copy_registration(plain, judge)

@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow.genai.judges import Judge
 
 from workbench.alignment.runs import AlignmentRun, Status, fault_notes
-from workbench.formatting import html_table, html_text
+from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
@@ -106,9 +106,8 @@ class Alignment:
         return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
         head = f"<div><b>{html_text(self.headline)}</b>: {html_text(self.reason)}</div>"
-        return head + html_table(self.comparison.table) + notes
+        return head + html_table(self.comparison.table) + html_lines(self.notes)
 
 
 def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:

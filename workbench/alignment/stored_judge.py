@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
+from mlflow.entities import ScorerVersion
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import Scorer
 
@@ -13,11 +15,6 @@ from workbench.compat import base_judge, options
 from workbench.credentials import withhold
 from workbench.errors import RegistryError
 from workbench.judging.judge import from_options
-
-if TYPE_CHECKING:
-    from mlflow.entities import ScorerVersion
-    from mlflow.genai.judges import Judge
-
 
 BESIDE: Final = "workbench"
 """What MLflow's form has no place for, names of withheld secrets, and what made the version."""

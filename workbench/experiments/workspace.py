@@ -9,21 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 
+from workbench.alignment.registry import Registered
+from workbench.alignment.result import Alignment
 from workbench.credentials import without_credentials
 from workbench.formatting import counted, html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
+from workbench.pairing.pairs import Pairs
 from workbench.store.traces import find_experiment_id, prepare_database, store_errors
-
-if TYPE_CHECKING:
-    from workbench.alignment.registry import Registered
-    from workbench.alignment.result import Alignment
-    from workbench.pairing.pairs import Pairs
-
 
 SUMMARY = "summary.json"
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import AssessmentSource, Feedback, Trace, TraceInfo
 from mlflow.entities.assessment_error import AssessmentError
+from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
 from workbench.errors import ArgumentError, BudgetError
@@ -35,9 +36,6 @@ from workbench.store.assessments import AssessmentWriter, verdict_id
 from workbench.store.files import read_table
 from workbench.store.labels import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, check_not_deleted, fetch_traces, previews
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import mlflow
 from mlflow.entities import Feedback
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.utils import get_default_model
 
@@ -28,9 +29,6 @@ from workbench.models.runner import Runner
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import Example, item_digest
 from workbench.vocabulary import is_missing
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 def judge_examples(

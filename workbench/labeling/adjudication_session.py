@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Feedback, TraceInfo
+from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import Action, Annotations, Item, canonical, without_spans
@@ -24,9 +25,6 @@ from workbench.scale import Scale
 from workbench.store.assessments import now_ms
 from workbench.store.labels import Label, decision_records
 from workbench.store.tables import check_text
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 class AdjudicationSession(Session):

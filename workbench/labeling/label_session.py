@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow.entities import TraceInfo
+from mlflow.genai.judges import Judge
+from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.judging.judge import fingerprint_of
@@ -37,10 +39,6 @@ from workbench.store.assessments import now_ms
 from workbench.store.labels import Label, label_records, same_person
 from workbench.store.tables import check_text
 from workbench.store.traces import store_message
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.label_schemas import LabelSchema
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
 _COLUMNS = [

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities import TraceInfo
+from mlflow.genai.judges import Judge
+from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
@@ -15,11 +17,6 @@ from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
 from workbench.store.tables import read_rating
 from workbench.vocabulary import is_missing
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.label_schemas import LabelSchema
-
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")
 

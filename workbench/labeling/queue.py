@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities import TraceInfo
+from mlflow.genai.judges import Judge
 
 from workbench.errors import one_of
 from workbench.labeling.annotations import Draw, Item, next_position, read_annotations
@@ -15,13 +16,9 @@ from workbench.labeling.assignment import Assignment
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.review_queue import QueueItem, ReviewQueue
+from workbench.labeling.writer import TraceStore
 from workbench.scale import ABSTAIN
 from workbench.store.labels import folded, same_person
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
-    from workbench.labeling.writer import TraceStore
 
 Assign = Assignment | Callable[[list[str]], Iterable[str]]
 """Who labels what: an assignment, or a function from all trace ids to the annotator's."""

@@ -16,13 +16,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import mlflow
 import pandas as pd
 from mlflow.entities import Trace, TraceData, TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.genai import review_queues
+from mlflow.genai.judges import Judge
+from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
@@ -45,10 +47,6 @@ from workbench.store.traces import (
     store_message,
     trace_infos,
 )
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.label_schemas import LabelSchema
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_table, html_text, plain
+from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
 from workbench.metrics.caveats import kappa_paradox, undefined
 from workbench.metrics.classes import class_intervals, confusion_of, per_class
@@ -225,7 +225,7 @@ class Agreement:
         if classes is not None and self.class_intervals is not None:
             classes = classes.join(self.class_intervals)
         tables = [html_table(t) for t in (self.table, self.confusion, classes) if t is not None]
-        return "".join([*tables, *(f"<div>{html_text(note)}</div>" for note in self.notes)])
+        return "".join([*tables, html_lines(self.notes)])
 
 
 @overload
@@ -342,6 +342,5 @@ def _groups(pairs: Pairs, groups: Groups) -> Array:
     """The number of each row's group; those that share a row of the same content are one."""
     from workbench.pairing.splits import groups_of, joined
 
-    seen = {i: texts for i, texts in pairs.previews.items() if any(texts)}
-    group_of = joined(groups_of(pairs.table, groups), seen)
+    group_of = joined(groups_of(pairs.table, groups), pairs.content)
     return numbered(group_of[i] for i in pairs.trace_ids)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_table, html_text, plain
+from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.coefficients import cells, numbered
 from workbench.metrics.intervals import UNDEFINED, Array, Bootstrap, Interval, figure, wilson
 from workbench.scale import ABSTAIN, Scale
@@ -86,8 +86,7 @@ class AlternativeAnnotatorTest:
         )
 
     def _repr_html_(self) -> str:
-        lines = [repr(self)[1:-1], *self.notes]
-        return html_table(self.table) + "".join(f"<div>{html_text(line)}</div>" for line in lines)
+        return html_table(self.table) + html_lines([repr(self)[1:-1], *self.notes])
 
 
 def alternative_annotator_test(

@@ -70,9 +70,9 @@ class Coded:
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
         # Repetitions of an item are no more evidence.
-        texts = pairs.previews
-        content = [texts[i] if any(texts.get(i, ())) else i for i in pairs.trace_ids]
-        return cls(scale, values, human, judge, numbered(content))
+        content = pairs.content
+        groups = numbered(content.get(i, i) for i in pairs.trace_ids)
+        return cls(scale, values, human, judge, groups)
 
     def where(self, rows: Array) -> Coded:
         """Return some of the rows."""
@@ -235,14 +235,9 @@ def mcnemar(fixed: int, broken: int) -> float:
     >>> mcnemar(6, 0)
     0.03125
     """
-    n = fixed + broken
-    if n > 1000:
-        from scipy.stats import binomtest
+    from scipy.stats import binomtest
 
-        return float(binomtest(fixed, n, 0.5).pvalue)
-    # scipy takes a second to import, and few tests have so many items.
-    tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1))
-    return min(1.0, tail / (1 << (n - 1))) if n else 1.0
+    return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
 # -- two raters -----------------------------------------------------------------------------

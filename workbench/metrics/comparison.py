@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, html_table, html_text, plain
+from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights, mcnemar
 from workbench.metrics.intervals import (
@@ -155,8 +155,7 @@ class Comparison:
         return "\n".join([self.table.to_string(), self.summary, *self.notes])
 
     def _repr_html_(self) -> str:
-        lines = [self.summary, *self.notes]
-        return html_table(self.table) + "".join(f"<div>{html_text(line)}</div>" for line in lines)
+        return html_table(self.table) + html_lines([self.summary, *self.notes])
 
     @property
     def notes(self) -> list[str]:

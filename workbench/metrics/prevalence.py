@@ -46,31 +46,24 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
     return _within((rate + tnr - 1) / (tpr + tnr - 1))
 
 
-def lang_reiczigel(
-    positive: int,
-    n: int,
-    *,
-    true_positives: int,
-    human_positives: int,
-    true_negatives: int,
-    human_negatives: int,
-    confidence: float = 0.95,
-) -> Interval:
+def lang_reiczigel(cells: Array, positive: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the interval of the Rogan-Gladen prevalence that includes the error of tpr and tnr.
 
+    The arguments are those of `prediction_powered`.
     Within [0, 1]; undefined where the judge does no better than chance or one side has no
     human label. Source: Lang and Reiczigel (2014), "Confidence limits for prevalence of disease
     adjusted for estimated sensitivity and specificity", Preventive Veterinary Medicine 113,
     13-22, equations 6, 7 and 17.
     """
-    if n == 0 or not human_positives or not human_negatives:
+    negatives, positives = cells.sum(axis=1)
+    if n == 0 or not positives or not negatives:
         return UNDEFINED
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate, n_rate = (positive + z * z / 2) / (n + z * z), n + z * z
-    tpr, n_tpr = (true_positives + 1) / (human_positives + 2), human_positives + 2
-    tnr, n_tnr = (true_negatives + 1) / (human_negatives + 2), human_negatives + 2
+    tpr, n_tpr = (cells[1, 1] + 1) / (positives + 2), positives + 2
+    tnr, n_tnr = (cells[0, 0] + 1) / (negatives + 2), negatives + 2
     gain = tpr + tnr - 1
-    if gain <= 0 or true_positives / human_positives + true_negatives / human_negatives <= 1:
+    if gain <= 0 or cells[1, 1] / positives + cells[0, 0] / negatives <= 1:
         return UNDEFINED
     prevalence = (rate + tnr - 1) / gain
     of_tpr, of_tnr = tpr * (1 - tpr) / n_tpr, tnr * (1 - tnr) / n_tnr
@@ -216,18 +209,9 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     coded = Coded.of(pairs)
     cells = np.zeros((2, 2), dtype=int)
     np.add.at(cells, (coded.human, coded.judge), 1)
-    negatives, positives = (int(count) for count in cells.sum(axis=1))
+    negatives, positives = cells.sum(axis=1)
     tpr, tnr = ratio(cells[1, 1], positives), ratio(cells[0, 0], negatives)
     powered, powered_interval = prediction_powered(cells, positive, n, confidence)
-    interval = lang_reiczigel(
-        positive,
-        n,
-        true_positives=int(cells[1, 1]),
-        human_positives=positives,
-        true_negatives=int(cells[0, 0]),
-        human_negatives=negatives,
-        confidence=confidence,
-    )
     return Prevalence(
         n=n,
         positive=positive,
@@ -235,7 +219,7 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
         observed=ratio(positive, n),
         observed_interval=wilson(positive, n, confidence),
         corrected=rogan_gladen(ratio(positive, n), tpr, tnr),
-        interval=interval,
+        interval=lang_reiczigel(cells, positive, n, confidence),
         true_positive_rate=tpr,
         true_negative_rate=tnr,
         labelled=int(cells.sum()),

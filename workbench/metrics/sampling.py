@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,7 @@ class Estimate:
 
 
 def sampled_share(
-    labels: pd.DataFrame,
-    is_so: Mapping[str, bool | float] | Callable[[Any], bool | float],
-    *,
-    confidence: float = 0.95,
+    labels: pd.DataFrame, is_so: Mapping[str, bool | float], *, confidence: float = 0.95
 ) -> Estimate:
     """Estimate the share of items that are so, in the whole queue that labels were drawn from.
 
@@ -75,8 +72,8 @@ def sampled_share(
         which were labelled elsewhere, count as known from when they were (``at``), or from the
         beginning.
     is_so
-        0 to 1 for each trace id, or a function of a row's ``value``. Rows that it lacks, and
-        abstentions, have no answer: they count neither as so nor as not so.
+        0 to 1 for each trace id. Traces that it lacks have no answer: they count neither as so nor
+        as not so.
     confidence
         Of the interval, in (0, 1).
 
@@ -87,9 +84,9 @@ def sampled_share(
 
     Examples
     --------
-    >>> rows = [("a", 1, 4, 1 / 4, "yes"), ("b", 2, 4, None, "no"), ("c", 3, 4, 1 / 2, "no")]
-    >>> names = ["trace_id", "draw", "pool", "probability", "value"]
-    >>> sampled_share(pd.DataFrame(rows, columns=names), lambda value: value == "yes").value
+    >>> rows = [("a", 1, 4, 1 / 4), ("b", 2, 4, None), ("c", 3, 4, 1 / 2)]
+    >>> names = ["trace_id", "draw", "pool", "probability"]
+    >>> sampled_share(pd.DataFrame(rows, columns=names), {"a": 1, "b": 0, "c": 0}).value
     0.625
     """
     check_confidence(confidence)
@@ -99,14 +96,8 @@ def sampled_share(
             "labels holds several rows of one trace. Give those of one annotator and one "
             "question: labels[labels['question'] == name]."
         )
-    if callable(is_so):
-        require_columns(labels, "labels", ["value"])
-        known = labels[labels["value"].notna()]
-        outcomes = {i: is_so(v) for i, v in zip(known["trace_id"], known["value"], strict=True)}
-    else:
-        outcomes = dict(is_so)
     table = _in_order_of_draws(labels)
-    outcome = table["trace_id"].map(outcomes).astype("float64")
+    outcome = table["trace_id"].map(dict(is_so)).astype("float64")
     n, totals = int(outcome.notna().sum()), _totals(table, outcome)
     random = len(totals)
     answered = float(totals["answered"].mean()) if random else 0.0
@@ -126,8 +117,14 @@ def sampled_share(
 
 
 def sampled_prevalence(labels: pd.DataFrame, value: Any, *, confidence: float = 0.95) -> Estimate:
-    """Estimate the share of items labelled ``value`` in the whole queue (see `sampled_share`)."""
-    return sampled_share(labels, lambda given: given == value, confidence=confidence)
+    """Estimate the share of items labelled ``value`` in the whole queue (see `sampled_share`).
+
+    Abstentions have no answer.
+    """
+    require_columns(labels, "labels", ["trace_id", "value"])
+    known = labels[labels["value"].notna()]
+    is_so = {i: v == value for i, v in zip(known["trace_id"], known["value"], strict=True)}
+    return sampled_share(labels, is_so, confidence=confidence)
 
 
 def sampled_accuracy(pairs: Pairs, labels: pd.DataFrame, *, confidence: float = 0.95) -> Estimate:

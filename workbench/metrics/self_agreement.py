@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pandas as pd
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, ScaleError
-from workbench.formatting import counted, html_table, html_text, plain, with_content
+from workbench.formatting import counted, html_lines, html_table, plain, with_content
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
 from workbench.judging.requests import judge_examples
@@ -35,9 +36,6 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, pair
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import examples
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +89,7 @@ class SelfAgreement:
 
     def _repr_html_(self) -> str:
         flips = with_content(self.flips.head(10), self.previews or {})
-        notes = "".join(f"<div>{html_text(note)}</div>" for note in self.notes)
+        notes = html_lines(self.notes)
         return html_table(self.table) + notes + html_table(flips, index=False) * bool(len(flips))
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pandas as pd
-from mlflow.entities import AssessmentSource
+from mlflow.entities import AssessmentSource, Feedback, Trace
+from mlflow.genai.judges import Judge
 
 from workbench.errors import ScaleError
 from workbench.formatting import excerpt, html_table
@@ -46,10 +47,6 @@ from workbench.store.schemas import schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
 from workbench.vocabulary import is_missing
-
-if TYPE_CHECKING:
-    from mlflow.entities import Feedback, Trace
-    from mlflow.genai.judges import Judge
 
 VOTES_KEY: Final = "workbench.decided_on"
 """Metadata key of a decision: the labels that were there, JSON of annotator -> value."""

@@ -10,16 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from mlflow.entities import Trace
+from mlflow.genai.judges import Judge
 
 from workbench.errors import PairingError, ScaleError
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.labels import Decision, Label, decision_records, label_records
 from workbench.store.schemas import schema_scale
-
-if TYPE_CHECKING:
-    from mlflow.entities import Trace
-    from mlflow.genai.judges import Judge
 
 RULES = ("majority", "unanimous", "latest")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
+from mlflow.entities import Trace
+from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
 from workbench.formatting import counted, html_table, html_text, with_content
@@ -38,10 +40,6 @@ from workbench.store.bulk import collector_paused
 from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
 from workbench.store.traces import fetch_traces, previews
-
-if TYPE_CHECKING:
-    from mlflow.entities import Trace
-    from mlflow.genai.judges import Judge
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
@@ -86,8 +84,13 @@ class Pairs:
     @property
     def distinct(self) -> int:
         """How many of the pairs differ in inputs or outputs, as far as that is known."""
-        seen = [self.previews.get(i, ("", "")) for i in self.trace_ids]
-        return len({texts for texts in seen if any(texts)}) + sum(not any(t) for t in seen)
+        content = self.content
+        return len({content.get(i, i) for i in self.trace_ids})
+
+    @property
+    def content(self) -> dict[str, tuple[str, str]]:
+        """`previews` that hold any text: what is equal here repeats itself."""
+        return {i: texts for i, texts in self.previews.items() if any(texts)}
 
     @property
     def votes(self) -> pd.DataFrame:
@@ -172,8 +175,7 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        seen = {i: texts for i, texts in self.previews.items() if any(texts)}
-        group_of = joined(groups_of(self.table, groups), seen)
+        group_of = joined(groups_of(self.table, groups), self.content)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -184,7 +186,7 @@ class Pairs:
             barred={"test": never_test},
         )
         return Split(
-            notes=tuple(inputs_apart(parts, {i: texts[0] for i, texts in seen.items()})),
+            notes=tuple(inputs_apart(parts, {i: texts[0] for i, texts in self.content.items()})),
             train=self.subset(parts["train"]),
             dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas
+from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale
 from workbench.store.traces import address, all_pages, find_experiment_id, store_errors
 from workbench.vocabulary import fold
-
-if TYPE_CHECKING:
-    from mlflow.genai.label_schemas import LabelSchema
 
 _CUT = " … (cut: MLflow's page takes 1,000 characters)"
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from mlflow.genai.judges import Judge
 
 from workbench.labeling.adjudication_session import AdjudicationSession
+from workbench.scale import Scale
 from workbench.widgets.session_panel import PANEL, SessionPanel
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
-    from workbench.scale import Scale
 
 
 class AdjudicationPanel(SessionPanel):

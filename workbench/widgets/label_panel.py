@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from mlflow.genai.judges import Judge
+from mlflow.genai.label_schemas import LabelSchema
 
+from workbench.labeling.assignment import Assignment
 from workbench.labeling.label_session import LabelSession
 from workbench.labeling.questions import LabelQuestion
+from workbench.scale import Scale
 from workbench.widgets.session_panel import PANEL, SessionPanel
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-    from mlflow.genai.label_schemas import LabelSchema
-
-    from workbench.labeling.assignment import Assignment
-    from workbench.scale import Scale
 
 
 class LabelPanel(SessionPanel):
