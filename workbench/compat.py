@@ -28,12 +28,9 @@ if TYPE_CHECKING:
 
 
 def options(judge: Judge) -> dict[str, Any]:
-    """All options of an instructions judge, by the names of its constructor.
+    """All options of an instructions judge by the names of its constructor.
 
-    Raises
-    ------
-    ArgumentError
-        When the judge is not made from instructions (built-in and code scorers).
+    Other judges (built in, code) are an `ArgumentError`. Seen in mlflow 3.17.2.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 

@@ -278,10 +278,7 @@ def restore(
 ) -> dict[str, Any]:
     """Return the options with secrets from ``headers`` and the environment put back.
 
-    Raises
-    ------
-    CredentialError
-        When some are missing; names each variable to set.
+    Where some are missing, a `CredentialError` names each variable to set.
     """
     given = {name.casefold() for name in headers or {}}
     left = [name for name in withheld.headers if name.casefold() not in given]

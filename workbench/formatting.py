@@ -124,13 +124,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all: to a file beside it, which then takes its place.
-
-    Raises
-    ------
-    OSError
-        When it cannot be written; an earlier file is then unchanged.
-    """
+    """Write a text file as a whole or not at all: to a file beside it, which takes its place."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         beside.write_text(text, encoding="utf-8")

@@ -196,13 +196,7 @@ def is_missing(raw: object) -> bool:
 
 
 def scalar(raw: Any) -> Any:
-    """Return a rating that is one value, as it is.
-
-    Raises
-    ------
-    ScaleError
-        For lists, tuples, sets and dicts, also those written as JSON.
-    """
+    """Return a rating as it is; lists and dicts, also as JSON, are a `ScaleError`."""
     found = raw
     if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
         try:

@@ -45,16 +45,7 @@ def propose(
 ) -> Learned:
     """Return what the optimizer proposes, from a recording where one is replayed.
 
-    Raises
-    ------
-    BudgetError
-        When the budget was exhausted, whatever the optimizer made of that.
-    CancelledError
-        When ``stop`` was set.
-    ModelError
-        When more than ``max_failure_share`` of its answers of one kind were lost.
-    ReplayError
-        While a recording is replayed that does not hold the proposal.
+    Raises as `Meter.raise_for_losses` does, and a `ReplayError` where a recording lacks it.
     """
     who, judge, split = type(optimizer).__name__, data.judge, data.split
     # Before the run, in which some optimizers change.

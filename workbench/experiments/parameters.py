@@ -38,13 +38,7 @@ class Parameter:
 def find_notebook(name: str | Path) -> Path:
     """Return the notebook at a path, or of a name in ``notebooks/``.
 
-    ``notebooks/`` is looked for in the current folder, and beside the package when that is
-    installed from its repository.
-
-    Raises
-    ------
-    NotebookError
-        If there is none; the message lists the known ones.
+    That folder is looked for in the current one, and beside a package run from its repository.
     """
     given = Path(name)
     file = given if given.suffix == ".ipynb" else given.with_name(given.name + ".ipynb")
@@ -75,11 +69,6 @@ def notebook_parameters(notebook: str | Path) -> list[Parameter]:
 
     They are read from the syntax tree: papermill's own inspection skips lines with two equal
     signs and knows only the comment behind an assignment.
-
-    Raises
-    ------
-    NotebookError
-        If the file is no notebook, or its parameters cell is not valid Python.
     """
     path = Path(notebook)
     for cell in read_notebook(path).cells:
@@ -123,16 +112,11 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
 def parse_parameters(
     parameters: Iterable[Parameter], given: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Convert texts from a command line into values.
+    """Convert texts from a command line into values, and check them (`check_parameters`).
 
     ``True``, ``False`` and ``None`` mean what they say, whole and decimal numbers are numbers,
     everything else is text. Where the default is text, numbers stay text, so that a column may
     be named ``007``.
-
-    Raises
-    ------
-    NotebookError
-        For unknown names and for values that do not fit the default.
     """
     known = {parameter.name: parameter for parameter in parameters}
     values: dict[str, Any] = {}

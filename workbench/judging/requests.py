@@ -43,18 +43,8 @@ def judge_examples(
 ) -> list[Verdict]:
     """Call the judge on every item, in parallel, and return the verdicts in their order.
 
-    Parameters
-    ----------
-    sample
-        Number of the sample, from 0: the same item may be judged several times.
-    scale
-        Values off this scale are failures; the judge's own scale when None.
-    on_verdict
-        Called in this thread with each verdict as it comes, cached ones first.
-    progress
-        Text before the progress bar; None for no bar.
-
-    Raises as `Runner.run` does.
+    Values off ``scale``, the judge's own when None, are failures. ``on_verdict`` is called in this
+    thread with each verdict as it comes, cached ones first. Raises as `Runner.run` does.
     """
     questions = [(judge, item, sample) for item in items]
     return judge_many(questions, runner, scale=scale, on_verdict=on_verdict, progress=progress)

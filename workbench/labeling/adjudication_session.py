@@ -28,23 +28,10 @@ from workbench.store.tables import check_text
 
 
 class AdjudicationSession(Session):
-    """The adjudication of one question by one person.
+    """The adjudication of one question by one person (see `workbench.AdjudicationPanel`).
 
-    The messages between session and view are described in `workbench.labeling.session`.
-
-    Parameters
-    ----------
-    judge_or_name, traces, by, scale, title, experiment
-        See `workbench.AdjudicationPanel`.
-    on_message, store, patience
-        See `workbench.labeling.session.Session`.
-
-    Raises
-    ------
-    ArgumentError
-        For a ``by`` without a name.
-    StoreError
-        When the traces cannot be read.
+    The messages between session and view, and the last three arguments, are described in
+    `workbench.labeling.session`.
     """
 
     scope = ("decisions",)

@@ -217,12 +217,8 @@ def take_back(
 ) -> TraceInfo:
     """Take an action back, for good: delete what it made, and mark it as undone.
 
-    What its labels had replaced holds again, and the same action, sent once more, has no effect.
-
-    Raises
-    ------
-    StoreError
-        For a label that was given before the annotator saw the verdict, once they have.
+    What its labels had replaced holds again, and the same action, sent once more, has no effect. A
+    label that was given before the annotator saw the verdict stays once they have: a `StoreError`.
     """
     target, info = str(undo.undoes), store.get(undo.trace_id)
     if target not in undone_actions(info):

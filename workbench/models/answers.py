@@ -52,13 +52,7 @@ def said(body: Any) -> str:
 
 
 def check_error(body: Any) -> None:
-    """Raise for an error that came with status 200; its own code then counts as the status.
-
-    Raises
-    ------
-    HTTPStatusError
-        With that code, and the provider's words.
-    """
+    """Raise `HTTPStatusError`, with the code that it holds, for an error of status 200."""
     if not isinstance(body, Mapping):
         return
     choice = next(iter(body.get("choices") or []), None)
@@ -82,13 +76,8 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     """Return a chat completion whose content is the JSON object with ``result`` that it holds.
 
     A body in another provider's form is returned as it is, and so is a call of a tool where
-    ``tools`` were offered.
-
-    Raises
-    ------
-    AnswerError
-        For a refusal, a cut, filtered or empty answer, a tool call that nobody offered, and text
-        without one unambiguous result.
+    ``tools`` were offered. A refusal, a cut, filtered or empty answer, another tool call, and text
+    without one unambiguous result are an `AnswerError`.
     """
     if body and "choices" not in body:
         return body

@@ -41,17 +41,10 @@ def question_key(*parts: Any) -> str:
 
 
 class AnswerCache:
-    """Answers by key, on disk. A context manager that closes itself.
+    """Answers by key, on disk, in ``directory`` or else `cache_directory`.
 
-    Parameters
-    ----------
-    directory
-        Folder of the store, made when missing; `cache_directory` when None.
-
-    Raises
-    ------
-    StoreError
-        From every method, when the folder cannot be read or written.
+    A context manager that closes itself. Every method raises `StoreError` when the folder cannot be
+    read or written.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:

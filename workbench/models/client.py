@@ -119,13 +119,8 @@ class Client:
     ) -> Outcome:
         """Make one call, without retries.
 
-        ``is_over`` says that no further HTTP request is to be sent. Where the budget does not allow
-        the next one, the outcome's fault is of the kind ``budget``.
-
-        Raises
-        ------
-        StoppedError
-            When ``is_over`` held before an HTTP request.
+        Once ``is_over`` no further HTTP request is sent: `StoppedError`. Where the budget does not
+        allow the next one, the outcome's fault is of the kind ``budget``.
         """
         call = _UnderWay(self, request, budget, is_over)
         try:
@@ -149,12 +144,7 @@ class Client:
     ) -> dict[str, Any]:
         """POST a chat request and return the JSON answer.
 
-        Raises
-        ------
-        HTTPStatusError
-            For a status from 400; 502 for an answer that is no JSON.
-        requests.RequestException
-            Where there was no answer.
+        A status from 400 is an `HTTPStatusError`, an answer that is no JSON one of 502.
         """
         template, proxies = self._prepare(endpoint, headers)
         prepared = template.copy()

@@ -103,17 +103,10 @@ class Runner:
         on_outcome: Callable[[int, Outcome], None] = lambda index, outcome: None,
         progress: str | None = None,
     ) -> list[Outcome]:
-        """Ask every question and return the outcomes in their order.
+        """Ask every question and return the outcomes in their order; equal ones are asked once.
 
-        Equal questions whose answers are kept are asked once.
-
-        Parameters
-        ----------
-        on_outcome
-            Called in this thread with index and outcome of each as it comes, known ones first,
-            also those that came before an error.
-        progress
-            Text before the progress bar; None for no bar.
+        ``on_outcome`` is called in this thread with index and outcome of each as it comes, known
+        ones first. ``progress`` is the text before a bar.
 
         Raises
         ------

@@ -91,13 +91,7 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of JSON Lines, of a JSON list, or of the only list in a JSON object.
-
-    Raises
-    ------
-    TableError
-        When it holds anything else, is nested too deeply, or is empty.
-    """
+    """Return the objects of JSON Lines, of a JSON list, or of the only list in a JSON object."""
     with _errors(path):
         return _records(_text(path, encoding))
 

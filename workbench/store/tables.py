@@ -124,13 +124,7 @@ def read_rows(
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows of the table in plain values, and what was left out or replaced.
-
-    Raises
-    ------
-    TableError
-        With all bad rows, and for a table without rows.
-    """
+    """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     sides = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
