@@ -17,12 +17,11 @@ from hypothesis import strategies as st
 from workbench.credentials import (
     URL_VARIABLE,
     Withheld,
-    header_variable,
-    param_variable,
     redact,
     restore,
     scrubbed,
     secret_params,
+    variable,
     withhold,
     without_credentials,
     without_secret_params,
@@ -164,9 +163,9 @@ def test_what_is_withheld_is_nowhere_and_comes_back_whole(
     stored = json.dumps([clean, withheld.to_dict()])
     assert secret not in stored
     assert all(value not in stored for value in secrets if len(value) >= 6)
-    environment = {header_variable(k): v for k, v in (options["extra_headers"] or {}).items()}
+    environment = {variable("HEADER", k): v for k, v in (options["extra_headers"] or {}).items()}
     environment[URL_VARIABLE] = at + (f"?{text}" if text else "")
-    environment[param_variable(("api_key",))] = secret + (key or "")
+    environment[variable("PARAM", "api_key")] = secret + (key or "")
     with mock.patch.dict(os.environ, environment):
         read = Withheld.model_validate(json.loads(stored)[1])
         assert restore(json.loads(stored)[0], read) == options

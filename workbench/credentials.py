@@ -251,21 +251,12 @@ def _within(params: Any, path: Path) -> Any:
 # -- putting back ---------------------------------------------------------------------------
 
 
-def header_variable(name: str) -> str:
-    """Return the environment variable of a header.
+def variable(*words: str | int) -> str:
+    """Return the environment variable of a header or, by its path, of an inference parameter.
 
-    >>> header_variable("X-Api-Key")
+    >>> variable("HEADER", "X-Api-Key")
     'WORKBENCH_HEADER_X_API_KEY'
     """
-    return _variable("HEADER", name)
-
-
-def param_variable(path: Path) -> str:
-    """Return the environment variable of an inference parameter."""
-    return _variable("PARAM", *path)
-
-
-def _variable(*words: str | int) -> str:
     return re.sub(r"[^A-Z0-9]", "_", "_".join(["WORKBENCH", *map(str, words)]).upper())
 
 
@@ -284,10 +275,10 @@ def restore(
     left = [name for name in withheld.headers if name.casefold() not in given]
     form = "user:password@" * withheld.url_user
     form += "?" * bool(withheld.url_query) + "&".join(f"{n}=..." for n in withheld.url_query)
-    needed = {header_variable(name): f"the value of header {name!r}" for name in left}
+    needed = {variable("HEADER", name): f"the value of header {name!r}" for name in left}
     needed |= {URL_VARIABLE: f"written as {form}"} if form else {}
     needed |= {
-        param_variable(path): f"inference parameter {'.'.join(map(str, path))}"
+        variable("PARAM", *path): f"inference parameter {'.'.join(map(str, path))}"
         for path in withheld.params
     }
     missing = [f"{name} ({what})" for name, what in needed.items() if name not in os.environ]
@@ -298,12 +289,15 @@ def restore(
             f"{'; '.join(missing)}.{hint}"
         )
     full = copy.deepcopy(dict(options))
-    values = {**(headers or {}), **{name: os.environ[header_variable(name)] for name in left}}
+    values = {**(headers or {}), **{name: os.environ[variable("HEADER", name)] for name in left}}
     full["extra_headers"] = values or None
     if form:
         full["base_url"] = _with_credentials(full["base_url"], withheld, form)
     for path in withheld.params:
-        inner, secret = _within(full["inference_params"], path), os.environ[param_variable(path)]
+        inner, secret = (
+            _within(full["inference_params"], path),
+            os.environ[variable("PARAM", *path)],
+        )
         if isinstance(inner, list):
             inner.insert(int(path[-1]), secret)
         else:

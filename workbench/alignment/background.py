@@ -146,12 +146,8 @@ class BackgroundAlignment(Watch):
             (budget.spent_usd, budget.usd),
         )
         share = max((min(1.0, spent / limit) for spent, limit in limits if limit), default=None)
-        figures: dict[str, Any] = {
-            "calls": budget.spent,
-            "budget": budget.limit,
-            "spent": str(budget),
-        }
-        return replace(state, share_spent=share, **figures)
+        known: Any = {"calls": budget.spent, "budget": budget.limit, "spent": str(budget)}
+        return replace(state, share_spent=share, **known)
 
     @property
     def done(self) -> bool:

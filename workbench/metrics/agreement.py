@@ -14,10 +14,17 @@ import pandas as pd
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
-from workbench.metrics.caveats import kappa_paradox, undefined
-from workbench.metrics.classes import class_intervals, confusion_of, per_class
 from workbench.metrics.coefficients import Coded, Weights, numbered
-from workbench.metrics.figures import Figures, figure_names, figures_of
+from workbench.metrics.figures import (
+    Figures,
+    class_intervals,
+    confusion_of,
+    figure_names,
+    figures_of,
+    kappa_paradox,
+    per_class,
+    undefined,
+)
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,

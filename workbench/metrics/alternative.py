@@ -26,12 +26,6 @@ FALSE_DISCOVERIES = 0.05
 """The rate of false discoveries that Benjamini and Yekutieli's procedure holds."""
 
 
-COLUMNS = [
-    "n", "judge_advantage", "judge_advantage_low", "judge_advantage_high", "annotator_advantage",
-    "p_value", "p_adjusted", "rejected", "note",
-]  # fmt: skip
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class AlternativeAnnotatorTest:
     """Whether a judge is as good as one more annotator.
@@ -190,16 +184,15 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
 
 
 def _verdicts(table: pd.DataFrame, verdicts: Any) -> list[Any]:
-    if isinstance(verdicts, pd.Series):
-        verdicts = list(verdicts) if verdicts.index.equals(table.index) else dict(verdicts)
-    if isinstance(verdicts, Mapping):
-        if len(table) and not set(table.index) & set(verdicts):
+    if isinstance(verdicts, (pd.Series, Mapping)):
+        given = pd.Series(verdicts, dtype=object)
+        if len(table) and not given.index.isin(table.index).any():
             raise ArgumentError(
                 "The verdicts' index has no row in common with the table's: "
-                f"{next(iter(verdicts), None)!r} and {table.index[0]!r}, for instance. Give them "
-                "the same index, or verdicts as a list in the rows' order."
+                f"{next(iter(given.index), None)!r} and {table.index[0]!r}, for instance. Give "
+                "them the same index, or verdicts as a list in the rows' order."
             )
-        return [verdicts.get(i) for i in table.index]
+        return list(given if given.index.equals(table.index) else given.reindex(table.index))
     if not isinstance(verdicts, (Sequence, np.ndarray)) or len(verdicts) != len(table):
         size = f"{len(verdicts)} verdicts" if hasattr(verdicts, "__len__") else repr(verdicts)
         raise ArgumentError(
@@ -266,26 +259,23 @@ def _tests(
 ) -> pd.DataFrame:
     from statsmodels.stats.multitest import multipletests
 
-    rows = []
-    for win, loss in zip(wins.T, losses.T, strict=True):
-        there = np.isfinite(win)
-        n, difference = int(there.sum()), loss[there] - win[there]
-        few = n < min_items
-        rows.append(
-            {
-                "n": n,
-                "judge_advantage": win[there].mean() if n else math.nan,
-                "judge_advantage_low": wilson(win[there].sum(), n, confidence).low,
-                "judge_advantage_high": wilson(win[there].sum(), n, confidence).high,
-                "annotator_advantage": loss[there].mean() if n else math.nan,
-                "p_value": math.nan if few else _p_value(difference, epsilon),
-                "p_adjusted": math.nan,
-                "rejected": False,
-                "note": f"fewer than {min_items} items: not tested" if few else "",
-            }
-        )
-    table = pd.DataFrame(rows, index=pd.Index(names, name="annotator"), columns=COLUMNS)
+    n = np.isfinite(wins).sum(axis=0)
+    ends = [wilson(won, of, confidence) for won, of in zip(np.nansum(wins, axis=0), n, strict=True)]
+    gaps = (losses - wins).T
+    advantages = {
+        "n": n,
+        "judge_advantage": pd.DataFrame(wins).mean().to_numpy(),
+        "judge_advantage_low": [interval.low for interval in ends],
+        "judge_advantage_high": [interval.high for interval in ends],
+        "annotator_advantage": pd.DataFrame(losses).mean().to_numpy(),
+        "p_value": [_p_value(gap[np.isfinite(gap)], epsilon) for gap in gaps],
+        "p_adjusted": math.nan,
+        "rejected": False,
+        "note": np.where(n < min_items, f"fewer than {min_items} items: not tested", ""),
+    }
+    table = pd.DataFrame(advantages, index=pd.Index(names, name="annotator"))
     tested = table["n"] >= min_items
+    table.loc[~tested, "p_value"] = math.nan
     if tested.any():
         p_values = table.loc[tested, "p_value"].fillna(1.0)
         found = multipletests(p_values, alpha=FALSE_DISCOVERIES, method="fdr_by")
