@@ -25,7 +25,6 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
-
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 

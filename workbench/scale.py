@@ -40,7 +40,6 @@ def scale_of(judge: Judge) -> Scale | None:
 
 Kind = Literal["binary", "nominal", "ordinal", "numeric"]
 
-
 MOST_CATEGORIES = 20
 """More distinct values than this are numbers, shown in bins, or no scale."""
 

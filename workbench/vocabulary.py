@@ -29,7 +29,6 @@ _NO_RATING: Final = _words(
 )
 _MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 
-
 # What people write for the two sides of a yes/no question.
 _NEGATIVE: Final = _words(
     "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
@@ -42,14 +41,12 @@ _POSITIVE: Final = _words(
     "sim, 👍, ✓, ✔, ✅"
 )
 
-
 # Of these a word stands for the side of any two values, pass for yes as well; others, such as good
 # and bad, are values of their own, and are not translated unasked.
 _TRUTH: Final = _words(
     "no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee, yes, y, true, t, 1, "
     "pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
 )
-
 
 # Graded words in common use, worst to best. A scale all of whose words are found in one
 # of these, in the same order or its reverse, is ordinal.
@@ -68,7 +65,6 @@ _LADDERS: Final = (
     ("not helpful", "unhelpful", "somewhat helpful", "helpful", "very helpful"),
     ("fail", "partial", "pass"),
 )  # fmt: skip
-
 
 _NUMERAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)")
 # With three digits behind it, the comma may as well be one of thousands.
@@ -214,13 +210,11 @@ def scalar(raw: Any) -> Any:
 # **good**, _good_, `good`, good!, "Rating: good", "Final answer - good" and 4/5, as models write.
 _DECORATION = re.compile(r"^[\s*_`#>\"'(\[]+|[\s*_`!\"')\].]+$")
 
-
 _NAMED = re.compile(
     r"^(?:(?:my|the|final|overall)\s+)*(?:rating|score|label|verdict|answer|value|result|grade|"
     r"judge?ment|assessment)\W*(?:\s*is\b\s*|[:=–—-])\s*",
     re.IGNORECASE,
 )
-
 
 _OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
 

@@ -22,14 +22,7 @@ from typing import Any, Final
 from mlflow.genai.judges import Judge
 
 from workbench.compat import endpoint
-from workbench.errors import (
-    BudgetError,
-    CancelledError,
-    CredentialError,
-    ModelError,
-    ScaleError,
-    UnreachableModelError,
-)
+from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials
 from workbench.judging.requests import answers_from
 from workbench.models import client
@@ -262,8 +255,7 @@ class Meter:
             ) from None
         for kind, count in self.counts.items():
             if count.fault is not None and count.exceeds(self.max_failure_share):
-                kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
-                raise kinds.get(count.fault.kind, ModelError)(
+                raise count.fault.error(
                     f"{who} was stopped: {count.lost} of {count.lost + count.answers} {kind} calls "
                     f"gave no usable answer; max_failure_share={self.max_failure_share:.0%} are "
                     f"allowed. What came back: {count.fault.message.rstrip('.')}. Check the model, "

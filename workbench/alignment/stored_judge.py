@@ -19,9 +19,7 @@ from workbench.judging.judge import from_options
 BESIDE: Final = "workbench"
 """What MLflow's form has no place for, names of withheld secrets, and what made the version."""
 
-
 INSTRUCTIONS: Final = "instructions_judge_pydantic_data"
-
 
 _LEFT_OUT: Final = (
     "base_url",

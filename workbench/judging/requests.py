@@ -22,6 +22,7 @@ from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
+from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
@@ -167,24 +168,19 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        answer, used = outcome.answer, outcome.usage
-        verdict = Verdict(
+        answer, paid = outcome.answer, UNPAID if outcome.cached else outcome.usage
+        return Verdict(
             trace_id=item.trace_id,
             value=None if answer is None else self.canonical(answer.get("value")),
             rationale="" if answer is None else str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
             fingerprint=self.mark,
             cached=outcome.cached,
-            usage=used,
-        )
-        if outcome.cached:
-            return verdict
-        return replace(
-            verdict,
-            input_tokens=used.read,
-            output_tokens=used.written,
-            cost=used.cost,
-            calls=used.requests,
+            input_tokens=paid.read,
+            output_tokens=paid.written,
+            cost=paid.cost,
+            calls=paid.requests,
+            usage=outcome.usage,
         )
 
 

@@ -200,23 +200,17 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
+        names = (
+            "name", "n", "confidence", "baseline", "false_positives", "false_negatives", "coverage",
+            "abstentions", "failures", "undefined", "notes",
+        )  # fmt: skip
         return plain(
             {
-                "name": self.name,
-                "n": self.n,
-                "confidence": self.confidence,
-                "baseline": self.baseline,
+                **{name: getattr(self, name) for name in names},
                 "figures": figures_as_data(self.figures),
                 "values": list(self.confusion.index),
                 "confusion": self.confusion.to_numpy().tolist(),
                 "per_class": None if self.per_class is None else self.per_class.reset_index(),
-                "false_positives": self.false_positives,
-                "false_negatives": self.false_negatives,
-                "coverage": self.coverage,
-                "abstentions": self.abstentions,
-                "failures": self.failures,
-                "undefined": dict(self.undefined),
-                "notes": self.notes,
             }
         )
 

@@ -53,19 +53,16 @@ def mcnemar_power(
     return float(binom.pmf(changed, n, differing) @ detected)
 
 
-def smallest_improvement(n: int, *, power: float = 0.8, confidence: float = 0.95) -> float:
+def smallest_improvement(n: int) -> float:
     """Return the smallest share of fixed items that n items show, at best: nothing is broken.
 
-    nan where even n fixed items of n would not be significant.
+    With a power of 0.8, at the level of 5 %; nan where even n fixed items of n are not significant.
     """
-    if mcnemar_power(n, 1.0, 1.0, confidence=confidence) < power:
+    if mcnemar_power(n, 1.0, 1.0) < 0.8:
         return math.nan
     from scipy.optimize import brentq
 
-    def lacking(improvement: float) -> float:
-        return mcnemar_power(n, improvement, improvement, confidence=confidence) - power
-
-    return float(brentq(lacking, 1e-9, 1.0, xtol=1e-6))
+    return float(brentq(lambda gain: mcnemar_power(n, gain, gain) - 0.8, 1e-9, 1.0, xtol=1e-6))
 
 
 @dataclass(frozen=True, repr=False)

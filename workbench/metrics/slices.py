@@ -38,7 +38,6 @@ OTHER = "other"
 NOTHING = "(none)"
 """The slice of the items that have no value."""
 
-
 COLUMNS = [
     "n", "accuracy", "accuracy_low", "accuracy_high", "kappa", "kappa_low", "kappa_high",
     "difference", "p_value", "note",

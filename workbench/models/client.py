@@ -40,7 +40,6 @@ LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kep
 
 T = TypeVar("T")
 
-
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 

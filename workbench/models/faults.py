@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import requests
 from requests.exceptions import InvalidSchema, InvalidURL, MissingSchema, SSLError
 
+from workbench.errors import CredentialError, ModelError, UnreachableModelError
 from workbench.models.answers import AnswerError
 
 LONGEST_WAIT: Final = 600.0  # seconds; a provider that asks for more has, for this run, refused
@@ -47,9 +48,14 @@ class Fault:
         """Whether no other call of the run can be expected to succeed."""
         return self.kind in ("credential", "unreachable", "refused")
 
+    @property
+    def error(self) -> type[ModelError]:
+        """The exception that a run ends with for its sake."""
+        kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
+        return kinds.get(self.kind, ModelError)
+
 
 _SERVER: Final = range(500, 600)
-
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
 # gives 500 to calls that never reached a server.
@@ -63,12 +69,9 @@ _BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
     ((409, 425, *_SERVER), (), "transient"),
 )
 
-
 _NOWHERE: Final = (ConnectionRefusedError, gaierror, InvalidSchema, InvalidURL, MissingSchema)
 
-
 _NOT_CONNECTED: Final = ("establish a new connection", "failed to resolve", "unable to connect to")
-
 
 _NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
 

@@ -23,10 +23,8 @@ from workbench.errors import (
     ArgumentError,
     BudgetError,
     CancelledError,
-    CredentialError,
     ModelError,
     StoreError,
-    UnreachableModelError,
 )
 from workbench.formatting import bar
 from workbench.models import recording
@@ -463,8 +461,7 @@ def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
     where = f" at {request.place}" if request.place else ""
     advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
     kept = "What was answered before is kept; run again for the rest."
-    kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
-    return kinds.get(fault.kind, ModelError)(
+    return fault.error(
         f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "
         f"{advice} {kept if runner.answered else 'Nothing was answered.'}"
     )
