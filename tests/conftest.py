@@ -130,7 +130,7 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty store, copied for each test since migrations take seconds."""
     import mlflow
 
-    from workbench.store.traces import prepare_database
+    from workbench.store.database import prepare_database
 
     base = tmp_path_factory.getbasetemp()
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

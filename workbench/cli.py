@@ -159,7 +159,7 @@ def check(
         import mlflow
 
         from workbench.alignment.certificate import check_registered
-        from workbench.store.traces import find_experiment_id
+        from workbench.store.database import find_experiment_id
 
         if experiment is not None:
             found = find_experiment_id(experiment, create=False)

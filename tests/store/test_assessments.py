@@ -22,8 +22,9 @@ from workbench.store.assessments import (
     signature,
     verdict_id,
 )
+from workbench.store.database import find_experiment_id
 from workbench.store.importing import import_traces
-from workbench.store.traces import fetch_traces, find_experiment_id
+from workbench.store.traces import fetch_traces
 
 
 def rating(trace_id: str, value: Any = "good", **more: Any) -> Feedback:

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from workbench.errors import StoreError
-from workbench.store.traces import prepare_database
+from workbench.store.database import prepare_database
 
 
 @pytest.fixture

@@ -14,16 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.store.database import find_experiment_id, store_errors
 from workbench.store.importing import import_traces
-from workbench.store.traces import (
-    PAGE,
-    Example,
-    examples,
-    fetch_traces,
-    find_experiment_id,
-    item_digest,
-    store_errors,
-)
+from workbench.store.traces import PAGE, Example, examples, fetch_traces, item_digest
 
 
 def imported(count: int) -> list[str]:

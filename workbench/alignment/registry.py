@@ -36,7 +36,7 @@ from workbench.credentials import Withheld, restore
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
-from workbench.store.traces import address, find_experiment_id, store_errors
+from workbench.store.database import address, find_experiment_id, store_errors
 
 
 @dataclass(frozen=True, repr=False)

@@ -23,8 +23,9 @@ from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
+from workbench.store.database import all_pages, find_experiment_id
 from workbench.store.tables import digest
-from workbench.store.traces import Example, all_pages, find_experiment_id, item_digest
+from workbench.store.traces import Example, item_digest
 
 ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"

@@ -20,7 +20,7 @@ from workbench.formatting import counted, html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
-from workbench.store.traces import find_experiment_id, prepare_database, store_errors
+from workbench.store.database import find_experiment_id, prepare_database, store_errors
 
 SUMMARY = "summary.json"
 

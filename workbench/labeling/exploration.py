@@ -39,8 +39,9 @@ from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
 from workbench.store.assessments import now_ms
+from workbench.store.database import address, store_message
 from workbench.store.tables import check_text
-from workbench.store.traces import Example, address, as_example, store_message
+from workbench.store.traces import Example, as_example
 
 PAGE: Final = 50
 """Items that are sent at once."""

@@ -36,9 +36,9 @@ from workbench.labeling.session import Message, Session, problem
 from workbench.labeling.writer import Job, TraceStore, save, skip, take_back
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
+from workbench.store.database import store_message
 from workbench.store.labels import Label, label_records, same_person
 from workbench.store.tables import check_text
-from workbench.store.traces import store_message
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
 _COLUMNS = [

@@ -31,6 +31,7 @@ from workbench.errors import ArgumentError, StoreError, one_of
 from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
+from workbench.store.database import all_pages, find_experiment_id, store_errors, store_message
 from workbench.store.labels import folded, label_records, same_person
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import (
@@ -39,14 +40,7 @@ from workbench.store.schemas import (
     make_schema,
     supported,
 )
-from workbench.store.traces import (
-    all_pages,
-    fetch_traces,
-    find_experiment_id,
-    store_errors,
-    store_message,
-    trace_infos,
-)
+from workbench.store.traces import fetch_traces, trace_infos
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 

@@ -50,8 +50,8 @@ from workbench.labeling.annotations import (
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
+from workbench.store.database import store_message
 from workbench.store.labels import folded
-from workbench.store.traces import store_message
 
 Message = dict[str, Any]
 

@@ -41,9 +41,10 @@ from workbench.store.assessments import (
     has_mark,
     now_ms,
 )
+from workbench.store.database import address, find_experiment_id
 from workbench.store.labels import folded
 from workbench.store.rubrics import RubricHistory, rubric_history
-from workbench.store.traces import address, fetch_traces, find_experiment_id, load_spans
+from workbench.store.traces import fetch_traces, load_spans
 
 _log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from mlflow.tracing.client import TracingClient
 from workbench.compat import has_transactions, one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar
+from workbench.store.database import not_written, retrying
 from workbench.store.tables import digest
-from workbench.store.traces import not_written, retrying
 
 AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
 """Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""

@@ -26,6 +26,7 @@ from workbench.store.assessments import (
     now_ms,
     signature,
 )
+from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
 from workbench.store.files import read_table
 from workbench.store.tables import (
     ColumnSpec,
@@ -34,14 +35,7 @@ from workbench.store.tables import (
     digest,
     read_rows,
 )
-from workbench.store.traces import (
-    check_not_deleted,
-    find_experiment_id,
-    has_spans,
-    not_written,
-    retrying,
-    trace_infos,
-)
+from workbench.store.traces import has_spans, trace_infos
 
 # A batch is one transaction and, on a server, one request.
 _BATCH_TRACES = 200

@@ -22,15 +22,10 @@ from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table
+from workbench.store.database import all_pages, find_experiment_id, retrying, store_errors
 from workbench.store.labels import Label, folded, label_records
 from workbench.store.tables import check_text
-from workbench.store.traces import (
-    all_pages,
-    fetch_traces,
-    find_experiment_id,
-    retrying,
-    store_errors,
-)
+from workbench.store.traces import fetch_traces
 
 _AUTHOR_TAG = "workbench.by"
 

@@ -17,7 +17,7 @@ from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale
-from workbench.store.traces import address, all_pages, find_experiment_id, store_errors
+from workbench.store.database import address, all_pages, find_experiment_id, store_errors
 from workbench.vocabulary import fold
 
 _CUT = " … (cut: MLflow's page takes 1,000 characters)"

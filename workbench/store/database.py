@@ -1,0 +1,195 @@
+"""The MLflow store: its database and experiments, and what it says when it fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+import tenacity
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+
+from workbench import compat
+from workbench.credentials import refusal, scrubbed, without_credentials
+from workbench.errors import StoreError, WorkbenchError
+
+_log = logging.getLogger(__name__)
+
+
+def address() -> str:
+    """Return where the store is, without user, password and query."""
+    return without_credentials(mlflow.get_tracking_uri())
+
+
+_SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
+
+
+def store_message(error: BaseException) -> str:
+    """Return what a failure of the store means, without SQL and without credentials.
+
+    The whole of what a database says goes to the log, as it repeats statements and their values.
+    """
+    text = scrubbed(str(error), mlflow.get_tracking_uri())
+    if told := refusal(text):
+        return told
+    if not (found := _SQL.search(text)):
+        return text
+    _log.info("the MLflow store failed: %s", text)
+    reason = re.split(r"\[SQL:|\n", text[found.start() :])[0]
+    reason = _SQL.sub("", reason).strip() or type(error).__name__
+    return f"the database reported an error ({reason}); logger {__name__!r} has it at INFO"
+
+
+def not_written(what: str, error: BaseException) -> StoreError:
+    """Return the error for what the store did not take."""
+    return StoreError(
+        f"{what} could not be written to {address()}: {store_message(error)}. What was written "
+        "before stays; run the same call again to write the rest."
+    )
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Raise a failure of the store as a `StoreError` without SQL and without credentials.
+
+    MLflow's own exception is passed on where it holds neither.
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        message = store_message(error)
+        if message == str(error):
+            raise
+        raise StoreError(f"The MLflow store {address()} failed: {message}") from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether trying again may help: a locked database, a lost connection."""
+    if isinstance(error, MlflowException):
+        text = str(error).lower()
+        return error.error_code == "TEMPORARILY_UNAVAILABLE" or "database is locked" in text
+    return isinstance(error, (ConnectionError, requests.ConnectionError))
+
+
+retrying = tenacity.Retrying(
+    retry=tenacity.retry_if_exception(_may_pass),
+    # MLflow itself waits 20 s for a lock, and retries what fails on the way to a server.
+    stop=tenacity.stop_after_delay(90) | tenacity.stop_after_attempt(8),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+    reraise=True,
+)
+"""Call a function of MLflow's store again while its failure may pass."""
+
+
+def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create_tables) -> None:
+    """Make the SQLite database of a store where it is missing or was left half-made.
+
+    MLflow makes its tables in place, which takes ten seconds and more, and a process that is
+    stopped meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made
+    beside and then given its name. A half-made file that holds nobody's runs, traces or
+    experiments is set aside as ``NAME.incomplete`` and made again. Stores that are no SQLite file,
+    and databases that hold data, are left to MLflow. A file that is no database is a `StoreError`.
+    """
+    database = (make_url(uri).database or ":memory:") if uri.startswith("sqlite") else ":memory:"
+    if database == ":memory:" or database.startswith("file:"):
+        return
+    path = Path(database)
+    while _is_half_made(path) and time.time() - path.stat().st_mtime < 5:
+        time.sleep(0.2)  # another process may still be making its tables
+    if path.exists() and not _is_half_made(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        create(made)
+        if _is_half_made(path):
+            aside = path.with_name(f"{path.name}.incomplete")
+            _log.warning("%s was left half-made and holds no data; now %s", path, aside.name)
+            path.replace(aside)
+        if not path.exists():  # unless another process was faster
+            made.rename(path)
+
+
+def _is_half_made(path: Path) -> bool:
+    """Whether the file holds only some of MLflow's tables, or none, and nobody's data."""
+    if not path.exists():
+        return False
+    try:
+        # Opening it also rolls back what a killed process had not committed.
+        with closing(sqlite3.connect(path, timeout=20)) as database:
+            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            tables = {name for (name,) in names}
+            if tables and "experiments" not in tables:
+                return False  # somebody else's database
+            version = None
+            if "alembic_version" in tables:
+                version = database.execute("SELECT version_num FROM alembic_version").fetchone()
+            work = {"runs", "trace_info", "registered_models", "assessments", "logged_models"}
+            data = [f"SELECT 1 FROM {table}" for table in work & tables]
+            # MLflow makes the experiment 0 itself.
+            data += ["SELECT 1 FROM experiments WHERE experiment_id <> 0"] if tables else []
+            holds_data = any(database.execute(query).fetchone() for query in data)
+            return version != (compat.latest_schema(),) and not holds_data
+    except sqlite3.DatabaseError as error:
+        raise StoreError(
+            f"{path} cannot be read as an SQLite database: {error}. Give another folder or "
+            "tracking URI, or move the file away."
+        ) from None
+
+
+@store_errors()
+def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
+    """Return the id of an experiment: the active one for None, else by its name or id.
+
+    A name that does not exist is created, or with ``create=False`` a `StoreError`.
+    """
+    if experiment is None:
+        return compat.active_experiment_id()
+    name = str(experiment)
+    found = mlflow.get_experiment_by_name(name)
+    if found is None and name.isdigit():
+        with suppress(MlflowException):  # there is no such id
+            found = mlflow.get_experiment(name)
+    elif found is None and create:
+        with suppress(MlflowException):  # another process was faster to create it
+            return str(mlflow.create_experiment(name))
+        found = mlflow.get_experiment_by_name(name)
+    if found is None:
+        raise StoreError(
+            f"There is no experiment {name!r} in {address()}. Check the name "
+            "and the tracking URI (mlflow.set_tracking_uri)."
+        )
+    return check_not_deleted(found.experiment_id)
+
+
+@store_errors()
+def check_not_deleted(experiment_id: Any) -> str:
+    """Return the id of an experiment; raise `StoreError` where it was deleted."""
+    found = mlflow.get_experiment(str(experiment_id))
+    if found.lifecycle_stage != "active":
+        raise StoreError(
+            f"Experiment {found.name!r} was deleted. Restore it "
+            f"(mlflow.MlflowClient().restore_experiment({found.experiment_id!r})) or use another."
+        )
+    return str(found.experiment_id)
+
+
+def all_pages(read: Callable[[str | None], Any]) -> list[Any]:
+    """Return the items of all pages; ``read`` takes the token of a page, None for the first."""
+    page = read(None)
+    found = list(page)
+    while page.token:
+        page = read(page.token)
+        found += page
+    return found
