@@ -12,9 +12,12 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.genai.judges import Judge
+from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
 from workbench.judging.judge import fingerprint_of
@@ -22,11 +25,6 @@ from workbench.judging.verdicts import choose_version, recorded_verdicts
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import label_records, same_person
-
-if TYPE_CHECKING:
-    import numpy as np
-    from mlflow.genai.judges import Judge
-    from numpy.typing import NDArray
 
 ORDERS: Final = ("random", "disagreement", "balance", "unlike", "mix")
 
@@ -242,8 +240,6 @@ def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str
     Texts are hashed TF-IDF vectors in a random projection, their distance is by angle. After
     1,000 draws the rest is left to chance.
     """
-    import numpy as np
-
     if not any(item.text.strip() for item in items):
         return []
     vectors = _vectors([item.text for item in [*items, *before]])
@@ -264,7 +260,6 @@ def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str
 
 def _vectors(texts: Sequence[str]) -> NDArray[np.float32]:
     """Return one vector of length 1 a text."""
-    import numpy as np
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
     from sklearn.preprocessing import normalize
     from sklearn.random_projection import GaussianRandomProjection
