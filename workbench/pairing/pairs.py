@@ -36,10 +36,9 @@ from workbench.pairing.consensus import (
 )
 from workbench.pairing.splits import Groups, groups_of, inputs_apart, joined, stratified
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.bulk import collector_paused
 from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
-from workbench.store.traces import fetch_traces, previews
+from workbench.store.traces import collector_paused, fetch_traces, previews
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
