@@ -125,8 +125,12 @@ def test_each_rating_is_described_from_items_beside_others() -> None:
 
 
 def test_descriptions_are_the_rules_of_one_candidate() -> None:
-    """Each begins with its rating; one alone tells nothing apart."""
+    """Each begins with its rating; one alone tells nothing apart. Both orders are tried."""
     answered = {f"{DESCRIPTIONS}: poor": ("It makes promises.",), f"{DESCRIPTIONS}: odd": ()}
     assert children(BASE, answered) == []
-    (made,) = children(BASE, answered | {f"{DESCRIPTIONS}: good": ("It states facts.", "More.")})
-    assert made.rules == ("poor: It makes promises.", "good: It states facts.")
+    answered |= {f"{DESCRIPTIONS}: good": ("It states facts.", "More.")}
+    made = children(BASE, answered)
+    assert [one.rationale_first for one in made] == [False, True]
+    assert {one.rules for one in made} == {("poor: It makes promises.", "good: It states facts.")}
+    assert len({one.key for one in made}) == 2
+    assert len(children(replace(BASE, rationale_first=True), answered)) == 1

@@ -82,6 +82,23 @@ def test_a_judge_that_is_right_stays_as_it_is() -> None:
     assert "nothing is left" in found.stopped
 
 
+def test_a_judge_that_follows_rules_only_after_its_rationale_gives_that_first() -> None:
+    """Where a step brought nothing, its candidates are tried in the other order."""
+
+    def hasty(questions: Questions) -> list[Verdict]:
+        verdicts = always_good(questions)
+        return [
+            v if candidate.rationale_first else replace(v, value="good")
+            for (candidate, _), v in zip(questions, verdicts, strict=True)
+        ]
+
+    found = run(ask=hasty, settings=Settings(max_steps=3, patience=3))
+    assert found.best.rationale_first
+    assert RULE in found.best.rules
+    assert any("rationale before the rating" in note for note in found.notes)
+    assert not run().best.rationale_first
+
+
 def test_useless_rules_change_nothing() -> None:
     """Rules that help no verdict lose against the shorter original."""
 

@@ -140,9 +140,9 @@ def from_options(judge_options: dict[str, Any]) -> Judge:
     return InstructionsJudge(**judge_options)
 
 
-def with_instructions(judge: Judge, instructions: str) -> Judge:
-    """A copy of the judge with new instructions and every other option kept."""
-    return from_options({**options(judge), "instructions": instructions})
+def with_instructions(judge: Judge, instructions: str, **changed: Any) -> Judge:
+    """A copy of the judge with new instructions and every option kept that is not ``changed``."""
+    return from_options({**options(judge), "instructions": instructions, **changed})
 
 
 _DECIDING = (

@@ -80,7 +80,8 @@ class DroppedRule:
 class Candidate:
     """One version of the instructions: the original text, rules and worked examples.
 
-    ``origin`` says how it was made, and ``dropped`` lists the rules that were removed on the way.
+    With ``rationale_first`` the judge writes its rationale before the rating. ``origin`` says how
+    it was made, and ``dropped`` lists the rules that were removed on the way.
     """
 
     base: str
@@ -88,6 +89,7 @@ class Candidate:
     examples: tuple[WorkedExample, ...] = ()
     origin: str = "original"
     dropped: tuple[DroppedRule, ...] = ()
+    rationale_first: bool = False
 
     @cached_property
     def text(self) -> str:
@@ -101,7 +103,8 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        return question_key(self.text)[:16]
+        order = ["rationale first"] if self.rationale_first else []
+        return question_key(self.text, *order)[:16]
 
     @property
     def added_words(self) -> int:
@@ -124,6 +127,10 @@ class Candidate:
         examples = tuple(WorkedExample(question_key(block)[:16], block) for block in blocks)
         candidate = cls(base, rules, examples)
         return candidate if candidate.text == text else cls(text)
+
+    def with_rationale_first(self) -> Candidate:
+        """Return a copy whose judge writes its rationale before the rating."""
+        return replace(self, rationale_first=True, origin=f"{self.origin}, rationale first")
 
     def with_rules(self, rules: Sequence[str], origin: str) -> Candidate:
         """Return a copy with these rules appended, without repetitions."""

@@ -11,9 +11,10 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 1. judges a minibatch of train items and collects the best candidate's disagreements with the
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
-   are right. Up to four *candidates* are made from its answers: new rules, the stronger half of
-   them, the criteria that people name (in the first step); after a step without improvement also a
-   rewritten list and two worked examples,
+   are right. Up to six *candidates* are made from its answers: new rules, the stronger half of
+   them; in the first step the criteria that people name and, on scales of three to six values, a
+   description of each; after a step without improvement also a rewritten list, worked examples
+   of different labels, and the step's best with the rationale before the rating,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -236,7 +237,9 @@ class SIMBA(AlignmentOptimizer):
         """
         # By content, since trace ids, and so their order, differ from store to store.
         train, dev = (sorted(part, key=_content) for part in (train, dev))
-        original = Candidate.from_instructions(options(judge)["instructions"])
+        told = options(judge)
+        original = Candidate.from_instructions(told["instructions"])
+        original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
         budget = Budget.of(self.budget) if budget is None else budget
         spent_before = budget.spent
         model = str(getattr(judge, "model", None) or "")
@@ -319,8 +322,9 @@ class _Models:
     def judge_of(self, candidate: Candidate) -> Judge:
         """The judge with the candidate's instructions."""
         if candidate.key not in self.judges:
-            judge = self.judges[self.original.key]
-            self.judges[candidate.key] = with_instructions(judge, candidate.text)
+            judge, first = self.judges[self.original.key], candidate.rationale_first
+            copy = with_instructions(judge, candidate.text, generate_rationale_first=first)
+            self.judges[candidate.key] = copy
         return self.judges[candidate.key]
 
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:

@@ -92,7 +92,11 @@ def _description(
 
 
 def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """Make candidates from the rules that were answered under the names of the requests."""
+    """Make candidates from the rules that were answered under the names of the requests.
+
+    Descriptions of the ratings are tried with the rationale first as well: a small model that has
+    to rate before it has said why may give one rating whatever it is told.
+    """
     made = []
     described = [
         f"{name.removeprefix(f'{DESCRIPTIONS}: ')}: {rules[0]}"
@@ -101,6 +105,8 @@ def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Ca
     ]
     if len(described) > 1:
         made.append(parent.with_rules(described, DESCRIPTIONS))
+        if not parent.rationale_first:
+            made.append(made[0].with_rationale_first())
     answers = {name: r for name, r in answers.items() if not name.startswith(DESCRIPTIONS)}
     alone = sum(map(bool, answers.values())) == 1
     for name, rules in answers.items():

@@ -39,6 +39,10 @@ FEW_NOTE: Final = (
     f"{FEW} or more are needed for a dev set, 50 to 100 are advised."
 )
 
+ORDER_NOTE: Final = (
+    "The aligned judge writes its rationale before the rating (generate_rationale_first=True)."
+)
+
 MIN_WRONG: Final = 2
 """Total weight of disagreements from which rules are asked for: one may be chance."""
 
@@ -47,8 +51,14 @@ FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
 
 MIN_RUNG: Final = 8
 
-MAX_RACING: Final = 5
+MAX_RACING: Final = 6
 """Candidates that a step makes at most."""
+
+GOOD: Final = 0.8
+"""Accuracy on the selection items from which no other order of rationale and rating is tried."""
+
+MAX_REORDERED: Final = 2
+"""Candidates of a step without improvement that are tried with the rationale first."""
 
 MAX_TRIED: Final = 3
 """Items that are wrong, and as many that are right, on which one rule is left out at most."""
@@ -161,6 +171,7 @@ class Search:
             max_failure_share=self.settings.max_failure_share,
         )
         self.tried: set[str] = set()
+        self.last: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
         self.evidence: dict[str, list[str]] = {}
         self.reflections = self.reflection_failures = 0
@@ -194,7 +205,14 @@ class Search:
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
-            notes=(FEW_NOTE.format(len(self.train)),) if self.few else (),
+            notes=(
+                *((FEW_NOTE.format(len(self.train)),) if self.few else ()),
+                *(
+                    (ORDER_NOTE,)
+                    if self.best.rationale_first > self.original.rationale_first
+                    else ()
+                ),
+            ),
         )
 
     def climb(self, batch: Sequence[Item]) -> str:
@@ -253,11 +271,17 @@ class Search:
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)
         made = children(parent, rules)
+        poor = stale or self.board.score(parent)[1] < GOOD
+        if step > 1 and poor and not parent.rationale_first:
+            # What was learned may be followed only where the rationale comes before the rating.
+            learned = [parent] if parent.rules else self.last[:MAX_REORDERED]
+            made = [*(one.with_rationale_first() for one in learned), *made]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         limit = self.settings.max_examples
         if limit and (stale or unexplained or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
-        return made
+        self.last = [one for one in made if one.rules and not one.rationale_first]
+        return made[:MAX_RACING]
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
         """Keep which cases each rule was made from: those whose rationale is about it, else all.
