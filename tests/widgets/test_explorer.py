@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections import Counter
 from typing import Any
 
 import mlflow
@@ -15,9 +16,12 @@ import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
 from workbench.labeling.exploration import NOTE, PAGE
+from workbench.labeling.items import Items
+from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.assessments import AFTER_VERDICT_KEY
 from workbench.store.labels import label_records
+from workbench.store.traces import Example
 from workbench.widgets.explorer import Explorer
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -266,3 +270,48 @@ def test_the_table_in_its_place_is_escaped_and_has_both_matrices(traces: list[st
     cells = re.findall(r"<td[^>]*>(\d+)</td>", html)[:8]
     assert [*map(int, cells)] == [1, 2, 1, 2, 2, 1, 1, 2]
     assert repr(made) == "<Explorer 'q': 6 items>"
+
+
+def test_an_annotators_own_labels_are_compared(traces: list[str]) -> None:
+    """Sliced by annotator the matrix, the rows and `shown` have that annotator's own labels."""
+    bo = pd.DataFrame({"trace_id": traces[:4], "value": ["no", "yes", "yes", "no"]})
+    workbench.log_labels(bo, name="q", annotator="bo", value="value", progress=False)
+    pairs = workbench.pair("q", source="before", consensus="ana")
+    made = workbench.Explorer(pairs)
+    told: list[dict[str, Any]] = []
+    made.send = told.append
+    receive(made, type="hello")
+    made.session._reading.join(30)
+    slices = next(message for message in told if message["type"] == "slices")["slices"]
+    assert slices["annotator"] == [["ana", 6], ["bo", 4]]
+    by_annotator = workbench.agreement(pairs, by="annotator").table
+    assert by_annotator["n"].sum() == 10
+    found = page(made, told, field="annotator", value="bo")
+    assert (found["matrix"], found["left"]) == ([[0, 2], [1, 1]], 4)
+    assert {row["trace_id"]: row["human"] for row in found["rows"]} == dict(
+        zip(traces, bo["value"], strict=False)
+    )
+    cell = page(made, told, field="annotator", value="bo", cell=[1, 0])
+    assert [row["trace_id"] for row in cell["rows"]] == [traces[2]]  # which Ana calls "no"
+    assert made.shown[["human", "judge", "distance"]].values.tolist() == [["yes", "no", 1.0]]
+    assert page(made, told, field="annotator", value="nobody")["total"] == 0
+
+
+def test_lengths_and_weeks_divide_the_items_as_in_agreement() -> None:
+    pairs = make_pairs(["no", "yes"] * 20, ["no"] * 40)
+    shift = 7 * 24 * 3600 * 1000
+    content = [
+        Example(i, {"model": "M-1" if k % 2 else "m 1"}, "x" * k, requested=k // 20 * shift)
+        for k, i in enumerate(pairs.trace_ids)
+    ]
+    items = Items(pairs)
+    items.read(content)
+    assert Counter(items.slices["length"]) == {
+        f"{low} to {low + 9} characters": 10 for low in (0, 10, 20, 30)
+    }
+    assert Counter(items.slices["week"]) == {"1970, week 01": 20, "1970, week 02": 20}
+    assert set(items.slices) == {"length", "week"}  # both models are one, written in two ways
+    for name, slice_of in fields_of(content).items():
+        table = workbench.agreement(pairs, by=slice_of).table
+        if name in items.slices:
+            assert table["n"].to_dict() == Counter(items.slices[name])

@@ -74,14 +74,14 @@ class Exploration(Session):
         self.found = Items(before, after)
         label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
         self.ask([label, LabelQuestion(NOTE, None, title="Note", required=False)])
-        self._shown = self.found.find(Query())[0]
+        self._query, self._shown = Query(), self.found.find(Query())[0]
         self._reading: threading.Thread | None = None
         self._unread: str | None = None  # why texts could not be read, "" where they were
 
     @property
     def shown(self) -> pd.DataFrame:
         """The items that were asked for last (see `workbench.labeling.items.Items`)."""
-        return self.found.table.iloc[self._shown].reset_index(drop=True)
+        return self.found.view(self._query, self._shown).reset_index(drop=True)
 
     def setup(self) -> Message:
         found, word = self.found, self.questions[0].shown
@@ -124,9 +124,9 @@ class Exploration(Session):
 
     def page(self, query: Query) -> Message:
         """Return a page of the items of a query, and the matrix that its filters leave."""
-        self._shown, matrix, left = self.found.find(query)
+        self._query, (self._shown, matrix, left) = query, self.found.find(query)
         part = self._shown[query.start : query.start + PAGE]
-        rows = [self._row(row) for row in self.found.table.iloc[part].to_dict("records")]
+        rows = [self._row(row) for row in self.found.view(query, part).to_dict("records")]
         page = {"type": "page", "rows": rows, "matrix": matrix.tolist(), "left": left}
         return {**page, "total": len(self._shown), "start": query.start}
 
@@ -168,6 +168,8 @@ class Exploration(Session):
         """Return what can be sliced by, and the ``problem`` of what could not be read."""
         fields = sorted(self.found.slices.items())
         counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
+        if len(self.found.annotators) > 1:
+            counts["annotator"] = sorted(self.found.annotators.items())
         made: Message = plain({"type": "slices", "slices": counts, "problem": self._unread})
         return made
 

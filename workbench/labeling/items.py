@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+import pandas as pd
 from pydantic import BaseModel, Field
 
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.comparison import compare
 from workbench.metrics.intervals import Array
+from workbench.metrics.slices import by_annotator, fields_of, slice_names
 from workbench.pairing.pairs import Pairs
 from workbench.store.traces import Example
 
@@ -56,7 +58,11 @@ class Items:
         What is searched, by row, in lower case. At first ids, rationales and the beginnings of
         inputs and outputs.
     slices
-        Field (an input or a tag) -> its value by row, "" for none. Empty at first.
+        What items are divided by, named as for `workbench.agreement` -> slice by row, "" for none.
+        Empty at first.
+    annotators
+        Annotator -> how many of the items they labelled. Sliced by ``"annotator"``, an item's
+        label is the annotator's own; what changed is told by the label of all.
     """
 
     def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
@@ -69,22 +75,25 @@ class Items:
         ]
         judged = {n: one.table["judge"] for n, one in zip(self.names, self.pairs, strict=True)}
         self.table = self.pairs[0].table[["trace_id", "human"]].assign(**judged)
+        self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
         self._code()
         self.table["distance"] = self._distances[-1]
         self.changes: list[str] = []
         if after is not None:
             self._compare(before, after)
-        self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
         columns = [self.table["trace_id"], self.pairs[0].table["human_rationale"]]
         columns += [one.table["judge_rationale"] for one in self.pairs]
         self._said = list(zip(*columns, strict=True))
         seen = before.previews
         self.texts = [self._text(row, seen.get(i, ())) for i, row in self.place.items()]
         self.slices: dict[str, list[str]] = {}
+        self.annotators = self._own["annotator"].value_counts().to_dict()
 
     def _code(self) -> None:
         """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
-        coded = [Coded.of(one, *self.pairs) for one in self.pairs]
+        own = [by_annotator(one) for one in self.pairs]
+        coded = [Coded.of(one, *self.pairs, own[0]) for one in self.pairs]
+        of_own = [Coded.of(one, *self.pairs, own[0]) for one in own]
         self._distances = [one.distances(one.human, one.judge) for one in coded]
         values, human, _ = coded[0].shown()
         judged = [one.shown()[2] for one in coded]
@@ -96,6 +105,11 @@ class Items:
         shown = {value: k for k, value in enumerate(self.values)}
         place = np.array([shown.get(value, -1) for value in values], dtype=int)
         self._human, self._judged = place[human], [place[one] for one in judged]
+        self._own = own[0].table.assign(
+            row=own[0].table["trace_id"].map(self.place).astype(int),
+            place=place[of_own[0].shown()[1]],
+            **{f"distance {k}": c.distances(c.human, c.judge) for k, c in enumerate(of_own)},
+        )
 
     def _compare(self, before: Pairs, after: Pairs) -> None:
         """Say what became of each item, in the words of a comparison."""
@@ -111,36 +125,59 @@ class Items:
         """Return the rows of a query in its order, the matrix of what all its filters but the cell
         leave, shape (values, values), and how many items these leave."""
         judge = min(query.judge, len(self.names) - 1)
-        judged = self._judged[judge]
+        human, judged, distances = self._human, self._judged[judge], self._distances[judge]
         kept = np.ones(len(self.table), dtype=bool)
         if query.change:
             kept &= np.asarray(self.table.get("change", "")) == query.change
-        if query.field:
+        if (own := self._labels_of(query)) is not None:
+            kept &= np.isin(np.arange(len(kept)), own["row"])
+            human, distances = human.copy(), distances.copy()
+            human[own["row"]], distances[own["row"]] = own["place"], own[f"distance {judge}"]
+        elif query.field:
             kept &= np.array(self.slices.get(query.field, ""), dtype=object) == query.value
         if needle := query.search.strip().casefold():
             kept &= np.fromiter((needle in text for text in self.texts), bool, len(kept))
-        inside = kept & (self._human >= 0) & (judged >= 0)
+        inside = kept & (human >= 0) & (judged >= 0)
         matrix = np.zeros((len(self.values),) * 2, dtype=int)
-        np.add.at(matrix, (self._human[inside], judged[inside]), 1)
+        np.add.at(matrix, (human[inside], judged[inside]), 1)
         left = int(kept.sum())
         if query.cell is not None:
-            kept &= (self._human == query.cell[0]) & (judged == query.cell[1])
+            kept &= (human == query.cell[0]) & (judged == query.cell[1])
         found = np.flatnonzero(kept)
         if query.order != "id":
-            far = -self._distances[judge][found]
+            far = -distances[found]
             found = found[np.argsort(far if query.order == "far" else -far, kind="stable")]
         return found, matrix, left
 
+    def view(self, query: Query, rows: Array) -> pd.DataFrame:
+        """Return rows of `table`, with the labels that the query compares."""
+        shown = self.table.iloc[rows]
+        if (own := self._labels_of(query)) is None:
+            return shown
+        own = own.set_index("row").loc[rows]
+        return shown.assign(human=own["human"], distance=own[f"distance {len(self.names) - 1}"])
+
+    def _labels_of(self, query: Query) -> pd.DataFrame | None:
+        """The labels of the annotator whom the query asks for; None where it asks for none."""
+        if query.field != "annotator" or not self.annotators:
+            return None
+        return self._own[self._own["annotator"] == query.value]
+
     def read(self, examples: Iterable[Example]) -> None:
         """Take over the whole texts of traces, and what these can be sliced by."""
-        texts, fields = list(self.texts), dict[str, list[str]]()
-        for one in examples:
-            row = self.place[one.trace_id]
-            texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
-            for name, value in _fields(one):
-                fields.setdefault(name, [""] * len(texts))[row] = value
+        texts = list(self.texts)
+
+        def noted() -> Iterator[Example]:
+            for one in examples:
+                row = self.place[one.trace_id]
+                texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
+                yield one
+
+        fields = fields_of(noted())
         self.texts = texts
-        self.slices = {name: values for name, values in fields.items() if _is_slice(values)}
+        short = {k: v for k, v in fields.items() if all(map(_is_short, v.values()))}
+        named = {k: slice_names(map(v.get, self.place), nothing="") for k, v in short.items()}
+        self.slices = {name: values for name, values in named.items() if _is_slice(values)}
 
     def _text(self, row: int, content: Any) -> str:
         return "\n".join(_strings([self._said[row], content])).casefold()
@@ -154,13 +191,8 @@ def _strings(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-def _fields(example: Example) -> Iterator[tuple[str, str]]:
-    """The short inputs of a trace, and the tags that somebody set."""
-    inputs: Mapping[str, Any] = example.inputs if isinstance(example.inputs, dict) else {}
-    tags = {k: v for k, v in example.tags.items() if not k.startswith("workbench.")}
-    for name, value in {**inputs, **tags}.items():
-        if isinstance(value, (str, int, float)) and 0 < len(str(value)) <= _LONGEST_SLICE:
-            yield str(name), str(value)
+def _is_short(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and len(str(value)) <= _LONGEST_SLICE
 
 
 def _is_slice(values: list[str]) -> bool:

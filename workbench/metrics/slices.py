@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from workbench.vocabulary import fold, is_missing
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
+    from workbench.store.traces import Example
 
 By = str | Mapping[str, Hashable]
 
@@ -97,7 +100,12 @@ def sliced(
     pairs: Pairs, by: By, *, groups: Array | None, confidence: float, seed: int, resamples: int
 ) -> Slices:
     """Return the agreement by slice; see `workbench.agreement` for the arguments."""
-    rows = _by_annotator(pairs) if by == "annotator" else pairs
+    rows = by_annotator(pairs) if by == "annotator" else pairs
+    if by == "annotator" and not len(rows):
+        raise ArgumentError(
+            "by='annotator' needs the votes of the annotators, which these pairs do not hold. "
+            "workbench.pair(judge) keeps them."
+        )
     coded = Coded.of(rows)
     if groups is not None:
         number = dict(zip(pairs.trace_ids, groups.tolist(), strict=True))
@@ -130,8 +138,8 @@ def sliced(
 # -- which slice a pair belongs to ----------------------------------------------------------
 
 
-def _by_annotator(pairs: Pairs) -> Pairs:
-    """Pairs of the verdicts with each annotator's own label: one row an item and annotator."""
+def by_annotator(pairs: Pairs) -> Pairs:
+    """Return the verdicts with each annotator's own label: one row an item and ``annotator``."""
     table = pairs.table
     rows = [
         (trace_id, vote, verdict, who)
@@ -141,71 +149,91 @@ def _by_annotator(pairs: Pairs) -> Pairs:
         for who, vote in votes.items()
         if vote is not ABSTAIN
     ]
-    if not rows:
-        raise ArgumentError(
-            "by='annotator' needs the votes of the annotators, which these pairs do not hold. "
-            "workbench.pair(judge) keeps them."
-        )
-    made = pd.DataFrame(rows, columns=["trace_id", "human", "judge", "annotator"])
-    return replace(pairs, table=made.astype({"human": object, "judge": object}))
+    made = pd.DataFrame(rows, columns=["trace_id", "human", "judge", "annotator"], dtype=object)
+    return replace(pairs, table=made)
 
 
 def _names(pairs: Pairs, by: By) -> pd.Series[Any]:
     """The name of each row's slice."""
     ids = pairs.trace_ids
     if isinstance(by, Mapping):
-        found: dict[str, Any] = {i: by[i] for i in ids if i in by}
+        found: Mapping[str, Any] = {i: by[i] for i in ids if i in by}
     elif by in pairs.table.columns:
         return _written(pairs.table[by])
     else:
         found = _of_traces(ids, by)
-    return _written(pd.Series([found.get(i) for i in ids], dtype=object))
+    return _written([found.get(i) for i in ids])
 
 
-def _written(values: pd.Series[Any]) -> pd.Series[Any]:
+def _written(values: Iterable[Any]) -> pd.Series[Any]:
     """Values as text; those that are written alike share the first writing."""
+    return pd.Series(slice_names(values, nothing=NOTHING), dtype=object)
+
+
+def slice_names(values: Iterable[Any], *, nothing: str) -> list[str]:
+    """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
-    texts = [NOTHING if is_missing(value) else str(value) for value in values]
-    return pd.Series([first.setdefault(fold(text), text) for text in texts], dtype=object)
+    texts = [nothing if is_missing(value) else _as_text(value) for value in values]
+    return [first.setdefault(fold(text), text) for text in texts]
 
 
-def _of_traces(ids: list[str], by: str) -> dict[str, Any]:
-    """What the traces have under a name: a tag, a key of the inputs, or what is derived."""
+def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
+    """What the traces have under a name."""
     from workbench.store.traces import examples, fetch_traces
 
     infos = [trace.info for trace in fetch_traces(ids, spans=False)]
+    if tagged := {info.trace_id: info.tags[by] for info in infos if by in info.tags}:
+        return tagged
     if by == "week":
-        days = pd.to_datetime([info.request_time for info in infos], unit="ms")
-        weeks = [f"{year}, week {week:02}" for year, week, _ in (day.isocalendar() for day in days)]
-        return dict(zip([info.trace_id for info in infos], weeks, strict=True))
-    found = {info.trace_id: info.tags[by] for info in infos if by in info.tags}
-    if found:
-        return found
-    items = examples(ids)  # with their spans, which takes longer
-    if by == "length":
-        return _bands({one.trace_id: len(_as_text(one.outputs)) for one in items})
-    inputs = {one.trace_id: one.inputs for one in items if isinstance(one.inputs, dict)}
-    found = {i: _as_text(each[by]) for i, each in inputs.items() if by in each}
-    names = {name for one in items for name in (*one.tags, *inputs.get(one.trace_id, ()))}
-    if not found:
-        known = ", ".join(map(repr, sorted(names))) or "none"
+        return {info.trace_id: _week(info.request_time) for info in infos}
+    fields = fields_of(examples(ids))  # with their spans, which takes longer
+    if by not in fields:
+        known = ", ".join(map(repr, sorted(fields.keys() - {"length", "week"}))) or "none"
         raise ArgumentError(
             f"by={by!r} is neither a tag nor an input of these traces. There are: {known}; besides "
             "'annotator', 'length' and 'week'."
         )
-    return found
+    return fields[by]
+
+
+def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
+    """Return what items can be divided by: name -> trace id -> value.
+
+    These are the keys of the inputs, the band of ``"length"`` of the outputs, the ``"week"`` of
+    the requests, and tags, of which the last counts where names are equal.
+    """
+    inputs: dict[str, dict[str, Any]] = defaultdict(dict)
+    tags: dict[str, dict[str, Any]] = defaultdict(dict)
+    lengths, weeks = {}, {}
+    for one in examples:
+        lengths[one.trace_id] = len(_as_text(one.outputs))
+        if one.requested is not None:
+            weeks[one.trace_id] = _week(one.requested)
+        for name, value in one.inputs.items() if isinstance(one.inputs, dict) else ():
+            inputs[str(name)][one.trace_id] = value
+        for name, value in one.tags.items():
+            if not name.startswith("workbench."):
+                tags[name][one.trace_id] = value
+    return {**inputs, "length": _bands(lengths), "week": weeks, **tags}
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, sort_keys=True, default=str)
+    return str(value)
+
+
+def _week(ms: int) -> str:
+    year, week, _ = datetime.fromtimestamp(ms / 1000, timezone.utc).isocalendar()
+    return f"{year}, week {week:02}"
 
 
 def _bands(lengths: dict[str, int]) -> dict[str, str]:
     """The band of each length: quarters of the items, named by the lengths that they hold."""
-    series = pd.Series(lengths)
+    series = pd.Series(lengths, dtype=float)
     band = pd.qcut(series, BANDS, labels=False, duplicates="drop").fillna(0)
     ends = series.groupby(band).agg(["min", "max"])
-    names = {k: f"{low:,} to {high:,} characters" for k, low, high in ends.itertuples()}
+    names = {k: f"{low:,.0f} to {high:,.0f} characters" for k, low, high in ends.itertuples()}
     return {str(trace_id): names[k] for trace_id, k in band.items()}
 
 

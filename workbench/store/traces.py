@@ -195,6 +195,7 @@ class Example:
 
     ``inputs`` and ``outputs`` are those of the root span, ``expectations`` the values of the
     valid human expectations by name; what there is not is None. ``tags`` are without MLflow's own.
+    ``requested`` is when, in milliseconds since 1970.
     """
 
     trace_id: str
@@ -202,6 +203,7 @@ class Example:
     outputs: Any
     expectations: dict[str, Any] | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    requested: int | None = field(default=None, compare=False)
 
 
 def examples(traces: Any = None) -> list[Example]:
@@ -217,6 +219,7 @@ def as_example(trace: Trace) -> Example:
         outputs=resolve_outputs_from_trace(None, trace),
         expectations=resolve_expectations_from_trace(None, trace),
         tags={k: v for k, v in trace.info.tags.items() if not k.startswith("mlflow.")},
+        requested=trace.info.request_time,
     )
 
 

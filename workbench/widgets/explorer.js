@@ -180,7 +180,8 @@ class Explorer {
     const { values, total } = this.setup;
     const judge = this.names[this.query.judge];
     const sum = (list) => list.reduce((a, b) => a + b, 0);
-    this.caption.replaceChildren("Human labels on rows, ", h("b", null, judge), " on columns", left < total ? `, ${number(left)} of ${count(total, "item")}` : "");
+    const whose = this.query.field === "annotator" ? [chip(this.query.value), "'s labels"] : "Human labels";
+    this.caption.replaceChildren(...[whose].flat(), " on rows, ", h("b", null, judge), " on columns", left < total ? `, ${number(left)} of ${count(total, "item")}` : "");
     matrix.forEach((cells, row) => {
       const all = sum(cells);
       this.sums[row].replaceChildren(`(${number(all)})`);

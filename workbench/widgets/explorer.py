@@ -20,8 +20,9 @@ class Explorer(SessionPanel):
     """A confusion matrix whose cells open their items.
 
     A cell shows its items, the farthest first, with text, label, verdict and the reasons for both;
-    they can be searched, and filtered by tag or input field. Of an alignment the held-out items
-    are shown before and after, with those that were fixed and broken.
+    they can be searched, and divided as by `workbench.agreement`: by tag, input, length, week, and
+    by annotator, whose own labels are then compared. Of an alignment the held-out items are shown
+    before and after, with those that were fixed and broken.
 
     Parameters
     ----------
