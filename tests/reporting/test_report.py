@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pandas as pd
 import pytest
 
 import workbench
+from workbench.alignment.certificate import Certificate
 from workbench.alignment.result import Alignment
-from workbench.errors import WorkbenchError
+from workbench.errors import ArgumentError, WorkbenchError
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.models.budget import Usage
@@ -118,6 +120,21 @@ class Page(HTMLParser):
         self.text += data
 
 
+def divided(after: Pairs, **changes: Any) -> Alignment:
+    """An alignment of traces that have a tag with two values and outputs of several lengths."""
+    examples = {
+        i: Example(i, {"question": f"Q{k}"}, "word " * k, tags={"model": ["a", HOSTILE][k % 2]})
+        for k, i in enumerate(after.trace_ids)
+    }
+    before = replace(after, table=after.table.assign(judge="yes"))
+    return alignment(before, after, examples=examples, **changes)
+
+
+def section(html: str, heading: str) -> Page:
+    """What stands below a heading."""
+    return Page(html.split(f"<h2>{heading}</h2>")[1].split("<h2>")[0])
+
+
 @pytest.fixture(scope="module")
 def html() -> str:
     return render(alignment())
@@ -153,8 +170,8 @@ def test_it_says_what_happened_and_how_sure_that_is(page: Page, texts: list[str]
 
 
 def test_it_has_a_picture_of_each_kind_and_counts_what_was_left_out(page: Page) -> None:
-    """Two confusion matrices, the intervals, the labels and the annotators."""
-    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    """Two confusion matrices, the intervals, a slicing, the labels and the annotators."""
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
     assert re.search(r"no label\s*2", page.text)
     kinds = [attrs.get("class") for tag, attrs in page.tags if tag == "div"]
     assert kinds.count("added") == kinds.count("removed") == kinds.count("kept") == 1
@@ -283,3 +300,79 @@ def test_doubts_about_the_data_stay_in_the_report(tmp_path: Path) -> None:
     page = Page(path.read_text(encoding="utf-8"))
     assert "occurs once, row 20" in page.text
     assert "script" not in {name for name, _ in page.tags}
+
+
+def test_slices_and_the_annotator_test_are_of_the_judge_that_came_out() -> None:
+    """Held-out figures by tag, length and annotator, as `agreement` and the test have them."""
+    html = render(divided(AFTER))
+    found = section(html, "Slices of the held-out items")
+    assert sum(tag == "svg" for tag, _ in found.tags) == 3
+    for by in ("By model", "By length", "By annotator"):
+        assert by in found.text
+    models = {i: k % 2 for k, i in enumerate(AFTER.trace_ids)}
+    for accuracy in workbench.agreement(AFTER, by=models).table["accuracy"]:
+        assert f"{accuracy:.3f} [" in found.text
+    assert "question" not in found.text  # of which each item has its own
+    tested = section(html, "As good as one more annotator?").text
+    expected = workbench.alternative_annotator_test(AFTER)
+    assert f"wins over {expected.winning_rate:.0%} of the annotators" in tested
+    assert f"probability of {expected.advantage_probability:.3f} [" in tested
+    rejected = section(render(divided(AFTER, status="rejected")), "Slices of the held-out items")
+    assert "1.000 [0.839, 1.000]" in rejected.text  # the original judge never says no
+    assert "1.000 [0.839, 1.000]" not in found.text
+
+
+def test_what_cannot_be_sliced_or_tested_says_why_or_is_left_out() -> None:
+    """No heading stands without anything below it."""
+    html = render(alignment())
+    assert "divides the 40 held-out items into several slices" not in html  # three annotators do
+    votes = [{"ana": label} for label in AFTER.table["human"]]
+    one = replace(AFTER, table=AFTER.table.assign(votes=votes))
+    alone = render(alignment(one, one, annotators=None))
+    assert "No tag, input, length, week or annotator divides the 40 held-out items" in alone
+    assert "one more annotator" not in alone
+    tie = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
+    tied = replace(AFTER, excluded=tie)
+    why = section(render(alignment(tied, tied)), "As good as one more annotator?").text
+    assert "Not tested. The pairs lack 1 item on which annotators differ" in why
+    few = make(["yes", "no"] * 6)
+    why = section(render(alignment(few, few)), "As good as one more annotator?").text
+    assert "No annotator has enough items" in why
+    for text in (html, alone):
+        assert not re.search(r"</h2>\s*(<h2|</body)", text)
+        assert "Certificate" not in text
+
+
+def test_a_certificate_stands_in_the_report_of_its_judge() -> None:
+    table = pd.DataFrame(
+        {"value": [0.9], "low": [0.7], "high": [0.97], "n": [40], "threshold": [0.6]},
+        index=pd.Index(["kappa"], name="figure"),
+    ).assign(passed=True)
+    given = Certificate("q", True, table, 40, 2, "", "d", (f"It is not {HOSTILE}.",))
+    html = render(alignment(), certificate=given)
+    text = section(html, "Certificate").text
+    for said in (given.headline, "kappa0.900 [0.700, 0.970]400.600yes", "It is not <script>"):
+        assert said in text
+    assert "<script" not in html
+    with pytest.raises(ArgumentError, match="certificate is one of another judge"):
+        render(alignment(), certificate=replace(given, fingerprint="f" * 64))
+
+
+def test_a_thousand_items_are_below_two_megabytes() -> None:
+    """Long texts, many fields, many divisions, and each item wrong before or after."""
+    before, after = make(["yes"] * 1000), make(["no", "yes"] * 500)
+    examples = {
+        i: Example(
+            i,
+            {f"field {n}": f"{k % 3} {'long ' * (1000 if n else 0)}" for n in range(40)},
+            {f"part {n}": HOSTILE * 100 for n in range(8)},
+            {f"gold {n}": "g" * 1000 for n in range(8)},
+            {f"tag {n}": str(k % (n + 2)) for n in range(20)},
+        )
+        for k, i in enumerate(before.trace_ids)
+    }
+    rules = {f"Rule {n}: {HOSTILE * 5}": before.trace_ids for n in range(30)}
+    html = render(alignment(before, after, examples=examples, evidence=rules))
+    assert len(html.encode()) < 2_000_000
+    shown = section(html, "Slices of the held-out items").text
+    assert "Not shown: by tag 3, tag 4" in shown

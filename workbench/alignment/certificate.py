@@ -142,7 +142,7 @@ def certify(
     notes: list[str] = []
     if isinstance(test, Alignment):
         by_id: Mapping[str, Example] = test.examples
-        pairs = test.test_after if test.status == "improved" else test.test_before
+        pairs = test.held_out
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
         lost = len(test.split.test) - len(pairs)

@@ -97,6 +97,11 @@ class Alignment:
         return self.usage.cost
 
     @property
+    def held_out(self) -> Pairs:
+        """Held-out pairs with the verdicts of ``judge``."""
+        return self.test_after if self.status == "improved" else self.test_before
+
+    @property
     def headline(self) -> str:
         """The status, ``"improved (uncertain)"`` where the gain may be luck."""
         uncertain = self.status == "improved" and not self.comparison.certain

@@ -14,14 +14,14 @@ from pydantic import BaseModel, Field
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.comparison import compare
 from workbench.metrics.intervals import Array
-from workbench.metrics.slices import by_annotator, fields_of, slice_names
+from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
 from workbench.store.traces import Example
 
 MOST_SHOWN: Final = 30
 """Of more values than this the matrix has the most frequent ones."""
 
-_MOST_SLICES, _LONGEST_SLICE = 50, 80
+_MOST_SLICES = 50
 
 
 class Query(BaseModel):
@@ -87,7 +87,7 @@ class Items:
         seen = before.previews
         self.texts = [self._text(row, seen.get(i, ())) for i, row in self.place.items()]
         self.slices: dict[str, list[str]] = {}
-        self.annotators = self._own["annotator"].value_counts().to_dict()
+        self.annotators = Counter(self._own["annotator"])
 
     def _code(self) -> None:
         """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
@@ -173,9 +173,8 @@ class Items:
                 texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
                 yield one
 
-        fields = fields_of(noted())
+        short = short_fields(noted())
         self.texts = texts
-        short = {k: v for k, v in fields.items() if all(map(_is_short, v.values()))}
         named = {k: slice_names(map(v.get, self.place), nothing="") for k, v in short.items()}
         self.slices = {name: values for name, values in named.items() if _is_slice(values)}
 
@@ -189,10 +188,6 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(one)
     elif value is not None:
         yield str(value)
-
-
-def _is_short(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and len(str(value)) <= _LONGEST_SLICE
 
 
 def _is_slice(values: list[str]) -> bool:

@@ -176,8 +176,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         raise ArgumentError("verdicts= goes with a table of labels; pairs hold verdicts already.")
     if left_out := given.contested:
         raise ArgumentError(
-            f"{left_out} items are not among the pairs since their annotators differ, and without "
-            "them any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
+            f"The pairs lack {counted(left_out, 'item')} on which annotators differ, and without "
+            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
             "test reads each annotator's own label and no consensus."
         )
     return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale

@@ -35,6 +35,9 @@ FEW = 30
 BANDS = 4
 """Bands of length, with about as many items in each."""
 
+LONGEST = 80
+"""A field with longer texts than this is no division of the items that anybody made."""
+
 OTHER = "other"
 """The slice of what is in slices too small."""
 
@@ -215,6 +218,16 @@ def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
             if not name.startswith("workbench."):
                 tags[name][one.trace_id] = value
     return {**inputs, "length": _bands(lengths), "week": weeks, **tags}
+
+
+def short_fields(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
+    """Return those of `fields_of` that hold nothing but short texts and numbers."""
+
+    def is_short(value: Any) -> bool:
+        return isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST
+
+    fields = fields_of(examples)
+    return {name: found for name, found in fields.items() if all(map(is_short, found.values()))}
 
 
 def _as_text(value: Any) -> str:

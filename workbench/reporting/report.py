@@ -6,14 +6,10 @@ jinja2 has escaped it. Header values and credentials are not in it.
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import os
 import platform
-import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -21,16 +17,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from markupsafe import Markup
 
 from workbench import compat
 from workbench.credentials import without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
-from workbench.formatting import counted, safe_html, write_whole
+from workbench.formatting import safe_html, write_whole
 from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.intervals import figure
 from workbench.models.offline import SCHEME
+from workbench.reporting.certainty import certified, divided, stand_in
+from workbench.reporting.content import (
+    evidence,
+    grid,
+    groups,
+    instructions,
+    short,
+    without_secrets,
+)
 from workbench.reporting.drawing import as_svg
 from workbench.reporting.plots import (
     plot_annotators,
@@ -43,15 +47,11 @@ from workbench.reporting.plots import (
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
+    from workbench.alignment.certificate import Certificate
     from workbench.alignment.result import Alignment
-    from workbench.pairing.pairs import Pairs
     from workbench.store.checks import DataCheck
 
 PACKAGES = ("judge-workbench", "mlflow", "dspy", "litellm", "pandas")
-LONGEST_TEXT = 400
-MOST_ITEMS = 40
-MOST_CASES = 3
-MOST_ROWS = 200
 
 
 def write_report(
@@ -60,6 +60,7 @@ def write_report(
     *,
     title: str | None = None,
     checked: DataCheck | None = None,
+    certificate: Certificate | None = None,
 ) -> Path:
     """Write the report of an alignment as one self-contained HTML file.
 
@@ -75,14 +76,18 @@ def write_report(
         The heading; names the judge by default.
     checked
         What `workbench.check_data` found in the data, whose doubts then stand in the report.
+    certificate
+        What `workbench.certify` said of the alignment, which then stands in the report.
 
     Raises
     ------
+    ArgumentError
+        For the certificate of another judge.
     WorkbenchError
         When the file cannot be written, with its path and the system's reason.
     """
     target = Path(path)
-    text = render(alignment, title=title, checked=checked)
+    text = render(alignment, title=title, checked=checked, certificate=certificate)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
@@ -96,10 +101,21 @@ def write_report(
 
 
 def render(
-    alignment: Alignment, *, title: str | None = None, checked: DataCheck | None = None
+    alignment: Alignment,
+    *,
+    title: str | None = None,
+    checked: DataCheck | None = None,
+    certificate: Certificate | None = None,
 ) -> str:
     """Return the report as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if certificate and certificate.fingerprint not in ("", alignment.held_out.fingerprint):
+        raise ArgumentError(
+            f"certificate is one of another judge ({certificate.fingerprint[:8]}) than the one "
+            f"that came out of this alignment ({alignment.held_out.fingerprint[:8]}). Give "
+            "certificate=workbench.certify(alignment, kappa=0.6)."
+        )
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -118,16 +134,19 @@ def render(
         "sentence": _sentence(alignment),
         "notes": _notes(alignment),
         "n": comparison.n,
-        "change": _table(comparison.table.rename_axis("measure").reset_index()),
+        "change": grid(comparison.table.rename_axis("measure").reset_index()),
         "pictures": _pictures(alignment),
-        "instructions": _instructions(alignment),
-        "evidence": _evidence(alignment),
-        "groups": _groups(alignment),
-        "people": _table(people.pairwise) if people and len(people.pairwise) else None,
+        "instructions": instructions(alignment),
+        "evidence": evidence(alignment),
+        "groups": groups(alignment),
+        "certificate": certified(certificate) if certificate else None,
+        "slices": divided(alignment),
+        "alternative": stand_in(alignment),
+        "people": grid(people.pairwise) if people and len(people.pairwise) else None,
         "people_sentence": _people_sentence(people) if people else "",
         "doubts": checked.doubts if checked else (),
-        "excluded": _table(reasons.assign(reason=reasons["reason"].map(_without_secrets))),
-        "history": None if history.empty else _table(history),
+        "excluded": grid(reasons.assign(reason=reasons["reason"].map(without_secrets))),
+        "history": None if history.empty else grid(history),
         "cost": _cost(alignment),
         "provenance": _provenance(alignment),
     }
@@ -147,7 +166,7 @@ def _shown(value: Any) -> Any:
 def _sentence(alignment: Alignment) -> str:
     """What happened, and why; what is missing to be sure stands in a note of its own."""
     comparison = alignment.comparison
-    reason = _without_secrets(alignment.reason)
+    reason = without_secrets(alignment.reason)
     if comparison.power_note:
         reason = reason.replace(comparison.power_note, "")
     summary = "" if comparison.summary in reason else comparison.summary
@@ -163,7 +182,7 @@ def _notes(alignment: Alignment) -> list[str]:
         if model.startswith(SCHEME)
     ]
     notes = [*alignment.comparison.notes, *embedded, *alignment.notes]
-    return list(dict.fromkeys(map(_without_secrets, notes)))
+    return list(dict.fromkeys(map(without_secrets, notes)))
 
 
 def _people_sentence(people: AnnotatorAgreement) -> str:
@@ -176,11 +195,6 @@ def _people_sentence(people: AnnotatorAgreement) -> str:
         f"judge can be held to. Krippendorff's alpha ({people.level}) is "
         f"{figure(people.alpha, people.alpha_interval)}."
     )
-
-
-def _without_secrets(text: str) -> str:
-    """Text in which every URL has lost its credentials and query."""
-    return re.sub(r"https?://[^\s\"'<>]+", lambda url: without_credentials(url[0]), text)
 
 
 # -- pictures -------------------------------------------------------------------------------
@@ -220,103 +234,11 @@ def _svg(draw: Callable[..., Any], size: tuple[float, float], description: str) 
     return Markup(as_svg(draw, width=size[0], height=size[1], description=description))
 
 
-# -- instructions and items -----------------------------------------------------------------
-
-
-def _instructions(alignment: Alignment) -> dict[str, Any]:
-    """Original and proposed instructions as one list of lines, each kept, added or removed."""
-    before, after = alignment.original.instructions, alignment.proposed.instructions
-    kinds = {"-": "removed", "+": "added", " ": "kept"}
-    lines = [
-        {"kind": kinds[line[0]], "sign": line[0].replace("-", "−"), "text": line[2:]}
-        for line in difflib.Differ().compare(before.splitlines(), after.splitlines())
-        if line[0] in kinds
-    ]
-    counts = Counter(line["kind"] for line in lines)
-    taken = " (not taken)" if alignment.status == "rejected" else ""
-    caption = (
-        f"From the original to the aligned ones{taken}: {counted(counts['added'], 'line')} added, "
-        f"{counts['removed']} removed."
-    )
-    return {"caption": "They are unchanged." if before == after else caption, "lines": lines}
-
-
-def _evidence(alignment: Alignment) -> list[dict[str, Any]]:
-    """Each learned rule with some of the cases whose disagreement it was made from."""
-    rows = _rows(alignment.pairs)
-    found = []
-    for rule, ids in alignment.evidence.items():
-        known = [rows[i] for i in ids if i in rows]
-        # A case whose label has a reason explains most.
-        known.sort(key=lambda row: not _short(row.get("human_rationale")))
-        shown = [_item(row, alignment) for row in known[:MOST_CASES]]
-        found.append({"rule": rule, "count": len(ids), "shown": shown, "traces": ids[:MOST_ROWS]})
-    return found
-
-
-def _groups(alignment: Alignment) -> list[dict[str, Any]]:
-    """Items fixed, broken and still wrong, each with what people and both judges said."""
-    comparison = alignment.comparison
-    before, after = _rows(alignment.test_before), _rows(alignment.test_after)
-    numeric = comparison.before.scale.kind == "numeric"
-    groups = {
-        "Nearer to people" if numeric else "Fixed": comparison.fixed,
-        "Farther from people" if numeric else "Broken": comparison.broken,
-        "Still wrong": comparison.still_wrong,
-    }
-    found = []
-    for name, frame in groups.items():
-        shown = [
-            _item(before[i] | row, alignment, after_rationale=after[i].get("judge_rationale"))
-            for i, row in _rows(frame.head(MOST_ITEMS)).items()
-        ]
-        found.append({"name": name, "count": len(frame), "shown": shown})
-    return found
-
-
-def _rows(frame: pd.DataFrame | Pairs) -> dict[str, dict[str, Any]]:
-    table = frame if isinstance(frame, pd.DataFrame) else frame.table
-    return {row["trace_id"]: row for row in table.to_dict("records")}  # type: ignore[misc]  # column names are text
-
-
-def _item(row: Mapping[str, Any], alignment: Alignment, **rationales: Any) -> dict[str, Any]:
-    """A row of pairs with the item's inputs, outputs and expectations as short texts."""
-    example = alignment.examples.get(row["trace_id"])
-    parts: dict[str, str] = {}
-    for name in ("inputs", "outputs", "expectations"):
-        value = getattr(example, name, None)
-        if value is None or value in ({}, []):
-            continue
-        if isinstance(value, dict) and all(isinstance(v, str) for v in value.values()):
-            parts |= {str(key): _short(text) for key, text in value.items()}
-        else:
-            parts[name] = _short(value)
-    rationales |= {key: row.get(key) for key in ("human_rationale", "judge_rationale")}
-    return {**row, "parts": parts, **{key: _short(text) for key, text in rationales.items()}}
-
-
-def _short(value: Any) -> str:
-    """A value as text that says how much of it is left out."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=str)
-    text = str(value).strip()
-    if len(text) <= LONGEST_TEXT:
-        return text
-    return f"{text[:LONGEST_TEXT].rstrip()} … ({len(text) - LONGEST_TEXT:,} more characters)"
-
-
 # -- tables and lists -----------------------------------------------------------------------
 
 
-def _table(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    columns = [str(name).replace("_", " ") for name in frame.columns]
-    return {"columns": columns, "rows": frame.head(MOST_ROWS).to_numpy(dtype=object).tolist()}
-
-
 def _cell(value: Any) -> Any:
-    return value if isinstance(value, (int, float)) and value == value else _short(value)
+    return value if isinstance(value, (int, float)) and value == value else short(value)
 
 
 def _cost(alignment: Alignment) -> dict[str, str]:
