@@ -261,6 +261,54 @@ def test_the_quickstart_walks_through_every_step(runs: dict[str, Path]) -> None:
     assert re.search(r"0\.\d\d before, 0\.\d\d after, on 35 traces", printed(walked, "improvement"))
 
 
+def test_the_agreement_notebook_walks_through_all_that_can_be_asked(runs: dict[str, Path]) -> None:
+    """Each question has an answer on the sample data, where every figure has its interval."""
+    said = {
+        "agreement = workbench.agreement(pairs)": "kappa (quadratic)",
+        'filter(regex="accuracy|baseline': "AC1",
+        "per_class.join": "recall_low",
+        "plot_ratings": "mean absolute error",
+        "annotator_agreement(": "Krippendorff",
+        "alternative_annotator_test(": "of 3 annotators, advantage probability",
+        "slices = workbench.agreement(pairs, by=": "characters",
+        "by=dataset.groups": "other (55 slices)",
+        "self_agreement(": "changed by reversed options",
+        "labels_needed(": "recall on",
+        "certify(": "on 153 labelled items",
+        "prevalence(": "prediction-powered",
+        "workbench.Explorer(pairs)": "human / judge",
+        "compare(pairs": "fixed",
+    }
+    for source, text in said.items():
+        assert text in str(outputs(runs["3_agreement"], source)), source
+    assert "by people: 0." in printed(runs["3_agreement"], "prevalence(")
+
+
+OWN = {
+    "one annotator": ({"rating": ["good", "poor", "fair"] * 8}, "ana: rating"),
+    "binary": ({"ana": ["yes", "no"] * 12, "bo": ["yes", "no", "no"] * 8}, "ana: ana, bo: bo"),
+    "numbers": ({"ana": [k / 7 for k in range(24)]}, "ana: ana"),
+}
+
+
+@pytest.mark.parametrize(("columns", "annotators"), OWN.values(), ids=OWN)
+def test_the_agreement_notebook_takes_other_data(
+    columns: dict[str, list[Any]], annotators: str, isolated: Path, tmp_path: Path
+) -> None:
+    """Scales without an order or with many numbers, and data that only one person rated."""
+    texts = {"q": [f"question {k}" for k in range(24)], "a": ["word " * (k + 1) for k in range(24)]}
+    pd.DataFrame({**texts, **columns}).to_csv(tmp_path / "own.csv", index=False)
+    parameters = {
+        "data": str(tmp_path / "own.csv"), "inputs": "q", "outputs": "a", "annotators": annotators,
+        "groups": None,
+    }  # fmt: skip
+    ran = run_notebook(
+        "3_agreement", parameters=parameters, output=tmp_path / "ran", progress=False
+    )
+    test = str(outputs(ran.notebook, "alternative_annotator_test("))
+    assert ("No item has a verdict and two labels" in test) == ("bo" not in columns)
+
+
 def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:
     """A table stands for each panel; one item is decided, and its labels stay."""
     for source, said in (("workbench.LabelPanel(", "0 of "), ("AdjudicationPanel(", "51")):

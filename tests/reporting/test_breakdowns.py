@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.errors import ArgumentError
+from workbench.metrics.agreement import agreement
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.pairing.pairs import Pairs
@@ -114,6 +115,20 @@ def test_slices_show_n_interval_and_the_overall_line() -> None:
     )
     with pytest.raises(ArgumentError, match="kappa"):
         plot_slices(SLICES, metric="kappa")
+    alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
+    (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert dot.get_markerfacecolor() == "white"  # a single slice differs from nothing
+
+
+def test_slices_of_numbers_show_how_far_the_verdicts_are() -> None:
+    """Hardly a number equals its label, so that accuracy would be 0 throughout."""
+    human = [float(i) for i in range(40)]
+    pairs = make_pairs(human, [i + 0.5 for i in human], Scale("numeric", low=0, high=50))
+    found = agreement(pairs, by={i: k % 2 for k, i in enumerate(pairs.trace_ids)})
+    ax = plot_slices(found, ax=axes())
+    assert ax.get_xlabel() == "mean distance by group, with interval"
+    dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx([0.01, 0.01])
 
 
 def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:

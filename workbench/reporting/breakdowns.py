@@ -122,13 +122,13 @@ def plot_difference(
 
 @styled
 def plot_slices(
-    slices: Any, *, metric: str = "accuracy", overall: float | None = None, ax: Axes | None = None
+    slices: Any, *, metric: str | None = None, overall: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Agreement by slice: a row a slice, with its interval and its number of pairs.
 
     The dashed line is the agreement on all pairs. Where the table tells it (``p_adjusted``),
-    slices that differ from the others are drawn filled, and those whose difference may be luck
-    hollow.
+    slices that differ from the others are drawn filled, and those whose difference may be luck, or
+    is not known, hollow.
 
     Parameters
     ----------
@@ -137,7 +137,8 @@ def plot_slices(
         metric, its interval as ``accuracy_low`` and ``accuracy_high``, and where known
         ``p_adjusted`` and ``note``.
     metric
-        ``"accuracy"``, ``"kappa"`` or another of the table.
+        ``"accuracy"``, ``"kappa"`` or another of the table; by default ``"mean_distance"`` where
+        it is there, as on numeric scales, else ``"accuracy"``.
     overall
         The metric on all pairs; that of ``slices`` by default, and no line for a table.
     ax
@@ -149,13 +150,14 @@ def plot_slices(
         For a table without these columns.
     """
     table = slices if isinstance(slices, pd.DataFrame) else slices.table
+    metric = metric or ("mean_distance" if "mean_distance" in table else "accuracy")
     require_columns(table, "slices", ["n", metric, f"{metric}_low", f"{metric}_high"])
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
     ax = ax or new_axes(6.8, 1.3 + 0.34 * len(table))[0]
     colour = blue()
     ends = table[[metric, f"{metric}_low", f"{metric}_high"]].to_numpy(dtype=float)
     lowest = max(-1.0, float(np.nanmin(ends, initial=0)))
-    luck = table["p_adjusted"] >= 0.05 if "p_adjusted" in table else np.zeros(len(table), bool)
+    luck = ~(table["p_adjusted"] < 0.05) if "p_adjusted" in table else np.zeros(len(table), bool)
     for row, ((value, low, high), may_be_luck) in enumerate(zip(ends, luck, strict=True)):
         if math.isnan(value):
             write(ax, lowest + 0.01, row, "undefined", color=BELOW, ha="left", size="small")
@@ -176,7 +178,8 @@ def plot_slices(
     bare_rows(ax, [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()])
     ax.set_xlim(lowest - 0.02, 1.02)
     by = getattr(slices, "by", None)
-    ax.set_xlabel(f"{metric}{f' by {literal(by, 40)}' if by else ''}, with interval")
+    of = f" by {literal(by, 40)}" if by else ""
+    ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
     return ax
 
 

@@ -37,7 +37,7 @@ def certified(given: Certificate) -> dict[str, Any]:
     table["passed"] = given.table["passed"].map({True: "yes", False: "no"})
     return {
         "headline": given.headline,
-        "table": grid(table.reset_index()),
+        "table": _grid(table),
         "notes": [*map(without_secrets, given.notes)],
     }
 
@@ -53,12 +53,12 @@ def divided(alignment: Alignment) -> dict[str, Any]:
         table["p_adjusted"] = [_p_value(p) for p in table["p_adjusted"]]
         table = table[["n", *measures, "difference", "p_adjusted", "note"]]
         picture = as_svg(
-            partial(plot_slices, one, metric=metric),
+            partial(plot_slices, one),
             width=6.2,
             height=1.3 + 0.34 * len(table),
-            description=f"{metric} by {one.by}, with intervals".replace("_", " "),
+            description=f"Agreement by {one.by}, with intervals",
         )
-        shown.append({"by": one.by, "picture": Markup(picture), "table": grid(table.reset_index())})
+        shown.append({"by": one.by, "picture": Markup(picture), "table": _grid(table)})
     held_out = counted(alignment.comparison.n, "held-out item")
     return {
         "shown": shown,
@@ -109,7 +109,7 @@ def stand_in(alignment: Alignment) -> dict[str, Any] | None:
         f"{found.winning_rate:.0%} of the annotators, and at least half is needed. It is as near "
         f"to the others as an annotator, or nearer, with a probability of {advantage} "
         f"({counted(found.items, 'held-out item')}, epsilon {found.epsilon:g}).",
-        "table": grid(table[columns].reset_index()),
+        "table": _grid(table[columns]),
         "notes": found.notes,
     }
 
@@ -123,6 +123,11 @@ def _ranges(table: pd.DataFrame, *measures: str) -> pd.DataFrame:
             figure(value, Interval(low, high)) for value, low, high in zip(*columns, strict=True)
         ]
     return made
+
+
+def _grid(table: pd.DataFrame) -> dict[str, list[Any]]:
+    empty = ["note"] if "note" in table and not table["note"].any() else []
+    return grid(table.drop(columns=empty).reset_index())
 
 
 def _p_value(p: float) -> str:

@@ -13,7 +13,7 @@ from workbench.labeling.review_queue import ReviewQueue
 from workbench.pairing.pairs import Pairs
 from workbench.widgets.session_panel import HERE, SessionPanel, javascript
 
-_MOST_ROWS = 50
+_MOST_ROWS = 20
 
 
 class Explorer(SessionPanel):
