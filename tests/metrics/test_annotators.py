@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
+import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
@@ -140,3 +142,23 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
         annotator_agreement(["yes"])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="confidence"):
         annotator_agreement(pd.DataFrame(), confidence=2)
+
+
+def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:
+    """30,000 different labels: nothing is made that is as large as items times values."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(50, 20, 10_000)
+    table = pd.DataFrame({who: truth + rng.normal(0, 5, len(truth)) for who in "abc"})
+    tracemalloc.start()
+    found = annotator_agreement(table, resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+    few = table.head(300)
+    reference = krippendorff.alpha(few.to_numpy().T, level_of_measurement="interval")
+    small = annotator_agreement(few)
+    assert small.alpha == pytest.approx(reference)
+    assert small.alpha in small.alpha_interval
+    assert found.alpha == pytest.approx(400 / 425, abs=0.01)  # the share of the truth's variance
+    assert found.pairwise["weighted_kappa"].tolist() == pytest.approx([400 / 425] * 3, abs=0.02)
+    assert math.isnan(found.fleiss)

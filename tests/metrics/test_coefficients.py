@@ -15,14 +15,12 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
 from workbench.metrics.coefficients import (
-    coincidences,
     correlation,
     correlation_interval,
-    fleiss_kappa,
-    krippendorff_alpha,
     mcnemar,
     quadratic_kappa,
 )
+from workbench.metrics.reliability import coincidences, fleiss_kappa, krippendorff_alpha
 
 Level = Literal["nominal", "ordinal", "interval"]
 

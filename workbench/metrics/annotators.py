@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,15 +11,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, plain
-from workbench.metrics.coefficients import (
-    Level,
-    cells,
-    cohen_kappa,
-    coincidences,
-    disagreement,
-    fleiss_kappa,
-    krippendorff_alpha,
-)
+from workbench.metrics.coefficients import MOST_COMPARED, Statistic
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -33,8 +24,25 @@ from workbench.metrics.intervals import (
     ratio,
     wilson,
 )
-from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale
-from workbench.vocabulary import is_missing
+from workbench.metrics.reliability import (
+    Level,
+    coincidences,
+    fleiss_kappa,
+    interval_alpha,
+    krippendorff_alpha,
+)
+from workbench.metrics.votes import (
+    against_others,
+    coded_votes,
+    contested_items,
+    counts_of,
+    equally_rated,
+    kinds_of_items,
+    pairwise,
+    scale_seen,
+    within_items,
+)
+from workbench.scale import MOST_CATEGORIES, Scale
 
 if TYPE_CHECKING:
     from workbench.pairing.pairs import Pairs
@@ -180,26 +188,34 @@ def annotator_agreement(
             f"annotator_agreement takes Pairs or a table of votes, got "
             f"{type(pairs_or_votes).__name__}. workbench.pair(judge) gives Pairs."
         )
-    scale = scale or _scale_seen(votes)
-    values, codes = _codes(votes, scale)
-    counts = _counts(codes, len(values))
-    labels = counts.sum(axis=1)
+    scale = scale or scale_seen(votes)
+    values, codes = coded_votes(votes, scale)
+    labels = (codes >= 0).sum(axis=1)
     positions = np.array([scale.rank(v) if scale else 0.0 for v in values])
     level = LEVELS[scale.kind] if scale else "nominal"
     names = tuple(str(name) for name in votes.columns)
-    credits = _against_others(codes, counts)
+    own = within_items(codes)
+    credits = against_others(own, counts_of(own, int(own.max(initial=0)) + 1))
     # Items with the same labels by the same annotators fall into one cell.
-    first, times = _kinds(codes)
+    first, times = kinds_of_items(codes)
     bootstrap = Bootstrap(times, resamples=resamples, seed=seed, confidence=confidence)
+    if level == "interval" or len(values) <= MOST_CATEGORIES:
+        alpha = _alpha(codes[first], positions, level)
+        value = float(alpha(times))
+    else:  # its resamples would cost too much
+        alpha, together = None, coincidences(counts_of(codes, len(values)))
+        value = float(krippendorff_alpha(together, positions, level))
     alpha_interval, ceiling_interval = _intervals(
-        counts[first], times, positions, level, credits[first], bootstrap
+        codes[first], times, alpha, credits[first], bootstrap
     )
-    equal = _equally_rated(codes, counts)
+    equal = equally_rated(codes)
+    # Of many numbers hardly two are equal.
+    is_small = len(equal) * len(values) <= MOST_COMPARED
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
-        pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
+        pairwise=pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
         by_annotator=_by_annotator(
             names,
             codes,
@@ -207,90 +223,20 @@ def annotator_agreement(
             None if level == "nominal" and len(values) > 2 else positions,
             confidence,
         ),
-        contested=_contested(votes.index, values, counts, _distances(positions, level)),
-        alpha=float(krippendorff_alpha(coincidences(counts), positions, level)),
+        contested=contested_items(votes.index, values, codes, positions, level),
+        alpha=value,
         alpha_interval=alpha_interval,
         level=level,
-        fleiss=fleiss_kappa(equal),
+        fleiss=fleiss_kappa(counts_of(equal, len(values))) if is_small else math.nan,
         fleiss_items=len(equal),
-        fleiss_raters=int(equal[0].sum()) if len(equal) else 0,
+        fleiss_raters=int((equal[0] >= 0).sum()) if len(equal) else 0,
         ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
         ceiling_interval=ceiling_interval,
         scale=scale,
     )
 
 
-# -- votes as numbers -----------------------------------------------------------------------
-
-
-def _scale_seen(votes: pd.DataFrame) -> Scale | None:
-    """The scale of the values; None where all are one value, on which nothing can differ."""
-    seen = [v for v in votes.to_numpy().ravel().tolist() if not is_missing(v)]
-    return None if len(set(seen)) <= 1 else Scale.from_values(seen)
-
-
-def _codes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
-    """The categories in order and, item by annotator, the number of the category; -1 for none."""
-    cells_of = votes.to_numpy(dtype=object).ravel().tolist()
-    read: dict[Any, Any] = {}  # each writing once
-    for raw in cells_of:
-        key = (type(raw), raw)
-        if key not in read:
-            missing = raw is ABSTAIN or is_missing(raw)
-            read[key] = ABSTAIN if missing else scale.normalise(raw) if scale else raw
-    seen = {value for value in read.values() if value is not ABSTAIN}
-    values = list(scale.values) if scale and scale.values else sorted(seen)
-    number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
-    codes = [number[read[type(raw), raw]] for raw in cells_of]
-    return values or [None], np.array(codes, dtype=int).reshape(votes.shape)
-
-
-def _kinds(codes: Array) -> tuple[Array, Array]:
-    """The first item of each distinct row of codes, and how often each occurs."""
-    if not codes.size:
-        return np.arange(len(codes)), np.ones(len(codes), dtype=int)
-    _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
-    return first, times
-
-
-def _counts(codes: Array, size: int) -> Array:
-    """How many annotators gave each item each category, shape (items, categories)."""
-    return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
-
-
 # -- figures --------------------------------------------------------------------------------
-
-
-def _pairwise(
-    names: tuple[str, ...], codes: Array, positions: Array, *, ordered: bool
-) -> pd.DataFrame:
-    matrices = {"kappa": disagreement(positions)}
-    if ordered:
-        matrices["weighted_kappa"] = disagreement(positions, "quadratic")
-    rows = []
-    for a, b in combinations(range(len(names)), 2):
-        both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
-        (left, right), counts, _ = cells(codes[both, a], codes[both, b])
-        kappas = [float(cohen_kappa(left, right, counts, each)) for each in matrices.values()]
-        n = int(both.sum())
-        rows.append([names[a], names[b], n, ratio(counts[left == right].sum(), n), *kappas])
-    columns = ["annotator_a", "annotator_b", "n", "accuracy", *matrices]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _against_others(codes: Array, counts: Array) -> Array:
-    """Each label's accuracy against the others' majority, (items, annotators); nan for none."""
-    found = np.full(codes.shape, math.nan)
-    for a, given in enumerate(codes.T):
-        items = np.flatnonzero(given >= 0)
-        label = (np.arange(len(items)), given[items])
-        others = counts[items]
-        others[label] -= 1
-        most = others.max(axis=1, keepdims=True, initial=1)
-        tied = others == most
-        with np.errstate(invalid="ignore"):
-            found[items, a] = tied[label] / tied.sum(axis=1)
-    return found
 
 
 def _by_annotator(
@@ -324,70 +270,33 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _distances(positions: Array, level: Level) -> Array:
-    """How far each two categories lie apart, in [0, 1]."""
-    gaps = disagreement(positions, None if level == "nominal" else "linear")
-    return gaps / max(float(gaps.max()), 1e-12)
-
-
-def _contested(
-    index: pd.Index[Any], values: list[Any], counts: Array, distances: Array
-) -> pd.DataFrame:
-    """The items on which annotators differ, the most contested first."""
-    items = np.flatnonzero((counts > 0).sum(axis=1) > 1)
-    given = counts[items]
-    labels = given.sum(axis=1)
-    apart = ((given @ distances) * given).sum(axis=1) / np.maximum(labels * (labels - 1), 1)
-    order = np.lexsort((items, -labels, -apart))
-    said = [
-        ", ".join(f"{values[k]}: {row[k]}" for k in np.flatnonzero(row)) for row in given[order]
-    ]
-    return pd.DataFrame(
-        {
-            "item": index.to_numpy()[items[order]],
-            "labels": labels[order],
-            "disagreement": apart[order],
-            "votes": said,
-        }
+def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
+    """Krippendorff's alpha of how often each row of labels occurs."""
+    if level == "interval":
+        return interval_alpha(np.where(codes >= 0, positions[codes], math.nan))
+    size = len(positions)
+    each = np.zeros((len(codes), size**2))
+    for row, counts in enumerate(counts_of(codes, size)):
+        each[row] = coincidences(counts[None]).ravel()
+    return lambda times: krippendorff_alpha(
+        (times @ each).reshape(*times.shape[:-1], size, size), positions, level
     )
-
-
-def _equally_rated(codes: Array, counts: Array) -> Array:
-    """Counts of the items that `AnnotatorAgreement.fleiss` covers, with two labels at least."""
-    numbers = set(counts.sum(axis=1).tolist()) - {0, 1}
-    if len(numbers) <= 1:
-        return np.asarray(counts[counts.sum(axis=1) >= 2])
-    given = codes >= 0
-    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
-    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
-    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
-    return _counts(codes[np.ix_(given[:, group].all(axis=1), group)], counts.shape[1])
 
 
 def _intervals(
-    counts: Array,
-    times: Array,
-    positions: Array,
-    level: Level,
-    credits: Array,
-    bootstrap: Bootstrap,
+    codes: Array, times: Array, alpha: Statistic | None, credits: Array, bootstrap: Bootstrap
 ) -> tuple[Interval, Interval]:
-    """Intervals of alpha and of the ceiling; alpha has none where many categories cost too much."""
-    shared, size = counts.sum(axis=1) >= 2, counts.shape[1]
+    """Intervals of alpha, where it is given as a statistic, and of the ceiling."""
+    labels = (codes >= 0).sum(axis=1)
+    shared = labels >= 2
     n, confidence = int(times[shared].sum()), bootstrap.confidence
     if not n:
         return UNDEFINED, UNDEFINED
-    if not ((counts[shared] > 0).sum(axis=1) > 1).any():
-        labels = times[shared] @ counts[shared]
-        shares = labels / labels.sum()
+    if not (within_items(codes) > 0).any():
+        given, often = codes[shared], np.repeat(times[shared], labels[shared])
+        shares = np.bincount(given[given >= 0], often) / often.sum()
         agreed = Interval(wilson(n, n, confidence).low, 1.0)
         return full_agreement(1 - float(shares @ shares), n, confidence), agreed
     credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
-    ceiling = bootstrap.interval(lambda items: (items @ credit) / (items @ compared))
-    if size > MOST_CATEGORIES:
-        return UNDEFINED, ceiling
-    each = np.stack([coincidences(row[None]).ravel() for row in counts])
-    alpha = bootstrap.interval(
-        lambda items: krippendorff_alpha((items @ each).reshape(-1, size, size), positions, level)
-    )
-    return alpha, ceiling
+    ceiling = bootstrap.interval(lambda times: (times @ credit) / (times @ compared))
+    return UNDEFINED if alpha is None else bootstrap.interval(alpha), ceiling
