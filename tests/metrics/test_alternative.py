@@ -93,18 +93,40 @@ def test_the_figures_are_those_of_the_paper(
         assert same.advantage_probability == pytest.approx(advantage)
 
 
-def test_ways_to_give_verdicts_are_the_same() -> None:
+@pytest.mark.parametrize("values", [[0, 1], [0.5, 2.5], ["no", "yes"], [False, True]])
+def test_ways_to_give_verdicts_are_the_same(values: list[Any]) -> None:
+    """Numbers, which nan turns into floats, as well as words; a missing verdict counts nowhere."""
     rng = np.random.default_rng(1)
-    table = pd.DataFrame(rng.integers(0, 2, (40, 3)), columns=list("abc"), index=range(100, 140))
-    verdicts = list(rng.integers(0, 2, 40))
+    index = pd.Index(range(100, 140), name="item")
+    labels = {who: [values[k] for k in rng.integers(0, 2, 40)] for who in "abc"}
+    table = pd.DataFrame(labels, index=index)
+    table["c"] = table["c"].where(table.index < 135)  # nan where not labelled
+    verdicts: list[Any] = [values[k] for k in rng.integers(0, 2, 40)]
+    verdicts[3] = None
+    given = pd.Series(verdicts, index=index, dtype=object)
     results = [
         alternative_annotator_test(table, verdicts),
-        alternative_annotator_test(table, np.array(verdicts)),
-        alternative_annotator_test(table, pd.Series(verdicts, index=table.index)[::-1]),
-        alternative_annotator_test(table, dict(zip(table.index, verdicts, strict=True))),
+        alternative_annotator_test(table, np.array(verdicts, dtype=object)),
+        alternative_annotator_test(table, given[::-1]),
+        alternative_annotator_test(table, given.dropna()),
+        alternative_annotator_test(table, pd.Series(verdicts, index=index)),
+        alternative_annotator_test(table, given.dropna().to_dict()),
         alternative_annotator_test(table.assign(judge=verdicts), "judge"),
     ]
-    assert len({one.advantage_probability for one in results}) == 1
+    answered = {i: value for i, value in zip(index, verdicts, strict=True) if value is not None}
+    by_annotator = {
+        who: {i: v for i, v in table[who].items() if not pd.isna(v)} for who in table.columns
+    }
+    rate, advantage, p_values = by_the_paper(by_annotator, answered, accuracy, 0.2)
+    for one in results:
+        assert one.items == 39
+        assert (one.winning_rate, one.advantage_probability) == pytest.approx((rate, advantage))
+        assert one.table["p_value"].dropna().to_dict() == pytest.approx(p_values)
+
+
+def test_verdicts_that_do_not_fit_the_table_are_refused() -> None:
+    table = pd.DataFrame({who: [0, 1] * 20 for who in "abc"}, index=range(100, 140))
+    verdicts = [0, 1] * 20
     with pytest.raises(ArgumentError, match="no row in common"):
         alternative_annotator_test(table, pd.Series(verdicts))
     with pytest.raises(ArgumentError, match="40 rows, got 3 verdicts"):
