@@ -364,7 +364,8 @@ def test_a_thousand_items_are_below_two_megabytes() -> None:
     examples = {
         i: Example(
             i,
-            {f"field {n}": f"{k % 3} {'long ' * (1000 if n else 0)}" for n in range(40)},
+            {f"field {n}": f"{k % 3} {'long ' * (1000 if n else 0)}" for n in range(40)}
+            | {"name " * 10_000: "x"},
             {f"part {n}": HOSTILE * 100 for n in range(8)},
             {f"gold {n}": "g" * 1000 for n in range(8)},
             {f"tag {n}": str(k % (n + 2)) for n in range(20)},

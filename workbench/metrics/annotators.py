@@ -199,14 +199,9 @@ def annotator_agreement(
     # Items with the same labels by the same annotators fall into one cell.
     first, times = kinds_of_items(codes)
     bootstrap = Bootstrap(times, resamples=resamples, seed=seed, confidence=confidence)
-    if level == "interval" or len(values) <= MOST_CATEGORIES:
-        alpha = _alpha(codes[first], positions, level)
-        value = float(alpha(times))
-    else:  # its resamples would cost too much
-        alpha, together = None, coincidences(counts_of(codes, len(values)))
-        value = float(krippendorff_alpha(together, positions, level))
+    alpha, statistic = _alpha(codes, codes[first], times, positions, level)
     alpha_interval, ceiling_interval = _intervals(
-        codes[first], times, alpha, credits[first], bootstrap
+        codes[first], times, statistic, credits[first], bootstrap
     )
     equal = equally_rated(codes)
     # Of many numbers hardly two are equal.
@@ -224,7 +219,7 @@ def annotator_agreement(
             confidence,
         ),
         contested=contested_items(votes.index, values, codes, positions, level),
-        alpha=value,
+        alpha=alpha,
         alpha_interval=alpha_interval,
         level=level,
         fleiss=fleiss_kappa(counts_of(equal, len(values))) if is_small else math.nan,
@@ -270,17 +265,29 @@ def _ends(name: str, interval: Interval) -> dict[str, float]:
     return {f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
-    """Krippendorff's alpha of how often each row of labels occurs."""
-    if level == "interval":
-        return interval_alpha(np.where(codes >= 0, positions[codes], math.nan))
+def _alpha(
+    codes: Array, kinds: Array, times: Array, positions: Array, level: Level
+) -> tuple[float, Statistic | None]:
+    """Krippendorff's alpha, and as a statistic of how often each kind of row occurs.
+
+    None where there are so many categories that its resamples would cost too much.
+    """
     size = len(positions)
-    each = np.zeros((len(codes), size**2))
-    for row, counts in enumerate(counts_of(codes, size)):
+    if level == "interval":
+        statistic = interval_alpha(np.where(kinds >= 0, positions[kinds], math.nan))
+        return float(statistic(times)), statistic
+    if size > MOST_CATEGORIES:
+        together = coincidences(counts_of(codes, size))
+        return float(krippendorff_alpha(together, positions, level)), None
+    each = np.zeros((len(kinds), size**2))
+    for row, counts in enumerate(counts_of(kinds, size)):
         each[row] = coincidences(counts[None]).ravel()
-    return lambda times: krippendorff_alpha(
-        (times @ each).reshape(*times.shape[:-1], size, size), positions, level
-    )
+
+    def of_times(times: Array) -> Array:
+        together = (times @ each).reshape(*times.shape[:-1], size, size)
+        return krippendorff_alpha(together, positions, level)
+
+    return float(of_times(times)), of_times
 
 
 def _intervals(

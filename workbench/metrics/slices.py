@@ -113,7 +113,7 @@ def sliced(
     if groups is not None:
         number = dict(zip(pairs.trace_ids, groups.tolist(), strict=True))
         coded = replace(coded, groups=np.array([number[i] for i in rows.trace_ids], dtype=int))
-    names = _pooled(_names(rows, by))
+    names = pooled(_names(rows, by))
     options: dict[str, Any] = {"confidence": confidence, "seed": seed, "resamples": resamples}
     gaps = coded.distances(coded.human, coded.judge) if coded.scale.kind == "numeric" else None
     found = {
@@ -170,10 +170,10 @@ def _names(pairs: Pairs, by: By) -> pd.Series[Any]:
 
 def _written(values: Iterable[Any]) -> pd.Series[Any]:
     """Values as text; those that are written alike share the first writing."""
-    return pd.Series(slice_names(values, nothing=NOTHING), dtype=object)
+    return pd.Series(slice_names(values), dtype=object)
 
 
-def slice_names(values: Iterable[Any], *, nothing: str) -> list[str]:
+def slice_names(values: Iterable[Any], *, nothing: str = NOTHING) -> list[str]:
     """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
     texts = [nothing if is_missing(value) else _as_text(value) for value in values]
@@ -221,13 +221,13 @@ def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
 
 
 def short_fields(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
-    """Return those of `fields_of` that hold nothing but short texts and numbers."""
+    """Return those of `fields_of` that have a short name and hold short texts and numbers alone."""
 
     def is_short(value: Any) -> bool:
         return isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST
 
     fields = fields_of(examples)
-    return {name: found for name, found in fields.items() if all(map(is_short, found.values()))}
+    return {k: found for k, found in fields.items() if all(map(is_short, [k, *found.values()]))}
 
 
 def _as_text(value: Any) -> str:
@@ -250,8 +250,11 @@ def _bands(lengths: dict[str, int]) -> dict[str, str]:
     return {str(trace_id): names[k] for trace_id, k in band.items()}
 
 
-def _pooled(names: pd.Series[Any]) -> pd.Series[Any]:
-    """The names, with one for all slices that are too small; a single small slice keeps its own."""
+def pooled(names: pd.Series[Any]) -> pd.Series[Any]:
+    """Return the names of slices, with one for all of those that are too small.
+
+    A single small slice keeps its own.
+    """
     sizes = names.value_counts()
     small = sizes.index[sizes < SMALLEST]
     if len(small) < 2:

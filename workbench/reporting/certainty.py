@@ -17,7 +17,7 @@ from workbench.formatting import counted
 from workbench.metrics.agreement import agreement
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.intervals import Interval, figure
-from workbench.metrics.slices import SMALLEST, Slices, short_fields
+from workbench.metrics.slices import SMALLEST, by_annotator, pooled, short_fields, slice_names
 from workbench.reporting.breakdowns import plot_slices
 from workbench.reporting.content import grid, without_secrets
 from workbench.reporting.drawing import as_svg
@@ -25,6 +25,7 @@ from workbench.reporting.drawing import as_svg
 if TYPE_CHECKING:
     from workbench.alignment.certificate import Certificate
     from workbench.alignment.result import Alignment
+    from workbench.pairing.pairs import Pairs
 
 MOST_DIVISIONS = 4
 """Of more ways to divide the items than this the others are only named."""
@@ -44,44 +45,45 @@ def certified(given: Certificate) -> dict[str, Any]:
 
 def divided(alignment: Alignment) -> dict[str, Any]:
     """Return pictures and tables of the agreement by slice; ``why`` there may be none."""
-    found = _divisions(alignment)
+    pairs, names = _divisions(alignment)
     shown = []
-    for one in found[:MOST_DIVISIONS]:
-        metric = "mean_distance" if "mean_distance" in one.table else "accuracy"
+    for name in names[:MOST_DIVISIONS]:
+        found = agreement(pairs, by=name)
+        metric = "mean_distance" if "mean_distance" in found.table else "accuracy"
         measures = [metric] if metric == "mean_distance" else [metric, "kappa"]
-        table = _ranges(one.table, *measures)
+        table = _ranges(found.table, *measures)
         table["p_adjusted"] = [_p_value(p) for p in table["p_adjusted"]]
         table = table[["n", *measures, "difference", "p_adjusted", "note"]]
         picture = as_svg(
-            partial(plot_slices, one),
+            partial(plot_slices, found),
             width=6.2,
             height=1.3 + 0.34 * len(table),
-            description=f"Agreement by {one.by}, with intervals",
+            description=f"Agreement by {name}, with intervals",
         )
-        shown.append({"by": one.by, "picture": Markup(picture), "table": _grid(table)})
-    held_out = counted(alignment.comparison.n, "held-out item")
+        shown.append({"by": name, "picture": Markup(picture), "table": _grid(table)})
+    held_out = counted(len(pairs), "held-out item")
     return {
         "shown": shown,
-        "others": [one.by for one in found[MOST_DIVISIONS:]],
+        "others": names[MOST_DIVISIONS:],
         "why": f"No tag, input, length, week or annotator divides the {held_out} into several "
         f"slices of {SMALLEST} or more.",
     }
 
 
-def _divisions(alignment: Alignment) -> list[Slices]:
-    """Agreement on the held-out items by all that divides these into several slices."""
+def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
+    """The held-out pairs with a column for all that divides them into several slices, and what."""
     pairs, known = alignment.held_out, alignment.examples
     ids = pairs.trace_ids
-    fields = short_fields(known[i] for i in ids if i in known)
-    names = [name for name in fields if name not in (*pairs.table.columns, "annotator")]
-    columns: dict[str, Any] = {
-        name: [fields[name].get(i) for i in pairs.trace_ids] for name in names
-    }
-    divided = replace(pairs, table=pairs.table.assign(**columns))
-    if len({who for votes in pairs.table["votes"] for who in votes}) > 1:
+    columns: dict[str, Any] = {}
+    for name, found in short_fields(known[i] for i in ids if i in known).items():
+        if name not in (*pairs.table.columns, "annotator"):
+            values = pd.Series(slice_names(map(found.get, ids)), dtype=object)
+            if pooled(values).nunique() > 1:
+                columns[name] = values.to_numpy()
+    names = list(columns)
+    if pooled(by_annotator(pairs).table["annotator"]).nunique() > 1:
         names.append("annotator")
-    found = [agreement(divided, by=name) for name in names]
-    return [one for one in found if len(one.table) > 1]
+    return replace(pairs, table=pairs.table.assign(**columns)), names
 
 
 def stand_in(alignment: Alignment) -> dict[str, Any] | None:
