@@ -300,7 +300,7 @@ def test_the_agreement_notebook_takes_other_data(
     pd.DataFrame({**texts, **columns}).to_csv(tmp_path / "own.csv", index=False)
     parameters = {
         "data": str(tmp_path / "own.csv"), "inputs": "q", "outputs": "a", "annotators": annotators,
-        "groups": None,
+        "groups": None, "tracking_uri": f"sqlite:///{tmp_path}/own.db",
     }  # fmt: skip
     ran = run_notebook(
         "3_agreement", parameters=parameters, output=tmp_path / "ran", progress=False

@@ -203,6 +203,7 @@ def annotator_agreement(
     alpha_interval, ceiling_interval = _intervals(
         codes[first], times, statistic, credits[first], bootstrap
     )
+    at = None if level == "nominal" and len(values) > 2 else positions
     equal = equally_rated(codes)
     # Of many numbers hardly two are equal.
     is_small = len(equal) * len(values) <= MOST_COMPARED
@@ -211,13 +212,7 @@ def annotator_agreement(
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
         pairwise=pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
-        by_annotator=_by_annotator(
-            names,
-            codes,
-            credits,
-            None if level == "nominal" and len(values) > 2 else positions,
-            confidence,
-        ),
+        by_annotator=_by_annotator(names, codes, credits, at, confidence),
         contested=contested_items(votes.index, values, codes, positions, level),
         alpha=alpha,
         alpha_interval=alpha_interval,
