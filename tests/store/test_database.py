@@ -12,7 +12,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from running import active_store
 
+import workbench
 from workbench.errors import StoreError
 from workbench.store.database import prepare_database
 
@@ -135,3 +137,14 @@ def test_a_database_that_another_process_made_meanwhile_is_kept(
 @pytest.mark.parametrize("other", ["http://localhost:5000", "sqlite://", "sqlite:///:memory:"])
 def test_other_stores_are_left_alone(other: str) -> None:
     prepare_database(other, create=never)
+
+
+@pytest.mark.parametrize("call", [workbench.pair, workbench.history])
+def test_a_server_that_does_not_answer_is_told_as_such(
+    call: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its address and what to do, instead of what an HTTP library says."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told = r"http://127\.0\.0\.1:9 failed: no server answers there\. Check that it runs"
+    with active_store("http://127.0.0.1:9"), pytest.raises(StoreError, match=told):
+        call("good")

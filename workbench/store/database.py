@@ -33,6 +33,9 @@ def address() -> str:
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
 
+_UNREACHABLE = re.compile(r"Max retries exceeded|Connection refused|NameResolutionError")
+
+
 def store_message(error: BaseException) -> str:
     """Return what a failure of the store means, without SQL and without credentials.
 
@@ -41,6 +44,11 @@ def store_message(error: BaseException) -> str:
     text = scrubbed(str(error), mlflow.get_tracking_uri())
     if told := refusal(text):
         return told
+    if _UNREACHABLE.search(text):
+        return (
+            "no server answers there. Check that it runs and that MLFLOW_TRACKING_URI names it; "
+            "what was written before stays"
+        )
     if not (found := _SQL.search(text)):
         return text
     _log.info("the MLflow store failed: %s", text)
