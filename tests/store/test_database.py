@@ -145,6 +145,6 @@ def test_a_server_that_does_not_answer_is_told_as_such(
 ) -> None:
     """With its address and what to do, instead of what an HTTP library says."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    told = r"http://127\.0\.0\.1:9 failed: no server answers there\. Check that it runs"
+    told = r"no server answers at http://127\.0\.0\.1:9\. Check that it runs"
     with active_store("http://127.0.0.1:9"), pytest.raises(StoreError, match=told):
         call("good")

@@ -46,8 +46,8 @@ def store_message(error: BaseException) -> str:
         return told
     if _UNREACHABLE.search(text):
         return (
-            "no server answers there. Check that it runs and that MLFLOW_TRACKING_URI names it; "
-            "what was written before stays"
+            f"no server answers at {address()}. Check that it runs and that MLFLOW_TRACKING_URI "
+            "names it; what was written before stays"
         )
     if not (found := _SQL.search(text)):
         return text
