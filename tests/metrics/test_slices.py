@@ -100,6 +100,10 @@ def test_each_annotator_is_compared_by_their_own_labels() -> None:
     tie = pd.DataFrame({"trace_id": ["x"], "reason": ["annotators tie"]})
     notes = agreement(replace(pairs, excluded=tie), by="annotator").table["note"]
     assert set(notes) == {"without 1 item on which annotators differ"}
+    few = replace(pairs.subset(pairs.trace_ids[:20]), excluded=tie)
+    (note,) = {*agreement(few, by="annotator").table["note"]}
+    assert "fewer than 30 pairs" in note
+    assert note.endswith("without 1 item on which annotators differ")
     with pytest.raises(ArgumentError, match="needs the votes"):
         agreement(make_pairs(["yes"], ["yes"]), by="annotator")
 

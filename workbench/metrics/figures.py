@@ -193,7 +193,7 @@ def kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> list[str]:
     collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
     if not (accuracy >= SKEWED and baseline >= SKEWED and collapsed and coded.human.size):
         return []
-    most = coded.values[max(coded.human.tolist(), key=coded.human.tolist().count)]
+    most = coded.values[int(np.bincount(coded.human).argmax())]
     low = "undefined" if math.isnan(kappa) else f"only {kappa:.2f}"
     return [
         f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "

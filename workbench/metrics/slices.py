@@ -123,7 +123,8 @@ def sliced(
     table = pd.DataFrame.from_dict(found, orient="index", columns=None if found else COLUMNS)
     table = table.rename_axis("slice")
     if by == "annotator" and (left_out := pairs.contested):
-        table["note"] = f"without {counted(left_out, 'item')} on which annotators differ"
+        lacking = f"without {counted(left_out, 'item')} on which annotators differ"
+        table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
     whole = _figures(Coded.of(pairs), options)
     return Slices(
         name=pairs.name,
