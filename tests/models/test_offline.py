@@ -35,7 +35,8 @@ from workbench.models.offline.rubric import (
     values_in_text,
 )
 from workbench.simba import candidate
-from workbench.simba.candidate import Candidate, Item, WorkedExample
+from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.items import Item
 from workbench.store.files import read_table
 from workbench.store.traces import Example
 

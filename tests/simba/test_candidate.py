@@ -13,12 +13,12 @@ from workbench.simba.candidate import (
     EXAMPLES_HEADING,
     RULES_HEADING,
     Candidate,
-    Item,
     WorkedExample,
     one_line_json,
     shortened_json,
     without_variables,
 )
+from workbench.simba.items import Item
 from workbench.store.traces import Example
 
 BASE = "Rate {{ outputs }} for {{ inputs }}."

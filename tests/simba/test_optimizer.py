@@ -10,9 +10,9 @@ from stubs import BASE, SCALE, case, items
 import workbench
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
-from workbench.simba.candidate import Case
-from workbench.simba.optimizer import Forecast, forecast
-from workbench.simba.search import Settings, most_calls
+from workbench.simba.forecast import Forecast, forecast, most_calls
+from workbench.simba.items import Case
+from workbench.simba.search import Settings
 
 
 @pytest.mark.parametrize("n", [20, 50])

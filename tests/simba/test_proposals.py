@@ -125,10 +125,10 @@ def test_each_rating_is_described_from_items_beside_others() -> None:
 
 
 def test_descriptions_are_the_rules_of_one_candidate() -> None:
-    """Each begins with its rating; one alone tells nothing apart. Both orders are tried."""
-    answered = {f"{DESCRIPTIONS}: poor": ("It makes promises.",), f"{DESCRIPTIONS}: odd": ()}
+    """One alone tells nothing apart. Both orders of rationale and rating are tried."""
+    answered = {f"{DESCRIPTIONS}: poor": ("poor: It makes promises.",), f"{DESCRIPTIONS}: odd": ()}
     assert children(BASE, answered) == []
-    answered |= {f"{DESCRIPTIONS}: good": ("It states facts.", "More.")}
+    answered |= {f"{DESCRIPTIONS}: good": ("good: It states facts.",)}
     made = children(BASE, answered)
     assert [one.rationale_first for one in made] == [False, True]
     assert {one.rules for one in made} == {("poor: It makes promises.", "good: It states facts.")}

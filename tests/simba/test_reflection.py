@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale
-from workbench.simba.candidate import Case, Item
+from workbench.simba.items import Case, Item
 from workbench.simba.reflection import TASK, Request, allowed_values, rules_in, tokens_in
 from workbench.store.traces import Example
 
@@ -149,6 +149,13 @@ def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
     """It needs what the judge does not see, repeats a case, or runs on."""
     rule = "Rate poor if the customer is sent to a human agent against the lease agreement."
     assert request().usable_rules([useless, rule]) == [rule]
+
+
+def test_a_description_becomes_the_rule_of_its_rating() -> None:
+    """The first sentence counts, named once by the rating that it describes."""
+    one = replace(request(), blind=True, describes="good")
+    assert one.usable_rules(["It states the size.", "It is long."]) == ["good: It states the size."]
+    assert one.usable_rules(["good: It states the size."]) == ["good: It states the size."]
 
 
 def test_of_an_answer_that_was_cut_the_whole_rules_count() -> None:

@@ -28,9 +28,11 @@ from stubs import (
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
-from workbench.simba.candidate import Candidate, Item
+from workbench.simba.candidate import Candidate
+from workbench.simba.forecast import most_calls
+from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import FEW, Optimised, Search, Settings, most_calls
+from workbench.simba.search import FEW, Optimised, Search, Settings
 from workbench.simba.selection import Ask
 from workbench.store.traces import Example
 
@@ -97,6 +99,26 @@ def test_a_judge_that_follows_rules_only_after_its_rationale_gives_that_first() 
     assert RULE in found.best.rules
     assert any("rationale before the rating" in note for note in found.notes)
     assert not run().best.rationale_first
+
+
+def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() -> None:
+    """What a rule was made from is known of it as well, and each rating is described once."""
+    seen: list[Request] = []
+
+    def describing(requests: Sequence[Request], step: int) -> list[Reflection]:
+        seen.extend(requests)
+        texts = {"poor": "There is a promise.", "good": "It states facts.", "fair": "Neither."}
+        return [
+            Reflection(tuple(one.usable_rules([texts[one.describes]] if one.describes else [])))
+            for one in requests
+        ]
+
+    found = run(reflect=describing, settings=Settings(max_steps=3, patience=3))
+    rule = "poor: There is a promise."
+    assert rule in found.best.rules
+    label = {item.trace_id: item.label for item in items(20)}
+    assert {label[i] for i in found.evidence[rule]} == {"poor"}
+    assert sorted(one.describes for one in seen if one.describes) == ["fair", "good", "poor"]
 
 
 def test_useless_rules_change_nothing() -> None:

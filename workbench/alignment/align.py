@@ -38,7 +38,8 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate
-from workbench.simba.optimizer import SIMBA, labelled_items
+from workbench.simba.items import labelled_items
+from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import FEW
 from workbench.store.traces import fetch_traces
 

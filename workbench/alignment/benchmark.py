@@ -38,8 +38,9 @@ from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, Item, WorkedExample
-from workbench.simba.optimizer import SIMBA, judge_fields
+from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.items import Item, judge_fields
+from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest

@@ -44,7 +44,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split, pair
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined
 from workbench.scale import Scale, is_abstention
-from workbench.simba.optimizer import MINIMUM_LABELS
+from workbench.simba.items import MINIMUM_LABELS
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, item_digest
 

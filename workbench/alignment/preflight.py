@@ -24,8 +24,9 @@ from workbench.models.cache import AnswerCache
 from workbench.models.offline import SCHEME
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
-from workbench.simba.candidate import Case, Item
-from workbench.simba.optimizer import SIMBA, forecast
+from workbench.simba.forecast import forecast
+from workbench.simba.items import Case, Item
+from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import item_digest
 
 PROBE = -1

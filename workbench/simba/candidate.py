@@ -1,4 +1,4 @@
-"""What is searched with: labelled items, and judge instructions with what was learned from them."""
+"""Judge instructions with what was learned: the original text, rules and worked examples."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
-from workbench.judging.verdicts import Verdict
 from workbench.models.cache import question_key
-from workbench.store.traces import Example
+from workbench.simba.items import Item
 
 RULES_HEADING: Final = (
     "People who rated items of this kind go by the rules below. Where a rule and the text above "
@@ -22,32 +21,6 @@ EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
 MAX_FIELD: Final = 1500
 """Characters shown of an item's field in a worked example."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A labelled example. ``weight``, above 0, says how much it counts in scores."""
-
-    example: Example
-    label: Any
-    rationale: str = ""
-    weight: float = 1.0
-
-    @property
-    def trace_id(self) -> str:
-        return self.example.trace_id
-
-    def values(self, fields: Sequence[str]) -> dict[str, Any]:
-        """Return the item's inputs, outputs or expectations by name."""
-        return {name: getattr(self.example, name) for name in fields}
-
-
-@dataclass(frozen=True)
-class Case:
-    """An item with the judge's verdict on it."""
-
-    item: Item
-    verdict: Verdict
 
 
 @dataclass(frozen=True)

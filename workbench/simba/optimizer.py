@@ -31,61 +31,46 @@ not count; abstaining earns 0 where the original judge had an opinion.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`most_calls` has the upper bound of calls. Usually it is far less: about 180 judge calls and 3
-reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``. The calls of a
-rung run in parallel, so an alignment takes about ten times the model's latency.
+`workbench.simba.forecast` has the upper bound of calls. Usually it is far less: about 180 judge
+calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
+The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
+from workbench.errors import ArgumentError, CancelledError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import check_measurable, judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage, cost
+from workbench.models.budget import Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.consensus import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    read_label,
-)
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.candidate import Candidate
+from workbench.simba.forecast import forecast
+from workbench.simba.items import Case, Item, judge_fields, labelled_items
 from workbench.simba.reflection import (
-    ANSWER_TOKENS,
-    FRAME_TOKENS,
-    MAX_RULES,
-    TASK,
     Reflection,
     Request,
-    tokens_in,
 )
 from workbench.simba.reflector import Reflector
-from workbench.simba.search import Optimised, Search, Settings, most_calls
-from workbench.store.traces import as_example, item_digest
+from workbench.simba.search import Optimised, Search, Settings
+from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
-
-MINIMUM_LABELS: Final = 10
-"""Labelled traces needed to learn from; MLflow's optimizers ask for as many."""
 
 
 class SIMBA(AlignmentOptimizer):
@@ -374,113 +359,3 @@ class _Models:
 
 def _content(item: Item) -> tuple[str, str, str]:
     return item_digest(item.example), str(item.label), item.trace_id
-
-
-# -- what the traces hold -------------------------------------------------------------------
-
-
-def judge_fields(judge: Judge) -> tuple[str, ...]:
-    """Which of inputs, outputs and expectations the judge's instructions refer to."""
-    variables = getattr(judge, "template_variables", {"inputs", "outputs"})
-    fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in variables)
-    # A judge of whole traces is explained by their inputs and outputs.
-    return fields or ("inputs", "outputs")
-
-
-def labelled_items(
-    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
-) -> tuple[list[Item], Scale]:
-    """Return the traces with a human label under the judge's name, and the rating scale.
-
-    Raises
-    ------
-    NoLabelsError, TooFewPairsError
-        Without labels, or with fewer than ``least`` usable ones.
-    """
-    decisions = decisions_by_trace(traces, judge.name)
-    by_trace = {**{i: [] for i in decisions}, **labels_by_trace(traces, judge.name)}
-    if not by_trace:
-        raise NoLabelsError(
-            f"None of {len(traces)} traces has a human label under {judge.name!r}. Log labels with "
-            f"workbench.log_labels(table, name={judge.name!r}, ...) or mlflow.log_feedback."
-        )
-    labelled = (label.value for labels in by_trace.values() for label in labels)
-    scale = known_scale(judge, traces) or Scale.from_values(labelled)
-    items = []
-    unused: Counter[str] = Counter()
-    for trace in traces:
-        trace_id = trace.info.trace_id
-        if trace_id in by_trace:
-            labels, decision = by_trace[trace_id], decisions.get(trace_id)
-            label = read_label(labels, scale, "majority", "drop", decision)
-            if label.fault is None:
-                items.append(Item(as_example(trace), label.value, label.rationale))
-            unused[label.fault or ""] += 1
-    del unused[""]
-    if unused:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
-        warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
-    if len(items) < least:
-        raise TooFewPairsError(
-            f"{len(items)} of {len(traces)} traces have a usable human label under "
-            f"{judge.name!r}; at least {least} are needed, and 50 to 100 make a "
-            "difference that can be trusted. Label more traces."
-        )
-    return items, scale.with_range(item.label for item in items)
-
-
-# -- what it takes --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Upper bounds for learning; ``usd`` is None if a price is not known."""
-
-    calls: int
-    tokens: int
-    usd: float | None
-
-    def told(self, budget: Budget) -> str:
-        """The forecast in a line, limited to what is left of the budget."""
-        calls = f"at most {min(self.calls, budget.left):,.0f} calls of models, retries not counted"
-        parts = [calls, f"about {min(self.tokens, budget.left_tokens):,.0f} tokens"]
-        if self.usd is not None:
-            parts.append(f"${min(self.usd, budget.left_usd):.2f}")
-        note = "; the budget is never exceeded" if budget.is_limited else ""
-        return ", ".join(parts) + note + ". Usually it is far less."
-
-
-def forecast(
-    judge: Judge,
-    cases: Sequence[Case],
-    dev: int,
-    settings: Settings,
-    scale: Scale,
-    reflection_model: str | None = None,
-    probe: Verdict | None = None,
-) -> Forecast:
-    """Estimate what learning takes at most; ``dev`` of the cases are selected on.
-
-    ``probe`` is a verdict of the judge, whose tokens are used.
-    """
-    instructions = str(getattr(judge, "instructions", ""))
-    rules = len(Candidate.from_instructions(instructions).rules)
-    judged, reflected = most_calls(len(cases) - dev, dev, settings, rules)
-    shown = Request(instructions, tuple(cases), (), judge_fields(judge)).as_inputs(scale)
-    a_case = tokens_in(shown["disagreements"]) / max(1, len(cases))
-    # Twice as many rules as an answer has, of 50 tokens each.
-    learned = 2 * MAX_RULES * 50 + settings.max_examples * a_case
-    fixed = tokens_in(instructions) + FRAME_TOKENS + learned
-    used = math.ceil(fixed + a_case), 200
-    if probe is not None and probe.input_tokens:
-        used = math.ceil(probe.input_tokens + learned), 2 * (probe.output_tokens or 200)
-    most_shown = min(len(cases), 2 * settings.batch_size)
-    prompt = math.ceil(tokens_in(TASK) + fixed + most_shown * a_case), ANSWER_TOKENS
-    model = str(getattr(judge, "model", None) or "")
-    one, other = cost(model, *used), cost(reflection_model or model, *prompt)
-    known = one is not None and other is not None
-    return Forecast(
-        judged + reflected,
-        judged * sum(used) + reflected * sum(prompt),
-        judged * (one or 0) + reflected * (other or 0) if known else None,
-    )

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from workbench.simba.candidate import Candidate, Case, Item, WorkedExample
+from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.items import Case, Item
 from workbench.simba.reflection import Reflection, Request
 
 Reflect = Callable[[Sequence[Request], int], list[Reflection]]
@@ -99,9 +100,7 @@ def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Ca
     """
     made = []
     described = [
-        f"{name.removeprefix(f'{DESCRIPTIONS}: ')}: {rules[0]}"
-        for name, rules in answers.items()
-        if name.startswith(DESCRIPTIONS) and rules
+        rule for name, rules in answers.items() if name.startswith(DESCRIPTIONS) for rule in rules
     ]
     if len(described) > 1:
         made.append(parent.with_rules(described, DESCRIPTIONS))

@@ -11,15 +11,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from workbench.formatting import read_literal
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, Case, one_line_json, shortened_json, words_of
-
-if TYPE_CHECKING:
-    pass
+from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json, words_of
+from workbench.simba.items import Case
 
 ANSWER_TOKENS: Final = 1024
 """Length of an answer, unless ``inference_params`` set ``max_tokens``."""
@@ -141,7 +139,7 @@ class Request:
         """Drop rules that are empty, repeated, run on, or copied from what was shown.
 
         And those that go by what the judge cannot see, such as the human label. People's rationales
-        may be repeated: they name the criteria.
+        may be repeated: they name the criteria. A description becomes the rule of its rating.
         """
         texts = [self.task, self.instructions]
         for case in (*self.disagreements, *self.agreements):
@@ -154,7 +152,11 @@ class Request:
             is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
             if is_new and len(words.split()) <= MAX_WORDS:
                 kept.setdefault(frozenset(words.split()), rule.strip())
-        return list(kept.values())[:MAX_RULES]
+        rules = list(kept.values())[:MAX_RULES]
+        if self.describes is None:
+            return rules
+        head = f"{self.describes}: "
+        return [head + rule.removeprefix(head) for rule in rules[:1]]
 
     def _fitting_cases(self, room: float) -> tuple[list[str], list[str]]:
         for limit in FIELD_LIMITS:

@@ -333,18 +333,22 @@ class _Engine:
 
 @functools.cache
 def program(task: str) -> Any:
-    """The dspy program, made when it is first needed since dspy takes seconds to import."""
+    """The dspy program of a task, made when first needed since dspy takes seconds to import."""
     import dspy
 
-    class DescribeRating(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
-        __doc__ = DESCRIPTION_TASK
+    if task == DESCRIPTION_TASK:
 
-        judge_instructions: str = dspy.InputField(desc="what those who rate are told")
-        allowed_values: str = dspy.InputField(desc="the rating scale; values from worst to best")
-        rating: str = dspy.InputField(desc="the rating to describe")
-        rated_so: str = dspy.InputField(desc="items with this rating, one JSON object a line")
-        rated_otherwise: str = dspy.InputField(desc="items with another rating")
-        description: str = dspy.OutputField(desc="one sentence about outputs with this rating")
+        class DescribeRating(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
+            __doc__ = DESCRIPTION_TASK
+
+            judge_instructions: str = dspy.InputField(desc="what those who rate are told")
+            allowed_values: str = dspy.InputField(desc="the rating scale, from worst to best")
+            rating: str = dspy.InputField(desc="the rating to describe")
+            rated_so: str = dspy.InputField(desc="items with this rating, one JSON object a line")
+            rated_otherwise: str = dspy.InputField(desc="items with another rating")
+            description: str = dspy.OutputField(desc="one sentence about outputs with this rating")
+
+        return dspy.Predict(DescribeRating)
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
         __doc__ = TASK
@@ -356,4 +360,4 @@ def program(task: str) -> Any:
         focus: str = dspy.InputField(desc="which disagreements to explain")
         rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
 
-    return dspy.Predict(ProposeRules if task == TASK else DescribeRating)
+    return dspy.Predict(ProposeRules)

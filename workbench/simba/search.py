@@ -18,9 +18,9 @@ import pandas as pd
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.candidate import Candidate
+from workbench.simba.items import Case, Item
 from workbench.simba.proposals import (
-    MAX_DESCRIBED,
     Reflect,
     children,
     requests,
@@ -28,7 +28,6 @@ from workbench.simba.proposals import (
     sample,
     with_examples,
 )
-from workbench.simba.reflection import MAX_RULES
 from workbench.simba.selection import Ask, Scoreboard
 
 FEW: Final = 30
@@ -171,7 +170,7 @@ class Search:
             max_failure_share=self.settings.max_failure_share,
         )
         self.tried: set[str] = set()
-        self.last: list[Candidate] = []
+        self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
         self.evidence: dict[str, list[str]] = {}
         self.reflections = self.reflection_failures = 0
@@ -206,12 +205,8 @@ class Search:
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
             notes=(
-                *((FEW_NOTE.format(len(self.train)),) if self.few else ()),
-                *(
-                    (ORDER_NOTE,)
-                    if self.best.rationale_first > self.original.rationale_first
-                    else ()
-                ),
+                *[FEW_NOTE.format(len(self.train))] * self.few,
+                *[ORDER_NOTE] * (self.best.rationale_first != self.original.rationale_first),
             ),
         )
 
@@ -274,14 +269,14 @@ class Search:
         poor = stale or self.board.score(parent)[1] < GOOD
         if step > 1 and poor and not parent.rationale_first:
             # What was learned may be followed only where the rationale comes before the rating.
-            learned = [parent] if parent.rules else self.last[:MAX_REORDERED]
+            learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
             made = [*(one.with_rationale_first() for one in learned), *made]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         limit = self.settings.max_examples
         if limit and (stale or unexplained or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
-        self.last = [one for one in made if one.rules and not one.rationale_first]
-        return made[:MAX_RACING]
+        self.latest = [one for one in made if one.rules and not one.rationale_first]
+        return made
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
         """Keep which cases each rule was made from: those whose rationale is about it, else all.
@@ -437,23 +432,3 @@ class Search:
 def first_rung(items: int) -> int:
     """Number of items in the first rung of a race on so many items."""
     return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
-
-
-def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tuple[int, int]:
-    """Return upper bounds of judge calls and reflections.
-
-    ``train`` and ``dev`` are numbers of items, ``rules`` is the number of rules that an aligned
-    judge has already.
-    """
-    items = train + dev
-    selected = items if items < FEW else min(settings.max_dev, items)
-    batch = min(settings.batch_size, items - selected)
-    first = first_rung(selected)
-    second = min(math.ceil(selected * SECOND_RUNG), selected - first)
-    a_race = MAX_RACING * first + MAX_RACING // 2 * second + selected - first - second
-    learned = rules + MAX_RULES * settings.max_steps
-    # At the end, and at first where there are rules already.
-    pruned = [learned, *([rules] if rules else [])]
-    pruning = sum(MAX_PRUNED * (2 * MAX_TRIED * n + selected) for n in pruned)
-    judge_calls = selected + batch + settings.max_steps * (batch + a_race) + pruning
-    return judge_calls, 2 * settings.max_steps + MAX_DESCRIBED

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 from workbench.errors import ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.scale import Scale, is_abstention
-from workbench.simba.candidate import Candidate, Case, Item
+from workbench.simba.candidate import Candidate
+from workbench.simba.items import Case, Item
 
 Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
 """Asks the judge with each candidate's instructions; verdicts come in the same order."""
