@@ -1,9 +1,9 @@
-"""Judges asked with a runner of their own, for tests."""
+"""Judges of a user's own class, and judges asked with a runner of their own, for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.genai.judges import Judge
 
@@ -13,6 +13,21 @@ from workbench.models.runner import Runner
 from workbench.store.traces import Example
 
 _OF_RUNNER = ("cache", "budget", "concurrency", "stop", "patience")
+
+
+class OwnJudge(Judge):
+    """What a judge of a user's own class must have but the call."""
+
+    @property
+    def instructions(self) -> str:
+        return "Look."
+
+    @property
+    def feedback_value_type(self) -> Any:
+        return Literal["yes", "no"]
+
+    def get_input_fields(self) -> list[Any]:
+        return []
 
 
 def run(judge: Judge, items: Sequence[Example], **options: Any) -> list[Verdict]:

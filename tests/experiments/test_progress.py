@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from workbench.experiments.notebook import Progress
+from workbench.experiments.progress import Progress
 
 
 class Terminal(io.StringIO):

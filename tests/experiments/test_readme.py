@@ -83,6 +83,20 @@ def write_answers(path: Path, rows: int = 60) -> None:
             )
 
 
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder as a new user does."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=new_user(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
 # -- commands -------------------------------------------------------------------------------
 
 
@@ -194,15 +208,8 @@ def test_a_judge_is_checked_after_the_run(main_copy: Path) -> None:
     line = command("workbench check").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
     folder, named = main_copy.parent, summary(main_copy)
     assert named["judge"]["name"] in line
-    ran = subprocess.run(
-        ["bash", "-c", line.replace("--experiment shop", f"--experiment '{named['experiment']}'")],
-        cwd=folder,
-        env=new_user(folder),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    line = line.replace("--experiment shop", f"--experiment '{named['experiment']}'")
+    ran = shell(line, folder)
     assert ran.returncode in (0, 1), ran.stderr
     assert "labelled items" in ran.stdout
     assert "kappa" in ran.stdout
@@ -276,16 +283,7 @@ def test_a_replay_gives_the_recorded_run_byte_for_byte(main_run: MainRun, folder
     """`main_run` is the command that records; every figure, table and picture comes again."""
     assert command("--record").endswith("--record answers.jsonl.gz")
     shutil.copy(main_run.answers, folder)
-    ran = subprocess.run(
-        ["bash", "-c", command("--replay")],
-        cwd=folder,
-        env=new_user(folder),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    ran = shell(command("--replay"), folder)
     assert ran.returncode == 0, ran.stderr
     assert shown(folder / "out-replay") == shown(main_run.output)
     places = {"report": "", "tracking_uri": ""}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pytest
+from asking import OwnJudge
 from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
@@ -67,19 +68,8 @@ def logged(name: str = "quality") -> list[Feedback]:
     return [a for trace in found for a in trace.info.assessments if a.name == name]
 
 
-class Counting(Judge):
+class Counting(OwnJudge):
     """A judge of a user's own class, with a state that nobody sees."""
-
-    @property
-    def instructions(self) -> str:
-        return ""
-
-    @property
-    def feedback_value_type(self) -> Any:
-        return Literal["yes", "no"]
-
-    def get_input_fields(self) -> list[Any]:
-        return []
 
     def __call__(self, *, outputs: Any = None) -> Feedback:
         _COUNTED.append(str(outputs))

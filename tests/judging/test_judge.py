@@ -8,11 +8,11 @@ import sys
 from typing import Any, Literal
 
 import pytest
+from asking import OwnJudge
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.entities import Feedback
 from mlflow.exceptions import MlflowException
-from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.judges.model_api import ModelAPI
 from mlflow.genai.scorers import Guidelines
@@ -167,23 +167,12 @@ def test_built_in_judges_have_a_fingerprint_but_no_instructions_to_replace() -> 
         options(first)
 
 
-class Keyword(Judge):
+class Keyword(OwnJudge):
     """A judge of a user's own, which MLflow cannot write down."""
 
     word: str = "good"
     api_key: str = ""
     _model: str = PrivateAttr(default="openai:/m")
-
-    @property
-    def instructions(self) -> str:
-        return "Look for the word."
-
-    @property
-    def feedback_value_type(self) -> Any:
-        return Literal["yes", "no"]
-
-    def get_input_fields(self) -> list[Any]:
-        return []
 
     def __call__(self, *, outputs: Any = None) -> Feedback:
         return Feedback(name=self.name, value="yes" if self.word in str(outputs) else "no")

@@ -8,11 +8,10 @@ from typing import Any
 
 import mlflow
 import pytest
-from asking import run
+from asking import OwnJudge, run
 from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
-from mlflow.genai.judges.base import JudgeField
 
 from workbench import make_judge
 from workbench.judging.judge import fingerprint
@@ -122,22 +121,14 @@ def test_two_servers_do_not_get_each_others_answers(
     assert (one.stats()["requests"], two.stats()["requests"]) == (1, 1)
 
 
-class Counting(Judge):
+class Counting(OwnJudge):
     """A judge of a user's own, with a state that nobody sees."""
 
     asked: list[str] = []  # noqa: RUF012  # a field of pydantic
 
     @property
-    def instructions(self) -> str:
-        return "Count."
-
-    @property
     def feedback_value_type(self) -> Any:
         return int
-
-    @classmethod
-    def get_input_fields(cls) -> list[JudgeField]:
-        return []
 
     def __call__(self, *, outputs: Any) -> Feedback:
         self.asked.append(outputs)

@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from asking import OwnJudge
 from hypothesis import given
 from hypothesis import strategies as st
 from made_pairs import make_pairs
@@ -22,19 +23,8 @@ from workbench.judging.assessment import Assessed
 from workbench.judging.verdicts import FINGERPRINT_KEY
 
 
-class Wavering(Judge):
+class Wavering(OwnJudge):
     """Answers yes and no by turns about what is doubtful, and fails on what is broken."""
-
-    @property
-    def instructions(self) -> str:
-        return ""
-
-    @property
-    def feedback_value_type(self) -> Any:
-        return Literal["yes", "no"]
-
-    def get_input_fields(self) -> list[Any]:
-        return []
 
     def __call__(self, *, outputs: Any = None) -> Feedback:
         _ASKED.append(str(outputs))

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-from asking import run
+from asking import OwnJudge, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback
 from mlflow.entities import Feedback
 from mlflow.genai.judges import Judge
-from mlflow.genai.judges.base import JudgeField
 
 import workbench
 from workbench import Budget
@@ -281,20 +280,12 @@ def test_without_a_price_money_is_refused_before_anything_is_spent(
     assert 0 < budget.spent_tokens <= 30_000
 
 
-class Own(Judge):
+class Own(OwnJudge):
     """A judge that calls whatever it calls."""
-
-    @property
-    def instructions(self) -> str:
-        return "Own."
 
     @property
     def feedback_value_type(self) -> Any:
         return bool
-
-    @classmethod
-    def get_input_fields(cls) -> list[JudgeField]:
-        return []
 
     def __call__(self, *, outputs: Any) -> Feedback:
         return Feedback(name=self.name, value=True)

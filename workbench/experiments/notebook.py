@@ -11,10 +11,10 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 
 import papermill
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
@@ -32,6 +32,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
     read_notebook,
 )
+from workbench.experiments.progress import Progress, without_escapes
 from workbench.formatting import write_whole
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 SUMMARY: Final = "summary.json"
 """What a notebook may write into its ``output_dir`` for the command line to print."""
-
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
     ]
     if not hasattr(errors, error.ename) and error.ename != "MlflowException":
         lines[1:] = ["", *"\n".join(error.traceback).splitlines()[-15:], ""]
-    return _ESCAPES.sub("", "\n".join(lines))
+    return without_escapes("\n".join(lines))
 
 
 def _headings(notebook: NotebookNode) -> list[str]:
@@ -275,59 +274,6 @@ class _Copy:
         import nbformat
 
         write_whole(self.target, _masked(nbformat.writes(self.notebook), self.masks))
-
-
-class Progress:
-    """Shows the heading above the running cell, and what the cell prints as it comes.
-
-    Of a line that is rewritten, such as a progress bar, a terminal shows every state and a log
-    one in five seconds.
-    """
-
-    def __init__(
-        self,
-        stages: list[str],
-        *,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._stages, self._stream, self._clock = stages, stream or sys.stderr, clock
-        self._stage, self._line, self._last = "", "", clock()
-
-    def start(self, index: int) -> None:
-        """Show that the cell at ``index`` begins."""
-        self.close()
-        before, self._stage = self._stage, self._stages[index]
-        if self._stage != before:
-            self.output(f"[{index + 1}/{len(self._stages)}] {self._stage}\n")
-
-    def output(self, text: str) -> None:
-        """Show what a cell writes."""
-        *lines, rest = (self._line + _ESCAPES.sub("", text)).split("\n")
-        for line in lines:
-            self._show(line, "\n")
-        self._line = rest
-        if "\r" in rest:
-            self._line = f"\r{_last_state(rest)}"
-            live = self._stream.isatty()
-            if live or self._clock() - self._last >= 5.0:
-                self._show(rest, "" if live else "\n")
-
-    def close(self) -> None:
-        """End an unfinished line."""
-        self.output("\n" if self._line else "")
-
-    def _show(self, line: str, end: str) -> None:
-        if state := _last_state(line):
-            self._last = self._clock()
-            clear = "\r\x1b[K" if self._stream.isatty() else ""
-            self._stream.write(f"{clear}{state}{end}")
-            self._stream.flush()
-
-
-def _last_state(line: str) -> str:
-    """What is left on the screen of a line with carriage returns."""
-    return next((state.rstrip() for state in reversed(line.split("\r")) if state.strip()), "")
 
 
 # -- papermill's engine ---------------------------------------------------------------------

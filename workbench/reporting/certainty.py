@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -56,11 +55,10 @@ def divided(alignment: Alignment) -> dict[str, Any]:
         table = table[["n", *measures, "difference", "p_adjusted", "note"]]
         picture = as_svg(
             partial(plot_slices, found),
-            width=6.2,
-            height=1.3 + 0.34 * len(table),
-            description=f"Agreement by {name}, with intervals",
+            (6.2, 1.3 + 0.34 * len(table)),
+            f"Agreement by {name}, with intervals",
         )
-        shown.append({"by": name, "picture": Markup(picture), "table": _grid(table)})
+        shown.append({"by": name, "picture": picture, "table": _grid(table)})
     held_out = counted(len(pairs), "held-out item")
     return {
         "shown": shown,

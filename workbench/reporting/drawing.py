@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+from markupsafe import Markup
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -258,16 +259,17 @@ def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
 # -- pictures in pages ----------------------------------------------------------------------
 
 
-def as_svg(draw: Callable[..., Any], *, width: float, height: float, description: str) -> str:
+def as_svg(draw: Callable[..., Any], size: tuple[float, float], description: str) -> Markup:
     """Return a picture as an ``<svg>`` element that takes on the theme of the page around it.
 
-    ``draw`` is called with ``ax``; ``width`` and ``height`` are in inches; ``description`` is what
-    screen readers say. Text and lines have the page's text colour, the background is transparent,
-    all text is escaped, and the picture scales down to the width at hand.
+    ``draw`` is called with ``ax``; ``size``, width and height, is in inches; ``description`` is
+    what screen readers say. Text and lines have the page's text colour, the background is
+    transparent, all text is escaped, and the picture scales down to the width at hand.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    width, height = size
     page_ink = "#010203"  # stands for the page's text colour until the end
     style: dict[str, Any] = dict.fromkeys(
         ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), page_ink
@@ -287,8 +289,10 @@ def as_svg(draw: Callable[..., Any], *, width: float, height: float, description
     inside = text[text.index("<svg") :].split(">", 1)[1]
     # Names of groups and lines recur in every picture, and a page may have each but once.
     inside = re.sub(r'(<\w+) id="[\w.]+_\d+"', r"\1", inside).replace("xlink:href", "href")
-    return (
+    # matplotlib's SVG writer escapes all text.
+    head = (
         f'<svg role="img" aria-label="{escape(description)}" '
         f'viewBox="0 0 {width * 72:g} {height * 72:g}" '
-        f'style="width: 100%; max-width: {width * 96:g}px">{inside}'
-    ).replace(page_ink, "currentColor")
+        f'style="width: 100%; max-width: {width * 96:g}px">'
+    )
+    return Markup(f"{head}{inside}".replace(page_ink, "currentColor"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -204,20 +203,20 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     """The pictures as SVG, by name; None where there is nothing to draw."""
     pairs, people = alignment.pairs, alignment.annotators
     pictures: dict[str, Markup | None] = dict.fromkeys(("balance", "annotators"))
-    pictures["metrics"] = _svg(
+    pictures["metrics"] = as_svg(
         partial(plot_metrics, alignment.comparison, ceiling=people),
         (5.2, 2.9 if alignment.before.scale.ordered else 2.3),
         "Accuracy and kappa with their intervals, before and after",
     )
     for when, found in (("before", alignment.before), ("after", alignment.after)):
         side = max(3.6, min(7.0, 1.6 + 0.75 * len(found.confusion)))
-        pictures[when] = _svg(
+        pictures[when] = as_svg(
             partial(plot_confusion, found, title=title_with_intervals(found, when)),
             (side, side),
             f"Confusion matrix of human labels and verdicts {when} the alignment",
         )
     if len(pairs):
-        pictures["balance"] = _svg(
+        pictures["balance"] = as_svg(
             partial(plot_balance, pairs),
             (5.2, 1.2 + 0.4 * (len(pairs.scale.values) or 10)),
             "How often people gave each label, beside how often the judge did",
@@ -225,13 +224,8 @@ def _pictures(alignment: Alignment) -> dict[str, Markup | None]:
     if people and len(people.annotators) > 2:
         side = max(3.8, min(7.0, 2.0 + 0.7 * len(people.annotators)))
         description = "Cohen's kappa between each two annotators"
-        pictures["annotators"] = _svg(partial(plot_annotators, people), (side, side), description)
+        pictures["annotators"] = as_svg(partial(plot_annotators, people), (side, side), description)
     return pictures
-
-
-def _svg(draw: Callable[..., Any], size: tuple[float, float], description: str) -> Markup:
-    # matplotlib's SVG writer escapes all text.
-    return Markup(as_svg(draw, width=size[0], height=size[1], description=description))
 
 
 # -- tables and lists -----------------------------------------------------------------------
