@@ -14,12 +14,14 @@ from workbench.simba.proposals import (
     CRITERIA,
     DESCRIPTIONS,
     EVERYTHING,
+    MAX_SHOWN,
     REWRITE,
     children,
     requests,
     rules_about,
     sample,
     with_examples,
+    with_reasons,
 )
 
 RULES = [
@@ -104,33 +106,46 @@ def test_children_add_all_rules_or_the_stronger_half() -> None:
     assert [child.rules for child in anew] == [tuple(RULES[1:])]
 
 
-def test_each_rating_is_described_from_items_beside_others() -> None:
-    """What is confused with the rating comes first; a judge's view of them is left out."""
-    wrong = [case(one, "good") for one in items(12)]  # promises, which people rate poor
-    right = [case(one, "poor") for one in items(12, start=50) if one.label == "poor"]
-    asked = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("poor", "good", "odd"))
-    described = {name: one for name, one in asked.items() if name.startswith(DESCRIPTIONS)}
-    assert [one.describes for one in described.values()] == ["poor", "good", "odd"]
-    poor = described[f"{DESCRIPTIONS}: poor"]
-    assert {c.item.label for c in poor.disagreements} == {"poor"}
-    assert {c.item.label for c in poor.agreements} == {"good"}
-    assert poor.disagreements[0].verdict.value == "good"
-    shown = poor.as_inputs(SCALE, 8000)
-    assert shown["rating"] == "poor"
-    assert "judge" not in shown["rated_so"] + shown["rated_otherwise"]
+def test_ratings_are_described_from_a_few_items_of_each() -> None:
+    """Twice, from other items; what is confused comes first, and the judge's view is left out."""
+    wrong = [case(one, "good") for one in items(30)]  # promises, which people rate poor
+    right = [case(one, one.label) for one in items(30, start=50)]
+    asked = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("poor", "good"))
+    one, two = (asked[f"{DESCRIPTIONS} ({draw})"] for draw in (1, 2))
+    assert one.describes == two.describes == ("poor", "good")
+    counts = Counter(case.item.label for case in one.disagreements)
+    assert counts == {"poor": MAX_SHOWN, "good": MAX_SHOWN}
+    assert not {c.item.trace_id for c in one.disagreements} & {
+        c.item.trace_id for c in two.disagreements
+    }
+    assert all(case in wrong for case in one.disagreements if case.item.label == "poor")
+    shown = one.as_inputs(SCALE, 8000)
+    assert "judge" not in shown["rated_items"]
+    assert shown["ratings"] == '["poor", "good"]'
     assert not any(
         name.startswith(DESCRIPTIONS)
-        for name in requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("no", "yes"))
+        for name in requests(BASE, wrong, right, ("outputs",), rewrite=True, values=range(1, 8))
     )
 
 
 def test_descriptions_are_the_rules_of_one_candidate() -> None:
-    """One alone tells nothing apart. Both orders of rationale and rating are tried."""
-    answered = {f"{DESCRIPTIONS}: poor": ("poor: It makes promises.",), f"{DESCRIPTIONS}: odd": ()}
-    assert children(BASE, answered) == []
-    answered |= {f"{DESCRIPTIONS}: good": ("good: It states facts.",)}
-    made = children(BASE, answered)
-    assert [one.rationale_first for one in made] == [False, True]
-    assert {one.rules for one in made} == {("poor: It makes promises.", "good: It states facts.")}
-    assert len({one.key for one in made}) == 2
-    assert len(children(replace(BASE, rationale_first=True), answered)) == 1
+    """The rationale comes first, which a judge that does so already keeps."""
+    rules = ("poor: It makes promises.", "good: It states facts.")
+    for parent in (BASE, replace(BASE, rationale_first=True)):
+        (made,) = children(parent, {f"{DESCRIPTIONS} (1)": rules, f"{DESCRIPTIONS} (2)": ()})
+        assert made.rules == rules
+        assert made.rationale_first
+
+
+def test_reasons_of_people_are_rules_in_their_own_words() -> None:
+    """Short ones, up to three a rating, each once; none where only one rating has reasons."""
+    cases = [case(replace(one, rationale=f"It is {one.label}.")) for one in items(12)]
+    long = case(replace(items(1)[0], rationale="x" * 500), "good")
+    made = with_reasons(BASE, [long, *cases], [])
+    heads = [rule.partition(": people said ")[0] for rule in made.rules]
+    assert heads == ["good", "poor"]
+    assert made.rules[0] == 'good: people said "It is good"'
+    many = [case(replace(one, rationale=f"reason {i}")) for i, one in enumerate(items(12))]
+    assert all(rule.count('"') == 6 for rule in with_reasons(BASE, many, []).rules)
+    poor = [one for one in cases if one.item.label == "poor"]
+    assert with_reasons(BASE, poor, []) == BASE

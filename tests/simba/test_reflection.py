@@ -151,11 +151,27 @@ def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
     assert request().usable_rules([useless, rule]) == [rule]
 
 
-def test_a_description_becomes_the_rule_of_its_rating() -> None:
-    """The first sentence counts, named once by the rating that it describes."""
-    one = replace(request(), blind=True, describes="good")
-    assert one.usable_rules(["It states the size.", "It is long."]) == ["good: It states the size."]
-    assert one.usable_rules(["good: It states the size."]) == ["good: It states the size."]
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "poor: It promises a lot.\n\ngood: It states the size.",
+        '{"good": "It states the size.", "poor": "It promises a lot."}',
+        "- **Poor**: It promises a lot.\n- **Good** – It states the size.\nThat is all.",
+        "<think>poor: perhaps it does so.</think>\n'poor': 'It promises a lot.',\n"
+        "'good': 'It states the size.'",
+    ],
+)
+def test_descriptions_are_read_as_a_model_writes_them(answer: str) -> None:
+    """As lines, as a list or as JSON; in the order of the scale."""
+    one = replace(request(), blind=True, describes=("poor", "good"))
+    assert one.rules_in(answer) == ["poor: It promises a lot.", "good: It states the size."]
+
+
+def test_a_description_alone_tells_nothing_apart() -> None:
+    """As is an answer that names no rating."""
+    one = replace(request(), describes=("poor", "good"))
+    assert one.rules_in("poor: It promises a lot.") == []
+    assert one.rules_in("I cannot say.") == []
 
 
 def test_of_an_answer_that_was_cut_the_whole_rules_count() -> None:

@@ -382,9 +382,9 @@ def test_a_prompt_too_long_for_the_server_is_made_smaller(
     moody: Callable[..., tuple[type[Moody], str]],
 ) -> None:
     """The context is that of the server's refusal, for later requests as well."""
-    state, url = moody(context=4000)
+    state, url = moody(context=3000)
     reflector = Reflector(judge("openai:/m", base_url=url), SCALE)
     assert reflector.propose([request(n=200)], 0)[0].rules == ("Be strict on promises.",)
-    assert (state.asked, reflector.context) == (2, 4000)
+    assert (state.asked, reflector.context) == (2, 3000)
     assert reflector.propose([request(n=201)], 1)[0].rules == ("Be strict on promises.",)
     assert state.asked == 3

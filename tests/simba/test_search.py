@@ -102,23 +102,33 @@ def test_a_judge_that_follows_rules_only_after_its_rationale_gives_that_first() 
 
 
 def test_a_description_of_a_rating_has_the_items_of_that_rating_as_evidence() -> None:
-    """What a rule was made from is known of it as well, and each rating is described once."""
-    seen: list[Request] = []
+    """What a rule was made from is known of it as well."""
 
     def describing(requests: Sequence[Request], step: int) -> list[Reflection]:
-        seen.extend(requests)
-        texts = {"poor": "There is a promise.", "good": "It states facts.", "fair": "Neither."}
-        return [
-            Reflection(tuple(one.usable_rules([texts[one.describes]] if one.describes else [])))
-            for one in requests
-        ]
+        said = "poor: There is a promise.\ngood: It states facts.\nfair: It does neither."
+        stated = [one.rules_in(said) if one.describes else [] for one in requests]
+        return [Reflection(tuple(rules or ())) for rules in stated]
 
-    found = run(reflect=describing, settings=Settings(max_steps=3, patience=3))
+    found = run(reflect=describing, settings=Settings(max_steps=3, patience=3, max_examples=0))
     rule = "poor: There is a promise."
     assert rule in found.best.rules
     label = {item.trace_id: item.label for item in items(20)}
     assert {label[i] for i in found.evidence[rule]} == {"poor"}
-    assert sorted(one.describes for one in seen if one.describes) == ["fair", "good", "poor"]
+
+
+def test_a_small_judge_is_shown_reasons_and_examples_in_the_first_step() -> None:
+    """People's own words and an item of each rating, with the rationale first; a good one isn't."""
+
+    def silent(requests: Sequence[Request], step: int) -> list[Reflection]:
+        return [Reflection(()) for _ in requests]
+
+    told = [replace(item, rationale=f"It is {item.label}.") for item in items(20)]
+    origins = set(run(told, reflect=silent, settings=Settings(max_steps=1)).history["origin"])
+    assert {"reasons that people gave, rationale first"} < origins
+    assert any(origin.endswith("rationale first, examples") for origin in origins)
+    half = answers(lambda _, item: "good" if item.trace_id.endswith("0") else item.label)
+    origins = set(run(ask=half, reflect=silent, settings=Settings(max_steps=1)).history["origin"])
+    assert not any("rationale first" in origin for origin in origins)
 
 
 def test_useless_rules_change_nothing() -> None:
@@ -459,7 +469,7 @@ def test_the_evidence_of_a_rule_is_what_people_said_of_it() -> None:
     late = "Rate it fair when it arrives late."
 
     def says(candidate: Candidate, item: Item) -> str:
-        return item.label if candidate.rules else "fair"
+        return item.label if RULE in candidate.rules else "fair"
 
     learned = [
         replace(i, rationale="A promise!" if i.label == "poor" else "late") for i in items(40)

@@ -35,7 +35,7 @@ class WorkedExample:
         lines = [f"{name}: {shortened_json(v)}" for name, v in item.values(fields).items()]
         if item.rationale:
             lines.append(f"why: {shortened_json(item.rationale)}")
-        return cls(item.trace_id, "\n".join([*lines, f"rating: {_one_line(str(item.label))}"]))
+        return cls(item.trace_id, "\n".join([*lines, f"rating: {one_line(str(item.label))}"]))
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,8 @@ class Candidate:
 
     def with_rationale_first(self) -> Candidate:
         """Return a copy whose judge writes its rationale before the rating."""
+        if self.rationale_first:
+            return self
         return replace(self, rationale_first=True, origin=f"{self.origin}, rationale first")
 
     def with_rules(self, rules: Sequence[str], origin: str) -> Candidate:
@@ -176,13 +178,13 @@ def words_of(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
 def _clean_rule(rule: str) -> str:
     """Return the rule on one line, without bullets and characters that can't be stored."""
-    return _one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
+    return one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 _UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.candidate import Candidate, WorkedExample, one_line
 from workbench.simba.items import Case, Item
 from workbench.simba.reflection import Reflection, Request
 
@@ -20,6 +20,7 @@ Reflect = Callable[[Sequence[Request], int], list[Reflection]]
 Labelled = TypeVar("Labelled", Item, Case)
 
 DESCRIPTIONS: Final = "describe each rating"
+REASONS: Final = "reasons that people gave"
 EVERYTHING: Final = "all disagreements"
 REWRITE: Final = "rewrite the rules"
 CRITERIA: Final = "what people go by"
@@ -34,10 +35,16 @@ REWRITE_TASK: Final = (
 )
 
 MAX_DESCRIBED: Final = 6
-"""Ratings of a scale that has its ratings described, at most; of two a rule says as much."""
+"""Ratings of a scale that has its ratings described, at most."""
 
-MAX_SHOWN: Final = 10
-"""Items with a rating, and as many with another one, from which it is described."""
+MAX_SHOWN: Final = 4
+"""Items with each rating from which ratings are described."""
+
+DRAWS: Final = 2
+"""Times that ratings are described, from other items each."""
+
+MAX_REASONS, MAX_REASON = 3, 160
+"""Reasons of people that a candidate states for each rating, and their characters at most."""
 
 MIN_RATIONALES: Final = 2
 """Rationales on items the judge gets right from which people's criteria are asked for."""
@@ -54,8 +61,8 @@ def requests(
 ) -> dict[str, Request]:
     """What to ask, by name: about all disagreements, and with ``rewrite`` all rules anew.
 
-    Where the parent has no rules yet, people's criteria are asked for, and a description of each of
-    the ratings ``values``, where these are more than two.
+    Where the parent has no rules yet, people's criteria are asked for, and descriptions of the
+    ratings ``values``.
     """
     shown = tuple(wrong), tuple(right), fields
     asked = {EVERYTHING: Request(parent.text, *shown, EVERYTHING)}
@@ -67,45 +74,52 @@ def requests(
         asked[CRITERIA] = Request(
             parent.text, (*wrong, *right), (), fields, CRITERIA_TASK, blind=True
         )
-    if not parent.rules and 2 < len(values) <= MAX_DESCRIBED:
-        asked |= {
-            f"{DESCRIPTIONS}: {value}": _description(parent, value, wrong, right, fields)
-            for value in values
-        }
+    if not parent.rules and 1 < len(values) <= MAX_DESCRIBED:
+        ranked = by_label(wrong, right)
+        for draw in range(DRAWS):
+            # Where there are few with a rating, the same ones are shown again.
+            shown = [
+                case
+                for value in values
+                for case in (ranked[value][draw * MAX_SHOWN :] or ranked[value])[:MAX_SHOWN]
+            ]
+            described = Request(
+                parent.text, tuple(shown), (), fields, blind=True, describes=tuple(values)
+            )
+            asked.setdefault(f"{DESCRIPTIONS} ({draw + 1})", described)
     return asked
 
 
-def _description(
-    parent: Candidate,
-    value: Any,
-    wrong: Sequence[Case],
-    right: Sequence[Case],
-    fields: tuple[str, ...],
-) -> Request:
-    """Ask for a description of a rating, from few items: those that are confused come first."""
-    cases = sorted([*wrong, *right], key=lambda case: not case.item.rationale)
-    rated_so = [case for case in cases if case.item.label == value]
-    otherwise = [case for case in cases if case.item.label != value]
-    rated_so.sort(key=lambda case: case.verdict.value == value)
-    otherwise.sort(key=lambda case: case.verdict.value != value)
-    shown = tuple(rated_so[:MAX_SHOWN]), tuple(otherwise[:MAX_SHOWN])
-    return Request(parent.text, *shown, fields, blind=True, describes=value)
+def by_label(wrong: Sequence[Case], right: Sequence[Case]) -> dict[Any, list[Case]]:
+    """Cases of each label, the most telling first: with a rationale, then wrong ones."""
+    found: dict[Any, list[Case]] = defaultdict(list)
+    for case in sorted([*wrong, *right], key=lambda case: not case.item.rationale):
+        found[case.item.label].append(case)
+    return found
+
+
+def with_reasons(parent: Candidate, wrong: Sequence[Case], right: Sequence[Case]) -> Candidate:
+    """State for each rating some short reasons that people gave, in their own words."""
+    rules = []
+    for label, cases in sorted(by_label(wrong, right).items(), key=lambda one: str(one[0])):
+        said = dict.fromkeys(one_line(case.item.rationale).rstrip(".") for case in cases)
+        short = [one for one in said if 0 < len(one) <= MAX_REASON][:MAX_REASONS]
+        if short:
+            rules.append(f"{label}: people said " + ", ".join(f'"{one}"' for one in short))
+    return parent.with_rules(rules, REASONS) if len(rules) > 1 else parent
 
 
 def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Candidate]:
     """Make candidates from the rules that were answered under the names of the requests.
 
-    Descriptions of the ratings are tried with the rationale first as well: a small model that has
-    to rate before it has said why may give one rating whatever it is told.
+    Descriptions of the ratings are tried with the rationale first: a small model that has to rate
+    before it has said why may give one rating whatever it is told.
     """
-    made = []
-    described = [
-        rule for name, rules in answers.items() if name.startswith(DESCRIPTIONS) for rule in rules
+    made = [
+        parent.with_rules(rules, DESCRIPTIONS).with_rationale_first()
+        for name, rules in answers.items()
+        if name.startswith(DESCRIPTIONS) and len(rules) > 1
     ]
-    if len(described) > 1:
-        made.append(parent.with_rules(described, DESCRIPTIONS))
-        if not parent.rationale_first:
-            made.append(made[0].with_rationale_first())
     answers = {name: r for name, r in answers.items() if not name.startswith(DESCRIPTIONS)}
     alone = sum(map(bool, answers.values())) == 1
     for name, rules in answers.items():
@@ -134,6 +148,27 @@ def with_examples(
         by_label.setdefault(case.item.label, case.item)
     shown = [WorkedExample.of(item, fields) for item in list(by_label.values())[:limit]]
     return parent.with_examples(shown, limit)
+
+
+def for_small_judges(
+    parent: Candidate,
+    described: Sequence[Candidate],
+    wrong: Sequence[Case],
+    right: Sequence[Case],
+    fields: Sequence[str],
+    limit: int,
+) -> list[Candidate]:
+    """Candidates of one example a rating and of people's reasons, all with the rationale first.
+
+    A small model follows what it was shown, in plain words, sooner than a list of rules.
+    """
+    first = parent.with_rationale_first()
+    made = [with_reasons(parent, wrong, right).with_rationale_first()]
+    cases = [ranked[0] for ranked in by_label(wrong, right).values()]
+    shown = [WorkedExample.of(case.item, fields) for case in cases[:limit]]
+    for one in (*described[:1], first) if shown else ():
+        made.append(replace(one.with_examples(shown, limit), origin=f"{one.origin}, examples"))
+    return [one for one in made if one.rules or one.examples]
 
 
 def sample(items: Sequence[Labelled], size: int, rng: random.Random) -> list[Labelled]:

@@ -35,7 +35,6 @@ from workbench.simba.reflection import (
     Reflection,
     Request,
     is_refusal,
-    rules_in,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ REASONING_TOKENS: Final = 16_000
 """Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
 
 
-DEFAULT_CONTEXT: Final = 8000
+DEFAULT_CONTEXT: Final = 4000
 """Tokens of a prompt and its answer where the model's context is not known."""
 
 
@@ -226,7 +225,7 @@ class Reflector:
         return engine
 
     def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
-        stated = rules_in(engine.said)
+        stated = request.rules_in(engine.said)
         if stated is None and engine.was_cut:
             raise AnswerError(
                 "its answer was cut before it had stated a rule; raise max_tokens with "
@@ -338,17 +337,18 @@ def program(task: str) -> Any:
 
     if task == DESCRIPTION_TASK:
 
-        class DescribeRating(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
+        class DescribeRatings(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
             __doc__ = DESCRIPTION_TASK
 
             judge_instructions: str = dspy.InputField(desc="what those who rate are told")
-            allowed_values: str = dspy.InputField(desc="the rating scale, from worst to best")
-            rating: str = dspy.InputField(desc="the rating to describe")
-            rated_so: str = dspy.InputField(desc="items with this rating, one JSON object a line")
-            rated_otherwise: str = dspy.InputField(desc="items with another rating")
-            description: str = dspy.OutputField(desc="one sentence about outputs with this rating")
+            ratings: str = dspy.InputField(desc="the ratings to describe")
+            rated_items: str = dspy.InputField(desc="items that people rated, a JSON object a line")
+            descriptions: str = dspy.OutputField(
+                desc="a line for each rating: the rating, a colon, and one sentence that begins "
+                "with 'The output'"
+            )
 
-        return dspy.Predict(DescribeRating)
+        return dspy.Predict(DescribeRatings)
 
     class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
         __doc__ = TASK

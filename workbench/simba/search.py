@@ -21,8 +21,10 @@ from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, Item
 from workbench.simba.proposals import (
+    DESCRIPTIONS,
     Reflect,
     children,
+    for_small_judges,
     requests,
     rules_about,
     sample,
@@ -271,17 +273,23 @@ class Search:
             # What was learned may be followed only where the rationale comes before the rating.
             learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
             made = [*(one.with_rationale_first() for one in learned), *made]
-        unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         limit = self.settings.max_examples
+        if step == 1 and poor and not parent.rules:
+            described = [one for one in made if one.origin.startswith(DESCRIPTIONS)]
+            plain = for_small_judges(parent, described, wrong, right, self.fields, limit)
+            self.record_evidence(plain[0].rules if plain else (), [*wrong, *right])
+            made = [*plain, *made]
+        unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         if limit and (stale or unexplained or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
         self.latest = [one for one in made if one.rules and not one.rationale_first]
-        return made
+        return made[:MAX_RACING]
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
         """Keep which cases each rule was made from: those whose rationale is about it, else all.
 
-        A rule that is found again keeps its first evidence.
+        Of a rule that describes a rating it is those with the rating. A rule that is found again
+        keeps its first evidence.
         """
         rules = Candidate("").with_rules(rules, "").rules
         found: dict[str, list[str]] = {rule: [] for rule in rules}
@@ -290,7 +298,8 @@ class Search:
                 found[rules[i]].append(case.item.trace_id)
         shown = [case.item.trace_id for case in cases]
         for rule, ids in found.items():
-            self.evidence.setdefault(rule, ids or shown)
+            rated = [c.item.trace_id for c in cases if rule.startswith(f"{c.item.label}: ")]
+            self.evidence.setdefault(rule, rated or ids or shown)
 
     # -- selection ------------------------------------------------------------------------
 

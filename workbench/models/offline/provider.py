@@ -119,7 +119,7 @@ def _filled_sections(system: str, user: str) -> str | None:
         text = "I am no language model and have nothing to say on this."
         if name == "rules":
             text = json.dumps(rules, ensure_ascii=False)
-        elif name == "description":
+        elif name == "descriptions":
             text = "[]"  # it writes rules and describes nothing
         elif kind.startswith(("list", "dict")):
             text = "[]" if kind.startswith("list") else "{}"
