@@ -64,7 +64,7 @@ REASONING_TOKENS: Final = 16_000
 """Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
 
 
-DEFAULT_CONTEXT: Final = 4000
+DEFAULT_CONTEXT: Final = 6000
 """Tokens of a prompt and its answer where the model's context is not known."""
 
 

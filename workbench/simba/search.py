@@ -259,7 +259,10 @@ class Search:
             return []
         # The rules of an earlier alignment may be outdated.
         rewrite = stale > 0 or step == 1
-        values = self.scale.values if step == 1 else ()
+        poor = stale > 0 or self.board.score(parent)[1] < GOOD
+        # Of two ratings a rule says as much, if the judge can follow it.
+        plain = not parent.rules and poor and (stale > 0 or len(self.scale.values) > 2)
+        values = self.scale.values if plain else ()
         asked = requests(parent, wrong, right, self.fields, rewrite=rewrite, values=values)
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
@@ -268,17 +271,16 @@ class Search:
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)
         made = children(parent, rules)
-        poor = stale or self.board.score(parent)[1] < GOOD
         if step > 1 and poor and not parent.rationale_first:
             # What was learned may be followed only where the rationale comes before the rating.
             learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
             made = [*(one.with_rationale_first() for one in learned), *made]
         limit = self.settings.max_examples
-        if step == 1 and poor and not parent.rules:
+        if plain:
             described = [one for one in made if one.origin.startswith(DESCRIPTIONS)]
-            plain = for_small_judges(parent, described, wrong, right, self.fields, limit)
-            self.record_evidence(plain[0].rules if plain else (), [*wrong, *right])
-            made = [*plain, *made]
+            shown = for_small_judges(parent, described, wrong, right, self.fields, limit)
+            self.record_evidence(shown[0].rules if shown else (), [*wrong, *right])
+            made = [*shown, *made]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         if limit and (stale or unexplained or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
