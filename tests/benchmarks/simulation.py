@@ -717,6 +717,7 @@ def _propose_rules(fields: dict[str, str], salt: str) -> dict[str, Any]:
     return {"rules": _words(reflect(cases, fields["judge_instructions"]), salt)}
 
 
+DESCRIPTION_PROMPT = "Say for each rating, in one sentence, how to recognise"
 DISTILLATION_PROMPT = "You are helping improve an LLM judge"
 
 
@@ -761,6 +762,8 @@ def answer(messages: Sequence[dict[str, Any]], *, noisy: bool, sample: int) -> t
     salt = hashlib.md5(f"{system}{user}{sample}".encode()).hexdigest()
     if user.startswith(DISTILLATION_PROMPT):
         return "reflection", json.dumps(_distil(user, salt))
+    if DESCRIPTION_PROMPT in user:
+        return "reflection", "OK"  # it writes rules
     fields = _sections(user)
     for name, program in _PROGRAMS.items():
         if name in fields:

@@ -121,7 +121,7 @@ def test_ratings_are_described_from_a_few_items_of_each() -> None:
     assert all(case in wrong for case in one.disagreements if case.item.label == "poor")
     shown = one.as_inputs(SCALE, 8000)
     assert "judge" not in shown["rated_items"]
-    assert shown["ratings"] == '["poor", "good"]'
+    assert shown["form"] == "poor: The output ...\ngood: The output ..."
     assert not any(
         name.startswith(DESCRIPTIONS)
         for name in requests(BASE, wrong, right, ("outputs",), rewrite=True, values=range(1, 8))

@@ -19,8 +19,11 @@ from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json, words_of
 from workbench.simba.items import Case
 
-ANSWER_TOKENS: Final = 1024
+ANSWER_TOKENS: Final = 600
 """Length of an answer, unless ``inference_params`` set ``max_tokens``."""
+
+DESCRIPTION_TOKENS: Final = 400
+"""Length of an answer that describes the ratings, one sentence each."""
 
 MAX_RULES: Final = 6
 """Rules in an answer."""
@@ -116,11 +119,11 @@ class Request:
             room -= sum(map(tokens_in, (self.task, self.instructions, values, focus)))
         wrong, right = self._fitting_cases(room)
         if self.describes:
-            ratings = json.dumps([str(one) for one in self.describes], ensure_ascii=False)
+            form = [f"{one}: The output ..." for one in self.describes]
             return {
                 "judge_instructions": self.instructions,
-                "ratings": ratings,
                 "rated_items": "\n".join(wrong),
+                "form": "\n".join(form),
             }
         return {
             "judge_instructions": self.instructions,

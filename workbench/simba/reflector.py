@@ -30,6 +30,7 @@ from workbench.scale import Scale
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
     DESCRIPTION_TASK,
+    DESCRIPTION_TOKENS,
     MAX_RULES,
     TASK,
     Reflection,
@@ -136,6 +137,11 @@ class Reflector:
             If the model can't be reached, none of the first requests had a usable answer, or more
             failed than allowed.
         """
+        if self.model.startswith(SCHEME):  # the embedded model writes rules and describes nothing
+            asked = [request for request in requests if not request.describes]
+            answered = iter(self.propose(asked, step)) if len(asked) < len(requests) else None
+            if answered is not None:
+                return [Reflection(()) if one.describes else next(answered) for one in requests]
         try:
             outcomes = self._run(requests, step)
         except ModelError as error:
@@ -207,7 +213,8 @@ class Reflector:
         from dspy.utils.exceptions import AdapterParseError, LMConfigurationError
 
         engine = _Engine(self._connection())
-        limits = {"max_tokens": ANSWER_TOKENS, **self.params}
+        plain = task == DESCRIPTION_TASK
+        limits = {"max_tokens": DESCRIPTION_TOKENS if plain else ANSWER_TOKENS, **self.params}
         limits = {k: v for k, v in limits.items() if k not in _OF_CONNECTION}
         make = functools.partial(dspy.LM, engine.model, engine=engine, cache=False, num_retries=0)
         try:
@@ -216,7 +223,7 @@ class Reflector:
             limits["max_tokens"] = max(limits["max_tokens"], REASONING_TOKENS)
             lm = make(**{**limits, "temperature": None})
         # Else dspy asks a second time for an answer that can be read as it is.
-        adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+        adapter = plain_adapter() if plain else dspy.ChatAdapter(use_json_adapter_fallback=False)
         try:
             with dspy.context(adapter=adapter):
                 program(task)(**inputs, lm=lm)
@@ -331,6 +338,23 @@ class _Engine:
 
 
 @functools.cache
+def plain_adapter() -> Any:
+    """dspy's adapter that asks in plain words, which small models follow sooner than sections."""
+    import dspy
+
+    class PlainAdapter(dspy.Adapter):  # type: ignore[misc]  # dspy publishes no types
+        def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+            fields = signature.input_fields.items()
+            shown = [f"{f.json_schema_extra['desc']}\n{inputs[name]}" for name, f in fields]
+            return [{"role": "user", "content": "\n\n".join([signature.instructions, *shown])}]
+
+        def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+            return dict.fromkeys(signature.output_fields, completion)
+
+    return PlainAdapter()
+
+
+@functools.cache
 def program(task: str) -> Any:
     """The dspy program of a task, made when first needed since dspy takes seconds to import."""
     import dspy
@@ -340,13 +364,12 @@ def program(task: str) -> Any:
         class DescribeRatings(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
             __doc__ = DESCRIPTION_TASK
 
-            judge_instructions: str = dspy.InputField(desc="what those who rate are told")
-            ratings: str = dspy.InputField(desc="the ratings to describe")
-            rated_items: str = dspy.InputField(desc="items that people rated, a JSON object a line")
-            descriptions: str = dspy.OutputField(
-                desc="a line for each rating: the rating, a colon, and one sentence that begins "
-                "with 'The output'"
+            judge_instructions: str = dspy.InputField(desc="What those who rate are told:")
+            rated_items: str = dspy.InputField(
+                desc="Items that people rated, a JSON object a line:"
             )
+            form: str = dspy.InputField(desc="Answer in this form, one line for each rating:")
+            descriptions: str = dspy.OutputField()
 
         return dspy.Predict(DescribeRatings)
 

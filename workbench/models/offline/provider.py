@@ -119,8 +119,6 @@ def _filled_sections(system: str, user: str) -> str | None:
         text = "I am no language model and have nothing to say on this."
         if name == "rules":
             text = json.dumps(rules, ensure_ascii=False)
-        elif name == "descriptions":
-            text = "[]"  # it writes rules and describes nothing
         elif kind.startswith(("list", "dict")):
             text = "[]" if kind.startswith("list") else "{}"
         filled.append(f"[[ ## {name} ## ]]\n{text}")
