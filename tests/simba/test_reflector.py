@@ -304,7 +304,7 @@ def test_requests_are_sized_to_the_context(loopback: Callable[..., Loopback]) ->
         Reflector(asking, SCALE, context=context).propose([request(n=200)], 0)
         body = server.stats()["body"]
         assert sum(len(message["content"].encode()) for message in body["messages"]) < most
-        assert 1024 in (body.get("max_tokens"), body.get("max_completion_tokens"))
+        assert 600 in (body.get("max_tokens"), body.get("max_completion_tokens"))
 
 
 def test_no_rule_is_an_answer(loopback: Callable[..., Loopback]) -> None:
@@ -335,7 +335,7 @@ def test_once_stopped_no_request_is_begun(loopback: Callable[..., Loopback]) -> 
 
 
 def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., Loopback]) -> None:
-    """1,024 tokens unless told otherwise; sampling parameters reach the model as well."""
+    """600 tokens unless told otherwise; sampling parameters reach the model as well."""
     server = loopback(says='["Be strict on promises."]')
 
     def sent(**options: Any) -> dict[str, Any]:
@@ -343,7 +343,7 @@ def test_an_answer_is_limited_and_the_limit_can_be_set(loopback: Callable[..., L
         body: dict[str, Any] = server.stats()["body"]
         return body
 
-    assert sent()["max_completion_tokens"] == 1024
+    assert sent()["max_completion_tokens"] == 600
     more = sent(inference_params={"max_tokens": 50, "temperature": 0.5})
     assert (more["max_completion_tokens"], more["temperature"]) == (50, 0.5)
 

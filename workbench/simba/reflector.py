@@ -85,7 +85,7 @@ class Reflector:
     base_url
         Where it is reached; the judge's own, or for another model its provider's, if None.
     inference_params
-        Parameters of the requests: ``max_tokens`` (1,024 unless given), ``timeout`` in seconds
+        Parameters of the requests: ``max_tokens`` (600 unless given), ``timeout`` in seconds
         (300 unless given), ``temperature`` and others that the model takes.
     context
         Tokens that prompt and answer may have; what MLflow's catalog says, or 8,000, if None.
