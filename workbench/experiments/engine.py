@@ -28,7 +28,7 @@ ENGINE: Final = "workbench"
 STARTS: Final = 3
 """Times that a kernel is started: kernels that start together may choose the same port."""
 
-MOST_TEXT: Final = 1_000_000
+MOST_TEXT: Final = 250_000
 """Characters of what a cell prints that the executed copy keeps."""
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +37,7 @@ def record(name: str, value: Any) -> None:
     name
         Letters, digits, ``_`` and ``-``, beginning with a letter.
     value
-        A number, a text, True, False or None; or a matplotlib figure or Axes. What is nan or
+        A number, a text, True, False or None; or a matplotlib figure or its Axes. What is nan or
         infinite is recorded as None, which a table shows as missing.
 
     Raises
@@ -49,10 +50,12 @@ def record(name: str, value: Any) -> None:
     data: dict[str, Any] = {"name": check_name(name)}
     shown: dict[str, Any] = {MIME: data}
     value = value.item() if isinstance(value, np.generic) else value
-    figure = getattr(value, "figure", None)
+    figure = getattr(next(iter(np.ravel(value)), None), "figure", None)  # of Axes, or several
     if hasattr(figure, "savefig"):
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(figure)  # which would show it once more
         encoded = base64.b64encode(picture.getvalue()).decode()
         shown |= {"image/png": encoded, "text/plain": f"{name}: a figure"}
     elif value is None or isinstance(value, (bool, int, float, str)):
@@ -97,6 +100,8 @@ def first_error(notebook: NotebookNode) -> str:
     """Return the error in an executed notebook in a line, such as ``ValueError: no``; or ""."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if output.output_type == "error":
+            # papermill takes an exit without an error for the end.
+            is_exit = output.get("ename") == "SystemExit" and output.evalue in ("", "0")
+            if output.output_type == "error" and not is_exit:
                 return f"{output.ename}: {output.evalue}"
     return ""

@@ -260,7 +260,7 @@ class _Sweep:
         notes = [f"{running} running"] if running else []
         notes += [f"{failed} failed"] if failed else []
         notes += [f"${self.budget.spent_usd:.4f}"] if self.budget.spent_usd else []
-        self.shown.set_postfix_str(", ".join(notes))
+        self.shown.set_postfix_str(", ".join(notes), refresh=running > 0)
 
     def _raise_faults(self, total: int) -> None:
         complete = sum(result.status == "complete" for result in self.found.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -136,7 +137,10 @@ def table_of(results: Iterable[Result], run_id: str) -> pd.DataFrame:
     for one in results:
         own = {"status": one.status, "error": one.error, "seconds": one.seconds or None}
         taken = one.parameters.keys()
-        recorded = {f"{k}_recorded" if k in taken else k: v for k, v in one.recorded.items()}
+        recorded = {
+            f"{name}_recorded" if name in taken else name: math.nan if value is None else value
+            for name, value in one.recorded.items()
+        }
         rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
     table = pd.DataFrame(rows)
     names = dict.fromkeys(name for one in results for name in one.parameters)
