@@ -229,8 +229,8 @@ def limited(split: Split, n_labels: int | None) -> Split:
         return split
     chosen = stratified_order(strata, split.seed)[:n_labels]
     note = f"{n_labels} of {len(strata)} labels that could be learned from were used (n_labels)."
-    kept = {name: part.subset(chosen) for name, part in parts.items()}
-    return replace(split, **kept, notes=(*split.notes, note))
+    train, dev = split.train.subset(chosen), split.dev.subset(chosen)
+    return replace(split, train=train, dev=dev, notes=(*split.notes, note))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -62,6 +63,17 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         specs = _ThisPython(parent=self)
         self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         return self.km
+
+    def set_widgets_metadata(self) -> None:
+        """Let the kernel end by itself after the last cell.
+
+        nbclient would interrupt it first, and a kernel that is interrupted while it ends takes
+        seconds.
+        """
+        super().set_widgets_metadata()
+        self.kc.shutdown()
+        with suppress(subprocess.TimeoutExpired):
+            self.km.provisioner.process.wait(timeout=2)
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":

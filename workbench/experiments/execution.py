@@ -190,7 +190,8 @@ def _run(
             ending.append(("cancelled", why))
         return bool(ending)
 
-    status, error = "complete", ""
+    status: Status = "complete"
+    error = ""
     source = Path(task.notebook)
     try:
         if notebook_digest(source) != task.source_digest:
@@ -212,7 +213,7 @@ def _run(
         recorded = read_records(executed, folder / "figures")
         if status == "failed":
             error = first_error(executed) or error.splitlines()[0]
-    return task.result(  # type: ignore[arg-type]
+    return task.result(
         status, error, seconds=time.monotonic() - begun, started=started, recorded=recorded
     )
 

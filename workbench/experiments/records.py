@@ -45,12 +45,13 @@ def record(name: str, value: Any) -> None:
     ArgumentError
         For another name or kind of value.
     """
-    from IPython.display import display
+    from IPython.display import publish_display_data
 
     data: dict[str, Any] = {"name": check_name(name)}
     shown: dict[str, Any] = {MIME: data}
     value = value.item() if isinstance(value, np.generic) else value
-    figure = getattr(next(iter(np.ravel(value)), None), "figure", None)  # of Axes, or several
+    first = next(iter(np.ravel(value)), None)  # of several Axes
+    figure: Any = getattr(first, "figure", None)
     if hasattr(figure, "savefig"):
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
@@ -66,7 +67,7 @@ def record(name: str, value: Any) -> None:
             f"record({name!r}): a {type(value).__name__} cannot be recorded. Give a number, a "
             "text, True, False, None, or a matplotlib figure."
         )
-    display(shown, raw=True)
+    publish_display_data(shown)  # type: ignore[no-untyped-call]
 
 
 def check_name(name: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -131,7 +131,7 @@ def _results(children: Iterable[Run]) -> dict[str, Result]:
     return found
 
 
-def table_of(results: Iterable[Result], run_id: str) -> pd.DataFrame:
+def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
     """Return the table of `sweep`, a row a run."""
     rows = []
     for one in results:
@@ -146,8 +146,9 @@ def table_of(results: Iterable[Result], run_id: str) -> pd.DataFrame:
     names = dict.fromkeys(name for one in results for name in one.parameters)
     first = [*names, "status", "error", "seconds"]
     for name in names:
-        if table[name].isna().any():  # whole numbers stay whole beside what is not given
-            table[name] = table[name].convert_dtypes(convert_string=False, convert_boolean=False)
+        given = [one.parameters.get(name) for one in results]
+        if None in given and all(type(value) in (int, type(None)) for value in given):
+            table[name] = pd.array(given, dtype="Int64")  # stay whole beside what is not given
     table = table[[*first, *(name for name in table.columns if name not in first)]]
     table.attrs["sweep"] = run_id
     return table
