@@ -1,4 +1,4 @@
-"""Small notebooks with parameters, as users have them."""
+"""Small notebooks with parameters, as users have them, and the processes that they start."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def write(path: Path, *sources: str, parameters: str = "seed = 0") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(cells=[*cells, *map(new_code_cell, sources)]), path)
     return path
+
+
+def lives(process: int) -> bool:
+    """Whether a process runs; one that has ended may still wait for its parent to notice."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -45,7 +45,8 @@ def record(name: str, value: Any) -> None:
     ArgumentError
         For another name or kind of value.
     """
-    from IPython.display import publish_display_data
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import display
 
     data: dict[str, Any] = {"name": check_name(name)}
     shown: dict[str, Any] = {MIME: data}
@@ -67,7 +68,10 @@ def record(name: str, value: Any) -> None:
             f"record({name!r}): a {type(value).__name__} cannot be recorded. Give a number, a "
             "text, True, False, None, or a matplotlib figure."
         )
-    publish_display_data(shown)  # type: ignore[no-untyped-call]
+    if InteractiveShell.initialized():
+        display(shown, raw=True)  # type: ignore[no-untyped-call]
+    else:
+        print(shown["text/plain"])
 
 
 def check_name(name: Any) -> str:
