@@ -1,4 +1,4 @@
-"""How fast `workbench.sweep` runs short alignments, beside a loop over `papermill.execute_notebook`.
+"""How fast `workbench.sweep` runs short alignments, beside a loop over papermill.
 
     python tests/benchmarks/bench_sweep.py [--runs 16] [--jobs 2]
 

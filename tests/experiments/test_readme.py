@@ -102,8 +102,8 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_is_known_to_these_tests() -> None:
     tested = [
-        "run 4_align", "workbench sweep", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later", "workbench params",
-        "--record", "--replay", "workbench check",
+        "run 4_align", "workbench sweep", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later",
+        "workbench params", "--record", "--replay", "workbench check",
     ]  # fmt: skip
     assert sorted(map(command, tested)) == sorted(COMMANDS)
 
