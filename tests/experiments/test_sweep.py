@@ -49,7 +49,7 @@ PARAMETERS = "seed = 0\nkind = 'works'\nlog = ''\ndata = 'data.txt'\noutput_dir 
 @pytest.fixture
 def notebook(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A notebook that notes in a file that it ran, in the folder that is the current one."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path.parent / "ipython"))
     (tmp_path / "data.txt").write_text("data")
     (tmp_path / "log").mkdir()
     return write(tmp_path / "works.ipynb", WORK, RECORDS, parameters=PARAMETERS)
@@ -205,7 +205,7 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
 def test_secrets_among_the_parameters_are_not_written(store: str, tmp_path: Path) -> None:
     source = write(
         tmp_path / "n.ipynb",
-        "assert api_key == 'hidden-one'\nprint(api_key)",
+        "assert api_key == 'hidden' + '-one'\nprint(api_key)",
         parameters="api_key = None",
     )
     table = workbench.sweep(source, {"api_key": "hidden-one"}, jobs=1, progress=False)

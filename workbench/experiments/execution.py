@@ -211,10 +211,14 @@ def _run(
     with suppress(WorkbenchError):  # there is no copy of a notebook whose kernel never started
         executed = read_notebook(folder / source.name)
         recorded = read_records(executed, folder / "figures")
-        if status == "failed":
-            error = first_error(executed) or error.splitlines()[0]
+        if error.startswith("Cell In"):
+            error = first_error(executed) or error
     return task.result(
-        status, error, seconds=time.monotonic() - begun, started=started, recorded=recorded
+        status,
+        error.partition("\n")[0],
+        seconds=time.monotonic() - begun,
+        started=started,
+        recorded=recorded,
     )
 
 

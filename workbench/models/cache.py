@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
 from workbench.errors import StoreError
 
@@ -130,8 +131,10 @@ class AnswerCache:
         connection = sqlite3.connect(
             self.directory / "answers.db", timeout=60, isolation_level=None, check_same_thread=False
         )
-        # Readers do not wait for a writer, nor each answer for the disk.
-        connection.execute("PRAGMA journal_mode = WAL")
+        # Readers do not wait for a writer, nor each answer for the disk. SQLite does not wait here
+        # where another process does the same to a new file.
+        with FileLock(self.directory / "opening.lock"):
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
         return connection
