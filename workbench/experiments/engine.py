@@ -73,7 +73,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
         super().set_widgets_metadata()
         self.kc.shutdown()
         with suppress(subprocess.TimeoutExpired):
-            self.km.provisioner.process.wait(timeout=2)
+            _process(self).wait(timeout=2)
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
@@ -132,7 +132,7 @@ def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.25):
-            process = getattr(getattr(client.km, "provisioner", None), "process", None)
+            process = _process(client)
             if process is not None and ends():
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)  # a kernel leads a group of its own
@@ -144,6 +144,11 @@ def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
+
+
+def _process(client: _Client) -> Any:
+    """Return the process of the client's kernel; None where there is none."""
+    return getattr(getattr(client.km, "provisioner", None), "process", None)
 
 
 def headings(notebook: NotebookNode) -> list[str]:
