@@ -80,6 +80,8 @@ def test_a_sweep_that_is_killed_or_stopped_goes_on(
     os.kill(first.pid, how)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+    if how == signal.SIGINT:
+        assert "Stopped. 2 of 4 runs are complete and kept" in said
     kernels = [kernel for seed in (10, 11) for kernel in begun(tmp_path)[seed]]
     until(lambda: not any(map(lives, kernels)))
     (tmp_path / "log" / "go").touch()

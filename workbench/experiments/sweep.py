@@ -221,6 +221,8 @@ class _Sweep:
                     with _writable(stop.parent):
                         _prepare(waiting)
                     self.dispatch.run(waiting)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"Stopped. {self._kept(len(tasks))}") from None
             finally:
                 stop.unlink(missing_ok=True)
                 self._show(0)
@@ -262,12 +264,15 @@ class _Sweep:
         notes += [f"${self.budget.spent_usd:.4f}"] if self.budget.spent_usd else []
         self.shown.set_postfix_str(", ".join(notes), refresh=running > 0)
 
-    def _raise_faults(self, total: int) -> None:
+    def _kept(self, total: int) -> str:
         complete = sum(result.status == "complete" for result in self.found.values())
-        kept = (
+        return (
             f"{complete} of {counted(total, 'run')} are complete and kept; the same call goes on "
             "with the rest."
         )
+
+    def _raise_faults(self, total: int) -> None:
+        kept = self._kept(total)
         if self.full:
             raise NotebookError(f"The output folder cannot be written to: {self.full}. {kept}")
         if self.unmeasured:
