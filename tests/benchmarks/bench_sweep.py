@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_sweep.py [--runs 16] [--jobs 2]
 
 Each run is ``notebooks/4_align.ipynb`` with the embedded model, one step of SIMBA and another seed.
-Both start with empty caches, and every run has a folder and an MLflow store of its own, a copy of an
-empty one in both. The loop is what papermill's users are told to write.
+Both start with empty caches, and in both every run has a folder and an MLflow store of its own,
+copied from an empty one. The loop is what papermill's users are told to write.
 
 *overhead* is what the sweep adds to a run beyond papermill's own duration of it: processes, imports
 in these, locks, results, MLflow. The same sweep is then called again, in this process.
