@@ -134,6 +134,69 @@ def params(notebook: str) -> None:
 
 
 @main.command()
+@click.argument("notebook")
+@click.option(
+    "-p",
+    "--parameter",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUES",
+    help="Values of a parameter, separated by commas, or a range of whole numbers: seed=0..4. "
+    "May be repeated; every combination is run. Quotes keep a text with commas together.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Runs at a time; the cores by default.")
+@click.option("--name", help="Of the sweep; that of the notebook by default.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("output"),
+    show_default=True,
+    help="Folder; each run has its own below OUTPUT/NAME.",
+)
+@click.option("--experiment", default="sweeps", show_default=True, help="MLflow experiment.")
+@click.option("--timeout", type=float, help="Seconds that a run may take.")
+@click.option("--cell-timeout", type=int, help="Seconds that each cell may take.")
+@click.option("--budget", type=int, help="Model calls at most in all.")
+@click.option("--budget-tokens", type=int, help="Tokens at most in all.")
+@click.option("--budget-usd", type=float, help="US dollars at most in all.")
+@click.option("--force", is_flag=True, help="Run what is complete again.")
+def sweep(
+    notebook: str,
+    given: tuple[str, ...],
+    output: Path,
+    experiment: str,
+    budget: int | None,
+    budget_tokens: int | None,
+    budget_usd: float | None,
+    **options: Any,
+) -> None:
+    """Run NOTEBOOK, a path or a name in notebooks/, with every combination of parameters.
+
+    Runs that are complete are not run again: the same command continues what was interrupted. The
+    MLflow store is that of MLFLOW_TRACKING_URI, else a file in the output folder. Exit status: 0
+    all runs are complete, 1 some are not, 2 the parameters are wrong.
+    """
+    from workbench.experiments.grid import parse_grid
+    from workbench.experiments.parameters import find_notebook, notebook_parameters
+
+    with _errors(exit_code=2):
+        source = find_notebook(notebook)
+        grid = parse_grid(notebook_parameters(source), given)
+    with _errors(exit_code=1):
+        from workbench.experiments.sweep import sweep as run_sweep
+        from workbench.experiments.workspace import use_workspace
+        from workbench.models.budget import Budget
+
+        used = use_workspace(output, experiment=experiment)
+        limits = Budget(budget, tokens=budget_tokens, usd=budget_usd)
+        table = run_sweep(source, grid, output=output, budget=limits, **options)
+    click.echo(table.drop(columns="folder").to_string(index=False, max_colwidth=80))
+    click.echo(f"\nRuns:          {Path(table['folder'][0]).parent}")
+    click.echo(f"MLflow store:  {used.tracking_uri}, experiment {used.experiment}")
+    raise SystemExit(0 if (table["status"] == "complete").all() else 1)
+
+
+@main.command()
 @click.argument("name")
 @click.option("--accuracy", type=float, help="Least share of equal values.")
 @click.option("--kappa", type=float, help="Least Cohen's kappa.")

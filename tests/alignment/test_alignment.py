@@ -68,6 +68,39 @@ def test_a_biased_judge_is_improved_and_proven_on_held_out_pairs(store: str, jud
     assert "<script" not in alignment._repr_html_()
 
 
+def test_fewer_labels_are_learned_from_and_tested_on_the_same(store: str, judge: Any) -> None:
+    """For a seed; more labels include the fewer, stratified, and a run says how many there were."""
+    labelled(60, judge)
+    found = {
+        n: workbench.align(judge, None, Noting(), n_labels=n, progress=False).split
+        for n in (10, 20, None, 500)
+    }
+    learned = {n: {*s.train.trace_ids, *s.dev.trace_ids} for n, s in found.items()}
+    assert len({tuple(split.test.trace_ids) for split in found.values()}) == 1
+    assert (len(learned[10]), len(learned[20])) == (10, 20)
+    assert learned[10] < learned[20] < learned[None] == learned[500]
+    assert set(found[10].train.table["human"]) == set(found[None].train.table["human"])
+    assert "20 of 36 labels that could be learned from" in found[20].notes[-1]
+    assert found[500].notes == found[None].notes
+    with pytest.raises(ArgumentError, match="n_labels=9"):
+        workbench.align(judge, None, Noting(), n_labels=9, progress=False)
+
+
+def test_figures_compare_alignments(store: str, judge: Any) -> None:
+    """Held-out accuracy and kappa with their ends, what they are held to, and the price."""
+    labelled(60, judge)
+    alignment = workbench.align(judge, None, Noting(), n_labels=20, progress=False)
+    figures = alignment.figures()
+    after, ends = alignment.after, ("after_low", "after_high")
+    assert figures["after"] == after.accuracy
+    assert tuple(figures[end] for end in ends) == after.accuracy_interval
+    assert figures["before_kappa"] == alignment.before.kappa
+    assert (figures["n"], figures["labels"]) == (alignment.comparison.n, 20)
+    assert figures["baseline"] == alignment.before.baseline
+    assert figures["usd_per_1000"] == 0.0
+    json.dumps(figures)
+
+
 def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
     """Traces of one group lie in one part only."""
     labelled(40, judge)

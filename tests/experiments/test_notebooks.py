@@ -27,6 +27,7 @@ from workbench.experiments.notebook import run_notebook
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+OTHERS = ("1_quickstart", "2_label", "3_agreement", "5_compare", "6_experiments")
 NAME = "answer_quality"
 
 # -- form -----------------------------------------------------------------------------------
@@ -93,7 +94,7 @@ def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
         with ThreadPoolExecutor() as pool:
             others = {
                 name: pool.submit(run_notebook, name, output=isolated / name, progress=False)
-                for name in ("1_quickstart", "2_label", "3_agreement", "5_compare")
+                for name in OTHERS
             }
             executed = {name: other.result().notebook for name, other in others.items()}
     return {**executed, "4_align": main_run.notebook}
@@ -157,7 +158,7 @@ def test_nothing_is_written_beside_the_output(
     runs: dict[str, Path], isolated: Path, main_run: MainRun, beside: set[Path]
 ) -> None:
     made = {path.name for path in isolated.iterdir()}
-    assert made <= {"1_quickstart", "2_label", "3_agreement", "5_compare", "cache"}
+    assert made <= {*OTHERS, "cache"}
     left = {path.name for path in main_run.folder.iterdir()}
     assert left == {"output", "cache", "answers.jsonl.gz", "done.json"}
     assert set(FOLDER.iterdir()) == beside

@@ -102,8 +102,8 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_every_command_is_known_to_these_tests() -> None:
     tested = [
-        "4_align", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later", "workbench params",
-        "--record", "--replay", "workbench check",
+        "run 4_align", "workbench sweep", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later",
+        "workbench params", "--record", "--replay", "workbench check",
     ]  # fmt: skip
     assert sorted(map(command, tested)) == sorted(COMMANDS)
 
@@ -179,7 +179,7 @@ def test_a_model_is_named_on_the_command_line(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_BASE", served)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-readme-123456")
-    for text in ("4_align", "openai:/gpt-4.1 "):
+    for text in ("run 4_align", "openai:/gpt-4.1 "):
         said = summary(run_here(command(text) + fewer))
         assert said["model"] == "openai:/gpt-4.1-mini"
 
@@ -193,6 +193,17 @@ def test_a_local_server_is_named_on_the_command_line(
     monkeypatch.setenv(*name.split("=", 1))
     said = summary(run_here(line.replace("http://localhost:8000/v1", served) + fewer))
     assert said["status"] in ("improved", "unchanged", "rejected")
+
+
+def test_a_sweep_is_run(folder: Path) -> None:
+    """Of its points the smallest one."""
+    line = command("workbench sweep")
+    for many, few in (("0..4", "0"), ("10,20,50", "10"), ("--jobs 4", "--jobs 1")):
+        assert many in line
+        line = line.replace(many, few)
+    ran = shell(f"{line} -p max_steps=1", folder)
+    assert ran.returncode == 0, ran.stdout
+    assert "complete" in ran.stdout
 
 
 def test_a_users_own_file_is_aligned_on(folder: Path) -> None:

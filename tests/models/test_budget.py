@@ -312,3 +312,31 @@ def test_what_is_kept_back_is_for_later() -> None:
         budget.keeping(calls=80),
     ):
         pass
+
+
+def test_what_was_spent_is_told_as_far_as_it_is_known() -> None:
+    """Tokens that were not counted and models without a price leave no figure behind."""
+    assert Budget().figures() == {"calls": 0, "tokens": 0, "cost": 0.0}
+
+    def spent(model: str, *used: int | None) -> dict[str, Any]:
+        budget = Budget()
+        budget.settle(budget.reserve(model), *used)
+        return budget.figures()
+
+    price = cost(PRICED, 100, 10)
+    assert spent(PRICED, 100, 10) == {"calls": 1, "tokens": 110, "cost": price}
+    assert spent(PRICED, None, None) == {"calls": 1, "tokens": None, "cost": None}
+    assert spent("openai:/of-nobody", 100, 10) == {"calls": 1, "tokens": 110, "cost": None}
+    assert spent("offline:/rubric", None, None) == {"calls": 1, "tokens": None, "cost": 0.0}
+
+
+def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
+    from workbench.models.budget import Usage, usd_per_1000
+
+    usages = [Usage(1, 100, 10), Usage(2, 300, 30)]
+    each = (cost(PRICED, 400, 40) or 0) / 2
+    assert usd_per_1000(PRICED, usages) == pytest.approx(1000 * each)
+    assert usd_per_1000(PRICED, [Usage(1)]) is None
+    assert usd_per_1000("openai:/of-nobody", usages) is None
+    assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0
+    assert usd_per_1000(PRICED, []) is None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from embedded import embedded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,3 +123,68 @@ def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "answers.db").write_text("this is no database " * 100)
     with pytest.raises(StoreError, match="does not work"):
         AnswerCache(tmp_path)
+
+
+ASKING = """
+import sys
+from typing import Literal
+import workbench
+from asking import run
+from workbench.models.cache import AnswerCache
+from workbench.store.traces import Example
+
+judge = workbench.make_judge(
+    "good", "Is {{ outputs }} good?", model="openai:/m", base_url=sys.argv[1],
+    feedback_value_type=Literal["yes", "no"],
+)
+items = [Example(f"tr-{n}", None, f"answer {n}") for n in range(40)]
+print("ready", flush=True)
+sys.stdin.readline()
+with AnswerCache(sys.argv[2]) as cache:
+    found = run(judge, items, cache=cache, concurrency=8)
+print(sum(verdict.error is None for verdict in found), sum(verdict.calls for verdict in found))
+"""
+
+
+def asking(url: str, folder: Path) -> subprocess.Popen[str]:
+    """A process that asks 40 questions once it is told to."""
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", ASKING, url, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OPENAI_API_KEY": "sk-loopback-0123456789", "PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_that_ask_the_same_at_once_pay_once(tmp_path: Path) -> None:
+    """Each question is answered once, whichever of them asks it."""
+    with embedded() as server:
+        both = [asking(server.url, tmp_path) for _ in range(2)]
+        for process in both:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        told = [process.communicate(timeout=60)[0].split() for process in both]
+    assert [usable for usable, _ in told] == ["40", "40"]
+    assert sum(int(calls) for _, calls in told) == len(server.answered) == 40
+    assert server.repeated() == {}
+
+
+def test_a_process_that_is_killed_while_it_asks_holds_nobody_up(tmp_path: Path) -> None:
+    with embedded() as server:
+        server.hold_after(0)
+        first, second = (asking(server.url, tmp_path) for _ in range(2))
+        assert first.stdin is not None
+        first.stdin.write("go\n")
+        first.stdin.flush()
+        server.wait_until_held()
+        first.kill()
+        first.communicate()
+        server.release(answering=False)
+        assert second.communicate("go\n", timeout=60)[0].split()[0] == "40"

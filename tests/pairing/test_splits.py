@@ -14,7 +14,7 @@ import workbench
 from workbench import import_traces, log_labels, log_verdicts, pair
 from workbench.errors import ArgumentError
 from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import stratified
+from workbench.pairing.splits import stratified, stratified_order
 
 
 def many(count: int = 60, share: float = 0.3) -> Pairs:
@@ -159,3 +159,19 @@ def test_single_traces_are_split_in_proportion(labels: list[str], test: float, s
         for value, count in Counter(labels).items():
             here = sum(label_of[i] == value for i in made[part])
             assert abs(here - share * count) <= 2
+
+
+@given(
+    st.dictionaries(st.text(min_size=1), st.sampled_from("abc"), min_size=1, max_size=40),
+    st.integers(0, 9),
+)
+def test_every_beginning_of_the_order_is_stratified(label_of: dict[str, str], seed: int) -> None:
+    """Each label is off its share by less than one item of each stratum; the order is a seed's."""
+    order = stratified_order(label_of, seed)
+    assert sorted(order) == sorted(label_of)
+    assert order == stratified_order(dict(reversed(label_of.items())), seed)
+    totals = Counter(label_of.values())
+    for n in range(1, len(order) + 1):
+        counts = Counter(label_of[item] for item in order[:n])
+        for label, total in totals.items():
+            assert abs(counts[label] - n * total / len(order)) <= len(totals)

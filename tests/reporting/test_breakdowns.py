@@ -21,15 +21,9 @@ from matplotlib.figure import Figure
 
 from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
-from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.pairing.pairs import Pairs
-from workbench.reporting.breakdowns import (
-    plot_difference,
-    plot_learning_curve,
-    plot_ratings,
-    plot_slices,
-)
+from workbench.reporting.breakdowns import plot_difference, plot_ratings, plot_slices
 from workbench.scale import Scale
 
 BEFORE = from_confusion([[6, 4], [1, 9]])
@@ -44,7 +38,6 @@ SLICES = pd.DataFrame(
     },
     index=pd.Index(["alpha $x$", "beta", "small"], name="slice"),
 )
-RUNS = pd.DataFrame({"n_labels": [10, 10, 10, 40, 40], "value": [0.5, 0.7, math.nan, 0.8, 0.9]})
 
 
 @pytest.fixture(autouse=True)
@@ -155,28 +148,6 @@ def test_fine_numbers_are_points_and_where_they_are_many_hexagons(n: int, kind: 
         assert ax.collections[0].get_array().sum() == n
 
 
-def test_learning_curve_shows_mean_range_ceiling_and_baseline() -> None:
-    """Runs without a value are counted; several seeds have a band."""
-    people = annotator_agreement(
-        pd.DataFrame({"a": ["x", "y"] * 5, "b": ["x", "y"] * 4 + ["x"] * 2})
-    )
-    ax = plot_learning_curve(RUNS, ceiling=people, baseline=0.55, ax=axes())
-    mean = next(line for line in ax.lines if line.get_linestyle() == "-")
-    assert np.array(mean.get_xydata()) == pytest.approx(np.array([[10, 0.6], [40, 0.85]]))
-    assert legend(ax) == [
-        "aligned judge, mean", "range over 2 seeds", "people", "always the majority label",
-    ]  # fmt: skip
-    levels = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() in ("--", ":")]
-    assert levels == [people.ceiling, 0.55]
-    assert ax.get_xlabel() == "labels (1 run without a value left out)"
-    alone = plot_learning_curve(RUNS.dropna().drop_duplicates("n_labels"), ax=axes())
-    assert legend(alone) == ["aligned judge"]
-    with pytest.raises(ArgumentError, match="n_labels"):
-        plot_learning_curve(pd.DataFrame({"labels": [1], "value": [1.0]}))
-    with pytest.raises(ArgumentError, match="holds no value"):
-        plot_learning_curve(RUNS.assign(value=math.nan))
-
-
 EMPTY = make_pairs([], [], GRADES)
 ONE = make_pairs(["poor"], ["poor"], GRADES)
 
@@ -191,8 +162,6 @@ ONE = make_pairs(["poor"], ["poor"], GRADES)
         lambda **on: plot_ratings(ONE, **on),
         lambda **on: plot_ratings(EMPTY, **on),
         lambda **on: plot_ratings(make_pairs([], [], Scale("numeric")), **on),
-        lambda **on: plot_learning_curve(RUNS, **on),
-        lambda **on: plot_learning_curve(RUNS.iloc[:1], **on),
     ],
 )
 def test_pictures_draw_on_given_axes_or_new_ones_in_light_and_dark(

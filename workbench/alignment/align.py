@@ -31,7 +31,7 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.annotators import annotator_agreement
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, usd_per_1000
 from workbench.models.cache import AnswerCache
 from workbench.models.recording import replayed
 from workbench.models.runner import Runner
@@ -52,6 +52,7 @@ def align(
     seed: int = 0,
     test_size: float = 0.4,
     groups: Groups = None,
+    n_labels: int | None = None,
     budget: Budget | int | None = None,
     gate: Gate = "better",
     max_failure_share: float | None = None,
@@ -87,6 +88,10 @@ def align(
     groups
         What must stay on one side of the split (see `Pairs.split`). None keeps items with the
         same inputs together, or equal items where nearly all inputs are the same.
+    n_labels
+        Labels learned from at most, of those that are not held out; None: all. They are drawn by
+        ``seed``, stratified, and more include the fewer. The held-out pairs do not depend on it,
+        so that results for different numbers can be compared.
     budget
         Model calls at most, or a `workbench.Budget`. It covers the first call, learning, and the
         held-out test, for which its calls and a tenth more are reserved. When it is used up,
@@ -123,7 +128,7 @@ def align(
     simba = optimizer if isinstance(optimizer, SIMBA) else None
     check_one_budget(optimizer, budget)
     watch = watch or Watch()
-    data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed)
+    data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed, n_labels)
 
     watch.enter("preflight")
     if simba and replayed() is None:
@@ -229,6 +234,7 @@ def _result(
         earlier_looks,
     )
     verdicts = (probe, *tested.verdicts)
+    judged = tested.verdicts or (probe,)
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -248,6 +254,7 @@ def _result(
         calls=learned.calls + sum(v.calls for v in verdicts),
         reflection_calls=learned.reflection_calls + learned.embedding_calls + embeddings,
         usage=sum((v.paid for v in verdicts), learned.usage),
+        usd_per_1000=usd_per_1000(str(data.judge.model), [v.usage for v in judged]),
         fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,

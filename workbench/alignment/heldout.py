@@ -42,7 +42,13 @@ from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split, pair
-from workbench.pairing.splits import Groups, default_groups, groups_of, joined
+from workbench.pairing.splits import (
+    Groups,
+    default_groups,
+    groups_of,
+    joined,
+    stratified_order,
+)
 from workbench.scale import Scale, is_abstention
 from workbench.simba.items import MINIMUM_LABELS
 from workbench.store.tables import digest
@@ -138,9 +144,17 @@ def _ancestor_runs(run: AlignmentRun, mark: str) -> list[str]:
 
 
 def read_data(
-    run: AlignmentRun, judge: Judge, pairs_or_traces: Any, groups: Groups, size: float, seed: int
+    run: AlignmentRun,
+    judge: Judge,
+    pairs_or_traces: Any,
+    groups: Groups,
+    size: float,
+    seed: int,
+    n_labels: int | None = None,
 ) -> AlignmentData:
     """Read and split the pairs of a judge that is made from instructions."""
+    if n_labels is not None and n_labels < MINIMUM_LABELS:
+        raise ArgumentError(f"n_labels={n_labels!r} must be {MINIMUM_LABELS} or more, or None.")
     pairs = pairs_or_traces
     if not isinstance(pairs, Pairs):
         pairs = pair(judge, pairs_or_traces)
@@ -161,7 +175,7 @@ def read_data(
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
     label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
     lineage = read_lineage(run, fingerprint(judge), label_of, by_id)
-    split = split_pairs(pairs, by_id, lineage, groups, size, seed)
+    split = limited(split_pairs(pairs, by_id, lineage, groups, size, seed), n_labels)
     return AlignmentData(judge, pairs, by_id, split, lineage)
 
 
@@ -198,6 +212,25 @@ def split_pairs(
             "it came from."
         ) from None
     return replace(split, groups=groups if isinstance(groups, str) else None)
+
+
+def limited(split: Split, n_labels: int | None) -> Split:
+    """Return the split with so many labels to learn from at most; test stays as it is.
+
+    Stratified by label, train and dev in their proportion, and more labels include the fewer.
+    """
+    parts = {"train": split.train, "dev": split.dev}
+    strata = {
+        trace_id: (name, str(label))
+        for name, part in parts.items()
+        for trace_id, label in zip(part.trace_ids, part.table["human"], strict=True)
+    }
+    if n_labels is None or n_labels >= len(strata):
+        return split
+    chosen = stratified_order(strata, split.seed)[:n_labels]
+    note = f"{n_labels} of {len(strata)} labels that could be learned from were used (n_labels)."
+    train, dev = split.train.subset(chosen), split.dev.subset(chosen)
+    return replace(split, train=train, dev=dev, notes=(*split.notes, note))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,9 @@ class Alignment:
         those to their embedding model. ``usage`` has the tokens ``read`` and ``written``, those
         ``repeated``, which the server had in its prompt cache, and the ``cost`` in US dollars;
         what is not known is None.
+    usd_per_1000
+        US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
+        test; None where these or the price are not known.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.
@@ -84,6 +87,7 @@ class Alignment:
     failures: int = 0
     reflection_failures: int = 0
     run_id: str | None = None
+    usd_per_1000: float | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -106,6 +110,24 @@ class Alignment:
         """The status, ``"improved (uncertain)"`` where the gain may be luck."""
         uncertain = self.status == "improved" and not self.comparison.certain
         return f"{self.status} (uncertain)" if uncertain else self.status
+
+    def figures(self) -> dict[str, Any]:
+        """Return what alignments are compared by, as plain values by name (see `record`).
+
+        ``before`` and ``after`` are accuracies on the ``n`` held-out pairs, each with the ends of
+        its interval (``_low``, ``_high``), as the kappas are. ``labels`` were learned from.
+        ``baseline`` is the accuracy of always giving the most frequent label, and ``ceiling`` the
+        agreement of people with each other.
+        """
+        found: dict[str, Any] = {"result": self.status, "n": self.comparison.n}
+        found["labels"] = len(self.split.train) + len(self.split.dev)
+        for when, measured in (("before", self.before), ("after", self.after)):
+            for name, metric in ((when, "accuracy"), (f"{when}_kappa", "kappa")):
+                low, high = getattr(measured, f"{metric}_interval")
+                found |= {name: getattr(measured, metric), f"{name}_low": low, f"{name}_high": high}
+        found["baseline"] = self.before.baseline
+        found["ceiling"] = self.annotators.ceiling if self.annotators else None
+        return {**found, "usd_per_1000": self.usd_per_1000}
 
     def __repr__(self) -> str:
         return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"

@@ -7,33 +7,28 @@ import io
 import json
 import logging
 import os
-import re
-import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import papermill
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, papermill_engines
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
 from workbench.errors import NotebookError, WorkbenchError
+from workbench.experiments.engine import ENGINE, headings, not_run
 from workbench.experiments.parameters import (
     check_parameters,
     find_notebook,
     notebook_parameters,
     read_notebook,
 )
-from workbench.experiments.progress import Progress, without_escapes
-from workbench.formatting import write_whole
+from workbench.experiments.progress import without_escapes
+from workbench.formatting import counted, write_whole
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
 from workbench.store.dataset import parse_names, parse_raters
@@ -68,6 +63,10 @@ def run_notebook(
     record: str | Path | None = None,
     replay: str | Path | None = None,
     progress: bool = True,
+    environment: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+    cell_timeout: int | None = None,
+    ends: Callable[[], object] = lambda: None,
 ) -> Ran:
     """Execute a notebook with parameters and keep the executed copy.
 
@@ -91,12 +90,20 @@ def run_notebook(
         a replay takes where none are given here.
     progress
         Whether to show progress and the output of the cells on stderr.
+    environment
+        Variables of the kernel, beside those of this process.
+    cwd
+        Folder that the kernel runs in; the current one by default.
+    cell_timeout
+        Seconds that each cell may take; None: as long as it needs.
+    ends
+        Asked several times a second: once it returns something true, the kernel is killed.
 
     Raises
     ------
     NotebookError
-        For an unknown parameter, before anything runs; and for a cell that fails, with the cell,
-        its error, and the path of the executed copy.
+        For an unknown parameter, before anything runs; for a cell that fails, with the cell, its
+        error, and the path of the executed copy; and where a cell was not run.
     ReplayError
         If the file of answers cannot be read, before anything runs.
     KeyboardInterrupt
@@ -105,7 +112,7 @@ def run_notebook(
     source, folder = find_notebook(notebook), Path(output).resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
     passed = resolve_parameters(source, given, folder)
-    copy = _Copy(folder / source.name, _masks(passed))
+    copy = _Copy(folder / source.name, masks_of(passed))
     if copy.target == source:
         raise NotebookError(
             f"output={str(output)!r} is the folder of the notebook itself, which the executed "
@@ -119,17 +126,19 @@ def run_notebook(
             f"The output folder {folder} cannot be written to: {error.strerror}. Name another "
             "with --output."
         ) from None
-    environment = _QUIET | os.environ | _INLINE | recording_variables(record, replay)
+    variables = _QUIET | os.environ | _INLINE | recording_variables(record, replay)
+    variables |= environment or {}
+    kernel = {"environment": variables, "folder": str(cwd or Path.cwd()), "ends": ends}
     summary = folder / SUMMARY
     summary.unlink(missing_ok=True)  # one of an earlier run must not pass for one of this run
     started = time.monotonic()
     try:
-        _execute(source, copy, passed, show=progress, environment=environment)
+        _execute(source, copy, passed, show=progress, cell_timeout=cell_timeout, **kernel)
     finally:
         if record:
             # A replay's own folder and store are no part of the recording.
             kept = {k: v for k, v in given.items() if k not in ("output_dir", "tracking_uri")}
-            kept = json.loads(_masked(json.dumps(kept), _masks(given)))
+            kept = json.loads(masked(json.dumps(kept), masks_of(given)))
             Recorder(record, notebook=source.stem, parameters=kept).save()
     seconds = time.monotonic() - started
     found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
@@ -195,7 +204,7 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             str(source).replace("{", "{{").replace("}", "}}"),
             None,  # written by `copy`
             parameters,
-            engine_name="workbench",
+            engine_name=ENGINE,
             kernel_name="python3",
             language="python",
             progress_bar=False,
@@ -209,6 +218,12 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
         raise NotebookError(
             f"The kernel of {source.name} died, perhaps for lack of memory.\n{kept}"
         ) from error
+    except CellTimeoutError as error:
+        raise NotebookError(
+            f"A cell of {source.name} ran longer than {options['cell_timeout']} s.\n{kept}"
+        ) from error
+    except (RuntimeError, TimeoutError) as error:  # as jupyter_client says it
+        raise NotebookError(f"The kernel of {source.name} did not start: {error}") from error
     except KeyboardInterrupt:
         # nbclient drops the task of the interrupted cell, of which asyncio complains later.
         logging.getLogger("asyncio").addFilter(lambda one: "never retrieved" not in str(one.msg))
@@ -216,12 +231,18 @@ def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: A
             f"Stopped. {kept}\nWhat was judged is kept: the same command again pays only for "
             "the rest."
         ) from None
+    if left := not_run(copy.notebook):
+        # papermill takes an exit without an error for the end.
+        raise NotebookError(
+            f"{counted(left, 'cell')} of {source.name} did not run, since one before ended the "
+            f"notebook, as exit() does.\n{kept}"
+        )
 
 
 def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
     """Describe a failed cell: with its traceback, unless the error explains itself."""
     # papermill puts a cell with the parameters among those of the source.
-    stage = _headings(read_notebook(source))[max(error.cell_index - 1, 0)]
+    stage = headings(read_notebook(source))[max(error.cell_index - 1, 0)]
     lines = [
         f"Cell In [{error.exec_count}] of {source.name}{f' ({stage})' if stage else ''} failed.",
         f"{error.ename}: {error.evalue}",
@@ -231,19 +252,8 @@ def _failure(error: papermill.PapermillExecutionError, source: Path) -> str:
     return without_escapes("\n".join(lines))
 
 
-def _headings(notebook: NotebookNode) -> list[str]:
-    """The heading above each cell; empty above the first one."""
-    found, heading = [], ""
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            lines = re.findall(r"^#+\s+(.+?)\s*#*$", cell.source, flags=re.MULTILINE)
-            heading = lines[-1] if lines else heading
-        found.append(heading)
-    return found
-
-
-def _masks(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What is not to be saved of the parameters' values, and what takes its place."""
+def masks_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is not to be saved of the parameters' values, and what takes its place."""
     found = {str(value): "***" for _, value in secret_params(dict(parameters))}
     for value in parameters.values():
         if isinstance(value, str) and "://" in value:
@@ -254,8 +264,8 @@ def _masks(parameters: Mapping[str, Any]) -> dict[str, str]:
     return {secret: mask for secret, mask in found.items() if len(secret) >= 6}
 
 
-def _masked(text: str, masks: Mapping[str, str]) -> str:
-    """JSON text without the secrets."""
+def masked(text: str, masks: Mapping[str, str]) -> str:
+    """Return JSON text without the secrets."""
     for secret in sorted(masks, key=len, reverse=True):
         text = text.replace(json.dumps(secret)[1:-1], masks[secret])
     return text
@@ -273,76 +283,4 @@ class _Copy:
         """Write the notebook as it is now."""
         import nbformat
 
-        write_whole(self.target, _masked(nbformat.writes(self.notebook), self.masks))
-
-
-# -- papermill's engine ---------------------------------------------------------------------
-
-
-class _ThisPython(KernelSpecManager):
-    """Knows one kernel: this interpreter, whatever kernels are registered for the user."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(
-            # Its warnings, such as that of a local TCP port, say nothing to who runs a notebook.
-            argv=[
-                sys.executable,
-                "-m",
-                "ipykernel_launcher",
-                "--log-level=ERROR",
-                "-f",
-                "{connection_file}",
-            ],
-            display_name="Python 3",
-            language="python",
-            metadata={"debugger": False},
-        )
-
-
-class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
-    """Runs the cells in this Python and passes on what they print."""
-
-    progress: Progress
-
-    def create_kernel_manager(self) -> AsyncKernelManager:
-        specs = _ThisPython(parent=self)
-        self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-        return self.km
-
-    def process_message(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().process_message(*args, **kwargs)
-        if output and output.output_type == "stream":
-            self.progress.output(output.text)
-        return output
-
-
-class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
-    """Saves the copy after each cell, and shows progress."""
-
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: Any, kernel_name: str, *, copy: _Copy, show: bool, **options: Any
-    ) -> None:
-        progress = Progress(_headings(nb_man.nb), stream=None if show else io.StringIO())
-        start = nb_man.cell_start
-
-        def cell_start(cell: NotebookNode, cell_index: int, **more: Any) -> None:
-            progress.start(cell_index)
-            start(cell, cell_index, **more)
-
-        copy.notebook, nb_man.save, nb_man.cell_start = nb_man.nb, copy.save, cell_start
-        client = _Client(
-            nb_man,
-            kernel_name=kernel_name,
-            startup_timeout=120,
-            iopub_timeout=120,  # a busy machine is no reason to end a run
-            coalesce_streams=True,
-        )
-        client.progress = progress
-        try:
-            client.execute(env=options["environment"])
-        finally:
-            progress.close()
-
-
-papermill_engines.register("workbench", _Engine)
+        write_whole(self.target, masked(nbformat.writes(self.notebook), self.masks))

@@ -63,6 +63,15 @@ def total(*amounts: Any) -> Any:
     return sum(known) if known else None
 
 
+def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
+    """US dollars for 1,000 answers like these; None where tokens or the price are not known."""
+    used = sum(usages, UNPAID)
+    if not usages or (used.read is None and not model.startswith(FREE)):
+        return None
+    each = cost(model, used.read or 0, used.written or 0, load=True)
+    return None if each is None else 1000 * each / len(usages)
+
+
 def cost(model: str, read: int, written: int, *, load: bool = False) -> float | None:
     """US dollars for one answer of a model (a URI such as ``openai:/gpt-4.1-mini``).
 
@@ -139,6 +148,7 @@ class Budget:
                 raise ArgumentError(f"budget={limit!r} ({name}) must be a number of 0 or more.")
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
+        self._unknown: set[str] = set()
         self._kept_back = {"calls": 0.0, "tokens": 0.0, "usd": 0.0}
         self._under_way: list[Reservation] = []
         self._assumed_output = ASSUMED_OUTPUT
@@ -254,6 +264,10 @@ class Budget:
         self, reserved: Reservation, read: int | None = None, written: int | None = None
     ) -> None:
         """Replace a reservation by what was used; all of it counts where that is not known."""
+        price = cost(reserved.model, read or 0, written or 0)
+        if read is None or written is None:
+            self._unknown |= {"tokens"} if reserved.model.startswith(FREE) else {"tokens", "cost"}
+        self._unknown |= {"cost"} if price is None else set()
         read = reserved.read if read is None else read
         written = reserved.written if written is None else written
         exceeded = self.measures and read + written > reserved.tokens
@@ -277,6 +291,11 @@ class Budget:
             self.spent += used.requests
             self.spent_tokens += used.tokens
             self.spent_usd += used.cost or 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Return what was spent: ``calls``, ``tokens``, ``cost``; None where it is not known."""
+        spent = {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
+        return {name: None if name in self._unknown else n for name, n in spent.items()}
 
     # -- in words ---------------------------------------------------------------------------
 

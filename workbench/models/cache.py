@@ -1,24 +1,32 @@
 """Content-addressed store of model answers: each question to a model is paid once, ever.
 
-Answers lie on disk as JSON in an SQLite database, which threads and processes use together. Equal
-questions that two of them ask at the very same time are asked twice.
+Answers lie on disk as JSON in an SQLite database, which threads and processes use together. Where
+two processes want the same answer at the same time, one asks and the other waits for it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock
 
 from workbench.errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where processes do not wait for each other
+    fcntl = None  # type: ignore[assignment]
 
 CACHE_VARIABLE = "WORKBENCH_CACHE"
 
@@ -69,6 +77,24 @@ class AnswerCache:
         with self._database() as database:
             database.execute("REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
 
+    @contextmanager
+    def asking(self, key: str, is_over: Callable[[], bool]) -> Iterator[None]:
+        """Within it, no other process asks the question of this key.
+
+        Waits while one does, until ``is_over``. The system frees what a killed process held.
+        """
+        with self._database():
+            lock = _lock_file(self.directory)
+        # Of the byte of the file that stands for the question.
+        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
+        while not (held := _lock(lock, place)) and not is_over():
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.lockf(lock, fcntl.LOCK_UN, 1, place)
+
     def __len__(self) -> int:
         with self._database() as database:
             return int(database.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
@@ -105,8 +131,24 @@ class AnswerCache:
         connection = sqlite3.connect(
             self.directory / "answers.db", timeout=60, isolation_level=None, check_same_thread=False
         )
-        # Readers do not wait for a writer, nor each answer for the disk.
-        connection.execute("PRAGMA journal_mode = WAL")
+        # Readers do not wait for a writer, nor each answer for the disk. SQLite does not wait here
+        # where another process does the same to a new file.
+        with FileLock(self.directory / "opening.lock"):
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
         return connection
+
+
+@functools.lru_cache
+def _lock_file(directory: Path) -> int:
+    """Opened once and never closed: closing it would free all locks of this process."""
+    return os.open(directory / "asking.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+def _lock(file: int, place: int) -> bool:
+    if fcntl is not None:
+        with suppress(BlockingIOError, PermissionError):  # another process holds it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+    return fcntl is None

@@ -137,10 +137,15 @@ class Runner:
         """
         if (player := recording.replayed()) is not None:
             raise player.refusal()
-        outcome = self.known(request)
-        if outcome is not None:
-            return outcome
-        outcome = self._attempts(request, stopped or threading.Event())
+        stopped = stopped or threading.Event()
+        if self.cache is None or not request.cache_key:
+            return self._attempts(request, stopped)
+        with self.cache.asking(request.cache_key, lambda: stopped.is_set() or self.stop.is_set()):
+            # Another process may have asked meanwhile.
+            return self.known(request) or self._ask_and_keep(request, stopped)
+
+    def _ask_and_keep(self, request: Request, stopped: threading.Event) -> Outcome:
+        outcome = self._attempts(request, stopped)
         if self.cache is not None and request.cache_key and outcome.answer is not None:
             used = outcome.usage
             paid = {"calls": used.requests, "read": used.read, "written": used.written}

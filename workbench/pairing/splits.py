@@ -146,6 +146,23 @@ def stratified(
     return {name: sorted(ids) for name, ids in parts.items()}
 
 
+def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]:
+    """Return the items in an order in which every beginning is stratified.
+
+    The order within a stratum is drawn by ``seed``, so that a longer beginning has all that a
+    shorter one has.
+    """
+    members: dict[Hashable, list[str]] = defaultdict(list)
+    for item in sorted(stratum_of, key=lambda one: _draw(seed, one)):
+        members[stratum_of[item]].append(item)
+    place = {
+        item: (rank + 0.5) / len(items)
+        for items in members.values()
+        for rank, item in enumerate(items)
+    }
+    return sorted(place, key=lambda item: (place[item], _draw(seed, item)))
+
+
 def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Counter[str]) -> float:
     """Return how far a part is below its share of these labels and of all items."""
     by_label = sum(n * (1 - counts[label] / (share * totals[label])) for label, n in labels.items())

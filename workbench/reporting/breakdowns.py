@@ -1,4 +1,4 @@
-"""Pictures of where agreement comes from: cells, slices, ratings, and the number of labels.
+"""Pictures of where agreement comes from: cells, slices, and ratings.
 
 Like those of `workbench.reporting.plots`, every function takes ``ax=None``, returns the Axes and
 never shows.
@@ -15,7 +15,6 @@ import pandas as pd
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement
-from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
 from workbench.reporting.drawing import (
     BELOW,
@@ -264,67 +263,3 @@ def _draw_density(ax: Axes, human: Any, judge: Any) -> None:
     drawn.set_clim(vmin=1)
     bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.7, label="pairs")
     bar.ax.minorticks_off()
-
-
-@styled
-def plot_learning_curve(
-    table: pd.DataFrame,
-    *,
-    ceiling: float | AnnotatorAgreement | None = None,
-    baseline: float | Agreement | None = None,
-    metric: str = "held-out accuracy",
-    ax: Axes | None = None,
-) -> Axes:
-    """Held-out agreement by the number of labels: mean, and range, over seeds.
-
-    Parameters
-    ----------
-    table
-        ``n_labels`` and ``value``, several rows a number where there are several seeds. Rows
-        without a value are left out, and counted below the picture.
-    ceiling
-        The agreement of people among themselves, or what `workbench.annotator_agreement` gave.
-    baseline
-        The accuracy of always giving the most frequent label, or an agreement that tells it.
-    metric
-        What the values are.
-    ax
-        Axes to draw on; new ones by default.
-
-    Raises
-    ------
-    ArgumentError
-        For a table without these columns, or without a value.
-    """
-    require_columns(table, "table", ["n_labels", "value"])
-    known = table[["n_labels", "value"]].astype(float).dropna()
-    if known.empty:
-        raise ArgumentError("table holds no value: every run of it failed, or there is none.")
-    over = known.groupby("n_labels")["value"].agg(["mean", "min", "max", "count"])
-    ax = ax or new_axes(6.4, 4.0)[0]
-    handles: dict[str, Any] = {}
-    colour = blue()
-    seeds = int(over["count"].max())
-    if seeds > 1:
-        band = ax.fill_between(over.index, over["min"], over["max"], color=colour, alpha=0.2, lw=0)
-        ax.plot(known["n_labels"], known["value"], "o", color=colour, ms=3, alpha=0.5, mew=0)
-        handles[f"range over {seeds} seeds"] = band
-    mean = ax.plot(over.index, over["mean"], "-o", color=colour, lw=2, ms=5)[0]
-    handles = {"aligned judge" + ", mean" * (seeds > 1): mean, **handles}
-    ceiling = ceiling.ceiling if isinstance(ceiling, AnnotatorAgreement) else ceiling
-    baseline = baseline.baseline if isinstance(baseline, Agreement) else baseline
-    levels = {"people": (ceiling, "--"), "always the majority label": (baseline, ":")}
-    for name, (level, style) in levels.items():
-        if level is not None and not math.isnan(level):
-            handles[name] = ax.axhline(level, color=ink(), lw=1.3, ls=style, zorder=1)
-    is_wide = over.index.max() > 20 * max(over.index.min(), 1)
-    if is_wide or len(over) == 1:
-        ax.set_xscale("log" if is_wide else "linear")
-        ax.minorticks_off()
-        ax.set_xticks(over.index, [f"{n:g}" for n in over.index])
-    lost = len(table) - len(known)
-    left_out = f" ({counted(lost, 'run')} without a value left out)" if lost else ""
-    ax.set(xlabel=f"labels{left_out}", ylabel=metric)
-    ax.spines[["top", "right"]].set_visible(False)
-    legend_above(ax, handles, handlelength=1.6)
-    return ax

@@ -1,0 +1,301 @@
+"""A sweep runs each point once, keeps what fails, and is an MLflow run with a child a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import nbformat
+import pandas as pd
+import pytest
+from small_notebooks import lives, write
+
+import workbench
+from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError
+
+WORK = """
+import os, sys
+open(f'{log}/ran', 'a').write(f'{seed} {kind}\\n')
+if kind == 'raise':
+    record('cost', 0.5)
+    raise ValueError('no <b>luck</b>')
+if kind == 'hang':
+    import subprocess, time
+    print(subprocess.Popen(['sleep', '100']).pid, flush=True)
+    time.sleep(100)
+if kind == 'dies':
+    os.kill(os.getpid(), 9)
+if kind == 'prints':
+    for _ in range(1_000_000):
+        sys.stdout.write('x' * 99 + '\\n')
+if kind == 'missing':
+    import no_such_package
+if kind == 'exits':
+    raise SystemExit(0)
+"""
+RECORDS = """
+import tempfile
+record('temporary', tempfile.gettempdir())
+record('pid', os.getpid())
+record('after', seed / 10)
+record('cost', 0.25)
+"""
+PARAMETERS = "seed = 0\nkind = 'works'\nlog = ''\ndata = 'data.txt'\noutput_dir = 'x'"
+
+
+@pytest.fixture
+def notebook(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A notebook that notes in a file that it ran, in the folder that is the current one."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path.parent / "ipython"))
+    (tmp_path / "data.txt").write_text("data")
+    (tmp_path / "log").mkdir()
+    return write(tmp_path / "works.ipynb", WORK, RECORDS, parameters=PARAMETERS)
+
+
+def executed(folder: Path) -> list[str]:
+    """What ran, in the order of its beginning."""
+    log = folder / "log" / "ran"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path) -> None:
+    """Each has a kernel, folder and temporary files of its own; more points are added to them."""
+    grid = {"seed": range(2), "log": str(tmp_path / "log")}
+    table = workbench.sweep(notebook, grid, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete"] * 2
+    assert list(table["after"]) == [0.0, 0.1]
+    assert list(table.columns[:5]) == ["seed", "log", "status", "error", "seconds"]
+    for column in ("pid", "temporary", "folder"):
+        assert table[column].nunique() == 2
+    assert sorted(executed(tmp_path)) == ["0 works", "1 works"]
+    for folder, temporary in zip(table["folder"], table["temporary"], strict=True):
+        assert Path(temporary).is_relative_to(folder)
+        assert sorted(p.name for p in Path(folder).iterdir()) == ["run.json", "works.ipynb"]
+    more = workbench.sweep(notebook, {**grid, "seed": range(3)}, jobs=2, progress=False)
+    pd.testing.assert_frame_equal(more[:2], table, check_dtype=False)
+    assert sorted(executed(tmp_path)) == ["0 works", "1 works", "2 works"]
+    pd.testing.assert_frame_equal(workbench.runs(more), more)
+    pd.testing.assert_frame_equal(workbench.runs("works"), more)
+    workbench.sweep(notebook, {**grid, "seed": 1}, jobs=1, force=True, progress=False)
+    assert executed(tmp_path)[3:] == ["1 works"]
+    assert len(workbench.runs("works")) == 3
+
+
+def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path) -> None:
+    """Data, cells and model make another run; outputs of cells do not."""
+    grid = {"log": str(tmp_path / "log")}
+
+    def ran() -> int:
+        before = len(executed(tmp_path))
+        workbench.sweep(notebook, grid, jobs=1, progress=False)
+        return len(executed(tmp_path)) - before
+
+    assert ran() == 1
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[0].outputs = [nbformat.v4.new_output("stream", text="shown")]
+    nbformat.write(content, notebook)
+    assert ran() == 0
+    (tmp_path / "data.txt").write_text("other data")
+    assert ran() == 1
+    content.cells[-1].source += "\n# changed"
+    nbformat.write(content, notebook)
+    assert ran() == 1
+    assert len(workbench.runs("works")) == 1  # the latest
+
+
+def test_a_run_that_is_complete_in_mlflow_is_not_run_again(notebook: Path, tmp_path: Path) -> None:
+    grid = {"log": str(tmp_path / "log")}
+    table = workbench.sweep(notebook, grid, jobs=1, progress=False, output="one")
+    again = workbench.sweep(notebook, grid, jobs=1, progress=False, output="two")
+    pd.testing.assert_frame_equal(again, table)
+    assert len(executed(tmp_path)) == 1
+
+
+def test_mlflow_has_a_parent_and_a_child_for_each_run(notebook: Path, tmp_path: Path) -> None:
+    """With parameters, metrics, tags and the executed notebook; a failed one is failed there."""
+    grid = [{"seed": 3}, {"kind": "raise", "log": str(tmp_path / "log")}]
+    table = workbench.sweep(notebook, grid, jobs=2, progress=False, name="two runs")
+    parent = mlflow.get_run(table.attrs["sweep"])
+    assert parent.info.run_name == "two runs"
+    assert parent.info.status == "FAILED"
+    children = mlflow.MlflowClient().search_runs(
+        [parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
+    )
+    status = {child.info.status: child for child in children}
+    assert len(children) == len(status) == 2
+    done = status["FINISHED"]
+    assert done.data.params == {"seed": "3"}
+    assert (done.data.metrics["after"], done.data.metrics["cost"]) == (0.3, 0.25)
+    files = {file.path for file in mlflow.MlflowClient().list_artifacts(done.info.run_id)}
+    assert files == {"run.json", "works.ipynb"}
+    assert done.info.end_time - done.info.start_time == pytest.approx(
+        table["seconds"][0] * 1000, abs=2
+    )
+
+
+def test_what_fails_is_told_and_the_others_go_on(notebook: Path, tmp_path: Path) -> None:
+    """A notebook that raises, kills its kernel, prints 100 MB, lacks a package, or exits."""
+    kinds = ["raise", "dies", "prints", "missing", "exits", "works"]
+    grid = {"kind": kinds, "log": str(tmp_path / "log")}
+    table = workbench.sweep(notebook, grid, jobs=2, progress=False).set_index("kind")
+    status = dict(table["status"])
+    assert status == {
+        **dict.fromkeys(kinds, "failed"),
+        "prints": "complete",
+        "works": "complete",
+    }
+    errors = dict(table["error"])
+    assert errors["raise"] == "ValueError: no <b>luck</b>"
+    assert errors["missing"] == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert "kernel of works.ipynb died" in errors["dies"]
+    assert "4 cells" not in errors["exits"]
+    assert errors["exits"].startswith("1 cell of works.ipynb did not run")
+    assert table["cost"]["raise"] == 0.5
+    kept = {kind: Path(table["folder"][kind]) / "works.ipynb" for kind in kinds}
+    assert "no <b>luck</b>" in kept["raise"].read_text()
+    assert kept["prints"].stat().st_size < 1_000_000
+    assert "printed further is left out" in kept["prints"].read_text()
+    again = workbench.sweep(notebook, {**grid, "kind": ["raise", "works"]}, jobs=2, progress=False)
+    assert list(again["status"]) == ["failed", "complete"]
+    assert executed(tmp_path).count("0 raise") == 2
+    assert executed(tmp_path).count("0 works") == 1
+    assert len(workbench.runs("works")) == 6
+
+
+def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path) -> None:
+    """The kernel and the processes that it started are killed; what it printed is kept."""
+    grid = {"kind": "hang", "log": str(tmp_path / "log")}
+    table = workbench.sweep(notebook, grid, jobs=1, timeout=3, progress=False)
+    assert list(table["status"]) == ["timeout"]
+    assert table["error"][0] == "It ran longer than 3 s and was stopped."
+    kept = nbformat.read(Path(table["folder"][0]) / "works.ipynb", as_version=4)
+    assert not lives(int(kept.cells[-2].outputs[0].text))
+
+
+def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
+    for grid in ({"seed": [1, "two"]}, {"sead": 1}, {"output_dir": "x"}, {"seed": []}):
+        with pytest.raises((ArgumentError, NotebookError)):
+            workbench.sweep(notebook, grid, progress=False)
+    with pytest.raises(ArgumentError, match="name="):
+        workbench.sweep(notebook, {"seed": 1}, name="../up", progress=False)
+    with pytest.raises(NotebookError, match="cannot be written to"):
+        workbench.sweep(notebook, {"seed": 1}, output=tmp_path / "data.txt", progress=False)
+    with pytest.raises(StoreError, match="no sweep 'works'"):
+        workbench.runs("works")
+    assert executed(tmp_path) == []
+
+
+def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path: Path) -> None:
+    """No run is begun once it is spent; what the notebook does not record cannot be limited."""
+    grid = {"seed": range(4), "log": str(tmp_path / "log")}
+    usd = workbench.Budget(usd=0.5)
+    table = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
+    assert list(table["status"]) == ["complete"] * 2 + ["cancelled"] * 2
+    assert "the budget of the sweep is spent: $0.5000 of $0.50" in table["error"][3]
+    again = workbench.sweep(notebook, grid, jobs=1, budget=usd, progress=False)
+    assert list(again["status"]) == list(table["status"])
+    assert len(executed(tmp_path)) == 2
+    with pytest.raises(BudgetError, match="does not record calls"):
+        workbench.sweep(notebook, grid, jobs=1, budget=100, progress=False)
+
+
+def test_secrets_among_the_parameters_are_not_written(store: str, tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "n.ipynb",
+        "assert api_key == 'hidden' + '-one'\nprint(api_key)",
+        parameters="api_key = None",
+    )
+    table = workbench.sweep(source, {"api_key": "hidden-one"}, jobs=1, progress=False)
+    assert list(table["status"]) == ["complete"]
+    assert table["api_key"][0] == "***"
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert b"hidden-one" not in file.read_bytes(), file
+
+
+def test_papermills_own_features_keep_working(store: str, tmp_path: Path) -> None:
+    """Tags of cells, time limits of cells, and paths relative to the current folder."""
+    (tmp_path / "near.txt").write_text("read")
+    source = write(tmp_path / "sub" / "n.ipynb", "record('read', open('near.txt').read())",
+                   "1 / 0", "import time\ntime.sleep(seed)")  # fmt: skip
+    content: Any = nbformat.read(source, as_version=4)
+    content.cells[3].metadata["tags"] = ["skip-execution"]
+    nbformat.write(content, source)
+    table = workbench.sweep(source, {"seed": [0, 50]}, jobs=2, cell_timeout=4, progress=False)
+    assert list(table["read"]) == ["read", "read"]
+    assert list(table["status"]) == ["complete", "failed"]
+    assert table["error"][1] == "A cell of n.ipynb ran longer than 4 s."
+
+
+def test_a_kernel_that_does_not_start_is_started_again(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that start together may take the same port; this one fails the first two times."""
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "ipykernel_launcher.py").write_text(
+        "import os, sys\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a+') as log:\n"
+        "    log.write('x')\n    log.seek(0)\n    starts = len(log.read())\n"
+        "if starts < 3:\n    sys.exit(1)\n"
+        "from ipykernel import kernelapp\nkernelapp.launch_new_instance()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"), prepend=os.pathsep)
+    table = workbench.sweep(notebook, {"log": str(tmp_path / "log")}, jobs=1, progress=False)
+    assert list(table["status"]) == ["complete"], table["error"][0]
+    assert (tmp_path / "starts").read_text() == "xxx"
+
+
+def test_values_and_figures_are_recorded(store: str, tmp_path: Path) -> None:
+    """As they are; a figure becomes a file and an artifact, and is shown once."""
+    source = write(
+        tmp_path / "n.ipynb",
+        "import workbench, numpy as np, matplotlib.pyplot as plt",
+        "for name, value in {'a': np.int64(3), 'b': float('nan'), 'c': 'text', 'd': True}.items():"
+        "\n    workbench.record(name, value)\nworkbench.record('a', 4)",
+        "workbench.record('curve', plt.plot([1, 2])[0].axes)\nworkbench.record('seed', 'mine')",
+    )
+    table = workbench.sweep(source, {"seed": 1}, jobs=1, progress=False)
+    (row,) = table.to_dict("records")
+    assert (row["a"], row["c"], row["d"]) == (4, "text", True)
+    assert pd.isna(row["b"])
+    assert (row["seed"], row["seed_recorded"]) == (1, "mine")
+    assert Path(row["curve"]).read_bytes().startswith(b"\x89PNG")
+    child = mlflow.search_runs(filter_string="attributes.status = 'FINISHED'").dropna(
+        subset="tags.mlflow.parentRunId"
+    )
+    shown = {f.path for f in mlflow.MlflowClient().list_artifacts(child["run_id"][0], "figures")}
+    assert shown == {"figures/curve.png"}
+    outputs = nbformat.read(Path(row["folder"]) / "n.ipynb", as_version=4).cells[-1].outputs
+    assert sum("image/png" in output.data for output in outputs) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("status", 1), ("a b", 1), ("a/../b", 1), ("a", [1])])
+def test_what_cannot_be_recorded_is_an_error(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match="record"):
+        workbench.record(name, value)
+
+
+def test_the_command_sweeps_and_tells_of_failures(
+    notebook: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from workbench.cli import main
+
+    def run(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["sweep", str(notebook), *words])
+        said = capsys.readouterr()
+        return int(str(ended.value.code)), said.out + said.err
+
+    status, said = run("-p", "seed=0..1", "--jobs", "2")
+    assert status == 0, said
+    assert said.count("complete") == 2
+    status, said = run("-p", "kind=works,raise")
+    assert status == 1
+    assert "ValueError: no <b>luck</b>" in said
+    assert "MLflow store:" in said
+    status, said = run("-p", "sead=0..1")
+    assert status == 2
+    assert "Did you mean 'seed'?" in said
+    assert json.loads(next((tmp_path / "output/works").glob("*/run.json")).read_text())["key"]

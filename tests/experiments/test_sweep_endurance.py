@@ -1,0 +1,192 @@
+"""A sweep survives what is killed, stopped and full, and takes turns with another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from running import new_user
+from small_notebooks import lives, write
+
+import workbench
+
+SOURCE = """
+import os, time
+open(f'{log}/{seed}-{os.getpid()}', 'w').write(str(os.getppid()))
+while seed >= 10 and not os.path.exists(f'{log}/go'):
+    time.sleep(0.05)
+record('after', seed)
+"""
+SWEEP = "from workbench.cli import main; main()"
+
+
+@pytest.fixture
+def notebook(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A notebook that notes its process, and waits for a file where the seed is 10 or more."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path.parent / "ipython"))
+    (tmp_path / "log").mkdir()
+    return write(tmp_path / "n.ipynb", SOURCE, parameters="seed = 0\nlog = 'log'")
+
+
+def begun(folder: Path) -> dict[int, list[int]]:
+    """The kernels that ran each seed."""
+    found: dict[int, list[int]] = {}
+    for file in (folder / "log").glob("*-*"):
+        seed, kernel = map(int, file.name.split("-"))
+        found.setdefault(seed, []).append(kernel)
+    return found
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def command(notebook: Path, *words: str) -> subprocess.Popen[str]:
+    """The command line, in a process of its own, with the store of the test."""
+    environment = new_user(notebook.parent) | {
+        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+        "IPYTHONDIR": os.environ["IPYTHONDIR"],
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", SWEEP, "sweep", str(notebook), "--experiment", "test", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_killed_or_stopped_goes_on(
+    notebook: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Its kernels end with it, and what was complete is not run again."""
+    words = ["-p", "seed=0,1,10,11", "--jobs", "2"]
+    first = command(notebook, *words)
+    until(lambda: {0, 1, 10, 11} == begun(tmp_path).keys())
+    os.kill(first.pid, how)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
+    if how == signal.SIGINT:
+        assert "Stopped. 2 of 4 runs are complete and kept" in said
+    kernels = [kernel for seed in (10, 11) for kernel in begun(tmp_path)[seed]]
+    until(lambda: not any(map(lives, kernels)))
+    (tmp_path / "log" / "go").touch()
+    again = command(notebook, *words)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == {
+        0: 1, 1: 1, 10: 2, 11: 2,
+    }  # fmt: skip
+    assert sorted(workbench.runs("n")["after"]) == [0, 1, 10, 11]
+
+
+def test_a_process_that_is_killed_costs_its_runs_one_more_try(
+    notebook: Path, tmp_path: Path
+) -> None:
+    """The sweep completes, and no run is logged twice."""
+    with ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(
+            workbench.sweep, notebook, {"seed": [0, 10, 11]}, jobs=2, progress=False
+        )
+        until(lambda: {10, 11} <= begun(tmp_path).keys())
+        (kernel,) = begun(tmp_path)[10]
+        os.kill(int((tmp_path / "log" / f"10-{kernel}").read_text()), signal.SIGKILL)
+        until(lambda: len(begun(tmp_path)[10]) == 2)
+        (tmp_path / "log" / "go").touch()
+        table = sweeping.result(timeout=120)
+    assert list(table["status"]) == ["complete"] * 3
+    assert len(workbench.runs(table)) == 3
+    assert len(begun(tmp_path)[0]) == 1
+
+
+def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path) -> None:
+    """It fails with the reason, and those beside it are complete."""
+    source = write(tmp_path / "n.ipynb", "import os\nif seed == 1:\n    os.kill(os.getppid(), 9)\n")
+    table = workbench.sweep(source, {"seed": range(4)}, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete", "failed", "complete", "complete"]
+    assert "The process that ran it died" in table["error"][1]
+
+
+def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) -> None:
+    """They share a store and a folder; MLflow has each run once."""
+    (tmp_path / "log" / "go").touch()
+    both = [command(notebook, "-p", "seed=0..5", "--jobs", "2") for _ in range(2)]
+    said = [one.communicate(timeout=180)[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == dict.fromkeys(
+        range(6), 1
+    )
+    import mlflow
+
+    children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
+    assert sorted(children["params.seed"]) == list("012345")
+    assert list(workbench.runs("n")["seed"]) == list(range(6))
+
+
+def test_a_full_disk_is_told_and_what_was_done_stays(notebook: Path, tmp_path: Path) -> None:
+    """As by a limit on the size of the files that the process of a run may write."""
+    write(
+        notebook,
+        "import os, resource\nif seed == 2 and not os.path.exists(f'{log}/go'):\n"
+        "    limits = (50_000, resource.RLIM_INFINITY)\n"
+        "    resource.prlimit(os.getppid(), resource.RLIMIT_FSIZE, limits)\n"
+        "    print('x' * 100_000)",
+        "record('after', seed)",
+        parameters="seed = 0\nlog = 'log'",
+    )
+    words = ["-p", "seed=0..4", "--jobs", "1"]
+    first = command(notebook, *words)
+    said, _ = first.communicate(timeout=120)
+    assert first.returncode == 1
+    assert "The output folder cannot be written to: File too large" in said
+    assert "2 of 5 runs are complete and kept; the same call goes on with the rest" in said
+    (tmp_path / "log" / "go").touch()
+    again = command(notebook, *words)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert list(workbench.runs("n")["after"]) == [0, 1, 2, 3, 4]
+
+
+def test_a_dask_cluster_completes_a_sweep_when_a_worker_is_killed(
+    notebook: Path, tmp_path: Path
+) -> None:
+    """No run counts twice, and the table is that of processes of this machine."""
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster) as client, ThreadPoolExecutor(1) as pool:
+        sweeping = pool.submit(
+            workbench.sweep,
+            notebook,
+            {"seed": [0, 1, 2, 10, 11]},
+            executor=client.get_executor(),
+            progress=False,
+        )
+        until(lambda: {10, 11} <= begun(tmp_path).keys())
+        (kernel,) = begun(tmp_path)[10]
+        os.kill(int((tmp_path / "log" / f"10-{kernel}").read_text()), signal.SIGKILL)
+        until(lambda: len(begun(tmp_path)[10]) == 2)
+        (tmp_path / "log" / "go").touch()
+        table = sweeping.result(timeout=120)
+    assert list(table["status"]) == ["complete"] * 5, list(table["error"])
+    assert list(table["after"]) == [0, 1, 2, 10, 11]
+    assert len(workbench.runs(table)) == 5
+    again = workbench.sweep(notebook, {"seed": [0, 1, 2, 10, 11]}, progress=False)
+    pd.testing.assert_frame_equal(again, table)
+    folders = [json.loads((Path(f) / "run.json").read_text()) for f in table["folder"]]
+    assert [one["status"] for one in folders] == ["complete"] * 5

@@ -1,0 +1,50 @@
+"""Figures of repeated runs: mean and interval over seeds, and nothing else mixed in."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from workbench.errors import ArgumentError
+from workbench.metrics.repetitions import over_seeds
+
+SWEEP = pd.DataFrame(
+    {
+        "seed": [0, 1, 2, 0, 1, 0],
+        "n_labels": [10, 10, 10, 20, 20, 30],
+        "status": "complete",
+        "after": [1.0, 2.0, 3.0, 0.5, math.nan, math.nan],
+    }
+)
+
+
+def test_a_mean_has_students_interval() -> None:
+    """Known by hand for 1, 2, 3; undefined for one value and for none, which are counted."""
+    found = over_seeds(SWEEP, "after").set_index("n_labels")
+    assert list(found.columns) == ["n", "missing", "mean", "min", "max", "low", "high"]
+    assert list(found.loc[10]) == pytest.approx([3, 0, 2, 1, 3, -0.484, 4.484], abs=0.001)
+    assert list(found.loc[20][:5]) == [1, 1, 0.5, 0.5, 0.5]
+    assert list(found.loc[30][:2]) == [0, 1]
+    assert found.loc[[20, 30], ["low", "high"]].isna().all(axis=None)
+    assert math.isnan(found["mean"][30])
+
+
+def test_all_parameters_but_the_seed_are_kept_apart() -> None:
+    """One that varies beside those that are named is an error, since it is no repetition."""
+    two = pd.concat([SWEEP.assign(model="a"), SWEEP.assign(model=None)])
+    two = two[["seed", "n_labels", "model", "status", "after"]]
+    assert len(over_seeds(two)) == 6
+    with pytest.raises(ArgumentError, match="'model' varies"):
+        over_seeds(two, by="n_labels")
+    assert len(over_seeds(two.drop(columns="status"), by="n_labels")) == 3
+
+
+def test_what_is_no_number_or_no_column_is_an_error() -> None:
+    with pytest.raises(ArgumentError, match="holds no numbers"):
+        over_seeds(SWEEP, "status", "n_labels")
+    with pytest.raises(ArgumentError, match="no column 'befor'"):
+        over_seeds(SWEEP, "befor")
+    with pytest.raises(ArgumentError, match="confidence"):
+        over_seeds(SWEEP, confidence=95)

@@ -1,0 +1,112 @@
+"""What a notebook hands back: named values and figures, kept in the outputs of its cells."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from workbench.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+MIME: Final = "application/vnd.judge-workbench.record+json"
+
+_NAME = re.compile(r"[A-Za-z][\w-]{0,99}", re.ASCII)
+
+TAKEN: Final = ("status", "error", "seconds", "folder")
+"""Columns of a sweep's table that it fills itself."""
+
+
+def record(name: str, value: Any) -> None:
+    """Record a value or a figure of this notebook, for the sweep that runs it.
+
+    It becomes a column of `sweep`'s table, and of the MLflow run a metric or a picture. Recorded
+    again, the latest counts. It is shown where it is recorded, and lies in the executed notebook,
+    from which `sweep` reads it.
+
+    Parameters
+    ----------
+    name
+        Letters, digits, ``_`` and ``-``, beginning with a letter.
+    value
+        A number, a text, True, False or None; or a matplotlib figure or its Axes. What is nan or
+        infinite is recorded as None, which a table shows as missing.
+
+    Raises
+    ------
+    ArgumentError
+        For another name or kind of value.
+    """
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import display
+
+    data: dict[str, Any] = {"name": check_name(name)}
+    shown: dict[str, Any] = {MIME: data}
+    value = value.item() if isinstance(value, np.generic) else value
+    first = next(iter(np.ravel(value)), None)  # of several Axes
+    figure: Any = getattr(first, "figure", None)
+    if hasattr(figure, "savefig"):
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close(figure)  # which would show it once more
+        encoded = base64.b64encode(picture.getvalue()).decode()
+        shown |= {"image/png": encoded, "text/plain": f"{name}: a figure"}
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        data["value"] = value if not isinstance(value, float) or math.isfinite(value) else None
+        shown["text/plain"] = f"{name} = {value!r}"
+    else:
+        raise ArgumentError(
+            f"record({name!r}): a {type(value).__name__} cannot be recorded. Give a number, a "
+            "text, True, False, None, or a matplotlib figure."
+        )
+    if InteractiveShell.initialized():
+        display(shown, raw=True)  # type: ignore[no-untyped-call]
+    else:
+        print(shown["text/plain"])
+
+
+def check_name(name: Any) -> str:
+    """Return the name of a record; raise `ArgumentError` where it is none."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)) or name in TAKEN:
+        raise ArgumentError(
+            f"record(name={name!r}): a name has letters, digits, _ and -, begins with a letter, "
+            f"and is none of {', '.join(TAKEN)}, which a sweep fills itself."
+        )
+    return name
+
+
+def read_records(notebook: NotebookNode, folder: Path) -> dict[str, Any]:
+    """Return what an executed notebook recorded; figures are written to ``folder``, as paths."""
+    found: dict[str, Any] = {}
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    for data in (output.get("data", {}) for output in outputs):
+        if MIME not in data:
+            continue
+        name = check_name(data[MIME].get("name"))
+        if "image/png" in data:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
+            found[name] = str(folder / f"{name}.png")
+        else:
+            found[name] = data[MIME].get("value")
+    return found
+
+
+def first_error(notebook: NotebookNode) -> str:
+    """Return the error in an executed notebook in a line, such as ``ValueError: no``; or ""."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            # papermill takes an exit without an error for the end.
+            is_exit = output.get("ename") == "SystemExit" and output.evalue in ("", "0")
+            if output.output_type == "error" and not is_exit:
+                return f"{output.ename}: {output.evalue}"
+    return ""

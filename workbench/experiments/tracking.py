@@ -1,0 +1,193 @@
+"""A sweep in MLflow: a parent run, and below it a child for each of its runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from filelock import FileLock
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from workbench.errors import ArgumentError, StoreError
+from workbench.experiments.execution import Result
+from workbench.store.database import address, all_pages, find_experiment_id, retrying, store_errors
+
+NAME_TAG = "workbench.sweep"
+IDENTITY_TAG = "workbench.sweep_identity"
+KEY_TAG = "workbench.run_key"
+STATUS_TAG = "workbench.status"
+ROW_TAG = "workbench.row"
+"""Tags of a child, numbered from 0: its `Result` as JSON, in pieces that every store accepts."""
+
+PIECE = 4500
+_MLFLOW_STATUS = {"complete": "FINISHED", "cancelled": "KILLED"}
+_KEPT = {".ipynb", ".html", ".json", ".csv", ".png", ".svg", ".pdf"}
+"""Files that are logged; not a notebook's own store, nor what it downloads."""
+
+
+class SweepRun:
+    """The run of a sweep in the active store and experiment; an equal one is continued.
+
+    ``lock`` is a file by which processes that write to the same output folder take turns. What the
+    store refuses is kept in ``fault``.
+    """
+
+    def __init__(self, name: str, identity: str, lock: Path) -> None:
+        self.client, self.lock, self.fault = mlflow.MlflowClient(), lock, ""
+        self.experiment_id = find_experiment_id()
+        where = f"tags.`{IDENTITY_TAG}` = '{identity}'"
+        with store_errors(), FileLock(lock):
+            found = self.client.search_runs([self.experiment_id], where)
+            self.run_id = found[0].info.run_id if found else ""
+            if not found:
+                tags = resolve_tags() | {NAME_TAG: name, IDENTITY_TAG: identity}
+                made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
+                self.run_id = made.info.run_id
+            else:
+                self.client.update_run(self.run_id, status="RUNNING")
+
+    def logged(self) -> dict[str, Result]:
+        """Return the latest result of each run, by its key."""
+        return _results(_children(self.client, self.experiment_id, self.run_id))
+
+    def write(self, result: Result) -> None:
+        """Log a run below the sweep, unless it is there."""
+        if self.fault:
+            return  # a store that does not answer is not waited for again
+        try:
+            with FileLock(self.lock):
+                known = _children(self.client, self.experiment_id, self.run_id, result.key)
+                if not any(one.started == result.started for one in _results(known).values()):
+                    retrying(self._write, result)
+        except (MlflowException, OSError) as error:
+            self.fault = str(error)
+
+    def _write(self, result: Result) -> None:
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, KEY_TAG: result.key, STATUS_TAG: result.status}
+        begun, ended = result.started * 1000, (result.started + result.seconds) * 1000
+        made = self.client.create_run(
+            self.experiment_id,
+            start_time=int(begun),
+            run_name=", ".join(f"{k}={v}" for k, v in result.parameters.items())[:250] or None,
+            tags=resolve_tags(tags),
+        )
+        run_id, row = made.info.run_id, json.dumps(asdict(result))
+        numbers = {"seconds": result.seconds, **result.recorded}
+        self.client.log_batch(
+            run_id,
+            params=[Param(name, str(value)[:500]) for name, value in result.parameters.items()],
+            metrics=[
+                Metric(name, float(value), int(ended), 0)
+                for name, value in numbers.items()
+                if isinstance(value, (int, float))
+            ],
+        )
+        folder = Path(result.folder)
+        for file in sorted(folder.glob("*")):
+            if file.is_file() and file.suffix in _KEPT:
+                self.client.log_artifact(run_id, str(file))
+        if (folder / "figures").is_dir():
+            self.client.log_artifacts(run_id, str(folder / "figures"), "figures")
+        # Last, since a child without its row does not count.
+        pieces = [row[at : at + PIECE] for at in range(0, len(row), PIECE)]
+        rows = [RunTag(f"{ROW_TAG}.{n}", piece) for n, piece in enumerate(pieces)]
+        self.client.log_batch(run_id, tags=rows)
+        self.client.set_terminated(
+            run_id, _MLFLOW_STATUS.get(result.status, "FAILED"), end_time=int(ended)
+        )
+
+    def end(self, status: str) -> None:
+        """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
+        with suppress(MlflowException, OSError):  # which a child has told already
+            self.client.set_terminated(self.run_id, status)
+
+
+def _children(client: Any, experiment_id: str, parent: str, key: str = "") -> list[Run]:
+    where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
+    where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
+    return all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
+
+
+def _results(children: Iterable[Run]) -> dict[str, Result]:
+    """Return the latest result of each key; a child that has no row was not written to its end."""
+    found: dict[str, Result] = {}
+    for child in children:
+        tags = child.data.tags
+        row = "".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags)))
+        with suppress(ValueError, TypeError):
+            result = Result(**json.loads(row))
+            if result.key not in found or found[result.key].started < result.started:
+                found[result.key] = result
+    return found
+
+
+def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
+    """Return the table of `sweep`, a row a run."""
+    rows = []
+    for one in results:
+        own = {"status": one.status, "error": one.error, "seconds": one.seconds or None}
+        taken = one.parameters.keys()
+        recorded = {
+            f"{name}_recorded" if name in taken else name: math.nan if value is None else value
+            for name, value in one.recorded.items()
+        }
+        rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
+    table = pd.DataFrame(rows)
+    names = dict.fromkeys(name for one in results for name in one.parameters)
+    first = [*names, "status", "error", "seconds"]
+    for name in names:
+        given = [one.parameters.get(name) for one in results]
+        if None in given and all(type(value) in (int, type(None)) for value in given):
+            table[name] = pd.array(given, dtype="Int64")  # stay whole beside what is not given
+    table = table[[*first, *(name for name in table.columns if name not in first)]]
+    table.attrs["sweep"] = run_id
+    return table
+
+
+@store_errors()
+def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
+    """Return the table of a sweep as it stands in MLflow, a row a run (see `sweep`).
+
+    Parameters
+    ----------
+    sweep
+        The name of a sweep in the active experiment, of which the latest counts; the id of its
+        MLflow run; or a table that `sweep` returned.
+
+    Raises
+    ------
+    ArgumentError
+        For a table of something else.
+    StoreError
+        Where there is no such sweep.
+    """
+    if isinstance(sweep, pd.DataFrame):
+        if "sweep" not in sweep.attrs:
+            raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
+        sweep = str(sweep.attrs["sweep"])
+    client = mlflow.MlflowClient()
+    quoted = str(sweep).replace("'", "")
+    active = find_experiment_id()
+    found = client.search_runs(
+        [active], f"tags.`{NAME_TAG}` = '{quoted}'", order_by=["attributes.start_time DESC"]
+    )
+    with suppress(MlflowException):
+        found = found or [client.get_run(sweep)]
+    if not found or NAME_TAG not in found[0].data.tags:
+        raise StoreError(
+            f"There is no sweep {sweep!r} in the active experiment of {address()}. Check the name, "
+            "and the experiment (mlflow.set_experiment)."
+        )
+    parent = found[0].info
+    results = _results(_children(client, parent.experiment_id, parent.run_id)).values()
+    return table_of(sorted(results, key=lambda one: one.position), parent.run_id)

@@ -1,0 +1,79 @@
+"""Figures of repeated runs: mean, range and interval over what only chance differs in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from workbench.errors import ArgumentError
+from workbench.metrics.intervals import check_confidence, mean_interval
+from workbench.store.tables import require_columns
+
+
+def over_seeds(
+    table: pd.DataFrame,
+    metric: str = "after",
+    by: str | Sequence[str] | None = None,
+    *,
+    over: str = "seed",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Aggregate a metric of `sweep`'s table over seeds.
+
+    Parameters
+    ----------
+    table
+        A row a run.
+    metric
+        Column with numbers; what is missing, as for a run that failed, is left out and counted.
+    by
+        Columns whose values are kept apart; by default all parameters of a sweep but ``over``.
+    over
+        Column that is aggregated over, the seed.
+    confidence
+        Of the interval, in (0, 1).
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each combination of ``by``, in its order: ``n`` (runs with a value), ``missing``,
+        ``mean``, ``min``, ``max``, and ``low`` and ``high``, Student's interval of the mean, nan
+        for fewer than two values and where all are equal. It says how far the mean would move with
+        other seeds, and not how far with other items: all seeds draw from the same labels.
+
+    Raises
+    ------
+    ArgumentError
+        For columns that the table lacks, and where another parameter of the sweep varies.
+
+    >>> runs = pd.DataFrame({"seed": [0, 1], "n_labels": 20, "after": [0.6, 0.8]})
+    >>> over_seeds(runs, by="n_labels")[["n_labels", "n", "mean"]].to_dict("records")
+    [{'n_labels': 20, 'n': 2, 'mean': 0.7}]
+    """
+    check_confidence(confidence)
+    # The parameters of a sweep stand first.
+    parameters = (
+        list(table.columns[: list(table.columns).index("status")]) if "status" in table else []
+    )
+    by = [name for name in parameters if name != over] if by is None else by
+    by = [by] if isinstance(by, str) else list(by)
+    require_columns(table, "table", [metric, *by])
+    for name in parameters:
+        if name not in (over, *by) and table[name].nunique(dropna=False) > 1:
+            raise ArgumentError(
+                f"by={by!r}: the parameter {name!r} varies as well, and its values are no "
+                f"repetitions. Name it in by=, or give the rows of one value of it."
+            )
+    if not pd.api.types.is_numeric_dtype(table[metric]) and table[metric].notna().any():
+        raise ArgumentError(f"metric={metric!r} holds no numbers: {table[metric].iloc[0]!r}.")
+    rows = []
+    groups = table.groupby(by, dropna=False) if by else [((), table)]
+    for key, runs in groups:
+        values = runs[metric].dropna().to_numpy(dtype=float)
+        low, high = mean_interval(values, confidence)
+        figures = [f(values) if values.size else np.nan for f in (np.mean, np.min, np.max)]
+        counts = (len(values), len(runs) - len(values))
+        rows.append((*(key if isinstance(key, tuple) else (key,)), *counts, *figures, low, high))
+    return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "min", "max", "low", "high"])
