@@ -200,6 +200,7 @@ def score(
         check_measurable(judge)
     folder = VerdictFolder(Path(to).expanduser().absolute())
     expected = {"fingerprint": fingerprint(judge), "partition_rows": partition_rows}
+    expected |= {"keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected):
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)

@@ -178,6 +178,7 @@ class VerdictFolder:
 _NAMES: Final = {
     "fingerprint": "judge",
     "partition_rows": "size of partitions",
+    "keep": "choice of columns to keep",
     "content": "table",
 }
 
