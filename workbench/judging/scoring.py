@@ -83,6 +83,13 @@ class Scored:
         return table
 
     @property
+    def verdicts(self) -> pd.DataFrame:
+        """``row``, ``time`` and ``verdict`` alone, of the rows that have one."""
+        columns = ["row", "time", "verdict"]
+        table: pd.DataFrame = VerdictFolder(self.folder).read(columns=columns).to_pandas()
+        return table[table["verdict"].notna()].reset_index(drop=True)
+
+    @property
     def failures(self) -> pd.DataFrame:
         """The rows without a usable verdict: ``row``, ``error`` and the kept columns."""
         return VerdictFolder(self.folder).failures()

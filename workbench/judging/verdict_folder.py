@@ -92,12 +92,12 @@ class VerdictFolder:
                     "table."
                 )
 
-    def read(self, chosen: Any = None) -> pa.Table:
+    def read(self, chosen: Any = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all rows, or those that an expression of `pyarrow.dataset` chooses."""
         import pyarrow.dataset as ds
 
         files = [str(path) for path in self.parts()]
-        return ds.dataset(files, format="parquet").to_table(filter=chosen)
+        return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
 
     def rows(self, numbers: Iterable[int]) -> list[Record]:
         """Return the rows of the given numbers."""
