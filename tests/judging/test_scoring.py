@@ -17,11 +17,13 @@ import mlflow
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from embedded import Embedded, embedded
 from loopback import UNKNOWN_MODEL, Loopback
 from mlflow.genai.judges import Judge
 
 import workbench
+from workbench.cli import main
 from workbench.errors import ArgumentError, BudgetError, ModelError, StoreError, TableError
 from workbench.judging.audit import Draw
 from workbench.judging.judge import fingerprint
@@ -346,3 +348,26 @@ def test_every_row_has_the_same_chance_of_being_drawn(sample: float) -> None:
     shares = pd.Series([often[row] / 500 for row in range(200)])
     assert abs(shares.mean() - 0.2) < 0.01
     assert shares.between(0.2 - 0.09, 0.2 + 0.09).all()  # five standard errors
+
+
+# -- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_scores_with_a_registered_judge(store: str, tmp_path: Path) -> None:
+    """Options are those of the function; what is wrong is told in a line."""
+    judge = workbench.make_judge(
+        "quality", "Rate {{ outputs }} given {{ inputs }}.", model="offline:/rubric",
+        feedback_value_type=GRADES,
+    )  # fmt: skip
+    workbench.register(judge)
+    answers(12).to_csv(tmp_path / "t.csv", index=False)
+    words = ["score", "quality", str(tmp_path / "t.csv"), "--inputs", "q", "--outputs", "a"]
+    words += ["--keep", "id", "--to", str(tmp_path / "v")]
+    done = CliRunner().invoke(main, [*words, "--sample", "5"])
+    assert done.exit_code == 0, done.output
+    assert "12 rows in" in done.output
+    there = workbench.Scored.open(tmp_path / "v")
+    assert (there.rows, there.fingerprint, len(there.trace_ids)) == (12, fingerprint(judge), 5)
+    wrong = CliRunner().invoke(main, [*words[:-1], str(tmp_path / "w"), "--time", "when"])
+    assert wrong.exit_code == 1
+    assert "no column 'when'" in wrong.output
