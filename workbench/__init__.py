@@ -44,7 +44,7 @@ _HOME = {
     "Prevalence": "metrics.prevalence",
     "ReviewQueue": "labeling.review_queue",
     "SIMBA": "simba.optimizer",
-    "Scored": "judging.scoring",
+    "Scored": "judging.verdict_folder",
     "SelfAgreement": "metrics.self_agreement",
     "Scale": "scale",
     "Slices": "metrics.slices",

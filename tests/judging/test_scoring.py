@@ -114,6 +114,17 @@ def test_an_abstention_is_neither_verdict_nor_failure(tmp_path: Path, loopback: 
     assert list(done.table["rationale"]) == ["cannot tell"] * 3
 
 
+def test_rows_are_dated_by_the_table_or_by_when_they_were_judged(
+    tmp_path: Path, loopback: Start
+) -> None:
+    """Dates and texts of them, in UTC; a row without one has the time of its verdict."""
+    table = answers(3).assign(at=["2026-03-01T10:00:00+02:00", "2026-03-02", None])
+    times = score(judge_at(loopback().url), table, tmp_path / "v", time="at").table["time"]
+    assert times[0] == pd.Timestamp("2026-03-01 08:00", tz="UTC")
+    assert times[1] == pd.Timestamp("2026-03-02", tz="UTC")
+    assert pd.Timestamp.now(tz="UTC") - times[2] < pd.Timedelta(minutes=5)
+
+
 # -- failures ---------------------------------------------------------------------------------
 
 
@@ -186,10 +197,14 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
         (3, {}, ArgumentError, "table is a int"),
         (tmp_path / "none.csv", {}, TableError, "no file or folder"),
         (tmp_path / "bad.csv", {}, TableError, "line 2 has 2 cells"),
+        (answers(2).assign(at=5), {"time": "at"}, TableError, "row 0 holds 5, which is no date"),
         (answers(2), {"sample": 1.5}, ArgumentError, "share of the rows"),
     ):
         with pytest.raises(kind, match=said):
             score(judge, table, tmp_path / "v", **options)
+    answers(2).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ArgumentError, match="is the table itself"):
+        score(judge, tmp_path, tmp_path)
     traced = judge_at(server.url, instructions="Look at {{ trace }}.")
     with pytest.raises(ArgumentError, match="are no traces"):
         score(traced, answers(2), tmp_path / "v")
@@ -330,6 +345,7 @@ def test_a_sample_becomes_traces_with_verdicts_once(
     labels = pd.DataFrame({"trace_id": scored.trace_ids, "value": ["good"] * 30})
     workbench.log_labels(labels, name="quality", annotator="ana", value="value")
     assert len(workbench.pair(judge, scored)) == 30
+    assert len(dask.dataframe.read_parquet(tmp_path / "v")) == 200  # without the sample's file
     smaller = set(scored.trace_ids)
     larger = score(judge, answers(200), tmp_path / "v", sample=0.5, seed=7)
     assert smaller < set(larger.trace_ids)

@@ -51,7 +51,7 @@ def folder(
     made.write(0, rows, scale, {"judge": "q", "fingerprint": mark})
     ids = list(range(0, len(rows), every))
     sample = pd.DataFrame({"row": ids, "trace_id": [f"t{n}" for n in ids]})
-    made.write_sample(sample.assign(probability=1 / every), {})
+    made.write_sample(sample.assign(probability=1 / every))
     return workbench.Scored.open(path)
 
 
@@ -136,7 +136,7 @@ def test_what_is_undefined_is_nan_with_its_reason(tmp_path: Path) -> None:
     assert found.table["note"].iloc[0] == "no other week to compare with"
     assert (found.action, "another week" in found.advice) == ("none", True)
     same = folder(tmp_path / "same", [["yes"] * 50] * 2)
-    (tmp_path / "same" / "_sample.parquet").unlink()
+    (tmp_path / "same" / "_sample.json").unlink()
     found = workbench.monitor(JUDGE, same)
     assert found.agreement is None
     assert "No row was imported" in found.undefined["agreement"]
@@ -189,6 +189,12 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
         workbench.monitor(JUDGE, tmp_path)
     with pytest.raises(ArgumentError, match="none of them is on a trace of the sample"):
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["x"], "value": ["yes"]}))
+    with pytest.raises(ArgumentError, match="several labels of one trace"):
+        workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["t1"] * 2, "value": ["yes"] * 2}))
+    two = folder(tmp_path / "two", [[], [], HALF])
+    found = workbench.monitor(JUDGE, [one, tmp_path / "two"], labels(one, [0.9]))
+    assert list(found.table["verdicts"]) == [400, 400]
+    assert two.rows == 400
 
 
 def test_the_picture_shows_each_week(tmp_path: Path) -> None:

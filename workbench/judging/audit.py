@@ -97,7 +97,7 @@ def import_sample(
     log_assessments(new, progress=False)
     columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
     sample = pd.DataFrame(columns).assign(probability=draw.probability)
-    folder.write_sample(sample, {"seed": draw.seed, "experiment": imported.experiment_id})
+    folder.write_sample(sample)
 
 
 def _verdict(row: Record, trace_id: str) -> Verdict:

@@ -6,20 +6,21 @@ import time as clock
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError
-from workbench.formatting import bar, counted, html_table, html_text, say
+from workbench.errors import ArgumentError, BudgetError, TableError
+from workbench.formatting import bar, counted, say
 from workbench.judging.assessment import check_single
 from workbench.judging.audit import Draw, import_sample
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, check_measurable, judge_examples
-from workbench.judging.verdict_folder import COLUMNS, Task, VerdictFolder
+from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
@@ -27,95 +28,10 @@ from workbench.scale import Scale, is_abstention, scale_of
 from workbench.store.partitions import Record, known_length, read_about, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
 from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
 
 PARTITION_ROWS: Final = 1000
 """Rows of a partition: what a killed run may have to pay again."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A folder of verdicts, and what `score` did to it.
-
-    Attributes
-    ----------
-    name, fingerprint, folder
-        Of the judge, and where its verdicts are.
-    rows, failed, abstained, partitions
-        What the folder holds: rows, those without a usable verdict, those on which the judge
-        abstained, and files.
-    asked, paid
-        Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
-    """
-
-    name: str
-    fingerprint: str
-    folder: Path
-    rows: int
-    failed: int
-    abstained: int
-    partitions: int
-    asked: int = 0
-    paid: Usage = UNPAID
-    seconds: float = 0.0
-
-    @classmethod
-    def open(cls, folder: str | Path) -> Scored:
-        """Open a folder that `score` has written."""
-        path = Path(folder).expanduser().absolute()
-        parts = list(VerdictFolder(path).parts().values())
-        if not parts or "fingerprint" not in parts[0]:
-            raise ArgumentError(f"{str(path)!r} holds no verdicts that workbench.score wrote.")
-        counts = {k: sum(one[k] for one in parts) for k in ("rows", "failed", "abstained")}
-        name, mark = parts[0]["judge"], parts[0]["fingerprint"]
-        return cls(name, mark, path, **counts, partitions=len(parts))
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """All verdicts, read when asked for. ``dask.dataframe.read_parquet(folder)`` reads lazily.
-
-        One row a row of the table: ``row`` (its position, from 0), the kept columns, ``time``,
-        ``verdict`` (None where it failed or the judge abstained), ``rationale``, ``error`` (None
-        where the judge answered), ``fingerprint``, ``input_tokens``, ``output_tokens``, ``cost``
-        in US dollars (None where they are not known) and ``calls``.
-        """
-        rows = VerdictFolder(self.folder).read()
-        table: pd.DataFrame = rows.to_pandas(integer_object_nulls=True)
-        return table
-
-    @property
-    def verdicts(self) -> pd.DataFrame:
-        """``row``, ``time`` and ``verdict`` alone, of the rows that have one."""
-        columns = ["row", "time", "verdict"]
-        table: pd.DataFrame = VerdictFolder(self.folder).read(columns=columns).to_pandas()
-        return table[table["verdict"].notna()].reset_index(drop=True)
-
-    @property
-    def failures(self) -> pd.DataFrame:
-        """The rows without a usable verdict: ``row``, ``error`` and the kept columns."""
-        return VerdictFolder(self.folder).failures()
-
-    @property
-    def sample(self) -> pd.DataFrame:
-        """The rows that were imported as traces: ``row``, ``trace_id``, ``probability``."""
-        return VerdictFolder(self.folder).sample()
-
-    @property
-    def trace_ids(self) -> list[str]:
-        """Of the sample, as the label panel and `workbench.pair` take them."""
-        return list(self.sample["trace_id"])
-
-    def __repr__(self) -> str:
-        money = "" if self.paid.cost is None else f", ${self.paid.cost:.4f}"
-        return (
-            f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
-            f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
-            f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
-            f"{self.seconds:.1f} s{money}>"
-        )
-
-    def _repr_html_(self) -> str:
-        failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
-        return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
 
 
 def score(
@@ -188,7 +104,7 @@ def score(
         For a folder that holds verdicts of another judge or table, columns that do not exist, and a
         judge of traces.
     TableError, StoreError
-        When the table cannot be read, or the folder cannot be written.
+        When the table cannot be read, a time is no date, or the folder cannot be written.
     UnreachableModelError, CredentialError, ModelError
         When no call can be expected to succeed.
     BudgetError
@@ -205,7 +121,9 @@ def score(
     limit.check(str(getattr(judge, "model", None) or ""))
     if limit.measures:
         check_measurable(judge)
-    folder = VerdictFolder(Path(to).expanduser().absolute())
+    folder = VerdictFolder(Path(to).expanduser().resolve())
+    if isinstance(table, (str, Path)) and Path(table).expanduser().resolve() == folder.path:
+        raise ArgumentError(f"to={str(to)!r} is the table itself. Name another folder.")
     expected = {"fingerprint": fingerprint(judge), "partition_rows": partition_rows}
     expected |= {"keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
@@ -278,7 +196,12 @@ class _Layout:
     def columns(self) -> list[str]:
         """All that are read."""
         used = [column for by_key in self.sides.values() for column in by_key.values()]
-        return [*used, *self.keep, *([self.time] if self.time else [])]
+        return [*used, *self.beside]
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
 
     def item(self, number: int, record: Record) -> tuple[Example, str | None]:
         """A row as the judge sees it, and why it cannot be asked about."""
@@ -291,11 +214,20 @@ class _Layout:
     def described(self, number: int, record: Record) -> Record:
         """What is known of a row before it is judged."""
         row = {"row": number, **{column: plain(record[column]) for column in self.keep}}
-        when = None if self.time is None else pd.to_datetime(
-            plain(record[self.time]), utc=True, errors="coerce"
-        )  # fmt: skip
-        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0}
-        return row | {"time": None if when is None or pd.isna(when) else when.to_pydatetime()}
+        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": self._time(number, record)}
+
+    def _time(self, number: int, record: Record) -> datetime | None:
+        given = plain(record[self.time]) if self.time else None
+        if is_missing(given):
+            return None
+        when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
+        if when is None or pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date. Give dates, "
+                "or texts such as 2026-03-31, or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
 
 
 # -- partitions -----------------------------------------------------------------------------
@@ -352,8 +284,9 @@ class _Run:
         retry_failed: bool,
     ) -> Task | None:
         """What is to be asked of a partition; None where all of it is there."""
+        beside = self.layout.beside
         content = [
-            [one.inputs, one.outputs, one.expectations, [plain(r[c]) for c in self.layout.keep]]
+            [one.inputs, one.outputs, one.expectations, [plain(r[c]) for c in beside]]
             for (one, _), r in zip(items, records, strict=True)
         ]
         about = {**self.about, "content": digest(content)}

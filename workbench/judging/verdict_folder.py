@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import filelock
 import pandas as pd
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import counted, html_table, html_text, write_whole
+from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.store.partitions import Record, as_column, column_type, read_about, write_parquet
 from workbench.store.traces import Example
@@ -25,7 +28,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 """Of every file, beside those kept of the table itself."""
 
-_SAMPLE: Final = "_sample.parquet"  # readers of folders pass over names that begin like this
+_SAMPLE: Final = "_sample.json"
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,6 @@ class VerdictFolder:
         rows: list[Record] = pq.read_table(self.part(number)).to_pylist()
         return rows
 
-    def failures(self) -> pd.DataFrame:
-        """Return the rows without a usable verdict: ``row``, ``error`` and the kept columns."""
-        import pyarrow.dataset as ds
-
-        table: pd.DataFrame = self.read(ds.field("error").is_valid()).to_pandas()
-        return table[["row", "error", *(c for c in table.columns if c not in COLUMNS)]]
-
     def write(
         self, number: int, rows: Sequence[Record], scale: Scale | None, about: dict[str, Any]
     ) -> None:
@@ -160,19 +156,108 @@ class VerdictFolder:
 
     # -- the sample ---------------------------------------------------------------------------
 
-    def write_sample(self, sample: pd.DataFrame, about: dict[str, Any]) -> None:
+    def write_sample(self, sample: pd.DataFrame) -> None:
         """Keep which rows were imported as which traces."""
-        import pyarrow as pa
-
-        table = pa.Table.from_pandas(sample, preserve_index=False)
-        write_parquet(self.path / _SAMPLE, table, about)
+        try:
+            write_whole(self.path / _SAMPLE, sample.to_json(orient="records"))
+        except OSError as error:
+            raise StoreError(f"{self.path / _SAMPLE} cannot be written: {error}.") from error
 
     def sample(self) -> pd.DataFrame:
         """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""
         path = self.path / _SAMPLE
-        if not path.exists():
-            return pd.DataFrame(columns=["row", "trace_id", "probability"])
-        return pd.read_parquet(path)
+        rows = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A folder of verdicts, and what `score` did to it.
+
+    Attributes
+    ----------
+    name, fingerprint, folder
+        Of the judge, and where its verdicts are.
+    rows, failed, abstained, partitions
+        What the folder holds: rows, those without a usable verdict, those on which the judge
+        abstained, and files.
+    asked, paid
+        Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
+    """
+
+    name: str
+    fingerprint: str
+    folder: Path
+    rows: int
+    failed: int
+    abstained: int
+    partitions: int
+    asked: int = 0
+    paid: Usage = UNPAID
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Scored:
+        """Open a folder that `score` has written."""
+        path = Path(folder).expanduser().absolute()
+        parts = list(VerdictFolder(path).parts().values())
+        if not parts or "fingerprint" not in parts[0]:
+            raise ArgumentError(f"{str(path)!r} holds no verdicts that workbench.score wrote.")
+        counts = {k: sum(one[k] for one in parts) for k in ("rows", "failed", "abstained")}
+        name, mark = parts[0]["judge"], parts[0]["fingerprint"]
+        return cls(name, mark, path, **counts, partitions=len(parts))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """All verdicts, read when asked for. ``dask.dataframe.read_parquet(folder)`` reads lazily.
+
+        One row a row of the table: ``row`` (its position, from 0), the kept columns, ``time``,
+        ``verdict`` (None where it failed or the judge abstained), ``rationale``, ``error`` (None
+        where the judge answered), ``fingerprint``, ``input_tokens``, ``output_tokens``, ``cost``
+        in US dollars (None where they are not known) and ``calls``.
+        """
+        rows = VerdictFolder(self.folder).read()
+        table: pd.DataFrame = rows.to_pandas(integer_object_nulls=True)
+        return table
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """``row``, ``time`` and ``verdict`` alone, of the rows that have one."""
+        columns = ["row", "time", "verdict"]
+        table: pd.DataFrame = VerdictFolder(self.folder).read(columns=columns).to_pandas()
+        return table[table["verdict"].notna()].reset_index(drop=True)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows without a usable verdict: ``row``, ``error`` and the kept columns."""
+        import pyarrow.dataset as ds
+
+        rows = VerdictFolder(self.folder).read(ds.field("error").is_valid())
+        table: pd.DataFrame = rows.to_pandas()
+        return table[["row", "error", *(c for c in table.columns if c not in COLUMNS)]]
+
+    @property
+    def sample(self) -> pd.DataFrame:
+        """The rows that were imported as traces: ``row``, ``trace_id``, ``probability``."""
+        return VerdictFolder(self.folder).sample()
+
+    @property
+    def trace_ids(self) -> list[str]:
+        """Of the sample, as the label panel and `workbench.pair` take them."""
+        return list(self.sample["trace_id"])
+
+    def __repr__(self) -> str:
+        money = "" if self.paid.cost is None else f", ${self.paid.cost:.4f}"
+        return (
+            f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
+            f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
+            f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
+            f"{self.seconds:.1f} s{money}>"
+        )
+
+    def _repr_html_(self) -> str:
+        failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
+        return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
 
 
 _NAMES: Final = {

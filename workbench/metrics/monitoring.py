@@ -15,15 +15,14 @@ from mlflow.genai.judges import Judge
 from workbench.errors import ArgumentError, NoLabelsError
 from workbench.formatting import counted, html_table, html_text, plain
 from workbench.judging.judge import fingerprint_of
-from workbench.judging.scoring import Scored
+from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
 from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import Array, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
-from workbench.pairing.consensus import known_scale, read_label
+from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.pairs import COLUMNS, Pairs, pair
-from workbench.scale import Scale
-from workbench.store.labels import Label
+from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
 
@@ -109,9 +108,8 @@ def monitor(
         What `workbench.score` gave with ``sample=``, its folder, or several of them: of each month
         one, say. Weeks are those of its column ``time``.
     labels
-        People's labels on the sample: `workbench.Pairs`, or a table with ``trace_id``, ``value``
-        and, where there are several, ``annotator``. None: those in the store under the judge's
-        name.
+        People's labels on the sample: `workbench.Pairs`, or a table with one row a trace,
+        ``trace_id`` and ``value``. None: those in the store under the judge's name.
     confidence
         Of intervals and tests, in (0, 1).
 
@@ -190,29 +188,26 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame) -> Pairs:
 
 
 def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> Pairs:
+    """One label a trace joined with the verdict on it."""
     require_columns(labels, "labels", ["trace_id", "value"])
-    given = labels[~labels["value"].map(is_missing)]
-    who = given["annotator"] if "annotator" in given else ["people"] * len(given)
-    verdicts = dict(zip(sample["trace_id"], sample["verdict"], strict=True))
-    scale = known_scale(judge, [], []) or Scale.from_values([*given["value"], *verdicts.values()])
-    by_trace: dict[str, list[Label]] = {}
-    for trace_id, value, name in zip(given["trace_id"], given["value"], who, strict=True):
-        one = Label(trace_id, str(name), value, None, 0, after_verdict=False)
-        by_trace.setdefault(trace_id, []).append(one)
-    rows, excluded = [], []
-    for i, ones in sorted(by_trace.items()):
-        label = read_label(ones, scale, "majority", "drop")
-        if label.fault or i not in verdicts:
-            excluded.append((i, label.fault or "no verdict"))
-        else:
-            verdict = scale.normalise(verdicts[i])
-            rows.append((i, label.value, verdict, "", "", label.votes, label.blind))
-    return Pairs(
-        name=judge if isinstance(judge, str) else judge.name,
-        table=pd.DataFrame(rows, columns=COLUMNS).astype({"human": object, "judge": object}),
-        excluded=pd.DataFrame(excluded, columns=["trace_id", "reason"]),
-        scale=scale,
-    )
+    given = labels.loc[~labels["value"].map(is_missing), ["trace_id", "value"]]
+    if given["trace_id"].duplicated().any():
+        raise ArgumentError(
+            "labels holds several labels of one trace. Give one, or log them "
+            "(workbench.log_labels) and give workbench.pair(judge, scored), which finds their "
+            "consensus."
+        )
+    table = given.merge(sample[["trace_id", "verdict"]], on="trace_id")
+    seen = [*given["value"], *sample["verdict"]]
+    scale = known_scale(judge, []) or Scale.from_values(seen)
+    for name, column in (("human", "value"), ("judge", "verdict")):
+        table[name] = pd.Series(map(scale.normalise, table[column]), dtype=object)
+    answered = table["human"].map(lambda value: value is not ABSTAIN).astype(bool)
+    table = table[answered].reset_index(drop=True).assign(
+        human_rationale="", judge_rationale="", votes=[{}] * int(answered.sum()), blind=True
+    )  # fmt: skip
+    nothing = pd.DataFrame(columns=["trace_id", "reason"])
+    return Pairs(name_of(judge), table[COLUMNS], nothing, scale)
 
 
 def _weeks(pairs: Pairs, sample: pd.DataFrame) -> list[Any]:
