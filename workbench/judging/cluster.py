@@ -7,11 +7,12 @@ loses its partition, which another one takes over.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from workbench.errors import ArgumentError
@@ -19,6 +20,7 @@ from workbench.judging.requests import judge_examples
 from workbench.models.offline import SCHEME, register
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
+from workbench.store.traces import collector_paused
 
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
@@ -151,7 +153,7 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verd
     global _runner
     if str(getattr(judge, "model", None) or "").startswith(SCHEME):
         register()
-    with _asking:
+    with _asking, _profiled_safely():
         if _runner is None or _runner[0] != (name, share):
             if _runner is not None:
                 _runner[1].close()
@@ -159,3 +161,12 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verd
             throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
             _runner = (name, share), Runner(concurrency=share, stop=stop, throttle=throttle)
         return judge_examples(judge, items, _runner[1])
+
+
+def _profiled_safely() -> AbstractContextManager[None]:
+    """Pause the garbage collector, while Dask's profiler looks at the threads of a partition.
+
+    Before Python 3.12 a collection within ``sys._current_frames`` deadlocks a process of many
+    threads (CPython's issue 106883). Between partitions the collector runs as ever.
+    """
+    return collector_paused() if sys.version_info < (3, 12) else nullcontext()

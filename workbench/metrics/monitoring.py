@@ -129,7 +129,8 @@ def monitor(
             f"{mark or 'one judge'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat([_dated(one) for one in folders], ignore_index=True)
-    sample = verdicts[verdicts["trace_id"].notna()]
+    # What is equal in several months is one trace.
+    sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
     name, undefined = folders[0].name, dict[str, str]()
     try:
         pairs = _paired(judge, labels, sample)
@@ -203,9 +204,9 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     for name, column in (("human", "value"), ("judge", "verdict")):
         table[name] = pd.Series(map(scale.normalise, table[column]), dtype=object)
     answered = table["human"].map(lambda value: value is not ABSTAIN).astype(bool)
-    table = table[answered].reset_index(drop=True).assign(
-        human_rationale="", judge_rationale="", votes=[{}] * int(answered.sum()), blind=True
-    )  # fmt: skip
+    table = table[answered].reset_index(drop=True)
+    table[["human_rationale", "judge_rationale", "blind"]] = "", "", True
+    table["votes"] = pd.Series([{} for _ in table.index], dtype=object)
     nothing = pd.DataFrame(columns=["trace_id", "reason"])
     return Pairs(name_of(judge), table[COLUMNS], nothing, scale)
 
