@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from asking import OwnJudge
 from distributed import Client, LocalCluster, Variable
 from loopback import Loopback
+from mlflow.entities import Feedback
 from test_scoring import answers, judge_at, score
 
 import workbench
@@ -137,6 +140,24 @@ def test_what_one_worker_meets_the_others_hear(cluster: Client) -> None:
         pass
     assert over.is_set()
     shared.delete()
+
+
+class Collecting(OwnJudge):
+    """Says whether Python's cyclic garbage collector may run while it judges."""
+
+    def __call__(self, *, outputs: Any = None) -> Feedback:
+        return Feedback(name=self.name, value="yes" if gc.isenabled() else "no")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the collector does no harm there")
+def test_the_collector_does_not_run_while_a_partition_is_profiled(
+    tmp_path: Path, cluster: Client
+) -> None:
+    """Within Dask's profiler it would deadlock the worker; afterwards it runs again."""
+    judge = Collecting(name="quality")
+    done = score(judge, answers(20), tmp_path / "v", client=cluster)
+    assert list(done.table["verdict"]) == ["no"] * 20
+    assert all(cluster.run(gc.isenabled).values())
 
 
 PROGRAM = """
