@@ -45,17 +45,17 @@ def ask_on_cluster(
     """
     import distributed
 
+    upcoming = next(tasks, None)
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
     under_way: dict[Any, tuple[Task, str]] = {}
-    upcoming = next(tasks, None)
     try:
         while upcoming is not None or under_way:
             workers = _workers(client) if not under_way else list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             for worker in [one for one in workers if one not in busy] if upcoming else []:
-                if upcoming is None or len(under_way) >= len(workers):
+                if upcoming is None or len(under_way) >= min(len(workers), concurrency):
                     break
                 share = max(1, concurrency // len(workers))
                 future = client.submit(
