@@ -21,6 +21,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 from loopback import Loopback
+from postgres import Postgres, installed
 from running import SECRET, MainRun, active_store, new_user
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -164,9 +165,8 @@ def store(tmp_path: Path, _empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @contextlib.contextmanager
-def _serving(database: Path, *options: str, **variables: str) -> Iterator[str]:
+def _serving(folder: Path, uri: str, *options: str, **variables: str) -> Iterator[str]:
     """Run a real MLflow server on a database, and give its address once it answers."""
-    folder = database.parent
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -174,7 +174,7 @@ def _serving(database: Path, *options: str, **variables: str) -> Iterator[str]:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server", *options),
-                *("--backend-store-uri", f"sqlite:///{database}"),
+                *("--backend-store-uri", uri),
                 *("--default-artifact-root", str(folder / "artifacts")),
                 *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
             ],
@@ -190,7 +190,8 @@ def _serving(database: Path, *options: str, **variables: str) -> Iterator[str]:
         yield address
     finally:
         # The server's own children are in its session and end with it.
-        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has told why it ended
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
 
 
@@ -201,7 +202,7 @@ def _mlflow_server(
     """The address and the database of an MLflow server, started once for all tests."""
     database = tmp_path_factory.mktemp("server") / "server.db"
     shutil.copy(_empty_store, database)
-    with _serving(database) as address:
+    with _serving(database.parent, f"sqlite:///{database}") as address:
         yield address, database
 
 
@@ -224,7 +225,8 @@ def guarded_server(
     variables = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "key"}
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
-    with _serving(database, "--app-name", "basic-auth", **variables) as address:
+    uri, options = f"sqlite:///{database}", ("--app-name", "basic-auth")
+    with _serving(database.parent, uri, *options, **variables) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         mlflow.set_tracking_uri(address)
         mlflow.set_registry_uri(address)
@@ -258,8 +260,40 @@ def server(
     mlflow.set_registry_uri(store)
 
 
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, started once for all tests; with CI set it must be installed."""
+    if not installed() and "CI" not in os.environ:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with Postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def postgres(_postgres: Postgres) -> str:
+    """The URI of an empty PostgreSQL database."""
+    return _postgres.new_database()
+
+
+@pytest.fixture
+def postgres_server(
+    postgres: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """The address of an MLflow server on an empty PostgreSQL database, active for the test."""
+    import mlflow
+
+    (tmp_path / "server").mkdir()
+    with _serving(tmp_path / "server", postgres) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        mlflow.set_tracking_uri(address)
+        mlflow.set_registry_uri(address)
+        yield address
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+
+
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             urllib.request.urlopen(url, timeout=1).close()

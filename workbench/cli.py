@@ -1,10 +1,10 @@
-"""The command ``workbench``: run a notebook with parameters, and check a judge, as in CI."""
+"""The command ``workbench``: run a notebook, check a judge as in CI, score many answers."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +230,50 @@ def check(
         certificate = check_registered(name, version, budget=budget, **thresholds)
     click.echo(str(certificate))
     raise SystemExit(0 if certificate.passed else 1)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("table", type=click.Path(exists=True, path_type=Path))
+@click.option("--inputs", multiple=True, required=True, help="Column; may be repeated.")
+@click.option("--outputs", multiple=True, required=True, help="Column; may be repeated.")
+@click.option("--expectations", multiple=True, help="Column; may be repeated.")
+@click.option("--keep", multiple=True, help="Column to copy, such as an id; may be repeated.")
+@click.option("--time", help="Column of dates.")
+@click.option(
+    "--to",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("verdicts"),
+    show_default=True,
+    help="Folder of the verdicts.",
+)
+@click.option("--version", type=int, help="Of the judge; the newest by default.")
+@click.option("--budget", type=int, help="Model calls at most.")
+@click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
+@click.option("--sample", type=float, help="Share or number of rows to import as traces.")
+@click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
+@click.option("--scheduler", help="Address of a Dask scheduler whose workers judge.")
+def score(
+    name: str, table: Path, version: int | None, scheduler: str | None, **options: Any
+) -> None:
+    """Let the registered judge NAME rate the rows of TABLE, and write Parquet.
+
+    TABLE is a Parquet file or folder, a CSV or JSONL file. Run again, it goes on where it was. The
+    store is that of MLFLOW_TRACKING_URI.
+    """
+    options["outputs"] = [*options["outputs"]] if options["outputs"][1:] else options["outputs"][0]
+    options["expectations"] = options["expectations"] or None
+    with _errors(exit_code=1), ExitStack() as stack:
+        import workbench
+
+        client = None
+        if scheduler:
+            from distributed import Client
+
+            client = stack.enter_context(Client(scheduler))
+        judge = workbench.load_judge(name, version)
+        scored = workbench.score(judge, table, client=client, **options)
+    click.echo(repr(scored)[1:-1])
 
 
 @contextmanager

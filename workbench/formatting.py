@@ -152,8 +152,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def bar(*, total: int, desc: str | None, disable: bool = False) -> Any:
-    """Return a tqdm bar over ``total`` steps; with ``disable``, or for none, it shows nothing."""
+def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:
+    """Return a tqdm bar over ``total`` steps, None where nobody knows how many.
+
+    With ``disable``, or for no steps, it shows nothing.
+    """
     disable = disable or total == 0
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm

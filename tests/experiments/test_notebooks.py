@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ import nbformat
 import pandas as pd
 import pytest
 from mlflow.genai.scorers import get_scorer
-from PIL import Image
 from running import SECRET, MainRun, active_store, run_here, summary
 
 import workbench

@@ -103,7 +103,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_command_is_known_to_these_tests() -> None:
     tested = [
         "run 4_align", "workbench sweep", "openai:/gpt-4.1 ", "base_url", "out-own", "out-later",
-        "workbench params", "--record", "--replay", "workbench check",
+        "workbench params", "--record", "--replay", "workbench check", "workbench score",
     ]  # fmt: skip
     assert sorted(map(command, tested)) == sorted(COMMANDS)
 
@@ -224,6 +224,18 @@ def test_a_judge_is_checked_after_the_run(main_copy: Path) -> None:
     assert ran.returncode in (0, 1), ran.stderr
     assert "labelled items" in ran.stdout
     assert "kappa" in ran.stdout
+
+
+def test_a_judge_scores_a_table_after_the_run(main_copy: Path) -> None:
+    """The guide's command, likewise."""
+    line = command("workbench score").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
+    (main_copy.parent / "data").symlink_to(ROOT / "data")
+    ran = shell(line, main_copy.parent)
+    assert ran.returncode == 0, ran.stderr
+    with (ROOT / "data" / "shop_answers.csv").open(encoding="utf-8", newline="") as file:
+        rows = len(list(csv.DictReader(file)))
+    assert f"{rows} rows in" in ran.stdout
+    assert workbench.Scored.open(main_copy.parent / "verdicts-of-command").failed == 0
 
 
 def test_a_run_leaves_the_files_that_the_guide_lists(main_run: MainRun) -> None:

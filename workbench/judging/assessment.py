@@ -149,14 +149,16 @@ def assess(
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     started = time.monotonic()
-    _check(judge, samples)
+    if samples < 1:
+        raise ArgumentError(f"samples={samples!r} must be 1 or more: how often to judge a trace.")
+    check_single(judge)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
     traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
-    earlier = {trace.info.trace_id: _earlier_verdict(trace, judge.name, mark) for trace in fetched}
+    earlier = {trace.info.trace_id: earlier_verdict(trace, judge.name, mark) for trace in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
     todo = _questions(judge, list(earlier), known, samples, traces)
     if (recorder := recording.recorder()) is not None and known:
@@ -174,7 +176,7 @@ def assess(
             before = earlier[verdict.trace_id]
             failed_alike = before is not None and before.error == verdict.error is not None
             if writer is not None and not failed_alike and verdict.sample == 0:
-                writer.put(_feedback(verdict, judge, infos[verdict.trace_id]))
+                writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
         try:
@@ -198,9 +200,8 @@ def assess(
     )
 
 
-def _check(judge: Judge, samples: int) -> None:
-    if samples < 1:
-        raise ArgumentError(f"samples={samples!r} must be 1 or more: how often to judge a trace.")
+def check_single(judge: Judge) -> None:
+    """Raise `ArgumentError` unless the judge has a name and rates single items."""
     if not judge.name:
         raise ArgumentError("The judge has no name. Make it with workbench.make_judge(name, ...).")
     if getattr(judge, "is_session_level_scorer", False):
@@ -279,7 +280,7 @@ def _too_small(error: BudgetError, needed: int, missing: int, log: bool) -> Budg
 # -- verdicts and the store -----------------------------------------------------------------
 
 
-def _feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
+def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
     figures = {
         FINGERPRINT_KEY: verdict.fingerprint,
@@ -323,7 +324,7 @@ def _questions(
     return [(judge, items[i], sample) for i, sample in (*((i, 0) for i in unknown), *again)]
 
 
-def _earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
+def earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
     own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
     latest = next((one for one in reversed(own) if one.usable), own[-1] if own else None)

@@ -189,7 +189,7 @@ def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
     if tagged := {info.trace_id: info.tags[by] for info in infos if by in info.tags}:
         return tagged
     if by == "week":
-        return {info.trace_id: _week(info.request_time) for info in infos}
+        return {info.trace_id: week_of(info.request_time) for info in infos}
     fields = fields_of(examples(ids))  # with their spans, which takes longer
     if by not in fields:
         known = ", ".join(map(repr, sorted(fields.keys() - {"length", "week"}))) or "none"
@@ -212,7 +212,7 @@ def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     for one in examples:
         lengths[one.trace_id] = len(_as_text(one.outputs))
         if one.requested is not None:
-            weeks[one.trace_id] = _week(one.requested)
+            weeks[one.trace_id] = week_of(one.requested)
         for name, value in one.inputs.items() if isinstance(one.inputs, dict) else ():
             inputs[str(name)][one.trace_id] = value
         for name, value in one.tags.items():
@@ -237,7 +237,8 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def _week(ms: int) -> str:
+def week_of(ms: float) -> str:
+    """Return the ISO week of a time in milliseconds since 1970, UTC: ``"2025, week 07"``."""
     year, week, _ = datetime.fromtimestamp(ms / 1000, timezone.utc).isocalendar()
     return f"{year}, week {week:02}"
 

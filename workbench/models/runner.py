@@ -70,6 +70,8 @@ class Runner:
         Seconds of rate limits without a single success after which a run gives up.
     proven
         The model is known to answer: all calls go at once, and unusable answers end no run.
+    throttle
+        The slots, where they are not this runner's alone.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Runner:
         stop: threading.Event | None = None,
         patience: float = PATIENCE,
         proven: bool = False,
+        throttle: Throttle | None = None,
     ) -> None:
         if concurrency < 1:
             raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
-        self.client, self.throttle = Client(concurrency), Throttle(concurrency)
+        self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
         self.answered, self.unusable = int(proven), 0
         if proven:
             self.throttle.speed_up()

@@ -16,6 +16,7 @@ from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.comparison import Comparison
+from workbench.metrics.monitoring import Monitored
 from workbench.reporting.drawing import (
     BELOW,
     MOST_ROWS_WITH_TEXT,
@@ -179,6 +180,43 @@ def plot_slices(
     by = getattr(slices, "by", None)
     of = f" by {literal(by, 40)}" if by else ""
     ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
+    return ax
+
+
+@styled
+def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
+    """Agreement with people and the shift of verdicts, week by week.
+
+    Points are accuracy with its interval, filled where the week differs from the others by more
+    than luck. Bars are how far the verdicts of the week are from those of all other weeks.
+
+    Parameters
+    ----------
+    monitored
+        What ``workbench.monitor(judge, scored)`` gave.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    table = monitored.table
+    ax = ax or new_axes(max(4.5, 2.2 + 0.8 * len(table)), 3.4)[0]
+    places, colour = np.arange(len(table)), blue()
+    shifts = ax.bar(places, table["shift"].fillna(0.0), width=0.5, color=BELOW, alpha=0.45)
+    low, high = table["accuracy_low"], table["accuracy_high"]
+    ax.vlines(places, low.astype(float), high.astype(float), color=colour, lw=2)
+    luck = ~(table["p_adjusted"] < 0.05).to_numpy()
+    look: dict[str, Any] = {"ls": "", "marker": "o", "color": colour, "mew": 1.5, "ms": 6}
+    (points,) = ax.plot(places[~luck], table["accuracy"][~luck], **look)
+    ax.plot(places[luck], table["accuracy"][luck], mfc=paper(), **look)
+    handles = {"accuracy": points, "shift of verdicts": shifts}
+    if monitored.agreement is not None:
+        overall = monitored.agreement.accuracy
+        handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
+    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()]
+    ax.set_xticks(places, names)
+    tilt_where_long(ax, names)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("week (labels)")
+    legend_above(ax, handles, ncols=3, handlelength=1.4, columnspacing=1.2)
     return ax
 
 

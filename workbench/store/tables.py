@@ -61,7 +61,7 @@ def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object])
             )
 
 
-def _columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
+def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
     """Return {key: column} of a column, a list of columns or a dict."""
     if spec is None:
         return {}
@@ -126,7 +126,7 @@ def read_rows(
 ) -> tuple[list[Row], list[str]]:
     """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
-    sides = {argument: _columns_by_key(argument, spec) for argument, spec in given.items()}
+    sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
     named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
@@ -155,7 +155,7 @@ def read_rows(
             if fold(raw[column]) in without:
                 unrated[str(raw[column])] += 1
                 raw[column] = None
-        row, problems = _read_row(number, raw, sides, raters)
+        row, problems = read_row(number, raw, sides, raters)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
@@ -202,7 +202,7 @@ def row_numbers(table: pd.DataFrame) -> list[int]:
     return [int(number) for number in (table.index if is_count else range(len(table)))]
 
 
-def _read_row(
+def read_row(
     number: int, raw: dict[str, Any], sides: dict[str, dict[str, str]], raters: Raters
 ) -> tuple[Row, list[str]]:
     """Return the row, with a dict of outputs, and what is wrong with it."""

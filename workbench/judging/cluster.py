@@ -1,0 +1,172 @@
+"""Partitions judged by the workers of a Dask cluster, which slow down together.
+
+Only what Dask has is used: tasks, and a ``distributed.Variable`` that all workers read. A worker
+judges one partition at a time, with connections that it keeps from one to the next. One that dies
+loses its partition, which another one takes over.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from workbench.errors import ArgumentError
+from workbench.judging.requests import judge_examples
+from workbench.models.offline import SCHEME, register
+from workbench.models.runner import Runner
+from workbench.models.throttle import Throttle
+from workbench.store.traces import collector_paused
+
+if TYPE_CHECKING:
+    from mlflow.genai.judges import Judge
+
+    from workbench.judging.verdict_folder import Task
+    from workbench.judging.verdicts import Verdict
+    from workbench.store.traces import Example
+
+WORKER_SECONDS: Final = 120  # that a worker is waited for, as clusters start them
+
+HEARD_EVERY: Final = 0.25
+"""Seconds after which a worker asks again whether another one met a rate limit."""
+
+
+def ask_on_cluster(
+    tasks: Iterator[Task], judge: Judge, client: Any, concurrency: int
+) -> Generator[tuple[Task, list[Verdict]]]:
+    """Have the workers of a ``distributed.Client`` judge partitions, and give them as they come.
+
+    Each worker gets its next partition once the last one was taken here, so that one a worker is
+    under way at any time.
+    """
+    import distributed
+
+    upcoming = next(tasks, None)
+    name = f"workbench-score-{uuid.uuid4().hex}"
+    shared = distributed.Variable(name, client=client)
+    shared.set(_NEWS)
+    under_way: dict[Any, tuple[Task, str]] = {}
+    try:
+        while upcoming is not None or under_way:
+            workers = _workers(client) if not under_way else list(client.nthreads())
+            busy = {worker for _, worker in under_way.values()}
+            for worker in [one for one in workers if one not in busy] if upcoming else []:
+                if upcoming is None or len(under_way) >= min(len(workers), concurrency):
+                    break
+                share = max(1, concurrency // len(workers))
+                future = client.submit(
+                    _ask, name, share, judge, list(upcoming.items.values()),
+                    workers=[worker], allow_other_workers=True, pure=False,
+                )  # fmt: skip
+                under_way[future] = upcoming, worker
+                upcoming = next(tasks, None)  # read while the workers are busy
+            # Woken now and then, since workers may have joined.
+            with suppress(distributed.TimeoutError):
+                distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
+            for future in [one for one in under_way if one.done()]:
+                yield under_way.pop(future)[0], future.result()
+                upcoming = upcoming or next(tasks, None)
+    except BaseException:
+        shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
+        raise
+    shared.delete()
+
+
+def _workers(client: Any) -> list[str]:
+    """The addresses of the workers that there are, of which one at least is waited for."""
+    import distributed
+
+    try:
+        client.wait_for_workers(1, timeout=WORKER_SECONDS)
+    except distributed.TimeoutError:
+        raise ArgumentError(
+            f"client: its cluster has had no worker for {WORKER_SECONDS} seconds. Scale it up."
+        ) from None
+    return list(client.nthreads())
+
+
+_NEWS: Final = {"slowed": 0.0, "resume": 0.0, "over": False}
+
+
+# -- on a worker ----------------------------------------------------------------------------
+
+
+class SharedThrottle(Throttle):
+    """A worker's share of the slots of a cluster, halved when any of its workers meets a limit.
+
+    ``shared`` holds when that last was, and until when all wait, in seconds since 1970; calls that
+    were under way then meet the same limit, and count once. ``stop`` is called once all is over.
+    """
+
+    def __init__(self, most: int, shared: Any, stop: Callable[[], None]) -> None:
+        super().__init__(most)
+        self._shared, self._stop = shared, stop
+        self._heard = self._asked_at = 0.0
+        self._listening = threading.Lock()
+
+    @contextmanager
+    def slot(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[float]:
+        """Wait for a slot, hearing before it what other workers have met."""
+        if time.monotonic() > self._asked_at + HEARD_EVERY:
+            self._hear()
+        with super().slot(is_over) as asked_at:
+            yield asked_at
+
+    def slow_down(self, seconds: float, asked_at: float) -> None:
+        """Slow down, and let the other workers do so, unless one of them did meanwhile."""
+        self._hear()
+        is_news = asked_at >= self._slowed_at
+        super().slow_down(seconds, asked_at)
+        if is_news:
+            now = self._heard = time.time()
+            self._shared.set({"slowed": now, "resume": now + seconds, "over": False})
+
+    def _hear(self) -> None:
+        if not self._listening.acquire(blocking=False):
+            return
+        try:
+            self._asked_at = time.monotonic()
+            news = self._shared.get(timeout=30)
+            if news["over"]:
+                self._stop()
+            if news["slowed"] > self._heard:
+                self._heard = news["slowed"]
+                ago = max(0.0, time.time() - news["slowed"])
+                wait = max(0.0, news["resume"] - time.time())
+                super().slow_down(wait, time.monotonic() - ago)
+        finally:
+            self._listening.release()
+
+
+_runner: tuple[tuple[str, int], Runner] | None = None
+_asking = threading.Lock()  # a worker of several threads has one partition at a time as well
+
+
+def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verdict]:
+    """Judge a partition on this worker, with the connections that it has for the run."""
+    from distributed import Variable, get_client
+
+    global _runner
+    if str(getattr(judge, "model", None) or "").startswith(SCHEME):
+        register()
+    with _asking, _profiled_safely():
+        if _runner is None or _runner[0] != (name, share):
+            if _runner is not None:
+                _runner[1].close()
+            stop = threading.Event()
+            throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
+            _runner = (name, share), Runner(concurrency=share, stop=stop, throttle=throttle)
+        return judge_examples(judge, items, _runner[1])
+
+
+def _profiled_safely() -> AbstractContextManager[None]:
+    """Pause the garbage collector, while Dask's profiler looks at the threads of a partition.
+
+    Before Python 3.12 a collection within ``sys._current_frames`` deadlocks a process of many
+    threads (CPython's issue 106883). Between partitions the collector runs as ever.
+    """
+    return collector_paused() if sys.version_info < (3, 12) else nullcontext()

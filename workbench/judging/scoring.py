@@ -1,0 +1,358 @@
+"""`score`: a judge's verdicts on a table of any length, partition by partition, without traces."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from mlflow.genai.judges import Judge
+
+from workbench.errors import ArgumentError, BudgetError, TableError
+from workbench.formatting import bar, counted, say
+from workbench.judging.assessment import check_single
+from workbench.judging.audit import Draw, import_sample
+from workbench.judging.cluster import ask_on_cluster
+from workbench.judging.judge import fingerprint
+from workbench.judging.requests import Asker, check_measurable, judge_examples
+from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
+from workbench.judging.verdicts import Verdict
+from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.runner import Runner
+from workbench.scale import Scale, is_abstention, scale_of
+from workbench.store.partitions import Record, known_length, read_about, read_partitions
+from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
+from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
+
+PARTITION_ROWS: Final = 1000
+"""Rows of a partition: what a killed run may have to pay again."""
+
+
+def score(
+    judge: Judge,
+    table: Any,
+    *,
+    inputs: ColumnSpec,
+    outputs: ColumnSpec,
+    expectations: ColumnSpec | None = None,
+    keep: Sequence[str] = (),
+    time: str | None = None,
+    to: str | Path = "verdicts/",
+    client: Any = None,
+    partition_rows: int = PARTITION_ROWS,
+    concurrency: int = 64,
+    budget: Budget | int | None = None,
+    retry_failed: bool = False,
+    sample: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Scored:
+    """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
+
+    The table is read partition by partition, and the verdicts on a partition are written as a
+    whole or not at all. One that is there is not asked again, so that a run that was interrupted
+    or killed is completed by running it again; it pays at most a partition a worker twice. No
+    trace is made but for a ``sample``, and the answer cache is passed by: the folder itself keeps
+    what was paid for.
+
+    Parameters
+    ----------
+    judge
+        Any MLflow judge of single items that needs no ``{{ trace }}``.
+    table
+        A DataFrame of pandas or Dask, a Parquet file or folder, a CSV or JSONL file.
+    inputs, outputs, expectations
+        Columns, as `workbench.import_traces` takes them.
+    keep
+        Columns that are copied beside the verdicts, such as ids; one that begins with numbers must
+        hold no text.
+    time
+        A column of dates, by which `workbench.monitor` tells weeks. Rows without one, and all where
+        it is None, are dated by when they were judged.
+    to
+        The folder; it holds one judge's verdicts on one table.
+    client
+        A ``distributed.Client``: partitions are judged by the workers of its cluster, one at a time
+        each. Workers need the judge's keys in their environment, but not the files.
+    partition_rows
+        Rows of a partition, at least 1.
+    concurrency
+        Calls under way at the same time, at most, of all workers together. A rate limit that one
+        of them meets slows down all.
+    budget
+        Model calls at most, or a `workbench.Budget`. Partitions are judged as long as they can be
+        expected to fit, so that it is kept to within a partition a worker.
+    retry_failed
+        Ask again about the rows without a usable verdict, of partitions that are there.
+    sample
+        A share of the rows, in (0, 1), or a number of them: drawn at random by ``seed``, they are
+        imported as traces into the active experiment and their verdicts logged, so that they can
+        be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
+        the same seed holds the smaller one.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ArgumentError
+        For a folder that holds verdicts of another judge or table, columns that do not exist, and a
+        judge of traces.
+    TableError, StoreError
+        When the table cannot be read, a time is no date, or the folder cannot be written.
+    UnreachableModelError, CredentialError, ModelError
+        When no call can be expected to succeed.
+    BudgetError
+        When the budget is too small for the rest.
+        Whatever is raised, partitions that were written stay.
+    """
+    started = clock.monotonic()
+    layout = _Layout.of(inputs, outputs, expectations, keep, time)
+    if partition_rows < 1:
+        raise ArgumentError(f"partition_rows={partition_rows!r} must be 1 or more.")
+    draw = None if sample is None else Draw(sample, seed)
+    _check(judge, layout)
+    limit = Budget.of(budget)
+    limit.check(str(getattr(judge, "model", None) or ""))
+    if limit.measures:
+        check_measurable(judge)
+    folder = VerdictFolder(Path(to).expanduser().resolve())
+    if isinstance(table, (str, Path)) and Path(table).expanduser().resolve() == folder.path:
+        raise ArgumentError(f"to={str(to)!r} is the table itself. Name another folder.")
+    expected = {"fingerprint": fingerprint(judge), "partition_rows": partition_rows}
+    expected |= {"keep": list(layout.keep)}
+    shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
+    with shown, folder.writing(expected):
+        run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
+        tasks = run.tasks(table, draw, retry_failed)
+        ask = _ask_here if client is None else ask_on_cluster
+        try:
+            with closing(ask(tasks, judge, client, concurrency)) as asked:
+                for task, verdicts in asked:
+                    run.settle(task, verdicts)
+        except KeyboardInterrupt:
+            say(f"Interrupted. Whole partitions are kept in {folder.path}; run again for the rest.")
+            raise
+        if run.refused:
+            raise run.too_small()
+        if draw is not None:
+            import_sample(judge, draw, folder, layout.sides, single=layout.single)
+    paid, seconds = run.paid, clock.monotonic() - started
+    return replace(Scored.open(folder.path), asked=run.asked, paid=paid, seconds=seconds)
+
+
+def _ask_here(
+    tasks: Iterator[Task], judge: Judge, client: None, concurrency: int
+) -> Generator[tuple[Task, list[Verdict]]]:
+    with Runner(concurrency=concurrency) as runner:
+        for task in tasks:
+            yield task, judge_examples(judge, list(task.items.values()), runner)
+
+
+def _check(judge: Judge, layout: _Layout) -> None:
+    check_single(judge)
+    needed = Asker.of(judge).fields
+    if "trace" in needed:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
+            "Import them (workbench.import_traces) and use workbench.assess."
+        )
+    if "expectations" in needed and not layout.sides["expectations"]:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
+        )
+
+
+# -- rows -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, inputs: Any, outputs: Any, expectations: Any, keep: Any, time: Any) -> _Layout:
+        given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": None}
+        sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
+                "themselves. Rename it in the table."
+            )
+        return cls(sides, not isinstance(outputs, (list, tuple, Mapping)), keep, time)
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        used = [column for by_key in self.sides.values() for column in by_key.values()]
+        return [*used, *self.beside]
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    def item(self, number: int, record: Record) -> tuple[Example, str | None]:
+        """A row as the judge sees it, and why it cannot be asked about."""
+        row, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(row.outputs.values()), None) if self.single else row.outputs
+        expected = row.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", row.inputs, outputs, expected)
+        return item, "; ".join(problems) or None
+
+    def described(self, number: int, record: Record) -> Record:
+        """What is known of a row before it is judged."""
+        row = {"row": number, **{column: plain(record[column]) for column in self.keep}}
+        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": self._time(number, record)}
+
+    def _time(self, number: int, record: Record) -> datetime | None:
+        given = plain(record[self.time]) if self.time else None
+        if is_missing(given):
+            return None
+        when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
+        if when is None or pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date. Give dates, "
+                "or texts such as 2026-03-31, or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
+
+
+# -- partitions -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """One `score`: which partitions are open, and what was paid."""
+
+    folder: VerdictFolder
+    layout: _Layout
+    scale: Scale | None
+    budget: Budget
+    about: dict[str, Any]
+    shown: Any
+    asked: int = 0
+    under_way: int = 0
+    paid: Usage = UNPAID
+    refused: int = 0
+    failed: int = field(default=0)
+
+    def tasks(self, table: Any, draw: Draw | None, retry_failed: bool) -> Iterator[Task]:
+        """Read the table, and give the partitions of which something is to be asked."""
+        size, number = self.about["partition_rows"], -1
+        for number, records in enumerate(read_partitions(table, self.layout.columns, size)):
+            items = [self.layout.item(number * size + k, r) for k, r in enumerate(records)]
+            for (item, problem), record in zip(items, records, strict=True):
+                if draw is not None and problem is None:
+                    draw.offer(int(item.trace_id.removeprefix("row ")), record)
+            task = self._task(number, records, items, retry_failed)
+            if task is None:
+                self.shown.update(len(records))
+            elif not task.items:
+                self.settle(task, [])
+            elif self._affords(len(task.items)):
+                self.under_way += len(task.items)
+                yield task
+            else:
+                self.refused += len(task.items)
+                return
+        if number < 0:
+            raise ArgumentError("The table has no rows, so there is nothing to score.")
+        if self.folder.part(number + 1).exists():
+            raise ArgumentError(
+                f"to={str(self.folder.path)!r} holds verdicts on more rows than the table has, "
+                "so they are of another table. Name a new folder."
+            )
+
+    def _task(
+        self,
+        number: int,
+        records: Sequence[Record],
+        items: Sequence[tuple[Example, str | None]],
+        retry_failed: bool,
+    ) -> Task | None:
+        """What is to be asked of a partition; None where all of it is there."""
+        beside = self.layout.beside
+        content = [
+            [one.inputs, one.outputs, one.expectations, [plain(r[c]) for c in beside]]
+            for (one, _), r in zip(items, records, strict=True)
+        ]
+        about = {**self.about, "content": digest(content)}
+        path = self.folder.part(number)
+        if not path.exists():
+            first = number * self.about["partition_rows"]
+            rows = [self.layout.described(first + k, record) for k, record in enumerate(records)]
+            for row, (_, problem) in zip(rows, items, strict=True):
+                row |= {"error": problem, "fingerprint": about["fingerprint"]}
+            return Task(number, rows, {k: i for k, (i, why) in enumerate(items) if not why}, about)
+        there = read_about(path)
+        self.folder.check(path, there, {"content": about["content"]})
+        if not retry_failed or not there["failed"]:
+            return None
+        rows = self.folder.records(number)
+        failed = {k for k, row in enumerate(rows) if row["error"] is not None}
+        again = {k: i for k, (i, why) in enumerate(items) if k in failed and not why}
+        return Task(number, rows, again, about) if again else None
+
+    def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
+        """Write a partition, and count what it has cost."""
+        now = pd.Timestamp.now(tz="UTC").to_pydatetime()
+        for row in task.rows:
+            row["time"] = row["time"] or now
+        for k, verdict in zip(task.items, verdicts, strict=True):
+            row, used = task.rows[k], verdict.paid
+            before = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
+            every = before + used
+            abstained = verdict.value is not None and is_abstention(verdict.value, self.scale)
+            row |= {
+                "verdict": None if abstained else verdict.value,
+                "rationale": verdict.rationale,
+                "error": verdict.error,
+                "input_tokens": every.read,
+                "output_tokens": every.written,
+                "cost": every.cost,
+                "calls": every.requests,
+            }
+            self.paid += used
+            self.failed += verdict.error is not None
+            self.budget.charge(used)
+        self.asked += len(verdicts)
+        self.under_way -= len(verdicts)
+        self.folder.write(task.number, task.rows, self.scale, task.about)
+        money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
+        self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
+        self.shown.update(len(task.rows))
+
+    def _affords(self, rows: int) -> bool:
+        """Whether so many rows more can be expected to fit, beside those under way."""
+        if not self.budget.is_limited:
+            return True
+        share = (rows + self.under_way) / max(self.asked, 1)
+        calls = max(share * self.paid.requests, rows + self.under_way)
+        return (
+            calls <= self.budget.left
+            and share * self.paid.tokens <= self.budget.left_tokens
+            and share * (self.paid.cost or 0.0) <= self.budget.left_usd
+            and min(self.budget.left, self.budget.left_tokens, self.budget.left_usd) > 0
+        )
+
+    def too_small(self) -> BudgetError:
+        """Return the error that says what the budget does not allow any more."""
+        return BudgetError(
+            f"The budget does not allow the next {counted(self.refused, 'row')}: {self.budget} are "
+            f"used. {counted(self.asked, 'row')} were judged now and are kept in "
+            f"{self.folder.path}. Run again with a larger budget for the rest, or, where not a "
+            "single partition fits, with fewer partition_rows in a new folder."
+        )

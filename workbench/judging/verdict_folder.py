@@ -1,0 +1,278 @@
+"""A folder of verdicts on a large table: a Parquet file a partition, each there whole or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import filelock
+import pandas as pd
+
+from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import counted, html_table, html_text, write_whole
+from workbench.models.budget import UNPAID, Usage
+from workbench.scale import Scale
+from workbench.store.partitions import Record, as_column, column_type, read_about, write_parquet
+from workbench.store.traces import Example
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS: Final = (
+    "row", "time", "verdict", "rationale", "error", "fingerprint",
+    "input_tokens", "output_tokens", "cost", "calls",
+)  # fmt: skip
+"""Of every file, beside those kept of the table itself."""
+
+_SAMPLE: Final = "_sample.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The rows of a partition with what is known of them, and the items to ask about by index."""
+
+    number: int
+    rows: list[Record]
+    items: dict[int, Example]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class VerdictFolder:
+    """The files ``part-00000.parquet``, ... in a folder; the footer of each says what it holds."""
+
+    path: Path
+
+    def part(self, number: int) -> Path:
+        """Return where the verdicts on a partition are, or will be."""
+        return self.path / f"part-{number:05}.parquet"
+
+    def parts(self) -> dict[Path, dict[str, Any]]:
+        """Return what the footers say, by file: fingerprint, content, counts of rows."""
+        return {path: read_about(path) for path in sorted(self.path.glob("part-*.parquet"))}
+
+    @contextmanager
+    def writing(self, expected: dict[str, Any]) -> Iterator[None]:
+        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
+
+        Raises
+        ------
+        ArgumentError
+            For a folder of another judge, of partitions of another size, or that is in use.
+        StoreError
+            When the folder cannot be made.
+        """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise ArgumentError(
+                f"to={str(self.path)!r}: another process scores into this folder. Wait for it, or "
+                "name another folder."
+            ) from None
+        except OSError as error:
+            raise StoreError(f"The folder {self.path} cannot be written: {error}.") from error
+        try:
+            for path, about in self.parts().items():
+                self.check(path, about, expected)
+            yield
+        finally:
+            lock.release()
+
+    def check(self, path: Path, about: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Raise `ArgumentError` where a file is not what is ``expected``, with what differs."""
+        for key, value in expected.items():
+            if about.get(key) != value:
+                raise ArgumentError(
+                    f"to={str(self.path)!r}: {path.name} is of another {_NAMES[key]} "
+                    f"({about.get(key)!r}, not {value!r}). Name a new folder, or remove this one "
+                    "if its verdicts are not needed; a folder holds one judge's verdicts on one "
+                    "table."
+                )
+
+    def read(self, chosen: Any = None, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows, or those that an expression of `pyarrow.dataset` chooses."""
+        import pyarrow.dataset as ds
+
+        files = [str(path) for path in self.parts()]
+        return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
+
+    def rows(self, numbers: Iterable[int]) -> list[Record]:
+        """Return the rows of the given numbers."""
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        found = self.read(ds.field("row").isin(pa.array(list(numbers), pa.int64())))
+        rows: list[Record] = found.to_pylist()
+        return rows
+
+    def records(self, number: int) -> list[Record]:
+        """Return the rows of a file."""
+        import pyarrow.parquet as pq
+
+        rows: list[Record] = pq.read_table(self.part(number)).to_pylist()
+        return rows
+
+    def write(
+        self, number: int, rows: Sequence[Record], scale: Scale | None, about: dict[str, Any]
+    ) -> None:
+        """Write the verdicts on a partition, and count them in the file's footer."""
+        import pyarrow as pa
+
+        errors = sum(row["error"] is not None for row in rows)
+        none = sum(row["verdict"] is None for row in rows)
+        kinds = {
+            "row": pa.int64(), "time": pa.timestamp("us", "UTC"), "verdict": _verdict_type(scale),
+            "input_tokens": pa.int64(), "output_tokens": pa.int64(), "cost": pa.float64(),
+            "calls": pa.int64(),
+        }  # fmt: skip
+        columns = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            kind = kinds.get(name, pa.string())
+            if name not in COLUMNS:
+                kind = self._kept_type(name, values)
+            try:
+                columns[name] = as_column(values, kind)
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ArgumentError(
+                    f"keep: column {name!r} begins with values of type {kind}, and rows from "
+                    f"{rows[0]['row']} hold another ({error}). Make it text."
+                ) from error
+        counts = {"rows": len(rows), "failed": errors, "abstained": none - errors}
+        write_parquet(self.part(number), pa.table(columns), {**about, **counts})
+
+    def _kept_type(self, name: str, values: Sequence[Any]) -> Any:
+        """The type of a kept column: that of the first file, so that all files agree."""
+        import pyarrow.parquet as pq
+
+        first = next(iter(sorted(self.path.glob("part-*.parquet"))), None)
+        return column_type(values) if first is None else pq.read_schema(first).field(name).type
+
+    # -- the sample ---------------------------------------------------------------------------
+
+    def write_sample(self, sample: pd.DataFrame) -> None:
+        """Keep which rows were imported as which traces."""
+        try:
+            write_whole(self.path / _SAMPLE, sample.to_json(orient="records"))
+        except OSError as error:
+            raise StoreError(f"{self.path / _SAMPLE} cannot be written: {error}.") from error
+
+    def sample(self) -> pd.DataFrame:
+        """Return the rows imported as traces: ``row``, ``trace_id``, ``probability``."""
+        path = self.path / _SAMPLE
+        rows = json.loads(path.read_text("utf-8")) if path.exists() else []
+        return pd.DataFrame(rows, columns=["row", "trace_id", "probability"])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A folder of verdicts, and what `score` did to it.
+
+    Attributes
+    ----------
+    name, fingerprint, folder
+        Of the judge, and where its verdicts are.
+    rows, failed, abstained, partitions
+        What the folder holds: rows, those without a usable verdict, those on which the judge
+        abstained, and files.
+    asked, paid
+        Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
+    """
+
+    name: str
+    fingerprint: str
+    folder: Path
+    rows: int
+    failed: int
+    abstained: int
+    partitions: int
+    asked: int = 0
+    paid: Usage = UNPAID
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Scored:
+        """Open a folder that `score` has written."""
+        path = Path(folder).expanduser().absolute()
+        parts = list(VerdictFolder(path).parts().values())
+        if not parts or "fingerprint" not in parts[0]:
+            raise ArgumentError(f"{str(path)!r} holds no verdicts that workbench.score wrote.")
+        counts = {k: sum(one[k] for one in parts) for k in ("rows", "failed", "abstained")}
+        name, mark = parts[0]["judge"], parts[0]["fingerprint"]
+        return cls(name, mark, path, **counts, partitions=len(parts))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """All verdicts, read when asked for. ``dask.dataframe.read_parquet(folder)`` reads lazily.
+
+        One row a row of the table: ``row`` (its position, from 0), the kept columns, ``time``,
+        ``verdict`` (None where it failed or the judge abstained), ``rationale``, ``error`` (None
+        where the judge answered), ``fingerprint``, ``input_tokens``, ``output_tokens``, ``cost``
+        in US dollars (None where they are not known) and ``calls``.
+        """
+        rows = VerdictFolder(self.folder).read()
+        table: pd.DataFrame = rows.to_pandas(integer_object_nulls=True)
+        return table
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """``row``, ``time`` and ``verdict`` alone, of the rows that have one."""
+        columns = ["row", "time", "verdict"]
+        table: pd.DataFrame = VerdictFolder(self.folder).read(columns=columns).to_pandas()
+        return table[table["verdict"].notna()].reset_index(drop=True)
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """The rows without a usable verdict: ``row``, ``error`` and the kept columns."""
+        import pyarrow.dataset as ds
+
+        rows = VerdictFolder(self.folder).read(ds.field("error").is_valid())
+        table: pd.DataFrame = rows.to_pandas()
+        return table[["row", "error", *(c for c in table.columns if c not in COLUMNS)]]
+
+    @property
+    def sample(self) -> pd.DataFrame:
+        """The rows that were imported as traces: ``row``, ``trace_id``, ``probability``."""
+        return VerdictFolder(self.folder).sample()
+
+    @property
+    def trace_ids(self) -> list[str]:
+        """Of the sample, as the label panel and `workbench.pair` take them."""
+        return list(self.sample["trace_id"])
+
+    def __repr__(self) -> str:
+        money = "" if self.paid.cost is None else f", ${self.paid.cost:.4f}"
+        return (
+            f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
+            f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
+            f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
+            f"{self.seconds:.1f} s{money}>"
+        )
+
+    def _repr_html_(self) -> str:
+        failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
+        return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
+
+
+_NAMES: Final = {
+    "fingerprint": "judge",
+    "partition_rows": "size of partitions",
+    "keep": "choice of columns to keep",
+    "content": "table",
+}
+
+
+def _verdict_type(scale: Scale | None) -> Any:
+    import pyarrow as pa
+
+    if scale is None:
+        return pa.string()
+    if scale.kind == "numeric":
+        return pa.int64() if scale.integer else pa.float64()
+    return column_type(list(scale.values))
