@@ -12,9 +12,11 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
    are right. Up to six *candidates* are made from its answers: new rules, the stronger half of
-   them; in the first step the criteria that people name and, on scales of three to six values, a
-   description of each; after a step without improvement also a rewritten list, worked examples
-   of different labels, and the step's best with the rationale before the rating,
+   them; in the first step the criteria that people name; after a step without improvement also a
+   rewritten list, worked examples of different labels, and the step's best with the rationale
+   before the rating. Where the judge is right on less than 80 %, small models are thought of: on
+   scales of three to six values, and on two after a step without improvement, it is tried with the
+   rationale first and people's own reasons, an item of each rating, or a sentence on each,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -94,7 +96,7 @@ class SIMBA(AlignmentOptimizer):
         in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
         Tokens that a reflection's prompt and answer may have; those of MLflow's catalog of
-        models, or 8,000, when None. Longer texts are shortened and cases left out.
+        models, or 6,000, when None. Longer texts are shortened and cases left out.
     max_steps, batch_size, patience
         Steps at most, train items looked at in a step, steps without a better dev score
         before it stops.

@@ -88,7 +88,7 @@ class Reflector:
         Parameters of the requests: ``max_tokens`` (600 unless given), ``timeout`` in seconds
         (300 unless given), ``temperature`` and others that the model takes.
     context
-        Tokens that prompt and answer may have; what MLflow's catalog says, or 8,000, if None.
+        Tokens that prompt and answer may have; what MLflow's catalog says, or 6,000, if None.
     max_failure_share
         Share of failed requests, in [0, 1], above which it gives up; at least a third.
     """
