@@ -220,14 +220,6 @@ def assessments() -> Counter[tuple[str, str]]:
     return found
 
 
-def test_the_picture_of_readme_shows_what_the_main_job_gives(main_run: MainRun) -> None:
-    docs = FOLDER.parent / "docs"
-    pictures = runpy.run_path(str(docs / "pictures.py"))
-    said = Image.open(docs / "img" / "before_after.png").info["Description"]
-    hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
-    assert said == pictures["description"](main_run.summary), hint
-
-
 def test_the_comparison_is_logged_with_a_row_for_each_judge(
     runs: dict[str, Path], tmp_path: Path
 ) -> None:
