@@ -24,14 +24,13 @@ from pathlib import Path
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ["WORKBENCH_PROGRESS"] = "text"
 
-import mlflow
 import nbformat
-import pandas as pd
-import papermill
 
 import workbench
 from workbench.experiments.parameters import find_notebook
-from workbench.store.database import prepare_database
+
+# Others are imported where they are used: each process of a sweep imports the script that calls it,
+# which in notebooks and on the command line is none.
 
 POINT = {"max_steps": 1}
 
@@ -43,6 +42,8 @@ def fresh_caches(folder: Path) -> None:
 
 def loop(folder: Path, runs: int, ready: Path) -> float:
     """The runs one after the other by papermill; ``ready`` is an empty store to copy."""
+    import papermill
+
     fresh_caches(folder)
     source = find_notebook("4_align")
     # papermill runs in the current folder, where the default data would not be found.
@@ -71,6 +72,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
+    import mlflow
+    import pandas as pd
+
+    from workbench.store.database import prepare_database
+
     grid = {**POINT, "seed": range(options.runs)}
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
