@@ -119,6 +119,26 @@ def test_verdicts_without_a_mark_count_where_this_version_has_not_judged(store: 
     assert reasons(pair(judge)) == {ids[1]: "verdict of another version of the judge only"}
 
 
+def test_failures_of_a_kind_are_one_reason(store: str) -> None:
+    """Whatever the model said; its words stand in the table of what is excluded."""
+    ids, judge = sorted(traces(4)), judge_of()
+    marked: dict[str, Any] = {"metadata": {FINGERPRINT_KEY: fingerprint(judge)}}
+    cut = "the answer was cut off after"
+    said = [f"{cut} 'It is'", f'{cut} "It\'s"', "no 'result' in the answer: 'Yes\\n'"]
+    for trace_id, message in zip(ids[:3], said, strict=True):
+        say(trace_id, "good", "ana")
+        error = AssessmentError(error_code="JUDGE_FAILED", error_message=message)
+        say(trace_id, None, error=error, **marked)
+    say(ids[3], "good", "ana")
+    judged(judge, ids[3:])
+    pairs = pair(judge)
+    assert dict(pairs.reasons.to_numpy().tolist()) == {
+        f"the judge failed: {cut.removesuffix(' after')}": 2,
+        "the judge failed: no 'result' in the answer": 1,
+    }
+    assert "'It is'" in reasons(pairs)[ids[0]]
+
+
 def test_the_latest_usable_verdict_of_a_version_counts(store: str) -> None:
     """By the time it was given; failed, overridden and odd ones do not."""
     ids, judge = sorted(traces(7)), judge_of()

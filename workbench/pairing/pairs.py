@@ -6,6 +6,7 @@ in `Pairs.excluded` with its reason, and the order in which assessments arrived 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,10 @@ from workbench.store.tables import digest
 from workbench.store.traces import collector_paused, fetch_traces, previews
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
+
+
+_SAID = re.compile(r"(?: after|:) (['\"]).*\1$", re.DOTALL)
+"""The model's own words at the end of a failure."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +143,11 @@ class Pairs:
 
     @property
     def reasons(self) -> pd.DataFrame:
-        """Why traces make no pair: ``reason``, ``traces`` (count), most frequent first."""
-        counts = Counter(self.excluded["reason"])
+        """Why traces make no pair: ``reason``, ``traces`` (count), most frequent first.
+
+        What a judge said that failed stands in `excluded` only, so that failures of a kind are one.
+        """
+        counts = Counter(_SAID.sub("", reason) for reason in self.excluded["reason"])
         return pd.DataFrame(counts.most_common(), columns=["reason", "traces"])
 
     def split(
