@@ -164,6 +164,6 @@ def _start_process() -> None:
     def watch() -> None:
         parent.join()
         time.sleep(2.0)  # for the kernel to be stopped (`Task.stopped`)
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
