@@ -1,7 +1,7 @@
 """Draw the pictures of README anew: python docs/pictures.py
 
-They come from a recorded run of the main job with a real model. The ``Description`` of each file
-holds the figures that it shows; a test compares them with those of the recording.
+They come from the main job on the sample data with the embedded model and seed 0. The
+``Description`` of each file holds the figures that it shows; a test compares them with a run's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "img"
-RECORDING = FOLDER.parents[1] / "data" / "recordings" / "shop-qwen2.5-coder-1.5b.jsonl.gz"
 
 
 def description(summary: dict) -> str:
@@ -37,7 +36,7 @@ def main() -> None:
         os.environ.pop(variable, None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WORKBENCH_CACHE"] = f"{folder}/cache"
-        ran = run_notebook("4_align", replay=RECORDING, output=f"{folder}/out")
+        ran = run_notebook("4_align", output=f"{folder}/out")
         cells = nbformat.read(ran.notebook, as_version=4).cells
     (cell,) = [c for c in cells if "plot_before_after" in c.source]
     picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))

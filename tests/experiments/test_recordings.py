@@ -1,14 +1,12 @@
-"""Recordings of runs with a real model repeat what the guide and README say of them."""
+"""Recordings of runs with a real model repeat what the guide says of them."""
 
 from __future__ import annotations
 
 import re
-import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from running import active_store, run_here, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,13 +44,3 @@ def test_a_replay_gives_the_figures_that_are_stated(replayed: tuple[Path, Path])
     assert stated == [str(comparison["n"]), *figures, found["status"]]
     assert (output / "report.html").stat().st_size > 0
     assert recording.stat().st_size < 1_000_000
-
-
-def test_the_picture_of_readme_shows_a_recorded_run(replayed: tuple[Path, Path]) -> None:
-    recording, output = replayed
-    pictures = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
-    if recording != pictures["RECORDING"]:
-        pytest.skip("another recording is shown")
-    said = Image.open(ROOT / "docs" / "img" / "before_after.png").info["Description"]
-    hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
-    assert said == pictures["description"](summary(output)), hint
