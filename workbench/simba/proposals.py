@@ -78,15 +78,14 @@ def requests(
         ranked = by_label(wrong, right)
         for draw in range(DRAWS):
             # Where there are few with a rating, the same ones are shown again.
-            shown = [
+            few = [
                 case
                 for value in values
                 for case in (ranked[value][draw * MAX_SHOWN :] or ranked[value])[:MAX_SHOWN]
             ]
-            described = Request(
-                parent.text, tuple(shown), (), fields, blind=True, describes=tuple(values)
+            asked[f"{DESCRIPTIONS} ({draw + 1})"] = Request(
+                parent.text, tuple(few), (), fields, blind=True, describes=tuple(values)
             )
-            asked.setdefault(f"{DESCRIPTIONS} ({draw + 1})", described)
     return asked
 
 

@@ -274,8 +274,8 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
                 if _is_sentence(sentence):
                     described.setdefault(value, f"{value}: {sentence}")
     # One alone tells nothing apart.
-    found = [described[value] for value in values if value in described]
-    return found if len(found) > 1 else []
+    stated = [described[value] for value in values if value in described]
+    return stated if len(stated) > 1 else []
 
 
 _BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
