@@ -14,6 +14,7 @@ from workbench.simba.proposals import (
     CRITERIA,
     DESCRIPTIONS,
     EVERYTHING,
+    MAX_REQUESTS,
     MAX_SHOWN,
     REWRITE,
     children,
@@ -107,34 +108,31 @@ def test_children_add_all_rules_or_the_stronger_half() -> None:
 
 
 def test_ratings_are_described_from_a_few_items_of_each() -> None:
-    """Twice, from other items; what is confused comes first, and the judge's view is left out."""
+    """What is confused comes first, and the judge's view is left out."""
     wrong = [case(one, "good") for one in items(30)]  # promises, which people rate poor
     right = [case(one, one.label) for one in items(30, start=50)]
     asked = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("poor", "good"))
-    one, two = (asked[f"{DESCRIPTIONS} ({draw})"] for draw in (1, 2))
-    assert one.describes == two.describes == ("poor", "good")
+    assert len(asked) == MAX_REQUESTS
+    one = asked[DESCRIPTIONS]
+    assert one.describes == ("poor", "good")
     counts = Counter(case.item.label for case in one.disagreements)
     assert counts == {"poor": MAX_SHOWN, "good": MAX_SHOWN}
-    assert not {c.item.trace_id for c in one.disagreements} & {
-        c.item.trace_id for c in two.disagreements
-    }
     assert all(case in wrong for case in one.disagreements if case.item.label == "poor")
     shown = one.as_inputs(SCALE, 8000)
     assert "judge" not in shown["rated_items"]
     assert shown["form"] == "poor: The output ...\ngood: The output ..."
-    assert not any(
-        name.startswith(DESCRIPTIONS)
-        for name in requests(BASE, wrong, right, ("outputs",), rewrite=True, values=range(1, 8))
-    )
+    many = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=range(1, 8))
+    assert DESCRIPTIONS not in many
 
 
 def test_descriptions_are_the_rules_of_one_candidate() -> None:
     """The rationale comes first, which a judge that does so already keeps."""
     rules = ("poor: It makes promises.", "good: It states facts.")
     for parent in (BASE, replace(BASE, rationale_first=True)):
-        (made,) = children(parent, {f"{DESCRIPTIONS} (1)": rules, f"{DESCRIPTIONS} (2)": ()})
+        (made,) = children(parent, {DESCRIPTIONS: rules})
         assert made.rules == rules
         assert made.rationale_first
+    assert children(BASE, {DESCRIPTIONS: rules[:1]}) == []
 
 
 def test_reasons_of_people_are_rules_in_their_own_words() -> None:

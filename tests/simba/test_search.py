@@ -131,6 +131,27 @@ def test_a_small_judge_is_shown_reasons_and_examples_in_the_first_step() -> None
     assert not any("rationale first" in origin for origin in origins)
 
 
+def test_all_that_was_asked_for_in_the_first_step_takes_part() -> None:
+    """Rules and criteria of a poor judge race beside what is meant for small ones."""
+
+    def telling(requests: Sequence[Request], step: int) -> list[Reflection]:
+        said = "poor: There is a promise.\ngood: It states facts.\nfair: It does neither."
+        rules = ["Think of pigs.", "Think of hens.", "Think of cows."]
+        return [
+            Reflection(tuple((one.rules_in(said) if one.describes else rules[n:]) or ()))
+            for n, one in enumerate(requests)
+        ]
+
+    told = [replace(item, rationale=f"It is {item.label}.") for item in items(20)]
+    half = answers(lambda _, item: "good" if int(item.trace_id[-1]) < 6 else item.label)
+    tried = set(run(told, ask=half, reflect=telling, settings=Settings(max_steps=1)).history.origin)
+    assert {origin.partition(",")[0] for origin in tried} == {
+        "original", "reasons that people gave", "describe each rating",
+        "strongest rules: all disagreements", "strongest rules: what people go by",
+        "rules: what people go by",
+    }  # fmt: skip
+
+
 def test_useless_rules_change_nothing() -> None:
     """Rules that help no verdict lose against the shorter original."""
 

@@ -13,7 +13,7 @@ from workbench.models.budget import Budget, cost
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, judge_fields
-from workbench.simba.proposals import MAX_DESCRIBED
+from workbench.simba.proposals import MAX_REQUESTS
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
     FRAME_TOKENS,
@@ -104,4 +104,4 @@ def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tupl
     pruned = [learned, *([rules] if rules else [])]
     pruning = sum(MAX_PRUNED * (2 * MAX_TRIED * n + selected) for n in pruned)
     judge_calls = selected + batch + settings.max_steps * (batch + a_race) + pruning
-    return judge_calls, 2 * settings.max_steps + MAX_DESCRIBED
+    return judge_calls, MAX_REQUESTS * settings.max_steps

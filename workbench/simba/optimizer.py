@@ -63,10 +63,7 @@ from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item, judge_fields, labelled_items
-from workbench.simba.reflection import (
-    Reflection,
-    Request,
-)
+from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search, Settings
 from workbench.store.traces import item_digest

@@ -40,8 +40,8 @@ MAX_DESCRIBED: Final = 6
 MAX_SHOWN: Final = 4
 """Items with each rating from which ratings are described."""
 
-DRAWS: Final = 2
-"""Times that ratings are described, from other items each."""
+MAX_REQUESTS: Final = 3
+"""Requests of a step at most: for rules, for people's criteria and for descriptions."""
 
 MAX_REASONS, MAX_REASON = 3, 160
 """Reasons of people that a candidate states for each rating, and their characters at most."""
@@ -76,16 +76,10 @@ def requests(
         )
     if not parent.rules and 1 < len(values) <= MAX_DESCRIBED:
         ranked = by_label(wrong, right)
-        for draw in range(DRAWS):
-            # Where there are few with a rating, the same ones are shown again.
-            few = [
-                case
-                for value in values
-                for case in (ranked[value][draw * MAX_SHOWN :] or ranked[value])[:MAX_SHOWN]
-            ]
-            asked[f"{DESCRIPTIONS} ({draw + 1})"] = Request(
-                parent.text, tuple(few), (), fields, blind=True, describes=tuple(values)
-            )
+        few = tuple(case for value in values for case in ranked[value][:MAX_SHOWN])
+        asked[DESCRIPTIONS] = Request(
+            parent.text, few, (), fields, blind=True, describes=tuple(values)
+        )
     return asked
 
 
@@ -114,14 +108,13 @@ def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Ca
     Descriptions of the ratings are tried with the rationale first: a small model that has to rate
     before it has said why may give one rating whatever it is told.
     """
-    made = [
-        parent.with_rules(rules, DESCRIPTIONS).with_rationale_first()
-        for name, rules in answers.items()
-        if name.startswith(DESCRIPTIONS) and len(rules) > 1
-    ]
-    answers = {name: r for name, r in answers.items() if not name.startswith(DESCRIPTIONS)}
-    alone = sum(map(bool, answers.values())) == 1
-    for name, rules in answers.items():
+    others = {name: rules for name, rules in answers.items() if name != DESCRIPTIONS}
+    made = []
+    described = answers.get(DESCRIPTIONS, ())
+    if len(described) > 1:  # one alone tells nothing apart
+        made.append(parent.with_rules(described, DESCRIPTIONS).with_rationale_first())
+    alone = sum(map(bool, others.values())) == 1
+    for name, rules in others.items():
         if name == REWRITE:
             made.append(parent.rewritten(rules, REWRITE))
             continue
@@ -142,31 +135,32 @@ def with_examples(
 ) -> Candidate:
     """Show disagreements of different labels, if possible with rationale."""
     ranked = sorted(wrong, key=lambda case: (not case.item.rationale, rng.random()))
-    by_label: dict[Any, Item] = {}
+    first: dict[Any, Item] = {}
     for case in ranked:
-        by_label.setdefault(case.item.label, case.item)
-    shown = [WorkedExample.of(item, fields) for item in list(by_label.values())[:limit]]
+        first.setdefault(case.item.label, case.item)
+    shown = [WorkedExample.of(item, fields) for item in list(first.values())[:limit]]
     return parent.with_examples(shown, limit)
 
 
 def for_small_judges(
     parent: Candidate,
-    described: Sequence[Candidate],
+    described: Candidate | None,
     wrong: Sequence[Case],
     right: Sequence[Case],
     fields: Sequence[str],
     limit: int,
 ) -> list[Candidate]:
-    """Candidates of one example a rating and of people's reasons, all with the rationale first.
+    """Candidates of people's reasons and of one example a rating, all with the rationale first.
 
-    A small model follows what it was shown, in plain words, sooner than a list of rules.
+    The examples stand beside descriptions of the ratings, where there are any. A small model
+    follows what it was shown, in plain words, sooner than a list of rules.
     """
-    first = parent.with_rationale_first()
     made = [with_reasons(parent, wrong, right).with_rationale_first()]
     cases = [ranked[0] for ranked in by_label(wrong, right).values()]
     shown = [WorkedExample.of(case.item, fields) for case in cases[:limit]]
-    for one in (*described[:1], first) if shown else ():
-        made.append(replace(one.with_examples(shown, limit), origin=f"{one.origin}, examples"))
+    if shown:
+        base = described or parent.with_rationale_first()
+        made.append(replace(base.with_examples(shown, limit), origin=f"{base.origin}, examples"))
     return [one for one in made if one.rules or one.examples]
 
 

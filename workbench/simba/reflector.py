@@ -137,11 +137,6 @@ class Reflector:
             If the model can't be reached, none of the first requests had a usable answer, or more
             failed than allowed.
         """
-        if self.model.startswith(SCHEME):  # the embedded model writes rules and describes nothing
-            asked = [request for request in requests if not request.describes]
-            answered = iter(self.propose(asked, step)) if len(asked) < len(requests) else None
-            if answered is not None:
-                return [Reflection(()) if one.describes else next(answered) for one in requests]
         try:
             outcomes = self._run(requests, step)
         except ModelError as error:

@@ -277,7 +277,7 @@ class Search:
             made = [*(one.with_rationale_first() for one in learned), *made]
         limit = self.settings.max_examples
         if plain:
-            described = [one for one in made if one.origin.startswith(DESCRIPTIONS)]
+            described = next((one for one in made if one.origin.startswith(DESCRIPTIONS)), None)
             shown = for_small_judges(parent, described, wrong, right, self.fields, limit)
             self.record_evidence(shown[0].rules if shown else (), [*wrong, *right])
             made = [*shown, *made]
