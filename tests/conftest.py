@@ -195,6 +195,19 @@ def _serving(folder: Path, uri: str, *options: str, **variables: str) -> Iterato
         process.wait(20)
 
 
+@contextlib.contextmanager
+def _active(address: str, store: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server is MLflow's store and registry, and ``store`` again afterwards."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    mlflow.set_tracking_uri(address)
+    mlflow.set_registry_uri(address)
+    yield
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+
+
 @pytest.fixture(scope="session")
 def _mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, _empty_store: Path
@@ -211,7 +224,6 @@ def guarded_server(
     tmp_path: Path, _empty_store: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The address of a server with MLflow's own authentication; the test is its administrator."""
-    import mlflow
 
     (tmp_path / "guarded").mkdir()
     database = tmp_path / "guarded" / "server.db"
@@ -226,13 +238,11 @@ def guarded_server(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     uri, options = f"sqlite:///{database}", ("--app-name", "basic-auth")
-    with _serving(database.parent, uri, *options, **variables) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        mlflow.set_registry_uri(address)
+    with (
+        _serving(database.parent, uri, *options, **variables) as address,
+        _active(address, store, monkeypatch),
+    ):
         yield address
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
 
 
 @pytest.fixture
@@ -251,13 +261,9 @@ def server(
         contextlib.closing(sqlite3.connect(database)) as used,
     ):
         empty.backup(used)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    mlflow.set_tracking_uri(address)
-    mlflow.set_registry_uri(address)
-    mlflow.set_experiment("remote")
-    yield address
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
+    with _active(address, store, monkeypatch):
+        mlflow.set_experiment("remote")
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -280,16 +286,13 @@ def postgres_server(
     postgres: str, tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     """The address of an MLflow server on an empty PostgreSQL database, active for the test."""
-    import mlflow
 
     (tmp_path / "server").mkdir()
-    with _serving(tmp_path / "server", postgres) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        mlflow.set_registry_uri(address)
+    with (
+        _serving(tmp_path / "server", postgres) as address,
+        _active(address, store, monkeypatch),
+    ):
         yield address
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +84,20 @@ def new_user(folder: Path) -> dict[str, str]:
         "WORKBENCH_CACHE": str(folder / "cache"),
         "DSPY_CACHEDIR": str(folder / "cache" / "dspy"),
     }
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder as a new user does."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=new_user(folder),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import mlflow
 import nbformat
 import pytest
 from mlflow.entities import AssessmentSource
-from running import MainRun, active_store, new_user, run_here, summary
+from running import MainRun, active_store, run_here, shell, summary
 
 import workbench
 from workbench.cli import main
@@ -81,20 +80,6 @@ def write_answers(path: Path, rows: int = 60) -> None:
                     "gpt4_rationale": "as recorded",
                 }
             )
-
-
-def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder as a new user does."""
-    return subprocess.run(
-        ["bash", "-c", line],
-        cwd=folder,
-        env=new_user(folder),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 # -- commands -------------------------------------------------------------------------------

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-from running import new_user, summary
+from running import shell, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = sorted((ROOT / "data" / "recordings").iterdir())
@@ -17,16 +16,7 @@ RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
 def test_a_replay_gives_the_figures_that_are_stated(recording: Path, tmp_path: Path) -> None:
     """Without model and key: items, accuracy and kappa before and after, and the status."""
-    ran = subprocess.run(
-        ["workbench", "run", "--replay", str(recording), "--output", "out"],
-        cwd=tmp_path,
-        env=new_user(tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    ran = shell(f"workbench run --replay '{recording}' --output out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     found = summary(tmp_path / "out")
     comparison = found["comparison"]

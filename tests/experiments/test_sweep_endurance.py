@@ -94,6 +94,15 @@ def test_a_sweep_that_is_killed_or_stopped_goes_on(
     assert sorted(workbench.runs("n")["after"]) == [0, 1, 10, 11]
 
 
+def kill_one(folder: Path) -> None:
+    """Kill the process of the run 10 once it is under way with another, and let the rest go on."""
+    until(lambda: {10, 11} <= begun(folder).keys())
+    (kernel,) = begun(folder)[10]
+    os.kill(int((folder / "log" / f"10-{kernel}").read_text()), signal.SIGKILL)
+    until(lambda: len(begun(folder)[10]) == 2)
+    (folder / "log" / "go").touch()
+
+
 def test_a_process_that_is_killed_costs_its_runs_one_more_try(
     notebook: Path, tmp_path: Path
 ) -> None:
@@ -102,11 +111,7 @@ def test_a_process_that_is_killed_costs_its_runs_one_more_try(
         sweeping = pool.submit(
             workbench.sweep, notebook, {"seed": [0, 10, 11]}, jobs=2, progress=False
         )
-        until(lambda: {10, 11} <= begun(tmp_path).keys())
-        (kernel,) = begun(tmp_path)[10]
-        os.kill(int((tmp_path / "log" / f"10-{kernel}").read_text()), signal.SIGKILL)
-        until(lambda: len(begun(tmp_path)[10]) == 2)
-        (tmp_path / "log" / "go").touch()
+        kill_one(tmp_path)
         table = sweeping.result(timeout=120)
     assert list(table["status"]) == ["complete"] * 3
     assert len(workbench.runs(table)) == 3
@@ -177,11 +182,7 @@ def test_a_dask_cluster_completes_a_sweep_when_a_worker_is_killed(
             executor=client.get_executor(),
             progress=False,
         )
-        until(lambda: {10, 11} <= begun(tmp_path).keys())
-        (kernel,) = begun(tmp_path)[10]
-        os.kill(int((tmp_path / "log" / f"10-{kernel}").read_text()), signal.SIGKILL)
-        until(lambda: len(begun(tmp_path)[10]) == 2)
-        (tmp_path / "log" / "go").touch()
+        kill_one(tmp_path)
         table = sweeping.result(timeout=120)
     assert list(table["status"]) == ["complete"] * 5, list(table["error"])
     assert list(table["after"]) == [0, 1, 2, 10, 11]

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -33,12 +28,6 @@ SWEEP = pd.DataFrame(
         for model, after, price in (("a", 0.4 + gain, 1.0), ("b", 0.5 + gain, 3.0), ("c", 0.3, 2.0))
     ]
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def axes() -> Axes:
