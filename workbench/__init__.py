@@ -75,7 +75,7 @@ _HOME = {
     "make_judge": "judging.judge",
     "monitor": "metrics.monitoring",
     "over_seeds": "metrics.repetitions",
-    "pair": "pairing.pairs",
+    "pair": "pairing.joining",
     "plot_annotators": "reporting.plots",
     "plot_balance": "reporting.plots",
     "plot_before_after": "reporting.plots",

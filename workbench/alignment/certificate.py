@@ -28,7 +28,8 @@ from workbench.metrics.agreement import Agreement, agreement
 from workbench.metrics.intervals import Interval, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
-from workbench.pairing.pairs import Pairs, dataset_digest, pair
+from workbench.pairing.joining import pair
+from workbench.pairing.pairs import Pairs, dataset_digest
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 

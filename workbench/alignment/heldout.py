@@ -41,7 +41,8 @@ from workbench.metrics.intervals import figure
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Pairs, Split, pair
+from workbench.pairing.joining import pair
+from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import (
     Groups,
     default_groups,

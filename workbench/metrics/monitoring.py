@@ -21,7 +21,8 @@ from workbench.metrics.coefficients import Coded
 from workbench.metrics.intervals import Array, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
-from workbench.pairing.pairs import COLUMNS, Pairs, pair
+from workbench.pairing.joining import pair
+from workbench.pairing.pairs import COLUMNS, Pairs
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing

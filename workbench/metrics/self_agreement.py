@@ -33,7 +33,8 @@ from workbench.metrics.intervals import (
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.pairing.pairs import Pairs, pair
+from workbench.pairing.joining import pair
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
 from workbench.store.traces import examples
 

@@ -1,45 +1,20 @@
-"""`pair`: a judge's verdicts joined with the human labels under its name; `Pairs` and `Split`.
-
-Only valid assessments count. Names match exactly. Every trace that makes no pair is listed
-in `Pairs.excluded` with its reason, and the order in which assessments arrived never matters.
-"""
+"""Pairs: verdicts beside human labels, what made no pair, and their split to learn and test."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-from mlflow.entities import Trace
-from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError, ScaleError, one_of
+from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.judging.judge import fingerprint_of
-from workbench.judging.verdicts import (
-    Recorded,
-    choose_version,
-    read_verdict,
-    recorded_verdicts,
-    where,
-)
-from workbench.pairing.consensus import (
-    RULES,
-    HumanLabel,
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    name_of,
-    read_label,
-)
 from workbench.pairing.splits import Groups, groups_of, inputs_apart, joined, stratified
 from workbench.scale import ABSTAIN, Scale
-from workbench.store.labels import folded, near_misses, other_kinds
 from workbench.store.tables import digest
-from workbench.store.traces import collector_paused, fetch_traces, previews
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
@@ -257,168 +232,3 @@ def dataset_digest(pairs: Pairs) -> str:
     """Return a hash of trace ids with their consensus labels: 16 hexadecimal digits."""
     rows = zip(pairs.table["trace_id"], map(str, pairs.table["human"]), strict=True)
     return digest(sorted(rows))[:16]
-
-
-@collector_paused()
-def pair(
-    judge_or_name: Judge | str,
-    traces: Any = None,
-    *,
-    consensus: str = "majority",
-    ties: Literal["drop", "latest", "error"] = "drop",
-    scale: Scale | None = None,
-    source: str | None = None,
-    positive: Any = None,
-) -> Pairs:
-    """Join a judge's verdicts with the human labels under its name.
-
-    Parameters
-    ----------
-    judge_or_name
-        A judge (only verdicts of this very version count) or a name (those of the version that
-        judged last).
-    traces
-        None (the active experiment), traces, trace ids, or an MLflow filter string.
-    consensus
-        How several annotators' labels become one: ``"majority"``, ``"unanimous"``, ``"latest"``,
-        or the name of an annotator whose labels alone count. Where a trace was adjudicated, the
-        decision counts in place of the first three; the labels stay the votes.
-    ties
-        What a tie under ``"majority"`` does: ``"drop"`` the trace, take the ``"latest"`` of the
-        tied labels, or raise an ``"error"``.
-    scale
-        The rating scale; by default the judge's, else that of MLflow's label schema of this
-        name, else that of the observed values.
-    source
-        With a name: only verdicts by this model, or ``source`` of `workbench.log_verdicts`, count.
-    positive
-        Which of two values is the positive one. By default the known word (yes, pass, True); of
-        unknown words the first of the judge's Literal, else of the alphabet, as ``.notes`` say.
-
-    Raises
-    ------
-    ArgumentError
-        For ``source`` beside a judge, and for a ``positive`` that is none of two values.
-    NoLabelsError, NoVerdictsError, ScaleError
-        For no label under the name, no verdict of this judge, or no label on the scale.
-    PairingError
-        For a tie, with ``ties="error"``.
-    """
-    one_of("ties", ties, ["drop", "latest", "error"])
-    name = name_of(judge_or_name)
-    if source is not None and not isinstance(judge_or_name, str):
-        raise ArgumentError(
-            f"source={source!r} chooses among the verdicts under a name. Give the name: "
-            f"workbench.pair({name!r}, source={source!r})."
-        )
-    fetched = fetch_traces(traces, spans=False)
-    labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
-    unlabelled = [trace for trace in fetched if trace.info.trace_id not in labels]
-    near = [*other_kinds(unlabelled, name), *near_misses(fetched, name)]
-    if not labels and not decisions:
-        how = "Log them with workbench.log_labels, mlflow.log_feedback, or in MLflow's own page."
-        raise NoLabelsError(
-            f"No human label is stored under {name!r} on {counted(len(fetched), 'trace')}. "
-            f"{' '.join(near) or how}"
-        )
-    given = [label for of_trace in labels.values() for label in of_trace]
-    people = {folded(label.annotator): label.annotator for label in given}
-    consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
-    one_of("consensus", consensus, [*RULES, *sorted(people.values())])
-    recorded = _recorded(fetched, name, source)
-    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
-    if not any(chosen.values()):
-        raise NoVerdictsError(_no_verdicts(name, len(labels), recorded))
-    if scale is None:
-        judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
-        scale = known_scale(judge_or_name, fetched, judged)
-        scale = scale or Scale.from_values(label.value for label in given)
-        if positive is None and not scale.positive_is_known:
-            notes.append(
-                f"{scale.positive!r} is taken as the positive value, {scale.values[0]!r} as the "
-                "negative one, since the words do not tell. For the other way round: "
-                f"positive={scale.values[0]!r}."
-            )
-    scale = scale if positive is None else scale.with_positive(positive)
-    human = {
-        i: read_label(labels.get(i, []), scale, consensus, ties, decisions.get(i))
-        for i in sorted(recorded)
-    }
-    table, excluded = _join(human, chosen, recorded, scale)
-    return Pairs(
-        name=name,
-        table=table,
-        excluded=excluded,
-        scale=scale.with_range([*table["human"], *table["judge"]]),
-        fingerprint=version,
-        notes=(*notes, *_notes(name, human, scale), *near),
-        all_votes={i: one.votes for i, one in human.items() if one.votes},
-        previews=previews(fetched),
-    )
-
-
-def _no_verdicts(name: str, labelled: int, recorded: Mapping[str, Sequence[Recorded]]) -> str:
-    others = sum(map(bool, recorded.values()))
-    return (
-        f"{labelled} traces are labelled under {name!r}, but this judge has judged none of them"
-        + f" ({others} traces have verdicts of another version or source)" * bool(others)
-        + ". Run workbench.assess(judge, traces), or log recorded verdicts with "
-        f"workbench.log_verdicts(table, name={name!r}, ...)."
-    )
-
-
-def _recorded(traces: Sequence[Trace], name: str, source: str | None) -> dict[str, list[Recorded]]:
-    """Return the stored verdicts under the name, by trace; only those by a source if given."""
-    recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in traces}
-    sources = {v.source for verdicts in recorded.values() for v in verdicts}
-    if source is None or not sources:
-        return recorded
-    one_of("source", source, sorted(sources))
-    return where(recorded, lambda v: v.source == source)
-
-
-def _join(
-    human: Mapping[str, HumanLabel],
-    chosen: Mapping[str, Sequence[Recorded]],
-    recorded: Mapping[str, Sequence[Recorded]],
-    scale: Scale,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the table of pairs, and the traces that make none with the reason."""
-    rows: list[tuple[Any, ...]] = []
-    excluded: list[tuple[str, str | None]] = []
-    for i, label in human.items():
-        verdict, fault = read_verdict(chosen[i], recorded[i], scale)
-        if label.fault == "no label" and fault == "no verdict":
-            excluded.append((i, "no label, no verdict"))
-        elif label.fault or verdict is None:
-            excluded.append((i, label.fault or fault))
-        else:
-            value, why = verdict
-            rows.append((i, label.value, value, label.rationale, why, label.votes, label.blind))
-    return (
-        pd.DataFrame(rows, columns=COLUMNS).astype({"human": object, "judge": object}),
-        pd.DataFrame(excluded, columns=["trace_id", "reason"]),
-    )
-
-
-def _notes(name: str, human: Mapping[str, HumanLabel], scale: Scale) -> list[str]:
-    """What a reader should know of the labels; `ScaleError` when none lies on the scale."""
-    notes = []
-    decided = sum(one.decided_by is not None for one in human.values())
-    if decided:
-        notes.append(f"On {decided} traces an adjudicator's decision takes the votes' place.")
-    outside = [one for one in human.values() if one.outside]
-    if outside and not any(one.votes for one in human.values()):
-        raise ScaleError(
-            f"No label under {name!r} lies on the judge's scale. First: {outside[0].fault}. Give "
-            "the judge a feedback_value_type that fits, or pass scale=."
-        )
-    if outside:
-        notes.append(
-            f"{sum(one.outside for one in outside)} labels on {len(outside)} traces lie "
-            f"outside the scale and have no vote. Allowed: {scale.describe()}."
-        )
-    seen = sum(one.fault is None and not one.blind for one in human.values())
-    if seen:
-        notes.append(f"Given after their author saw the judge's verdict: {counted(seen, 'label')}.")
-    return notes
