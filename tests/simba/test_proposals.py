@@ -12,12 +12,15 @@ from stubs import BASE, RULE, SCALE, case, items
 
 from workbench.simba.proposals import (
     CRITERIA,
-    DESCRIPTIONS,
+    EACH,
     EVERYTHING,
-    MAX_REQUESTS,
+    MAX_DRAWS,
     MAX_SHOWN,
     REWRITE,
     children,
+    descriptions,
+    draws,
+    for_small_judges,
     requests,
     rules_about,
     sample,
@@ -108,31 +111,41 @@ def test_children_add_all_rules_or_the_stronger_half() -> None:
 
 
 def test_ratings_are_described_from_a_few_items_of_each() -> None:
-    """What is confused comes first, and the judge's view is left out."""
+    """What is confused comes first, each draw has other items, and the judge's view is left out."""
     wrong = [case(one, "good") for one in items(30)]  # promises, which people rate poor
     right = [case(one, one.label) for one in items(30, start=50)]
-    asked = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=("poor", "good"))
-    assert len(asked) == MAX_REQUESTS
-    one = asked[DESCRIPTIONS]
-    assert one.describes == ("poor", "good")
-    counts = Counter(case.item.label for case in one.disagreements)
-    assert counts == {"poor": MAX_SHOWN, "good": MAX_SHOWN}
-    assert all(case in wrong for case in one.disagreements if case.item.label == "poor")
-    shown = one.as_inputs(SCALE, 8000)
+    drawn = draws(wrong, right)
+    asked = list(descriptions(BASE, drawn, ("poor", "good"), ("outputs",)).values())
+    assert len(asked) == MAX_DRAWS
+    for one in asked:
+        assert one.describes == ("poor", "good")
+        counts = Counter(case.item.label for case in one.disagreements)
+        assert counts == {"poor": MAX_SHOWN, "good": MAX_SHOWN}
+    assert all(c in wrong for c in asked[0].disagreements if c.item.label == "poor")
+    assert not {c.item.trace_id for c in asked[0].disagreements} & {
+        c.item.trace_id for c in asked[1].disagreements
+    }
+    shown = asked[0].as_inputs(SCALE, 8000)
     assert "judge" not in shown["rated_items"]
     assert shown["form"] == "poor: The output ...\ngood: The output ..."
-    many = requests(BASE, wrong, right, ("outputs",), rewrite=True, values=range(1, 8))
-    assert DESCRIPTIONS not in many
+    assert descriptions(BASE, drawn, range(1, 8), ("outputs",)) == {}
 
 
-def test_descriptions_are_the_rules_of_one_candidate() -> None:
+def test_descriptions_stand_beside_examples_of_their_draw() -> None:
     """The rationale comes first, which a judge that does so already keeps."""
+    drawn = draws([case(one, "good") for one in items(30)], [])
     rules = ("poor: It makes promises.", "good: It states facts.")
+    same = ("poor: It is an answer.", "good: It is an answer.")
     for parent in (BASE, replace(BASE, rationale_first=True)):
-        (made,) = children(parent, {DESCRIPTIONS: rules})
-        assert made.rules == rules
-        assert made.rationale_first
-    assert children(BASE, {DESCRIPTIONS: rules[:1]}) == []
+        answered = {"a": rules[:1], "b": rules, "c": same}
+        (shown,) = for_small_judges(parent, drawn, answered, ("outputs",), 8)
+        assert shown.rules == rules
+        assert shown.rationale_first
+        (few,) = for_small_judges(parent, drawn, {"a": (), "b": (), "c": ()}, ("outputs",), 8)
+        assert few.rationale_first
+        assert not few.rules
+        ids = {c.item.trace_id for cases in drawn[1] for c in cases[:EACH]}
+        assert {example.trace_id for example in shown.examples} == ids
 
 
 def test_reasons_of_people_are_rules_in_their_own_words() -> None:

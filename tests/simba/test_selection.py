@@ -50,8 +50,8 @@ def test_a_category_that_reads_like_an_abstention_earns_credit() -> None:
         assert {one.earned(BASE, item) for item in one.items} == {earned}
 
 
-def test_a_shown_item_counts_as_the_original_judged_it() -> None:
-    """Having been told the answer is no merit: the candidate is not even asked."""
+def test_a_shown_item_does_not_count() -> None:
+    """Having been told the answer is no merit, and no fault: the candidate is not even asked."""
     one = board()
     one.judge((BASE, i) for i in one.items)
     shown = BASE.with_examples([WorkedExample.of(one.items[0], ["outputs"])], 4)
@@ -64,8 +64,12 @@ def test_a_shown_item_counts_as_the_original_judged_it() -> None:
     one.ask = right
     one.judge((shown, i) for i in one.items)
     assert one.items[0].trace_id not in asked
-    assert one.verdict(shown, one.items[0]) == one.verdict(BASE, one.items[0])
-    assert one.score(shown)[1] == 0.9
+    assert one.verdict(shown, one.items[0]) is None
+    assert one.score(shown)[1] == 1.0
+    both = one.items[1:]
+    assert one.lead(shown, BASE) == one.score(shown, both)[0] - one.score(BASE, both)[0] > 0
+    assert one.can_lead(shown, BASE, both[:4])
+    assert not one.can_lead(BASE, shown, both)
 
 
 def test_an_item_that_always_fails_is_counted_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from workbench.simba.candidate import Candidate, WorkedExample, one_line
+from workbench.simba.candidate import Candidate, WorkedExample, one_line, words_of
 from workbench.simba.items import Case, Item
 from workbench.simba.reflection import Reflection, Request
 
@@ -37,11 +38,17 @@ REWRITE_TASK: Final = (
 MAX_DESCRIBED: Final = 6
 """Ratings of a scale that has its ratings described, at most."""
 
-MAX_SHOWN: Final = 4
-"""Items with each rating from which ratings are described."""
+MAX_DRAWS: Final = 3
+"""Draws of items from which the ratings are described, each for a candidate of its own."""
 
-MAX_REQUESTS: Final = 3
-"""Requests of a step at most: for rules, for people's criteria and for descriptions."""
+MAX_SHOWN: Final = 4
+"""Items with each rating in a draw."""
+
+EACH: Final = 2
+"""Items with each rating that a small judge is shown as worked examples."""
+
+MAX_REQUESTS: Final = 2 + MAX_DRAWS
+"""Requests of a step at most: for rules, for people's criteria or rules anew, for descriptions."""
 
 MAX_REASONS, MAX_REASON = 3, 160
 """Reasons of people that a candidate states for each rating, and their characters at most."""
@@ -57,12 +64,10 @@ def requests(
     fields: tuple[str, ...],
     *,
     rewrite: bool,
-    values: Sequence[Any] = (),
 ) -> dict[str, Request]:
     """What to ask, by name: about all disagreements, and with ``rewrite`` all rules anew.
 
-    Where the parent has no rules yet, people's criteria are asked for, and descriptions of the
-    ratings ``values``.
+    Where the parent has no rules yet, people's criteria are asked for.
     """
     shown = tuple(wrong), tuple(right), fields
     asked = {EVERYTHING: Request(parent.text, *shown, EVERYTHING)}
@@ -74,12 +79,6 @@ def requests(
         asked[CRITERIA] = Request(
             parent.text, (*wrong, *right), (), fields, CRITERIA_TASK, blind=True
         )
-    if not parent.rules and 1 < len(values) <= MAX_DESCRIBED:
-        ranked = by_label(wrong, right)
-        few = tuple(case for value in values for case in ranked[value][:MAX_SHOWN])
-        asked[DESCRIPTIONS] = Request(
-            parent.text, few, (), fields, blind=True, describes=tuple(values)
-        )
     return asked
 
 
@@ -89,6 +88,36 @@ def by_label(wrong: Sequence[Case], right: Sequence[Case]) -> dict[Any, list[Cas
     for case in sorted([*wrong, *right], key=lambda case: not case.item.rationale):
         found[case.item.label].append(case)
     return found
+
+
+Draw = Sequence[Sequence[Case]]
+"""Some cases of each label."""
+
+
+def draws(wrong: Sequence[Case], right: Sequence[Case]) -> list[Draw]:
+    """As many draws as `MAX_DRAWS`, the most telling cases in the first one."""
+    ranked = by_label(wrong, right).values()
+
+    def turned(cases: list[Case], n: int) -> list[Case]:
+        begin = n * MAX_SHOWN % len(cases)
+        return [*cases[begin:], *cases[:begin]]
+
+    return [[turned(cases, n)[:MAX_SHOWN] for cases in ranked] for n in range(MAX_DRAWS)]
+
+
+def descriptions(
+    base: Candidate, drawn: Sequence[Draw], values: Sequence[Any], fields: tuple[str, ...]
+) -> dict[str, Request]:
+    """Ask for a sentence on each of the ratings, once for each draw; nothing if they are many."""
+    if not 1 < len(values) <= MAX_DESCRIBED:
+        return {}
+    asked = Request(base.text, (), (), fields, blind=True, describes=tuple(values))
+    return {
+        f"{DESCRIPTIONS}, draw {n}": replace(
+            asked, disagreements=tuple(itertools.chain.from_iterable(draw))
+        )
+        for n, draw in enumerate(drawn, 1)
+    }
 
 
 def with_reasons(parent: Candidate, wrong: Sequence[Case], right: Sequence[Case]) -> Candidate:
@@ -103,18 +132,10 @@ def with_reasons(parent: Candidate, wrong: Sequence[Case], right: Sequence[Case]
 
 
 def children(parent: Candidate, answers: Mapping[str, Sequence[str]]) -> list[Candidate]:
-    """Make candidates from the rules that were answered under the names of the requests.
-
-    Descriptions of the ratings are tried with the rationale first: a small model that has to rate
-    before it has said why may give one rating whatever it is told.
-    """
-    others = {name: rules for name, rules in answers.items() if name != DESCRIPTIONS}
+    """Make candidates from the rules that were answered under the names of the requests."""
     made = []
-    described = answers.get(DESCRIPTIONS, ())
-    if len(described) > 1:  # one alone tells nothing apart
-        made.append(parent.with_rules(described, DESCRIPTIONS).with_rationale_first())
-    alone = sum(map(bool, others.values())) == 1
-    for name, rules in others.items():
+    alone = sum(map(bool, answers.values())) == 1
+    for name, rules in answers.items():
         if name == REWRITE:
             made.append(parent.rewritten(rules, REWRITE))
             continue
@@ -143,25 +164,41 @@ def with_examples(
 
 
 def for_small_judges(
-    parent: Candidate,
-    described: Candidate | None,
-    wrong: Sequence[Case],
-    right: Sequence[Case],
+    base: Candidate,
+    drawn: Sequence[Draw],
+    described: Mapping[str, Sequence[str]],
     fields: Sequence[str],
     limit: int,
 ) -> list[Candidate]:
-    """Candidates of people's reasons and of one example a rating, all with the rationale first.
+    """Candidates of descriptions with worked examples, or of examples alone.
 
-    The examples stand beside descriptions of the ratings, where there are any. A small model
-    follows what it was shown, in plain words, sooner than a list of rules.
+    ``described`` has the answer on each draw, whose items are shown beside it. All have the
+    rationale first: a small model that has to rate before it has said why may give one rating
+    whatever it is told.
     """
-    made = [with_reasons(parent, wrong, right).with_rationale_first()]
-    cases = [ranked[0] for ranked in by_label(wrong, right).values()]
-    shown = [WorkedExample.of(case.item, fields) for case in cases[:limit]]
-    if shown:
-        base = described or parent.with_rationale_first()
-        made.append(replace(base.with_examples(shown, limit), origin=f"{base.origin}, examples"))
-    return [one for one in made if one.rules or one.examples]
+    told = [
+        (base.with_rules(rules, name).with_rationale_first(), draw)
+        for (name, rules), draw in zip(described.items(), drawn, strict=False)
+        if _tell_apart(rules)
+    ]
+    alone = [(base.with_rationale_first(), drawn[0])]
+    return [with_draw(one, draw, fields, limit) for one, draw in told or alone]
+
+
+def _tell_apart(described: Sequence[str]) -> bool:
+    """Whether several ratings are described, each by a sentence of its own."""
+    sentences = {words_of(one.partition(": ")[2]) for one in described}
+    return len(sentences) == len(described) > 1
+
+
+def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) -> Candidate:
+    """Show up to `EACH` items with each label, the labels in turn."""
+    each = min(EACH, max(1, limit // len(draw)))
+    turns = (case for i in range(each) for cases in draw for case in cases[i : i + 1])
+    shown = [WorkedExample.of(case.item, fields) for case in itertools.islice(turns, limit)]
+    if not shown:
+        return base
+    return replace(base, examples=tuple(shown), origin=f"{base.origin}, examples")
 
 
 def sample(items: Sequence[Labelled], size: int, rng: random.Random) -> list[Labelled]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -21,15 +21,18 @@ from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, Item
 from workbench.simba.proposals import (
-    DESCRIPTIONS,
     Reflect,
     children,
+    descriptions,
+    draws,
     for_small_judges,
     requests,
     rules_about,
     sample,
     with_examples,
+    with_reasons,
 )
+from workbench.simba.reflection import Request
 from workbench.simba.selection import Ask, Scoreboard
 
 FEW: Final = 30
@@ -52,7 +55,7 @@ FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
 
 MIN_RUNG: Final = 8
 
-MAX_RACING: Final = 6
+MAX_RACING: Final = 7
 """Candidates that a step makes at most."""
 
 GOOD: Final = 0.8
@@ -75,7 +78,7 @@ class Settings:
     max_steps: int = 4
     batch_size: int = 40
     patience: int = 2
-    max_examples: int = 4
+    max_examples: int = 8
     max_dev: int = 80
     class_weight: Literal["balanced"] | None = None
     max_failure_share: float = 0.05
@@ -93,10 +96,11 @@ class Optimised:
 
     ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules that were
     dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
-    if it dropped out early, ``best`` says whether it beat all before it, ``calls`` counts judge
-    calls until then. ``stopped`` says why the search ended, ``known`` counts answers from the
-    cache, ``usage`` is what was paid to judge and reflection model, and ``evidence`` maps each rule
-    to the trace ids that it was made from.
+    if it dropped out early, ``best`` says whether it took the place of the best one, ``calls``
+    counts judge calls until then. ``stopped`` says why the search ended, ``known`` counts answers
+    from the cache, ``usage`` is what was paid to judge and reflection model, and ``evidence`` maps
+    each rule to the trace ids that it was made from. ``original_score`` and ``best_score`` are on
+    items that the best one does not show.
     """
 
     best: Candidate
@@ -197,7 +201,7 @@ class Search:
             stopped = "it was cancelled"
         return Optimised(
             best=self.best,
-            original_score=self.score(self.original),
+            original_score=self.board.score(self.original, self.board.hidden_from([self.best]))[0],
             best_score=self.score(self.best),
             history=pd.DataFrame(self.rows),
             stopped=stopped,
@@ -258,34 +262,41 @@ class Search:
         if len(wrong) < 2 or sum(self.board.weight(case.item) for case in wrong) < MIN_WRONG:
             return []
         # The rules of an earlier alignment may be outdated.
-        rewrite = stale > 0 or step == 1
+        asked = requests(parent, wrong, right, self.fields, rewrite=stale > 0 or step == 1)
         poor = stale > 0 or self.board.score(parent)[1] < GOOD
         # Of two ratings a rule says as much, if the judge can follow it.
-        plain = not parent.rules and poor and (stale > 0 or len(self.scale.values) > 2)
-        values = self.scale.values if plain else ()
-        asked = requests(parent, wrong, right, self.fields, rewrite=rewrite, values=values)
-        answers = self.reflect(list(asked.values()), step)
-        self.reflections += sum(answer.paid.requests for answer in answers)
-        self.reflection_failures += sum(bool(answer.error) for answer in answers)
-        rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
-        for name, request in asked.items():
-            self.record_evidence(rules[name], request.disagreements)
-        made = children(parent, rules)
+        plain = poor and (stale > 0 or len(self.scale.values) > 2)
+        drawn = draws(wrong, right) if plain else []
+        described = descriptions(self.original, drawn, self.scale.values, self.fields)
+        rules = self.ask_for_rules(asked | described, step)
+        made = children(parent, {name: rules[name] for name in asked})
         if step > 1 and poor and not parent.rationale_first:
             # What was learned may be followed only where the rationale comes before the rating.
             learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
             made = [*(one.with_rationale_first() for one in learned), *made]
         limit = self.settings.max_examples
         if plain:
-            described = next((one for one in made if one.origin.startswith(DESCRIPTIONS)), None)
-            shown = for_small_judges(parent, described, wrong, right, self.fields, limit)
-            self.record_evidence(shown[0].rules if shown else (), [*wrong, *right])
-            made = [*shown, *made]
+            found = {name: rules[name] for name in described}
+            shown = for_small_judges(self.original, drawn, found, self.fields, limit)
+            if step == 1 and (told := with_reasons(self.original, wrong, right)).rules:
+                self.record_evidence(told.rules, [*wrong, *right])
+                shown = [told.with_rationale_first(), *shown]
+            made = [*made[:1], *shown, *made[1:]]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
-        if limit and (stale or unexplained or not made):
+        if limit and (stale or unexplained or parent.examples or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
         self.latest = [one for one in made if one.rules and not one.rationale_first]
         return made[:MAX_RACING]
+
+    def ask_for_rules(self, asked: Mapping[str, Request], step: int) -> dict[str, tuple[str, ...]]:
+        """The rules that the reflection model states, by the names of the requests."""
+        answers = self.reflect(list(asked.values()), step)
+        self.reflections += sum(answer.paid.requests for answer in answers)
+        self.reflection_failures += sum(bool(answer.error) for answer in answers)
+        rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
+        for name, request in asked.items():
+            self.record_evidence(rules[name], request.disagreements)
+        return rules
 
     def record_evidence(self, rules: Sequence[str], cases: Sequence[Case]) -> None:
         """Keep which cases each rule was made from: those whose rationale is about it, else all.
@@ -315,6 +326,8 @@ class Search:
         """
         best = self.best
         candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
+        if not candidates:
+            return False
         rungs = self.rungs()
         alive = self.affordable(candidates, [len(rung) for rung in rungs])
         seen: list[Item] = []
@@ -326,16 +339,14 @@ class Search:
             self.board.judge((candidate, item) for candidate in alive for item in rung)
             seen += rung
             if rungs:
-                alive.sort(key=lambda c: self.board.score(c, seen)[0], reverse=True)
+                alive.sort(key=lambda c: self.board.lead(c, best, seen), reverse=True)
                 alive = alive[: max(1, len(alive) // 2)]
-                to_beat = self.score(best) + 1e-9
-                alive = [c for c in alive if self.board.upper_bound(c, seen) > to_beat]
-        for candidate in candidates:
-            self.record(step, candidate, scored=candidate in alive)
-        alive = [one for one in alive if not math.isnan(self.score(one))]
-        top = max(alive, key=lambda c: (self.score(c), -len(c.text)), default=best)
+                alive = [c for c in alive if self.board.can_lead(c, best, seen)]
+        top = max(alive, key=lambda c: (self.board.lead(c, best), -len(c.text)), default=best)
         if self.board.is_better(top, best):
             self.best = top
+        for candidate in candidates:
+            self.record(step, candidate, scored=candidate in alive)
         return self.best is not best
 
     def affordable(self, candidates: Sequence[Candidate], rungs: Sequence[int]) -> list[Candidate]:
@@ -433,7 +444,7 @@ class Search:
                 "dev_score": score,
                 "dev_accuracy": accuracy,
                 "added_words": candidate.added_words,
-                "best": step == 0 or score > self.score(self.best) + 1e-9,
+                "best": candidate is self.best,
                 "calls": self.board.calls,
                 "dropped": "; ".join(map(str, candidate.dropped)),
             }

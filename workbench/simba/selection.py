@@ -59,7 +59,7 @@ class Scoreboard:
     """Verdicts of all candidates, and their scores on the items that they are selected on.
 
     Abstaining where ``original`` had an opinion earns nothing. An item that a candidate shows as a
-    worked example counts as the original judged it.
+    worked example does not count for it: two are compared on the items that neither shows.
     """
 
     items: list[Item]
@@ -107,6 +107,14 @@ class Scoreboard:
                 "with SIMBA(max_failure_share=...)."
             )
 
+    def hidden_from(
+        self, candidates: Iterable[Candidate], items: Sequence[Item] | None = None
+    ) -> list[Item]:
+        """The items, all unless given, that none of the candidates shows as a worked example."""
+        shown = {example.trace_id for one in candidates for example in one.examples}
+        items = self.items if items is None else items
+        return [item for item in items if item.trace_id not in shown]
+
     def remove_failed(self) -> None:
         """Remove items on which a call of the original failed, unless all did.
 
@@ -117,8 +125,7 @@ class Scoreboard:
 
     def verdict(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The verdict that counts for the candidate, a failed one included; None if missing."""
-        judge = self.original if candidate.shows(item) else candidate
-        return self.verdicts.get((judge.key, item.trace_id))
+        return None if candidate.shows(item) else self.verdicts.get((candidate.key, item.trace_id))
 
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The candidate's verdict; None if it is missing, failed or an abstention."""
@@ -186,20 +193,36 @@ class Scoreboard:
             return math.nan, math.nan
         return earned / weight - length_penalty(candidate), right / opinions
 
-    def upper_bound(self, candidate: Candidate, seen: Sequence[Item]) -> float:
-        """The score if all items but ``seen`` came out right; -inf without a score on these."""
+    def lead(self, one: Candidate, other: Candidate, items: Sequence[Item] | None = None) -> float:
+        """Score of one minus the other's, on items that neither shows; -inf without a score."""
+        both = self.hidden_from([one, other], items)
+        lead = self.score(one, both)[0] - self.score(other, both)[0]
+        return -math.inf if math.isnan(lead) else lead
+
+    def can_lead(self, one: Candidate, other: Candidate, seen: Sequence[Item]) -> bool:
+        """Whether one may still come to lead over the other, which was judged on all items."""
+        both = self.hidden_from([one, other])
+        return self.upper_bound(one, seen, both) > self.score(other, both)[0] + 1e-9
+
+    def upper_bound(
+        self, candidate: Candidate, seen: Sequence[Item], items: Sequence[Item] | None = None
+    ) -> float:
+        """The score if all items but those seen come out right; -inf without a score on these."""
+        items = self.hidden_from([candidate], items)
+        ids = {item.trace_id for item in seen}
+        seen = [item for item in items if item.trace_id in ids]
         score, _ = self.score(candidate, seen)
         if math.isnan(score):
             return -math.inf
         penalty = length_penalty(candidate)
-        total, known = sum(map(self.weight, self.items)), sum(map(self.weight, seen))
+        total, known = sum(map(self.weight, items)), sum(map(self.weight, seen))
         return ((score + penalty) * known + total - known) / total - penalty
 
     def is_better(self, one: Candidate, other: Candidate) -> bool:
         """Whether one scores higher than the other by `STEADY` standard errors of its gains."""
-        gains = [self.gain(one, other, item) for item in self.items]
-        total = sum(map(self.weight, self.items))
-        gain = (self.score(one)[0] - self.score(other)[0]) * total
+        both = self.hidden_from([one, other])
+        gains = [self.gain(one, other, item) for item in both]
+        gain = self.lead(one, other) * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
 
     def is_flawless(self, candidate: Candidate) -> bool:
