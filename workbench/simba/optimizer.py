@@ -11,12 +11,13 @@ dev, and train items as well if dev has fewer than ``max_dev`` (80). Each step
 1. judges a minibatch of train items and collects the best candidate's disagreements with the
    labels,
 2. shows them to the reflection model with the rationales of judge and people, beside cases that
-   are right. Up to six *candidates* are made from its answers: new rules, the stronger half of
+   are right. Up to seven *candidates* are made from its answers: new rules, the stronger half of
    them; in the first step the criteria that people name; after a step without improvement also a
    rewritten list, worked examples of different labels, and the step's best with the rationale
    before the rating. Where the judge is right on less than 80 %, small models are thought of: on
-   scales of three to six values, and on two after a step without improvement, it is tried with the
-   rationale first and people's own reasons, an item of each rating, or a sentence on each,
+   scales of three to six values, and on two after a step without improvement, a sentence on each
+   rating is asked for, from three draws of items. Each is tried with the rationale first and two
+   examples of each rating from its draw beside it, and so are people's own reasons,
 3. races the candidates by successive halving in three rungs of 15 %, 30 % and the rest of the
    selection items. After a rung the worse half drops out, and those that cannot win any more. The
    winner becomes the best candidate if it scores higher by 0.75 standard errors.
@@ -28,7 +29,8 @@ that was aligned before this is done first as well, since newer labels may contr
 
 The score is the mean credit minus 0.01 for each 100 added words. A verdict earns 1 if it equals the
 label, else (1 - d) / 2 on ordered scales, where d is the scale's distance, else 0. Failed calls do
-not count; abstaining earns 0 where the original judge had an opinion.
+not count; abstaining earns 0 where the original judge had an opinion. Two candidates are compared
+on the items that neither shows as worked examples.
 
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
