@@ -11,7 +11,6 @@ from typing import Final
 
 FIRST_CALLS: Final = 16  # under way at most until something was answered
 
-
 HEAD_START: Final = 0.1  # seconds from the first request to the others, if not answered before
 
 PROMPT: Final = 2.0  # seconds; a model that answers faster gets all calls at once
