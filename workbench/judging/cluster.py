@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from workbench.errors import ArgumentError
 from workbench.judging.requests import judge_examples
 from workbench.models.offline import SCHEME, register
 from workbench.models.runner import Runner
@@ -51,7 +50,8 @@ def ask_on_cluster(
     under_way: dict[Any, tuple[Task, str]] = {}
     try:
         while True:
-            workers = list(client.nthreads()) if under_way else _workers(client)
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             free = [worker for worker in workers if worker not in busy]
             for worker in free[: min(len(workers), concurrency) - len(under_way)]:
@@ -74,19 +74,6 @@ def ask_on_cluster(
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise
     shared.delete()
-
-
-def _workers(client: Any) -> list[str]:
-    """The addresses of the workers that there are, of which one at least is waited for."""
-    import distributed
-
-    try:
-        client.wait_for_workers(1, timeout=WORKER_SECONDS)
-    except distributed.TimeoutError:
-        raise ArgumentError(
-            f"client: its cluster has had no worker for {WORKER_SECONDS} seconds. Scale it up."
-        ) from None
-    return list(client.nthreads())
 
 
 _NEWS: Final = {"slowed": 0.0, "resume": 0.0, "over": False}

@@ -125,7 +125,12 @@ def score(
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number."
         )
-    _check(judge, layout)
+    check_single(judge)
+    if "trace" in Asker(judge).fields:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
+            "Import them (workbench.import_traces) and use workbench.assess."
+        )
     limit = Budget.of(budget)
     limit.check(str(getattr(judge, "model", None) or ""))
     if limit.measures:
@@ -165,20 +170,6 @@ def _ask_here(
     with Runner(concurrency=concurrency) as runner:
         for task in tasks:
             yield task, judge_examples(judge, list(task.items.values()), runner)
-
-
-def _check(judge: Judge, layout: _Layout) -> None:
-    check_single(judge)
-    needed = Asker.of(judge).fields
-    if "trace" in needed:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
-            "Import them (workbench.import_traces) and use workbench.assess."
-        )
-    if "expectations" in needed and not layout.sides["expectations"]:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
-        )
 
 
 # -- rows -----------------------------------------------------------------------------------

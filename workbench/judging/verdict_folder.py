@@ -57,15 +57,7 @@ class VerdictFolder:
 
     @contextmanager
     def writing(self, expected: dict[str, Any]) -> Iterator[None]:
-        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
-
-        Raises
-        ------
-        ArgumentError
-            For a folder of another judge, of partitions of another size, or that is in use.
-        StoreError
-            When the folder cannot be made.
-        """
+        """Hold the folder, whose files must all be of the ``expected`` judge and partitions."""
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -28,11 +28,10 @@ RECORDED_KEY = "workbench.recorded"
 class Verdict:
     """What one judge call gave.
 
-    Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
-    where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
-    None where the provider does not count them. ``calls`` counts the requests made for it, retries
-    included, and ``cached`` tells that nothing was paid. ``usage`` is what the answer has cost at
-    whatever time, and ``sample`` the number of the answer where a judge is asked several times.
+    Exactly one of ``value``, canonical on the judge's scale where that is known, and ``error`` is
+    set. Tokens and ``cost`` in US dollars are None where they are not known. ``calls`` are the
+    requests made for it, retries included; ``cached``: nothing was paid. ``usage`` is what the
+    answer has cost at whatever time, and ``sample`` its number where a judge is asked repeatedly.
     """
 
     trace_id: str
@@ -66,7 +65,7 @@ class Recorded:
     guideline: str | None  # the instructions, which MLflow puts beside the verdicts that it logs
     recorded: bool
     order: tuple[int, str]  # by time
-    by_code: bool = False
+    by_code: bool
 
     @property
     def unmarked(self) -> bool:
@@ -189,10 +188,9 @@ def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
 
 
 def why_unusable(reason: str) -> str | None:
-    """Return what kind of reason it is that an item with a label has no verdict.
+    """Return what kind of reason of `Pairs.excluded` it is that a labelled item has no verdict.
 
-    ``"abstained"``, ``"failed"`` (the call or its answer) or ``"not judged"``; None for what
-    concerns the labels. ``reason`` is as in `Pairs.excluded`.
+    ``"abstained"``, ``"failed"`` or ``"not judged"``; None for what concerns the labels.
     """
     if reason == "the judge abstained":
         return "abstained"

@@ -79,18 +79,10 @@ def cost(model: str, read: int, written: int, *, load: bool = False) -> float | 
 
 
 @dataclass(frozen=True)
-class Reservation:
+class Reservation(Usage):
     """The most tokens and money that one request can use."""
 
-    model: str
-    read: int
-    written: int
-    usd: float
-
-    @property
-    def tokens(self) -> int:
-        """Read and written at most."""
-        return self.read + self.written
+    model: str = ""
 
 
 class Budget:
@@ -226,7 +218,7 @@ class Budget:
         if self.measures:
             read, written = most_tokens(payload or {}, self._assumed_output)
         usd = 0.0 if self.usd is None else cost(model, read, written, load=True) or 0.0
-        wanted = Reservation(model, read, written, usd)
+        wanted = Reservation(1, read, written, usd, model=model)
         with self._changed:
             while not self._fits(wanted, self._under_way):
                 if not self._under_way or not self._fits(wanted, ()) or is_over():
@@ -238,14 +230,14 @@ class Budget:
             return wanted
 
     def _fits(self, wanted: Reservation, others: Sequence[Reservation]) -> bool:
-        tokens = wanted.tokens + sum(one.tokens for one in others)
-        usd = wanted.usd + sum(one.usd for one in others)
+        tokens = sum(one.tokens for one in (wanted, *others))
+        usd = sum(one.cost or 0.0 for one in (wanted, *others))
         return self.left >= 1 and tokens <= self.left_tokens and usd <= self.left_usd
 
     def _exhausted(self, wanted: Reservation) -> BudgetError:
         needs = ""
         if self.measures:
-            money = f" and ${wanted.usd:.4f}" if self.usd is not None else ""
+            money = f" and ${wanted.cost:.4f}" if self.usd is not None else ""
             needs = (
                 f", and the next request may use up to {wanted.tokens:,} tokens{money}; max_tokens "
                 "in the judge's inference_params limits that"
@@ -263,8 +255,8 @@ class Budget:
         if read is None or written is None:
             self._unknown |= {"tokens"} if reserved.model.startswith(FREE) else {"tokens", "cost"}
         self._unknown |= {"cost"} if price is None else set()
-        read = reserved.read if read is None else read
-        written = reserved.written if written is None else written
+        read = (reserved.read or 0) if read is None else read
+        written = (reserved.written or 0) if written is None else written
         exceeded = self.measures and read + written > reserved.tokens
         with self._changed:
             self._under_way.remove(reserved)

@@ -27,9 +27,8 @@ class Throttle:
 
     Until something was answered there are few slots, and the very first call has a head start, so
     that a wrong key or a dead endpoint usually costs one call. Then all slots open if the answer
-    was prompt, else one more with each answer. A server that works on few calls at a time, and lets
-    the others wait too long, gets fewer. A call that meets a rate limit lets all calls wait
-    together.
+    was prompt, else one more with each answer. A server that lets calls wait too long gets fewer. A
+    call that meets a rate limit lets all calls wait together.
     """
 
     def __init__(self, most: int) -> None:

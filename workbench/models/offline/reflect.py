@@ -52,9 +52,8 @@ _MOVES: Final = (
 def propose(inputs: Mapping[str, str]) -> list[str]:
     """Return new rules for the present instructions, at most six; none where nothing helps.
 
-    ``inputs``: ``judge_instructions``, ``allowed_values`` (worst to best, JSON),
-    ``disagreements`` and ``agreements`` (one JSON case a line with the item's fields,
-    ``human_label`` and ``judge_verdict``).
+    ``inputs`` are the fields of SIMBA's reflection: instructions, allowed values, and the
+    disagreements and agreements, one JSON case a line.
     """
     instructions = inputs.get("judge_instructions", "")
     ladder = _ladder(read_json(inputs.get("allowed_values", "")), instructions)
@@ -68,7 +67,7 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
         return []
     if ladder.ordered:
         return _steps(cases, conditions, ladder, stated)
-    known = set(map(str, stated))
+    known = {rule.words for rule in stated}
     return [rule for rule in _answers(cases, conditions, ladder) if rule not in known]
 
 
