@@ -309,17 +309,7 @@ def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
 def earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
     own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
-    latest = next((one for one in reversed(own) if one.usable), own[-1] if own else None)
-    if latest is None:
-        return None
-    return Verdict(
-        trace_id=trace.info.trace_id,
-        value=latest.value,
-        rationale=latest.rationale,
-        error=latest.error,
-        fingerprint=mark,
-        cached=True,
-    )
+    return next((one for one in reversed(own) if one.usable), own[-1] if own else None)
 
 
 def _table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -178,7 +178,11 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
     else:
         deciding = _own_code(judge) or _dumped(judge) or {"fields": _fields(judge)}
         deciding["class"] = type(judge).__qualname__
-    text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
+    # What JSON does not take is a text that is the same in every process.
+    address = re.compile(" at 0x[0-9a-f]+", re.IGNORECASE)
+    text = json.dumps(
+        deciding, sort_keys=True, default=lambda v: address.sub("", str(v)), ensure_ascii=False
+    )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -238,8 +242,3 @@ def _dumped(judge: Judge) -> dict[str, Any] | None:
     except MlflowException:
         return None
     return {key: value for key, value in form.items() if key not in _UNDECIDING}
-
-
-def _stable(value: Any) -> str:
-    """A value that JSON does not take, as a text that is the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value), flags=re.IGNORECASE)

@@ -138,8 +138,8 @@ def score(
     folder = VerdictFolder(Path(to).expanduser().resolve())
     if isinstance(table, (str, Path)) and Path(table).expanduser().resolve() == folder.path:
         raise ArgumentError(f"to={str(to)!r} is the table itself. Name another folder.")
-    expected = {"fingerprint": fingerprint(judge), "partition_rows": partition_rows}
-    expected |= {"keep": list(layout.keep)}
+    expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
+    expected |= {"choice of columns to keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected):
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
@@ -251,7 +251,7 @@ class _Run:
 
     def tasks(self, table: Any, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
-        size, number = self.about["partition_rows"], -1
+        size, number = self.about["size of partitions"], -1
         for number, records in enumerate(read_partitions(table, self.layout.columns, size)):
             task = self._task(number, number * size, records, retry_failed)
             if task is None:
@@ -284,11 +284,11 @@ class _Run:
                 for (_, i), r in zip(read, records, strict=True)
             ]
         )
-        about, path = {**self.about, "content": content}, self.folder.part(number)
+        about, path = {**self.about, "table": content}, self.folder.part(number)
         if not path.exists():
             rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
             return Task(number, rows, items, about)
-        failed = self.folder.check(path, {"content": content})["failed"]
+        failed = self.folder.check(path, {"table": content})["failed"]
         if not retry_failed or not failed:
             return None
         rows = self.folder.records(number)

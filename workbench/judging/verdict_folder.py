@@ -81,8 +81,9 @@ class VerdictFolder:
         about = read_about(path)
         for key, value in expected.items():
             if about.get(key) != value:
+                what = "judge" if key == "fingerprint" else key
                 raise ArgumentError(
-                    f"to={str(self.path)!r}: {path.name} is of another {_NAMES[key]} "
+                    f"to={str(self.path)!r}: {path.name} is of another {what} "
                     f"({about.get(key)!r}, not {value!r}). Name a new folder, or remove this one "
                     "if its verdicts are not needed; a folder holds one judge's verdicts on one "
                     "table."
@@ -245,11 +246,3 @@ class Scored:
     def _repr_html_(self) -> str:
         failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
         return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
-
-
-_NAMES: Final = {
-    "fingerprint": "judge",
-    "partition_rows": "size of partitions",
-    "keep": "choice of columns to keep",
-    "content": "table",
-}

@@ -20,7 +20,7 @@ import requests
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
-from workbench.models.answers import check_error, read_content, readable, said
+from workbench.models.answers import AnswerError, check_error, read_content, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, cost, tokens_used
 from workbench.models.faults import (
     Fault,
@@ -75,6 +75,14 @@ class Request:
     def asker(self) -> str:
         """Who asks which model."""
         return f"{self.sender} ({self.model})" if self.model else self.sender
+
+    def is_usable(self, answer: dict[str, Any]) -> bool:
+        """Whether a kept or recorded answer is one to this question."""
+        try:
+            self.check(answer)
+        except (AnswerError, KeyError, TypeError):
+            return False
+        return True
 
     def __str__(self) -> str:
         return f"{self.asker} on {self.about}" if self.about else self.asker

@@ -55,6 +55,18 @@ class Fault:
         return kinds.get(self.kind, ModelError)
 
 
+ADVICE: Final = {
+    "credential": "Check the key, which providers read from the environment (for openai:/ models "
+    "OPENAI_API_KEY; a local server that asks for none takes any value).",
+    "unreachable": "Check that the server runs and that base_url names it.",
+    "refused": "Check the model's name, the endpoint and the quota.",
+    "rate_limit": "Run again later, or ask for a higher rate limit.",
+    "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
+    "answer": "Check that the model can follow the instructions, that its type fits, and that "
+    "max_tokens does not cut its answers.",
+}
+"""What to do about calls of which none can be expected to succeed, by kind of fault."""
+
 _SERVER: Final = range(500, 600)
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm

@@ -21,11 +21,10 @@ from workbench.compat import intercepted
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, StoreError
 from workbench.formatting import bar
 from workbench.models import recording
-from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Client, Outcome, Request
-from workbench.models.faults import Fault, StoppedError
+from workbench.models.faults import ADVICE, Fault, StoppedError
 from workbench.models.throttle import Throttle
 
 # Attempts at one question, by the kind of fault; any other is not tried again.
@@ -98,7 +97,6 @@ class Runner:
                 if (player := recording.replayed()) is not None:
                     run.replay(player)
                 else:
-                    run.look_up()
                     run.ask()
             finally:
                 if run.recorder is not None:
@@ -136,7 +134,7 @@ class Runner:
         key = request.cache_key
         stored = self.cache.get(key) if self.cache is not None and key is not None else None
         paid = stored.pop("paid", None) if stored is not None else None
-        if stored is None or not isinstance(paid, dict) or not _is_usable(request, stored):
+        if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
             return None
         usage = Usage(paid.get("calls", 1), paid.get("read"), paid.get("written"))
         return Outcome(stored, usage=usage, cached=True)
@@ -216,14 +214,6 @@ def _fault(state: Any) -> Fault:
     return fault
 
 
-def _is_usable(request: Request, answer: dict[str, Any]) -> bool:
-    try:
-        request.check(answer)
-    except (AnswerError, KeyError, TypeError):
-        return False
-    return True
-
-
 class _Run:
     """One `Runner.run`: which questions are open, and when all is in vain."""
 
@@ -256,20 +246,13 @@ class _Run:
         """The first of each group of equal questions that are not settled yet."""
         return [index for index in self.equal if index not in self.found]
 
-    def look_up(self) -> None:
-        """Settle the questions that the cache knows."""
-        for index in self.open:
-            known = self.runner.known(self.requests[index])
-            if known is not None:
-                self._settle(index, known)
-
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
         ended = ""
         for index in self.open:
             request = self.requests[index]
             entry = player.get(request.key or "")
-            if entry is None or (entry.answer and not _is_usable(request, entry.answer)):
+            if entry is None or (entry.answer and not request.is_usable(entry.answer)):
                 continue
             self.runner.budget.charge(entry.paid)
             if entry.failed is not None and entry.failed.kind == "budget":
@@ -284,7 +267,10 @@ class _Run:
             raise player.missing(f"{self.requests[missing[0]]}{more}")
 
     def ask(self) -> None:
-        """Ask the open questions in threads, and settle outcomes in this one as they come."""
+        """Settle what the cache knows, and ask the rest in threads; outcomes as they come."""
+        for index in self.open:
+            if (known := self.runner.known(self.requests[index])) is not None:
+                self._settle(index, known)
         questions = self.open
         pending, seconds = iter(questions), SECONDS_AFTER_ERROR
         # Daemons, since Python waits at its end for others, however long a call hangs.
@@ -410,25 +396,13 @@ class _Run:
             self.recorder.put(entry)
 
 
-_ADVICE: Final = {
-    "credential": "Check the key, which providers read from the environment (for openai:/ models "
-    "OPENAI_API_KEY; a local server that asks for none takes any value).",
-    "unreachable": "Check that the server runs and that base_url names it.",
-    "refused": "Check the model's name, the endpoint and the quota.",
-    "rate_limit": "Run again later, or ask for a higher rate limit.",
-    "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
-    "answer": "Check that the model can follow the instructions, that its type fits, and that "
-    "max_tokens does not cut its answers.",
-}
-
-
 def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
     """Return the error that ends a run in which no call can be expected to succeed."""
     got = "no answer"
     if fault.kind == "answer":
         got = f"no usable answer, none of the first {runner.unusable},"
     where = f" at {request.place}" if request.place else ""
-    advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
+    advice = ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
     kept = "What was answered before is kept; run again for the rest."
     return fault.error(
         f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "
