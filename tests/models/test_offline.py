@@ -269,7 +269,7 @@ def test_rules_are_read_wherever_they_were_learned() -> None:
     once = taught(f"a\n{LOWER}", rules=(RULES[1],))
     example = WorkedExample.of(Item(Example("tr-2", {}, "b"), "poor", LOWER), ["outputs"])
     twice = Candidate(once, rules=(RULES[2],), examples=(example,)).text
-    assert [str(rule) for rule in read_rules(twice)] == [RULES[1], RULES[2]]
+    assert [rule.words for rule in read_rules(twice)] == [RULES[1], RULES[2]]
     assert [rating for _, rating in read_examples(twice)] == ["good", "poor"]
 
 

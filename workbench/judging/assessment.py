@@ -7,7 +7,7 @@ verdicts of a judge that was run elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,25 +154,20 @@ def assess(
     check_single(judge)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
+    traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
+    infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {trace.info.trace_id: earlier_verdict(trace, judge.name, mark) for trace in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
-    recorder = recording.recorder()
-    asked = [(i, 0) for i in earlier if i not in known]
-    asked += [(i, sample) for sample in range(1, samples) for i in earlier]
-    wanted = list(earlier) if recorder is not None else list(dict(asked))
-    items = {trace.info.trace_id: as_example(trace) for trace in fetch_traces(wanted)}
-    if recorder is not None and known:
-        _record(recorder, judge, items, known)
+    questions = _questions(judge, list(earlier), known, samples, traces)
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerCache()) if cache else None
         writer = stack.enter_context(AssessmentWriter()) if log else None
         runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
-        infos = {trace.info.trace_id: trace.info for trace in fetched}
 
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict
@@ -183,16 +178,12 @@ def assess(
 
         shown = f"judging with {judge.name}" if progress else None
         try:
-            questions = [(judge, items[i], sample) for i, sample in asked]
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
-            needed = len(earlier) * samples
-            if missing := needed - len(verdicts):
+            if (needed := len(earlier) * samples) > len(verdicts):
                 raise BudgetError(
-                    f"{error} {len(verdicts)} of {needed} verdicts are given, which is kept"
-                    f"{' and logged' * log}; {missing} more need a call each, and failed ones are "
-                    f"repeated. A budget for all of them has at least {needed} calls, and more if "
-                    "an alignment shares it."
+                    f"{error} {len(verdicts)} of {needed} verdicts are there. A budget for all has "
+                    f"at least {needed} calls, more where calls fail or an alignment shares it."
                 ) from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
@@ -262,19 +253,29 @@ def log_verdicts(
     )
 
 
-def _record(
-    recorder: recording.Recorder,
-    judge: Judge,
-    items: Mapping[str, Example],
-    known: Mapping[str, Verdict],
-) -> None:
-    """Record verdicts that the store has already, which another store will not have."""
-    asker = Asker(judge)
-    for trace_id, verdict in known.items():
-        request = asker.request(items[trace_id])
-        answer = {"value": verdict.value, "rationale": verdict.rationale}
-        recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
-    recorder.save()
+def _questions(
+    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
+) -> list[tuple[Judge, Example, int]]:
+    """What is to be asked, all first samples before any second one.
+
+    Where answers are recorded, so are the known verdicts, which another store will not have.
+    """
+    asked = [(i, 0) for i in trace_ids if i not in known]
+    asked += [(i, sample) for sample in range(1, samples) for i in trace_ids]
+    recorder = recording.recorder()
+    # Only their spans are read, and not those of given traces, which the store may not hold.
+    given = traces if isinstance(traces, (list, tuple)) else [traces]
+    whole = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
+    wanted = [whole.get(i, i) for i in (dict(asked) if recorder is None else trace_ids)]
+    items = {trace.info.trace_id: as_example(trace) for trace in fetch_traces(wanted)}
+    if recorder is not None and known:
+        asker = Asker(judge)
+        for trace_id, verdict in known.items():
+            request = asker.request(items[trace_id])
+            answer = {"value": verdict.value, "rationale": verdict.rationale}
+            recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
+        recorder.save()
+    return [(judge, items[i], sample) for i, sample in asked]
 
 
 # -- verdicts and the store -----------------------------------------------------------------
