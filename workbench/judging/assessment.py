@@ -7,7 +7,7 @@ verdicts of a judge that was run elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,7 +154,6 @@ def assess(
     check_single(judge)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
-    traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
@@ -182,7 +181,7 @@ def assess(
         except BudgetError as error:
             if (needed := len(earlier) * samples) > len(verdicts):
                 raise BudgetError(
-                    f"{error} {len(verdicts)} of {needed} verdicts are there. A budget for all has "
+                    f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
                     f"at least {needed} calls, more where calls fail or an alignment shares it."
                 ) from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
