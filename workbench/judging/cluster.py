@@ -54,7 +54,7 @@ def ask_on_cluster(
             workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             free = [worker for worker in workers if worker not in busy]
-            for worker in free[: min(len(workers), concurrency) - len(under_way)]:
+            for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
                 if (task := next(tasks, None)) is None:
                     break
                 future = client.submit(
