@@ -48,28 +48,29 @@ def ask_on_cluster(
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
     under_way: dict[Any, tuple[Task, str]] = {}
+    upcoming = next(tasks, None)
     try:
-        while True:
+        while upcoming is not None or under_way:
             client.wait_for_workers(1, timeout=WORKER_SECONDS)
             workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             free = [worker for worker in workers if worker not in busy]
             for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
-                if (task := next(tasks, None)) is None:
+                if upcoming is None:
                     break
                 future = client.submit(
                     _ask, name, max(1, concurrency // len(workers)), judge,
-                    list(task.items.values()), workers=[worker], allow_other_workers=True,
+                    list(upcoming.items.values()), workers=[worker], allow_other_workers=True,
                     pure=False,
                 )  # fmt: skip
-                under_way[future] = task, worker
-            if not under_way:
-                break
+                under_way[future] = upcoming, worker
+                upcoming = next(tasks, None)  # read while the workers are busy
             # Woken now and then, since workers may have joined.
             with suppress(distributed.TimeoutError):
                 distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
             for future in [one for one in under_way if one.done()]:
                 yield under_way.pop(future)[0], future.result()
+                upcoming = upcoming or next(tasks, None)
     except BaseException:
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise
