@@ -252,7 +252,7 @@ class _Run:
         for index in self.open:
             request = self.requests[index]
             entry = player.get(request.key or "")
-            if entry is None or (entry.answer and not request.is_usable(entry.answer)):
+            if entry is None or not (entry.answer is None or request.is_usable(entry.answer)):
                 continue
             self.runner.budget.charge(entry.paid)
             if entry.failed is not None and entry.failed.kind == "budget":
