@@ -122,7 +122,9 @@ class Client:
         Once ``is_over`` no further HTTP request is sent: `StoppedError`. Where the budget does not
         allow the next one, the outcome's fault is of the kind ``budget``.
         """
-        call, answer, fault = _UnderWay(self, request, budget, is_over), None, None
+        call = _UnderWay(self, request, budget, is_over)
+        answer: dict[str, Any] | None = None
+        fault: Fault | None = None
         try:
             answer = call.make()
         except Exception as error:
