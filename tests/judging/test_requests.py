@@ -28,7 +28,7 @@ def judge_of(model: str, **options: Any) -> Judge:
 
 
 def key(judge: Judge) -> str | None:
-    return Asker.of(judge).request(ITEM).cache_key
+    return Asker(judge).request(ITEM).cache_key
 
 
 @pytest.fixture(autouse=True)

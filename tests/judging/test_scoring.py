@@ -25,8 +25,8 @@ from mlflow.genai.judges import Judge
 import workbench
 from workbench.cli import main
 from workbench.errors import ArgumentError, BudgetError, ModelError, StoreError, TableError
-from workbench.judging.audit import Draw
 from workbench.judging.judge import fingerprint
+from workbench.judging.scoring import draw
 
 Start = Callable[..., Loopback]
 GRADES = Literal["excellent", "good", "fair", "poor"]
@@ -356,11 +356,9 @@ def test_every_row_has_the_same_chance_of_being_drawn(sample: float) -> None:
     """Over many seeds each of 200 rows is drawn as often as its probability says."""
     often: Counter[int] = Counter()
     for seed in range(500):
-        draw = Draw(sample, seed)
-        for row in range(200):
-            draw.offer(row, {})
-        often.update(list(draw.drawn))
-    assert draw.probability == 0.2
+        drawn, probability = draw(range(200), sample, seed)
+        often.update(drawn)
+    assert probability == 0.2
     shares = pd.Series([often[row] / 500 for row in range(200)])
     assert abs(shares.mean() - 0.2) < 0.01
     assert shares.between(0.2 - 0.09, 0.2 + 0.09).all()  # five standard errors

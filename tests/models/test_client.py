@@ -32,7 +32,7 @@ ITEM = Example("tr-1", {"q": "?"}, "x")
 
 def send(judge: Judge, budget: Budget | None = None) -> Outcome:
     with closing(Client()) as client:
-        return client.send(Asker.of(judge).request(ITEM), budget or Budget())
+        return client.send(Asker(judge).request(ITEM), budget or Budget())
 
 
 def judge_at(url: str, **more: Any) -> Judge:
@@ -171,7 +171,7 @@ def test_connections_are_used_again(loopback: Start) -> None:
     server = loopback()
     with closing(Client(4)) as client:
         for _ in range(5):
-            client.send(Asker.of(judge_at(server.url)).request(ITEM), Budget())
+            client.send(Asker(judge_at(server.url)).request(ITEM), Budget())
     assert server.stats()["connections"] == 1
 
 

@@ -7,7 +7,7 @@ verdicts of a judge that was run elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from workbench.judging.verdicts import (
     recorded_verdicts,
 )
 from workbench.models import recording
-from workbench.models.budget import Budget, total
+from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, verdict_id
@@ -86,15 +86,15 @@ class Assessed:
 
     def _repr_html_(self) -> str:
         failed = self.failures.head(10)
-        shown = self.table.head(10)
-        parts = [f"<div>{html_text(repr(self)[1:-1])}</div>"]
         # Columns in which nothing is said are left out.
-        told = shown.loc[:, ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]]
-        parts.append(html_table(with_content(told, self.previews), index=False))
+        columns = ["trace_id", "value", "rationale", *["error"] * bool(len(failed))]
+        parts = [
+            html_text(repr(self)[1:-1]),
+            html_table(with_content(self.table.head(10)[columns], self.previews), index=False),
+        ]
         if len(failed):
-            parts.append("<div>Failures</div>")
-            parts.append(html_table(with_content(failed, self.previews), index=False))
-        return "".join(parts)
+            parts += ["Failures", html_table(with_content(failed, self.previews), index=False)]
+        return "".join(f"<div>{part}</div>" for part in parts)
 
 
 def assess(
@@ -154,22 +154,19 @@ def assess(
     check_single(judge)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))
-    traces = list(traces) if isinstance(traces, Iterator) else traces
     fetched = fetch_traces(traces, spans=False)
     for experiment in {trace.info.experiment_id for trace in fetched} if log else ():
         check_not_deleted(experiment)
+    infos = {trace.info.trace_id: trace.info for trace in fetched}
     earlier = {trace.info.trace_id: earlier_verdict(trace, judge.name, mark) for trace in fetched}
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
-    todo = _questions(judge, list(earlier), known, samples, traces)
-    if (recorder := recording.recorder()) is not None and known:
-        _record(recorder, judge, _examples(list(known), traces), known)
+    questions = _questions(judge, list(earlier), known, samples, traces)
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
     # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerCache()) if cache else None
         writer = stack.enter_context(AssessmentWriter()) if log else None
         runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
-        infos = {trace.info.trace_id: trace.info for trace in fetched}
 
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict
@@ -180,19 +177,22 @@ def assess(
 
         shown = f"judging with {judge.name}" if progress else None
         try:
-            judge_many(todo, runner, on_verdict=keep, progress=shown)
+            judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
-            if missing := len(earlier) * samples - len(verdicts):
-                raise _too_small(error, len(earlier) * samples, missing, log) from None
+            if (needed := len(earlier) * samples) > len(verdicts):
+                raise BudgetError(
+                    f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
+                    f"at least {needed} calls, more where calls fail or an alignment shares it."
+                ) from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
-    table = _table(rows)
+    table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(
         name=judge.name,
         table=table.head(len(earlier)).drop(columns="sample"),
-        calls=sum(v.calls for v in rows),
-        cost=total(*(v.cost for v in rows)),
-        input_tokens=total(*(v.input_tokens for v in rows)),
-        output_tokens=total(*(v.output_tokens for v in rows)),
+        calls=paid.requests,
+        cost=paid.cost,
+        input_tokens=paid.read,
+        output_tokens=paid.written,
         fingerprint=mark,
         seconds=time.monotonic() - started,
         previews=previews(fetched),
@@ -241,40 +241,40 @@ def log_verdicts(
     Logged
         How many were written, were there already, and were skipped with the reason.
     """
-    judge, metadata = AssessmentSource("LLM_JUDGE", source), {RECORDED_KEY: "true"}
     return log_feedback_table(
         read_table(table, encoding),
-        judge,
+        AssessmentSource("LLM_JUDGE", source),
         name=name,
         value=value,
         rationale=rationale,
-        metadata=metadata,
+        metadata={RECORDED_KEY: "true"},
         progress=progress,
     )
 
 
-def _record(
-    recorder: recording.Recorder,
-    judge: Judge,
-    items: Sequence[Example],
-    known: Mapping[str, Verdict],
-) -> None:
-    """Record verdicts that the store has already, which another store will not have."""
-    asker = Asker.of(judge)
-    for item in items:
-        verdict, request = known[item.trace_id], asker.request(item)
-        answer = {"value": verdict.value, "rationale": verdict.rationale}
-        recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
-    recorder.save()
+def _questions(
+    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
+) -> list[tuple[Judge, Example, int]]:
+    """What is to be asked, all first samples before any second one.
 
-
-def _too_small(error: BudgetError, needed: int, missing: int, log: bool) -> BudgetError:
-    kept = "kept and logged" if log else "kept"
-    return BudgetError(
-        f"{error} {needed - missing} of {needed} verdicts are given, which is {kept}; {missing} "
-        f"more need a call each, and failed ones are repeated. A budget for all of them has at "
-        f"least {needed} calls, and more if an alignment shares it."
-    )
+    Where answers are recorded, so are the known verdicts, which another store will not have.
+    """
+    asked = [(i, 0) for i in trace_ids if i not in known]
+    asked += [(i, sample) for sample in range(1, samples) for i in trace_ids]
+    recorder = recording.recorder()
+    # Only their spans are read, and not those of given traces, which the store may not hold.
+    given = traces if isinstance(traces, (list, tuple)) else [traces]
+    whole = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
+    wanted = [whole.get(i, i) for i in (dict(asked) if recorder is None else trace_ids)]
+    items = {trace.info.trace_id: as_example(trace) for trace in fetch_traces(wanted)}
+    if recorder is not None and known:
+        asker = Asker(judge)
+        for trace_id, verdict in known.items():
+            request = asker.request(items[trace_id])
+            answer = {"value": verdict.value, "rationale": verdict.rationale}
+            recorder.put(recording.Entry(key=request.key or "", about=request.asker, answer=answer))
+        recorder.save()
+    return [(judge, items[i], sample) for i, sample in asked]
 
 
 # -- verdicts and the store -----------------------------------------------------------------
@@ -306,38 +306,10 @@ def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     return feedback
 
 
-def _examples(trace_ids: Sequence[str], traces: Any) -> list[Example]:
-    """The traces that are to be judged; only their spans are read."""
-    given = traces if isinstance(traces, (list, tuple)) else [traces]
-    loaded = {one.info.trace_id: one for one in given if isinstance(one, Trace)}
-    wanted = [loaded.get(trace_id, trace_id) for trace_id in trace_ids]
-    return [as_example(trace) for trace in fetch_traces(wanted)]
-
-
-def _questions(
-    judge: Judge, trace_ids: Sequence[str], known: Mapping[str, Verdict], samples: int, traces: Any
-) -> list[tuple[Judge, Example, int]]:
-    """What is to be asked, all first samples before any second one."""
-    unknown = [i for i in trace_ids if i not in known]
-    items = {one.trace_id: one for one in _examples(trace_ids if samples > 1 else unknown, traces)}
-    again = ((i, sample) for sample in range(1, samples) for i in trace_ids)
-    return [(judge, items[i], sample) for i, sample in (*((i, 0) for i in unknown), *again)]
-
-
 def earlier_verdict(trace: Trace, name: str, mark: str) -> Verdict | None:
     """This version's latest verdict on the trace, a usable one before a failed one."""
     own = [one for one in recorded_verdicts(trace, name) if one.fingerprint == mark]
-    latest = next((one for one in reversed(own) if one.usable), own[-1] if own else None)
-    if latest is None:
-        return None
-    return Verdict(
-        trace_id=trace.info.trace_id,
-        value=latest.value,
-        rationale=latest.rationale,
-        error=latest.error,
-        fingerprint=mark,
-        cached=True,
-    )
+    return next((one for one in reversed(own) if one.usable), own[-1] if own else None)
 
 
 def _table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

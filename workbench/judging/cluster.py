@@ -12,10 +12,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from workbench.errors import ArgumentError
 from workbench.judging.requests import judge_examples
 from workbench.models.offline import SCHEME, register
 from workbench.models.runner import Runner
@@ -45,22 +44,24 @@ def ask_on_cluster(
     """
     import distributed
 
-    upcoming = next(tasks, None)
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
     under_way: dict[Any, tuple[Task, str]] = {}
+    upcoming = next(tasks, None)
     try:
         while upcoming is not None or under_way:
-            workers = _workers(client) if not under_way else list(client.nthreads())
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
-            for worker in [one for one in workers if one not in busy] if upcoming else []:
-                if upcoming is None or len(under_way) >= min(len(workers), concurrency):
+            free = [worker for worker in workers if worker not in busy]
+            for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
+                if upcoming is None:
                     break
-                share = max(1, concurrency // len(workers))
                 future = client.submit(
-                    _ask, name, share, judge, list(upcoming.items.values()),
-                    workers=[worker], allow_other_workers=True, pure=False,
+                    _ask, name, max(1, concurrency // len(workers)), judge,
+                    list(upcoming.items.values()), workers=[worker], allow_other_workers=True,
+                    pure=False,
                 )  # fmt: skip
                 under_way[future] = upcoming, worker
                 upcoming = next(tasks, None)  # read while the workers are busy
@@ -74,19 +75,6 @@ def ask_on_cluster(
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise
     shared.delete()
-
-
-def _workers(client: Any) -> list[str]:
-    """The addresses of the workers that there are, of which one at least is waited for."""
-    import distributed
-
-    try:
-        client.wait_for_workers(1, timeout=WORKER_SECONDS)
-    except distributed.TimeoutError:
-        raise ArgumentError(
-            f"client: its cluster has had no worker for {WORKER_SECONDS} seconds. Scale it up."
-        ) from None
-    return list(client.nthreads())
 
 
 _NEWS: Final = {"slowed": 0.0, "resume": 0.0, "over": False}
@@ -106,7 +94,6 @@ class SharedThrottle(Throttle):
         super().__init__(most)
         self._shared, self._stop = shared, stop
         self._heard = self._asked_at = 0.0
-        self._listening = threading.Lock()
 
     @contextmanager
     def slot(self, is_over: Callable[[], bool] = lambda: False) -> Iterator[float]:
@@ -126,20 +113,14 @@ class SharedThrottle(Throttle):
             self._shared.set({"slowed": now, "resume": now + seconds, "over": False})
 
     def _hear(self) -> None:
-        if not self._listening.acquire(blocking=False):
-            return
-        try:
-            self._asked_at = time.monotonic()
-            news = self._shared.get(timeout=30)
-            if news["over"]:
-                self._stop()
-            if news["slowed"] > self._heard:
-                self._heard = news["slowed"]
-                ago = max(0.0, time.time() - news["slowed"])
-                wait = max(0.0, news["resume"] - time.time())
-                super().slow_down(wait, time.monotonic() - ago)
-        finally:
-            self._listening.release()
+        self._asked_at = time.monotonic()
+        news = self._shared.get(timeout=30)
+        if news["over"]:
+            self._stop()
+        if news["slowed"] > self._heard:
+            self._heard = news["slowed"]
+            asked_at = time.monotonic() - max(0.0, time.time() - news["slowed"])
+            super().slow_down(max(0.0, news["resume"] - time.time()), asked_at)
 
 
 _runner: tuple[tuple[str, int], Runner] | None = None
@@ -153,7 +134,9 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verd
     global _runner
     if str(getattr(judge, "model", None) or "").startswith(SCHEME):
         register()
-    with _asking, _profiled_safely():
+    # Before Python 3.12 a collection within ``sys._current_frames``, with which Dask's profiler
+    # looks at threads, deadlocks a process of many (CPython's issue 106883).
+    with _asking, collector_paused() if sys.version_info < (3, 12) else nullcontext():
         if _runner is None or _runner[0] != (name, share):
             if _runner is not None:
                 _runner[1].close()
@@ -161,12 +144,3 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verd
             throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
             _runner = (name, share), Runner(concurrency=share, stop=stop, throttle=throttle)
         return judge_examples(judge, items, _runner[1])
-
-
-def _profiled_safely() -> AbstractContextManager[None]:
-    """Pause the garbage collector, while Dask's profiler looks at the threads of a partition.
-
-    Before Python 3.12 a collection within ``sys._current_frames`` deadlocks a process of many
-    threads (CPython's issue 106883). Between partitions the collector runs as ever.
-    """
-    return collector_paused() if sys.version_info < (3, 12) else nullcontext()

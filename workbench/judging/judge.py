@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 def default_model() -> str:
     """The model of a judge that names none: ``WORKBENCH_MODEL``, else the embedded model.
 
-    While a file of answers is replayed it is what it was when that was recorded. Says once on
-    stderr that the embedded model is in use.
+    While a file of answers is replayed it is what it was when that was recorded.
     """
     player = replayed()
     model = os.environ.get(MODEL_VARIABLE) if player is None else player.head.default_model
@@ -111,9 +110,9 @@ def make_judge(
 def chat_endpoint(model: str, base_url: str, model_api: Any = None) -> str:
     """The URL that MLflow must post to so that ``base_url`` is reached by ``model``.
 
-    MLflow's own client posts chat requests to the base URL literally, while gateways and local
-    servers are named by their ``/v1`` root. Providers that go through litellm, and other APIs
-    than chat completions, which the provider's own client calls, keep the root.
+    MLflow's own client posts chat requests to the base URL literally, while servers are named by
+    their ``/v1`` root. Providers that go through litellm, and other APIs than chat completions,
+    keep the root.
 
     >>> chat_endpoint("openai:/llama", "http://localhost:8000/v1/")
     'http://localhost:8000/v1/chat/completions'
@@ -157,11 +156,10 @@ _DECIDING = (
 def fingerprint(judge: Judge, *, place: bool = True) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
-    Instructions, model, inference parameters, value type, order of rationale and verdict, API
-    and base URL count, of its query what is no credential; name, description, headers and
-    aggregations do not. Of a class that is not MLflow's, source and public fields count; what
-    else such a judge holds is not known (see `is_cacheable`). Without ``place``, the base URL does
-    not count either: the same judge wherever its model is reached.
+    Instructions, model, inference parameters, value type, order of rationale and verdict, API and
+    base URL (without ``place`` not) count, of its query what is no credential; name, description,
+    headers and aggregations do not. Of a class that is not MLflow's, source and public fields
+    count; what else such a judge holds is not known (see `is_cacheable`).
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -180,7 +178,11 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
     else:
         deciding = _own_code(judge) or _dumped(judge) or {"fields": _fields(judge)}
         deciding["class"] = type(judge).__qualname__
-    text = json.dumps(deciding, sort_keys=True, default=_stable, ensure_ascii=False)
+    # What JSON does not take is a text that is the same in every process.
+    address = re.compile(" at 0x[0-9a-f]+", re.IGNORECASE)
+    text = json.dumps(
+        deciding, sort_keys=True, default=lambda v: address.sub("", str(v)), ensure_ascii=False
+    )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -240,8 +242,3 @@ def _dumped(judge: Judge) -> dict[str, Any] | None:
     except MlflowException:
         return None
     return {key: value for key, value in form.items() if key not in _UNDECIDING}
-
-
-def _stable(value: Any) -> str:
-    """A value that JSON does not take, as a text that is the same in every process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value), flags=re.IGNORECASE)

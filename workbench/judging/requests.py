@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import mlflow
@@ -33,22 +33,13 @@ from workbench.vocabulary import is_missing
 
 
 def judge_examples(
-    judge: Judge,
-    items: Sequence[Example],
-    runner: Runner,
-    *,
-    sample: int = 0,
-    scale: Scale | None = None,
-    on_verdict: Callable[[Verdict], None] | None = None,
-    progress: str | None = None,
+    judge: Judge, items: Sequence[Example], runner: Runner, *, sample: int = 0, **options: Any
 ) -> list[Verdict]:
     """Call the judge on every item, in parallel, and return the verdicts in their order.
 
-    Values off ``scale``, the judge's own when None, are failures. ``on_verdict`` is called in this
-    thread with each verdict as it comes, cached ones first. Raises as `Runner.run` does.
+    ``options`` are those of `judge_many`. Raises as `Runner.run` does.
     """
-    questions = [(judge, item, sample) for item in items]
-    return judge_many(questions, runner, scale=scale, on_verdict=on_verdict, progress=progress)
+    return judge_many([(judge, item, sample) for item in items], runner, **options)
 
 
 def judge_many(
@@ -56,62 +47,52 @@ def judge_many(
     runner: Runner,
     *,
     scale: Scale | None = None,
-    on_verdict: Callable[[Verdict], None] | None = None,
+    on_verdict: Callable[[Verdict], object] = lambda verdict: None,
     progress: str | None = None,
 ) -> list[Verdict]:
-    """As `judge_examples`, for (judge, item, sample number) triples of several judges at once."""
+    """As `judge_examples`, for (judge, item, sample number) triples of several judges at once.
+
+    Values off ``scale``, the judge's own when None, are failures. ``on_verdict`` is called in this
+    thread with each verdict as it comes, cached ones first.
+    """
     judges = {id(judge): judge for judge, _, _ in questions}
     if runner.budget.measures:
         for judge in judges.values():
             check_measurable(judge)
-    askers = {key: Asker.of(judge, scale) for key, judge in judges.items()}
-    asked = [(askers[id(judge)], item, sample) for judge, item, sample in questions]
+    askers = {key: Asker(judge, scale) for key, judge in judges.items()}
     verdicts: dict[int, Verdict] = {}
 
     def settle(index: int, outcome: Outcome) -> None:
-        asker, item, sample = asked[index]
-        verdicts[index] = replace(asker.verdict(item, outcome), sample=sample)
-        if on_verdict is not None:
-            on_verdict(verdicts[index])
+        judge, item, sample = questions[index]
+        verdicts[index] = replace(askers[id(judge)].verdict(item, outcome), sample=sample)
+        on_verdict(verdicts[index])
 
-    requests = [asker.request(item, sample) for asker, item, sample in asked]
+    requests = [askers[id(judge)].request(item, sample) for judge, item, sample in questions]
     runner.run(requests, on_outcome=settle, progress=progress)
     return [verdicts[index] for index in range(len(questions))]
 
 
-@dataclass(frozen=True)
 class Asker:
-    """One judge, made ready to be asked many times."""
+    """One judge, made ready to be asked many times.
 
-    judge: Judge
-    call: Any  # the judge, or a faster copy
-    mark: str  # its fingerprint
-    portable_mark: str  # the one that it has wherever its model is reached
-    origin: str | None  # what else decides its answers; None where they are not kept
-    scale: Scale | None
-    fields: tuple[str, ...]  # what it is given
-    base_url: str | None
-    credentials: tuple[str, ...] = field(repr=False)
-    metered: bool
+    Answers off the scale, the judge's own when None, are unusable.
+    """
 
-    @classmethod
-    def of(cls, judge: Judge, scale: Scale | None = None) -> Asker:
-        """Prepare a judge; answers off the scale, its own when None, are unusable."""
+    def __init__(self, judge: Judge, scale: Scale | None = None) -> None:
         base_url, _, _ = endpoint(judge)
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
-        return cls(
-            judge,
-            call=prepared(judge),
-            mark=fingerprint(judge),
-            portable_mark=fingerprint(judge, place=False),
-            origin=question_key(answers_from(model, base_url)) if is_cacheable(judge) else None,
-            scale=scale or scale_of(judge),
-            fields=tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge),
-            base_url=without_credentials(base_url) if base_url else None,
-            credentials=judge_credentials(judge),
-            metered=not why_unmeasurable(judge),
-        )
+        self.judge, self.model, self.scale = judge, str(model or ""), scale or scale_of(judge)
+        self.call = prepared(judge)
+        self.mark = fingerprint(judge)
+        self.portable_mark = fingerprint(judge, place=False)
+        # What else decides its answers; None where they are not kept.
+        origin = question_key(answers_from(model, base_url))
+        self.origin = origin if is_cacheable(judge) else None
+        self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
+        self.base_url = without_credentials(base_url or "")
+        self.credentials = judge_credentials(judge)
+        self.metered = not why_unmeasurable(judge)
 
     def request(self, item: Example, sample: int = 0) -> Request:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
@@ -120,13 +101,13 @@ class Asker:
             digest += _content(mlflow.get_tracking_uri(), item.trace_id)
         return Request(
             key=question_key("judge", self.portable_mark, digest, sample),
-            model=str(getattr(self.judge, "model", None) or ""),
+            model=self.model,
             call=lambda: self._ask(item),
             read=self._read,
             check=lambda answer: self.canonical(answer.get("value")),
             sender=f"Judge {self.judge.name!r}",
             about=f"trace {item.trace_id}",
-            place=self.base_url or "",
+            place=self.base_url,
             origin=self.origin,
             credentials=self.credentials,
             metered=self.metered,
@@ -152,10 +133,7 @@ class Asker:
         return {"value": feedback.value, "rationale": rationale}
 
     def canonical(self, value: Any) -> Any:
-        """A value as the scale has it; "N/A" for an abstention.
-
-        Raises `AnswerError` when it is empty or off the scale.
-        """
+        """A value as the scale has it; "N/A" for an abstention; `AnswerError` if it has none."""
         if is_missing(value):
             raise AnswerError("the judge gave an empty answer")
         if self.scale is None:
@@ -168,11 +146,11 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        answer, paid = outcome.answer, UNPAID if outcome.cached else outcome.usage
+        answer, paid = outcome.answer or {}, UNPAID if outcome.cached else outcome.usage
         return Verdict(
             trace_id=item.trace_id,
-            value=None if answer is None else self.canonical(answer.get("value")),
-            rationale="" if answer is None else str(answer.get("rationale") or ""),
+            value=None if outcome.answer is None else self.canonical(answer.get("value")),
+            rationale=str(answer.get("rationale") or ""),
             error=None if outcome.fault is None else outcome.fault.message,
             fingerprint=self.mark,
             cached=outcome.cached,
@@ -229,9 +207,8 @@ _PREFIXES: Final = {
 def answers_from(model: str | None, base_url: str | None = None) -> dict[str, Any]:
     """What decides the answers of a model beside the question: where they come from.
 
-    The model that stands behind no name at all; the server, be it named by the base URL or by
-    the environment, without credentials; the version of the embedded model. Answers are kept
-    for this origin alone. What the environment says of it is no part of a judge's fingerprint.
+    The model behind no name at all; the server, be it named by the base URL or by the environment,
+    without credentials; the version of the embedded model. Answers are kept for this origin alone.
     """
     model = model or get_default_model()
     provider = model.partition(":")[0]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import time as clock
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
 
 from workbench.errors import ArgumentError, BudgetError, TableError
 from workbench.formatting import bar, counted, say
-from workbench.judging.assessment import check_single
-from workbench.judging.audit import Draw, import_sample
+from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, check_measurable, judge_examples
@@ -25,13 +26,18 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.partitions import Record, known_length, read_about, read_partitions
+from workbench.store.assessments import log_assessments
+from workbench.store.importing import import_traces
+from workbench.store.partitions import Record, known_length, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
-from workbench.store.traces import Example
+from workbench.store.traces import Example, fetch_traces
 from workbench.vocabulary import is_missing
 
 PARTITION_ROWS: Final = 1000
 """Rows of a partition: what a killed run may have to pay again."""
+
+PROBABILITY_TAG: Final = "workbench.selection_probability"
+"""Tag of an imported trace: the probability with which its row was drawn from the table."""
 
 
 def score(
@@ -115,8 +121,16 @@ def score(
     layout = _Layout.of(inputs, outputs, expectations, keep, time)
     if partition_rows < 1:
         raise ArgumentError(f"partition_rows={partition_rows!r} must be 1 or more.")
-    draw = None if sample is None else Draw(sample, seed)
-    _check(judge, layout)
+    if sample is not None and not (0 < sample < 1 or (sample >= 1 and sample == int(sample))):
+        raise ArgumentError(
+            f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number."
+        )
+    check_single(judge)
+    if "trace" in Asker(judge).fields:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
+            "Import them (workbench.import_traces) and use workbench.assess."
+        )
     limit = Budget.of(budget)
     limit.check(str(getattr(judge, "model", None) or ""))
     if limit.measures:
@@ -124,26 +138,30 @@ def score(
     folder = VerdictFolder(Path(to).expanduser().resolve())
     if isinstance(table, (str, Path)) and Path(table).expanduser().resolve() == folder.path:
         raise ArgumentError(f"to={str(to)!r} is the table itself. Name another folder.")
-    expected = {"fingerprint": fingerprint(judge), "partition_rows": partition_rows}
-    expected |= {"keep": list(layout.keep)}
+    expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
+    expected |= {"choice of columns to keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
     with shown, folder.writing(expected):
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
-        tasks = run.tasks(table, draw, retry_failed)
         ask = _ask_here if client is None else ask_on_cluster
         try:
-            with closing(ask(tasks, judge, client, concurrency)) as asked:
+            with closing(ask(run.tasks(table, retry_failed), judge, client, concurrency)) as asked:
                 for task, verdicts in asked:
                     run.settle(task, verdicts)
         except KeyboardInterrupt:
             say(f"Interrupted. Whole partitions are kept in {folder.path}; run again for the rest.")
             raise
         if run.refused:
-            raise run.too_small()
-        if draw is not None:
-            import_sample(judge, draw, folder, layout.sides, single=layout.single)
-    paid, seconds = run.paid, clock.monotonic() - started
-    return replace(Scored.open(folder.path), asked=run.asked, paid=paid, seconds=seconds)
+            raise BudgetError(
+                f"The budget does not allow the next {counted(run.refused, 'row')}: {limit} are "
+                f"used. {counted(run.asked, 'row')} were judged now and are kept in {folder.path}. "
+                "Run again with a larger budget for the rest, or, where not a single partition "
+                "fits, with fewer partition_rows in a new folder."
+            )
+        if sample is not None:
+            _import_sample(judge, table, layout, folder, sample, seed)
+    seconds = clock.monotonic() - started
+    return replace(Scored.open(folder.path), asked=run.asked, paid=run.paid, seconds=seconds)
 
 
 def _ask_here(
@@ -152,20 +170,6 @@ def _ask_here(
     with Runner(concurrency=concurrency) as runner:
         for task in tasks:
             yield task, judge_examples(judge, list(task.items.values()), runner)
-
-
-def _check(judge: Judge, layout: _Layout) -> None:
-    check_single(judge)
-    needed = Asker.of(judge).fields
-    if "trace" in needed:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
-            "Import them (workbench.import_traces) and use workbench.assess."
-        )
-    if "expectations" in needed and not layout.sides["expectations"]:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
-        )
 
 
 # -- rows -----------------------------------------------------------------------------------
@@ -193,28 +197,24 @@ class _Layout:
         return cls(sides, not isinstance(outputs, (list, tuple, Mapping)), keep, time)
 
     @property
-    def columns(self) -> list[str]:
-        """All that are read."""
-        used = [column for by_key in self.sides.values() for column in by_key.values()]
-        return [*used, *self.beside]
-
-    @property
     def beside(self) -> list[str]:
         """What is copied, and the time."""
         return [*self.keep, *([self.time] if self.time else [])]
 
-    def item(self, number: int, record: Record) -> tuple[Example, str | None]:
-        """A row as the judge sees it, and why it cannot be asked about."""
-        row, problems = read_row(number, record, self.sides, {})
-        outputs = next(iter(row.outputs.values()), None) if self.single else row.outputs
-        expected = row.expectations if self.sides["expectations"] else None
-        item = Example(f"row {number}", row.inputs, outputs, expected)
-        return item, "; ".join(problems) or None
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
 
-    def described(self, number: int, record: Record) -> Record:
-        """What is known of a row before it is judged."""
+    def read(self, number: int, record: Record) -> tuple[Record, Example]:
+        """What is known of a row before it is judged (an error bars it), and the item."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
         row = {"row": number, **{column: plain(record[column]) for column in self.keep}}
-        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": self._time(number, record)}
+        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": self._time(number, record)}
+        return row | {"error": "; ".join(problems) or None}, item
 
     def _time(self, number: int, record: Record) -> datetime | None:
         given = plain(record[self.time]) if self.time else None
@@ -247,17 +247,13 @@ class _Run:
     under_way: int = 0
     paid: Usage = UNPAID
     refused: int = 0
-    failed: int = field(default=0)
+    failed: int = 0
 
-    def tasks(self, table: Any, draw: Draw | None, retry_failed: bool) -> Iterator[Task]:
+    def tasks(self, table: Any, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
-        size, number = self.about["partition_rows"], -1
+        size, number = self.about["size of partitions"], -1
         for number, records in enumerate(read_partitions(table, self.layout.columns, size)):
-            items = [self.layout.item(number * size + k, r) for k, r in enumerate(records)]
-            for (item, problem), record in zip(items, records, strict=True):
-                if draw is not None and problem is None:
-                    draw.offer(int(item.trace_id.removeprefix("row ")), record)
-            task = self._task(number, records, items, retry_failed)
+            task = self._task(number, number * size, records, retry_failed)
             if task is None:
                 self.shown.update(len(records))
             elif not task.items:
@@ -277,33 +273,26 @@ class _Run:
             )
 
     def _task(
-        self,
-        number: int,
-        records: Sequence[Record],
-        items: Sequence[tuple[Example, str | None]],
-        retry_failed: bool,
+        self, number: int, first: int, records: Sequence[Record], retry_failed: bool
     ) -> Task | None:
         """What is to be asked of a partition; None where all of it is there."""
-        beside = self.layout.beside
-        content = [
-            [one.inputs, one.outputs, one.expectations, [plain(r[c]) for c in beside]]
-            for (one, _), r in zip(items, records, strict=True)
-        ]
-        about = {**self.about, "content": digest(content)}
-        path = self.folder.part(number)
+        read = [self.layout.read(first + k, record) for k, record in enumerate(records)]
+        items = {k: item for k, (row, item) in enumerate(read) if row["error"] is None}
+        content = digest(
+            [
+                [i.inputs, i.outputs, i.expectations, [plain(r[c]) for c in self.layout.beside]]
+                for (_, i), r in zip(read, records, strict=True)
+            ]
+        )
+        about, path = {**self.about, "table": content}, self.folder.part(number)
         if not path.exists():
-            first = number * self.about["partition_rows"]
-            rows = [self.layout.described(first + k, record) for k, record in enumerate(records)]
-            for row, (_, problem) in zip(rows, items, strict=True):
-                row |= {"error": problem, "fingerprint": about["fingerprint"]}
-            return Task(number, rows, {k: i for k, (i, why) in enumerate(items) if not why}, about)
-        there = read_about(path)
-        self.folder.check(path, there, {"content": about["content"]})
-        if not retry_failed or not there["failed"]:
+            rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
+            return Task(number, rows, items, about)
+        failed = self.folder.check(path, {"table": content})["failed"]
+        if not retry_failed or not failed:
             return None
         rows = self.folder.records(number)
-        failed = {k for k, row in enumerate(rows) if row["error"] is not None}
-        again = {k: i for k, (i, why) in enumerate(items) if k in failed and not why}
+        again = {k: item for k, item in items.items() if rows[k]["error"] is not None}
         return Task(number, rows, again, about) if again else None
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
@@ -337,22 +326,63 @@ class _Run:
 
     def _affords(self, rows: int) -> bool:
         """Whether so many rows more can be expected to fit, beside those under way."""
-        if not self.budget.is_limited:
-            return True
         share = (rows + self.under_way) / max(self.asked, 1)
         calls = max(share * self.paid.requests, rows + self.under_way)
-        return (
-            calls <= self.budget.left
-            and share * self.paid.tokens <= self.budget.left_tokens
-            and share * (self.paid.cost or 0.0) <= self.budget.left_usd
-            and min(self.budget.left, self.budget.left_tokens, self.budget.left_usd) > 0
-        )
+        expected = (calls, share * self.paid.tokens, share * (self.paid.cost or 0.0))
+        left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
+        return min(left) > 0 and all(one <= most for one, most in zip(expected, left, strict=True))
 
-    def too_small(self) -> BudgetError:
-        """Return the error that says what the budget does not allow any more."""
-        return BudgetError(
-            f"The budget does not allow the next {counted(self.refused, 'row')}: {self.budget} are "
-            f"used. {counted(self.asked, 'row')} were judged now and are kept in "
-            f"{self.folder.path}. Run again with a larger budget for the rest, or, where not a "
-            "single partition fits, with fewer partition_rows in a new folder."
-        )
+
+# -- the sample -----------------------------------------------------------------------------
+
+
+def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
+    """Draw a share or a number of rows by the seed; return them and the probability of each.
+
+    A larger sample by the same seed holds the smaller one.
+    """
+    places = np.random.default_rng(seed).random(max(rows, default=-1) + 1)[list(rows)]
+    number = int((places < sample).sum()) if sample < 1 else int(sample)
+    drawn = sorted(rows[k] for k in np.argsort(places)[:number])
+    return drawn, sample if sample < 1 else min(1.0, sample / max(len(rows), 1))
+
+
+def _import_sample(
+    judge: Judge, table: Any, layout: _Layout, folder: VerdictFolder, sample: float, seed: int
+) -> None:
+    """Import randomly drawn rows as traces, and log their verdicts, each once."""
+    import pyarrow.dataset as ds
+
+    known = folder.read(columns=["row", "error", "calls"]).to_pandas()
+    askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
+    drawn, probability = draw(askable.tolist(), sample, seed)
+    if not drawn:
+        return
+    wanted = set(drawn)
+    every = itertools.chain.from_iterable(read_partitions(table, layout.columns, PARTITION_ROWS))
+    records = [record for row, record in enumerate(every) if row in wanted]
+    outputs = layout.sides["outputs"]
+    imported = import_traces(
+        pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
+        inputs=layout.sides["inputs"],
+        outputs=next(iter(outputs.values())) if layout.single else outputs,
+        expectations=layout.sides["expectations"] or None,
+        tags=PROBABILITY_TAG,
+        progress=False,
+    )
+    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
+    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
+    new = []
+    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
+        trace = traces[trace_of[row["row"]]]
+        names = ("rationale", "error", "fingerprint", "input_tokens", "output_tokens", "cost")
+        known = {name: row[name] for name in names}
+        abstained = row["verdict"] is None and row["error"] is None
+        value = "N/A" if abstained else row["verdict"]
+        before = earlier_verdict(trace, judge.name, row["fingerprint"])
+        # A row that was asked again may have a verdict in place of an error.
+        if before is None or (before.error is not None and before.error != row["error"]):
+            new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
+    log_assessments(new, progress=False)
+    columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
+    folder.write_sample(pd.DataFrame(columns).assign(probability=probability))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,21 +51,13 @@ class VerdictFolder:
         """Return where the verdicts on a partition are, or will be."""
         return self.path / f"part-{number:05}.parquet"
 
-    def parts(self) -> dict[Path, dict[str, Any]]:
-        """Return what the footers say, by file: fingerprint, content, counts of rows."""
-        return {path: read_about(path) for path in sorted(self.path.glob("part-*.parquet"))}
+    def parts(self) -> list[Path]:
+        """Return the files, in the order of their rows."""
+        return sorted(self.path.glob("part-*.parquet"))
 
     @contextmanager
     def writing(self, expected: dict[str, Any]) -> Iterator[None]:
-        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
-
-        Raises
-        ------
-        ArgumentError
-            For a folder of another judge, of partitions of another size, or that is in use.
-        StoreError
-            When the folder cannot be made.
-        """
+        """Hold the folder, whose files must all be of the ``expected`` judge and partitions."""
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -78,22 +70,25 @@ class VerdictFolder:
         except OSError as error:
             raise StoreError(f"The folder {self.path} cannot be written: {error}.") from error
         try:
-            for path, about in self.parts().items():
-                self.check(path, about, expected)
+            for path in self.parts():
+                self.check(path, expected)
             yield
         finally:
             lock.release()
 
-    def check(self, path: Path, about: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Raise `ArgumentError` where a file is not what is ``expected``, with what differs."""
+    def check(self, path: Path, expected: dict[str, Any]) -> dict[str, Any]:
+        """Return a file's footer; `ArgumentError` where it is not what is ``expected``."""
+        about = read_about(path)
         for key, value in expected.items():
             if about.get(key) != value:
+                what = "judge" if key == "fingerprint" else key
                 raise ArgumentError(
-                    f"to={str(self.path)!r}: {path.name} is of another {_NAMES[key]} "
+                    f"to={str(self.path)!r}: {path.name} is of another {what} "
                     f"({about.get(key)!r}, not {value!r}). Name a new folder, or remove this one "
                     "if its verdicts are not needed; a folder holds one judge's verdicts on one "
                     "table."
                 )
+        return about
 
     def read(self, chosen: Any = None, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all rows, or those that an expression of `pyarrow.dataset` chooses."""
@@ -101,15 +96,6 @@ class VerdictFolder:
 
         files = [str(path) for path in self.parts()]
         return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
-
-    def rows(self, numbers: Iterable[int]) -> list[Record]:
-        """Return the rows of the given numbers."""
-        import pyarrow as pa
-        import pyarrow.dataset as ds
-
-        found = self.read(ds.field("row").isin(pa.array(list(numbers), pa.int64())))
-        rows: list[Record] = found.to_pylist()
-        return rows
 
     def records(self, number: int) -> list[Record]:
         """Return the rows of a file."""
@@ -124,35 +110,37 @@ class VerdictFolder:
         """Write the verdicts on a partition, and count them in the file's footer."""
         import pyarrow as pa
 
-        errors = sum(row["error"] is not None for row in rows)
-        none = sum(row["verdict"] is None for row in rows)
-        kinds = {
-            "row": pa.int64(), "time": pa.timestamp("us", "UTC"), "verdict": _verdict_type(scale),
-            "input_tokens": pa.int64(), "output_tokens": pa.int64(), "cost": pa.float64(),
-            "calls": pa.int64(),
-        }  # fmt: skip
         columns = {}
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            kind = kinds.get(name, pa.string())
-            if name not in COLUMNS:
-                kind = self._kept_type(name, values)
+        for name, kind in self._types(rows, scale).items():
             try:
-                columns[name] = as_column(values, kind)
+                columns[name] = as_column([row[name] for row in rows], kind)
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise ArgumentError(
                     f"keep: column {name!r} begins with values of type {kind}, and rows from "
                     f"{rows[0]['row']} hold another ({error}). Make it text."
                 ) from error
-        counts = {"rows": len(rows), "failed": errors, "abstained": none - errors}
+        failed = sum(row["error"] is not None for row in rows)
+        abstained = sum(row["verdict"] is None for row in rows) - failed
+        counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
         write_parquet(self.part(number), pa.table(columns), {**about, **counts})
 
-    def _kept_type(self, name: str, values: Sequence[Any]) -> Any:
-        """The type of a kept column: that of the first file, so that all files agree."""
+    def _types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
+        """The type of each column: that of the first file, so that all agree."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        first = next(iter(sorted(self.path.glob("part-*.parquet"))), None)
-        return column_type(values) if first is None else pq.read_schema(first).field(name).type
+        if files := self.parts():
+            schema = pq.read_schema(files[0])
+            return dict(zip(schema.names, schema.types, strict=True))
+        verdict = column_type([] if scale is None else scale.values)
+        if scale is not None and scale.kind == "numeric":
+            verdict = pa.int64() if scale.integer else pa.float64()
+        kinds = {"row": pa.int64(), "time": pa.timestamp("us", "UTC"), "verdict": verdict}
+        kinds |= dict.fromkeys(("input_tokens", "output_tokens", "calls"), pa.int64())
+        kinds |= {"cost": pa.float64()}
+        kept = [name for name in rows[0] if name not in COLUMNS]
+        kinds |= {name: column_type([row[name] for row in rows]) for name in kept}
+        return {name: kinds.get(name, pa.string()) for name in rows[0]}
 
     # -- the sample ---------------------------------------------------------------------------
 
@@ -200,7 +188,7 @@ class Scored:
     def open(cls, folder: str | Path) -> Scored:
         """Open a folder that `score` has written."""
         path = Path(folder).expanduser().absolute()
-        parts = list(VerdictFolder(path).parts().values())
+        parts = [read_about(part) for part in VerdictFolder(path).parts()]
         if not parts or "fingerprint" not in parts[0]:
             raise ArgumentError(f"{str(path)!r} holds no verdicts that workbench.score wrote.")
         counts = {k: sum(one[k] for one in parts) for k in ("rows", "failed", "abstained")}
@@ -258,21 +246,3 @@ class Scored:
     def _repr_html_(self) -> str:
         failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
         return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
-
-
-_NAMES: Final = {
-    "fingerprint": "judge",
-    "partition_rows": "size of partitions",
-    "keep": "choice of columns to keep",
-    "content": "table",
-}
-
-
-def _verdict_type(scale: Scale | None) -> Any:
-    import pyarrow as pa
-
-    if scale is None:
-        return pa.string()
-    if scale.kind == "numeric":
-        return pa.int64() if scale.integer else pa.float64()
-    return column_type(list(scale.values))

@@ -28,11 +28,10 @@ RECORDED_KEY = "workbench.recorded"
 class Verdict:
     """What one judge call gave.
 
-    Exactly one of ``value`` and ``error`` is set. ``value`` is canonical on the judge's scale
-    where that is known. ``cost`` is in US dollars and None where no price is known; tokens are
-    None where the provider does not count them. ``calls`` counts the requests made for it, retries
-    included, and ``cached`` tells that nothing was paid. ``usage`` is what the answer has cost at
-    whatever time, and ``sample`` the number of the answer where a judge is asked several times.
+    Exactly one of ``value``, canonical on the judge's scale where that is known, and ``error`` is
+    set. Tokens and ``cost`` in US dollars are None where they are not known. ``calls`` are the
+    requests made for it, retries included; ``cached``: nothing was paid. ``usage`` is what the
+    answer has cost at whatever time, and ``sample`` its number where a judge is asked repeatedly.
     """
 
     trace_id: str
@@ -55,17 +54,13 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(Verdict):
     """One verdict as it lies in the store, whoever logged it."""
 
-    value: Any
-    rationale: str
-    error: str | None
-    source: str
-    fingerprint: str
-    guideline: str | None  # the instructions, which MLflow puts beside the verdicts that it logs
-    recorded: bool
-    order: tuple[int, str]  # by time
+    source: str = ""
+    guideline: str | None = None  # the instructions, which MLflow puts beside what it logs
+    recorded: bool = False
+    order: tuple[int, str] = (0, "")  # by time
     by_code: bool = False
 
     @property
@@ -99,14 +94,15 @@ def recorded_verdicts(trace: Trace, name: str) -> list[Recorded]:
         if one.name != name or not judged or replaced:
             continue
         metadata = one.metadata or {}
-        error = one.error.error_message or one.error.error_code if one.error else None
         found.append(
             Recorded(
-                value=one.feedback.value,
-                rationale=one.rationale or "",
-                error=error,
+                trace.info.trace_id,
+                one.feedback.value,
+                one.rationale or "",
+                (one.error.error_message or one.error.error_code) if one.error else None,
+                metadata.get(FINGERPRINT_KEY, ""),
+                cached=True,
                 source=one.source.source_id or "",
-                fingerprint=metadata.get(FINGERPRINT_KEY, ""),
                 guideline=metadata.get("guideline"),
                 recorded=metadata.get(RECORDED_KEY) == "true",
                 order=(one.create_time_ms or 0, one.assessment_id or ""),
@@ -123,14 +119,9 @@ def choose_version(
 
     ``mark`` is the fingerprint of a judge; of a name the version that judged last counts.
     """
-    every = [verdict for verdicts in recorded.values() for verdict in verdicts]
     if isinstance(judge_or_name, str):
-        # Feedback of source CODE beside a model's verdicts may be a label without its source.
-        if any(not verdict.by_code for verdict in every):
-            recorded = where(recorded, lambda v: not v.by_code)
-            every = [verdict for verdict in every if not verdict.by_code]
-        return _latest_version(recorded, every)
-    judge = judge_or_name
+        return _latest_version(recorded)
+    judge, every = judge_or_name, [v for verdicts in recorded.values() for v in verdicts]
     model = getattr(judge, "model", None)
     guidelines = getattr(judge, "guidelines", None)
     texts = [getattr(judge, "instructions", None), guidelines]
@@ -162,10 +153,14 @@ def choose_version(
 
 
 def _latest_version(
-    recorded: Mapping[str, Sequence[Recorded]], every: Sequence[Recorded]
+    recorded: Mapping[str, Sequence[Recorded]],
 ) -> tuple[dict[str, list[Recorded]], str, list[str]]:
+    # Feedback of source CODE beside a model's verdicts may be a label without its source.
+    models = where(recorded, lambda v: not v.by_code)
+    chosen = models if any(models.values()) else where(recorded, lambda v: True)
+    every = [verdict for verdicts in chosen.values() for verdict in verdicts]
     if not every:
-        return {i: [] for i in recorded}, "", []
+        return chosen, "", []
     last = max(every, key=lambda v: v.order)
     versions = Counter(v.version for v in every)
     notes = []
@@ -174,7 +169,7 @@ def _latest_version(
             f"{len(versions)} versions of the judge gave verdicts; the one that judged last "
             f"counts ({versions[last.version]} of {len(every)} verdicts)."
         )
-    return where(recorded, lambda v: v.version == last.version), last.fingerprint, notes
+    return where(chosen, lambda v: v.version == last.version), last.fingerprint, notes
 
 
 def where(
@@ -189,10 +184,9 @@ def _usable(verdicts: Sequence[Recorded]) -> list[Recorded]:
 
 
 def why_unusable(reason: str) -> str | None:
-    """Return what kind of reason it is that an item with a label has no verdict.
+    """Return what kind of reason of `Pairs.excluded` it is that a labelled item has no verdict.
 
-    ``"abstained"``, ``"failed"`` (the call or its answer) or ``"not judged"``; None for what
-    concerns the labels. ``reason`` is as in `Pairs.excluded`.
+    ``"abstained"``, ``"failed"`` or ``"not judged"``; None for what concerns the labels.
     """
     if reason == "the judge abstained":
         return "abstained"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from workbench.compat import token_prices
@@ -45,13 +44,7 @@ class Usage:
         return (self.read or 0) + (self.written or 0)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.requests + other.requests,
-            total(self.read, other.read),
-            total(self.written, other.written),
-            total(self.cost, other.cost),
-            total(self.repeated, other.repeated),
-        )
+        return Usage(*map(total, astuple(self), astuple(other)))
 
 
 UNPAID: Final = Usage()
@@ -86,18 +79,10 @@ def cost(model: str, read: int, written: int, *, load: bool = False) -> float | 
 
 
 @dataclass(frozen=True)
-class Reservation:
+class Reservation(Usage):
     """The most tokens and money that one request can use."""
 
-    model: str
-    read: int
-    written: int
-    usd: float
-
-    @property
-    def tokens(self) -> int:
-        """Read and written at most."""
-        return self.read + self.written
+    model: str = ""
 
 
 class Budget:
@@ -116,19 +101,19 @@ class Budget:
     None of them is a limit where it is None. Before a request is made, the most that it can use
     is reserved: a token for each byte of its prompt, and as many for the answer as its
     ``max_tokens`` allow, or 4,096 where it has none (set it in a judge's ``inference_params`` to
-    get closer to the limit). Once the provider has told what the request used, the rest is
-    refunded; where it does not tell, the reservation counts in full. A request for which not
-    enough is left waits for those under way, and is not made if their refunds do not suffice.
-    Only where an answer without ``max_tokens`` is longer than 4,096 tokens, as those of reasoning
-    models may be, more can be used than was reserved; a warning says so, and later requests
-    reserve accordingly.
-
-    An answer from the cache is not charged.
+    get closer to the limit). What the provider says that the request did not use is refunded; where
+    it says nothing, the reservation counts in full. A request for which not enough is left waits
+    for those under way, and is not made if their refunds do not suffice. Only an answer without
+    ``max_tokens`` that is longer than 4,096 tokens, as of reasoning models, can use more than was
+    reserved; a warning says so, and later requests reserve accordingly. Answers from the cache are
+    not charged.
 
     Attributes
     ----------
     spent, spent_tokens, spent_usd
         Until now.
+    left, left_tokens, left_usd
+        Infinite without a limit.
 
     Raises
     ------
@@ -149,7 +134,7 @@ class Budget:
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
         self._unknown: set[str] = set()
-        self._kept_back = {"calls": 0.0, "tokens": 0.0, "usd": 0.0}
+        self._kept_back: Sequence[float] = (0, 0, 0)
         self._under_way: list[Reservation] = []
         self._assumed_output = ASSUMED_OUTPUT
         self._changed = threading.Condition()
@@ -165,18 +150,15 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Calls; infinite without a limit."""
-        return _left(self.limit, self.spent + self._kept_back["calls"])
+        return _left(self.limit, self.spent + self._kept_back[0])
 
     @property
     def left_tokens(self) -> float:
-        """Tokens; infinite without a limit."""
-        return _left(self.tokens, self.spent_tokens + self._kept_back["tokens"])
+        return _left(self.tokens, self.spent_tokens + self._kept_back[1])
 
     @property
     def left_usd(self) -> float:
-        """US dollars; infinite without a limit."""
-        return _left(self.usd, self.spent_usd + self._kept_back["usd"])
+        return _left(self.usd, self.spent_usd + self._kept_back[2])
 
     @property
     def is_limited(self) -> bool:
@@ -202,10 +184,7 @@ class Budget:
     def keeping(self, *, calls: int = 0, tokens: int = 0, usd: float = 0.0) -> Iterator[None]:
         """Within it so much is kept back for what comes later, where there is a limit.
 
-        Raises
-        ------
-        BudgetError
-            When there is not so much left, or nothing beside it.
+        Raises `BudgetError` when there is not so much left, or nothing beside it.
         """
         if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
             raise BudgetError(
@@ -214,8 +193,7 @@ class Budget:
                 "learn with. Raise budget=."
             )
         before = self._kept_back
-        wanted = {"calls": calls, "tokens": tokens, "usd": usd}
-        self._kept_back = {name: before[name] + wanted[name] for name in before}
+        self._kept_back = (before[0] + calls, before[1] + tokens, before[2] + usd)
         try:
             yield
         finally:
@@ -232,33 +210,42 @@ class Budget:
         """Count a request, and reserve the most that it can use; `settle` must follow.
 
         ``payload`` is what is sent, None where nobody knows; ``is_over`` tells that it need not
-        be made any more.
-
-        Raises
-        ------
-        BudgetError
-            When not enough is left for it, or no price is known. Nothing is counted then.
+        be made any more. Raises `BudgetError`, and counts nothing, when not enough is left for it
+        or no price is known.
         """
         self.check(model)
         read, written = (0, 0)
         if self.measures:
             read, written = most_tokens(payload or {}, self._assumed_output)
         usd = 0.0 if self.usd is None else cost(model, read, written, load=True) or 0.0
-        wanted = Reservation(model, read, written, usd)
+        wanted = Reservation(1, read, written, usd, model=model)
         with self._changed:
             while not self._fits(wanted, self._under_way):
                 if not self._under_way or not self._fits(wanted, ()) or is_over():
-                    raise self.exhausted(wanted)
+                    raise self._exhausted(wanted)
                 # Those under way may leave something over. Woken now and then for `is_over`.
                 self._changed.wait(0.5)
             self._under_way.append(wanted)
             self.spent += 1
             return wanted
 
-    def _fits(self, wanted: Reservation, others: list[Reservation] | tuple[()]) -> bool:
-        tokens = wanted.tokens + sum(one.tokens for one in others)
-        usd = wanted.usd + sum(one.usd for one in others)
+    def _fits(self, wanted: Reservation, others: Sequence[Reservation]) -> bool:
+        tokens = sum(one.tokens for one in (wanted, *others))
+        usd = sum(one.cost or 0.0 for one in (wanted, *others))
         return self.left >= 1 and tokens <= self.left_tokens and usd <= self.left_usd
+
+    def _exhausted(self, wanted: Reservation) -> BudgetError:
+        needs = ""
+        if self.measures:
+            money = f" and ${wanted.cost:.4f}" if self.usd is not None else ""
+            needs = (
+                f", and the next request may use up to {wanted.tokens:,} tokens{money}; max_tokens "
+                "in the judge's inference_params limits that"
+            )
+        return BudgetError(
+            f"The budget is spent: {self} are used{needs}. Raise budget= to go on; answers that "
+            "were paid for are kept."
+        )
 
     def settle(
         self, reserved: Reservation, read: int | None = None, written: int | None = None
@@ -268,8 +255,8 @@ class Budget:
         if read is None or written is None:
             self._unknown |= {"tokens"} if reserved.model.startswith(FREE) else {"tokens", "cost"}
         self._unknown |= {"cost"} if price is None else set()
-        read = reserved.read if read is None else read
-        written = reserved.written if written is None else written
+        read = (reserved.read or 0) if read is None else read
+        written = (reserved.written or 0) if written is None else written
         exceeded = self.measures and read + written > reserved.tokens
         with self._changed:
             self._under_way.remove(reserved)
@@ -297,22 +284,6 @@ class Budget:
         spent = {"calls": self.spent, "tokens": self.spent_tokens, "cost": self.spent_usd}
         return {name: None if name in self._unknown else n for name, n in spent.items()}
 
-    # -- in words ---------------------------------------------------------------------------
-
-    def exhausted(self, wanted: Reservation | None = None) -> BudgetError:
-        """Return the error that says that too little is left, and for what."""
-        needs = ""
-        if wanted is not None and self.measures:
-            money = f" and ${wanted.usd:.4f}" if self.usd is not None else ""
-            needs = (
-                f", and the next request may use up to {wanted.tokens:,} tokens{money}; max_tokens "
-                "in the judge's inference_params limits that"
-            )
-        return BudgetError(
-            f"The budget is spent: {self} are used{needs}. Raise budget= to go on; answers that "
-            "were paid for are kept."
-        )
-
     def __str__(self) -> str:
         parts = [] if self.limit is None else [f"{self.spent} of {self.limit} calls"]
         if self.tokens is not None:
@@ -331,20 +302,14 @@ def _left(limit: float | None, used: float) -> float:
 
 # -- sizes ----------------------------------------------------------------------------------
 
-_READ: Final = [
-    "prompt_tokens",
-    "input_tokens",
-    "cache_creation_input_tokens",
-    "cache_read_input_tokens",
+_READ: Final = (
+    "prompt_tokens", "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
     "promptTokenCount",
-]
-_WRITTEN: Final = [
-    "completion_tokens",
-    "output_tokens",
-    "candidatesTokenCount",
-    "thoughtsTokenCount",
-]
-_REPEATED: Final = ["cache_read_input_tokens", "cachedContentTokenCount"]
+)  # fmt: skip
+_WRITTEN: Final = (
+    "completion_tokens", "output_tokens", "candidatesTokenCount", "thoughtsTokenCount",
+)  # fmt: skip
+_REPEATED: Final = ("cache_read_input_tokens", "cachedContentTokenCount")
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -356,10 +321,9 @@ def tokens_used(answer: Any) -> tuple[int | None, int | None, int | None]:
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
     details = [_part(found, name) for name in ("prompt_tokens_details", "input_tokens_details")]
 
-    def count(whole: Any, names: Sequence[str]) -> int | None:
+    def count(whole: Any, names: Sequence[str]) -> Any:
         counts = (_part(whole, name) for name in names)
-        told: int | None = total(*(n for n in counts if isinstance(n, int) and n >= 0))
-        return told
+        return total(*(n for n in counts if isinstance(n, int) and n >= 0))
 
     repeated = total(count(found, _REPEATED), *(count(one, ["cached_tokens"]) for one in details))
     return count(found, _READ), count(found, _WRITTEN), repeated
@@ -388,12 +352,5 @@ def most_tokens(payload: Mapping[str, Any], assumed: int = ASSUMED_OUTPUT) -> tu
 
 def _plain(value: Any) -> Any:
     if isinstance(value, type) and hasattr(value, "model_json_schema"):
-        return _schema(value)
-    dumped = getattr(value, "model_dump", None)
-    return dumped() if callable(dumped) else str(value)
-
-
-@functools.lru_cache(maxsize=64)
-def _schema(kind: Any) -> Any:
-    """Made once, since every request of a judge has the same."""
-    return kind.model_json_schema()
+        return value.model_json_schema()
+    return value.model_dump() if hasattr(value, "model_dump") else str(value)

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,9 @@ class AnswerCache:
 
         Waits while one does, until ``is_over``. The system frees what a killed process held.
         """
+        if fcntl is None:
+            yield
+            return
         with self._database():
             lock = _lock_file(self.directory)
         # Of the byte of the file that stands for the question.
@@ -147,8 +150,9 @@ def _lock_file(directory: Path) -> int:
 
 
 def _lock(file: int, place: int) -> bool:
-    if fcntl is not None:
-        with suppress(BlockingIOError, PermissionError):  # another process holds it
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            return True
-    return fcntl is None
+    """Lock a byte of the file; False while another process holds it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import requests
 
 from workbench.compat import HTTPStatusError, intercepted
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ReplayError, StoreError
-from workbench.models.answers import check_error, read_content, readable, said
+from workbench.models.answers import AnswerError, check_error, read_content, readable, said
 from workbench.models.budget import UNPAID, Budget, Reservation, Usage, cost, tokens_used
 from workbench.models.faults import (
     Fault,
@@ -38,8 +37,6 @@ CONNECT_SECONDS: Final = 10.0
 
 LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
-T = TypeVar("T")
-
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 
@@ -50,9 +47,9 @@ _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 class Request:
     """One question to a model.
 
-    The ``key`` is that of the question, the same on every machine and in every store. ``call``
-    makes the call, and ``read`` turns what it gives into an answer that JSON takes; it raises
-    `AnswerError` where that is unusable, as ``check`` does for an answer from the cache.
+    The ``key`` is the same on every machine and in every store. ``call`` makes the call, and
+    ``read`` turns what it gives into an answer that JSON takes; it raises `AnswerError` where that
+    is unusable, as ``check`` does for an answer from the cache.
     """
 
     key: str | None  # None: the answer is neither kept nor recorded
@@ -79,17 +76,21 @@ class Request:
         """Who asks which model."""
         return f"{self.sender} ({self.model})" if self.model else self.sender
 
+    def is_usable(self, answer: dict[str, Any]) -> bool:
+        """Whether a kept or recorded answer is one to this question."""
+        try:
+            self.check(answer)
+        except (AnswerError, KeyError, TypeError):
+            return False
+        return True
+
     def __str__(self) -> str:
         return f"{self.asker} on {self.about}" if self.about else self.asker
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: an answer or a fault.
-
-    ``usage`` is what the answer has cost, at whatever time; ``cached`` says that it was paid
-    before.
-    """
+    """An answer or a fault. ``usage`` is its cost, at whatever time; ``cached``: paid before."""
 
     answer: dict[str, Any] | None
     fault: Fault | None = None
@@ -122,21 +123,21 @@ class Client:
         allow the next one, the outcome's fault is of the kind ``budget``.
         """
         call = _UnderWay(self, request, budget, is_over)
+        answer: dict[str, Any] | None = None
+        fault: Fault | None = None
         try:
-            with call.active():
-                answer = request.read(request.call())
-                request.check(answer)
+            answer = call.make()
         except Exception as error:
             # Adapters wrap whatever is raised within them.
             if ended := cause_of_type(error, _ENDINGS):
                 raise ended from None
             if spent := cause_of_type(error, BudgetError):
-                return Outcome(None, Fault("budget", str(spent)), call.usage)
-            fault = classify(error)
-            said = redact(fault.message, (*request.credentials, *call.credentials))
-            fault = Fault(fault.kind, said[:LONGEST_MESSAGE], fault.retry_after)
-            return Outcome(None, fault, call.usage)
-        return Outcome(answer, None, call.usage)
+                fault = Fault("budget", str(spent))
+            else:
+                fault = classify(error)
+                told = redact(fault.message, (*request.credentials, *call.credentials))
+                fault = replace(fault, message=told[:LONGEST_MESSAGE])
+        return Outcome(answer, fault, call.usage)
 
     def post(
         self, endpoint: str, headers: Mapping[str, str], payload: Mapping[str, Any], seconds: float
@@ -145,7 +146,14 @@ class Client:
 
         A status from 400 is an `HTTPStatusError`, an answer that is no JSON one of 502.
         """
-        template, proxies = self._prepare(endpoint, headers)
+        key = (endpoint, *headers.items())
+        if key not in self._prepared:
+            full = {"Content-Type": "application/json", **headers}
+            template = self._session.prepare_request(
+                requests.Request("POST", endpoint, headers=full)
+            )
+            self._prepared[key] = template, dict(requests.utils.get_environ_proxies(endpoint))
+        template, proxies = self._prepared[key]
         prepared = template.copy()
         prepared.prepare_body(json.dumps(payload).encode(), None)
         limits = (min(CONNECT_SECONDS, seconds), seconds)
@@ -161,20 +169,6 @@ class Client:
             ) from None
         check_error(answer)
         return answer
-
-    def _prepare(
-        self, endpoint: str, headers: Mapping[str, str]
-    ) -> tuple[requests.PreparedRequest, dict[str, str]]:
-        """A request without its body, and the proxies that it goes through."""
-        key = (endpoint, *headers.items())
-        if key not in self._prepared:
-            full = {"Content-Type": "application/json", **headers}
-            prepared = self._session.prepare_request(
-                requests.Request("POST", endpoint, headers=full)
-            )
-            proxies = dict(requests.utils.get_environ_proxies(endpoint))
-            self._prepared[key] = prepared, proxies
-        return self._prepared[key]
 
     def close(self) -> None:
         """Close the connections."""
@@ -216,14 +210,15 @@ class _UnderWay:
         self.credentials: list[str] = []
         self._unmetered: Reservation | None = None
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Within this context the HTTP requests of the current thread pass here."""
+    def make(self) -> dict[str, Any]:
+        """Make the call, and read its answer; HTTP requests of this thread pass here meanwhile."""
         if not self.request.metered:
             self._unmetered = self._reserve()
         try:
             with intercepted(self):
-                yield
+                answer = self.request.read(self.request.call())
+                self.request.check(answer)
+                return answer
         finally:
             if self._unmetered is not None:
                 self.budget.settle(self._unmetered)
@@ -252,7 +247,7 @@ class _UnderWay:
             message.tool_calls = None
         return response
 
-    def ask(self, payload: Mapping[str, Any], send: Callable[[], T]) -> T:
+    def ask(self, payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
         """Reserve for one HTTP request, let ``send`` make it, and settle what it used."""
         reserved, self._unmetered = self._unmetered or self._reserve(payload), None
         try:
@@ -274,11 +269,10 @@ class _UnderWay:
         return self.budget.reserve(self.request.model, payload, self.is_over)
 
 
-def ask(payload: Mapping[str, Any], send: Callable[[], T]) -> T:
+def ask(payload: Mapping[str, Any], send: Callable[[], Any]) -> Any:
     """Send one request of the call that is under way by ``send``: counted, and within its budget.
 
     For calls that are no judge's. Outside of `Client.send` it is just sent.
     """
     under_way = intercepted.current()
-    answer: T = send() if under_way is None else under_way.ask(payload, send)
-    return answer
+    return send() if under_way is None else under_way.ask(payload, send)

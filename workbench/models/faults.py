@@ -55,6 +55,18 @@ class Fault:
         return kinds.get(self.kind, ModelError)
 
 
+ADVICE: Final = {
+    "credential": "Check the key, which providers read from the environment (for openai:/ models "
+    "OPENAI_API_KEY; a local server that asks for none takes any value).",
+    "unreachable": "Check that the server runs and that base_url names it.",
+    "refused": "Check the model's name, the endpoint and the quota.",
+    "rate_limit": "Run again later, or ask for a higher rate limit.",
+    "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
+    "answer": "Check that the model can follow the instructions, that its type fits, and that "
+    "max_tokens does not cut its answers.",
+}
+"""What to do about calls of which none can be expected to succeed, by kind of fault."""
+
 _SERVER: Final = range(500, 600)
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
@@ -77,19 +89,14 @@ _NO_KEY: Final = ("environment variable must be set", "api_key", "api key")
 
 
 def classify(error: BaseException) -> Fault:
-    """Return what the exception of a model call means.
-
-    The innermost of the exceptions that led to it decides, since it knows best what happened.
-    """
+    """Return what the exception of a model call means; the innermost of its causes decides."""
     message = str(error).strip() or type(error).__name__
     for link in causes(error):
         if isinstance(link, AnswerError):
             return Fault("answer", str(link))
-        # `status_code` is litellm's name for it, `status` is dspy's.
-        status = getattr(link, "status_code", None) or getattr(link, "status", None)
         if "Timeout" in type(link).__name__:  # Python's, requests', httpx', litellm's, dspy's
             return Fault("timeout", message)
-        if isinstance(status, int):
+        if (status := _status(link)) is not None:
             return _of_status(status, message, _retry_after(link))
         if isinstance(link, requests.RequestException | ConnectionError | gaierror):
             nowhere = isinstance(link, (*_NOWHERE, SSLError)) or _has(str(link), _NOT_CONNECTED)
@@ -101,6 +108,12 @@ def classify(error: BaseException) -> Fault:
         # A bare KeyError or TypeError says what went wrong only together with its type.
         message = f"unusable answer ({type(error).__name__}: {message})"
     return Fault("answer", message)
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status: ``status_code`` is litellm's name for it, ``status`` is dspy's."""
+    status = getattr(error, "status_code", None) or getattr(error, "status", None)
+    return status if isinstance(status, int) else None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -127,12 +140,10 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 def _of_status(status: int, message: str, wait: float | None) -> Fault:
     if status == 503 and wait is not None:
         status = 429
-    fitting: Iterator[Kind] = (
-        kind
-        for statuses, words, kind in _BY_STATUS
-        if status in statuses and (not words or _has(message, words))
+    kind: Kind = next(
+        (k for those, words, k in _BY_STATUS if status in those and _has(message, words or ("",))),
+        "request",
     )
-    kind: Kind = next(fitting, "request")
     if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
         kind = "refused"
     return Fault(kind, message, wait)
@@ -160,12 +171,7 @@ def seconds_to_wait(retry_after: Any) -> float | None:
     return max(0.0, seconds) if seconds == seconds else None  # nan is no time
 
 
-_LOST: Final = (408, 504)
-"""Status of requests that a provider may have worked on before they were given up."""
-
-
 def was_refused(error: BaseException) -> bool:
-    if classify(error).kind == "unreachable":
-        return True
-    status = getattr(error, "status_code", None) or getattr(error, "status", None)
-    return isinstance(status, int) and status >= 400 and status not in _LOST
+    """Whether a provider can't have worked on a request, as on one given up after 408 or 504."""
+    status = _status(error) or 0
+    return classify(error).kind == "unreachable" or (status >= 400 and status not in (408, 504))

@@ -70,8 +70,7 @@ def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
             else:
                 entry = Entry.model_validate(json.loads(line))
                 entries[entry.key] = entry
-        if head is None:
-            head = Head.model_validate({})
+        return head or Head.model_validate({}), entries
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         what = str(error)
         if isinstance(error, ValidationError):
@@ -82,7 +81,6 @@ def _read_file(path: Path) -> tuple[Head, dict[str, Entry]]:
             "was written by workbench.recording(path) or `workbench run --record FILE`, or record "
             "it anew."
         ) from None
-    return head, entries
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -111,12 +109,8 @@ class Recorder:
                 f"The answers cannot be written to {self.path}: there is no folder "
                 f"{self.path.parent} that can be written to. Make it, or name another file."
             )
-        self.head = Head(
-            file="workbench answers",
-            format=3,
-            default_model=os.environ.get(MODEL_VARIABLE) or None,
-            **run,
-        )
+        model = os.environ.get(MODEL_VARIABLE) or None
+        self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
         if self.path.exists():
@@ -140,9 +134,9 @@ class Recorder:
                 entries = _read_file(self.path)[1] if self.path.exists() else {}
                 for key, entry in self._entries.items():
                     entries[key] = _better(entries.get(key), entry)
-                lines = [self.head.model_dump(exclude_defaults=True)]
-                lines += [entries[key].model_dump(exclude_defaults=True) for key in sorted(entries)]
-                text = "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in lines).encode()
+                lines = [self.head, *(entries[key] for key in sorted(entries))]
+                dumped = (one.model_dump(exclude_defaults=True) for one in lines)
+                text = "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in dumped).encode()
                 packed = self.path.suffix == ".gz"
                 beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
                 beside.replace(self.path)
@@ -186,27 +180,21 @@ class Player:
             f"{who} has no answer in {self.path}, which is replayed, so that no model is called. "
             "This run is not the recorded one: judge, instructions, data, parameters, seed or the "
             "version of the workbench differ. Run with those of the recording, or record anew "
-            "with workbench.recording(path) or `workbench run --record FILE` and a model that can "
-            "be reached."
+            "with workbench.recording(path) or `workbench run --record FILE`."
         )
 
     def refusal(self) -> ReplayError:
         """Return the error for a request that was about to be sent."""
         return ReplayError(
             f"A model was about to be called while {self.path} is replayed, where no model is "
-            "called. Only what workbench.assess, align and compare_optimizers do can be replayed; "
-            "run the rest outside workbench.replaying(...)."
+            "called. Only workbench.assess, align and compare_optimizers can be replayed; run the "
+            "rest outside workbench.replaying(...)."
         )
 
-    def read(self, response: Any, *, tools: bool) -> Any:
-        """Return a response as it is; none comes."""
-        return response
-
-    def post(self, endpoint: str, headers: Any, payload: Any) -> NoReturn:
+    def post(self, *_: Any, **__: Any) -> NoReturn:
         raise self.refusal()
 
-    def ask(self, payload: Any, send: Any) -> NoReturn:
-        raise self.refusal()
+    ask = read = post
 
 
 # -- what is recorded or replayed now -------------------------------------------------------
@@ -262,14 +250,12 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     path
         The file, gzip-compressed where the name ends in ``.gz``. One that is there is added to.
 
-    Answers of judges and of the reflection model are recorded, whether they are fresh, from the
-    cache or verdicts in the store; failures as well, since they decide results like answers do. No
+    Answers of judges and of the reflection model are recorded, be they fresh, from the cache or
+    verdicts in the store; failures as well, since they decide results too. Of another library's
+    optimizer the resulting instructions are, but no judge that holds more, as MemAlign's do. No
     prompt, key, header or address is written; what models answered may quote what they were shown.
     The file is written after each batch of calls and at the end, also after an error or Ctrl-C.
     Alignments in the background and processes started within the context are recorded too.
-
-    Of another library's optimizer the resulting instructions are recorded; not recorded is one
-    whose judges hold more than instructions, as MemAlign's do.
 
     Raises
     ------
@@ -292,10 +278,10 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
 def replaying(path: str | os.PathLike[str]) -> Iterator[Player]:
     """Within this context, take every model answer from a file that `recording` wrote.
 
-    No model is called, no key is needed, and neither cache nor servers matter, nor which store the
-    traces lie in, as long as their content is the same. Calls, tokens and cost are reported as
-    the recorded run paid them, so that figures and budgets come out the same; nothing is paid.
-    A judge that names no model has the one that it had when the run was recorded.
+    No model is called and no key needed; cache, servers and store do not matter, as long as the
+    traces' content is the same. Calls, tokens and cost are reported as the recorded run paid them,
+    so that figures and budgets come out the same; nothing is paid. A judge that names no model has
+    the one that it had when the run was recorded.
 
     Raises
     ------

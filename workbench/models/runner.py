@@ -7,11 +7,10 @@ be expected to succeed is it an exception. This is the only place where requests
 from __future__ import annotations
 
 import contextvars
-import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -19,20 +18,13 @@ from typing import Any, Final
 import tenacity
 
 from workbench.compat import intercepted
-from workbench.errors import (
-    ArgumentError,
-    BudgetError,
-    CancelledError,
-    ModelError,
-    StoreError,
-)
+from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, StoreError
 from workbench.formatting import bar
 from workbench.models import recording
-from workbench.models.answers import AnswerError
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Client, Outcome, Request
-from workbench.models.faults import Fault, StoppedError
+from workbench.models.faults import ADVICE, Fault, StoppedError
 from workbench.models.throttle import Throttle
 
 # Attempts at one question, by the kind of fault; any other is not tried again.
@@ -54,24 +46,12 @@ SECONDS_AFTER_ERROR: Final = 60.0
 class Runner:
     """Asks questions, in as many runs as follow each other. A context manager that closes itself.
 
-    Its runs share connections, the throttle, and whether the model has answered at all.
-
-    Parameters
-    ----------
-    cache
-        Where answers are looked up and kept; failures are never kept. None: nothing is kept.
-    budget
-        Counts requests, and what they use, before they are made. Answers from the cache are free.
-    concurrency
-        Calls under way at the same time, at most.
-    stop
-        Once it is set no call is begun any more; those under way are waited for, a minute at most.
-    patience
-        Seconds of rate limits without a single success after which a run gives up.
-    proven
-        The model is known to answer: all calls go at once, and unusable answers end no run.
-    throttle
-        The slots, where they are not this runner's alone.
+    Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
+    keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
+    is set no call is begun any more, and those under way are waited for, a minute at most. A run
+    gives up after ``patience`` seconds of rate limits without a success. A model that is ``proven``
+    is known to answer: all calls go at once, and unusable answers end no run. ``throttle`` has the
+    slots where they are not this runner's alone.
     """
 
     def __init__(
@@ -107,15 +87,9 @@ class Runner:
         """Ask every question and return the outcomes in their order; equal ones are asked once.
 
         ``on_outcome`` is called in this thread with index and outcome of each as it comes, known
-        ones first. ``progress`` is the text before a bar.
-
-        Raises
-        ------
-        UnreachableModelError, CredentialError, ModelError
-            When no call can be expected to succeed, or none of the first answers was usable.
-        BudgetError, CancelledError, StoreError, ReplayError
-            When the budget is spent, `stop` is set, answers cannot be kept, or a recording that is
-            replayed lacks one.
+        ones first. ``progress`` is the text before a bar. Raises `ModelError` or a kind of it when
+        no call can be expected to succeed, and `BudgetError`, `CancelledError`, `StoreError` and
+        `ReplayError` for what stands against asking or keeping.
         """
         with bar(total=len(requests), desc=progress, disable=progress is None) as shown:
             run = _Run(self, requests, shown, on_outcome)
@@ -123,7 +97,6 @@ class Runner:
                 if (player := recording.replayed()) is not None:
                     run.replay(player)
                 else:
-                    run.look_up()
                     run.ask()
             finally:
                 if run.recorder is not None:
@@ -133,40 +106,35 @@ class Runner:
     def ask(self, request: Request, stopped: threading.Event | None = None) -> Outcome:
         """Get one answer, from the cache or after as many attempts as make sense.
 
-        May be called from any thread. Where the budget does not allow a request, the outcome's
-        fault is of the kind ``budget``. Once ``stopped`` or `stop` is set, `StoppedError` is raised
-        instead of a request; ``stopped`` is set here where the model has never answered usably and
-        will not.
+        From any thread. Where the budget does not allow a request, that is the outcome's fault.
+        Once ``stopped`` or `stop` is set, a request is a `StoppedError`; ``stopped`` is set here
+        where the model has never answered usably and will not.
         """
         if (player := recording.replayed()) is not None:
             raise player.refusal()
-        stopped = stopped or threading.Event()
-        if self.cache is None or not request.cache_key:
+        stopped, key = stopped or threading.Event(), request.cache_key
+        if self.cache is None or key is None:
             return self._attempts(request, stopped)
-        with self.cache.asking(request.cache_key, lambda: stopped.is_set() or self.stop.is_set()):
+        with self.cache.asking(key, lambda: stopped.is_set() or self.stop.is_set()):
             # Another process may have asked meanwhile.
-            return self.known(request) or self._ask_and_keep(request, stopped)
-
-    def _ask_and_keep(self, request: Request, stopped: threading.Event) -> Outcome:
-        outcome = self._attempts(request, stopped)
-        if self.cache is not None and request.cache_key and outcome.answer is not None:
-            used = outcome.usage
-            paid = {"calls": used.requests, "read": used.read, "written": used.written}
-            try:
-                self.cache.put(request.cache_key, {**outcome.answer, "paid": paid})
-            except StoreError as error:  # the answer is paid for: it is handed on first
-                self.unkept = error
-        return outcome
+            if (known := self.known(request)) is not None:
+                return known
+            outcome = self._attempts(request, stopped)
+            if outcome.answer is not None:
+                used = outcome.usage
+                paid = {"calls": used.requests, "read": used.read, "written": used.written}
+                try:
+                    self.cache.put(key, {**outcome.answer, "paid": paid})
+                except StoreError as error:  # the answer is paid for: it is handed on first
+                    self.unkept = error
+            return outcome
 
     def known(self, request: Request) -> Outcome | None:
         """The answer that the cache has; None where it has none that is usable."""
-        stored = None
-        if self.cache is not None and request.cache_key:
-            stored = self.cache.get(request.cache_key)
-        if stored is None:
-            return None
-        paid = stored.pop("paid", None)
-        if not isinstance(paid, dict) or not _is_usable(request, stored):
+        key = request.cache_key
+        stored = self.cache.get(key) if self.cache is not None and key is not None else None
+        paid = stored.pop("paid", None) if stored is not None else None
+        if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
             return None
         usage = Usage(paid.get("calls", 1), paid.get("read"), paid.get("written"))
         return Outcome(stored, usage=usage, cached=True)
@@ -200,20 +168,20 @@ class Runner:
 
         def slow_down(state: tenacity.RetryCallState) -> None:
             # All calls wait together, so a limit that one met is not met by every other.
-            if _fault(state).kind == "rate_limit":
-                self.throttle.slow_down(state.upcoming_sleep, asked_at)
-            elif _fault(state).kind == "timeout":
-                self.throttle.slow_down(0.0, asked_at)
+            if (kind := _fault(state).kind) in ("rate_limit", "timeout"):
+                seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
+                self.throttle.slow_down(seconds, asked_at)
 
-        retrying = tenacity.Retrying(
+        outcome: Outcome = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
+            # Where the provider does not say how long to wait, it is by chance and ever longer.
             wait=lambda state: _fault(state).retry_after or _backoff(state),
             stop=in_vain,
             before_sleep=slow_down,
             sleep=tenacity.sleep_using_event(stopped),
-            retry_error_callback=_outcome,
-        )
-        return replace(retrying(attempt), usage=usage)
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )(attempt)
+        return replace(outcome, usage=usage)
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
@@ -239,26 +207,10 @@ class Runner:
 
 
 _backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
-"""Seconds between two attempts, where the provider does not say how long to wait."""
 
 
-def _is_usable(request: Request, answer: dict[str, Any]) -> bool:
-    try:
-        request.check(answer)
-    except (AnswerError, KeyError, TypeError):
-        return False
-    return True
-
-
-def _outcome(state: tenacity.RetryCallState) -> Outcome:
-    assert state.outcome is not None
-    outcome: Outcome = state.outcome.result()
-    return outcome
-
-
-def _fault(state: tenacity.RetryCallState) -> Fault:
-    fault = _outcome(state).fault
-    assert fault is not None
+def _fault(state: Any) -> Fault:
+    fault: Fault = state.outcome.result().fault
     return fault
 
 
@@ -277,27 +229,22 @@ class _Run:
         self.recorder = recording.recorder()
         self.found: dict[int, Outcome] = {}
         # Equal questions are asked once where answers are kept, else as often as they stand here.
-        groups: dict[str | int, list[int]] = {}
+        first: dict[str | int, int] = {}
+        self.equal: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             key = request.cache_key if runner.cache is not None else None
-            groups.setdefault(key or index, []).append(index)
-        self.equal = {indices[0]: indices for indices in groups.values()}
-        self.open = list(self.equal)
-        self.waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        # What came back stays here until it is settled, so that Ctrl-C within that loses nothing.
-        self.done: deque[tuple[int, Outcome | BaseException]] = deque()
-        self.arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
+            self.equal.setdefault(first.setdefault(key or index, index), []).append(index)
+        # What came back stays here, so that Ctrl-C while it is settled loses nothing.
+        self.done: list[tuple[int, Outcome | BaseException]] = []
+        self.arrived = threading.Semaphore(0)
         self.stopped = threading.Event()
         self.failed: list[tuple[int, Outcome]] = []
-        self.failures, self.cached, self.cost = 0, 0, 0.0
+        self.counts, self.cost = Counter[str](), 0.0
 
-    def look_up(self) -> None:
-        """Settle the questions that the cache knows."""
-        for index in self.open:
-            known = self.runner.known(self.requests[index])
-            if known is not None:
-                self._settle(index, known)
-        self.open = [index for index in self.open if index not in self.found]
+    @property
+    def open(self) -> list[int]:
+        """The first of each group of equal questions that are not settled yet."""
+        return [index for index in self.equal if index not in self.found]
 
     def replay(self, player: recording.Player) -> None:
         """Take every answer from a recording, and charge the budget as its run did."""
@@ -305,9 +252,7 @@ class _Run:
         for index in self.open:
             request = self.requests[index]
             entry = player.get(request.key or "")
-            if entry is None or (
-                entry.answer is not None and not _is_usable(request, entry.answer)
-            ):
+            if entry is None or not (entry.answer is None or request.is_usable(entry.answer)):
                 continue
             self.runner.budget.charge(entry.paid)
             if entry.failed is not None and entry.failed.kind == "budget":
@@ -317,29 +262,33 @@ class _Run:
             self._settle(index, Outcome(entry.answer, entry.failed, entry.paid, known))
         if ended:
             raise BudgetError(ended)
-        if missing := [index for index in self.open if index not in self.found]:
-            more = f" (and {len(missing) - 1} more of {len(self.open)})" if missing[1:] else ""
+        if missing := self.open:
+            more = f" (and {len(missing) - 1} more of {len(self.equal)})" if missing[1:] else ""
             raise player.missing(f"{self.requests[missing[0]]}{more}")
 
     def ask(self) -> None:
-        """Ask the open questions in threads, and settle outcomes in this one as they come."""
+        """Settle what the cache knows, and ask the rest in threads; outcomes as they come."""
         for index in self.open:
-            self.waiting.put(index)
+            if (known := self.runner.known(self.requests[index])) is not None:
+                self._settle(index, known)
+        questions = self.open
+        pending, seconds = iter(questions), SECONDS_AFTER_ERROR
         # Daemons, since Python waits at its end for others, however long a call hangs.
         threads = [
-            threading.Thread(target=contextvars.copy_context().run, args=(self._work,), daemon=True)
-            for _ in range(min(self.runner.concurrency, len(self.open)))
+            threading.Thread(
+                target=contextvars.copy_context().run, args=(self._work, pending), daemon=True
+            )
+            for _ in range(min(self.runner.concurrency, len(questions)))
         ]
-        seconds = SECONDS_AFTER_ERROR
         self.runner.last_progress = time.monotonic()
         in_a_row: list[Fault] = []
         try:
             with intercepted(None):
                 for thread in threads:
                     thread.start()
-                for _ in self.open:
-                    self._take(*self._next(), in_a_row)
-                    self.done.popleft()
+                for position in range(len(questions)):
+                    self._wait()
+                    self._take(*self.done[position], in_a_row)
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -354,34 +303,34 @@ class _Run:
                     thread.join(max(0.0, deadline - time.monotonic()))
             self._settle_late()
 
-    def _work(self) -> None:
-        while not self.stopped.is_set():
+    def _work(self, pending: Iterator[int]) -> None:
+        """Ask one question after the other; the iterator of a list may be shared by threads."""
+        for index in pending:
+            outcome: Outcome | BaseException
             try:
-                index = self.waiting.get_nowait()
-                self._put(index, self.runner.ask(self.requests[index], self.stopped))
-            except (queue.Empty, StoppedError):
+                outcome = self.runner.ask(self.requests[index], self.stopped)
+            except StoppedError:
                 return
             except BaseException as error:
-                self._put(index, error)
+                outcome = error
+            self.done.append((index, outcome))
+            self.arrived.release()
+            if self.stopped.is_set():
+                return
 
-    def _put(self, index: int, outcome: Outcome | BaseException) -> None:
-        self.done.append((index, outcome))
-        self.arrived.put(None)
-
-    def _next(self) -> tuple[int, Outcome]:
+    def _wait(self) -> None:
+        """Wait for the next outcome, woken now and then to see that it was cancelled."""
         while True:
+            arrived = self.arrived.acquire(timeout=0.2)
             if self.runner.stop.is_set():
                 raise CancelledError("This was cancelled. Answers that were paid for are kept.")
-            if self.done:
-                index, outcome = self.done[0]
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                return index, outcome
-            with suppress(queue.Empty):  # woken now and then to see that it was cancelled
-                self.arrived.get(timeout=0.2)
+            if arrived:
+                return
 
-    def _take(self, index: int, outcome: Outcome, in_a_row: list[Fault]) -> None:
+    def _take(self, index: int, outcome: Outcome | BaseException, in_a_row: list[Fault]) -> None:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
+        if isinstance(outcome, BaseException):
+            raise outcome
         runner, fault = self.runner, outcome.fault
         if fault is None or fault.kind == "answer":
             in_a_row.clear()
@@ -406,13 +355,13 @@ class _Run:
     def _settle_late(self) -> None:
         """Settle what came after the end, since it has been paid for."""
         for index, outcome in self.done:
-            if set(self.equal[index]) <= self.found.keys():
+            if isinstance(outcome, BaseException) or self.found.keys() >= {*self.equal[index]}:
                 continue
-            if isinstance(outcome, Outcome) and outcome.answer is None:
+            if outcome.answer is None:
                 self._record(index, outcome)
-            elif isinstance(outcome, Outcome):
-                with suppress(Exception):  # the error that ended the run is on its way already
-                    self._settle(index, outcome)
+                continue
+            with suppress(Exception):  # the error that ended the run is on its way already
+                self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
         """Hand on the outcome of a question, and of those equal to it: they are free."""
@@ -427,12 +376,10 @@ class _Run:
             self._show(outcome)
 
     def _show(self, outcome: Outcome) -> None:
-        self.failures += outcome.fault is not None
-        self.cached += outcome.cached
+        self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
         self.cost += 0.0 if outcome.cached else outcome.usage.cost or 0.0
-        notes = [f"{self.failures} failed"] if self.failures else []
-        notes += [f"{self.cached} cached"] if self.cached else []
-        notes += [f"${self.cost:.4f}"] if self.cost else []
+        notes = [f"{count} {what}" for what, count in self.counts.items() if count]
+        notes += [f"${self.cost:.4f}"] * bool(self.cost)
         self.shown.set_postfix_str(", ".join(notes), refresh=False)
         self.shown.update()
 
@@ -449,25 +396,13 @@ class _Run:
             self.recorder.put(entry)
 
 
-_ADVICE: Final = {
-    "credential": "Check the key, which providers read from the environment (for openai:/ models "
-    "OPENAI_API_KEY; a local server that asks for none takes any value).",
-    "unreachable": "Check that the server runs and that base_url names it.",
-    "refused": "Check the model's name, the endpoint and the quota.",
-    "rate_limit": "Run again later, or ask for a higher rate limit.",
-    "timeout": "Allow a longer timeout among inference_params, or lower the concurrency.",
-    "answer": "Check that the model can follow the instructions, that its type fits, and that "
-    "max_tokens does not cut its answers.",
-}
-
-
 def _no_answer(request: Request, fault: Fault, runner: Runner) -> ModelError:
     """Return the error that ends a run in which no call can be expected to succeed."""
     got = "no answer"
     if fault.kind == "answer":
         got = f"no usable answer, none of the first {runner.unusable},"
     where = f" at {request.place}" if request.place else ""
-    advice = _ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
+    advice = ADVICE.get(fault.kind, f"So did {FAILURES_TO_STOP} calls in a row.")
     kept = "What was answered before is kept; run again for the rest."
     return fault.error(
         f"{request.sender} got {got} from {request.model}{where}: {fault.message.rstrip('.')}. "

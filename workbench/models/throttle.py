@@ -11,7 +11,6 @@ from typing import Final
 
 FIRST_CALLS: Final = 16  # under way at most until something was answered
 
-
 HEAD_START: Final = 0.1  # seconds from the first request to the others, if not answered before
 
 PROMPT: Final = 2.0  # seconds; a model that answers faster gets all calls at once
@@ -28,9 +27,8 @@ class Throttle:
 
     Until something was answered there are few slots, and the very first call has a head start, so
     that a wrong key or a dead endpoint usually costs one call. Then all slots open if the answer
-    was prompt, else one more with each answer. A server that works on few calls at a time, and lets
-    the others wait too long, gets fewer. A call that meets a rate limit lets all calls wait
-    together.
+    was prompt, else one more with each answer. A server that lets calls wait too long gets fewer. A
+    call that meets a rate limit lets all calls wait together.
     """
 
     def __init__(self, most: int) -> None:

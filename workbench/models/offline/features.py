@@ -6,7 +6,6 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 FIELDS: Final = ("inputs", "outputs", "expectations")
@@ -50,57 +49,24 @@ def read_json(text: str) -> Any:
         return text
 
 
-@dataclass(frozen=True, eq=False)
 class Text:
-    """One field of an item, any JSON value; each feature is computed once."""
+    """One field of an item, any JSON value, and what can be seen in it."""
 
-    value: Any
-
-    @functools.cached_property
-    def parts(self) -> list[str]:
-        """The single texts of the value, without keys."""
-        found, left = list[str](), [self.value]
-        while left:  # no recursion: items may be nested as deeply as JSON can be
-            value = left.pop()
-            if isinstance(value, (Mapping, list, tuple)):
-                nested = value.values() if isinstance(value, Mapping) else value
-                left += reversed(list(nested))
-            elif value is not None:
-                found.append(str(value))
-        return found
-
-    @functools.cached_property
-    def raw(self) -> str:
-        return "\n".join(self.parts)
-
-    @functools.cached_property
-    def tokens(self) -> list[str]:
-        """Words and numbers in lower case and in their order."""
-        return _tokens(self.raw)
-
-    @functools.cached_property
-    def words(self) -> list[str]:
-        return [token for token in self.tokens if not token[0].isdigit()]
-
-    @functools.cached_property
-    def vocabulary(self) -> frozenset[str]:
-        return frozenset(self.tokens)
-
-    @functools.cached_property
-    def numbers(self) -> frozenset[str]:
-        """The numbers, by value: 1,000 is 1000, 9.50 is 9.5."""
-        return frozenset(_number(token) for token in self.vocabulary if token[0].isdigit())
+    def __init__(self, value: Any) -> None:
+        self.parts = _parts(value)  # the single texts, without keys
+        self.raw = "\n".join(self.parts)
+        self.tokens = _tokens(self.raw)  # words and numbers in lower case
+        self.words = [token for token in self.tokens if not token[0].isdigit()]
+        self.vocabulary = frozenset(self.tokens)
+        self.padded = f" {' '.join(self.tokens)} "  # for looking up phrases
+        # By value: 1,000 is 1000, 9.50 is 9.5.
+        self.numbers = frozenset(_number(one) for one in self.vocabulary if one[0].isdigit())
 
     @functools.cached_property
     def options(self) -> list[frozenset[str]]:
         """Content of each part, for fields that list several right answers."""
         found = [frozenset(_tokens(part)) for part in self.parts]
         return [part - STOP_WORDS or part for part in found if part]
-
-    @functools.cached_property
-    def padded(self) -> str:
-        """Tokens with a space at both ends, for looking up phrases."""
-        return f" {' '.join(self.tokens)} "
 
     def share_in(self, other: Text) -> float:
         """Share of this text's content that occurs in ``other``, the best of its parts.
@@ -113,6 +79,17 @@ class Text:
         """Jaccard similarity of the vocabularies, in [0, 1]; 1 for two empty ones."""
         either = len(self.vocabulary | other.vocabulary)
         return len(self.vocabulary & other.vocabulary) / either if either else 1.0
+
+
+def _parts(value: Any) -> list[str]:
+    found, left = list[str](), [value]
+    while left:  # no recursion: items may be nested as deeply as JSON can be
+        value = left.pop()
+        if isinstance(value, (Mapping, list, tuple)):
+            left += reversed(list(value.values() if isinstance(value, Mapping) else value))
+        elif value is not None:
+            found.append(str(value))
+    return found
 
 
 def _tokens(text: str) -> list[str]:
@@ -135,15 +112,12 @@ def as_item(values: Mapping[str, Any]) -> dict[str, Text]:
 
 # -- conditions -----------------------------------------------------------------------------
 
+_ANY_FIELD: Final = "|".join(FIELDS)
+_NUMBER: Final = r"\d{1,6}"
 _SLOTS: Final = {
-    "field": "|".join(FIELDS),
-    "source": "|".join(FIELDS),
-    "tone": "|".join(TONES),
-    "percent": r"\d{1,3}",
-    "words": r"\d{1,6}",
-    "numbers": r"\d{1,6}",
-    "phrase": '[^"]+',
-}
+    "field": _ANY_FIELD, "source": _ANY_FIELD, "tone": "|".join(TONES), "percent": r"\d{1,3}",
+    "words": _NUMBER, "numbers": _NUMBER, "phrase": '[^"]+',
+}  # fmt: skip
 
 _Test = Callable[[Text, Text, Any], bool]
 """Of the text of ``field``, that of ``source``, and the value of the remaining slot."""
@@ -173,7 +147,7 @@ _FORMS: Final[dict[str, _Test]] = {
         lambda text, source, percent: text.share_in(source) * 100 >= percent
     ),
     'the {field} [mention|do not mention] "{phrase}"': lambda text, _, phrase: (
-        Text(phrase).padded in text.padded
+        f" {' '.join(_tokens(phrase))} " in text.padded
     ),
 }
 """Each kind of condition, with its opposite behind a bar, and its test."""
@@ -194,8 +168,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 _PATTERNS: Final = [(_pattern(template), *test) for template, test in TEMPLATES.items()]
-
-_EMPTY = Text("")
+_EMPTY: Final = Text("")
 
 Condition = Callable[[Item], bool]
 
@@ -208,8 +181,7 @@ def read_condition(text: str) -> Condition | None:
     True
     """
     for pattern, test, stated in _PATTERNS:
-        match = pattern.fullmatch(text)
-        if match is not None:
+        if match := pattern.fullmatch(text):
             return _condition(test, stated, **match.groupdict())
     return None
 

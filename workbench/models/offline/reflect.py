@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, Final
 
@@ -52,9 +51,8 @@ _MOVES: Final = (
 def propose(inputs: Mapping[str, str]) -> list[str]:
     """Return new rules for the present instructions, at most six; none where nothing helps.
 
-    ``inputs``: ``judge_instructions``, ``allowed_values`` (worst to best, JSON),
-    ``disagreements`` and ``agreements`` (one JSON case a line with the item's fields,
-    ``human_label`` and ``judge_verdict``).
+    ``inputs`` are the fields of SIMBA's reflection: instructions, allowed values, and the
+    disagreements and agreements, one JSON case a line.
     """
     instructions = inputs.get("judge_instructions", "")
     ladder = _ladder(read_json(inputs.get("allowed_values", "")), instructions)
@@ -62,13 +60,13 @@ def propose(inputs: Mapping[str, str]) -> list[str]:
         return []
     stated = read_rules(instructions)
     lines = "\n".join(inputs.get(name, "") for name in ("disagreements", "agreements")).split("\n")
-    cases = _Cases.of([case for case in map(read_json, lines) if isinstance(case, dict)], ladder)
-    conditions = _Conditions.of(cases.items)
+    cases = _Cases([case for case in map(read_json, lines) if isinstance(case, dict)], ladder)
+    conditions = _Conditions(cases.items)
     if not conditions.words:
         return []
     if ladder.ordered:
         return _steps(cases, conditions, ladder, stated)
-    known = set(map(str, stated))
+    known = {rule.words for rule in stated}
     return [rule for rule in _answers(cases, conditions, ladder) if rule not in known]
 
 
@@ -84,24 +82,19 @@ def _ladder(given: Any, instructions: str) -> Ladder | None:
     return Ladder(tuple(values), ordered=bool(given.get("ordered")) or len(values) == 2)
 
 
-@dataclass(frozen=True)
 class _Cases:
     """Items with label and verdict as positions on the ladder, arrays of shape (cases,)."""
 
-    items: list[Item]
-    labels: np.ndarray
-    verdicts: np.ndarray
-
-    @classmethod
-    def of(cls, shown: Sequence[dict[str, Any]], ladder: Ladder) -> _Cases:
+    def __init__(self, shown: Sequence[dict[str, Any]], ladder: Ladder) -> None:
         found = [
             (as_item(case), label, verdict)
             for case in shown
             if (label := ladder.index(case.get("human_label"))) is not None
             and (verdict := ladder.index(case.get("judge_verdict"))) is not None
         ]
-        labels, verdicts = np.array([case[1:] for case in found], dtype=int).reshape(-1, 2).T
-        return cls([item for item, _, _ in found], labels, verdicts)
+        self.items = [item for item, _, _ in found]
+        rated = np.array([case[1:] for case in found], dtype=int).reshape(-1, 2)
+        self.labels, self.verdicts = rated.T
 
 
 # -- search ---------------------------------------------------------------------------------
@@ -174,29 +167,22 @@ def _answers(cases: _Cases, conditions: _Conditions, ladder: Ladder) -> list[str
 # -- conditions that may tell the cases apart -----------------------------------------------
 
 
-@dataclass(frozen=True)
 class _Conditions:
     """Conditions that tell the cases apart, one for each set of cases on which they hold.
 
-    ``holds``, shape (conditions, cases), says where; ``prices``, shape (conditions,), what each
-    costs.
+    ``holds``, shape (conditions, cases), says where; ``prices``, shape (conditions,), their cost.
     """
 
-    words: list[str]
-    holds: np.ndarray
-    prices: np.ndarray
-
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> _Conditions:
+    def __init__(self, items: Sequence[Item]) -> None:
         found: dict[bytes, tuple[str, np.ndarray]] = {}
         for words in _candidates(items):
             test = read_condition(words)
             holds = np.array([test is not None and test(item) for item in items])
             if LEAST_CASES <= holds.sum() <= len(holds) - LEAST_CASES:
                 found.setdefault(holds.tobytes(), (words, holds))
-        chosen = [words for words, _ in found.values()]
-        prices = [PRICE_OF_A_PHRASE if '"' in words else PRICE for words in chosen]
-        return cls(chosen, np.array([holds for _, holds in found.values()]), np.array(prices))
+        self.words = [words for words, _ in found.values()]
+        self.holds = np.array([holds for _, holds in found.values()])
+        self.prices = np.array([PRICE_OF_A_PHRASE if '"' in w else PRICE for w in self.words])
 
 
 def _candidates(items: Sequence[Item]) -> Iterator[str]:

@@ -15,6 +15,7 @@ Sentences of any other form have no effect.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,15 +82,12 @@ class Rule:
     step: int
     fires: Condition
 
-    def __str__(self) -> str:
-        return self.words
-
 
 def read_rule(line: str) -> Rule | None:
     """Return the rule that a line states; None where it states none.
 
     >>> rule = read_rule('- Lower the rating by one step when the outputs give a number.')
-    >>> str(rule), rule.step
+    >>> rule.words, rule.step
     ('Lower the rating by one step when the outputs give a number.', -1)
     """
     match = _RULE.fullmatch(line.strip())
@@ -119,9 +117,8 @@ def read_rules(instructions: str) -> list[Rule]:
     """
     own, *learned = _HEADINGS.split(instructions)
     parts = [(RULES_HEADING, own), *zip(learned[::2], learned[1::2], strict=True)]
-    texts = [text for heading, text in parts if heading == RULES_HEADING]
-    rules = [read_rule(line) for text in texts for line in text.split("\n")]
-    return [rule for rule in rules if rule is not None]
+    text = "\n".join(text for heading, text in parts if heading == RULES_HEADING)
+    return [rule for line in text.split("\n") if (rule := read_rule(line)) is not None]
 
 
 _EXAMPLE_LINE = re.compile(rf"^\s*({'|'.join(FIELDS)}|rating): ?(.*)$", re.MULTILINE)
@@ -175,7 +172,7 @@ def values_in_text(instructions: str) -> tuple[str, ...]:
     >>> values_in_text('Rate it as "excellent", "good", "fair" or "poor".')
     ('excellent', 'good', 'fair', 'poor')
     """
-    text = re.sub(r'["“”*`]', "", _own_text(instructions))
+    text = re.sub(r'["“”*`]', "", _HEADINGS.split(instructions)[0])
     lists = [re.split(r",? or |, ?", found[0], flags=re.I) for found in _LIST.finditer(text)]
     distinct = [tuple({word.casefold(): word for word in words}.values()) for words in lists]
     longest = max(distinct, key=len, default=())
@@ -201,21 +198,15 @@ def number_range(instructions: str, kind: str) -> tuple[float, float]:
     >>> number_range("Orders take 2-3 days. Rate the answer from 0 to 10.", "int")
     (0.0, 10.0)
     """
-    text = _own_text(instructions)
+    text = _HEADINGS.split(instructions)[0]
     for found in _RANGE.finditer(text):
         low, high = float(found["low"]), float(found["high"])
-        announced = (
-            text[max(0, found.start() - 8) : found.start()].lower().endswith(("from ", "between "))
-        )
+        before = text[max(0, found.start() - 8) : found.start()].lower()
+        announced = before.endswith(("from ", "between "))
         fits = low < high and (kind == "float" or high - low < MOST_VALUES)
         if fits and (announced or (low in (0.0, 1.0) and found["sign"] != "and")):
             return low, high
     return (1.0, 5.0) if kind == "int" else (0.0, 1.0)
-
-
-def _own_text(instructions: str) -> str:
-    """The instructions before anything was learned."""
-    return _HEADINGS.split(instructions)[0]
 
 
 @dataclass(frozen=True)
@@ -242,13 +233,11 @@ class Ladder:
         for position, value in enumerate(self.values):
             if str(value).casefold() == folded:
                 return position
-        if not all(type(value) in (int, float) for value in self.values):
-            return None
         try:
-            gaps = [abs(value - float(folded)) for value in self.values]
-        except ValueError:
+            gaps = [abs(value - float(folded)) for value in self.values if type(value) is not bool]
+        except (TypeError, ValueError):
             return None
-        return gaps.index(min(gaps)) if min(gaps) < float("inf") else None
+        return gaps.index(min(gaps)) if min(gaps, default=math.inf) < math.inf else None
 
     def cut(self, score: int) -> int:
         """The position nearest to a score that may lie beyond the ends."""
@@ -261,14 +250,14 @@ class Ladder:
 def score(rules: Sequence[Rule], ladder: Ladder, item: Item) -> tuple[int, list[str]]:
     """Return the position on the ladder, or beyond its ends, and the sentences that explain it."""
     firing = [rule for rule in rules if rule.fires(item)]
-    values = [(ladder.index(rule.value), str(rule)) for rule in firing if rule.value is not None]
+    values = [(ladder.index(rule.value), rule.words) for rule in firing if rule.value is not None]
     liking, why = first_impression(item)
     start, reason = ladder.cut(int(liking * len(ladder.values))), why
     for position, words in values:
         if position is not None:
             start, reason = position, words
     moves = [rule for rule in firing if rule.step and ladder.ordered]
-    return start + sum(rule.step for rule in moves), [reason, *map(str, moves)]
+    return start + sum(rule.step for rule in moves), [reason, *(rule.words for rule in moves)]
 
 
 def first_impression(item: Item) -> tuple[float, str]:
