@@ -12,7 +12,7 @@ import traitlets
 
 from workbench.alignment.background import BackgroundAlignment
 from workbench.formatting import html_text
-from workbench.widgets.session_panel import HERE, View, javascript
+from workbench.widgets.panels import HERE, View, read_files
 
 SECONDS_BETWEEN: Final = 0.3
 """At least, between two updates of the view."""
@@ -24,7 +24,7 @@ class AlignmentView(View):
     It reads the state a few times a second while the alignment goes on, and holds none itself.
     """
 
-    _esm = javascript("content", "progress")
+    _esm = read_files("js", "content", "progress")
     _css = HERE / "progress.css"
 
     setup = traitlets.Dict().tag(sync=True)
@@ -99,14 +99,9 @@ def _cells(table: pd.DataFrame | None, *, index: bool = False) -> dict[str, Any]
     """A small table as text: ``head`` and ``rows``."""
     if table is None:
         return {"head": [], "rows": []}
-    cells = table.reset_index(names="") if index else table
+    cells = (table.reset_index(names="") if index else table).astype(object)
+    shown = cells.map(lambda one: f"{one:.3f}" if isinstance(one, float) else str(one))
     return {
         "head": [str(column) for column in cells.columns],
-        "rows": [[_text(value) for value in row] for row in cells.itertuples(index=False)],
+        "rows": shown.where(cells.notna(), "").to_numpy().tolist(),
     }
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -35,7 +35,7 @@ class Outbox {
   add(action) {
     if (!this.size) this.restartClock();
     this.actions.set(action.id, action);
-    this.write(`act:${action.id}`, { action });
+    this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
   }
 
   /** Send an action once the next item is on the page: writing to the socket takes time. */
@@ -49,7 +49,7 @@ class Outbox {
   remove(id) {
     const action = this.actions.get(id);
     this.actions.delete(id);
-    this.attempt(() => localStorage.removeItem(`${this.prefix}act:${id}`));
+    this.attempt(() => localStorage.removeItem(this.prefix + id));
     return action;
   }
 
@@ -75,23 +75,13 @@ class Outbox {
     return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
   }
 
-  // -- the browser's storage, which may be full or forbidden
-
   stored() {
-    const names = this.attempt(() => Object.keys(localStorage)) ?? [];
-    return names.filter((name) => name.startsWith(`${this.prefix}act:`))
-      .map((name) => this.read(name.slice(this.prefix.length), {}).action).filter((action) => action?.id)
-      .sort((a, b) => a.at - b.at);
+    const names = () => Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
+    const found = this.attempt(() => names().map((name) => JSON.parse(localStorage.getItem(name))));
+    return (found ?? []).sort((a, b) => a.at - b.at);
   }
 
-  write(name, value) {
-    this.attempt(() => localStorage.setItem(this.prefix + name, JSON.stringify(value)));
-  }
-
-  read(name, otherwise) {
-    return this.attempt(() => JSON.parse(localStorage.getItem(this.prefix + name))) ?? otherwise;
-  }
-
+  /** Use the browser's storage, which may be full or forbidden. */
   attempt(use) {
     try {
       return use();
@@ -114,7 +104,7 @@ class Store {
     this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
     this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
     this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
-    this.undoable = this.outbox.read("history", []);
+    this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
     this.position = Math.max(0, this.state.position ?? 0);
@@ -122,7 +112,6 @@ class Store {
     this.search = null; // {said, passed} while the next open item is not here yet
     this.anchor = ""; // the trace that is shown while the items are fetched anew
     this.request = null; // when items were asked for that are not here yet
-    this.isLate = false; // whether something had to wait long until it was saved
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
@@ -199,7 +188,6 @@ class Store {
   }
 
   onSaved({ ids, labelled, stamp }) {
-    this.isLate ||= this.outbox.isStuck;
     const news = new Map();
     for (const id of ids ?? []) {
       const local = this.local.get(this.outbox.actions.get(id)?.trace_id);
@@ -213,10 +201,6 @@ class Store {
       if (item && !this.local.has(trace)) Object.assign(item, one);
     }
     this.outbox.restartClock();
-    if (!this.outbox.size) {
-      if (this.isLate && !this.state.lost) this.announce("All saved.");
-      this.isLate = false;
-    }
     this.paintSaved();
     this.askReveal();
   }
@@ -389,8 +373,8 @@ class Store {
 
   /** Whether no item is open, as the kernel counts. */
   isEverythingDone() {
-    const { labelled = 0, skipped = 0, again = 0 } = this.state.progress ?? {};
-    return labelled - again + skipped + this.outbox.size >= this.total;
+    const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
+    return labelled - again + skipped + this.outbox.size >= total;
   }
 
   /** Where the page begins: not at an item that is done but not saved yet. */
@@ -424,8 +408,7 @@ class Store {
     const rubrics = Object.fromEntries(this.questions.map((question) => [question.name, question.rubric_version ?? 0]));
     const action = this.act(kind, item, { rubrics, ...more });
     this.overlay(action, before);
-    this.undoable = [...this.undoable, { id: action.id, position: action.position, trace_id: action.trace_id, before }].slice(-100);
-    this.outbox.write("history", this.undoable);
+    this.undoable.push({ id: action.id, position: action.position, trace_id: action.trace_id, before });
     this.drafts.delete(item.trace_id);
     return action;
   }
@@ -433,7 +416,6 @@ class Store {
   /** Take the last save or skip back; returns where it was, or null where there is none. */
   undoLast() {
     const last = this.undoable.pop();
-    this.outbox.write("history", this.undoable);
     if (!last) return null;
     // Positions change when the kernel is restarted, traces do not.
     const there = this.items.get(last.position);
