@@ -427,7 +427,7 @@ def test_a_store_that_is_down_delays_and_loses_nothing() -> None:
     assert view.kinds()[0] == ("unsaved", True)
     assert set(view.told[0]["ids"]) <= {action["id"] for action in actions}
     state = view.session.state()
-    assert state["position"] == 0
+    assert state["position"] == 3
     assert "Not saved yet: database is locked" in state["message"]
     assert view.session.progress["waiting"] == 3
     assert view.session.labels.empty

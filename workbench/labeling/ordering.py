@@ -104,7 +104,7 @@ def put_in_order(
     items: Sequence[Known],
     order: str = "random",
     *,
-    seed: int,
+    seed: int = 0,
     whose: str = "",
     random_share: float | None = None,
     labelled: Mapping[str, Any] | None = None,

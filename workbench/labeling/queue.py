@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -76,19 +76,15 @@ class LabelQueue:
         annotator: str,
         *,
         order: str = "random",
-        seed: int = 0,
-        random_share: float | None = None,
         judge: Judge | str | None = None,
         in_common: bool = False,
+        **options: Any,
     ) -> None:
-        self.questions = tuple(questions)
-        self.annotator = annotator
+        self.questions, self.annotator = tuple(questions), annotator
         self.items: dict[str, Item] = {}  # in order
         self.notes: tuple[str, ...] = ()
-        self._judge = judge
-        self._order = order
-        self._seed, self._random_share = seed, random_share
-        self._whose = "" if in_common else folded(annotator)
+        self._judge, self._order = judge, order
+        self._options = {"whose": "" if in_common else folded(annotator), **options}
 
     def take_over(self, work: Workload) -> tuple[list[str], bool]:
         """Take over all traces of the annotator as read from the store; return those whose labels
@@ -105,23 +101,40 @@ class LabelQueue:
             has_changed |= item.taken != taken
             item.taken = taken
         joined = [i for i in work.infos if i not in self.items]
-        if joined:
+        if joined or not self.items:
             self._add(joined, work)
         return labelled, has_changed or bool(joined)
 
     def _add(self, trace_ids: Sequence[str], work: Workload) -> None:
         """Append traces, first what is done, then what was skipped, then what is to be drawn."""
-        is_first = not self.items
         block = 1 + max((item.block for item in self.items.values()), default=-1)
         made = {}
         for i in trace_ids:
             stored = read_annotations(work.infos[i], self.questions, self.annotator)
             where = block + work.batches.get(i, 0)
             made[i] = Item(work.infos[i], stored, block=where, draw=stored.draw)
-        self.items.update(sorted(made.items(), key=lambda one: _age(one[1])))
-        notes = self._arrange([i for i, item in made.items() if not _is_drawn(item)])
-        if is_first:
-            self.notes = notes
+        drawn = sorted(filter(_is_drawn, made.values()), key=_age)
+        self.items.update((item.info.trace_id, item) for item in drawn)
+        infos = {i: item.info for i, item in {**self.items, **made}.items()}
+        known = {i: Known(i) for i in infos}
+        if self._order != "random":
+            known = known_of(infos, self.questions[0], self.annotator, self._judge)
+        name = self.questions[0].name
+        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
+        found = put_in_order(
+            [known[i] for i in made if i not in self.items],
+            self._order,
+            labelled={i: a.value for i, a in answers.items() if a and a.value is not ABSTAIN},
+            before=[known[i] for i in self.items],
+            drawn=len(self.items),
+            pool=len(known),
+            **self._options,
+        )
+        for trace_id, how in sorted(found.queue, key=lambda one: made[one.trace_id].block):
+            made[trace_id].how = how
+            self.items[trace_id] = made[trace_id]
+        if not block:
+            self.notes = found.notes
 
     def learn(self, info: TraceInfo) -> bool:
         """Take over what the store holds of a trace of the queue now; return whether the
@@ -132,35 +145,6 @@ class LabelQueue:
         before, now = item.annotations, read_annotations(info, self.questions, self.annotator)
         item.learn(info, now)
         return (before.answers, before.changed) != (now.answers, now.changed)
-
-    def _arrange(self, trace_ids: Collection[str]) -> tuple[str, ...]:
-        """Put items that were not drawn in order, within the places that they have."""
-        infos = {i: item.info for i, item in self.items.items()}
-        if self._order == "random":
-            known = {i: Known(i) for i in infos}
-        else:
-            known = known_of(infos, self.questions[0], self.annotator, self._judge)
-        there, name = set(trace_ids), self.questions[0].name
-        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
-        given = {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
-        made = put_in_order(
-            [one for i, one in known.items() if i in there],
-            self._order,
-            seed=self._seed,
-            whose=self._whose,
-            random_share=self._random_share,
-            labelled=given,
-            before=[one for i, one in known.items() if i not in there],
-            drawn=len(known) - len(there),
-            pool=len(known),
-        )
-        chosen = iter(sorted(made.queue, key=lambda one: self.items[one.trace_id].block))
-        order_now = [next(chosen).trace_id if i in there else i for i in self.items]
-        for one in made.queue:
-            self.items[one.trace_id].how = one.how
-        for trace_id in order_now:
-            self.items[trace_id] = self.items.pop(trace_id)
-        return made.notes
 
     def record_draw(self, trace_id: str) -> Draw:
         """Return how the item that is labelled or skipped now was chosen.
@@ -199,8 +183,7 @@ def _is_drawn(item: Item) -> bool:
     return item.status != "open" or item.again or item.draw is not None
 
 
-def _age(item: Item) -> tuple[bool, bool, float]:
-    """Sorts items: done, skipped, open, each by its time."""
+def _age(item: Item) -> tuple[bool, float]:
+    """Sorts items: done, then skipped, each by its time."""
     stored = item.annotations
-    is_put_off = not stored.done and stored.skipped_ms > 0
-    return not stored.done, not is_put_off, stored.labelled_ms if stored.done else stored.skipped_ms
+    return not stored.done, stored.labelled_ms if stored.done else stored.skipped_ms

@@ -70,8 +70,7 @@ class QueueItem:
         return any(same_person(one, annotator) for one in self.labelled_by)
 
     def is_for(self, annotator: str) -> bool:
-        """Whether the annotator is to label it, or has: an item of their share, or, without a
-        team, one that fewer than the wanted number of others have labelled or finished."""
+        """Whether the annotator is to label it, or has (see `ReviewQueue.of`)."""
         if self.status == "declined":
             return self.is_by(annotator)
         if self.asked is not None:
@@ -81,7 +80,6 @@ class QueueItem:
 
     @property
     def done(self) -> bool:
-        """Whether the labels that are wanted are there."""
         if self.asked is not None:
             return all(map(self.is_by, self.asked))
         return len(self.labelled_by) >= self.wanted
@@ -162,9 +160,9 @@ class ReviewQueue:
     @property
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
-        return self._assign(self.trace_ids)
+        return self.shares_of(self.trace_ids)
 
-    def _assign(self, trace_ids: Sequence[str]) -> Assignment:
+    def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
         if not self.annotators:
             raise ArgumentError(
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
@@ -184,7 +182,6 @@ class ReviewQueue:
         return [item.trace_id for item in mine if batch in (None, item.batch)]
 
     def share_of(self, annotator: str, items: Sequence[QueueItem]) -> list[QueueItem]:
-        """Return those of the items that one annotator labels or has labelled, see `of`."""
         if self.annotators and not any(same_person(one, annotator) for one in self.annotators):
             one_of("annotator", annotator, self.annotators)
         return [one for one in items if one.is_for(annotator)]
@@ -200,7 +197,7 @@ class ReviewQueue:
         ``finished_by`` there, ``labelled_by`` (tuple), ``wanted`` (labels), ``done`` (whether
         they are there)."""
         columns = ["trace_id", "status", "finished_by", "labelled_by", "wanted", "done"]
-        rows = [[getattr(item, column) for column in columns] for item in self.read()]
+        rows = [{**vars(item), "done": item.done} for item in self.read()]
         return pd.DataFrame(rows, columns=columns)
 
     @store_errors()
@@ -233,11 +230,8 @@ class ReviewQueue:
         return self._items(self._entries())
 
     def _entries(self) -> list[Any]:
-        found = all_pages(
-            lambda token: review_queues.list_review_queue_items(
-                self.queue_id, max_results=500, page_token=token
-            )
-        )
+        read = partial(review_queues.list_review_queue_items, self.queue_id, max_results=500)
+        found = all_pages(lambda token: read(page_token=token))
         # What is added meanwhile comes first and moves the pages: an item may come twice.
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
@@ -246,7 +240,7 @@ class ReviewQueue:
         """Join MLflow's entries with the labels on their traces; deleted traces are left out."""
         infos = trace_infos([one.item_id for one in entries], experiment=self.experiment_id)
         done = self._labelled_by(infos)
-        shares = self._assign([]) if self.annotators else None
+        shares = self.shares_of([]) if self.annotators else None
         asked = {i: shares.annotators_of(i) if shares else None for i in infos}
         return [
             QueueItem(
@@ -352,7 +346,7 @@ def review_queue(
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
     if queue.annotators:
-        queue._assign([])  # checks the numbers before anything is written
+        queue.shares_of([])  # checks the numbers before anything is written
     elif queue.each < 1 or queue.share:
         raise ArgumentError(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."

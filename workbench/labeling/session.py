@@ -100,12 +100,13 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Where to go on: the first open item, else the one that was skipped first, else the number
-        of items."""
+        """Where to go on: the first open item of which no answer waits, else the one that was
+        skipped first, else the number of items."""
         with self.lock:
-            items = list(enumerate(self.items.values()))
-        skipped = [(one.annotations.skipped_ms, n) for n, one in items if one.status == "skipped"]
-        is_open = (n for n, one in items if one.status == "open")
+            items = list(enumerate(self.items.items()))
+            waiting = {one.trace_id for one in self.waiting.values() if one.kind != "undo"}
+        is_open = (n for n, (i, one) in items if one.status == "open" and i not in waiting)
+        skipped = [(o.annotations.skipped_ms, n) for n, (_, o) in items if o.status == "skipped"]
         return next(is_open, min(skipped)[1] if skipped else len(items))
 
     @property

@@ -98,14 +98,9 @@ class LabelSession(Session):
         where = self.store.experiment
         self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
+        options = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
-            self.questions,
-            annotator,
-            order=order,
-            seed=seed,
-            random_share=random_share,
-            judge=judge_or_name,
-            in_common=in_common,
+            self.questions, annotator, judge=judge_or_name, in_common=in_common, **options
         )
         self.items = self._queue.items
         self._take_over(work)
@@ -320,13 +315,12 @@ class AdjudicationSession(Session):
             question = LabelQuestion.of_judge(self._judge, scale=scale)
         self.ask([question])
         with self.lock:
-            # What is on the screen keeps its place; what has come to differ since comes after it.
-            items = {i: item for i, item in self.items.items() if i in found}
-            for trace_id in found:
-                items.setdefault(trace_id, Item(infos[trace_id], how="disagreement"))
-            self.items = items
-            for trace_id, item in items.items():
-                item.voices = [self._voice(label) for label in found[trace_id].labels]
+            # Each keeps its place; what has come to differ since comes after them.
+            for item in self.items.values():
+                item.taken = item.info.trace_id not in found
+            for trace_id, difference in found.items():
+                item = self.items.setdefault(trace_id, Item(infos[trace_id], how="disagreement"))
+                item.voices = [self._voice(label) for label in difference.labels]
                 self.learn(infos[trace_id])
 
     def _voice(self, label: Label) -> Message:
@@ -380,7 +374,9 @@ class AdjudicationSession(Session):
     def decisions(self) -> pd.DataFrame:
         """The labels side by side and what was decided, as the store holds them now; see
         `workbench.disagreements`."""
-        return disagreements(self._judge, self.trace_ids, scale=self.questions[0].scale)
+        with self.lock:
+            trace_ids = [i for i, item in self.items.items() if not item.taken]
+        return disagreements(self._judge, trace_ids, scale=self.questions[0].scale)
 
 
 def _cell(value: Any) -> Any:

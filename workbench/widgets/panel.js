@@ -120,12 +120,11 @@ class Panel extends Frame {
   }
 
   undo() {
-    const undone = this.undoLast();
-    if (!undone) return this.say("Nothing to undo.");
-    if (undone.isHere) this.go(undone.action.position, "Undone.");
-    else this.announce("Undone.");
+    const action = this.undoLast();
+    if (!action) return this.say("Nothing to undo.");
+    this.go(action.position, "Undone.");
     this.say("Undone.", false);
-    this.outbox.post(undone.action);
+    this.outbox.post(action);
   }
 
   saveFromField() {

@@ -110,7 +110,6 @@ class Store {
     this.position = Math.max(0, this.state.position ?? 0);
     this.done = false; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
-    this.anchor = ""; // the trace that is shown while the items are fetched anew
     this.request = null; // when items were asked for that are not here yet
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
@@ -178,10 +177,6 @@ class Store {
     for (const position of this.items.keys()) {
       if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) this.items.delete(position);
     }
-    const found = this.anchor && this.byTrace(this.anchor);
-    this.anchor = "";
-    // Whoever reads an item keeps it, wherever it stands now.
-    if (found) this.position = found.position;
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
     this.ask();
@@ -227,34 +222,22 @@ class Store {
     this.paintReveal();
   }
 
-  /** There is more of the queue, or less, or it is in another order. `stay`: nobody asked for that,
-   * so whoever is at an item stays there. */
+  /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
+   * where something is open again. `stay`: nobody asked for that. */
   onQueue({ total, position, stay = false }) {
     if (!stay) {
       this.say("");
       this.announce("The store was read again.");
     }
-    const grew = total > this.total;
-    const before = this.done ? null : this.item;
     this.total = total;
-    const moves = position !== null && position !== undefined && (this.done || !(stay || grew));
-    const at = Math.min(moves ? position : this.position, Math.max(0, total - 1));
-    const done = moves ? total > 0 && position >= total : this.done;
+    const { item } = this;
     this.items.clear();
-    this.request = null;
-    if (before && total && !done && at === this.position) {
-      // It stays on the page, with what is being typed, until it comes again.
-      this.items.set(at, before);
-      this.anchor = before.trace_id;
-      this.want(at, Math.min(AHEAD, total - at));
-      this.paintStatus();
-      return;
-    }
-    if (!this.done) this.form.read();
-    this.position = at;
-    this.done = done;
-    this.ask();
-    this.paint();
+    if (this.done && position < total) Object.assign(this, { position, done: false });
+    // It stays on the page, with what is being typed, until it comes again.
+    else if (item) this.items.set(this.position, item);
+    this.want(this.position, Math.min(AHEAD, total - this.position));
+    if (this.item) this.paintStatus();
+    else this.paint();
   }
 
   /** Ask for what is missing ahead; one request at a time. */
@@ -413,19 +396,17 @@ class Store {
     return action;
   }
 
-  /** Take the last save or skip back; returns where it was, or null where there is none. */
+  /** Take the last save or skip back; returns the action, or null where there is none. */
   undoLast() {
     const last = this.undoable.pop();
     if (!last) return null;
-    // Positions change when the kernel is restarted, traces do not.
-    const there = this.items.get(last.position);
-    const held = there?.trace_id === last.trace_id ? there : this.byTrace(last.trace_id);
+    const held = this.items.get(last.position);
     const given = held ? this.statusOf(held).done : null;
-    const action = this.act("undo", { trace_id: last.trace_id, position: held?.position ?? last.position }, { undoes: last.id, seconds: 0 });
+    const action = this.act("undo", last, { undoes: last.id, seconds: 0 });
     this.overlay(action, last.before);
     // What was undone is offered again, as a choice that is not saved.
     if (given) this.drafts.set(last.trace_id, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
-    return { action, isHere: !!held || !there };
+    return action;
   }
 
   tick() {
