@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import sqlalchemy
 from mlflow.entities import AssessmentSource
+from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas, review_queues
 from mlflow.genai.label_schemas import InputCategorical, InputNumeric, InputPassFail, InputText
 from mlflow.tracing.client import TracingClient
@@ -364,7 +365,7 @@ def test_questions_of_a_queue_in_use_are_locked(store: str) -> None:
     queue = workbench.review_queue("pilot", [judge()])
     queue.add(imported(1))
     assert workbench.review_queue("pilot", [judge()]) == queue
-    with pytest.raises(StoreError, match="schema"):
+    with pytest.raises(MlflowException, match="questions are locked"):
         workbench.review_queue("pilot", [judge(), judge("other")])
 
 

@@ -41,6 +41,7 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
+from workbench.store.schemas import asks_for_feedback
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
@@ -90,17 +91,16 @@ class LabelSession(Session):
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
                 questions = traces.questions
-                names = [q.name for q in questions]
-                left_out = [s.name for s in traces.every_schema() if s.name not in names]
+                left_out = [s.name for s in traces.every_schema() if not asks_for_feedback(s)]
         super().__init__(annotator, store or TraceStore(experiment))
         self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
         where = self.store.experiment
         self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
-        options = {"order": order, "seed": seed, "random_share": random_share}
+        given: dict[str, Any] = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
-            self.questions, annotator, judge=judge_or_name, in_common=in_common, **options
+            self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
         )
         self.items = self._queue.items
         self._take_over(work)
