@@ -21,6 +21,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, UnreachableModelError
+from workbench.formatting import html_text
 from workbench.models.cache import AnswerCache
 
 HOSTILE = "<script>alert(1)</script>"
@@ -104,10 +105,11 @@ def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
     alignment = running.result(120)
     assert running.state.calls is not None
     assert state.calls < running.state.calls <= alignment.calls
-    lines = running.view.learned
-    assert "\n".join(line for line, _ in lines) == alignment.proposed.instructions
-    assert [TEXT, False] in lines
-    assert {line for line, new in lines if new} >= {f"- {rule}" for rule in alignment.evidence}
+    until(lambda: running.view.state["stage"] == "done")
+    lines = running.view.parts[1]
+    assert f'<div class="wbp-line" dir="auto">{html_text(TEXT)}</div>' in lines
+    for rule in alignment.evidence:
+        assert f'<ins class="wbp-line" dir="auto">{html_text(f"- {rule}")}</ins>' in lines
 
 
 def test_an_optimizer_is_given_back_as_it_was(judge: Any) -> None:
