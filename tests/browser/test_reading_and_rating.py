@@ -198,6 +198,7 @@ def test_the_summary_follows_what_is_saved(desk: Desk, store: str) -> None:
         summary = panel.root.locator(".wb-summary")
         expect(summary.locator("h3")).to_have_text("You are through")
         expect(panel.root.locator(".wb-counts")).to_contain_text("11 of 12 labelled")
+        expect(summary.locator("table").first).to_contain_text("labelled11skipped1not saved yet0")
         # The name is said once, above.
         assert panel.root.locator(".wb-asked").count() == 0
         expect(panel.root.locator(".wb-title")).to_have_text("quality as ana")
@@ -323,11 +324,17 @@ def test_every_key_has_a_button(desk: Desk, store: str) -> None:
                 .flatMap((b) => (b.getAttribute('aria-keyshortcuts') ?? '').split(' '))"""
         )
         assert set(told) >= {
-            *"1234xrsut?", "Enter", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown",
+            *"1234xrsut?", "Enter", "Space", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown",
             "Shift+R",
         }  # fmt: skip
-        panel.press("Space")
-        assert panel.root.locator(".wb-reading").evaluate("(each) => each.scrollTop") > 100
+        button = panel.root.get_by_role("button", exact=True, name="Scroll the text down")
+        text = panel.root.locator(".wb-reading")
+        places = []
+        for act in (button.click, lambda: panel.press("Space")):
+            act()
+            places.append(text.evaluate("(each) => each.scrollTop"))
+            panel.press("Shift+Space")
+        assert places[0] == places[1] > 100
         panel.root.get_by_role("button", name="Next question").click()
         panel.press("1")
         assert chosen(panel.root) == ["1 no"]

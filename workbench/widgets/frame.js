@@ -59,10 +59,14 @@ class Frame extends Store {
   buildWork(small) {
     this.where = h("div", { class: "wb-where" });
     this.rawButton = small("Plain text", "t", () => this.toggleRaw(), { "aria-pressed": "false", "aria-keyshortcuts": "t", title: "Show the text as it is, without Markdown" });
+    const scroll = (sign, keyName, step, props) => small(sign, keyName, () => this.scroll(step), { class: "wb-small wb-arrow", ...props });
+    this.scrolling = h("span", { class: "wb-scrolling", role: "group", "aria-label": "Scroll the text" },
+      scroll("↑", null, -1, { "aria-label": "Scroll the text up", title: "Scroll the text up (↑, Page Up)" }),
+      scroll("↓", "Space", 1, { "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
     this.page = h("div", { class: "wb-page" });
     this.text = h("div", { class: "wb-reading", tabindex: 0, role: "document", "aria-label": "The item to judge" }, this.page);
     this.work = h("div", { class: "wb-work" },
-      h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, this.rawButton), this.text),
+      h("section", { class: "wb-left" }, h("div", { class: "wb-itemhead" }, this.where, h("div", { class: "wb-itemkeys" }, this.scrolling, this.rawButton)), this.text),
       h("section", { class: "wb-right", "aria-label": "Rating" }, this.form.switcher, this.form.box, this.reveal));
     return this.work;
   }
@@ -81,9 +85,10 @@ class Frame extends Store {
   buildSummary() {
     const { table, holds, summary } = this.words;
     this.through = h("h3");
+    this.figures = h("tbody");
     this.skippedButton = this.button("Look at what you skipped", "↵", () => this.leaveSummary());
     this.againButton = this.button("Go again through what was labelled under an earlier rubric", "a", () => this.offerAgain(), { "aria-keyshortcuts": "a" });
-    return h("div", { class: "wb-summary" }, this.through,
+    return h("div", { class: "wb-summary" }, this.through, h("table", null, this.figures),
       h("p", { class: "wb-onward" }, this.skippedButton, this.againButton, this.button("Back to the items", "←", () => this.goBack())),
       h("p", { class: "wb-quiet" }, h("code", null, table), ` holds ${holds} as a table`, summary ? [", ", h("code", null, summary), " the figures"] : null, "."));
   }
@@ -98,15 +103,17 @@ class Frame extends Store {
   }
 
   watchSize() {
+    let isFirst = true;
     this.laid = new ResizeObserver(() => {
+      this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
       const { clientWidth } = this.root;
-      if (!clientWidth) return;
-      this.laid.disconnect();
+      if (!isFirst || !clientWidth) return;
+      isFirst = false;
       // In a narrow place the rubric would push the answers out of view.
       if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
       this.form.keepInView();
     });
-    this.laid.observe(this.root);
+    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
   }
 
   // -- the item
@@ -278,6 +285,10 @@ class Frame extends Store {
   }
 
   paintSummary() {
+    const progress = this.state.progress ?? {};
+    const rows = [[this.words.done, progress.labelled ?? 0], ["skipped", progress.skipped ?? 0], ["not saved yet", this.outbox.size]];
+    if (progress.per_hour) rows.push(["an hour", Math.round(progress.per_hour)]);
+    this.figures.replaceChildren(...rows.map(([name, n]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, number(n)))));
     this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
     this.skippedButton.hidden = this.skippedAt() === null;
     this.againButton.hidden = !this.hasEarlierLabels();
