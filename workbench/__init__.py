@@ -20,7 +20,7 @@ if not os.environ.get("WORKBENCH_ALLOW_LOOKUPS"):
 
 _HOME = {
     "ABSTAIN": "scale",
-    "AdjudicationPanel": "widgets.adjudication_panel",
+    "AdjudicationPanel": "widgets.panels",
     "Agreement": "metrics.agreement",
     "AlternativeAnnotatorTest": "metrics.alternative",
     "Alignment": "alignment.result",
@@ -36,7 +36,7 @@ _HOME = {
     "Imported": "store.importing",
     "Monitored": "metrics.monitoring",
     "OptimizerComparison": "alignment.optimizer_comparison",
-    "LabelPanel": "widgets.label_panel",
+    "LabelPanel": "widgets.panels",
     "LabelQuestion": "labeling.questions",
     "LabelsNeeded": "metrics.sample_size",
     "LabelSession": "labeling.label_session",

@@ -21,6 +21,7 @@ from mlflow.genai.judges.base import AlignmentOptimizer
 
 import workbench
 from workbench.errors import ArgumentError, CancelledError, NoLabelsError, UnreachableModelError
+from workbench.formatting import html_text
 from workbench.models.cache import AnswerCache
 
 HOSTILE = "<script>alert(1)</script>"
@@ -97,17 +98,18 @@ def test_the_state_goes_on_while_it_learns(model: Embedded) -> None:
     assert state.spent == f"{state.calls} of 500 calls"
     assert state.share_spent == state.calls / 500
     assert "learning" in repr(running)
-    assert not any(new for _, new in running.view.learned)
+    assert "<ins" not in running.view.parts[1]
     with pytest.raises(TimeoutError, match="cancel"):
         running.result(timeout=0.05)
     model.release()
     alignment = running.result(120)
     assert running.state.calls is not None
     assert state.calls < running.state.calls <= alignment.calls
-    lines = running.view.learned
-    assert "\n".join(line for line, _ in lines) == alignment.proposed.instructions
-    assert [TEXT, False] in lines
-    assert {line for line, new in lines if new} >= {f"- {rule}" for rule in alignment.evidence}
+    until(lambda: running.view.state["stage"] == "done")
+    lines = running.view.parts[1]
+    assert f'<div class="wbp-line" dir="auto">{html_text(TEXT)}</div>' in lines
+    for rule in alignment.evidence:
+        assert f'<ins class="wbp-line" dir="auto">{html_text(f"- {rule}")}</ins>' in lines
 
 
 def test_an_optimizer_is_given_back_as_it_was(judge: Any) -> None:
@@ -320,19 +322,17 @@ def test_what_stands_in_place_of_the_view_holds_no_html_of_others(store: str) ->
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in bundle["text/html"]
 
 
-def test_the_view_tells_the_outcome_as_text(judge: Any) -> None:
-    """The browser gets figures, lines and cells; the static table holds the result's own."""
+def test_the_view_tells_the_outcome(judge: Any) -> None:
+    """The browser gets figures, the lines that were learned and the result's own table."""
     running = workbench.align_in_background(judge)
     view = running.view
     assert running.view is view
     alignment = running.result(120)
-    until(lambda: view.outcome)
-    assert view.state["stage"] == "done"
-    assert view.outcome["status"] == "improved"
-    assert view.outcome["table"]["head"] == ["", *map(str, alignment.comparison.table.columns)]
-    assert view.outcome["table"]["rows"][0][0] == "accuracy"
-    assert [line for line, new in view.learned if new]
-    assert view.setup["table"]["rows"]
+    until(lambda: view.state["stage"] == "done")
+    figures, lines, before = view.parts
+    assert alignment._repr_html_() in figures
+    assert "<ins" in lines
+    assert "<table" in before
     assert alignment._repr_html_() in running._repr_mimebundle_()["text/html"]
 
 

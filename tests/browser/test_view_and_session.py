@@ -18,9 +18,9 @@ from hosts import Panel
 from playwright.sync_api import Browser, BrowserContext, expect
 
 import workbench
-from workbench.labeling.label_session import LabelSession
+from workbench.labeling.sessions import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
-from workbench.widgets.label_panel import LabelPanel
+from workbench.widgets.panels import LabelPanel
 
 PATIENCE = 16_000  # milliseconds after which the view sends again what was not answered
 

@@ -26,8 +26,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 
 from workbench import Scale, import_traces, log_verdicts
 from workbench.errors import WorkbenchError
-from workbench.labeling.adjudication_session import AdjudicationSession
-from workbench.labeling.label_session import LabelSession
+from workbench.labeling.sessions import AdjudicationSession, LabelSession
 from workbench.labeling.writer import TraceDeletedError, TraceStore
 from workbench.store.assessments import now_ms
 from workbench.store.labels import label_records
@@ -95,6 +94,8 @@ class MemoryStore:
 
 class MemoryTraces(TraceStore):
     """What one kernel sees of a `MemoryStore`; ``alive`` ends with the kernel."""
+
+    is_active = True
 
     def __init__(self, store: MemoryStore, rubrics: RubricHistory | None = None) -> None:
         self.store, self.alive = store, True
@@ -186,12 +187,9 @@ class View:
         return [i for m in self.told[before:] if m["type"] == "saved" for i in m["ids"]]
 
     def ask(self, **message: Any) -> dict[str, Any]:
-        """Send a message that is answered later, and return the answer."""
-        before = len(self.told)
-        self.send(**message)
+        """Send a message that is answered at once, and return the answer."""
         answers = ("items", "queue", "problem")
-        wait_until(lambda: any(m["type"] in answers for m in self.told[before:]))
-        return next(m for m in self.told[before:] if m["type"] in answers)
+        return next(m for m in self.send(**message) if m["type"] in answers)
 
     def items(self, start: int = 0, count: int = 100) -> list[dict[str, Any]]:
         return list(self.ask(type="want", start=start, count=count)["items"])

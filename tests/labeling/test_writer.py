@@ -190,7 +190,7 @@ def test_a_server_that_is_down_for_a_while(road: Road) -> None:
     road.close()
     view.send(type="act", actions=[view.save(1, "yes"), view.save(2, "no")])
     wait_until(lambda: ("unsaved", True) in view.kinds())
-    assert not view.session.state()["store_ok"]
+    assert view.session.state()["message"]
     problem = view.ask(type="want", start=0, count=4)
     assert problem["type"] == "problem"
     assert "127.0.0.1" in problem["error"]
@@ -198,5 +198,5 @@ def test_a_server_that_is_down_for_a_while(road: Road) -> None:
     assert view.session.flush(60)
     assert len(stored()) == 3
     assert view.kinds().count(("saved", None)) == 3
-    assert view.session.state()["store_ok"]
+    assert not view.session.state()["message"]
     assert view.session.unsaved.empty

@@ -15,8 +15,7 @@ from made_pairs import GRADES, make_pairs
 import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.exploration import NOTE, PAGE
-from workbench.labeling.items import Items
+from workbench.labeling.exploration import NOTE, PAGE, Items
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.assessments import AFTER_VERDICT_KEY
@@ -64,7 +63,7 @@ def explorer(**options: Any) -> tuple[Explorer, list[dict[str, Any]]]:
 
 def receive(made: Explorer, **message: Any) -> None:
     """What the browser sends; returns once all is written and told."""
-    made._handle_custom_msg(message, [])
+    made._answer(message)
     assert made.session.flush(30)
 
 
@@ -201,7 +200,7 @@ def test_what_cannot_be_done_is_told(traces: list[str]) -> None:
     assert len(label_records([without_spans(mlflow.get_trace(traces[0]).info)], "q")) == 1
     receive(made, type="page", start=-1)
     assert told[-1]["type"] == "problem"
-    assert "page.start" in told[-1]["error"]
+    assert "query.start" in told[-1]["error"]
     for query in ({"field": "color", "value": "red"}, {"change": "gone"}):
         assert page(made, told, **query)["total"] == 0
     experiment = mlflow.get_experiment_by_name("test").experiment_id

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
-from pydantic import (
-    BaseModel,
-    Field,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.questions import LabelQuestion
@@ -27,8 +19,8 @@ from workbench.store.labels import Label, folded, label_records, same_person
 from workbench.store.rubrics import RubricHistory
 from workbench.store.traces import as_example
 
-# Metadata of labels: the action that made one, how long it took, and the browser's clock in
-# milliseconds since the epoch; and how the item was chosen.
+# Metadata of labels: the action that made one, how long it took, the browser's clock in
+# milliseconds since the epoch, and how the item was chosen.
 ACTION_KEY: Final = "workbench.action"
 SECONDS_KEY: Final = "workbench.seconds"
 CLOCK_KEY: Final = "workbench.at"
@@ -36,6 +28,7 @@ _HOW: Final = "workbench.chosen"
 _PROBABILITY: Final = "workbench.probability"
 _NUMBER: Final = "workbench.draw"
 _POOL: Final = "workbench.pool"
+_CUT: Final = 200_000
 
 # Tags of traces, each with the id of an action, or the key of an annotator's work.
 SKIPPED: Final = "workbench.skipped."
@@ -44,6 +37,7 @@ _REVEALED: Final = "workbench.revealed."
 
 ActionId = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Given(BaseModel):
@@ -56,10 +50,9 @@ class Given(BaseModel):
 class Action(BaseModel):
     """A save, a skip or an undo.
 
-    ``id`` is the same however often the action is sent. ``seconds`` were spent on the item;
-    ``at`` is the browser's clock in milliseconds, which may be wrong. ``undoes`` is the action to
-    take back. ``rubrics`` are the versions of the rubrics that were shown, by question, 0 for
-    none.
+    ``id`` is the same however often the action is sent. ``at`` is the browser's clock in
+    milliseconds, which may be wrong. ``rubrics`` are the versions that were shown, by question, 0
+    for none.
     """
 
     id: ActionId
@@ -73,21 +66,6 @@ class Action(BaseModel):
     after_reveal: StrictBool = False
     rubrics: dict[str, Annotated[StrictInt, Field(ge=0)]] = {}
 
-    @classmethod
-    def parse(cls, raw: Any) -> Action:
-        """Read an action from JSON; an `ArgumentError` names the first field that is wrong."""
-        try:
-            action = cls.model_validate(raw)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(["action", *map(str, first["loc"])])
-            raise ArgumentError(f"{where}: {first['msg']}.") from None
-        if action.kind == "undo" and action.undoes is None:
-            raise ArgumentError("action.undoes must name the action to take back.")
-        answers = action.answers.items()
-        given = {name: one for name, one in answers if one.abstain or one.value is not None}
-        return action.model_copy(update={"answers": given})
-
     def reason(self, question: str) -> str:
         """Return the rationale given with the answer to a question."""
         # A text field that cuts an emoji in two leaves a half that cannot be stored.
@@ -95,14 +73,24 @@ class Action(BaseModel):
         return text.encode("utf-8", "replace").decode().strip()
 
 
+def parsed(model: type[Model], raw: Any) -> Model:
+    """Read what a view sent; an `ArgumentError` names the first field that is wrong."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join([model.__name__.lower(), *map(str, first["loc"])])
+        raise ArgumentError(f"{where}: {first['msg']}.") from None
+
+
 @dataclass(frozen=True)
 class Draw:
     """How an item was chosen, as recorded with its label.
 
-    ``how`` is "random", the name of a rule, or "picked" (gone to by hand). ``probability`` is
-    that of the item among those that were left, None unless it was drawn at random. ``number``
-    counts draws from 1, and ``pool`` is the number of items drawn from, earlier draws included.
-    Older versions also wrote "elsewhere" and "not in the queue".
+    ``how`` is "random", the name of a rule, or "picked" (gone to by hand), in labels of older
+    versions also "elsewhere" and "not in the queue". ``probability`` is that of the item among
+    those that were left, None unless it was drawn at random. ``number`` counts draws from 1, and
+    ``pool`` is the number of items drawn from, earlier draws included.
     """
 
     how: str
@@ -111,7 +99,7 @@ class Draw:
     pool: int
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the draw as it is stored with a label."""
+        """Return the draw as it is stored."""
         made = {_HOW: self.how, _NUMBER: str(self.number), _POOL: str(self.pool)}
         chance = self.probability
         return made if chance is None else {**made, _PROBABILITY: f"{chance:.9g}"}
@@ -129,12 +117,12 @@ class Draw:
 def annotator_key(annotator: str, questions: Sequence[LabelQuestion]) -> str:
     """Return 16 hexadecimal digits that identify one annotator's work on these questions."""
     names = sorted(question.name for question in questions)
-    return hashlib.sha256(json.dumps([annotator, names]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([folded(annotator), names]).encode()).hexdigest()[:16]
 
 
 def revealed_tag(annotator: str, question: LabelQuestion) -> str:
     """Return the tag that marks that the annotator has seen the verdict on a question."""
-    return f"{_REVEALED}{annotator_key(folded(annotator), [question])}"
+    return f"{_REVEALED}{annotator_key(annotator, [question])}"
 
 
 def undone_actions(info: TraceInfo) -> set[str]:
@@ -161,9 +149,8 @@ class Annotations:
 
     ``answers`` are the labels that count, by question, ``changed`` what was said otherwise after
     seeing the verdict, their values canonical or `ABSTAIN`; ``metadata`` are theirs by assessment
-    id. ``skipped_ms`` is when the item was skipped last, 0 where it was not. On the questions of
-    ``revealed`` the annotator has seen the verdict. ``draw`` tells how the item was chosen when it
-    was first labelled or skipped. ``done``: every required question has an answer.
+    id. ``skipped_ms`` is when the item was skipped last, 0 where it was not; ``revealed`` are the
+    questions whose verdict was seen; ``done``: every required question has an answer.
     """
 
     answers: Mapping[str, Label] = field(default_factory=dict)
@@ -190,8 +177,7 @@ class Annotations:
 def read_annotations(
     info: TraceInfo, questions: Sequence[LabelQuestion], annotator: str
 ) -> Annotations:
-    """Read the annotator's labels and skips on a trace; several spellings of a name are one
-    person's."""
+    """Read the annotator's labels and skips on a trace."""
     metadata = {
         one.assessment_id: one.metadata or {}
         for one in info.assessments or []
@@ -216,7 +202,7 @@ def read_annotations(
         for found, label in zip((answers, changed), both, strict=False):
             with suppress(ScaleError):  # what lies off the scale is no answer
                 found[question.name] = replace(label, value=question.read(label.value))
-    skips = _skips(info, annotator_key(folded(annotator), questions))
+    skips = _skips(info, annotator_key(annotator, questions))
     recorded = [*(metadata[one.assessment_id] for one in answers.values()), *skips]
     draws = filter(None, map(Draw.of_metadata, recorded))
     return Annotations(
@@ -238,24 +224,18 @@ def _skips(info: TraceInfo, key: str) -> list[dict[str, Any]]:
     return [skip for skip in skips if skip.get("key") == key]
 
 
-Status = Literal["open", "done", "skipped", "taken", "gone"]
-
-
 @dataclass
 class Item:
     """One trace of a session, and what was said about it, as last read from the store.
 
-    ``status`` counts the actions that wait to be written: "taken" means by others, so that it is
-    passed over, "gone" that the trace was deleted. One that is offered ``again`` is labelled and
-    open until it has a newer answer. It is chosen ``how``, "random" or the name of a rule, out of
-    the items of its ``block``, which are drawn before those of the next; ``draw`` is recorded
-    with its labels, once it was labelled, skipped or passed by.
+    It is ``gone`` where the trace was deleted, ``taken`` where others have done it. One that is
+    offered ``again`` is open until it has a newer answer. It is chosen ``how``, "random" or the
+    name of a rule, out of the items of its ``block``, which are drawn before those of the next;
+    ``draw`` is recorded with its labels, once it was labelled, skipped or passed by.
     """
 
     info: TraceInfo
     annotations: Annotations = field(default_factory=Annotations)
-    status: Status = "open"
-    waiting: list[Action] = field(default_factory=list)
     gone: bool = False
     taken: bool = False
     again: bool = False
@@ -268,48 +248,27 @@ class Item:
         """Take over what the store holds now."""
         self.again = self.again and annotations.labelled_ms <= self.annotations.labelled_ms
         self.info, self.annotations, self.gone = info, annotations, False
-        self.update()
 
-    def update(self) -> None:
-        """Set the status after a change."""
-        stored = self.annotations
-        self.status = "open"
+    @property
+    def status(self) -> Literal["open", "done", "skipped", "taken", "gone"]:
+        """What is left to do with it."""
         if self.gone:
-            self.status = "gone"
-        elif self.waiting:
-            last: dict[str, Status] = {"save": "done", "skip": "skipped", "undo": "open"}
-            self.status = last[self.waiting[-1].kind]
-        elif stored.done:
-            self.status = "open" if self.again else "done"
-        elif self.taken:
-            self.status = "taken"
-        elif stored.skipped_ms:
-            self.status = "skipped"
-
-
-def next_position(items: Mapping[str, Item]) -> int:
-    """Return where to go on: the first open item, else the one that was skipped first, else the
-    number of items."""
-    skipped = []
-    for position, item in enumerate(items.values()):
-        if item.status == "open":
-            return position
-        if item.status == "skipped":
-            # What is being skipped now comes last.
-            when = math.inf if item.waiting else item.annotations.skipped_ms
-            skipped.append((when, position))
-    return min(skipped)[1] if skipped else len(items)
+            return "gone"
+        if self.annotations.done:
+            return "open" if self.again else "done"
+        if self.taken:
+            return "taken"
+        return "skipped" if self.annotations.skipped_ms else "open"
 
 
 def item_json(
     item: Item, spans: TraceData | None, rubrics: Mapping[str, RubricHistory], *, full: bool
 ) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
-    answers, draw, is_done = answers_json(item, rubrics), item.draw, item.annotations.done
+    answers, is_done = answers_json(item, rubrics), item.annotations.done
     return {
         "trace_id": item.info.trace_id,
         **_content(Trace(item.info, spans or TraceData(spans=[])), full=full),
-        "chosen": asdict(draw) if draw else {"how": item.how, "probability": None},
         "done": answers if is_done else None,
         "partial": None if is_done else answers,
         "again": item.again,
@@ -341,22 +300,18 @@ def _answer(label: Label) -> dict[str, Any]:
     return {"value": None if abstain else label.value, "abstain": abstain}
 
 
-CUT: Final = 200_000
-"""Characters of inputs, outputs or expectations that are sent unless all of it is asked for."""
-
-
 def _content(trace: Trace, *, full: bool) -> dict[str, Any]:
-    """Inputs, outputs and expectations. What is longer than `CUT` is cut unless ``full``, as text,
-    which is JSON where it is no text; ``cuts`` then maps its name to its length in characters."""
+    """Inputs, outputs and expectations. What is longer than `_CUT` characters is cut unless
+    ``full``, as text or JSON; ``cuts`` then maps its name to its length."""
     example = as_example(trace)
     cuts: dict[str, int] = {}
     shown: dict[str, Any] = {}
     for name in ("inputs", "outputs", "expectations"):
         shown[name] = value = plain(getattr(example, name))
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        if len(text) > CUT and not full:
-            shown[name], cuts[name] = text[:CUT], len(text)
-    return {**shown, "cuts": cuts} if cuts else shown
+        if len(text) > _CUT and not full:
+            shown[name], cuts[name] = text[:_CUT], len(text)
+    return {**shown, "cuts": cuts}
 
 
 def plain(value: Any) -> Any:

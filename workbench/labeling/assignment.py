@@ -4,10 +4,8 @@ Each trace ranks the annotators by a hash of the seed, the trace and the annotat
 hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM
 Transactions on Networking 6(1), 1998), and goes to those that rank first. So everyone computes
 the same shares on any machine. New traces move no other trace, and a new annotator takes over a
-share of each other's work.
-
-Shares are equal on average only: of n traces with k of m annotators each, one gets n k/m, with a
-standard deviation of sqrt(n k/m (1 - k/m)): 100 +- 8.9 for 500 traces, one of five.
+share of each other's work. Shares are equal on average only: of 500 traces one of five annotators
+gets 100 +- 8.9.
 """
 
 from __future__ import annotations
@@ -29,17 +27,7 @@ from workbench.store.traces import fetch_traces
 
 @dataclass(frozen=True, repr=False)
 class Assignment:
-    """Which traces each annotator labels, see `workbench.assign`.
-
-    Attributes
-    ----------
-    trace_ids
-        All traces, in the order given, which is the order of the batches.
-    annotators
-        All annotators, in the order given, which has no influence.
-    each, share, batch_size, seed
-        As given to `workbench.assign`.
-    """
+    """Which traces each annotator labels, with the arguments given to `workbench.assign`."""
 
     trace_ids: tuple[str, ...]
     annotators: tuple[str, ...]
@@ -49,13 +37,7 @@ class Assignment:
     seed: int = 0
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
-        """Return the traces of one annotator, in order; with ``batch`` those of one, from 0.
-
-        Raises
-        ------
-        ArgumentError
-            For an unknown annotator or batch.
-        """
+        """Return the traces of one annotator, in order; with ``batch`` those of one, from 0."""
         one_of("annotator", annotator, self.annotators)
         if batch is not None and batch not in range(self.batches):
             raise ArgumentError(
@@ -166,9 +148,7 @@ def assign(
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
     if len({folded(name) for name in names}) < len(names):
-        raise ArgumentError(
-            f"annotators={list(names)!r} names someone twice; small and capital letters are alike."
-        )
+        raise ArgumentError(f"annotators={list(names)!r} names someone twice; case does not count.")
     if not isinstance(each, int) or not 1 <= each <= len(names):
         raise ArgumentError(
             f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 import pandas as pd
 from mlflow.entities import Trace, TraceData, TraceInfo
-from pydantic import ValidationError
+from pydantic import BaseModel, Field
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import counted, excerpt
@@ -28,18 +30,22 @@ from workbench.labeling.annotations import (
     Draw,
     Item,
     item_json,
+    parsed,
     plain,
     read_annotations,
     revealed_tag,
 )
-from workbench.labeling.items import Items, Query
 from workbench.labeling.questions import LabelQuestion, read_answers
 from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
+from workbench.metrics.coefficients import Coded
+from workbench.metrics.comparison import compare
+from workbench.metrics.intervals import Array
+from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
 from workbench.store.assessments import now_ms
-from workbench.store.database import address, store_message
+from workbench.store.database import store_message
 from workbench.store.tables import check_text
 from workbench.store.traces import Example, as_example
 
@@ -49,14 +55,164 @@ PAGE: Final = 50
 NOTE: Final = "reviewer_note"
 """Notes are feedback in free text under this name, whatever the judge's."""
 
+_MOST_VALUES = 30  # that the matrix has, the most frequent ones
+_MOST_SLICES = 50
 _CHUNK = 200
 
 
-class Exploration(Session):
-    """What stands behind `workbench.Explorer`, which has the parameters.
+class Query(BaseModel):
+    """Which items, in which order; ``judge`` is the number of the one whose ``cell`` it is."""
 
-    Figures are those of the pairs as they were given: what is labelled here changes none.
+    judge: Annotated[int, Field(ge=0, le=1)] = 0
+    cell: tuple[int, int] | None = None
+    change: str = ""
+    search: str = ""
+    field: str = ""
+    value: str = ""
+    order: Literal["far", "near", "id"] = "far"
+    start: Annotated[int, Field(ge=0)] = 0
+
+
+class Items:
+    """The pairs of a judge, or of two judges on the same traces, sorted by trace id.
+
+    ``names`` are ``["judge"]`` or ``["before", "after"]``. ``table`` has ``trace_id``, ``human``, a
+    column a judge, ``distance`` (of the last judge's verdict and the label, in [0, 1]), and of two
+    judges ``change``, one of ``changes``. ``values`` are rows and columns of the matrix, of many
+    numbers their bins. ``slices`` (name -> slice by row, "" for none) are empty until `read` is
+    called. Sliced by ``"annotator"``, an item's label is the annotator's own.
     """
+
+    def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
+        given = [before] if after is None else [before, after]
+        common = set.intersection(*({*one.trace_ids} for one in given))
+        self.names = ["judge"] if after is None else ["before", "after"]
+        self.pairs = [
+            replace(one, table=one.subset(common).table.sort_values("trace_id", ignore_index=True))
+            for one in given
+        ]
+        judged = {n: one.table["judge"] for n, one in zip(self.names, self.pairs, strict=True)}
+        self.table = self.pairs[0].table[["trace_id", "human"]].assign(**judged)
+        self.place = {trace_id: row for row, trace_id in enumerate(self.table["trace_id"])}
+        self._code()
+        self.table["distance"] = self._distances[-1]
+        self.changes: list[str] = []
+        if after is not None:
+            self._compare(before, after)
+        columns = [self.table["trace_id"], self.pairs[0].table["human_rationale"]]
+        columns += [one.table["judge_rationale"] for one in self.pairs]
+        self._said = list(zip(*columns, strict=True))
+        # What is searched, in lower case; at first the beginnings of inputs and outputs.
+        self._texts = [self._text(row, before.previews.get(i)) for i, row in self.place.items()]
+        self.slices: dict[str, list[str]] = {}
+        self.annotators = Counter(self._own["annotator"])
+
+    def _code(self) -> None:
+        """Put each label and verdict in its row and column of the matrix, -1 where it has none."""
+        own = [by_annotator(one) for one in self.pairs]
+        coded = [Coded.of(one, *self.pairs, own[0]) for one in self.pairs]
+        of_own = [Coded.of(one, *self.pairs, own[0]) for one in own]
+        self._distances = [one.distances(one.human, one.judge) for one in coded]
+        values, human, _ = coded[0].shown()
+        judged = [one.shown()[2] for one in coded]
+        scale = coded[0].scale
+        order = list(values if coded[0].binned else scale.shown or values)
+        counts = np.bincount(np.concatenate([human, *judged]), minlength=len(values))
+        often = {values[k] for k in np.argsort(-counts, kind="stable")[:_MOST_VALUES]}
+        self.values = [value for value in order if value in often]
+        shown = {value: k for k, value in enumerate(self.values)}
+        place = np.array([shown.get(value, -1) for value in values], dtype=int)
+        self._human, self._judged = place[human], [place[one] for one in judged]
+        self._own = own[0].table.assign(
+            row=own[0].table["trace_id"].map(self.place).astype(int),
+            place=place[of_own[0].shown()[1]],
+            **{f"distance {k}": c.distances(c.human, c.judge) for k, c in enumerate(of_own)},
+        )
+
+    def _compare(self, before: Pairs, after: Pairs) -> None:
+        """Say what became of each item, in the words of a comparison."""
+        found = compare(before, after, resamples=2)
+        self.changes = ["fixed", "broken", "still wrong", "right before and after"]
+        if before.scale.kind == "numeric":
+            self.changes[:3] = ["nearer", "farther", "as far as before"]
+        sides = (found.fixed, found.broken, found.still_wrong)
+        held = [self.table["trace_id"].isin(set(one["trace_id"])).to_numpy() for one in sides]
+        self.table["change"] = np.select(held, self.changes[:3], self.changes[3])
+
+    def find(self, query: Query) -> tuple[Array, Array, int]:
+        """Return the rows of a query in its order, the matrix of what its filters but the cell
+        leave, and how many items these leave."""
+        judge = min(query.judge, len(self.names) - 1)
+        human, judged, distances = self._human, self._judged[judge], self._distances[judge]
+        kept = np.ones(len(self.table), dtype=bool)
+        if query.change:
+            kept &= np.asarray(self.table.get("change", "")) == query.change
+        if (own := self._labels_of(query)) is not None:
+            kept &= np.isin(np.arange(len(kept)), own["row"])
+            human, distances = human.copy(), distances.copy()
+            human[own["row"]], distances[own["row"]] = own["place"], own[f"distance {judge}"]
+        elif query.field:
+            kept &= np.array(self.slices.get(query.field, ""), dtype=object) == query.value
+        if needle := query.search.strip().casefold():
+            kept &= np.fromiter((needle in text for text in self._texts), bool, len(kept))
+        inside = kept & (human >= 0) & (judged >= 0)
+        matrix = np.zeros((len(self.values),) * 2, dtype=int)
+        np.add.at(matrix, (human[inside], judged[inside]), 1)
+        left = int(kept.sum())
+        if query.cell is not None:
+            kept &= (human == query.cell[0]) & (judged == query.cell[1])
+        found = np.flatnonzero(kept)
+        if query.order != "id":
+            far = -distances[found]
+            found = found[np.argsort(far if query.order == "far" else -far, kind="stable")]
+        return found, matrix, left
+
+    def view(self, query: Query, rows: Array) -> pd.DataFrame:
+        """Return rows of `table`, with the labels that the query compares."""
+        shown = self.table.iloc[rows]
+        if (own := self._labels_of(query)) is None:
+            return shown
+        own = own.set_index("row").loc[rows]
+        return shown.assign(human=own["human"], distance=own[f"distance {len(self.names) - 1}"])
+
+    def _labels_of(self, query: Query) -> pd.DataFrame | None:
+        """The labels of the annotator whom the query asks for; None where it asks for none."""
+        own = self._own[self._own["annotator"] == query.value]
+        return own if query.field == "annotator" and self.annotators else None
+
+    def read(self, examples: Iterable[Example]) -> None:
+        """Take over the whole texts of traces, and what these can be sliced by."""
+        texts = list(self._texts)
+
+        def noted() -> Iterator[Example]:
+            for one in examples:
+                row = self.place[one.trace_id]
+                texts[row] = self._text(row, [one.inputs, one.outputs, one.expectations])
+                yield one
+
+        short = short_fields(noted())
+        self._texts = texts
+        for name, given in short.items():
+            values = slice_names(map(given.get, self.place), nothing="")
+            counts = Counter(filter(None, values))
+            # Several, not too many to choose from, of two items and more.
+            if 2 <= len(counts) <= _MOST_SLICES and counts.total() >= 2 * len(counts):
+                self.slices[name] = values
+
+    def _text(self, row: int, content: Any) -> str:
+        return "\n".join(_strings([self._said[row], content])).casefold()
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
+    elif value is not None:
+        yield str(value)
+
+
+class Exploration(Session):
+    """What stands behind `workbench.Explorer`; what is labelled here changes no figure."""
 
     def __init__(
         self,
@@ -65,11 +221,10 @@ class Exploration(Session):
         *,
         annotator: str | None = None,
         queue: ReviewQueue | str | None = None,
-        on_message: Callable[[Message], None] | None = None,
     ) -> None:
         if annotator is not None:
             check_text("annotator", annotator)
-        super().__init__(annotator or "", TraceStore(), on_message, patience=2.0)
+        super().__init__(annotator or "", TraceStore())
         self.title, self.pairs, self._queue = before.name, before, queue
         self.found = Items(before, after)
         label = LabelQuestion(before.name, self.found.pairs[0].scale, required=False)
@@ -86,16 +241,18 @@ class Exploration(Session):
     def setup(self) -> Message:
         found, word = self.found, self.questions[0].shown
         counts = Counter(found.table.get("change", ()))
-        made: Message = plain(
-            {
-                "values": [word(value) for value in found.values],
-                "judges": found.names,
-                "changes": {change: counts[change] for change in found.changes},
-                "ordered": self.pairs.scale.ordered,
-                "page": PAGE,
-            }
-        )
-        return {**super().setup(), **made, "total": len(found.table)}
+        more = {
+            "values": [word(value) for value in found.values],
+            "judges": found.names,
+            "changes": {change: counts[change] for change in found.changes},
+            "ordered": self.pairs.scale.ordered,
+            "page": PAGE,
+            "total": len(found.table),
+        }
+        return {**super().setup(), **plain(more)}
+
+    def receive(self, message: Any) -> list[Message]:
+        return [plain(one) for one in super().receive(message)]
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "hello":
@@ -104,23 +261,15 @@ class Exploration(Session):
                 self._reading.start()
             return [] if self._unread is None else [self.slices()]
         if kind == "page":
-            try:
-                query = Query.model_validate(message)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                raise ArgumentError(f"page.{first['loc'][0]}: {first['msg']}.") from None
-            return [{**self.page(query), "ask": message.get("ask")}]
+            return [{**self.page(parsed(Query, message)), "ask": message.get("ask")}]
         if kind == "item":
-            full = bool(message.get("full"))
-            return self._soon(kind, lambda: [self.item(message["trace_id"], full=full)])
+            return [self.item(message["trace_id"], full=bool(message.get("full")))]
         if kind == "send":
-            return self._soon(kind, lambda: [self.send(message["trace_id"])])
+            return [self.send(message["trace_id"])]
         return super().answer(kind, message)
 
     def reload(self) -> None:
         raise ArgumentError("These are the pairs as they were read. Pair again to see new labels.")
-
-    # -- reading ------------------------------------------------------------------------
 
     def page(self, query: Query) -> Message:
         """Return a page of the items of a query, and the matrix that its filters leave."""
@@ -132,19 +281,10 @@ class Exploration(Session):
 
     def _row(self, row: dict[Any, Any]) -> Message:
         inputs, outputs = self.pairs.previews.get(row["trace_id"], ("", ""))
-        word = self.questions[0].shown
-        made: Message = plain(
-            {
-                **row,
-                **{side: word(row[side]) for side in ("human", *self.found.names)},
-                "inputs": excerpt(inputs, 90),
-                "outputs": excerpt(outputs, 160),
-            }
-        )
-        return made
+        said = {side: self.questions[0].shown(row[side]) for side in ("human", *self.found.names)}
+        return {**row, **said, "inputs": excerpt(inputs, 90), "outputs": excerpt(outputs, 160)}
 
     def _read_texts(self) -> None:
-        """Read all texts from the store, for search and slices."""
         problem = ""
         try:
             self._check_store()
@@ -152,10 +292,10 @@ class Exploration(Session):
             self.found.read(self._examples(infos))
             if lost := len(self.found.place) - len(infos):
                 problem = f"{counted(lost, 'trace')} missing from the store"
-        except Exception as error:  # told to whoever looks
+        except Exception as error:
             problem = store_message(error)
         self._unread = problem
-        self.tell(self.slices())
+        self.tell(plain(self.slices()))
 
     def _examples(self, infos: list[TraceInfo]) -> Iterator[Example]:
         for start in range(0, len(infos), _CHUNK):
@@ -165,13 +305,12 @@ class Exploration(Session):
                 yield as_example(Trace(info, spans.get(info.trace_id) or TraceData(spans=[])))
 
     def slices(self) -> Message:
-        """Return what can be sliced by, and the ``problem`` of what could not be read."""
+        """Return what can be sliced by, and what could not be read."""
         fields = sorted(self.found.slices.items())
         counts = {name: sorted(Counter(filter(None, each)).items()) for name, each in fields}
         if len(self.found.annotators) > 1:
             counts["annotator"] = sorted(self.found.annotators.items())
-        made: Message = plain({"type": "slices", "slices": counts, "problem": self._unread})
-        return made
+        return {"type": "slices", "slices": counts, "problem": self._unread}
 
     def item(self, trace_id: str, *, full: bool = False) -> Message:
         """Return an item as the store has it, what was said about it, and one's own label."""
@@ -198,26 +337,21 @@ class Exploration(Session):
         said = [("people", "human", given[0])]
         said += [(name, "judge", one) for name, one in zip(names, given, strict=True)]
         votes = [[who, word(value)] for who, value in given[0]["votes"].items()]
-        made: list[Message] = plain(
-            [
-                {
-                    "who": who,
-                    "value": word(one[side]),
-                    "rationale": one[f"{side}_rationale"] or "",
-                    "votes": votes if side == "human" else [],
-                }
-                for who, side, one in said
-            ]
-        )
-        return made
+        return [
+            {
+                "who": who,
+                "value": word(one[side]),
+                "rationale": one[f"{side}_rationale"] or "",
+                "votes": votes if side == "human" else [],
+            }
+            for who, side, one in said
+        ]
 
     def _record_look(self, info: TraceInfo) -> None:
         """Record that the annotator has seen the verdict: a label given later is not blind."""
-        tag, client = revealed_tag(self.annotator, self.questions[0]), self.store.client
+        tag = revealed_tag(self.annotator, self.questions[0])
         if tag not in info.tags:
-            client.set_trace_tag(info.trace_id, tag, str(now_ms()))
-
-    # -- what is said here --------------------------------------------------------------
+            self.store.client.set_trace_tag(info.trace_id, tag, str(now_ms()))
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         if not self.annotator or action.kind != "save":
@@ -235,27 +369,19 @@ class Exploration(Session):
         """Nothing is kept of a trace: each look at it reads the store."""
 
     def send(self, trace_id: str) -> Message:
-        """Put a trace into the label queue, and tell what came of it.
-
-        Raises
-        ------
-        StoreError
-            Where the store does not take it, or another one is active now.
-        """
+        """Put a trace into the label queue, and tell what came of it."""
         self._check_store()
         queue = self._label_queue()
         told = "Now in" if queue.add([trace_id]) else "Already in"
         told += f" the queue {queue.name!r}."
         given = len(self.pairs.all_votes.get(trace_id, ()))
         if not queue.annotators and given >= queue.each:
-            told += (
-                f" It has {counted(given, 'label')}, and the queue asks for no more than "
-                f"{queue.each}: workbench.review_queue({queue.name!r}, each={given + 1})."
-            )
+            more = f"workbench.review_queue({queue.name!r}, each={given + 1})"
+            told += f" It has {counted(given, 'label')}, which is all that is asked for: {more}."
         return {"type": "sent", "trace_id": trace_id, "text": told}
 
     def _check_store(self) -> None:
-        if address() != self.store.address:
+        if not self.store.is_active:
             raise StoreError(
                 f"These pairs are of {self.store.address}, and another store is active now. "
                 "Activate theirs again (mlflow.set_tracking_uri)."

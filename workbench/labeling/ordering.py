@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.entities import TraceInfo
 from mlflow.genai.judges import Judge
 from numpy.typing import NDArray
 
 from workbench.errors import ArgumentError, ScaleError, one_of
 from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdicts import choose_version, recorded_verdicts
+from workbench.labeling.annotations import without_spans
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import label_records, same_person
@@ -72,11 +74,11 @@ def known_of(
     annotator: str,
     judge: Judge | str | None,
 ) -> dict[str, Known]:
-    """Return what is known of each trace but for the annotator's own labels, by trace id.
+    """Return what is known of each trace but for the annotator's own labels.
 
     ``judge`` tells whose verdicts count; None: any under the question's name, of one version.
     """
-    traces = {i: Trace(info, TraceData(spans=[])) for i, info in infos.items()}
+    traces = {i: without_spans(info) for i, info in infos.items()}
     recorded = {i: recorded_verdicts(trace, question.name) for i, trace in traces.items()}
     whose = judge or question.name
     verdicts, _, _ = choose_version(whose, recorded, fingerprint_of(whose))
@@ -90,13 +92,11 @@ def known_of(
     return known
 
 
-def _on_scale(question: LabelQuestion, values: Sequence[Any]) -> tuple[Any, ...]:
+def _on_scale(question: LabelQuestion, values: Iterable[Any]) -> tuple[Any, ...]:
     found = []
     for raw in values:
-        try:
+        with suppress(ScaleError):
             found.append(question.read(raw))
-        except ScaleError:
-            continue
     return tuple(value for value in found if value is not ABSTAIN)
 
 
@@ -104,7 +104,7 @@ def put_in_order(
     items: Sequence[Known],
     order: str = "random",
     *,
-    seed: int,
+    seed: int = 0,
     whose: str = "",
     random_share: float | None = None,
     labelled: Mapping[str, Any] | None = None,
@@ -114,17 +114,15 @@ def put_in_order(
 ) -> Order:
     """Put open items in the order in which to label them.
 
+    The same seed gives the same order of the same items, whatever the order they come in.
+
     Parameters
     ----------
-    items
-        The open items.
     order
         ``"random"``; ``"disagreement"``: first where the judge's samples or people differ most;
         ``"balance"``: the classes that the judge's verdicts tell in turn, first the one that has
         the fewest labels; ``"unlike"``: what is least like all before; ``"mix"``: the three rules
         in turn.
-    seed
-        The same seed gives the same order of the same items, whatever the order they come in.
     whose
         Name of the annotator, for an order of their own. Empty: the order common to all.
     random_share
@@ -134,13 +132,7 @@ def put_in_order(
         Labels by trace id, items and number of draws that were made already: for `balance`, for
         `unlike`, and for the random share, which is kept over all draws.
     pool
-        Size of the queue. When it grows, all that wait are shuffled anew: under the old order new
-        items would not have the same chance as those that waited.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown order or a share out of range.
+        Size of the queue, of which the random order depends.
     """
     one_of("order", order, ORDERS)
     share = random_share if random_share is not None else 0.3 if order == "mix" else 0.0
@@ -217,21 +209,19 @@ def _split(values: Sequence[Any]) -> float:
 
 def _balance(items: Sequence[Known], labelled: Mapping[str, Any]) -> list[str]:
     """The classes in turn, first the one with the fewest labels, until one class is left."""
-    by_class: dict[str, list[str]] = defaultdict(list)
-    for item in reversed(items):
-        # By the judge, or by other people where there is no verdict.
-        votes = Counter(map(repr, item.verdicts or item.labels))
-        if votes:
-            by_class[min(votes, key=lambda value: (-votes[value], value))].append(item.trace_id)
     counts = Counter(map(repr, labelled.values()))
-    chosen = []
-    while len(by_class) > 1:
-        fewest = min(by_class, key=lambda one: (counts[one], one))
-        counts[fewest] += 1
-        chosen.append(by_class[fewest].pop())
-        if not by_class[fewest]:
-            del by_class[fewest]
-    return chosen
+    ranked = []
+    for item in items:
+        # By the judge, or by other people where there is no verdict.
+        if votes := Counter(map(repr, item.verdicts or item.labels)):
+            guess = min(votes, key=lambda value: (-votes[value], value))
+            ranked.append((counts[guess], guess, item.trace_id))
+            counts[guess] += 1
+    ranked.sort(key=lambda one: one[:2])
+    last = ranked[-1][1] if ranked else ""
+    while ranked and ranked[-1][1] == last:
+        ranked.pop()
+    return [trace_id for *_, trace_id in ranked]
 
 
 def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str]:
@@ -261,11 +251,14 @@ def _farthest_first(items: Sequence[Known], before: Sequence[Known]) -> list[str
 def _vectors(texts: Sequence[str]) -> NDArray[np.float32]:
     """Return one vector of length 1 a text."""
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-    from sklearn.preprocessing import normalize
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
     from sklearn.random_projection import GaussianRandomProjection
 
-    counts = HashingVectorizer(n_features=2**14, alternate_sign=False, norm=None).transform(texts)
-    weighted = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
-    # The projection is fixed: two calls measure alike.
-    projection = GaussianRandomProjection(128, random_state=0)
-    return np.asarray(normalize(projection.fit_transform(weighted)), dtype=np.float32)
+    measure = make_pipeline(
+        HashingVectorizer(n_features=2**14, alternate_sign=False, norm=None),
+        TfidfTransformer(sublinear_tf=True),
+        GaussianRandomProjection(128, random_state=0),  # fixed, so that two calls measure alike
+        Normalizer(),
+    )
+    return np.asarray(measure.fit_transform(texts), dtype=np.float32)

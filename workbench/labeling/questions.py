@@ -15,7 +15,6 @@ from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_abstention, scale_of
 from workbench.store.rubrics import RubricHistory
 from workbench.store.schemas import asks_for_feedback, find_schema
-from workbench.store.tables import read_rating
 from workbench.vocabulary import is_missing
 
 _ABSTENTIONS = ("N/A", "can't judge", "not applicable", "abstain")
@@ -62,10 +61,7 @@ class LabelQuestion:
     def of_schema(cls, schema: LabelSchema, **more: Any) -> LabelQuestion:
         """Return the question of an MLflow label schema; its instruction is the default rubric.
 
-        Raises
-        ------
-        ArgumentError
-            For a schema that asks for an expectation, or takes several values at once.
+        An `ArgumentError` for one that asks for an expectation, or takes several values at once.
         """
         if not asks_for_feedback(schema):
             raise ArgumentError(
@@ -115,13 +111,8 @@ class LabelQuestion:
         }
 
     def read(self, stored: Any) -> Any:
-        """Return the canonical value of a stored label, or `ABSTAIN`.
-
-        Raises
-        ------
-        ScaleError
-            When it is missing or lies off the scale.
-        """
+        """Return the canonical value of a stored label, or `ABSTAIN`; a `ScaleError` where it is
+        missing or lies off the scale."""
         if self.scale is not None:
             return self.scale.normalise(stored)
         if is_missing(stored):
@@ -129,21 +120,12 @@ class LabelQuestion:
         return ABSTAIN if stored == self.abstention else str(stored)
 
     def answer(self, value: Any, *, abstain: bool = False) -> Any:
-        """Return the canonical value of an answer, or `ABSTAIN`.
-
-        Raises
-        ------
-        ScaleError
-            When it cannot be stored as a label of this question.
-        """
+        """Return the canonical value of an answer, or `ABSTAIN`; a `ScaleError` where it cannot be
+        stored as a label of this question."""
         if abstain:
             return ABSTAIN
-        if isinstance(value, (dict, list)) or (isinstance(value, float) and math.isnan(value)):
+        if isinstance(value, (dict, list)):
             raise ScaleError(f"{self.name}: {value!r:.80} is no single value.")
-        try:
-            read_rating(value, None)
-        except ValueError as error:
-            raise ScaleError(f"{self.name}: {error}.") from None
         canonical = self.read(value)
         if self.scale is not None and self.kind == "numeric" and canonical is not ABSTAIN:
             low = -math.inf if self.scale.low is None else self.scale.low
@@ -178,23 +160,18 @@ def session_questions(
     infos: Iterable[TraceInfo],
     experiment: str,
 ) -> tuple[LabelQuestion, ...]:
-    """Return the questions of a session from its arguments (see `workbench.LabelPanel`).
-
-    ``infos`` are the traces, whose values tell the scale where nothing else does.
-    """
+    """Return the questions of a session from its arguments (see `workbench.LabelPanel`)."""
     if questions is None and judge_or_name is None:
         raise ArgumentError("There is nothing to ask. Give a judge, its name, or questions=.")
-    given = judge_or_name if questions is None else questions
-    several = given if isinstance(given, (list, tuple)) else [given]
-    scale = scale if questions is None else None
-    asked = tuple(as_question(one, experiment, scale=scale, infos=infos) for one in several)
+    if questions is None:
+        return (as_question(judge_or_name, experiment, scale=scale, infos=infos),)
+    several = questions if isinstance(questions, (list, tuple)) else [questions]
+    asked = tuple(as_question(one, experiment, infos=infos) for one in several)
     names = [question.name for question in asked]
-    if not asked or len(set(names)) < len(names):
-        raise ArgumentError(f"questions={names!r} must be at least one, each with its own name.")
-    if not any(question.required for question in asked):
+    if len(set(names)) < len(names) or not any(question.required for question in asked):
         raise ArgumentError(
-            f"None of the questions {names!r} is required, so no trace would ever be labelled. "
-            "Make one of them required=True."
+            f"questions={names!r} must be at least one that is required=True, without which no "
+            "trace would ever be labelled, each with its own name."
         )
     return asked
 
@@ -219,13 +196,12 @@ def as_question(  # noqa: C901  # a line for each kind of question
     by_name = isinstance(given, str)
     asked = LabelQuestion(given, None) if by_name else LabelQuestion.of_judge(given)
     schema = find_schema(asked.name, experiment=experiment)
-    if schema is not None and (asks_for_feedback(schema) or (by_name and scale is None)):
+    if schema is not None:
         try:
             in_schema = LabelQuestion.of_schema(schema)
-        except ArgumentError:
-            if not asks_for_feedback(schema):
+        except ArgumentError:  # it asks for an expectation, or takes several values at once
+            if by_name and scale is None and not asks_for_feedback(schema):
                 raise
-            # It takes several values at once, which are no rating; the scale may be known.
         else:
             if by_name and scale is None and in_schema.scale is None:
                 return in_schema

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -11,7 +11,7 @@ from mlflow.entities import TraceInfo
 from mlflow.genai.judges import Judge
 
 from workbench.errors import one_of
-from workbench.labeling.annotations import Draw, Item, next_position, read_annotations
+from workbench.labeling.annotations import Draw, Item, read_annotations
 from workbench.labeling.assignment import Assignment
 from workbench.labeling.ordering import Known, known_of, put_in_order
 from workbench.labeling.questions import LabelQuestion
@@ -36,7 +36,7 @@ class Workload:
 
 
 def read_workload(
-    store: TraceStore, annotator: str, traces: Any, assign: Assign | None, *, missing_ok: bool
+    store: TraceStore, annotator: str, traces: Any, assign: Assign | None, missing_ok: bool = False
 ) -> Workload:
     """Read from the store what the annotator is to label.
 
@@ -49,24 +49,23 @@ def read_workload(
         own = {item.trace_id: item for item in traces.share_of(annotator, items)}
         batches = {i: item.batch for i, item in own.items()}
         return Workload({i: item.info for i, item in own.items()}, batches, queued=items)
+    if isinstance(assign, Assignment) and traces is None:
+        traces, missing_ok = assign.trace_ids, True
+    infos = store.infos(traces, missing_ok=missing_ok)
     if assign is None:
-        return Workload(store.infos(traces, missing_ok=missing_ok), is_share=False)
+        return Workload(infos, is_share=False)
     if not isinstance(assign, Assignment):
-        infos = store.infos(traces, missing_ok=missing_ok)
         return Workload({i: infos[i] for i in assign(list(infos)) if i in infos})
     if not any(same_person(annotator, who) for who in assign.annotators):
         # A misspelt name would have nothing to do, and look as if all was done.
         one_of("annotator", annotator, assign.annotators)
-    given = assign.trace_ids if traces is None else traces
-    infos = store.infos(given, missing_ok=missing_ok or traces is None)
     mine = [i for i in infos if any(same_person(annotator, who) for who in assign.annotators_of(i))]
     return Workload({i: infos[i] for i in mine}, {i: assign.batch_of(i) for i in mine})
 
 
 class LabelQueue:
-    """The queue, without threads: whoever shares it between threads holds a lock.
+    """The queue, without threads (see `workbench.labeling.ordering` for the arguments).
 
-    ``order``, ``seed``, ``random_share`` and ``judge`` are those of `workbench.labeling.ordering`.
     The order is ``in_common``, or each annotator has one of their own, since people who label the
     same traces in the same order get in each other's way.
     """
@@ -77,66 +76,65 @@ class LabelQueue:
         annotator: str,
         *,
         order: str = "random",
-        seed: int = 0,
-        random_share: float | None = None,
         judge: Judge | str | None = None,
         in_common: bool = False,
+        **options: Any,
     ) -> None:
-        self.questions = tuple(questions)
-        self.annotator = annotator
+        self.questions, self.annotator = tuple(questions), annotator
         self.items: dict[str, Item] = {}  # in order
         self.notes: tuple[str, ...] = ()
-        self._judge = judge
-        self._order = order
-        self._seed, self._random_share = seed, random_share
-        self._whose = "" if in_common else folded(annotator)
+        self._judge, self._order = judge, order
+        self._options = {"whose": "" if in_common else folded(annotator), **options}
 
-    def take_over(self, work: Workload, *, in_background: bool = False) -> tuple[list[str], bool]:
+    def take_over(self, work: Workload) -> tuple[list[str], bool]:
         """Take over all traces of the annotator as read from the store; return those whose labels
         have changed, and whether the queue has.
 
-        In the background nothing moves: what joins comes last, what leaves is passed over. What
-        leaves a filter stays, unlike what is no longer in the share.
+        Nothing moves that is there: what joins is drawn after it, and what leaves the share, such
+        as what others have done, is passed over. What leaves a filter stays.
         """
-        there = [info for i, info in work.infos.items() if i in self.items]
-        joined = [info for i, info in work.infos.items() if i not in self.items]
-        labelled = [info.trace_id for info in there if self.learn(info)]
-        gone = [(i, item) for i, item in self.items.items() if i not in work.infos]
-        left = {
-            i
-            for i, item in gone
-            if work.is_share and not (item.waiting or item.annotations.answers or item.again)
-        }
-        if in_background:
-            moved = [item for i, item in self.items.items() if item.taken != (i in left)]
-            for item in moved:
-                item.taken = not item.taken
-                item.update()
-            self._arrange(self._add(joined), "random")
-            return labelled, bool(joined or moved)
-        for trace_id in left:
-            del self.items[trace_id]
-        position = next_position(self.items)
-        for trace_id in [*self.items][position : position + 1]:
-            self.record_draw(trace_id)  # what is on the page keeps its place
-        self._add(joined)
-        for trace_id, item in self.items.items():
-            item.block = work.batches.get(trace_id, 0)
-        self._arrange([i for i, item in self.items.items() if not _is_drawn(item)], self._order)
-        return labelled, bool(joined or left)
+        labelled = [i for i, one in work.infos.items() if i in self.items and self.learn(one)]
+        has_changed = False
+        for i, item in self.items.items():
+            is_begun = item.annotations.answers or item.again
+            taken = work.is_share and i not in work.infos and not is_begun
+            has_changed |= item.taken != taken
+            item.taken = taken
+        joined = [i for i in work.infos if i not in self.items]
+        if joined or not self.items:
+            self._add(joined, work)
+        return labelled, has_changed or bool(joined)
 
-    def _add(self, infos: Sequence[TraceInfo]) -> list[str]:
-        """Append traces, first what is done, then what was skipped; return those to be drawn,
-        which is after all that were there before."""
+    def _add(self, trace_ids: Sequence[str], work: Workload) -> None:
+        """Append traces, first what is done, then what was skipped, then what is to be drawn."""
         block = 1 + max((item.block for item in self.items.values()), default=-1)
-        made = []
-        for info in infos:
-            stored = read_annotations(info, self.questions, self.annotator)
-            made.append(Item(info, stored, block=block, draw=stored.draw))
-        for item in sorted(made, key=_age):
-            item.update()
-            self.items[item.info.trace_id] = item
-        return [item.info.trace_id for item in made if not _is_drawn(item)]
+        made = {}
+        for i in trace_ids:
+            stored = read_annotations(work.infos[i], self.questions, self.annotator)
+            where = block + work.batches.get(i, 0)
+            made[i] = Item(work.infos[i], stored, block=where, draw=stored.draw)
+        drawn = sorted(filter(_is_drawn, made.values()), key=_age)
+        self.items.update((item.info.trace_id, item) for item in drawn)
+        infos = {i: item.info for i, item in {**self.items, **made}.items()}
+        known = {i: Known(i) for i in infos}
+        if self._order != "random":
+            known = known_of(infos, self.questions[0], self.annotator, self._judge)
+        name = self.questions[0].name
+        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
+        found = put_in_order(
+            [known[i] for i in made if i not in self.items],
+            self._order,
+            labelled={i: a.value for i, a in answers.items() if a and a.value is not ABSTAIN},
+            before=[known[i] for i in self.items],
+            drawn=len(self.items),
+            pool=len(known),
+            **self._options,
+        )
+        for trace_id, how in sorted(found.queue, key=lambda one: made[one.trace_id].block):
+            made[trace_id].how = how
+            self.items[trace_id] = made[trace_id]
+        if not block:
+            self.notes = found.notes
 
     def learn(self, info: TraceInfo) -> bool:
         """Take over what the store holds of a trace of the queue now; return whether the
@@ -147,36 +145,6 @@ class LabelQueue:
         before, now = item.annotations, read_annotations(info, self.questions, self.annotator)
         item.learn(info, now)
         return (before.answers, before.changed) != (now.answers, now.changed)
-
-    def _arrange(self, trace_ids: Collection[str], order: str) -> None:
-        """Put items that were not drawn in order, within the places that they have."""
-        infos = {i: item.info for i, item in self.items.items()}
-        if order == "random":
-            known = {i: Known(i) for i in infos}
-        else:
-            known = known_of(infos, self.questions[0], self.annotator, self._judge)
-        there, name = set(trace_ids), self.questions[0].name
-        answers = {i: item.annotations.answers.get(name) for i, item in self.items.items()}
-        given = {i: one.value for i, one in answers.items() if one and one.value is not ABSTAIN}
-        made = put_in_order(
-            [one for i, one in known.items() if i in there],
-            order,
-            seed=self._seed,
-            whose=self._whose,
-            random_share=self._random_share,
-            labelled=given,
-            before=[one for i, one in known.items() if i not in there],
-            drawn=len(known) - len(there),
-            pool=len(known),
-        )
-        chosen = iter(sorted(made.queue, key=lambda one: self.items[one.trace_id].block))
-        order_now = [next(chosen).trace_id if i in there else i for i in self.items]
-        for one in made.queue:
-            self.items[one.trace_id].how = one.how
-        for trace_id in order_now:
-            self.items[trace_id] = self.items.pop(trace_id)
-        if order == self._order:
-            self.notes = made.notes
 
     def record_draw(self, trace_id: str) -> Draw:
         """Return how the item that is labelled or skipped now was chosen.
@@ -215,8 +183,7 @@ def _is_drawn(item: Item) -> bool:
     return item.status != "open" or item.again or item.draw is not None
 
 
-def _age(item: Item) -> tuple[bool, bool, float]:
-    """Sorts items: done, skipped, open, each by its time."""
+def _age(item: Item) -> tuple[bool, float]:
+    """Sorts items: done, then skipped, each by its time."""
     stored = item.annotations
-    is_put_off = not stored.done and stored.skipped_ms > 0
-    return not stored.done, not is_put_off, stored.labelled_ms if stored.done else stored.skipped_ms
+    return not stored.done, stored.labelled_ms if stored.done else stored.skipped_ms

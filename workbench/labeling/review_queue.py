@@ -1,12 +1,10 @@
 """MLflow's review queues as the shared work list of a team.
 
-An expert in MLflow's own page and a data scientist in a notebook work on the same queue and see
-each other's labels, since both write assessments under the names of the queue's questions (label
-schemas).
-
-MLflow's status of an item is shared by the team: one finished reviewer clears it for all. Here
-each person's status follows from their own labels, and `ReviewQueue.sync` makes MLflow's status
-say whether all labels that are wanted are there.
+An expert in MLflow's own page and a data scientist in a notebook see each other's labels, since
+both write assessments under the names of the queue's questions (label schemas). MLflow's status of
+an item is shared by the team: one finished reviewer clears it for all. Here each person's status
+follows from their own labels, and `ReviewQueue.sync` makes MLflow's status say whether all labels
+that are wanted are there.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Trace, TraceData, TraceInfo
+from mlflow.entities import TraceInfo
 from mlflow.exceptions import MlflowException
 from mlflow.genai import review_queues
 from mlflow.genai.judges import Judge
@@ -28,18 +26,15 @@ from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.compat import add_review_queue_items
 from workbench.errors import ArgumentError, StoreError, one_of
+from workbench.labeling.annotations import without_spans
 from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
-from workbench.store.database import all_pages, find_experiment_id, store_errors, store_message
+from workbench.store.database import all_pages, find_experiment_id, store_errors
 from workbench.store.labels import folded, label_records, same_person
 from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import (
-    asks_for_feedback,
-    every_schema,
-    make_schema,
-    supported,
-)
+from workbench.store.schemas import asks_for_feedback, every_schema, make_schema, supported
+from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces, trace_infos
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
@@ -62,27 +57,20 @@ class QueueItem:
     required question, ``asked`` those of the team who are to do so, None without a team.
     """
 
+    trace_id: str
     info: TraceInfo
     status: str
     finished_by: str | None
-    added_ms: int
     batch: int
     labelled_by: tuple[str, ...]
     wanted: int
     asked: tuple[str, ...] | None
 
-    @property
-    def trace_id(self) -> str:
-        """The id of its trace."""
-        return str(self.info.trace_id)
-
     def is_by(self, annotator: str) -> bool:
-        """Whether the annotator has labelled it."""
         return any(same_person(one, annotator) for one in self.labelled_by)
 
     def is_for(self, annotator: str) -> bool:
-        """Whether the annotator is to label it, or has: an item of their share, or, without a
-        team, one that fewer than the wanted number of others have labelled or finished."""
+        """Whether the annotator is to label it, or has (see `ReviewQueue.of`)."""
         if self.status == "declined":
             return self.is_by(annotator)
         if self.asked is not None:
@@ -92,7 +80,6 @@ class QueueItem:
 
     @property
     def done(self) -> bool:
-        """Whether the labels that are wanted are there."""
         if self.asked is not None:
             return all(map(self.is_by, self.asked))
         return len(self.labelled_by) >= self.wanted
@@ -125,14 +112,10 @@ class ReviewQueue:
     @property
     def schemas(self) -> list[LabelSchema]:
         """The label schemas of its questions that ask for feedback."""
-        return [one for one in self._schemas() if asks_for_feedback(one)]
+        return [one for one in self.every_schema() if asks_for_feedback(one)]
 
-    @property
-    def left_out(self) -> list[str]:
-        """The names of its label schemas that ask for expectations, which no panel takes."""
-        return [one.name for one in self._schemas() if not asks_for_feedback(one)]
-
-    def _schemas(self) -> list[LabelSchema]:
+    def every_schema(self) -> list[LabelSchema]:
+        """Return its label schemas; those that ask for expectations are not asked in panels."""
         found = every_schema(experiment=self.experiment_id)
         queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
@@ -174,15 +157,12 @@ class ReviewQueue:
         add_review_queue_items(self.queue_id, new)
         return len(new)
 
-    # -- who has what to do -------------------------------------------------------------
-
     @property
     def assignment(self) -> Assignment:
         """Who of the team labels what; `ArgumentError` where the queue has no team."""
         return self.shares_of(self.trace_ids)
 
     def shares_of(self, trace_ids: Sequence[str]) -> Assignment:
-        """Who of the team labels which of these traces; `ArgumentError` without a team."""
         if not self.annotators:
             raise ArgumentError(
                 f"The queue {self.name!r} has no team. Name it: workbench.review_queue("
@@ -198,20 +178,18 @@ class ReviewQueue:
         fewer than ``each`` others have labelled. Items that were declined in MLflow are left out.
         ``batch`` takes those of one batch, from 0.
         """
-        return [item.trace_id for item in self.share_of(annotator, self.read(), batch=batch)]
+        mine = self.share_of(annotator, self.read())
+        return [item.trace_id for item in mine if batch in (None, item.batch)]
 
-    def share_of(
-        self, annotator: str, items: Sequence[QueueItem], *, batch: int | None = None
-    ) -> list[QueueItem]:
-        """Return those of the items that one annotator labels or has labelled, see `of`."""
+    def share_of(self, annotator: str, items: Sequence[QueueItem]) -> list[QueueItem]:
         if self.annotators and not any(same_person(one, annotator) for one in self.annotators):
             one_of("annotator", annotator, self.annotators)
-        return [one for one in items if one.is_for(annotator) and batch in (None, one.batch)]
+        return [one for one in items if one.is_for(annotator)]
 
     def open_for(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return those of `of` on which the annotator has not answered every required question."""
-        mine = self.share_of(annotator, self.read(), batch=batch)
-        return [item.trace_id for item in mine if not item.is_by(annotator)]
+        mine = self.share_of(annotator, self.read())
+        return [i.trace_id for i in mine if batch in (None, i.batch) and not i.is_by(annotator)]
 
     @property
     def items(self) -> pd.DataFrame:
@@ -219,44 +197,27 @@ class ReviewQueue:
         ``finished_by`` there, ``labelled_by`` (tuple), ``wanted`` (labels), ``done`` (whether
         they are there)."""
         columns = ["trace_id", "status", "finished_by", "labelled_by", "wanted", "done"]
-        rows = [[getattr(item, column) for column in columns] for item in self.read()]
+        rows = [{**vars(item), "done": item.done} for item in self.read()]
         return pd.DataFrame(rows, columns=columns)
 
-    # -- MLflow's status ----------------------------------------------------------------
-
     @store_errors()
-    def sync(self, items: Sequence[QueueItem] | None = None) -> Synced:
+    def sync(self, items: Sequence[QueueItem] | None = None, *, by: str = "") -> Synced:
         """Make MLflow's status say whether the labels that are wanted are there.
 
         An item that has them is finished. One that somebody finished before the others had
         labelled it is opened again, so that it reaches them in MLflow's page too. One that was
-        declined stays so. ``items`` are those that were just read, if any were.
+        declined stays so, and so does one that is wanted once and was finished without a label,
+        unless by ``by``. ``items`` are those that were just read, if any were.
         """
-        return self._set_statuses(self.read() if items is None else items)
-
-    @store_errors()
-    def sync_item(self, trace_id: str, added_ms: int, by: str) -> Synced:
-        """Do what `sync` does for the item added at that time, without reading the queue.
-
-        What ``by`` had finished and has no label on any more is opened again, though one person
-        is enough.
-        """
-        # Adding what is there changes nothing, and returns its status.
-        (entry,) = review_queues.add_items_to_review_queue(self.queue_id, item_ids=[trace_id])
-        if entry.creation_time_ms > added_ms:
-            # Someone has taken it out since: it is not to come back.
-            review_queues.remove_items_from_review_queue(self.queue_id, item_ids=[trace_id])
-            return Synced(0, 0)
-        return self._set_statuses(self._items([entry]), by)
-
-    def _set_statuses(self, items: Sequence[QueueItem], by: str | None = None) -> Synced:
-        """An item that is wanted once and was finished without a label stays finished: whoever
-        did that in MLflow's page decided so. Only ``by`` may take back what was theirs."""
+        items = self.read() if items is None else items
         set_status = partial(review_queues.set_review_queue_item_status, self.queue_id)
         finished = [one for one in items if one.done and one.status == "pending"]
         opened = [one for one in items if not one.done and one.status == "complete"]
-        own = [one for one in opened if by and same_person(one.finished_by or "", by)]
-        reopened = [one for one in opened if one.wanted > 1 or one in own]
+        reopened = [
+            one
+            for one in opened
+            if one.wanted > 1 or (by and same_person(one.finished_by or "", by))
+        ]
         for one in finished:
             by_whom = one.labelled_by[-1]
             set_status(item_id=one.trace_id, status="complete", completed_by=by_whom)
@@ -264,19 +225,13 @@ class ReviewQueue:
             set_status(item_id=one.trace_id, status="pending")
         return Synced(len(finished), len(reopened))
 
-    # -- reading ------------------------------------------------------------------------
-
     @store_errors()
     def read(self) -> list[QueueItem]:
-        """Read the items and their traces from the store, those that were added first first."""
         return self._items(self._entries())
 
     def _entries(self) -> list[Any]:
-        found = all_pages(
-            lambda token: review_queues.list_review_queue_items(
-                self.queue_id, max_results=500, page_token=token
-            )
-        )
+        read = partial(review_queues.list_review_queue_items, self.queue_id, max_results=500)
+        found = all_pages(lambda token: read(page_token=token))
         # What is added meanwhile comes first and moves the pages: an item may come twice.
         unique = {item.item_id: item for item in found}
         return sorted(unique.values(), key=lambda item: (item.creation_time_ms, item.item_id))
@@ -289,33 +244,29 @@ class ReviewQueue:
         asked = {i: shares.annotators_of(i) if shares else None for i in infos}
         return [
             QueueItem(
-                info=infos[one.item_id],
+                trace_id=i,
+                info=infos[i],
                 status=str(one.status),
                 finished_by=one.completed_by,
-                added_ms=one.creation_time_ms,
                 batch=place // (self.batch_size or len(entries)),
-                labelled_by=tuple(done[one.item_id]),
-                wanted=len(asked[one.item_id] or ()) or self.each,
-                asked=asked[one.item_id],
+                labelled_by=tuple(done[i]),
+                wanted=len(asked[i] or ()) or self.each,
+                asked=asked[i],
             )
             for place, one in enumerate(entries)
-            if one.item_id in infos
+            if (i := one.item_id) in infos
         ]
 
     def _labelled_by(self, infos: Mapping[str, TraceInfo]) -> dict[str, list[str]]:
         """Who has answered every required question of each trace, in the order of doing so."""
-        traces = [Trace(info, TraceData(spans=[])) for info in infos.values()]
+        traces = [without_spans(info) for info in infos.values()]
         required = _required(self.schemas)
-        answers: dict[tuple[str, str], dict[str, tuple[int, str]]] = defaultdict(dict)
+        given: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
         for name in required:
             for one in label_records(traces, name):
-                answers[one.trace_id, folded(one.annotator)][name] = (one.created_ms, one.annotator)
+                given[one.trace_id, folded(one.annotator)].append((one.created_ms, one.annotator))
         writing = {folded(name): name for name in self.annotators}
-        finished = [
-            (*max(given.values()), *key)
-            for key, given in answers.items()
-            if len(given) == len(required)
-        ]
+        finished = [(*max(n), *key) for key, n in given.items() if len(n) == len(required)]
         done: dict[str, list[str]] = defaultdict(list)
         for _, annotator, trace_id, who in sorted(finished):
             done[trace_id].append(writing.get(who, annotator))
@@ -331,9 +282,6 @@ def _required(schemas: Iterable[LabelSchema]) -> list[str]:
     """The names of the questions without whose answers an item is not labelled."""
     scales = {one.name: Scale.from_schema(one) for one in schemas}
     return [name for name, scale in scales.items() if scale is not None] or list(scales)
-
-
-# -- making a queue, or finding it --------------------------------------------------------------
 
 
 @store_errors()
@@ -383,8 +331,7 @@ def review_queue(
     >>> queue.add(trace_ids)  # doctest: +SKIP
     >>> workbench.LabelPanel(judge, queue, annotator="ana")  # doctest: +SKIP
     """
-    if not isinstance(name, str) or not name.strip():
-        raise ArgumentError(f"name={name!r} must be a non-empty text.")
+    check_text("name", name)
     where = find_experiment_id(experiment)
     if annotators:
         assign([], annotators)  # checks the names
@@ -413,7 +360,6 @@ def review_queue(
 def _in_mlflow(
     name: str, experiment_id: str, schema_ids: Sequence[str], team: Sequence[str] | None
 ) -> Any:
-    """MLflow's queue of the name, made or changed to have these questions and users."""
     try:
         found = review_queues.get_review_queue(name=name, experiment_id=experiment_id)
     except MlflowException as error:
@@ -430,13 +376,7 @@ def _in_mlflow(
             name, queue_type="custom", schema_ids=list(schema_ids), experiment_id=experiment_id
         )
     if schema_ids and set(schema_ids) != set(found.schema_ids):
-        try:
-            review_queues.update_review_queue(found.queue_id, schema_ids=list(schema_ids))
-        except MlflowException as error:
-            raise ArgumentError(
-                f"The questions of the queue {found.name!r} cannot be changed: "
-                f"{store_message(error)} Or make a queue of another name."
-            ) from None
+        review_queues.update_review_queue(found.queue_id, schema_ids=list(schema_ids))
     if team is not None and str(found.queue_type) != "user":
         users = list(team) if len(team) <= _MAX_USERS else []
         if [folded(one) for one in users] != found.users:
@@ -445,7 +385,6 @@ def _in_mlflow(
 
 
 def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
-    """The id of the label schema of a question, which is made where there is none."""
     asked = as_question(given, experiment_id)
     asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
     made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)

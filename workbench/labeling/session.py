@@ -2,15 +2,14 @@
 
 A session speaks JSON. The view calls ``setup()`` once and ``state()`` after each message, and
 passes what the browser sends to ``receive(message)``, which answers with a list of messages. What
-the store has not answered by then, and what is written, comes later by ``on_message``:
+is written is told later, by ``on_message``, from another thread:
 
 - ``hello`` (``pending``: actions): ``items`` around the position, and what ``act`` brings;
 - ``want`` (``start``, ``count``, ``full``): ``items``;
 - ``act`` (``actions``): ``saved``, or ``unsaved`` (``retry`` true: it is tried again; false: it
   never will be saved, see ``session.unsaved``);
 - ``reveal`` (``trace_id``): ``revealed``;
-- ``refresh`` and ``offer_again`` (``trace_ids``, optional): ``queue``. A ``queue`` that nobody
-  asked for has ``"stay": true``.
+- ``refresh`` and ``offer_again``: ``queue``. One that nobody asked for has ``"stay": true``.
 
 What cannot be done, or is malformed, is answered by a ``problem`` (``error``, ``about``). Items
 with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
@@ -19,8 +18,7 @@ Of an item, ``done`` is what the store holds, never what waits: None or ``{"answ
 {"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
 "earlier_rubric", "elsewhere", "decided_by"}``. ``partial`` is the same where a required question
 is open. ``changed`` is what was said otherwise after the reveal. ``earlier_rubric``: some question
-has no answer under its current rubric. ``voices`` are the labels that are decided on. An action may
-carry ``rubrics`` (question -> version shown, 0 for none).
+has no answer under its current rubric. ``voices`` are the labels that are decided on.
 """
 
 from __future__ import annotations
@@ -31,27 +29,24 @@ import threading
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.entities import TraceInfo
 
-from workbench.errors import ArgumentError, StoreError, WorkbenchError
+from workbench.errors import ArgumentError, WorkbenchError
 from workbench.labeling.annotations import (
     Action,
     Item,
     annotator_key,
     answers_json,
     item_json,
-    next_position,
+    parsed,
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
 from workbench.store.database import store_message
-from workbench.store.labels import folded
 
 Message = dict[str, Any]
 
@@ -63,9 +58,7 @@ _log = logging.getLogger(__name__)
 class Session:
     """Base of the sessions.
 
-    ``on_message`` is called, from another thread, with each message that comes later than the
-    answer to `receive`; it may be set afterwards. ``patience`` is how many seconds `receive` waits
-    for the store.
+    ``on_message`` is called with each message that comes later than the answer to `receive`.
     """
 
     questions: Sequence[LabelQuestion]
@@ -73,21 +66,15 @@ class Session:
     notes: Sequence[str] = ()
     reveal = False
     scope: Sequence[str] = ()
+    on_message: Callable[[Message], None] | None = None
 
-    def __init__(
-        self,
-        annotator: str,
-        store: TraceStore,
-        on_message: Callable[[Message], None] | None,
-        patience: float,
-    ) -> None:
+    def __init__(self, annotator: str, store: TraceStore) -> None:
         self.annotator, self.store = annotator, store
-        self.on_message, self._patience = on_message, patience
         self.items: dict[str, Item] = {}
         self.lock = threading.RLock()
         self.writer = Writer()
         self._epoch = uuid.uuid4().hex
-        self._waiting: dict[str, Action] = {}
+        self.waiting: dict[str, Action] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._trouble = ""
@@ -102,7 +89,7 @@ class Session:
         raise NotImplementedError
 
     def learn(self, info: TraceInfo) -> None:
-        """Take over what the store holds of a trace after an action was written."""
+        """Take over what the store holds of a trace now."""
         raise NotImplementedError
 
     @property
@@ -113,32 +100,32 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Where to go on (see `next_position`)."""
+        """Where to go on: the first open item of which no answer waits, else the one that was
+        skipped first, else the number of items."""
         with self.lock:
-            return next_position(self.items)
+            items = list(enumerate(self.items.items()))
+            waiting = {one.trace_id for one in self.waiting.values() if one.kind != "undo"}
+        is_open = (n for n, (i, one) in items if one.status == "open" and i not in waiting)
+        skipped = [(o.annotations.skipped_ms, n) for n, (_, o) in items if o.status == "skipped"]
+        return next(is_open, min(skipped)[1] if skipped else len(items))
 
     @property
     def progress(self) -> dict[str, Any]:
         """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
-        (not in the store yet), ``balance`` and ``balances`` (labels by value, of the first and of
-        each question), ``per_hour`` and ``seconds_left`` (None where not known)."""
+        (not in the store yet), ``balance`` (labels of the first question by value), ``per_hour``
+        and ``seconds_left`` (None where not known)."""
         with self.lock:
-            items = self.items.values()
+            items, first = self.items.values(), self.questions[0]
             status = Counter(item.status for item in items)
-            balances = {
-                q.name: {q.shown(value): count for value, count in self.balance(q).items()}
-                for q in self.questions
-            }
             seconds = sum(self._seconds) / len(self._seconds) if self._seconds else None
             left = status["open"] + status["skipped"]
             return {
                 "labelled": sum(item.annotations.done for item in items),
                 "skipped": status["skipped"],
                 "again": sum(item.again for item in items),
-                "total": len(items),
-                "waiting": len(self._waiting),
-                "balance": balances[self.questions[0].name],
-                "balances": balances,
+                "total": len(items) - status["taken"],
+                "waiting": len(self.waiting),
+                "balance": {first.shown(value): n for value, n in self.balance(first).items()},
                 "per_hour": round(3600 / seconds, 1) if seconds else None,
                 "seconds_left": round(left * seconds, 1) if seconds else None,
             }
@@ -154,29 +141,19 @@ class Session:
     def unsaved(self) -> pd.DataFrame:
         """What will never be written, and why: ``id``, ``kind``, ``trace_id``, ``answers`` (dict
         question -> value), ``rationale`` (dict), ``error``."""
-        columns = ["id", "kind", "trace_id", "answers", "rationale", "error"]
         rows = []
         with self.lock:
             for one, error in self._refused.values():
                 given = {n: "N/A" if a.abstain else a.value for n, a in one.answers.items()}
-                reasons = {name: one.reason(name) for name in given}
-                rows.append((one.id, one.kind, one.trace_id, given, reasons, error))
+                rows.append((one.id, one.kind, one.trace_id, given, one.rationale, error))
+        columns = ["id", "kind", "trace_id", "answers", "rationale", "error"]
         return pd.DataFrame(rows, columns=columns)
 
-    def __repr__(self) -> str:
-        progress = self.progress
-        return (
-            f"<{type(self).__name__} {self.title!r} by {self.annotator}: {progress['labelled']} of "
-            f"{progress['total']} done, {progress['waiting']} not saved yet>"
-        )
-
     def setup(self) -> Message:
-        """Return what does not change while one labels; a browser keeps what is not saved yet under
-        ``panel_key``."""
-        place = json.dumps([self.store.address, self.store.experiment, *self.scope])
-        who = annotator_key(folded(self.annotator), self.questions)
+        """Return what does not change; a browser keeps what is not saved under ``panel_key``."""
+        where = [self.store.address, self.store.experiment, *self.scope, self.annotator]
         return {
-            "panel_key": f"{annotator_key(place, ())}-{who}",
+            "panel_key": annotator_key(json.dumps(where), self.questions),
             "epoch": self._epoch,
             "annotator": self.annotator,
             "title": self.title,
@@ -186,14 +163,12 @@ class Session:
         }
 
     def state(self) -> Message:
-        """Return what changes: position, progress, whether the store answers, and how many actions
-        are ``lost`` (see ``unsaved``)."""
+        """Return what changes; ``lost`` counts the actions in ``unsaved``."""
         with self.lock:
             return {
                 "position": self.position,
                 "progress": self.progress,
                 "message": self._trouble or " ".join(self.notes),
-                "store_ok": not self._trouble,
                 "lost": len(self._refused),
             }
 
@@ -210,37 +185,17 @@ class Session:
         """Answer one message of the view, or raise."""
         if kind == "hello":
             answers = self._act(message.get("pending") or [])
-            start = max(0, self.position - 10)
-            return [*self._soon(kind, lambda: self._items(start, 60)), *answers]
+            return [*self._items(max(0, self.position - 10), 60), *answers]
         if kind == "want":
             start, count, full = message["start"], message.get("count", 1), message.get("full")
-            return self._soon(kind, lambda: self._items(start, count, full=bool(full)))
+            return self._items(start, count, full=bool(full))
         if kind == "act":
             return self._act(message["actions"])
         if kind == "refresh":
-            return self._soon(kind, self.refresh)
+            return self.refresh()
         if kind == "offer_again":
-            return self._soon(kind, lambda: self.offer_again(message.get("trace_ids")))
+            return self.offer_again(message.get("trace_ids"))
         raise ArgumentError(f"A message of type {kind!r:.80} is not known.")
-
-    def _soon(self, about: str, read: Callable[[], list[Message]]) -> list[Message]:
-        """Return what ``read`` answers, or tell it later: the kernel must not wait for a store that
-        does not answer."""
-        answer: Future[list[Message]] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(read())
-            except Exception as error:
-                answer.set_result([problem(error, about)])
-
-        threading.Thread(target=run, name=about, daemon=True).start()
-        try:
-            return answer.result(self._patience)
-        except FutureTimeoutError:
-            answer.add_done_callback(lambda done: self.tell(*done.result()))
-            late = StoreError("The store has not answered yet; this is done when it does.")
-            return [problem(late, about)]
 
     def tell(self, *messages: Message) -> None:
         """Send messages to the view."""
@@ -249,11 +204,7 @@ class Session:
                 self.on_message(message)
 
     def refresh(self) -> list[Message]:
-        """Read the store again, and return the messages to send: ``queue``.
-
-        New traces join the items, those that are no longer among them leave, labels and decisions
-        made elsewhere count, the rubric is the latest.
-        """
+        """Read the store again, with the latest rubrics, and return the messages to send."""
         with self.writer.busy:
             self.reload()
         return [self.queue_message()]
@@ -267,12 +218,8 @@ class Session:
             self.questions = [with_rubric(one, rubrics[one.name]) for one in given]
 
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
-        """Open labelled items again, until each has a newer answer, and return the messages to
-        send: ``queue``. By default those that were labelled under an earlier rubric.
-
-        A new label replaces the first unless the verdict was seen. Then it stays beside the
-        first, which agreement is measured on, as a change of it (``changed_to`` in `labels`).
-        """
+        """Open labelled items again, until each has a newer answer, by default those that were
+        labelled under an earlier rubric; return the messages to send."""
         self.ask(self.questions)
         chosen = None if trace_ids is None else set(trace_ids)
         with self.lock:
@@ -280,17 +227,16 @@ class Session:
                 done = self._done(item)
                 if done and (done["earlier_rubric"] if chosen is None else trace_id in chosen):
                     item.again = True
-                    item.update()
             return [self.queue_message()]
 
     def queue_message(self, **more: Any) -> Message:
-        """Return the message that the items have changed, so that the view asks for them again."""
+        """Return the message that the items have changed."""
         with self.lock:
             total, position = len(self.items), self.position
         return {"type": "queue", "total": total, "position": position, **more}
 
     def saved_message(self, ids: Iterable[str], trace_ids: Iterable[str]) -> Message:
-        """Return the message that actions are saved, and what the store holds of their traces."""
+        """Return the message that actions are saved."""
         self._stamp += 1
         labelled = {i: self._done(self.items[i]) for i in trace_ids if i in self.items}
         return {"type": "saved", "ids": [*ids], "labelled": labelled, "stamp": self._stamp}
@@ -317,7 +263,7 @@ class Session:
         answers: list[Message] = []
         for one in raw:
             try:
-                action = Action.parse(one)
+                action = parsed(Action, one)
             except ArgumentError as error:
                 key = one.get("id") if isinstance(one, Mapping) else None
                 answers.append(_unsaved(key, str(error)))
@@ -330,19 +276,16 @@ class Session:
         return answers
 
     def _take(self, action: Action) -> None:
-        if action.id in self._waiting:
+        if action.id in self.waiting:
             return
         write = self.prepare(action)
-        self._waiting[action.id] = action
-        if (item := self.items.get(action.trace_id)) is not None:
-            item.waiting.append(action)
-            item.update()
+        self.waiting[action.id] = action
         done, failed = partial(self._written, action), partial(self._failed, action)
         self.writer.put(Job(action.trace_id, write, done, failed))
 
     def _written(self, action: Action, info: TraceInfo) -> None:
         with self.lock:
-            self._settle(action)
+            del self.waiting[action.id]
             self._refused.pop(action.id, None)
             self._trouble = ""
             if action.kind == "save" and action.seconds:
@@ -359,27 +302,21 @@ class Session:
                 self._trouble = f"Not saved yet: {text}. It is tried again."
                 messages = [_unsaved(action.id, self._trouble, retry=True)]
             else:
+                del self.waiting[action.id]
+                self._trouble = self._trouble if self.waiting else ""
+                messages = [self._refuse(action, text)]
                 item = self.items.get(action.trace_id)
                 if item is not None and isinstance(error, TraceDeletedError):
-                    item.gone = True
-                self._settle(action)
-                self._trouble = self._trouble if self._waiting else ""
-                messages = [self._refuse(action, text)]
-                if item is not None and item.gone:
-                    # Else the view would come back to it for ever.
+                    item.gone = True  # else the view would come back to it for ever
                     messages.append(self.queue_message(stay=True))
         self.tell(*messages)
-
-    def _settle(self, action: Action) -> None:
-        """Take an action from those that wait."""
-        del self._waiting[action.id]
-        if (item := self.items.get(action.trace_id)) is not None:
-            item.waiting = [one for one in item.waiting if one.id != action.id]
-            item.update()
 
     def _refuse(self, action: Action, error: str) -> Message:
         self._refused[action.id] = (action, error)
         return _unsaved(action.id, error)
+
+    def close(self) -> None:
+        """End what goes on in the background; what waits to be written is written."""
 
     def flush(self, seconds: float | None = None) -> bool:
         """Wait until all is written, ``seconds`` at most; return whether all is written."""

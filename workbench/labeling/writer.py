@@ -42,7 +42,6 @@ from workbench.store.assessments import (
     now_ms,
 )
 from workbench.store.database import address, find_experiment_id
-from workbench.store.labels import folded
 from workbench.store.rubrics import RubricHistory, rubric_history
 from workbench.store.traces import fetch_traces, load_spans
 
@@ -51,11 +50,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One thing to write.
-
-    ``write`` is called until it returns or is refused. ``done`` hears of what it returned,
-    ``failed`` of each error and whether it is final. Jobs of one ``lane`` keep their order.
-    """
+    """One thing to write: ``done`` hears of what ``write`` returned, ``failed`` of each error and
+    whether it is final. Jobs of one ``lane`` keep their order."""
 
     lane: str
     write: Callable[[], Any]
@@ -68,17 +64,15 @@ class Writer:
     """Does jobs in one thread, which ends when there is nothing to do, and with the process.
 
     A job that fails is tried again until it returns or is refused (`is_refusal`); jobs of other
-    lanes go first meanwhile. An exception in ``done`` or ``failed`` is logged and ends nothing.
-
-    ``busy`` is held while a job is done; whoever reads the store holds it too, so that nothing that
-    was read is older than what was written.
+    lanes go first meanwhile. ``busy`` is held while a job is done; whoever reads the store holds it
+    too, so that nothing that was read is older than what was written.
     """
 
     def __init__(self) -> None:
         self.busy = threading.Lock()
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
-        self._is_running = self._hurry = False
+        self._hurry = False
         self._failures = 0
 
     def put(self, job: Job) -> None:
@@ -87,8 +81,7 @@ class Writer:
             self._jobs.append(job)
             self._hurry = True  # what fails over and over holds nothing else up
             self._changed.notify_all()
-            if not self._is_running:
-                self._is_running = True
+            if len(self._jobs) == 1:
                 threading.Thread(target=self._work, name="labels", daemon=True).start()
 
     def flush(self, seconds: float | None = None) -> bool:
@@ -99,41 +92,40 @@ class Writer:
             return self._changed.wait_for(lambda: not self._jobs, seconds)
 
     def _work(self) -> None:
-        while self._do_next():
-            pass
+        is_done = False
+        while not is_done:
+            job = self._jobs[0]
+            is_final = self._try(job)
+            # Only now: what was flushed has been told, too.
+            with self._changed:
+                if is_final:
+                    self._jobs.popleft()
+                    self._changed.notify_all()
+                else:
+                    self._try_later(job)
+                is_done = not self._jobs
 
-    def _do_next(self) -> bool:
-        """Do the first job, and return whether there are more."""
-        job = self._jobs[0]
+    def _try(self, job: Job) -> bool:
+        """Do a job, tell how it ended, and return whether that is final."""
         job.attempts += 1
         with self.busy:
             try:
                 result = job.write()
             except Exception as error:
-                final = is_refusal(error, job.attempts)
-                outcome = partial(job.failed, error, final)
+                is_final = is_refusal(error, job.attempts)
+                outcome = partial(job.failed, error, is_final)
             else:
-                final, self._failures = True, 0
+                is_final, self._failures = True, 0
                 outcome = partial(job.done, result)
             try:
                 outcome()
             except Exception:
                 _log.exception("The outcome of a write could not be handled")
-        # Only now: what was flushed has been told, too.
-        with self._changed:
-            if final:
-                self._jobs.popleft()
-                self._changed.notify_all()
-            else:
-                self._try_later(job)
-            self._is_running = bool(self._jobs)
-            return self._is_running
+        return is_final
 
     def _try_later(self, job: Job) -> None:
         """Let other lanes go first, and wait."""
-        same = [one for one in self._jobs if one.lane == job.lane]
-        others = [one for one in self._jobs if one.lane != job.lane]
-        self._jobs = deque([*others, *same])
+        self._jobs = deque(sorted(self._jobs, key=lambda one: one.lane == job.lane))
         pause = min(0.1 * 2 ** min(self._failures, 6), 5.0)
         self._failures += 1
         self._changed.wait_for(lambda: self._hurry, pause)
@@ -143,9 +135,8 @@ class Writer:
 def is_refusal(error: BaseException, attempts: int = 1) -> bool:
     """Return whether trying again is of no use.
 
-    What the store does not take is final when it comes again and again: another write may have
-    come between, and rights may be changed just now. A lost connection, a lock or a server's own
-    error may always pass.
+    A lost connection, a lock or a server's own error may always pass; what the store does not take
+    is final at the eighth attempt, since another write may have come between.
     """
     if isinstance(error, MlflowException):
         is_final = error.error_code == "INVALID_PARAMETER_VALUE"
@@ -161,25 +152,26 @@ class TraceDeletedError(WorkbenchError):
 
 
 class TraceStore:
-    """The experiment that a session reads from and writes to, with ``client``: where labels go
-    stays what it was when this was made, whatever is made active later."""
+    """The experiment that a session reads from and writes to, whatever is active later."""
 
     def __init__(self, experiment: str | None = None) -> None:
         self.client = TracingClient()
         self.address = address()
         self.experiment = find_experiment_id(experiment, create=False)
 
+    @property
+    def is_active(self) -> bool:
+        """Whether it lies in the store that is active now."""
+        return address() == self.address
+
     def infos(self, traces: Any, *, missing_ok: bool = False) -> dict[str, TraceInfo]:
-        """Return traces by id; ``traces`` as in `workbench.pair`."""
         found = fetch_traces(traces, spans=False, experiment=self.experiment, missing_ok=missing_ok)
         return {trace.info.trace_id: trace.info for trace in found}
 
     def rubrics(self, question: str) -> RubricHistory:
-        """Return the rubrics of a question."""
         return rubric_history(question, experiment=self.experiment)
 
     def spans(self, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
-        """Return the spans of traces, by trace id."""
         return load_spans(self.client, infos)
 
     def get(self, trace_id: str) -> TraceInfo:
@@ -195,8 +187,7 @@ class TraceStore:
 def write_once(
     store: TraceStore, action: Action, make: Callable[[TraceInfo], Iterable[Feedback]]
 ) -> TraceInfo:
-    """Write what is missing of the assessments that ``make`` returns, given the trace; delete
-    those of an action that was taken back."""
+    """Write what is missing of what ``make`` returns; delete it if it was taken back."""
     info = store.get(action.trace_id)
     if action.id not in undone_actions(info):
         there = {one.name for one in _made_by(action.id, info)}
@@ -216,11 +207,8 @@ def write_once(
 def take_back(
     store: TraceStore, undo: Action, questions: Sequence[LabelQuestion], annotator: str
 ) -> TraceInfo:
-    """Take an action back, for good: delete what it made, and mark it as undone.
-
-    What its labels had replaced holds again, and the same action, sent once more, has no effect. A
-    label that was given before the annotator saw the verdict stays once they have: a `StoreError`.
-    """
+    """Take an action back, for good: delete what it made, and mark it as undone; what its labels
+    had replaced holds again."""
     target, info = str(undo.undoes), store.get(undo.trace_id)
     if target not in undone_actions(info):
         seen = read_annotations(info, questions, annotator).revealed
@@ -252,16 +240,13 @@ def save(
     annotator: str,
     draw: Draw,
 ) -> TraceInfo:
-    """Write answers, canonical values, as labels.
+    """Write answers, canonical values, as labels, which override the annotator's former ones; one
+    given after a look at the verdict stands beside the one given blind."""
 
-    A label replaces the annotator's former one under the same name by overriding it. One that is
-    given after a look at the verdict stands beside the one given blind.
-    """
-    return write_once(
-        store,
-        action,
-        lambda info: [_label(info, action, q, q.stored(v), annotator, draw) for q, v in answers],
-    )
+    def made(info: TraceInfo) -> list[Feedback]:
+        return [_label(info, action, q, q.stored(value), annotator, draw) for q, value in answers]
+
+    return write_once(store, action, made)
 
 
 def _label(
@@ -276,19 +261,17 @@ def _label(
     # Clocks differ: what is said later must be the later one to whoever reads.
     at = max(now_ms(), stored.labelled_ms + 1)
     version = action.rubrics.get(name, question.rubric_version)
-    recorded = {
-        SECONDS_KEY: None if action.seconds is None else f"{action.seconds:.1f}",
-        CLOCK_KEY: None if action.at is None else str(int(action.at)),
-        RUBRIC_KEY: None if version is None else str(version),
-        AFTER_VERDICT_KEY: "true" if after else None,
-    }
+    recorded = {SECONDS_KEY: action.seconds, CLOCK_KEY: action.at, RUBRIC_KEY: version}
+    metadata = {key: f"{n:.15g}" for key, n in recorded.items() if n is not None}
+    if after:
+        metadata[AFTER_VERDICT_KEY] = "true"
     return Feedback(
         name=name,
         value=value,
         source=AssessmentSource(source_type="HUMAN", source_id=annotator),
         trace_id=action.trace_id,
         rationale=action.reason(name) or None,
-        metadata={**draw.to_metadata(), **{k: v for k, v in recorded.items() if v is not None}},
+        metadata={**draw.to_metadata(), **metadata},
         create_time_ms=at,
         last_update_time_ms=at,
         overrides=former.assessment_id if former else None,
@@ -306,7 +289,7 @@ def skip(
     info = store.get(action.trace_id)
     tag = f"{SKIPPED}{action.id}"
     if tag not in (info.tags or {}):
-        key = annotator_key(folded(annotator), questions)
+        key = annotator_key(annotator, questions)
         text = json.dumps({"key": key, "at": now_ms(), **draw.to_metadata()})
         store.client.set_trace_tag(action.trace_id, tag, text)
         info = store.get(action.trace_id)

@@ -177,3 +177,33 @@ const BLOCKS = {
 
 /** Elements of the blocks that `content.py` makes of a value. */
 const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block));
+
+/** The parts of an item, each below its title; `load` asks for the whole of one that is cut. */
+function sections(item, load, { raw = false, level = 3 } = {}) {
+  const parts = [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]];
+  return parts.filter(([, name]) => item.blocks[name] && !(name === "expectations" && same(item[name], {}))).map(([title, name]) => {
+    const value = item[name];
+    const whole = item.cuts?.[name]; // where only the beginning is here
+    const length = whole ?? (typeof value === "string" ? value.length : 0);
+    const text = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
+    return h("section", { class: `wb-section wb-${name}` },
+      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": level }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
+      h("div", { class: "wb-body" }, raw ? text() : drawn(item.blocks[name])),
+      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. `, h("button", { type: "button", class: "wb-more", onclick: load }, "Load all of it")) : null);
+  });
+}
+
+// -- keys -------------------------------------------------------------------------------------
+
+/** Do what `actionOf` tells of a key. The notebook must not see keys and clicks that are meant for
+ * the view. What it listens for at the document it leaves alone below `data-lm-suppress-shortcuts`. */
+function ownKeys(root, signal, actionOf) {
+  for (const name of ["keyup", "keypress", "mousedown"]) root.addEventListener(name, (event) => event.stopPropagation(), { signal });
+  root.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    const act = event.isComposing || event.defaultPrevented ? null : actionOf(event);
+    if (!act) return;
+    event.preventDefault();
+    act();
+  }, { signal });
+}

@@ -26,7 +26,7 @@ class Explorer {
     this.drafts = new Map(); // by trace and "label" or "note": what is typed and not saved
     this.sent = new Map(); // by action: its trace and what it is
     this.build(el);
-    this.listen(signal);
+    ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
     model.on("msg:custom", receive);
     this.stop = () => {
@@ -277,7 +277,7 @@ class Explorer {
     const place = this.query.start + this.place + 1;
     this.heading = h("strong", { tabindex: -1, role: "heading", "aria-level": 3 }, `Item ${number(place)} of ${number(this.total)}`);
     const id = h("input", { class: "wbx-id", readonly: true, value: item.trace_id, "aria-label": "Trace id", size: Math.min(item.trace_id.length, 36) });
-    const sections = [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]].filter(([, name]) => item.blocks[name] && !(name === "expectations" && same(item[name], {})));
+    const load = () => this.send({ type: "item", trace_id: item.trace_id, full: true });
     this.detail.dataset.trace = item.trace_id;
     this.detail.replaceChildren(
       h("div", { class: "wb-itemhead" }, h("div", { class: "wbx-which" }, this.heading, id, small("Copy id", () => this.copy(id))),
@@ -285,19 +285,12 @@ class Explorer {
           small("Close", () => this.close(), { "aria-keyshortcuts": "Escape" }))),
       item.fault ? h("div", { class: "wb-banner" }, visible(item.fault)) : "",
       h("div", { class: "wbx-both" },
-        h("div", { class: "wbx-reading", tabindex: 0, role: "document", "aria-label": "The item's text" }, sections.map(([title, name]) => this.section(title, name, item))),
+        h("div", { class: "wbx-reading", tabindex: 0, role: "document", "aria-label": "The item's text" }, sections(item, load, { level: 4 })),
         h("div", { class: "wbx-aside" }, item.voices.map((voice) => this.voice(voice)), this.form(item))));
     this.detail.hidden = false;
     this.detail.querySelector(".wbx-reading").scrollTop = top;
     if (isNew) this.heading.focus({ preventScroll: true });
     if (isNew) this.detail.scrollIntoView({ block: "nearest" });
-  }
-
-  section(title, name, item) {
-    const cut = item.cuts?.[name];
-    return h("section", { class: `wb-section wb-${name}` }, h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, title),
-      h("div", { class: "wb-body" }, drawn(item.blocks[name])),
-      cut ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(cut, "character")}. `, moreButton("Load all of it", () => this.send({ type: "item", trace_id: item.trace_id, full: true }))) : null);
   }
 
   voice({ who, value, votes, rationale, rationale_blocks: blocks }) {
@@ -391,20 +384,8 @@ class Explorer {
 
   // -- keys
 
-  listen(signal) {
-    const listen = (name, handler) => this.root.addEventListener(name, handler, { signal });
-    // The notebook must not see keys and clicks that are meant for the explorer.
-    for (const name of ["keyup", "keypress", "mousedown"]) listen(name, (event) => event.stopPropagation());
-    listen("keydown", (event) => {
-      event.stopPropagation();
-      const act = event.isComposing || event.ctrlKey || event.metaKey || event.altKey ? null : this.actionOf(event);
-      if (!act) return;
-      event.preventDefault();
-      act();
-    });
-  }
-
-  actionOf({ key: pressed, target }) {
+  actionOf({ key: pressed, target, ctrlKey, metaKey, altKey }) {
+    if (ctrlKey || metaKey || altKey) return null;
     const inDetail = this.detail.contains(target);
     if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cells[this.at[0]][this.at[1]].focus();
     if (target.matches("input, textarea, select")) return null;

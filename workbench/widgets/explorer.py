@@ -7,11 +7,10 @@ import pandas as pd
 from workbench.alignment.result import Alignment
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.labeling.exploration import Exploration
-from workbench.labeling.items import Query
+from workbench.labeling.exploration import Exploration, Query
 from workbench.labeling.review_queue import ReviewQueue
 from workbench.pairing.pairs import Pairs
-from workbench.widgets.session_panel import HERE, SessionPanel, javascript
+from workbench.widgets.panels import SessionPanel, read_files
 
 _MOST_ROWS = 20
 
@@ -52,8 +51,8 @@ class Explorer(SessionPanel):
     >>> explorer.shown  # the items that it shows, as a table  # doctest: +SKIP
     """
 
-    _esm = javascript("content", "explorer")
-    _css = "\n".join((HERE / f"{name}.css").read_text("utf-8") for name in ("label", "explorer"))
+    _esm = read_files("js", "content", "explorer")
+    _css = read_files("css", "label", "explorer")
     _live = "[data-total]"
     session: Exploration
 

@@ -59,9 +59,10 @@ class Frame extends Store {
   buildWork(small) {
     this.where = h("div", { class: "wb-where" });
     this.rawButton = small("Plain text", "t", () => this.toggleRaw(), { "aria-pressed": "false", "aria-keyshortcuts": "t", title: "Show the text as it is, without Markdown" });
+    const scroll = (sign, keyName, step, props) => small(sign, keyName, () => this.scroll(step), { class: "wb-small wb-arrow", ...props });
     this.scrolling = h("span", { class: "wb-scrolling", role: "group", "aria-label": "Scroll the text" },
-      small("↑", null, () => this.scroll(-1), { class: "wb-small wb-arrow", "aria-label": "Scroll the text up", title: "Scroll the text up (↑, Page Up)" }),
-      small("↓", "Space", () => this.scroll(1), { class: "wb-small wb-arrow", "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
+      scroll("↑", null, -1, { "aria-label": "Scroll the text up", title: "Scroll the text up (↑, Page Up)" }),
+      scroll("↓", "Space", 1, { "aria-label": "Scroll the text down", "aria-keyshortcuts": "Space", title: "Scroll the text down (↓, Space, Page Down)" }));
     this.page = h("div", { class: "wb-page" });
     this.text = h("div", { class: "wb-reading", tabindex: 0, role: "document", "aria-label": "The item to judge" }, this.page);
     this.work = h("div", { class: "wb-work" },
@@ -146,21 +147,7 @@ class Frame extends Store {
   contentsOf(item) {
     if (!item) return [h("p", { class: "wb-quiet" }, this.total ? "Waiting for the kernel to send this item …" : this.words.nothing)];
     if (item.gone) return [h("p", { class: "wb-quiet" }, "This trace was deleted from the store. Enter goes on.")];
-    return [["Input", "inputs"], ["Output", "outputs"], ["Expected", "expectations"]]
-      .filter(([, name]) => item[name] !== null && item[name] !== undefined && !(name === "expectations" && same(item[name], {})))
-      .map(([title, name]) => this.section(title, name, item));
-  }
-
-  section(title, name, item) {
-    const value = item[name];
-    const whole = item.cuts?.[name]; // where only the beginning is here
-    const length = whole ?? (typeof value === "string" ? value.length : 0);
-    const raw = () => plainText(typeof value === "string" ? value : JSON.stringify(value, null, 2));
-    return h("section", { class: `wb-section wb-${name}` },
-      h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 3 }, title, length > 3000 ? h("span", { class: "wb-length" }, ` ${count(length, "character")}`) : null),
-      h("div", { class: "wb-body" }, this.raw ? raw() : drawn(item.blocks[name])),
-      whole ? h("div", { class: "wb-cut" }, `Only the beginning is here, of ${count(whole, "character")}. `,
-        h("button", { type: "button", class: "wb-more", onclick: () => this.askForAll() }, "Load all of it")) : null);
+    return sections(item, () => this.askForAll(), { raw: this.raw });
   }
 
   paintItemState() {
@@ -301,8 +288,8 @@ class Frame extends Store {
     const progress = this.state.progress ?? {};
     const rows = [[this.words.done, progress.labelled ?? 0], ["skipped", progress.skipped ?? 0], ["not saved yet", this.outbox.size]];
     if (progress.per_hour) rows.push(["an hour", Math.round(progress.per_hour)]);
-    this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
     this.figures.replaceChildren(...rows.map(([name, n]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, number(n)))));
+    this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
     this.skippedButton.hidden = this.skippedAt() === null;
     this.againButton.hidden = !this.hasEarlierLabels();
   }

@@ -120,12 +120,11 @@ class Panel extends Frame {
   }
 
   undo() {
-    const undone = this.undoLast();
-    if (!undone) return this.say("Nothing to undo.");
-    if (undone.isHere) this.go(undone.action.position, "Undone.");
-    else this.announce("Undone.");
+    const action = this.undoLast();
+    if (!action) return this.say("Nothing to undo.");
+    this.go(action.position, "Undone.");
     this.say("Undone.", false);
-    this.outbox.post(undone.action);
+    this.outbox.post(action);
   }
 
   saveFromField() {
@@ -207,16 +206,7 @@ class Panel extends Frame {
 
   listen(signal) {
     const listen = (name, handler, options) => this.root.addEventListener(name, handler, { signal, ...options });
-    // The notebook must not see keys that are meant for the panel. What it listens for at the
-    // document, before the panel, it leaves alone below `data-lm-suppress-shortcuts`.
-    listen("keydown", (event) => {
-      event.stopPropagation();
-      const act = event.isComposing || event.defaultPrevented ? null : this.actionOf(event);
-      if (!act) return;
-      event.preventDefault();
-      act();
-    });
-    for (const name of ["keyup", "keypress"]) listen(name, (event) => event.stopPropagation());
+    ownKeys(this.root, signal, (event) => this.actionOf(event));
     for (const name of ["keydown", "pointermove", "wheel"]) listen(name, () => this.tick(), { capture: true, passive: true });
     listen("focusin", () => this.root.classList.add("wb-focused"));
     listen("focusout", (event) => {
@@ -224,7 +214,6 @@ class Panel extends Frame {
     });
     // A host that moves the focus to its own element on a click would take the keys away.
     listen("mousedown", (event) => {
-      event.stopPropagation();
       if (event.target.closest("button, a, input, textarea, summary, [tabindex]:not(.wb)")) return;
       if (this.help.open) event.preventDefault(); // the focus stays in the dialog
       else this.focus();
@@ -242,7 +231,6 @@ class Panel extends Frame {
     if (this.help.open) return { "?": () => this.help.close(), Tab: () => {} }[event.key] ?? null; // it has one button
     if (hasControl && event.key.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (event.key === "Escape") return () => this.focus();
-    if (event.isComposing) return null; // Enter takes what an input method proposes
     const inField = target.matches("input, textarea") && !event.shiftKey;
     if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
     if (target.matches("input, textarea") || hasControl || event.altKey) return null;

@@ -7,15 +7,19 @@ import threading
 from dataclasses import asdict
 from typing import Any, Final
 
-import pandas as pd
 import traitlets
 
 from workbench.alignment.background import BackgroundAlignment
-from workbench.formatting import html_text
-from workbench.widgets.session_panel import HERE, View, javascript
+from workbench.formatting import counted, html_table, html_text
+from workbench.widgets.panels import HERE, View, read_files
 
 SECONDS_BETWEEN: Final = 0.3
 """At least, between two updates of the view."""
+
+_DEV_SCORE: Final = (
+    "On the items that candidates are selected on, some of which were learned from: no estimate of "
+    "how the judge will do. That comes from the held-out test."
+)
 
 
 class AlignmentView(View):
@@ -24,13 +28,12 @@ class AlignmentView(View):
     It reads the state a few times a second while the alignment goes on, and holds none itself.
     """
 
-    _esm = javascript("content", "progress")
+    _esm = read_files("js", "content", "progress")
     _css = HERE / "progress.css"
 
-    setup = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
-    learned: Any = traitlets.List().tag(sync=True)
-    outcome = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    parts: Any = traitlets.List().tag(sync=True)
+    """Figures, the best instructions and the preflight table as HTML, with all texts escaped."""
 
     def __init__(self, alignment: BackgroundAlignment) -> None:
         self.alignment = alignment
@@ -46,23 +49,12 @@ class AlignmentView(View):
 
     def update(self) -> None:
         """Tell the browser what has changed."""
-        alignment = self.alignment
-        state = alignment.state
+        state = self.alignment.state
         with self.hold_sync():
-            self.setup = {"title": alignment.judge.name, "table": _cells(alignment.preflight)}
-            self.learned = _learned(alignment)
+            self.parts = _parts(self.alignment)
             # Tenths would change with each look, and nobody reads them.
-            self.state = {**asdict(state), "seconds": int(state.seconds), "ended": state.ended}
-            if state.stage == "done":
-                found = alignment.result()
-                # As plain text in cells: the browser never reads HTML.
-                self.outcome = {
-                    "status": found.status if found.headline == found.status else "uncertain",
-                    "headline": found.headline,
-                    "reason": found.reason,
-                    "table": _cells(found.comparison.table, index=True),
-                    "notes": list(found.notes),
-                }
+            more = {"title": self.alignment.judge.name, "seconds": int(state.seconds)}
+            self.state = {**asdict(state), **more, "ended": state.ended}
 
     def _on_browser(self, _: object, message: Any, __: object) -> None:
         if isinstance(message, dict) and message.get("type") == "cancel":
@@ -73,40 +65,56 @@ class AlignmentView(View):
         return repr(self.alignment)
 
     def _repr_html_(self) -> str:
-        """Where it stands now, shown where no browser can ask the kernel."""
-        done = self.alignment.state.stage == "done"
-        lines = "\n".join(
-            f"<ins>{html_text(line)}</ins>" if new else html_text(line)
-            for line, new in _learned(self.alignment)
-        )
-        return (
-            f"<p>{html_text(repr(self)[1:-1])}</p>"
-            f"{self.alignment.result()._repr_html_() if done else ''}"
-            f'<p>Best instructions:</p><pre style="white-space: pre-wrap">{lines}</pre>'
-        )
+        return f"<p>{html_text(repr(self)[1:-1])}</p>{''.join(_parts(self.alignment))}"
 
 
-def _learned(alignment: BackgroundAlignment) -> list[list[Any]]:
-    """The lines of the best instructions, each with whether it was learned."""
+def _parts(alignment: BackgroundAlignment) -> list[str]:
+    state = alignment.state
+    figures = []
+    if state.step is not None:
+        text = f"{state.step} of at most {state.max_steps}"
+        figures.append(_figure("Steps", text, state.step, state.max_steps))
+    if state.calls is not None:
+        figures.append(_figure("Spent", state.spent, state.share_spent))
+    if state.best_score is not None:
+        figures.append(_figure("Best dev score", f"{state.best_score:.3f}", title=_DEV_SCORE))
+    if state.failures is not None:
+        figures.append(_figure("Failed calls", f"{state.failures:,}"))
+    if state.stage == "done":
+        figures.append(alignment.result()._repr_html_())
+    elif state.message:
+        figures.append(f'<p class="wbp-message">{html_text(state.message)}</p>')
+    before = ""
+    if alignment.preflight is not None:
+        table = html_table(alignment.preflight, index=False)
+        before = f"<details><summary>What was said before it began</summary>{table}</details>"
+    return ["".join(figures), _instructions(alignment), before]
+
+
+def _figure(
+    name: str, text: str, now: float | None = None, most: float | None = 1, title: str = ""
+) -> str:
+    """A figure, with a bar where it has an end to go to."""
+    bar = "" if now is None else f'<progress value="{now}" max="{most}"></progress>'
+    label = f'<span class="wbp-label">{name}</span>'
+    return f'<div class="wbp-row" title="{title}">{label}{bar}<span>{html_text(text)}</span></div>'
+
+
+def _instructions(alignment: BackgroundAlignment) -> str:
+    """The best instructions, with the lines marked that were learned."""
     before = str(getattr(alignment.judge, "instructions", "")).splitlines()
     after = alignment.state.instructions.splitlines()
     same = difflib.SequenceMatcher(None, before, after, autojunk=False).get_matching_blocks()
     known = {block.b + i for block in same for i in range(block.size)}
-    return [[line, i not in known and bool(line.strip())] for i, line in enumerate(after)]
-
-
-def _cells(table: pd.DataFrame | None, *, index: bool = False) -> dict[str, Any]:
-    """A small table as text: ``head`` and ``rows``."""
-    if table is None:
-        return {"head": [], "rows": []}
-    cells = table.reset_index(names="") if index else table
-    return {
-        "head": [str(column) for column in cells.columns],
-        "rows": [[_text(value) for value in row] for row in cells.itertuples(index=False)],
-    }
-
-
-def _text(value: Any) -> str:
-    if value is None or value != value:
-        return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    learned = [bool(line.strip()) and i not in known for i, line in enumerate(after)]
+    tags = ["ins" if new else "div" for new in learned]
+    lines = [
+        f'<{tag} class="wbp-line" dir="auto">{html_text(line) or "&nbsp;"}</{tag}>'
+        for tag, line in zip(tags, after, strict=True)
+    ]
+    said = f"{counted(sum(learned), 'learned line')}, marked +" if any(learned) else "none learned"
+    return (
+        f'<div class="wbp-row"><span>Best instructions</span><span>{said}</span></div>'
+        '<div class="wbp-rules" style="white-space: pre-wrap" tabindex="0" role="region" '
+        f'aria-label="Best instructions">{"".join(lines)}</div>'
+    )

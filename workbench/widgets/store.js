@@ -35,7 +35,7 @@ class Outbox {
   add(action) {
     if (!this.size) this.restartClock();
     this.actions.set(action.id, action);
-    this.write(`act:${action.id}`, { action });
+    this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
   }
 
   /** Send an action once the next item is on the page: writing to the socket takes time. */
@@ -49,7 +49,7 @@ class Outbox {
   remove(id) {
     const action = this.actions.get(id);
     this.actions.delete(id);
-    this.attempt(() => localStorage.removeItem(`${this.prefix}act:${id}`));
+    this.attempt(() => localStorage.removeItem(this.prefix + id));
     return action;
   }
 
@@ -75,23 +75,13 @@ class Outbox {
     return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
   }
 
-  // -- the browser's storage, which may be full or forbidden
-
   stored() {
-    const names = this.attempt(() => Object.keys(localStorage)) ?? [];
-    return names.filter((name) => name.startsWith(`${this.prefix}act:`))
-      .map((name) => this.read(name.slice(this.prefix.length), {}).action).filter((action) => action?.id)
-      .sort((a, b) => a.at - b.at);
+    const names = () => Object.keys(localStorage).filter((name) => name.startsWith(this.prefix));
+    const found = this.attempt(() => names().map((name) => JSON.parse(localStorage.getItem(name))));
+    return (found ?? []).sort((a, b) => a.at - b.at);
   }
 
-  write(name, value) {
-    this.attempt(() => localStorage.setItem(this.prefix + name, JSON.stringify(value)));
-  }
-
-  read(name, otherwise) {
-    return this.attempt(() => JSON.parse(localStorage.getItem(this.prefix + name))) ?? otherwise;
-  }
-
+  /** Use the browser's storage, which may be full or forbidden. */
   attempt(use) {
     try {
       return use();
@@ -114,15 +104,13 @@ class Store {
     this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
     this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
     this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
-    this.undoable = this.outbox.read("history", []);
+    this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
     this.position = Math.max(0, this.state.position ?? 0);
     this.done = false; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
-    this.anchor = ""; // the trace that is shown while the items are fetched anew
     this.request = null; // when items were asked for that are not here yet
-    this.isLate = false; // whether something had to wait long until it was saved
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
@@ -189,17 +177,12 @@ class Store {
     for (const position of this.items.keys()) {
       if (position < this.position - 2 * BEHIND || position > this.position + 3 * AHEAD) this.items.delete(position);
     }
-    const found = this.anchor && this.byTrace(this.anchor);
-    this.anchor = "";
-    // Whoever reads an item keeps it, wherever it stands now.
-    if (found) this.position = found.position;
     if (this.search) this.forward(this.position, this.search);
     else if (!same(current, this.item)) this.paint();
     this.ask();
   }
 
   onSaved({ ids, labelled, stamp }) {
-    this.isLate ||= this.outbox.isStuck;
     const news = new Map();
     for (const id of ids ?? []) {
       const local = this.local.get(this.outbox.actions.get(id)?.trace_id);
@@ -213,10 +196,6 @@ class Store {
       if (item && !this.local.has(trace)) Object.assign(item, one);
     }
     this.outbox.restartClock();
-    if (!this.outbox.size) {
-      if (this.isLate && !this.state.lost) this.announce("All saved.");
-      this.isLate = false;
-    }
     this.paintSaved();
     this.askReveal();
   }
@@ -243,34 +222,22 @@ class Store {
     this.paintReveal();
   }
 
-  /** There is more of the queue, or less, or it is in another order. `stay`: nobody asked for that,
-   * so whoever is at an item stays there. */
+  /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
+   * where something is open again. `stay`: nobody asked for that. */
   onQueue({ total, position, stay = false }) {
     if (!stay) {
       this.say("");
       this.announce("The store was read again.");
     }
-    const grew = total > this.total;
-    const before = this.done ? null : this.item;
     this.total = total;
-    const moves = position !== null && position !== undefined && (this.done || !(stay || grew));
-    const at = Math.min(moves ? position : this.position, Math.max(0, total - 1));
-    const done = moves ? total > 0 && position >= total : this.done;
+    const { item } = this;
     this.items.clear();
-    this.request = null;
-    if (before && total && !done && at === this.position) {
-      // It stays on the page, with what is being typed, until it comes again.
-      this.items.set(at, before);
-      this.anchor = before.trace_id;
-      this.want(at, Math.min(AHEAD, total - at));
-      this.paintStatus();
-      return;
-    }
-    if (!this.done) this.form.read();
-    this.position = at;
-    this.done = done;
-    this.ask();
-    this.paint();
+    if (this.done && position < total) Object.assign(this, { position, done: false });
+    // It stays on the page, with what is being typed, until it comes again.
+    else if (item) this.items.set(this.position, item);
+    this.want(this.position, Math.min(AHEAD, total - this.position));
+    if (this.item) this.paintStatus();
+    else this.paint();
   }
 
   /** Ask for what is missing ahead; one request at a time. */
@@ -389,8 +356,8 @@ class Store {
 
   /** Whether no item is open, as the kernel counts. */
   isEverythingDone() {
-    const { labelled = 0, skipped = 0, again = 0 } = this.state.progress ?? {};
-    return labelled - again + skipped + this.outbox.size >= this.total;
+    const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
+    return labelled - again + skipped + this.outbox.size >= total;
   }
 
   /** Where the page begins: not at an item that is done but not saved yet. */
@@ -424,26 +391,22 @@ class Store {
     const rubrics = Object.fromEntries(this.questions.map((question) => [question.name, question.rubric_version ?? 0]));
     const action = this.act(kind, item, { rubrics, ...more });
     this.overlay(action, before);
-    this.undoable = [...this.undoable, { id: action.id, position: action.position, trace_id: action.trace_id, before }].slice(-100);
-    this.outbox.write("history", this.undoable);
+    this.undoable.push({ id: action.id, position: action.position, trace_id: action.trace_id, before });
     this.drafts.delete(item.trace_id);
     return action;
   }
 
-  /** Take the last save or skip back; returns where it was, or null where there is none. */
+  /** Take the last save or skip back; returns the action, or null where there is none. */
   undoLast() {
     const last = this.undoable.pop();
-    this.outbox.write("history", this.undoable);
     if (!last) return null;
-    // Positions change when the kernel is restarted, traces do not.
-    const there = this.items.get(last.position);
-    const held = there?.trace_id === last.trace_id ? there : this.byTrace(last.trace_id);
+    const held = this.items.get(last.position);
     const given = held ? this.statusOf(held).done : null;
-    const action = this.act("undo", { trace_id: last.trace_id, position: held?.position ?? last.position }, { undoes: last.id, seconds: 0 });
+    const action = this.act("undo", last, { undoes: last.id, seconds: 0 });
     this.overlay(action, last.before);
     // What was undone is offered again, as a choice that is not saved.
     if (given) this.drafts.set(last.trace_id, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
-    return { action, isHere: !!held || !there };
+    return action;
   }
 
   tick() {

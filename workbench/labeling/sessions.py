@@ -1,17 +1,17 @@
-"""`LabelSession`: one annotator labels a queue of traces, without a widget or a browser."""
+"""`LabelSession` and `AdjudicationSession`: labelling and deciding without a widget."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
+from functools import partial
 from typing import Any
 
-import mlflow
 import pandas as pd
-from mlflow.entities import TraceInfo
+from mlflow.entities import Feedback, TraceInfo
 from mlflow.genai.judges import Judge
 from mlflow.genai.label_schemas import LabelSchema
 
@@ -22,6 +22,7 @@ from workbench.labeling.annotations import (
     ACTION_KEY,
     SECONDS_KEY,
     Action,
+    Annotations,
     Item,
     canonical,
     read_annotations,
@@ -33,16 +34,19 @@ from workbench.labeling.questions import LabelQuestion, read_answers, session_qu
 from workbench.labeling.queue import Assign, LabelQueue, Workload, read_workload
 from workbench.labeling.review_queue import ReviewQueue
 from workbench.labeling.session import Message, Session, problem
-from workbench.labeling.writer import Job, TraceStore, save, skip, take_back
+from workbench.labeling.writer import Job, TraceStore, save, skip, take_back, write_once
+from workbench.pairing.adjudication import differences, disagreements, new_decision
+from workbench.pairing.consensus import known_scale
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
-from workbench.store.labels import Label, label_records, same_person
+from workbench.store.labels import Label, decision_records, label_records, same_person
+from workbench.store.schemas import asks_for_feedback
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
 _COLUMNS = [
-    "trace_id", "question", "value", "rationale", "annotator", *_DRAW, "seconds", "at", "saved",
+    "trace_id", "question", "value", "rationale", "annotator", *_DRAW, "seconds", "at",
     "rubric_version", "after_verdict", "changed_to", "elsewhere",
 ]  # fmt: skip
 
@@ -50,28 +54,10 @@ _log = logging.getLogger(__name__)
 
 
 class LabelSession(Session):
-    """The labelling of one annotator on one or several questions.
+    """The labelling of one annotator on one or several questions (see `workbench.LabelPanel`).
 
-    The messages between session and view are described in `workbench.labeling.session`.
-
-    Parameters
-    ----------
-    judge_or_name, traces, annotator, questions, order, seed, random_share, assign, reveal, \
-title, scale, experiment
-        See `workbench.LabelPanel`.
-    on_message, store, patience
-        See `workbench.labeling.session.Session`.
-    refresh_every
-        Seconds between two readings of the store for what was done elsewhere, once a view has
-        said hello; longer where reading takes long. None: only when `refresh` is called.
-
-    Raises
-    ------
-    ArgumentError
-        For an annotator without a name, or one whom ``assign`` does not name, unknown orders, or
-        no scale to rate on.
-    StoreError
-        When the traces cannot be read.
+    Once a view has said hello the store is read again every ``refresh_every`` seconds, less often
+    where reading takes long.
     """
 
     def __init__(
@@ -89,16 +75,14 @@ title, scale, experiment
         title: str = "",
         scale: Scale | None = None,
         experiment: str | None = None,
-        on_message: Callable[[Message], None] | None = None,
         refresh_every: float | None = 30.0,
         store: TraceStore | None = None,
-        patience: float = 2.0,
     ) -> None:
         check_text("annotator", annotator)
-        self._judge, self._traces, self._assign = judge_or_name, traces, assign
+        self._judge, self._traces = judge_or_name, traces
         self.reveal, self._refresh_every = reveal, refresh_every
         self._closed = threading.Event()
-        self._left_out: list[str] = []
+        left_out: list[str] = []
         # Where it is settled who labels what, or how many label an item, all have one order, so
         # that what several label can be compared soon. Elsewhere they would do the same items.
         in_common = assign is not None
@@ -107,25 +91,24 @@ title, scale, experiment
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
                 questions = traces.questions
-                if names := ", ".join(map(repr, traces.left_out)):
-                    told = f"Not asked here, since they ask for expectations: {names}."
-                    self._left_out = [f"{told} Use MLflow's page."]
-        super().__init__(annotator, store or TraceStore(experiment), on_message, patience)
+                left_out = [s.name for s in traces.every_schema() if not asks_for_feedback(s)]
+        super().__init__(annotator, store or TraceStore(experiment))
+        self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
         where = self.store.experiment
         self.ask(session_questions(judge_or_name, questions, scale, work.infos.values(), where))
         self.title = title or ", ".join(q.title or q.name for q in self.questions)
+        given: dict[str, Any] = {"order": order, "seed": seed, "random_share": random_share}
         self._queue = LabelQueue(
-            self.questions,
-            annotator,
-            order=order,
-            seed=seed,
-            random_share=random_share,
-            judge=judge_or_name,
-            in_common=in_common,
+            self.questions, annotator, judge=judge_or_name, in_common=in_common, **given
         )
         self.items = self._queue.items
         self._take_over(work)
+        self.notes = list(self._queue.notes)
+        if left_out:
+            names = ", ".join(map(repr, left_out))
+            told = f"Not asked here, since they ask for expectations: {names}."
+            self.notes.append(f"{told} Use MLflow's page.")
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
         if kind == "reveal":
@@ -151,29 +134,14 @@ title, scale, experiment
 
     def learn(self, info: TraceInfo) -> None:
         self._queue.learn(info)
-        added = self._added.get(info.trace_id)
-        if added is not None:
-            queue, who = self._traces, self.annotator
-            self._put_status(lambda: queue.sync_item(info.trace_id, added, who))
-
-    def _put_status(self, write: Callable[[], Any]) -> None:
-        """Write MLflow's status of items; what fails for good `ReviewQueue.sync` does later."""
-
-        def failed(error: Exception, final: bool) -> None:
-            if final:
-                text = store_message(error)
-                _log.warning(
-                    "The queue %r in MLflow's page lags behind: %s", self._traces.name, text
-                )
-
-        self.writer.put(Job("status", write, lambda _: None, failed))
 
     def _reveal(self, trace_id: str) -> None:
         if not self.reveal:
             raise ArgumentError("Verdicts are not shown in this session (reveal=False).")
         with self.lock:
             item = self.items.get(trace_id)
-            if item is None or item.status != "done":
+            waits = any(action.trace_id == trace_id for action in self.waiting.values())
+            if item is None or item.status != "done" or waits:
                 raise ArgumentError("The verdict is shown once your own label is saved.")
 
         def failed(error: Exception, final: bool) -> None:
@@ -208,24 +176,24 @@ title, scale, experiment
     def _verdict(self, info: TraceInfo, question: LabelQuestion) -> Message | None:
         recorded = {info.trace_id: recorded_verdicts(without_spans(info), question.name)}
         is_judge = question.name == getattr(self._judge, "name", self._judge)
-        judge = self._judge if self._judge is not None and is_judge else question.name
+        judge = self._judge if is_judge else question.name
         chosen, _, _ = choose_version(judge, recorded, fingerprint_of(judge))
         usable = [verdict for verdict in chosen[info.trace_id] if verdict.usable]
         return _said(question, usable[-1]) if usable else None
 
-    def _read(self, *, missing_ok: bool = False) -> Workload:
-        return read_workload(
-            self.store, self.annotator, self._traces, self._assign, missing_ok=missing_ok
-        )
-
-    def _take_over(self, work: Workload) -> None:
+    def _take_over(self, work: Workload) -> tuple[list[str], bool]:
         with self.lock:
-            self._queue.take_over(work)
-            self.notes = [*self._queue.notes, *self._left_out]
-        self._added: dict[str, int] = {}
+            changed = self._queue.take_over(work)
         if (items := work.queued) is not None:
-            self._added = {item.trace_id: item.added_ms for item in items}
-            self._put_status(lambda: self._traces.sync(items))
+            write = partial(self._traces.sync, items, by=self.annotator)
+            self.writer.put(Job("status", write, lambda _: None, self._lag))
+        return changed
+
+    def _lag(self, error: Exception, final: bool) -> None:
+        """What fails for good is done at the next reading."""
+        if final:
+            name, text = self._traces.name, store_message(error)
+            _log.warning("The queue %r in MLflow's page lags behind: %s", name, text)
 
     def reload(self) -> None:
         self.ask(self.questions)
@@ -233,26 +201,22 @@ title, scale, experiment
         self._take_over(self._read(missing_ok=True))
 
     def reread(self) -> None:
-        """Read the store again in the background, and tell the view what has changed.
-
-        What others have done meanwhile is passed over; nothing moves of what the view holds.
-        """
+        """Read the store again, and tell the view what has changed."""
         with self.writer.busy:
             work = self._read(missing_ok=True)
             with self.lock:
-                labelled, has_changed = self._queue.take_over(work, in_background=True)
+                labelled, has_changed = self._take_over(work)
                 messages = [self.saved_message([], labelled)] if labelled else []
                 messages += [self.queue_message(stay=True)] if has_changed else []
         self.tell(*messages)
 
     def _keep_reading(self, every: float) -> None:
-        wait, store = every, mlflow.get_tracking_uri()
+        wait = every
         while not self._closed.wait(wait):
-            if mlflow.get_tracking_uri() != store:
-                continue  # another store is active now, in which this session has no business
             began = time.monotonic()
             try:
-                self.reread()
+                if self.store.is_active:
+                    self.reread()
             except Exception:
                 _log.debug("the store could not be read again", exc_info=True)
             # A twentieth of the time at most is spent on reading.
@@ -264,61 +228,38 @@ title, scale, experiment
 
     @property
     def labels(self) -> pd.DataFrame:
-        """The annotator's labels in the order in which they were given, one row a trace and
-        question: the label that counts, ``value`` canonical or None for "can't judge".
+        """The annotator's labels in the store, in the order in which they were given, one row a
+        trace and question: the label that counts, ``value`` canonical or None for "can't judge".
 
-        ``saved`` is False for what waits to be written. ``chosen``, ``probability``, ``draw`` and
-        ``pool`` say how the item was chosen (see `workbench.sampled_prevalence`).
-        ``after_verdict`` is True where the only label was given after a look at the verdict;
-        ``changed_to`` is what was said otherwise after the look at it.
+        ``chosen``, ``probability``, ``draw`` and ``pool`` say how the item was chosen (see
+        `workbench.sampled_prevalence`). ``after_verdict`` is True where the only label was given
+        after a look at the verdict; ``changed_to`` is what was said otherwise after the look at it.
         """
+        rows = []
         with self.lock:
-            rows = [row for item in self.items.values() for row in self._rows(item)]
-        rows.sort(key=lambda row: (not row["saved"], row["at"]))
+            for item in self.items.values():
+                draw = dict(zip(_DRAW, astuple(item.draw), strict=True)) if item.draw else {}
+                for name, answer in item.annotations.answers.items():
+                    changed = item.annotations.changed.get(name)
+                    metadata = item.annotations.metadata[answer.assessment_id]
+                    row = {
+                        "question": name,
+                        "value": _cell(answer.value),
+                        "rationale": answer.rationale or "",
+                        "annotator": self.annotator,
+                        "seconds": metadata.get(SECONDS_KEY),
+                        "at": answer.created_ms,
+                        "changed_to": _cell(changed.value) if changed else None,
+                        "elsewhere": ACTION_KEY not in metadata,
+                    }
+                    rows.append({**vars(answer), **draw, **row})
+        rows.sort(key=lambda row: row["at"])
         # As objects first: pandas would make texts of mixed values, and nan of what is None.
         table = pd.DataFrame(rows, columns=_COLUMNS, dtype=object)
         table = table.astype(object).where(table.notna(), None)
         numbers = dict.fromkeys(["probability", "seconds"], "float64")
-        table = table.astype({**numbers, "saved": bool, "after_verdict": bool, "elsewhere": bool})
-        return table.assign(at=pd.to_datetime(table["at"], utc=True))
-
-    def _rows(self, item: Item) -> Iterator[dict[str, Any]]:
-        stored, last = item.annotations, item.waiting[-1] if item.waiting else None
-        waiting = last.answers if last and last.kind == "save" else {}
-        draw = dict(zip(_DRAW, astuple(item.draw), strict=True)) if item.draw else {}
-        for question in self.questions:
-            name = question.name
-            answer, changed = stored.answers.get(name), stored.changed.get(name)
-            row = {"trace_id": item.info.trace_id, "question": name, **draw}
-            row["annotator"] = self.annotator
-            # What is said after a look at the verdict does not take the place of the first label.
-            if last and name in waiting and not (answer and name in stored.revealed):
-                given = waiting[name]
-                yield {
-                    **row,
-                    "value": _cell(question.answer(given.value, abstain=given.abstain)),
-                    "rationale": last.reason(name),
-                    "seconds": last.seconds,
-                    "at": pd.Timestamp(last.at or now_ms(), unit="ms", tz="UTC"),
-                    "saved": False,
-                    "rubric_version": last.rubrics.get(name, question.rubric_version),
-                    "after_verdict": last.after_reveal,
-                    "elsewhere": False,
-                }
-            elif answer:
-                metadata = stored.metadata[answer.assessment_id]
-                yield {
-                    **row,
-                    "value": _cell(answer.value),
-                    "rationale": answer.rationale or "",
-                    "seconds": metadata.get(SECONDS_KEY),
-                    "at": pd.Timestamp(answer.created_ms, unit="ms", tz="UTC"),
-                    "saved": True,
-                    "rubric_version": answer.rubric_version,
-                    "after_verdict": answer.after_verdict,
-                    "changed_to": _cell(changed.value) if changed else None,
-                    "elsewhere": ACTION_KEY not in metadata,
-                }
+        table = table.astype({**numbers, "after_verdict": bool, "elsewhere": bool})
+        return table.assign(at=pd.to_datetime(table["at"], unit="ms", utc=True))
 
     def summary(self) -> pd.DataFrame:
         """Return one row a question and value: ``labels``, and ``share`` of those that are no
@@ -331,14 +272,111 @@ title, scale, experiment
                 abstained = counts.pop(ABSTAIN, 0)
                 total = sum(counts.values())
                 shown = [
-                    (question.shown(value), n, n / total if total else None)
-                    for value, n in counts.items()
+                    (question.shown(v), n, n / total if total else None) for v, n in counts.items()
                 ]
                 shown.append(("can't judge", abstained, None))
                 shown.append(("not labelled", present - total - abstained, None))
                 rows += [(question.name, *row) for row in shown]
         table = pd.DataFrame(rows, columns=["question", "value", "labels", "share"])
         return table.astype({"share": "float64"})
+
+
+class AdjudicationSession(Session):
+    """The adjudication of one question by one person (see `workbench.AdjudicationPanel`)."""
+
+    scope = ("decisions",)
+
+    def __init__(
+        self,
+        judge_or_name: Judge | str,
+        traces: Any = None,
+        *,
+        by: str,
+        scale: Scale | None = None,
+        title: str = "",
+        experiment: str | None = None,
+        store: TraceStore | None = None,
+    ) -> None:
+        check_text("by", by)
+        super().__init__(by, store or TraceStore(experiment))
+        self._judge, self._traces, self._scale = judge_or_name, traces, scale
+        self._name = judge_or_name if isinstance(judge_or_name, str) else str(judge_or_name.name)
+        self._skipped: dict[str, float] = {}
+        self.reload()
+        self.title = title or self.questions[0].title or self._name
+
+    def reload(self) -> None:
+        infos = self.store.infos(self._traces, missing_ok=bool(self.items))
+        traces = [without_spans(info) for info in infos.values()]
+        scale = self._scale or known_scale(self._judge, traces)
+        found = {one.trace_id: one for one in differences(self._judge, traces, scale=scale)}
+        question = LabelQuestion(self._name, scale)
+        if not isinstance(self._judge, str):
+            question = LabelQuestion.of_judge(self._judge, scale=scale)
+        self.ask([question])
+        with self.lock:
+            # Each keeps its place; what has come to differ since comes after them.
+            for item in self.items.values():
+                item.taken = item.info.trace_id not in found
+            for trace_id, difference in found.items():
+                item = self.items.setdefault(trace_id, Item(infos[trace_id], how="disagreement"))
+                item.voices = [self._voice(label) for label in difference.labels]
+                self.learn(infos[trace_id])
+
+    def _voice(self, label: Label) -> Message:
+        question = self.questions[0]
+        return {
+            "annotator": label.annotator,
+            "value": question.shown(canonical(question, label.value)),
+            "rationale": label.rationale or "",
+            "earlier_rubric": self.rubrics[self._name].is_earlier(label),
+        }
+
+    def learn(self, info: TraceInfo) -> None:
+        answers = {}
+        for made in decision_records([without_spans(info)], self._name):
+            answers[self._name] = replace(made, value=canonical(self.questions[0], made.value))
+        metadata = {one.assessment_id: one.metadata or {} for one in info.assessments}
+        # That one is skipped lasts as long as the session.
+        skipped_ms = self._skipped.get(info.trace_id, 0.0)
+        now = Annotations(answers, {}, metadata, skipped_ms, done=bool(answers))
+        self.items[info.trace_id].learn(info, now)
+
+    def prepare(self, action: Action) -> Callable[[], TraceInfo]:
+        store, question, name = self.store, self.questions[0], self._name
+        if action.kind == "skip":
+            self._skipped[action.trace_id] = now_ms()
+            return lambda: store.get(action.trace_id)
+        if action.kind == "undo":
+            self._skipped.pop(action.trace_id, None)
+            return lambda: take_back(store, action, [], self.annotator)
+        if set(action.answers) != {name}:
+            raise ArgumentError(f"A decision answers {name!r} and nothing else.")
+        given = action.answers[name]
+        value = question.stored(question.answer(given.value, abstain=given.abstain))
+        version = action.rubrics.get(name, question.rubric_version)
+
+        def make(info: TraceInfo) -> list[Feedback]:
+            made = new_decision(
+                without_spans(info),
+                value,
+                name=name,
+                by=self.annotator,
+                rationale=action.reason(name),
+                rubric_version=version,
+            )
+            return [made] if made else []
+
+        self._skipped.pop(action.trace_id, None)
+        return lambda: write_once(store, action, make)
+
+    @property
+    def decisions(self) -> pd.DataFrame:
+        """The labels side by side and what was decided, as the store holds them now; see
+        `workbench.disagreements`."""
+        with self.lock:
+            trace_ids = [i for i, item in self.items.items() if not item.taken]
+        return disagreements(self._judge, trace_ids, scale=self.questions[0].scale)
 
 
 def _cell(value: Any) -> Any:
