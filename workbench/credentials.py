@@ -130,20 +130,7 @@ def without_credentials(address: str) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
-_REFUSED = re.compile(r"error code (401|403) != 200|^(UNAUTHENTICATED|PERMISSION_DENIED)\b")
 _PAGE = re.compile(r"<(!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
-
-
-def refusal(message: str) -> str | None:
-    """Return what to do where a tracking server did not accept the user; else None."""
-    if not (found := _REFUSED.search(message)):
-        return None
-    if found[1] == "403" or found[2] == "PERMISSION_DENIED":
-        return "this user has no permission for that (403); the server's administrator gives it"
-    return (
-        "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    )
 
 
 def scrubbed(text: str, uri: str) -> str:

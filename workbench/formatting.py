@@ -60,6 +60,12 @@ def html_lines(lines: Iterable[object]) -> str:
     return "".join(f"<div>{html_text(line)}</div>" for line in lines)
 
 
+def html_result(result: object, *tables: pd.DataFrame) -> str:
+    """Return the HTML of a result: its repr, and those of the tables that have rows."""
+    shown = [html_table(table, index=False, max_rows=10) for table in tables if len(table)]
+    return f"<div>{html_text(repr(result)[1:-1])}</div>" + "".join(shown)
+
+
 def counted(n: int, noun: str, plural: str = "") -> str:
     """Return a count with its noun.
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from charset_normalizer import from_bytes
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import say
@@ -27,7 +26,7 @@ _MARKS = {
 }
 
 # What Windows, spreadsheets of the Mac and MS-DOS write in the West, and their neighbours.
-_OLD = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "iso8859-15", "mac_roman", "cp850")
+_OLD = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "iso8859_15", "mac_roman", "cp850")
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
@@ -135,45 +134,22 @@ def _text(path: Path, encoding: str | None) -> str:
 
 
 def _old_text(content: bytes, name: str, position: int) -> str:
-    """Decode a file that is not UTF-8 where only one of the old encodings makes words of it."""
-    readings: dict[str, str] = {}
-    for encoding in _OLD:
-        with suppress(UnicodeDecodeError):
-            text = content.decode(encoding)
-            if not _NO_WORD.search(text) and all(map(_one_alphabet, _LETTERS.findall(text))):
-                readings.setdefault(text, encoding)
-    given = f"it is not UTF-8 (byte {position})"
-    if len(readings) == 1:
-        [(text, encoding)] = readings.items()
-        say(f"{name!r} was read as {encoding}, since {given}. encoding= names another.")
-        return text
-    like, name = f"none of {', '.join(_OLD)} alone", next(iter(readings.values()), "...")
-    if readings:
-        at = next(n for n, letters in enumerate(zip(*readings, strict=True)) if len({*letters}) > 1)
-        start = at - len(re.split(r"\s", next(iter(readings))[:at])[-1])
-        words = [f"{e} ({text[start:].split(None, 1)[0][:30]!r})" for text, e in readings.items()]
-        like = " or ".join(words)
+    """Decode a file that is not UTF-8 where one old encoding makes better words than all others."""
+    lines = [line for line in content.splitlines() if not line.isascii()]
+    found = from_bytes(b"\n".join(lines)[:100_000], cp_isolation=list(_OLD))
+    best = [one for one in found if one.chaos == min(each.chaos for each in found)]
+    names = [next(e for e in _OLD if e in one.could_be_from_charset) for one in best]
+    names = sorted(names, key=_OLD.index) or list(_OLD)
+    if len(names) == 1:
+        why = f"since it is not UTF-8 (byte {position}). encoding= names another."
+        say(f"{name!r} was read as {names[0]}, {why}")
+        return content.decode(names[0])
+    word = re.split(rb"\s", content[:position])[-1] + re.split(rb"\s", content[position:])[0]
+    like = " or ".join(f"{e} ({word[:30].decode(e, 'replace')!r})" for e in names)
     raise ValueError(
-        f"{given} and looks like {like}. Name the right one: encoding={name!r} in the call, or "
-        f"`-p encoding {name}` in the command"
+        f"it is not UTF-8 (byte {position}) and looks like {like}. Name the right one: "
+        f"encoding={names[0]!r} in the call, or `-p encoding {names[0]}` in the command"
     )
-
-
-_LETTERS = re.compile(r"[^\W\d_ªºµ]*[^\W\d_ªºµ\x00-\x7f][^\W\d_ªºµ]*")
-# Control and private characters; signs within a word, other than apostrophes and dashes.
-_NO_WORD = re.compile(
-    r"[\x80-\x9f\ue000-\uf8ff]|[^\W\d_][±×÷¬]|[±×÷¬][^\W\d_]"
-    r"|[^\W\d_](?![ªº\u2010-\u201f…·«»\s])[^\w\x00-\x7f][^\W\d_]"
-)
-
-
-def _one_alphabet(word: str) -> bool:
-    """Whether letters are of one alphabet, and none is a capital within a small word."""
-    alphabets = {unicodedata.name(letter).split(" ")[0] for letter in word}
-    odd = (
-        a.islower() and b.isupper() and not (a + b).isascii() for a, b in itertools.pairwise(word)
-    )
-    return len(alphabets) == 1 and not any(odd)
 
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:

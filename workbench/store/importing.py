@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Expectation, Span, TraceInfo
@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError
-from workbench.formatting import bar, counted, html_table, html_text, say
+from workbench.formatting import bar, counted, html_result, say
 from workbench.store.assessments import (
     content_id,
     in_order,
@@ -28,30 +28,14 @@ from workbench.store.assessments import (
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
 from workbench.store.files import read_table
-from workbench.store.tables import (
-    ColumnSpec,
-    LabelSpec,
-    Row,
-    digest,
-    read_rows,
-)
-from workbench.store.traces import has_spans, trace_infos
+from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
+from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
 _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
 
 _NAME = "imported"
-_DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
-
-
-class _New(NamedTuple):
-    """A trace to be written; ``has_info`` where all but its spans is in the store."""
-
-    row: Row
-    trace_id: str
-    start_ms: int
-    has_info: bool
 
 
 @dataclass(frozen=True)
@@ -95,9 +79,7 @@ class Imported:
         )
 
     def _repr_html_(self) -> str:
-        listed = (self.skipped, self.differing)
-        tables = [html_table(one, index=False, max_rows=10) for one in listed if len(one)]
-        return f"<div>{html_text(repr(self)[1:-1])}</div>" + "".join(tables)
+        return html_result(self, self.skipped, self.differing)
 
 
 def import_traces(
@@ -173,7 +155,7 @@ def import_traces(
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
-    new: list[_New] = []
+    new: list[tuple[Row, str, int]] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
@@ -185,15 +167,14 @@ def import_traces(
         added += missing
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append(_New(row, trace_id, now + len(new), has_info=False))
+            new.append((row, trace_id, now + len(new)))
             continue
         differing += [(row.number, trace_id, *other) for other in others]
-        changed = [(k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
-        tagged += [(trace_id, *tag) for tag in changed]
-        if not has_spans(info):
-            new.append(_New(row, trace_id, int(info.request_time), has_info=True))
-        reason = _why_skipped(info, missing, others, [key for key, _ in changed])
-        skipped.append((row.number, trace_id, reason))
+        tagged += [(trace_id, k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
+        skipped.append((row.number, trace_id, "already there"))
+    if tagged:
+        keys = ", ".join(dict.fromkeys(key for _, key, _ in tagged))
+        notes.append(f"tags set on traces that were there: {keys}")
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
@@ -205,20 +186,13 @@ def import_traces(
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
-        created=len(rows) - len(skipped),
+        created=len(new),
         labels=sum(assessment.feedback is not None for assessment in added),
         experiment_id=where,
-        differing=pd.DataFrame(differing, columns=_DIFFERING),
+        differing=pd.DataFrame(
+            differing, columns=["row", "trace_id", "annotator", "label", "stored"]
+        ),
         notes=tuple(notes),
-    )
-
-
-def _why_skipped(info: TraceInfo, missing: Sized, others: Sized, tags: Sequence[str]) -> str:
-    reason = "already there" if has_spans(info) else "was there without its spans, completed"
-    reason += f", {counted(len(missing), 'label')} or expectations added" if missing else ""
-    reason += f", tags {', '.join(tags)} set" if tags else ""
-    return reason + (
-        f", {len(others)} labels differ from those stored, which stay" if others else ""
     )
 
 
@@ -281,50 +255,47 @@ def _compare(
     return missing, differing
 
 
-def _write_traces(new: Sequence[_New], where: str, *, progress: bool) -> None:
+def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: bool) -> None:
     """Write traces of one span each, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
     with bar(total=len(new), desc="import", disable=hidden) as shown:
         for batch in _batches(new):
             try:
-                retrying(client.log_spans, where, list(map(_span, batch)))
+                retrying(client.log_spans, where, [_span(*one) for one in batch])
             except Exception as error:
                 raise not_written("The traces", error) from None
             shown.update(len(batch))
 
 
-def _batches(new: Sequence[_New]) -> Iterator[list[_New]]:
-    batch: list[_New] = []
+def _batches(new: Iterable[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
+    batch: list[tuple[Row, str, int]] = []
     size = 0
     for one in new:
         batch.append(one)
-        size += len(json.dumps([one.row.inputs, one.row.outputs]))
+        size += len(json.dumps([one[0].inputs, one[0].outputs]))
         if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     yield from [batch] if batch else []
 
 
-def _span(new: _New) -> Span:
-    row = new.row
-    attributes = {
-        "mlflow.traceRequestId": json.dumps(new.trace_id),
-        "mlflow.spanType": json.dumps("UNKNOWN"),
-        "mlflow.spanInputs": _attribute(row.inputs),
-        "mlflow.spanOutputs": _attribute(row.outputs),
-    }
-    if not new.has_info:
-        tags = {"mlflow.traceName": _NAME, **row.tags}
-        attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
-    number = int(new.trace_id.removeprefix("tr-"), 16)
+def _span(row: Row, trace_id: str, start_ms: int) -> Span:
+    tags = {"mlflow.traceName": _NAME, **row.tags}
+    number = int(trace_id.removeprefix("tr-"), 16)
     return Span(
         ReadableSpan(
             name=_NAME,
             context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
-            start_time=new.start_ms * 1_000_000,
-            end_time=new.start_ms * 1_000_000,
-            attributes=attributes,
+            start_time=start_ms * 1_000_000,
+            end_time=start_ms * 1_000_000,
+            attributes={
+                "mlflow.traceRequestId": json.dumps(trace_id),
+                "mlflow.spanType": json.dumps("UNKNOWN"),
+                "mlflow.spanInputs": _attribute(row.inputs),
+                "mlflow.spanOutputs": _attribute(row.outputs),
+                **{f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()},
+            },
             status=Status(StatusCode.OK),
             resource=Resource.get_empty(),
         )

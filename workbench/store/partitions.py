@@ -1,8 +1,7 @@
-"""Tables larger than memory: read record by record, and written in partitions of Parquet."""
+"""Tables larger than memory: read and written in partitions of Parquet."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import os
@@ -27,27 +26,18 @@ Record = dict[str, Any]
 def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[list[Record]]:
     """Read the given columns of a table in its order, ``size`` rows at a time.
 
-    Parameters
-    ----------
-    table
-        A DataFrame of pandas or Dask; a Parquet file, or a folder of such files, which are read in
-        the order of their names; a CSV, TSV or JSONL file in UTF-8. Of Parquet a row group, and of
-        a Dask frame a partition is in memory at a time, of other files the rows alone.
-
-    Raises
-    ------
-    ArgumentError
-        For a table of another kind, and for columns that it does not have.
-    TableError
-        When a file is missing or damaged; rows before the damage were given.
+    ``table`` is a Parquet file, or a folder of such files in the order of their names, of which a
+    row group is in memory at a time; a frame of Dask, of which a partition is; or anything that
+    `workbench.store.files.read_table` reads, as a whole. A file that is missing or damaged is a
+    `TableError`; rows before the damage were given.
     """
     try:
         records = _records(table, list(dict.fromkeys(columns)))
         while partition := list(itertools.islice(records, size)):
             yield partition
-    except (OSError, ValueError, csv.Error) as error:
-        if isinstance(error, ArgumentError):
-            raise
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
         raise TableError(f"The table {table} cannot be read: {error}.") from error
 
 
@@ -55,101 +45,45 @@ def known_length(table: Any) -> int | None:
     """Return how many rows a table has, where that is known without reading it."""
     if isinstance(table, pd.DataFrame):
         return len(table)
-    is_path = isinstance(table, (str, os.PathLike))
-    if is_path and (Path(table).is_dir() or Path(table).suffix.lower() == ".parquet"):
-        with suppress(OSError, ValueError, ImportError):
-            return int(_dataset(Path(table)).count_rows())
+    with suppress(OSError, ValueError, ImportError, TypeError):
+        return int(_dataset(table).count_rows()) if _is_parquet(table) else None
     return None
 
 
 def _records(table: Any, columns: list[str]) -> Iterator[Record]:
-    if isinstance(table, pd.DataFrame):
-        return _of_frame(read_table(table), columns)
     if type(table).__module__.startswith("dask"):
-        parts = (table.partitions[k].compute() for k in range(table.npartitions))
         require_columns(table, "table", columns)
-        return itertools.chain.from_iterable(_of_frame(part, columns) for part in parts)
-    if not isinstance(table, (str, os.PathLike)):
-        raise ArgumentError(
-            f"table is a {type(table).__name__}. Give a DataFrame of pandas or Dask, a Parquet "
-            "file or folder, or a CSV or JSONL file."
+        parts = (table.partitions[k].compute() for k in range(table.npartitions))
+    elif _is_parquet(table):
+        dataset = _dataset(table)
+        require_columns(pd.DataFrame(columns=dataset.schema.names), "table", columns)
+        # Little is read ahead: the model is what takes long.
+        batches = dataset.to_batches(
+            columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
         )
-    path = Path(table).expanduser()
-    if not path.exists():
-        raise TableError(f"There is no file or folder {str(path.absolute())!r}.")
-    if path.is_dir() or path.suffix.lower() == ".parquet":
-        return _of_parquet(path, columns)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _of_csv(path, columns)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _of_jsonl(path, columns)
-    return _of_frame(read_table(path), columns)
+        yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        return
+    else:
+        parts = iter([read_table(table)])
+    for part in parts:
+        require_columns(part, "table", columns)
+        for row in part[columns].itertuples(index=False, name=None):
+            yield dict(zip(columns, row, strict=True))
 
 
-def _of_frame(frame: pd.DataFrame, columns: list[str]) -> Iterator[Record]:
-    require_columns(frame, "table", columns)
-    rows = frame[columns].itertuples(index=False, name=None)
-    return (dict(zip(columns, row, strict=True)) for row in rows)
+def _is_parquet(table: Any) -> bool:
+    is_path = isinstance(table, (str, os.PathLike))
+    return is_path and (Path(table).is_dir() or Path(table).suffix.lower() == ".parquet")
 
 
-def _dataset(path: Path) -> Any:
+def _dataset(path: Any) -> Any:
     try:
         import pyarrow.dataset
     except ImportError as error:
         raise TableError(
             "Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
         ) from error
-    return pyarrow.dataset.dataset(path, format="parquet")
-
-
-def _of_parquet(path: Path, columns: list[str]) -> Iterator[Record]:
-    dataset = _dataset(path)
-    require_columns(pd.DataFrame(columns=dataset.schema.names), "table", columns)
-    # Little is read ahead: the model is what takes long.
-    batches = dataset.to_batches(
-        columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
-    )
-    for batch in batches:
-        yield from batch.to_pylist()
-
-
-def _of_csv(path: Path, columns: list[str]) -> Iterator[Record]:
-    """Every cell is text as it is; the separator is the one that gives the columns asked for."""
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        headers = {sep: next(csv.reader([first], delimiter=sep), []) for sep in ",;\t|"}
-        fits = (sep for sep, header in headers.items() if set(columns) <= set(header))
-        reader = csv.reader(file, delimiter=next(fits, ","), strict=True)
-        header = next(reader, [])
-        require_columns(pd.DataFrame(columns=header), "table", columns)
-        for cells in filter(None, reader):
-            if len(cells) != len(header):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(cells)} cells, the header {len(header)}"
-                )
-            cell = dict(zip(header, cells, strict=True))
-            yield {column: cell[column] for column in columns}
-
-
-def _of_jsonl(path: Path, columns: list[str]) -> Iterator[Record]:
-    records = _lines(path)
-    first = list(itertools.islice(records, 1000))  # one record may lack what others have
-    known = dict.fromkeys(key for record in first for key in record)
-    require_columns(pd.DataFrame(columns=list(known)), "table", columns)
-    for record in itertools.chain(first, records):
-        yield {column: record.get(column) for column in columns}
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            record = json.loads(line) if line.strip() else {}
-            if not isinstance(record, dict):
-                raise TableError(f"The table {path}: line {number} is no JSON object.")
-            if line.strip():
-                yield record
+    return pyarrow.dataset.dataset(Path(path).expanduser(), format="parquet")
 
 
 def column_type(values: Sequence[Any]) -> pa.DataType:

@@ -20,8 +20,9 @@ from mlflow.genai.utils.trace_utils import (
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import storable
 from workbench.store.database import address, all_pages, find_experiment_id, store_errors
-from workbench.store.tables import digest, has_lone_surrogate, require_columns
+from workbench.store.tables import digest, require_columns
 
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
@@ -124,7 +125,7 @@ def trace_infos(
     for chunk in _chunks([i for i in ids if re.fullmatch(r"[\w:./-]+", i)], PAGE):
         quoted = ",".join(f"'{i}'" for i in chunk)
         found |= {i.trace_id: i for i in _search(where, f"request_id IN ({quoted})")}
-    others = [i for i in ids if elsewhere and i not in found and not has_lone_surrogate(i)]
+    others = [i for i in ids if elsewhere and i not in found and i == storable(i)]
     for chunk in _chunks(others, _BATCH):
         infos = TracingClient().store.batch_get_trace_infos(chunk)
         found |= {info.trace_id: info for info in infos}
