@@ -39,10 +39,9 @@ def unstorable(text: str) -> int:
 
 
 def safe_html(markup: str) -> str:
-    r"""Return HTML in which control and bidirectional characters are written as their codes.
+    r"""Return HTML in which characters that hide or reorder their neighbours are codes.
 
-    Such characters hide or reorder what stands beside them. Every ``_repr_html_`` and the report
-    pass through here.
+    Every ``_repr_html_`` and the report pass through here.
 
     >>> safe_html("<b>cod\u202eexe</b>")
     '<b>cod\\u202eexe</b>'
@@ -128,11 +127,14 @@ def _cell(value: Any) -> Any:
     return "" if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)) else value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all: to a file beside it, which takes its place."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all: to a file beside it, which takes its place."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     finally:
         with suppress(OSError):

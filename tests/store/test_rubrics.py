@@ -74,7 +74,7 @@ def test_two_people_at_once_lose_nothing(store: str) -> None:
     [
         ("", "non-empty"),
         ("x" * 100_001, "at most 100,000"),
-        ("\ud800", "half"),
+        ("\ud800", "cannot be stored"),
     ],
 )
 def test_what_cannot_be_stored_is_said(store: str, text: str, said: str) -> None:

@@ -17,7 +17,7 @@ from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.store.assessments import log_assessments
 from workbench.store.importing import import_traces
-from workbench.store.partitions import Record
+from workbench.store.files import Record
 from workbench.store.traces import fetch_traces
 
 PROBABILITY_TAG: Final = "workbench.selection_probability"

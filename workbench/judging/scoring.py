@@ -25,7 +25,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.partitions import Record, known_length, read_about, read_partitions
+from workbench.store.files import Record, known_length, read_about, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
 from workbench.store.traces import Example
 from workbench.vocabulary import is_missing

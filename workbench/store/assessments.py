@@ -7,7 +7,6 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
@@ -159,39 +158,28 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
 
 
 class AssessmentWriter:
-    """Writes assessments in batches, in a thread, while the caller goes on.
+    """Writes assessments in batches as they come.
 
     Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
-    not take is a `StoreError`, raised by a later `put` or when the block is left.
+    not take is a `StoreError`, unless another error ends the block, which says more.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Assessment] = []
-        self._written: list[Future[int]] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assessments")
 
     def put(self, assessment: Assessment) -> None:
-        """Take an assessment, and have those that wait written once they make a batch."""
+        """Take an assessment, and write those that wait once they make a batch."""
         self._waiting.append(assessment)
         if len(self._waiting) >= _BATCH:
             self._write()
-            self._raise(done=True)
 
     def _write(self) -> None:
-        batch, self._waiting = self._waiting, []
-        self._written.append(self._thread.submit(log_assessments, batch, progress=False))
-
-    def _raise(self, *, done: bool) -> None:
-        for batch in self._written:
-            if not done or batch.done():
-                batch.result()
+        log_assessments(self._waiting, progress=False)
+        self._waiting = []
 
     def __enter__(self) -> AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._write()
-        self._thread.shutdown()
-        # The error that ended the block says more than what followed from it.
         with suppress(*([StoreError] if error else [])):
-            self._raise(done=False)
+            self._write()

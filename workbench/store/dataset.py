@@ -138,8 +138,7 @@ def read_dataset(
     annotators, verdicts
         Columns with people's ratings, and with recorded verdicts of other judges: ``column``,
         ``who: column`` or ``who: column + rationale``, commas between them; or ``each column:
-        rating`` for a table of one row a label. None where there are
-        none, or the labels are given elsewhere, as in MLflow's own page.
+        rating`` for a table of one row a label. None where there are none here.
     groups
         A column; rows that are equal there stay on one side of a split.
     values
@@ -151,8 +150,7 @@ def read_dataset(
     Raises
     ------
     ArgumentError, TableError
-        For a text that cannot be read and columns that do not exist; for a missing, damaged or
-        empty file.
+        For a text that cannot be read and columns that do not exist; for a file that cannot.
     """
     table = read_table(data, encoding)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
@@ -201,10 +199,9 @@ def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -
     """Raise `ArgumentError` unless the table has all columns, inputs and outputs among them."""
     for parameter, columns in named.items():
         if not columns and parameter in ("inputs", "outputs"):
-            listed = ", ".join(map(repr, table.columns))
             raise ArgumentError(
                 f"{parameter} is not given. Name at least one column of {source}, which has "
-                f"{listed}."
+                f"{', '.join(map(repr, table.columns))}."
             )
         try:
             require_columns(table, parameter, columns)
@@ -321,20 +318,20 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     kinds = {table[column].dtype for column in columns}
     if len(kinds) == 1 and isinstance(kind := kinds.pop(), pd.CategoricalDtype) and kind.ordered:
         return Scale.of(kind.categories.tolist(), ordered=True)
-    seen = []
+    cells = []
     for column in columns:
         for row, raw in table[column].items():
             try:
-                seen += [] if is_missing(scalar(raw)) else [raw]
+                cells += [] if is_missing(scalar(raw)) else [raw]
             except ScaleError as error:
                 raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
     try:
-        found = Scale.from_values(seen)
+        found = Scale.from_values(cells)
     except ScaleError as error:
         raise ScaleError(
             f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in seen))
+        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in cells))
     return found

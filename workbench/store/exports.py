@@ -133,8 +133,8 @@ def read_labels(
 
 
 class Item(NamedTuple):
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]  # empty where the tool does not tell the two apart
+    fields: dict[str, Any]
+    outputs: tuple[str, ...] = ()  # empty where the tool does not tell them apart
 
 
 class Answer(NamedTuple):
@@ -173,41 +173,33 @@ def _table(
             replaced.append(a._replace(fault=fault))
         row[columns[0]] = a.value
         row[columns[1]] = a.rationale or row.get(columns[1])
-    content, inputs, answered = _content(list(items.values()), outputs)
+    fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
+    answered = _outputs(items.values(), fields, outputs)
     labels = [column for pair in people.values() for column in pair if column]
-    fields = dict.fromkeys(["item", *(name for each in content for name in each)])
     table = pd.DataFrame(
-        [{"item": k} | each | rows[k] for k, each in zip(items, content, strict=True)],
-        columns=[*fields, *labels],
+        [{"item": key} | item.fields | rows[key] for key, item in items.items()],
+        columns=[*dict.fromkeys(["item", *fields]), *labels],
         dtype=object,
     )
+    inputs = [f for f in fields if f not in answered] or ["item"]
     shown = answered[0] if len(answered) == 1 else answered
     return table, {"inputs": inputs, "outputs": shown, "labels": people}, replaced
 
 
-def _content(
-    items: Sequence[Item], outputs: str | Sequence[str] | None
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Return the items' fields, and which of them are inputs and outputs."""
-    clash = any(not set(item.inputs).isdisjoint(item.outputs) for item in items)
-    sides = [
-        [{f"{side}." * clash + k: v for k, v in getattr(item, side).items()} for item in items]
-        for side in ("inputs", "outputs")
-    ]
-    of_inputs, of_outputs = (
-        list(dict.fromkeys(k for each in side for k in each)) for side in sides
-    )
-    fields = of_inputs + of_outputs
-    named = [outputs] if isinstance(outputs, str) else list(outputs or of_outputs)
+def _outputs(
+    items: Iterable[Item], fields: list[str], given: str | Sequence[str] | None
+) -> list[str]:
+    """Return which fields hold what the application answered."""
+    told = list(dict.fromkeys(name for item in items for name in item.outputs))
+    named = [given] if isinstance(given, str) else list(given or told)
     if not named:
         named = [f for f in fields if f.lower() in _OUTPUTS][:1] or fields * (len(fields) == 1)
     if not named or not set(named) <= set(fields):
         raise ArgumentError(
-            f"outputs={outputs!r}: the items have the fields {', '.join(map(repr, fields))}. Name "
+            f"outputs={given!r}: the items have the fields {', '.join(map(repr, fields))}. Name "
             "the one that holds what the application answered."
         )
-    content = [{**a, **b} for a, b in zip(*sides, strict=True)]
-    return content, [f for f in fields if f not in named] or ["item"], named
+    return named
 
 
 # -- the tools ------------------------------------------------------------------------------
@@ -231,7 +223,7 @@ def _label_studio(records: Sequence[Record], items: dict[str, Item]) -> Iterator
     single = ("choices", "rating", "number", "taxonomy", "pairwise")
     for number, record in enumerate(records):
         key = str(record.get("id", number))
-        items[key] = Item(dict(record["data"]), {})
+        items[key] = Item(dict(record["data"]))
         for given in record.get("annotations") or record.get("completions") or []:
             who, results = given.get("completed_by"), given.get("result") or []
             who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
@@ -270,7 +262,7 @@ def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answ
             asked = dict(responses or {})
         else:
             fields, asked = _argilla_row(record)
-        items[key] = Item(dict(fields or {}), {})
+        items[key] = Item(dict(fields or {}))
         for name, given in asked.items():
             for r in given:
                 state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
@@ -356,7 +348,7 @@ def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answ
     for number, record in enumerate(records):
         fields = {k: v for k, v in record.items() if k not in about and not k.startswith("_")}
         key = str(record.get("_input_hash") or digest(fields))
-        items[key] = Item(fields, {})
+        items[key] = Item(fields)
         decision, label, fault = record.get("answer"), record.get("label"), ""
         value: Any = label if several else decision
         if "accept" in record or "options" in record:
@@ -371,8 +363,12 @@ def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answ
 
 
 def _item(inputs: Any, outputs: Any, *names: str) -> Item:
-    sides = zip((inputs, outputs), names or ("inputs", "outputs"), strict=True)
-    return Item(*(dict(v) if isinstance(v, dict) and v else {name: v} for v, name in sides))
+    """Return an item of both sides, each a dict or one value; names that both have say which."""
+    one, two = names or ("inputs", "outputs")
+    asked = dict(inputs) if isinstance(inputs, dict) and inputs else {one: inputs}
+    answer = dict(outputs) if isinstance(outputs, dict) and outputs else {two: outputs}
+    answer = {f"{two}.{k}" if k in asked else k: v for k, v in answer.items()}
+    return Item(asked | answer, tuple(answer))
 
 
 _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]]]] = {

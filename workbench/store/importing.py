@@ -123,12 +123,10 @@ def import_traces(
     Imported
         ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
         other columns. A row is known by its inputs, outputs and expectations, and by how many
-        equal rows precede it; other tags are given to the trace that is there. Rows that the
-        experiment has already are not written again,
-        but labels that they lack are added: an import that was interrupted can simply be run
-        again, and annotators can be imported one after another. A label in the store is never
-        changed, except that a rationale is added to an equal label that has none: where the
-        table has another one, it is listed in ``.differing``. To change labels, use `log_labels`.
+        equal rows precede it. Rows that the experiment has already are not written again, but
+        tags, and labels that they lack, are added: an import that was interrupted can simply be
+        run again. A label in the store is never changed, except that a rationale is added to an
+        equal label that has none; see ``.differing``. To change labels, use `log_labels`.
 
     Raises
     ------
@@ -137,8 +135,7 @@ def import_traces(
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
-        output and at least one input. Dates become ISO text. Empty rows are left out, and cells
-        such as ``nan`` or ``NULL`` hold no rating; ``.notes`` says so.
+        output and at least one input. Dates become ISO text.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(
@@ -200,7 +197,7 @@ def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceIn
     """Return the id of each row's trace, and the infos of those that the experiment holds.
 
     An id follows from the experiment, what the judge sees, and the count of equal rows before. In
-    stores of version 0.1 tags were part of it.
+    stores of the first days tags were part of it.
     """
     ids = _trace_ids([where, r.inputs, r.outputs, r.expectations, {}] for r in rows)
     with_tags = _trace_ids([where, r.inputs, r.outputs, r.expectations, r.tags] for r in rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace
 
-from workbench.formatting import counted, html_table, html_text
+from workbench.formatting import counted, html_result
 from workbench.store.assessments import (
     AFTER_VERDICT_KEY,
     DECISION_KEY,
@@ -37,6 +36,7 @@ from workbench.store.tables import (
     raise_bad_rows,
     read_rating,
     require_columns,
+    warn_of_name,
 )
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, is_missing, no_ratings, normal_form, revealed, scalar
@@ -64,8 +64,7 @@ class Logged:
         return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
 
     def _repr_html_(self) -> str:
-        skipped = html_table(self.skipped, index=False, max_rows=10)
-        return f"<div>{html_text(repr(self)[1:-1])}</div>" + skipped * bool(len(self.skipped))
+        return html_result(self, self.skipped)
 
 
 def log_labels(
@@ -101,21 +100,11 @@ def log_labels(
     -------
     Logged
         A call that was killed, or is repeated, writes what is missing and nothing twice. A label
-        that was changed since is changed back.
-
-    Raises
-    ------
-    ArgumentError, StoreError
-        For missing columns, and for trace ids that the store does not hold.
+        that was changed since is changed back. Missing columns and bad values are an error before
+        anything is written, and so are trace ids that the store does not hold (`StoreError`).
     """
     frame = read_table(table, encoding)
-    if annotator != value and annotator in frame.columns:
-        warnings.warn(
-            f"annotator={annotator!r} is the annotator's name itself; the column of this name is "
-            "not read. Where it names who gave each label, log each person's rows by themselves: "
-            f"for who, rows in table.groupby({annotator!r}): log_labels(rows, annotator=who, ...).",
-            stacklevel=2,
-        )
+    warn_of_name(frame, annotator, str(value))
     source = AssessmentSource("HUMAN", annotator)
     return log_feedback_table(
         frame, source, name=name, value=value, rationale=rationale, progress=progress
@@ -132,11 +121,7 @@ def log_feedback_table(
     metadata: dict[str, str] | None = None,
     progress: bool = True,
 ) -> Logged:
-    """Write a table of ratings by one source as feedback, one a trace, none twice.
-
-    See `log_labels`. Nothing is written where a column is missing, a value cannot be stored, or a
-    trace is unknown.
-    """
+    """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
     check_text("source", source.source_id)
     ratings, skipped = _read_ratings(read_table(table), value, rationale)
@@ -176,14 +161,15 @@ def _read_ratings(
     columns = [table[column].tolist() for column in roles.values()]
     words = no_ratings({fold(raw) for raw in columns[1]})
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
-        if is_missing(trace_id) or is_missing(raw) or fold(raw) in words:
-            what = "a trace_id" if is_missing(trace_id) else "a value"
-            skipped.append((row, f"without {what}"))
+        if is_missing(trace_id):
+            skipped.append((row, "without a trace_id"))
+        elif is_missing(raw) or fold(raw) in words:
+            skipped.append((row, "without a value"))
         elif str(trace_id) in ratings:
             skipped.append((row, "followed by another on the same trace"))
         else:
             try:
-                ratings[str(trace_id)] = read_rating(scalar(raw), why[0] if why else None)
+                ratings[str(trace_id)] = read_rating(scalar(raw), *why)
             except ValueError as error:
                 bad.append((row, str(error)))
     raise_bad_rows(sorted(bad), len(table), "logged")
@@ -246,7 +232,6 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
     Only feedback under exactly ``name`` counts, unless it was overridden or holds no value. Of
     several by one annotator the latest counts, except that a label given after its author saw the
     verdict never replaces one given blind, not even by overriding it; with ``latest`` it does.
-    What overrides a judge's verdict, as in MLflow's own page, is a label given after a look at it.
     Writings of a name that are one person's give one annotator, by the most frequent of them.
     """
     records: list[Label] = []
@@ -278,6 +263,10 @@ def decision_feedback(trace: Trace, name: str) -> list[Feedback]:
 
 def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
     """Return what to say of valid labels under names that only look like ``name``."""
+
+    def letters(text: str) -> str:
+        return re.sub(r"[\s_\-]+", "", folded(text))
+
     valid = [one for trace in traces for one in _human(trace) if one.valid is not False]
     counts = Counter(one.name for one in valid if one.name != name)
     return [
@@ -285,35 +274,32 @@ def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
         f"'{revealed(other)}', which is not '{revealed(name)}', and not counted. "
         f"Name the judge so, or log them again: workbench.log_labels(table, name={name!r}, ...)."
         for other, count in counts.most_common()
-        if difflib.SequenceMatcher(None, _letters(other), _letters(name)).ratio() >= 0.75
+        if difflib.SequenceMatcher(None, letters(other), letters(name)).ratio() >= 0.75
     ]
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", normal_form(name)).casefold()
 
 
 def other_kinds(traces: Iterable[Trace], name: str) -> list[str]:
     """Return what to say of assessments under the name that are no labels."""
     under = [one for trace in traces for one in trace.info.assessments if one.name == name]
-    feedback = [one for one in under if one.feedback is not None]
-    kinds = {
-        "is an expectation, which says what the application ought to answer": [
-            one for one in under if one.expectation is not None
-        ],
-        "has the source CODE, as mlflow.log_feedback gives without a source; a label needs "
-        "source=AssessmentSource(source_type='HUMAN', source_id='who')": [
-            one for one in feedback if one.source.source_type == "CODE"
-        ],
-        "is by a person and holds an error, or no value": [
-            one
-            for one in feedback
-            if one.source.source_type == "HUMAN"
-            and (one.feedback.error is not None or is_missing(one.feedback.value))
-        ],
-    }
-    return [f"{len(found)} of {len(under)} assessments under {name!r}: each {what}."
-            for what, found in kinds.items() if found]  # fmt: skip
+    counts = Counter(map(_why_no_label, under))
+    return [
+        f"{count} of {len(under)} assessments under {name!r}: each {why}."
+        for why, count in counts.items()
+        if why
+    ]
+
+
+def _why_no_label(one: Assessment) -> str:
+    if one.expectation is not None:
+        return "is an expectation, which says what the application ought to answer"
+    if one.source.source_type == "CODE":
+        return (
+            "has the source CODE, as mlflow.log_feedback gives without a source; a label needs "
+            "source=AssessmentSource(source_type='HUMAN', source_id='who')"
+        )
+    empty = one.feedback.error is not None or is_missing(one.feedback.value)
+    is_empty_label = one.source.source_type == "HUMAN" and empty
+    return "is by a person and holds an error, or no value" if is_empty_label else ""
 
 
 def _human(trace: Trace) -> list[Feedback]:
@@ -338,33 +324,25 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
 
 def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
     version = str((given.metadata or {}).get(RUBRIC_KEY, ""))
+    # What overrides a verdict in MLflow's own page is a label given after a look at it.
+    others = [one for one in trace.info.assessments if one.source.source_type != "HUMAN"]
+    overrides_verdict = given.overrides in {one.assessment_id for one in others}
     return kind(
         trace_id=trace.info.trace_id,
-        annotator=_annotator(given),
+        annotator=given.source.source_id or "default",
         value=given.value,
         rationale=given.rationale or None,
         created_ms=int(given.create_time_ms or 0),
-        after_verdict=_is_after_verdict(trace, given),
+        after_verdict=has_mark(given, AFTER_VERDICT_KEY) or overrides_verdict,
         rubric_version=int(version) if version.isdecimal() else None,
         assessment_id=given.assessment_id,
     )
 
 
-def _is_after_verdict(trace: Trace, given: Feedback) -> bool:
-    verdicts = {
-        one.assessment_id for one in trace.info.assessments if one.source.source_type != "HUMAN"
-    }
-    return has_mark(given, AFTER_VERDICT_KEY) or given.overrides in verdicts
-
-
 def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:
-    if label.valid is not False:
-        return True
-    # Overridden: it still counts if it was given blind and changed after seeing the verdict.
+    """Whether a label is valid, or was given blind and overridden by its author after seeing the
+    verdict."""
     newer = [one for one in given if one.overrides and one.overrides == label.assessment_id]
-    authors = {(_annotator(one), has_mark(one, AFTER_VERDICT_KEY)) for one in newer}
-    return not has_mark(label, AFTER_VERDICT_KEY) and authors == {(_annotator(label), True)}
-
-
-def _annotator(feedback: Feedback) -> str:
-    return feedback.source.source_id or "default"
+    changes = {(one.source.source_id, has_mark(one, AFTER_VERDICT_KEY)) for one in newer}
+    blind = not has_mark(label, AFTER_VERDICT_KEY)
+    return label.valid is not False or (blind and changes == {(label.source.source_id, True)})

@@ -172,15 +172,20 @@ def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> No
                 "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
             )
     for who, (column, _) in raters.items():
-        if who != column and who in table.columns:
-            warnings.warn(
-                f"labels: {who!r} is the annotator's name itself; the column of this name is not "
-                "read. Where each row is one label and that column says whose: "
-                "data = workbench.read_dataset(table, inputs=..., outputs=..., "
-                f"annotators='each {who}: {column}'), and import_traces(data.table, "
-                "labels=data.labels, ...).",
-                stacklevel=4,
-            )
+        warn_of_name(table, who, column)
+
+
+def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
+    """Warn where an annotator is named as a column is that may say who gave each label."""
+    if who != column and who in table.columns:
+        warnings.warn(
+            f"{who!r} is the annotator's name itself; the column of this name is not read. Where "
+            "each row is one label and that column says whose: data = workbench.read_dataset("
+            f"table, inputs=..., outputs=..., annotators='each {who}: {column}'), and "
+            "import_traces(data.table, labels=data.labels, ...); or log_labels for the rows of "
+            f"each, for who, rows in table.groupby({who!r}).",
+            stacklevel=3,
+        )
 
 
 def _unstorable_in(cell: Any) -> int:
@@ -289,7 +294,7 @@ def check_text(argument: str, given: Any) -> None:
         raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
-def read_rating(raw: Any, rationale: Any) -> tuple[Any, str | None]:
+def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale or None.
 
     A ValueError says why it cannot be stored.

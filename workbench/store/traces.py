@@ -28,7 +28,6 @@ PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
 
 _BATCH = 100
-_SPANS_LOCATION = "mlflow.trace.spansLocation"
 _TRACE_ID = re.compile(r"tr-[0-9a-f]{32}|trace:/\S+")
 
 
@@ -148,16 +147,12 @@ def _search(where: str, filter_string: str | None) -> list[TraceInfo]:
     return [trace.info for trace in traces]
 
 
-def has_spans(info: TraceInfo) -> bool:
-    """Whether the spans of a trace have arrived in the tracking store."""
-    return bool(info.tags.get(_SPANS_LOCATION) == "TRACKING_STORE")
-
-
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
     """Read the spans of the given traces, by trace id; those without spans are left out."""
-    here = [i.trace_id for i in infos if has_spans(i)]
+    places = {i.trace_id: i.tags.get("mlflow.trace.spansLocation") for i in infos}
+    here = [i for i, place in places.items() if place == "TRACKING_STORE"]
     # Spans in an artifact or archive repository; the client knows the way to each.
-    elsewhere = [i.trace_id for i in infos if not has_spans(i) and i.tags.get(_SPANS_LOCATION)]
+    elsewhere = [i for i, place in places.items() if place not in (None, "TRACKING_STORE")]
     batches = [
         *map(client.store.batch_get_traces, _chunks(here, _BATCH)),
         *map(client.batch_get_traces, _chunks(elsewhere, _BATCH)),
