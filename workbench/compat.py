@@ -39,24 +39,18 @@ def options(judge: Judge) -> dict[str, Any]:
             f"Judge {judge.name!r} is a {type(judge).__name__}, whose instructions cannot be "
             "replaced. Make one from instructions: workbench.make_judge(name, instructions, ...)."
         )
-    public = ("name", "description", "aggregations", "timeout")
     # Scorers of older versions have no timeout.
-    found = {option: getattr(judge, option) for option in public if hasattr(judge, option)}
-    return found | {option: getattr(judge, f"_{option}") for option in _PRIVATE_OPTIONS}
+    public = [name for name in _PUBLIC_OPTIONS if hasattr(judge, name)]
+    found = {name: getattr(judge, name) for name in public}
+    return found | {name: getattr(judge, f"_{name}") for name in _PRIVATE_OPTIONS}
 
 
+_PUBLIC_OPTIONS: Final = ("name", "description", "aggregations", "timeout")
 _PRIVATE_OPTIONS: Final = (
-    "instructions",
-    "model",
-    "feedback_value_type",
-    "generate_rationale_first",
-    "include_tool_calls_in_conversation",
-    "include_timing_in_conversation",
-    "inference_params",
-    "base_url",
-    "extra_headers",
-    "model_api",
-)
+    "instructions", "model", "feedback_value_type", "generate_rationale_first",
+    "include_tool_calls_in_conversation", "include_timing_in_conversation",
+    "inference_params", "base_url", "extra_headers", "model_api",
+)  # fmt: skip
 
 
 def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
@@ -232,14 +226,6 @@ class HTTPStatusError(Exception):
         self.status_code, self.retry_after = status_code, retry_after
 
 
-_SEAMS: Final = {
-    ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
-    ("utils", "ChatCompletionError"): {"is_context_window_error"},
-    ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
-}
-"""What requests pass, with the parameters that it takes."""
-
-
 def _adapter(name: str) -> Any:
     return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
 
@@ -251,13 +237,18 @@ def unknown_seams() -> tuple[str, ...]:
     Without one of them judges are called through MLflow's own client: slower, and with retries
     that are neither counted nor held to a budget.
     """
+    seams = {
+        ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload"},
+        ("utils", "ChatCompletionError"): {"is_context_window_error"},
+        ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
+    }
     missing = []
-    for (module, name), parameters in _SEAMS.items():
-        found = None
-        with suppress(ImportError):
-            found = getattr(_adapter(module), name, None)
-        if not callable(found) or not parameters <= set(inspect.signature(found).parameters):
-            missing.append(f"{module}.{name}")
+    for (module, name), parameters in seams.items():
+        try:
+            known = parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters)
+        except (ImportError, AttributeError):
+            known = False
+        missing += [] if known else [f"{module}.{name}"]
     return tuple(missing)
 
 

@@ -143,21 +143,19 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def plain(data: dict[str, Any]) -> dict[str, Any]:
     """Return data that JSON takes, from tables, intervals and numpy numbers; nan becomes None."""
-    return {str(key): _plain(value) for key, value in data.items()}
+    return {str(key): _plain(each) for key, each in data.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
+        value = value.to_dict("records")
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return plain(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:

@@ -29,23 +29,20 @@ _NO_RATING: Final = _words(
 )
 _MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 
-# What people write for the two sides of a yes/no question.
-_NEGATIVE: Final = _words(
-    "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
-    "unacceptable, thumbs down, irrelevant, unsafe, not ok, falsch, nein, faux, non, falso, "
-    "nee, 👎, ✗, ✘, ❌"
+# What people write for the two sides of a yes/no question. The first of each stand for the side of
+# any two values, pass for yes as well; others, such as good and bad, are values of their own, and
+# are not translated unasked.
+_FALSE: Final = _words("no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee")
+_TRUE: Final = _words(
+    "yes, y, true, t, 1, pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
 )
-_POSITIVE: Final = _words(
-    "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
-    "acceptable, thumbs up, relevant, safe, ok, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, "
-    "sim, 👍, ✓, ✔, ✅"
+_NEGATIVE: Final = _FALSE | _words(
+    "bad, incorrect, wrong, reject, rejected, negative, unacceptable, thumbs down, irrelevant, "
+    "unsafe, not ok, 👎, ✗, ✘, ❌"
 )
-
-# Of these a word stands for the side of any two values, pass for yes as well; others, such as good
-# and bad, are values of their own, and are not translated unasked.
-_TRUTH: Final = _words(
-    "no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee, yes, y, true, t, 1, "
-    "pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
+_POSITIVE: Final = _TRUE | _words(
+    "good, correct, right, accept, accepted, positive, acceptable, thumbs up, relevant, safe, ok, "
+    "👍, ✓, ✔, ✅"
 )
 
 # Graded words in common use, worst to best. A scale all of whose words are found in one
@@ -144,7 +141,7 @@ def binary_side(folded: str) -> int | None:
 
 def truth_side(folded: str) -> int | None:
     """Return 0 for a word for no, false or fail, 1 for yes, true or pass, None for others."""
-    return binary_side(folded) if folded in _TRUTH else None
+    return binary_side(folded) if folded in _FALSE | _TRUE else None
 
 
 def revealed(text: str) -> str:

@@ -16,8 +16,8 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.store.assessments import log_assessments
-from workbench.store.importing import import_traces
 from workbench.store.files import Record
+from workbench.store.importing import import_traces
 from workbench.store.traces import fetch_traces
 
 PROBABILITY_TAG: Final = "workbench.selection_probability"

@@ -253,8 +253,8 @@ def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answ
     for number, record in enumerate(records):
         key = str(record.get("id") or record.get("external_id") or number)
         fields, responses = record.get("fields"), record.get("responses")
+        asked: dict[str, list[Any]] = {}
         if isinstance(responses, list):  # 1.x: one for each person, with all their answers
-            asked: dict[str, list[Any]] = {}
             for one in responses:
                 for name, value in (one.get("values") or {}).items():
                     asked.setdefault(name, []).append({**one, **value})
@@ -293,24 +293,21 @@ _APART = "the {} that it is about is not in the file; put {} into one JSONL file
 
 
 def _langsmith(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
-    apart = any("key" in record for record in records)
     keys = [str(r.get("run_id") or r.get("id") or n) for n, r in enumerate(records)]
     for key, record in zip(keys, records, strict=True):
         if record.get("inputs") is not None:
             items[key] = _item(record["inputs"], record.get("outputs"))
     for number, (key, record) in enumerate(zip(keys, records, strict=True)):
-        given = record.get("feedback") or ([record] if "key" in record else [])
-        for f in given:
+        for f in record.get("feedback") or ([record] if "key" in record else []):
             source = f.get("feedback_source") or {}
             who = source.get("user_name") or source.get("user_id") or f.get("created_by")
             fault = "given by a model" * (source.get("type") in ("model", "auto_eval"))
             fault = fault or _APART.format("run", "runs and feedback") * (key not in items)
             value = f.get("value") if f.get("value") is not None else f.get("score")
             yield _answer(number, key, who, f.get("key"), value, f.get("comment"), fault)
-        # The averages tell nothing that the feedback does not, where this is in the file.
-        for name in {} if given or apart else record.get("feedback_stats") or {}:
-            fault = "feedback_stats holds averages and not who gave what; export the feedback"
-            yield _answer(number, key, "", name, fault=fault)
+    if not any(record.get("feedback") or "key" in record for record in records):
+        fault = "feedback_stats holds averages and not who gave what; export the feedback"
+        yield _answer(0, "", "", "", fault=fault)
 
 
 _SCORE = {"trace_id", "name", "value"}
