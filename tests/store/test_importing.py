@@ -298,16 +298,12 @@ def test_an_import_never_changes_a_label(store: str, table: pd.DataFrame) -> Non
     assert "<td>ana</td>" in again._repr_html_().replace(' style="text-align: left"', "")
 
 
-def test_an_import_adds_a_rationale_to_an_equal_label(store: str, table: pd.DataFrame) -> None:
-    """But not to one that says something else by now."""
+def test_another_rationale_is_another_label(store: str, table: pd.DataFrame) -> None:
+    """It is listed and not written; without one in the table a label is what it was."""
     ids = labelled(table, labels={"ana": "ana"}).trace_ids
-    say(ids[1], "good", "ana")
-    why = table.assign(why=["because", "since", None])
-    again = labelled(why, labels={"ana": ("ana", "why")})
-    assert (again.labels, len(again.differing)) == (1, 1)
-    assert votes() == [(ids[0], "ana", "good", "because"), (ids[1], "ana", "good", None)]
-    assert labelled(why, labels={"ana": ("ana", "why")}).labels == 0
-    assert labelled(table, labels={"ana": "ana"}).labels == 0
+    again = labelled(table, labels={"ana": ("ana", "why")})
+    assert (again.labels, again.differing["trace_id"].tolist()) == (0, ids[:1])
+    assert labelled(table, labels={"ana": "ana"}).differing.empty
 
 
 # -- what goes wrong ---

@@ -54,8 +54,8 @@ class Imported:
         What was left out or replaced: empty rows, cells that hold no rating, characters that
         cannot be stored, tags that were changed.
     differing
-        Labels that were left out since the annotator has another one in the store: ``row``,
-        ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
+        Labels that were left out since the annotator has another one, or another rationale, in
+        the store: ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
     """
 
     trace_ids: list[str]
@@ -125,8 +125,7 @@ def import_traces(
         other columns. A row is known by its inputs, outputs and expectations, and by how many
         equal rows precede it. Rows that the experiment has already are not written again, but
         tags, and labels that they lack, are added: an import that was interrupted can simply be
-        run again. A label in the store is never changed, except that a rationale is added to an
-        equal label that has none; see ``.differing``. To change labels, use `log_labels`.
+        run again. A label in the store is never changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
@@ -199,20 +198,18 @@ def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceIn
     An id follows from the experiment, what the judge sees, and the count of equal rows before. In
     stores of the first days tags were part of it.
     """
-    ids = _trace_ids([where, r.inputs, r.outputs, r.expectations, {}] for r in rows)
-    with_tags = _trace_ids([where, r.inputs, r.outputs, r.expectations, r.tags] for r in rows)
-    stored = trace_infos(list(dict.fromkeys(ids + with_tags)), experiment=where, elsewhere=False)
-    pairs = zip(ids, with_tags, strict=True)
+    ids: list[list[str]] = []
+    for with_tags in (False, True):
+        seen: Counter[str] = Counter()
+        ids.append([])
+        for r in rows:
+            tags = r.tags if with_tags else {}
+            content = digest([where, r.inputs, r.outputs, r.expectations, tags])
+            ids[-1].append(f"tr-{digest([content, seen[content]])[:32]}")
+            seen[content] += 1
+    stored = trace_infos(list(dict.fromkeys([*ids[0], *ids[1]])), experiment=where, elsewhere=False)
+    pairs = zip(*ids, strict=True)
     return [old if old in stored and one not in stored else one for one, old in pairs], stored
-
-
-def _trace_ids(contents: Iterable[list[Any]]) -> list[str]:
-    seen: Counter[str] = Counter()
-    ids = []
-    for content in map(digest, contents):
-        ids.append(f"tr-{digest([content, seen[content]])[:32]}")
-        seen[content] += 1
-    return ids
 
 
 def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> Iterator[Assessment]:
@@ -238,17 +235,12 @@ def _compare(
         there = [a for a in there if a.feedback is None or a.feedback.error is None]
         if not there:
             missing.append(one)
-            continue
-        current = ([a for a in there if a.valid is not False] or there)[-1]
-        (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
-        if one.feedback is None or (said == before and why in ("", why_before)):
-            continue
-        if said != before or why_before or current.valid is False:
-            differing.append((one.source.source_id, one.feedback.value, current.feedback.value))
-        elif one.assessment_id not in {a.assessment_id for a in stored}:
-            # It completes the stored label, so it must be the later one.
-            one.create_time_ms = max(one.create_time_ms, (current.create_time_ms or 0) + 1)
-            missing.append(one)
+        elif one.feedback is not None:
+            current = ([a for a in there if a.valid is not False] or there)[-1]
+            (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
+            if said != before or why not in ("", why_before):
+                row = (one.source.source_id, one.feedback.value, current.feedback.value)
+                differing.append(row)
     return missing, differing
 
 

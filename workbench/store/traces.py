@@ -33,11 +33,7 @@ _TRACE_ID = re.compile(r"tr-[0-9a-f]{32}|trace:/\S+")
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector: also a decorator.
-
-    While thousands of traces are read, it looks through all of MLflow again and again and finds
-    nothing, which doubles the time.
-    """
+    """Pause the cyclic garbage collector, which doubles the time to read thousands of traces."""
     enabled = gc.isenabled()
     gc.disable()
     try:
