@@ -1,12 +1,11 @@
 """A table and the roles of its columns, as the parameters of a notebook name them.
 
-Command lines and notebook parameters are text::
+Command lines and notebook parameters are text; the last of these is for tables of one row a label,
+whose column ``annotator`` says who gave it::
 
     inputs       question, context
     annotators   ana: rating_ana + rationale_ana, ben: rating_ben
     annotators   each annotator: rating + rationale
-
-The last is for tables of one row a label, whose column ``annotator`` says who gave it.
 
 Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
 """
@@ -162,10 +161,9 @@ def read_dataset(
         "outputs": parse_names("outputs", outputs),
         "expectations": parse_names("expectations", expectations),
         "groups": _as_list(groups),
-        "annotators": [c for pair in labels.values() for c in pair if c is not None],
-        "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
+        "annotators": [*_columns(labels), *([] if each is None else [each])],
+        "verdicts": _columns(recorded),
     }
-    named["annotators"] += [] if each is None else [each]
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
@@ -179,7 +177,7 @@ def read_dataset(
         for column, _ in (*labels.values(), *recorded.values()):
             cells = [words.get(fold(cell), cell) for cell in table[column]]
             table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
-        values = list(dict.fromkeys(translated.values()))
+        translated = list(dict.fromkeys(translated.values()))
     return Dataset(
         table=table,
         source=source,
@@ -189,10 +187,14 @@ def read_dataset(
         labels=labels,
         verdicts=recorded,
         groups=groups or None,
-        scale=_scale(table, labels, list(_parts("values", values))),
+        scale=_scale(table, labels, list(translated)),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
+
+
+def _columns(raters: Raters) -> list[str]:
+    return [column for pair in raters.values() for column in pair if column is not None]
 
 
 def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from charset_normalizer import from_bytes
 
 from workbench.errors import ArgumentError, StoreError, TableError
-from workbench.formatting import say, write_whole
+from workbench.formatting import write_whole
 from workbench.store.tables import plain, require_columns
 
 if TYPE_CHECKING:
@@ -31,8 +30,7 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
 }
 
-# What Windows, spreadsheets of the Mac and MS-DOS write in the West, and their neighbours.
-_OLD = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "iso8859_15", "mac_roman", "cp850")
+_OLD = ("cp1252", "cp1250", "cp1251", "mac_roman", "cp850")
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
@@ -46,8 +44,7 @@ def read_table(
     separator is a comma, semicolon, tab or pipe, whichever splits all rows alike; a first line
     ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
     them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
-    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16, or an
-    old encoding of the West where no other one gives words of one alphabet, which is said.
+    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16.
 
     Raises
     ------
@@ -136,70 +133,54 @@ def _text(path: Path, encoding: str | None) -> str:
     except UnicodeDecodeError as error:
         if encoding or marked:
             raise
-        return _old_text(content, path.name, error.start)
-
-
-def _old_text(content: bytes, name: str, position: int) -> str:
-    """Decode a file that is not UTF-8 where one old encoding makes better words than all others."""
-    lines = [line for line in content.splitlines() if not line.isascii()]
-    found = from_bytes(b"\n".join(lines)[:100_000], cp_isolation=list(_OLD))
-    best = [one for one in found if one.chaos == min(each.chaos for each in found)]
-    names = [next(e for e in _OLD if e in one.could_be_from_charset) for one in best]
-    names = sorted(names, key=_OLD.index) or list(_OLD)
-    if len(names) == 1:
-        why = f"since it is not UTF-8 (byte {position}). encoding= names another."
-        say(f"{name!r} was read as {names[0]}, {why}")
-        return content.decode(names[0])
-    word = re.split(rb"\s", content[:position])[-1] + re.split(rb"\s", content[position:])[0]
-    like = " or ".join(f"{e} ({word[:30].decode(e, 'replace')!r})" for e in names)
-    raise ValueError(
-        f"it is not UTF-8 (byte {position}) and looks like {like}. Name the right one: "
-        f"encoding={names[0]!r} in the call, or `-p encoding {names[0]}` in the command"
-    )
+        before, after = content[: error.start], content[error.start :]
+        word = re.split(rb"\s", before)[-1][-20:] + re.split(rb"\s", after)[0][:20]
+        like = " or ".join(f"{word.decode(name, 'replace')!r} ({name})" for name in _OLD)
+        raise ValueError(
+            f"it is not UTF-8: byte {error.start} is in a word that reads {like}. Name the "
+            "encoding that is right: encoding='cp1252' in the call, or `-p encoding cp1252` in "
+            "the command"
+        ) from None
 
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     text = _text(path, encoding)
-    csv.field_size_limit(2**31 - 1)
     first, _, rest = text.partition("\n")
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
         return _table(rest, first.strip()[4])
-    if not text.strip():
-        raise ValueError("it is empty")
     header = text.lstrip("\r\n").partition("\n")[0]
-    candidates = [sep for sep in _SEPARATORS if sep in header]
-    if path.suffix.lower() == ".tsv":
-        candidates = ["\t"]
-    if len(candidates) > 1:
-        fits = [sep for sep in candidates if _is_even(text, sep)]
-        candidates = [","] if "," in fits else fits or candidates[:1]
-    if len(candidates) > 1:
-        names = " or ".join(_SEPARATORS[sep] for sep in candidates)
+    separators = [sep for sep in _SEPARATORS if sep in header] or [","]
+    fits: dict[str, pd.DataFrame] = {}
+    faults: list[Exception] = []
+    for separator in ["\t"] if path.suffix.lower() == ".tsv" else separators:
+        try:
+            fits[separator] = _table(text, separator)
+        except (ValueError, csv.Error) as error:
+            faults.append(error)
+    if not fits:
+        raise faults[0]
+    if len(fits) > 1 and "," not in fits:
+        names = " or ".join(_SEPARATORS[sep] for sep in fits)
         raise ValueError(
             f"its cells may be separated by {names}. Name it in a first line such as sep=; or use "
             "pandas.read_csv(path, sep=..., dtype=str, keep_default_na=False) and give the result"
         )
-    return _table(text, candidates[0] if candidates else ",")
-
-
-def _is_even(text: str, separator: str) -> bool:
-    """Whether the separator gives all rows as many cells."""
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        return len({len(cells) for cells in rows if cells}) == 1
-    except csv.Error:
-        return False
+    return fits.get(",", next(iter(fits.values())))
 
 
 def _table(text: str, separator: str) -> pd.DataFrame:
     # pandas would rename columns, take the first for an index where rows are wider than the
     # header, and fill up those that are shorter.
+    csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    (_, header), *rows = [(reader.line_num, cells) for cells in reader if cells]
+    rows = [(reader.line_num, cells) for cells in reader if cells]
+    if not rows:
+        raise ValueError("it is empty")
+    header = rows[0][1]
     for line, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f"line {line} has {len(cells)} cells, the header has {len(header)}")
-    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
+    return pd.DataFrame([cells for _, cells in rows[1:]], columns=header, dtype=object)
 
 
 def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:

@@ -65,13 +65,12 @@ def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
         return {}
     columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
     keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
-    keyed = {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
     if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
         raise ArgumentError(
             f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
             "with texts for keys."
         )
-    return keyed
+    return {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
 
 
 def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
@@ -251,10 +250,9 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.
     """
-    if isinstance(cell, np.datetime64):
-        cell = pd.Timestamp(cell)
-    elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
-        cell = pd.Timedelta(cell)
+    if isinstance(cell, (np.datetime64, np.timedelta64, datetime.timedelta)):
+        is_time = isinstance(cell, np.datetime64)
+        cell = pd.Timestamp(cell) if is_time else pd.Timedelta(cell)
     elif isinstance(cell, (np.generic, np.ndarray)):
         cell = cell.tolist()
     if isinstance(cell, str):
@@ -279,8 +277,7 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
     if isinstance(cell, (list, tuple)):
         return [plain(item, depth + 1) for item in cell]
     if isinstance(cell, dict):
-        wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
-        if wrong:
+        if wrong := [type(key).__name__ for key in cell if not isinstance(key, str)]:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
         return {str(plain(key)): plain(value, depth + 1) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
