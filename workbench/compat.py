@@ -148,7 +148,7 @@ def one_transaction(store: Any) -> Iterator[None]:
     one. Threads without a transaction of their own are not affected.
     """
     with _lock:
-        if not hasattr(store.ManagedSessionMaker, "__wrapped__"):
+        if not getattr(store.ManagedSessionMaker, "of_workbench", False):
             store.ManagedSessionMaker = _sharing(store, store.ManagedSessionMaker)
     with store.ManagedSessionMaker(read_only=False) as session:
         token = _session.set((store, session))
@@ -159,7 +159,6 @@ def one_transaction(store: Any) -> Iterator[None]:
 
 
 def _sharing(store: Any, make: Any) -> Any:
-    @functools.wraps(make)
     @contextmanager
     def maker(read_only: bool = True) -> Iterator[Any]:
         current = _session.get()
@@ -169,6 +168,7 @@ def _sharing(store: Any, make: Any) -> Any:
         with make(read_only=read_only) as session:
             yield session
 
+    maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
     return maker
 
 

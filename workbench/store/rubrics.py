@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table
 from workbench.store.database import all_pages, find_experiment_id, retrying, store_errors
-from workbench.store.labels import Label, label_records
+from workbench.store.labels import Label, folded, label_records
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
 
@@ -184,14 +184,14 @@ def earlier_labels(
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
     answered_again = {
-        (one.trace_id, one.annotator)
+        (one.trace_id, folded(one.annotator))
         for one in label_records(fetched, name, latest=True)
         if not history.is_earlier(one)
     }
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
-        if history.is_earlier(one) and (one.trace_id, one.annotator) not in answered_again
+        if history.is_earlier(one) and (one.trace_id, folded(one.annotator)) not in answered_again
         if annotator in (None, one.annotator)
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
