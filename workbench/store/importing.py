@@ -248,25 +248,17 @@ def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: 
     """Write traces of one span each, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
+    size = sum(len(json.dumps([row.inputs, row.outputs])) for row, *_ in new)
+    # As many as are usually in so many characters.
+    many = max(1, min(_BATCH_TRACES, _BATCH_CHARACTERS * len(new) // max(size, 1)))
     with bar(total=len(new), desc="import", disable=hidden) as shown:
-        for batch in _batches(new):
+        for k in range(0, len(new), many):
+            spans = [_span(*one) for one in new[k : k + many]]
             try:
-                retrying(client.log_spans, where, [_span(*one) for one in batch])
+                retrying(client.log_spans, where, spans)
             except Exception as error:
                 raise not_written("The traces", error) from None
-            shown.update(len(batch))
-
-
-def _batches(new: Iterable[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
-    batch: list[tuple[Row, str, int]] = []
-    size = 0
-    for one in new:
-        batch.append(one)
-        size += len(json.dumps([one[0].inputs, one[0].outputs]))
-        if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    yield from [batch] if batch else []
+            shown.update(len(spans))
 
 
 def _span(row: Row, trace_id: str, start_ms: int) -> Span:
