@@ -18,10 +18,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.store.assessments import log_labels
 from workbench.store.database import find_experiment_id
 from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
-from workbench.store.labels import label_records, log_labels
+from workbench.store.labels import label_records
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, fetch_traces
 

@@ -12,8 +12,7 @@ from mlflow.entities import AssessmentSource
 
 import workbench
 from workbench.errors import ArgumentError
-from workbench.store.assessments import RUBRIC_KEY
-from workbench.store.labels import Label
+from workbench.store.labels import RUBRIC_KEY, Label
 from workbench.store.rubrics import Rubric, RubricHistory
 
 NAME = "Is the answer correct?"

@@ -19,8 +19,7 @@ from workbench.labeling.exploration import NOTE, PAGE
 from workbench.labeling.items import Items
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
-from workbench.store.assessments import AFTER_VERDICT_KEY
-from workbench.store.labels import label_records
+from workbench.store.labels import AFTER_VERDICT_KEY, label_records
 from workbench.store.traces import Example
 from workbench.widgets.explorer import Explorer
 

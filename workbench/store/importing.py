@@ -20,7 +20,6 @@ from workbench.errors import ArgumentError
 from workbench.formatting import bar, counted, html_result, say
 from workbench.store.assessments import (
     content_id,
-    in_order,
     log_assessments,
     make_feedback,
     now_ms,
@@ -28,6 +27,7 @@ from workbench.store.assessments import (
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
 from workbench.store.files import read_table
+from workbench.store.labels import in_order
 from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
 from workbench.store.traces import trace_infos
 
