@@ -82,10 +82,7 @@ class NotebookError(WorkbenchError):
 
 
 def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
-    """Raise `ArgumentError` unless ``value`` is one of ``allowed``.
-
-    >>> one_of("ties", "drop", ["drop", "latest"])
-    """
+    """Raise `ArgumentError` unless ``value`` is one of ``allowed``."""
     options = list(allowed)
     if value not in options:
         known = ", ".join(map(repr, options))

@@ -42,9 +42,6 @@ def safe_html(markup: str) -> str:
     r"""Return HTML in which characters that hide or reorder their neighbours are codes.
 
     Every ``_repr_html_`` and the report pass through here.
-
-    >>> safe_html("<b>cod\u202eexe</b>")
-    '<b>cod\\u202eexe</b>'
     """
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", markup)
 
@@ -66,20 +63,12 @@ def html_result(result: object, *tables: pd.DataFrame) -> str:
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun.
-
-    >>> counted(1, "trace"), counted(2_000, "batch", "batches")
-    ('1 trace', '2,000 batches')
-    """
+    """Return a count with its noun."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def excerpt(value: Any, length: int = 100) -> str:
-    """Return the beginning of a value as one line of text, of an object its values.
-
-    >>> excerpt('{"question": "Two?", "unit": null}')
-    'Two?'
-    """
+    """Return the beginning of a value as one line of text, of an object its values."""
     if isinstance(value, str) and value[:1] in ("{", "[", '"'):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)

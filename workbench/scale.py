@@ -56,11 +56,7 @@ ABSTAIN: Final = Abstention()
 
 
 def no_rating(raw: object, scale: Scale | None) -> bool:
-    """Whether a cell holds no rating: nothing, or a word for it that the scale does not have.
-
-    >>> no_rating("NULL", None), no_rating("None", Scale.of(["none", "low", "high"]))
-    (True, False)
-    """
+    """Whether a cell holds no rating: nothing, or a word for it that the scale does not have."""
     if is_missing(raw):
         return True
     words = {fold(v) for v in scale.values} if scale else set[str]()
@@ -71,9 +67,6 @@ def is_abstention(value: object, scale: Scale | None = None) -> bool:
     """Whether a value says that an item could not be judged.
 
     A word such as ``"N/A"`` is a category, and no abstention, on a scale that has it as a value.
-
-    >>> is_abstention("N/A"), is_abstention("N/A", Scale.of(["yes", "no", "N/A"]))
-    (True, False)
     """
     if value is ABSTAIN:
         return True

@@ -244,20 +244,12 @@ def _one_row_an_item(
 
 
 def parse_names(parameter: str, given: Names) -> list[str]:
-    """Read names from text with commas between them, from a list, or from JSON of one.
-
-    >>> parse_names("inputs", "question, context")
-    ['question', 'context']
-    """
+    """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 
 
 def parse_raters(parameter: str, given: RaterText) -> Raters:
-    """Read who rated in which columns from text, from a dict, or from JSON of one.
-
-    >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
-    {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
-    """
+    """Read who rated in which columns from text, from a dict, or from JSON of one."""
     parts = _parts(parameter, given)
     if isinstance(parts, Mapping):
         return columns_by_rater(parameter, parts)
