@@ -210,7 +210,7 @@ def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[l
     `TableError`; rows before the damage were given.
     """
     try:
-        records = _records(table, list(dict.fromkeys(columns)))
+        records = _rows_of(table, list(dict.fromkeys(columns)))
         while partition := list(itertools.islice(records, size)):
             yield partition
     except ArgumentError:
@@ -228,7 +228,7 @@ def known_length(table: Any) -> int | None:
     return None
 
 
-def _records(table: Any, columns: list[str]) -> Iterator[Record]:
+def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
     if type(table).__module__.startswith("dask"):
         require_columns(table, "table", columns)
         parts = (table.partitions[k].compute() for k in range(table.npartitions))
