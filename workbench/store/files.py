@@ -229,6 +229,7 @@ def known_length(table: Any) -> int | None:
 
 
 def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
+    parts: Iterator[pd.DataFrame]
     if type(table).__module__.startswith("dask"):
         require_columns(table, "table", columns)
         parts = (table.partitions[k].compute() for k in range(table.npartitions))

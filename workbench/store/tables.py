@@ -250,9 +250,10 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.
     """
-    if isinstance(cell, (np.datetime64, np.timedelta64, datetime.timedelta)):
-        is_time = isinstance(cell, np.datetime64)
-        cell = pd.Timestamp(cell) if is_time else pd.Timedelta(cell)
+    if isinstance(cell, np.datetime64):
+        cell = pd.Timestamp(cell)
+    elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
+        cell = pd.Timedelta(cell)
     elif isinstance(cell, (np.generic, np.ndarray)):
         cell = cell.tolist()
     if isinstance(cell, str):
