@@ -131,9 +131,7 @@ def check_data(
     if strict and check.errors:
         ending = "Nothing was written. check_data(..., strict=False) gives the whole table."
         listed: list[dict[Any, Any]] = rows.to_dict("records")
-        meant = [
-            (int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed
-        ]
+        meant = [(int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed]
         raise TableError("\n".join([*check.errors, ending]), meant)
     return check
 
