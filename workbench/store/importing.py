@@ -141,9 +141,14 @@ def import_traces(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
-    columns: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "labels": labels}
-    columns |= {"expectations": expectations, "tags": tags}
-    rows, notes = read_rows(read_table(table, encoding), **columns)
+    rows, notes = read_rows(
+        read_table(table, encoding),
+        inputs=inputs,
+        outputs=outputs,
+        expectations=expectations,
+        tags=tags,
+        labels=labels,
+    )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
     new: list[tuple[Row, str, int]] = []
