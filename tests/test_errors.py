@@ -16,18 +16,6 @@ def test_all_errors_are_of_one_tree() -> None:
     assert all(issubclass(kind, WorkbenchError) for kind in KINDS)
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    """Each line is an error; the depth of its branch is the number of its ancestors."""
-    assert errors.__doc__ is not None
-    drawn: dict[str, int] = {}
-    for line in errors.__doc__.splitlines():
-        name = line.lstrip("│├└─ ").split(" ")[0]
-        if name.endswith("Error") and line.startswith("    "):
-            drawn[name] = (len(line) - len(line.lstrip("│├└─ ")) - 4) // 4
-    actual = {kind.__name__: sum(issubclass(kind, other) for other in KINDS) - 1 for kind in KINDS}
-    assert drawn == actual
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_error_says_what_it_is_and_keeps_its_message(
     kind: type[WorkbenchError],

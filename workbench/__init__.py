@@ -70,7 +70,7 @@ _HOME = {
     "import_traces": "store.importing",
     "labels_needed": "metrics.sample_size",
     "load_judge": "alignment.registry",
-    "log_labels": "store.labels",
+    "log_labels": "store.assessments",
     "log_verdicts": "judging.assessment",
     "make_judge": "judging.judge",
     "monitor": "metrics.monitoring",

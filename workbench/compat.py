@@ -1,5 +1,5 @@
 """All that is touched of MLflow and litellm though it is not public: one small function each, with
-the versions it was seen in and what happens without it."""
+what happens without it. All of it was seen in mlflow 3.17.2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def options(judge: Judge) -> dict[str, Any]:
     """All options of an instructions judge by the names of its constructor.
 
-    Other judges (built in, code) are an `ArgumentError`. Seen in mlflow 3.17.2.
+    Other judges (built in, code) are an `ArgumentError`.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -39,32 +39,22 @@ def options(judge: Judge) -> dict[str, Any]:
             f"Judge {judge.name!r} is a {type(judge).__name__}, whose instructions cannot be "
             "replaced. Make one from instructions: workbench.make_judge(name, instructions, ...)."
         )
-    public = ("name", "description", "aggregations", "timeout")
     # Scorers of older versions have no timeout.
-    found = {option: getattr(judge, option) for option in public if hasattr(judge, option)}
-    return found | {option: getattr(judge, f"_{option}") for option in _PRIVATE_OPTIONS}
+    public = [name for name in _PUBLIC_OPTIONS if hasattr(judge, name)]
+    found = {name: getattr(judge, name) for name in public}
+    return found | {name: getattr(judge, f"_{name}") for name in _PRIVATE_OPTIONS}
 
 
+_PUBLIC_OPTIONS: Final = ("name", "description", "aggregations", "timeout")
 _PRIVATE_OPTIONS: Final = (
-    "instructions",
-    "model",
-    "feedback_value_type",
-    "generate_rationale_first",
-    "include_tool_calls_in_conversation",
-    "include_timing_in_conversation",
-    "inference_params",
-    "base_url",
-    "extra_headers",
-    "model_api",
-)
+    "instructions", "model", "feedback_value_type", "generate_rationale_first",
+    "include_tool_calls_in_conversation", "include_timing_in_conversation",
+    "inference_params", "base_url", "extra_headers", "model_api",
+)  # fmt: skip
 
 
 def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
-    """Base URL, extra headers and inference parameters of a judge, as far as it has them.
-
-    Seen in mlflow 3.17.2, which keeps them in private attributes. A judge without them, be it
-    built in or a user's own class, gives ``(None, {}, {})``.
-    """
+    """Base URL, extra headers and inference parameters of a judge, as far as it has them."""
     return (
         getattr(judge, "_base_url", None),
         dict(getattr(judge, "_extra_headers", None) or {}),
@@ -75,8 +65,8 @@ def endpoint(judge: Any) -> tuple[str | None, dict[str, str], dict[str, Any]]:
 def prepared(judge: Any) -> Any:
     """A copy of an instructions judge that makes its answer schema once and not in every call.
 
-    Seen in mlflow 3.17.2. Without it a call takes twice the time of the processor: with 64 under
-    way that is what limits how many are answered in a second.
+    Without it a call takes twice the time of the processor, which with 64 under way is what limits
+    how many are answered in a second.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
@@ -87,30 +77,18 @@ def prepared(judge: Any) -> Any:
     return fast
 
 
-def value_type_schema(judge: Any, value_type: Any) -> Any:
-    """The value type of an instructions judge as MLflow stores it.
-
-    Seen in mlflow 3.17.2. Part of the fingerprint, so there is no substitute for it.
-    """
-    return judge._serialize_feedback_value_type(value_type)
-
-
 def base_judge(judge: Judge) -> Judge | None:
-    """Return the judge that a `MemoryAugmentedJudge` (MemAlign's) asks; None for other judges.
+    """Return the judge within a `MemoryAugmentedJudge` (MemAlign's); None for other judges.
 
-    Seen in mlflow 3.17.2. Without it such a judge is registered though MLflow loses options.
+    Without it such a judge is registered though MLflow loses options.
     """
     found: Judge | None = getattr(judge, "_base_judge", None)
     return found
 
 
 def copy_registration(registered: Any, judge: Judge) -> None:
-    """Copy what MLflow notes on a registered scorer, so that monitoring can be started with it.
-
-    Seen in mlflow 3.17.2. Without it ``judge.start()`` says that the judge is not registered.
-    """
-    names = ("_registered_backend", "_experiment_id", "_sampling_config", "_scorer_version")
-    for name in names:
+    """Copy what MLflow notes on a registered scorer, without which ``judge.start()`` refuses it."""
+    for name in ("_registered_backend", "_experiment_id", "_sampling_config", "_scorer_version"):
         if hasattr(registered, name):
             setattr(judge, name, getattr(registered, name))
 
@@ -118,23 +96,8 @@ def copy_registration(registered: Any, judge: Judge) -> None:
 # -- MLflow's store -------------------------------------------------------------------------
 
 
-def tracking_store() -> Any:
-    """Return the active tracking store, which holds the scorer registry.
-
-    Seen in mlflow 3.17.2: `Scorer.register` has no place for what MLflow's form leaves out.
-    Without it judges cannot be registered with all options.
-    """
-    from mlflow.tracking._tracking_service.utils import _get_store
-
-    return _get_store()
-
-
 def active_experiment_id() -> str:
-    """The id of the active experiment, as MLflow's fluent functions find it.
-
-    mlflow 3.17.2. Without it, the experiment that `mlflow.set_experiment` has set, or that the
-    environment names, could not be told.
-    """
+    """The id of the experiment that was set, or that the environment names; not told otherwise."""
     from mlflow.tracking.fluent import _get_experiment_id
 
     return str(_get_experiment_id())
@@ -143,7 +106,7 @@ def active_experiment_id() -> str:
 def create_tables(path: Path) -> None:
     """Make a new SQLite database with all of MLflow's tables.
 
-    mlflow 3.17.2. Without it, MLflow makes them in place at its first use of the store.
+    Without it, MLflow makes them in place at its first use of the store.
     """
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
     from sqlalchemy import event
@@ -160,24 +123,18 @@ def create_tables(path: Path) -> None:
 
 
 def latest_schema() -> str:
-    """The revision of a database that has all of MLflow's tables.
-
-    mlflow 3.17.2. Without it, a database that was left half-made is not recognised.
-    """
+    """The revision of a whole database, without which one left half-made is not recognised."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     return str(_get_latest_schema_revision())
 
 
 _session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", default=None)
-_installing = threading.Lock()
+_lock = threading.Lock()
 
 
 def has_transactions(store: Any) -> bool:
-    """Whether writes to this MLflow store can share a transaction: it is a database.
-
-    mlflow 3.17.2. Without it, assessments are written one by one, which takes longer.
-    """
+    """Whether writes to this store can share a transaction, else they are made one by one."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     return isinstance(store, SqlAlchemyStore) and hasattr(store, "ManagedSessionMaker")
@@ -187,10 +144,10 @@ def has_transactions(store: Any) -> bool:
 def one_transaction(store: Any) -> Iterator[None]:
     """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
 
-    mlflow 3.17.2: the store asks its ``ManagedSessionMaker`` for a session at each write; here it
-    gets the shared one. Threads without a transaction of their own are not affected.
+    The store asks its ``ManagedSessionMaker`` for a session at each write; here it gets the shared
+    one. Threads without a transaction of their own are not affected.
     """
-    with _installing:
+    with _lock:
         if not getattr(store.ManagedSessionMaker, "of_workbench", False):
             store.ManagedSessionMaker = _sharing(store, store.ManagedSessionMaker)
     with store.ManagedSessionMaker(read_only=False) as session:
@@ -213,6 +170,34 @@ def _sharing(store: Any, make: Any) -> Any:
 
     maker.of_workbench = True  # type: ignore[attr-defined]  # a mark on a plain function
     return maker
+
+
+def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
+    """Add traces to a review queue, all at once where the store is a database.
+
+    MLflow writes each item within a savepoint of its own, 20 ms each. On a server, and where its
+    tables are not as they were, items are added by the public call.
+    """
+    from mlflow.genai import review_queues
+    from mlflow.tracing.client import TracingClient
+
+    try:
+        from mlflow.store.tracking.dbmodels.models import SqlReviewQueue, SqlReviewQueueItem
+
+        now = time.time_ns() // 1_000_000
+        times = {"creation_time_ms": now, "last_update_time_ms": now}
+        rows = [
+            {"queue_id": queue_id, "item_type": "trace", "item_id": i, "status": "pending", **times}
+            for i in trace_ids
+        ]
+        with TracingClient().store.ManagedSessionMaker(read_only=False) as session:
+            session.query(SqlReviewQueue).filter_by(queue_id=queue_id).one()
+            session.bulk_insert_mappings(SqlReviewQueueItem, rows)
+    except Exception:
+        # Nothing of it was written. Items that someone else has added meanwhile end up here, too.
+        for start in range(0, len(trace_ids), 100):
+            batch = list(trace_ids[start : start + 100])
+            review_queues.add_items_to_review_queue(queue_id, item_ids=batch)
 
 
 # -- requests of MLflow's judges ------------------------------------------------------------
@@ -241,16 +226,6 @@ class HTTPStatusError(Exception):
         self.status_code, self.retry_after = status_code, retry_after
 
 
-_sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
-
-_SEAMS: Final = {
-    ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload", "num_retries"},
-    ("utils", "ChatCompletionError"): {"is_context_window_error"},
-    ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
-}
-"""What requests pass in mlflow 3.17.2, with the parameters that it takes there."""
-
-
 def _adapter(name: str) -> Any:
     return importlib.import_module(f"mlflow.genai.judges.adapters.{name}")
 
@@ -262,13 +237,18 @@ def unknown_seams() -> tuple[str, ...]:
     Without one of them judges are called through MLflow's own client: slower, and with retries
     that are neither counted nor held to a budget.
     """
+    seams = {
+        ("gateway_adapter", "send_chat_request"): {"endpoint", "headers", "payload"},
+        ("utils", "ChatCompletionError"): {"is_context_window_error"},
+        ("litellm_adapter", "_invoke_litellm"): {"num_retries"},
+    }
     missing = []
-    for (module, name), parameters in _SEAMS.items():
-        found = None
-        with suppress(ImportError):
-            found = getattr(_adapter(module), name, None)
-        if not callable(found) or not parameters <= set(inspect.signature(found).parameters):
-            missing.append(f"{module}.{name}")
+    for (module, name), parameters in seams.items():
+        try:
+            known = parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters)
+        except (ImportError, AttributeError):
+            known = False
+        missing += [] if known else [f"{module}.{name}"]
     return tuple(missing)
 
 
@@ -276,20 +256,20 @@ class _Interception:
     """Replaces MLflow's senders while anybody needs it, counted, and puts them back."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._sender: ContextVar[Sender | None] = ContextVar("workbench_sender", default=None)
+        self._default: Callable[[], Sender | None] = lambda: None
         self._users = 0
         self._undo = ExitStack()
-        self._default: Callable[[], Sender | None] = lambda: None
 
     @contextmanager
     def __call__(self, sender: Sender | None) -> Iterator[None]:
-        token = _sender.set(sender)
+        token = self._sender.set(sender)
         self._enter()
         try:
             yield
         finally:
-            _sender.reset(token)
-            with self._lock:
+            self._sender.reset(token)
+            with _lock:
                 self._users -= 1
                 if not self._users:
                     self._undo.close()
@@ -301,10 +281,10 @@ class _Interception:
 
     def current(self) -> Sender | None:
         """Who sends the request that is under way in this context."""
-        return _sender.get() or self._default()
+        return self._sender.get() or self._default()
 
     def _enter(self) -> None:
-        with self._lock:
+        with _lock:
             self._users += 1
             if self._users > 1:
                 return
@@ -367,42 +347,39 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
 def token_prices(model: str, *, load: bool = False) -> tuple[float, float] | None:
     """US dollars for a token read and a token written by a model URI; None where not known.
 
-    From the price list that MLflow bundles (mlflow 3.17.2), then from litellm's, which is loaded
-    for it only with ``load`` since that takes seconds.
+    From the catalog that MLflow bundles, then from litellm's, which is loaded for it only with
+    ``load`` since that takes seconds.
     """
-    return _token_prices(model, load or "litellm" in sys.modules)
+    found = _catalog_entry(model)
+    if not found.get("input_cost_per_token") and (load or "litellm" in sys.modules):
+        found = _litellm_entry(model)
+    prices = [found.get(f"{side}_cost_per_token") or 0.0 for side in ("input", "output")]
+    return (prices[0], prices[1]) if sum(prices) > 0 else None
+
+
+def context_window(model: str) -> int | None:
+    """Tokens that a model reads at most, by MLflow's catalog; None where it does not list it."""
+    return int(_catalog_entry(model).get("max_input_tokens") or 0) or None
 
 
 @functools.lru_cache(maxsize=256)
-def _token_prices(model: str, ask_litellm: bool) -> tuple[float, float] | None:
-    provider, _, name = model.partition(":/")
-    name, found = name.lstrip("/"), None
-    with suppress(ImportError, KeyError, TypeError, ValueError):
-        from mlflow.utils.providers import cost_per_token
-
-        found = cost_per_token(name, 1000, 1000, provider)
-    if ask_litellm and not (found and sum(found)):
-        import litellm
-
-        with suppress(Exception):  # it raises plain exceptions for what it does not know
-            found = litellm.cost_per_token(f"{provider}/{name}", 1000, 1000)
-    return (found[0] / 1000, found[1] / 1000) if found and sum(found) > 0 else None
-
-
-@functools.lru_cache(maxsize=64)
-def context_window(model: str) -> int | None:
-    """Tokens that a model reads at most, by the catalog that MLflow bundles (mlflow 3.17.2).
-
-    None where it does not list the model, or where MLflow has no catalog.
-    """
+def _catalog_entry(model: str) -> Mapping[str, Any]:
     provider, _, name = model.partition(":/")
     with suppress(ImportError, KeyError, TypeError, ValueError):
         from mlflow.utils.providers import get_models
 
-        for one in get_models(provider):
-            if one["model"] == name.lstrip("/"):
-                return int(one["max_input_tokens"]) or None
-    return None
+        found = [one for one in get_models(provider) if one["model"] == name.lstrip("/")]
+        return dict(found[0]) if found else {}
+    return {}
+
+
+@functools.lru_cache(maxsize=256)
+def _litellm_entry(model: str) -> Mapping[str, Any]:
+    import litellm
+
+    with suppress(Exception):  # it raises plain exceptions for what it does not know
+        return dict(litellm.get_model_info(model.replace(":/", "/", 1)))
+    return {}
 
 
 # -- optimizers of MLflow -------------------------------------------------------------------
@@ -417,7 +394,7 @@ _OPTIMIZER_MODELS: Final = {
 def models_of_optimizer(optimizer: Any) -> dict[str, str]:
     """Return the attributes in which an optimizer of MLflow names its models, with their use.
 
-    Seen in mlflow 3.17.2. Without them requests to models other than the judge's are not metered.
+    Without them requests to models other than the judge's are not metered.
     """
     named = _OPTIMIZER_MODELS.items()
     return {name: use for name, use in named if isinstance(getattr(optimizer, name, None), str)}
@@ -432,8 +409,7 @@ def reached_elsewhere(
 ) -> Any:
     """Return a copy of an instructions judge, of the same class, that asks another model.
 
-    Seen in mlflow 3.17.2, which keeps all four in private attributes. Without it an optimizer's
-    requests cannot be metered.
+    Without it an optimizer's requests cannot be metered.
     """
     moved = judge.model_copy()
     moved._model, moved._base_url = model, base_url
@@ -446,20 +422,17 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
     """Return a judge that an optimizer made with its models renamed.
 
     Its judge within (MemAlign's), or itself where it is made from instructions, is reached as
-    ``like``. Seen in mlflow 3.17.2 and dspy 3.4.1. Without it such a judge asks a model that ends
-    with the optimizer's run.
+    ``like``. Without it such a judge asks a model that ends with the optimizer's run.
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if isinstance(judge, InstructionsJudge):
         return reached_elsewhere(judge, rename(judge.model), *endpoint(like))
-    base = base_judge(judge)
-    if base is not None:
+    if (base := base_judge(judge)) is not None:
         judge._base_judge = reached_elsewhere(base, rename(base.model), *endpoint(like))
     for name in models_of_optimizer(judge):
         setattr(judge, name, rename(getattr(judge, name)))
-    embedder = embedder_of(judge)
-    if embedder is not None:
+    if (embedder := embedder_of(judge)) is not None:
         embedder.model = rename(embedder.model)
     return judge
 
@@ -467,18 +440,14 @@ def rename_models(judge: Any, rename: Callable[[str], str], *, like: Any) -> Any
 def embedding_dimensions(optimizer: Any) -> int | None:
     """Return the length of the vectors that MemAlign asks for; None for other optimizers.
 
-    Seen in mlflow 3.17.2; litellm 1.110.2 drops it on the way to a provider of ours. Without it
-    vectors have the model's own length.
+    litellm 1.110.2 drops it on the way to a provider of ours: vectors have the model's own length.
     """
     found: int | None = getattr(optimizer, "_embedding_dim", None)
     return found
 
 
 def embedder_of(judge: Any) -> Any:
-    """Return the ``dspy.Embedder`` of a MemAlign judge; None for other judges.
-
-    Seen in mlflow 3.17.2. Without it the embeddings of such a judge are not counted.
-    """
+    """Return the ``dspy.Embedder`` of a MemAlign judge, whose embeddings are else not counted."""
     return getattr(judge, "_embedder", None)
 
 
@@ -486,8 +455,7 @@ def embedder_of(judge: Any) -> Any:
 def candidates_made_by(optimizer: Any, make: Callable[[str], Any]) -> Iterator[None]:
     """Let an optimizer of MLflow on dspy make its judges from instructions by ``make``.
 
-    Seen in mlflow 3.17.2, which makes them from name, model and value type alone. Without it
-    candidates are tried without the judge's other options.
+    MLflow makes them from name, model and value type alone: without the judge's other options.
     """
     name = "_create_judge_from_dspy_program"
     original = getattr(optimizer, name, None)
@@ -503,34 +471,3 @@ def candidates_made_by(optimizer: Any, make: Callable[[str], Any]) -> Iterator[N
         yield
     finally:
         delattr(optimizer, name)
-
-
-# -- review queues --------------------------------------------------------------------------
-
-
-def add_review_queue_items(queue_id: str, trace_ids: Sequence[str]) -> None:
-    """Add traces to a review queue, all at once where the store is a database.
-
-    mlflow 3.17.2 writes each item within a savepoint of its own, 20 ms each. Where its tables are
-    not as they were then, and on a server, items are added by the public call.
-    """
-    from mlflow.genai import review_queues
-    from mlflow.tracing.client import TracingClient
-
-    try:
-        from mlflow.store.tracking.dbmodels.models import SqlReviewQueue, SqlReviewQueueItem
-
-        now = time.time_ns() // 1_000_000
-        times = {"creation_time_ms": now, "last_update_time_ms": now}
-        rows = [
-            {"queue_id": queue_id, "item_type": "trace", "item_id": i, "status": "pending", **times}
-            for i in trace_ids
-        ]
-        with TracingClient().store.ManagedSessionMaker(read_only=False) as session:
-            session.query(SqlReviewQueue).filter_by(queue_id=queue_id).one()
-            session.bulk_insert_mappings(SqlReviewQueueItem, rows)
-    except Exception:
-        # Nothing of it was written. Items that someone else has added meanwhile end up here, too.
-        for start in range(0, len(trace_ids), 100):
-            batch = list(trace_ids[start : start + 100])
-            review_queues.add_items_to_review_queue(queue_id, item_ids=batch)

@@ -2,25 +2,17 @@
 environment when they are loaded.
 
 Secret are the values of all extra headers, user, password and query of the base URL, and
-inference parameters whose name says that they are a key, token, secret or password.
-
-======================================  ====================================================
-variable                                holds
-======================================  ====================================================
-``WORKBENCH_HEADER_<NAME>``             the value of header ``<NAME>`` (``X-Api-Key``:
-                                        ``WORKBENCH_HEADER_X_API_KEY``)
-``WORKBENCH_BASE_URL_CREDENTIALS``      what was cut out of the base URL, as it stood there:
-                                        ``user:password@``, ``?key=value``, or both in a row
-``WORKBENCH_PARAM_<NAME>``              an inference parameter; names of nested ones are joined
-                                        (``extra_body``, ``api_key``:
-                                        ``WORKBENCH_PARAM_EXTRA_BODY_API_KEY``)
-======================================  ====================================================
+inference parameters whose name says that they are a key, token, secret or password. They come back
+from ``WORKBENCH_HEADER_<NAME>``, ``WORKBENCH_BASE_URL_CREDENTIALS`` (as they stood in the URL:
+``user:password@``, ``?key=value``, or both in a row) and ``WORKBENCH_PARAM_<NAME>``, where names of
+nested parameters are joined (``WORKBENCH_PARAM_EXTRA_BODY_API_KEY``).
 """
 
 from __future__ import annotations
 
 import base64
 import copy
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -58,9 +50,6 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
 
     Found are credentials of at least ``shortest`` characters, as they are, URL-encoded, or in
     base64 as in Basic authentication.
-
-    >>> redact("bad key sk-0123456789abc, promises anything", ["sk-0123456789abc", "anything"])
-    'bad key ***, promises anything'
     """
     forms: set[str] = set()
     for one in credentials:
@@ -77,11 +66,8 @@ def redact(text: str, credentials: Iterable[str], *, shortest: int = SHORTEST) -
 def credentials_of(
     base_url: str | None = None, headers: Mapping[str, str] | None = None, params: Any = None
 ) -> tuple[str, ...]:
-    """Return the credentials that a request to a model carries.
-
-    These are header values, user, password and query values of the base URL, parameters named as
-    secrets, and the keys in the environment, which a provider's client reads by itself.
-    """
+    """Return the credentials that a request to a model carries, and the keys in the environment,
+    which a provider's client reads by itself."""
     keys = [value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)]
     return tuple(dict.fromkeys([*_secrets(base_url, headers, params), *filter(None, keys)]))
 
@@ -111,13 +97,7 @@ _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 
 
 def without_credentials(address: str) -> str:
-    """Return the address of a server, file or database without user, password and query.
-
-    >>> without_credentials("https://user:pw@gateway.example/v1?key=abc")
-    'https://gateway.example/v1'
-    >>> without_credentials("sqlite:////data/mlflow.db")
-    'sqlite:////data/mlflow.db'
-    """
+    """Return the address of a server, file or database without user, password and query."""
     scheme, mark, rest = address.partition("://")
     if not mark:
         return address
@@ -130,20 +110,7 @@ def without_credentials(address: str) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
-_REFUSED = re.compile(r"error code (401|403) != 200|^(UNAUTHENTICATED|PERMISSION_DENIED)\b")
 _PAGE = re.compile(r"<(!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
-
-
-def refusal(message: str) -> str | None:
-    """Return what to do where a tracking server did not accept the user; else None."""
-    if not (found := _REFUSED.search(message)):
-        return None
-    if found[1] == "403" or found[2] == "PERMISSION_DENIED":
-        return "this user has no permission for that (403); the server's administrator gives it"
-    return (
-        "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-    )
 
 
 def scrubbed(text: str, uri: str) -> str:
@@ -159,11 +126,7 @@ def scrubbed(text: str, uri: str) -> str:
 
 
 def public_query(url: str) -> tuple[str, ...]:
-    """Return the query parameters that choose a model and are no credential, sorted.
-
-    >>> public_query("https://gateway.example/v1?deployment=a&key=abc&api-version=1")
-    ('api-version=1', 'deployment=a')
-    """
+    """Return the query parameters that choose a model and are no credential, sorted."""
     return tuple(sorted(_split_query(urlsplit(url).query)[0]))
 
 
@@ -171,12 +134,8 @@ def public_query(url: str) -> tuple[str, ...]:
 
 
 class Withheld(BaseModel, frozen=True):
-    """Names of what was taken out, and never the values.
-
-    ``headers``: header names. ``url_user``: whether the base URL had a user or password.
-    ``url_query``: names of its query parameters. ``params``: paths within the inference
-    parameters.
-    """
+    """Names of what was taken out, and never the values: of headers, whether the base URL had a
+    user, of its query parameters, and paths within the inference parameters."""
 
     headers: tuple[str, ...] = ()
     url_user: bool = False
@@ -212,15 +171,11 @@ def withhold(options: Mapping[str, Any]) -> tuple[dict[str, Any], Withheld, list
 
 
 def without_secret_params(params: Any) -> Any:
-    """Return inference parameters without those that are secret.
-
-    >>> without_secret_params({"temperature": 0, "api_key": "abc", "max_tokens": 9})
-    {'temperature': 0, 'max_tokens': 9}
-    """
+    """Return inference parameters without those that are secret."""
     clean = copy.deepcopy(params)
     # From the back, so that positions in lists stay what they are.
     for path, _ in reversed(list(secret_params(params))):
-        del _within(clean, path)[path[-1]]
+        del _holder(clean, path)[path[-1]]
     return clean
 
 
@@ -229,7 +184,7 @@ def secret_params(
 ) -> Iterator[tuple[Path, Any]]:
     """Yield (path, value) of each secret parameter; within a table of headers each value is one."""
     for key, value in params.items() if isinstance(params, Mapping) else enumerate(params or ()):
-        name = _as_words(str(key))
+        name = re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", str(key)).lower()
         if isinstance(value, (Mapping, list)):
             within = all_of or name.endswith(("header", "headers"))
             yield from secret_params(value, (*path, key), all_of=within)
@@ -237,26 +192,16 @@ def secret_params(
             yield (*path, key), value
 
 
-def _as_words(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[\s\-]+", "_", name).lower()
-
-
-def _within(params: Any, path: Path) -> Any:
+def _holder(params: Any, path: Path) -> Any:
     """The table or list that holds the last key of a path."""
-    for key in path[:-1]:
-        params = params[key]
-    return params
+    return functools.reduce(lambda held, key: held[key], path[:-1], params)
 
 
 # -- putting back ---------------------------------------------------------------------------
 
 
 def variable(*words: str | int) -> str:
-    """Return the environment variable of a header or, by its path, of an inference parameter.
-
-    >>> variable("HEADER", "X-Api-Key")
-    'WORKBENCH_HEADER_X_API_KEY'
-    """
+    """Return the environment variable of a header or, by its path, of an inference parameter."""
     return re.sub(r"[^A-Z0-9]", "_", "_".join(["WORKBENCH", *map(str, words)]).upper())
 
 
@@ -272,15 +217,13 @@ def restore(
     Where some are missing, a `CredentialError` names each variable to set.
     """
     given = {name.casefold() for name in headers or {}}
-    left = [name for name in withheld.headers if name.casefold() not in given]
+    left = {n: variable("HEADER", n) for n in withheld.headers if n.casefold() not in given}
+    paths = {path: variable("PARAM", *path) for path in withheld.params}
     form = "user:password@" * withheld.url_user
     form += "?" * bool(withheld.url_query) + "&".join(f"{n}=..." for n in withheld.url_query)
-    needed = {variable("HEADER", name): f"the value of header {name!r}" for name in left}
+    needed = {name: f"the value of header {header!r}" for header, name in left.items()}
     needed |= {URL_VARIABLE: f"written as {form}"} if form else {}
-    needed |= {
-        variable("PARAM", *path): f"inference parameter {'.'.join(map(str, path))}"
-        for path in withheld.params
-    }
+    needed |= {n: f"inference parameter {'.'.join(map(str, p))}" for p, n in paths.items()}
     missing = [f"{name} ({what})" for name, what in needed.items() if name not in os.environ]
     if missing:
         hint = " Headers may also be given as headers={...}." if withheld.headers else ""
@@ -289,19 +232,16 @@ def restore(
             f"{'; '.join(missing)}.{hint}"
         )
     full = copy.deepcopy(dict(options))
-    values = {**(headers or {}), **{name: os.environ[variable("HEADER", name)] for name in left}}
+    values = {**(headers or {}), **{header: os.environ[name] for header, name in left.items()}}
     full["extra_headers"] = values or None
     if form:
         full["base_url"] = _with_credentials(full["base_url"], withheld, form)
-    for path in withheld.params:
-        inner, secret = (
-            _within(full["inference_params"], path),
-            os.environ[variable("PARAM", *path)],
-        )
-        if isinstance(inner, list):
-            inner.insert(int(path[-1]), secret)
+    for path, name in paths.items():
+        holder = _holder(full["inference_params"], path)
+        if isinstance(holder, list):
+            holder.insert(int(path[-1]), os.environ[name])
         else:
-            inner[path[-1]] = secret
+            holder[path[-1]] = os.environ[name]
     return full
 
 

@@ -1,27 +1,7 @@
 """The exceptions that the workbench raises; each message says what to do next.
 
-::
-
-    WorkbenchError
-    ├── ArgumentError (also ValueError)   an argument is wrong: what was given, what is allowed
-    │   └── ScaleError                    a value does not lie on the rating scale
-    ├── TableError                        a table cannot be imported: rows and reasons
-    ├── StoreError                        the MLflow store did not take or give something
-    ├── PairingError                      verdicts and labels cannot be joined
-    │   ├── NoLabelsError                 no human label under the judge's name
-    │   ├── NoVerdictsError               no verdict of the judge
-    │   └── TooFewPairsError              fewer usable pairs than alignment needs
-    ├── ModelError                        a model did not give a usable answer
-    │   ├── UnreachableModelError         nothing answers at the endpoint
-    │   └── CredentialError               a key or header is missing or refused
-    ├── BudgetError                       the budget does not allow the next step
-    ├── CancelledError                    somebody cancelled what was under way
-    ├── ReplayError                       a file of recorded answers lacks one or is damaged
-    ├── RegistryError                     a judge cannot be registered or loaded
-    └── NotebookError                     a notebook cannot be run as asked
-
-Errors of MLflow that are clear by themselves (instructions without a template
-variable, say) are passed on as they are.
+Errors of MLflow that are clear by themselves (instructions without a template variable, say) are
+passed on as they are.
 """
 
 from __future__ import annotations
@@ -102,14 +82,8 @@ class NotebookError(WorkbenchError):
 
 
 def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
-    """Raise `ArgumentError` unless ``value`` is one of ``allowed``.
-
-    >>> one_of("ties", "drop", ["drop", "latest"])
-    """
+    """Raise `ArgumentError` unless ``value`` is one of ``allowed``."""
     options = list(allowed)
     if value not in options:
-        raise ArgumentError(
-            f"{argument}={value!r} is not known. Use one of: "
-            + ", ".join(repr(option) for option in options)
-            + "."
-        )
+        known = ", ".join(map(repr, options))
+        raise ArgumentError(f"{argument}={value!r} is not known. Use one of: {known}.")

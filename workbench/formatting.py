@@ -39,13 +39,9 @@ def unstorable(text: str) -> int:
 
 
 def safe_html(markup: str) -> str:
-    r"""Return HTML in which control and bidirectional characters are written as their codes.
+    r"""Return HTML in which characters that hide or reorder their neighbours are codes.
 
-    Such characters hide or reorder what stands beside them. Every ``_repr_html_`` and the report
-    pass through here.
-
-    >>> safe_html("<b>cod\u202eexe</b>")
-    '<b>cod\\u202eexe</b>'
+    Every ``_repr_html_`` and the report pass through here.
     """
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", markup)
 
@@ -60,21 +56,19 @@ def html_lines(lines: Iterable[object]) -> str:
     return "".join(f"<div>{html_text(line)}</div>" for line in lines)
 
 
-def counted(n: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun.
+def html_result(result: object, *tables: pd.DataFrame) -> str:
+    """Return the HTML of a result: its repr, and those of the tables that have rows."""
+    shown = [html_table(table, index=False, max_rows=10) for table in tables if len(table)]
+    return f"<div>{html_text(repr(result)[1:-1])}</div>" + "".join(shown)
 
-    >>> counted(1, "trace"), counted(2_000, "batch", "batches")
-    ('1 trace', '2,000 batches')
-    """
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a count with its noun."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def excerpt(value: Any, length: int = 100) -> str:
-    """Return the beginning of a value as one line of text, of an object its values.
-
-    >>> excerpt('{"question": "Two?", "unit": null}')
-    'Two?'
-    """
+    """Return the beginning of a value as one line of text, of an object its values."""
     if isinstance(value, str) and value[:1] in ("{", "[", '"'):
         with suppress(ValueError, RecursionError):
             value = json.loads(value)
@@ -122,11 +116,14 @@ def _cell(value: Any) -> Any:
     return "" if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)) else value
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as a whole or not at all: to a file beside it, which takes its place."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all: to a file beside it, which takes its place."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     finally:
         with suppress(OSError):
@@ -135,21 +132,19 @@ def write_whole(path: Path, text: str) -> None:
 
 def plain(data: dict[str, Any]) -> dict[str, Any]:
     """Return data that JSON takes, from tables, intervals and numpy numbers; nan becomes None."""
-    return {str(key): _plain(value) for key, value in data.items()}
+    return {str(key): _plain(each) for key, each in data.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
+        value = value.to_dict("records")
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return plain(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(each) for each in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:

@@ -56,11 +56,7 @@ ABSTAIN: Final = Abstention()
 
 
 def no_rating(raw: object, scale: Scale | None) -> bool:
-    """Whether a cell holds no rating: nothing, or a word for it that the scale does not have.
-
-    >>> no_rating("NULL", None), no_rating("None", Scale.of(["none", "low", "high"]))
-    (True, False)
-    """
+    """Whether a cell holds no rating: nothing, or a word for it that the scale does not have."""
     if is_missing(raw):
         return True
     words = {fold(v) for v in scale.values} if scale else set[str]()
@@ -71,9 +67,6 @@ def is_abstention(value: object, scale: Scale | None = None) -> bool:
     """Whether a value says that an item could not be judged.
 
     A word such as ``"N/A"`` is a category, and no abstention, on a scale that has it as a value.
-
-    >>> is_abstention("N/A"), is_abstention("N/A", Scale.of(["yes", "no", "N/A"]))
-    (True, False)
     """
     if value is ABSTAIN:
         return True
@@ -104,12 +97,10 @@ class Scale:
     Examples
     --------
     >>> scale = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
-    >>> scale.kind, scale.values
-    ('ordinal', ('poor', 'fair', 'good', 'excellent'))
-    >>> scale.normalise(" Excellent "), scale.distance("poor", "fair")
-    ('excellent', 0.3333333333333333)
-    >>> Scale.from_type(bool).normalise("Yes")
-    True
+    >>> scale.kind, scale.values, scale.distance("poor", "fair")
+    ('ordinal', ('poor', 'fair', 'good', 'excellent'), 0.3333333333333333)
+    >>> scale.normalise(" Excellent "), Scale.from_type(bool).normalise("Yes")
+    ('excellent', True)
     """
 
     kind: Kind
@@ -133,14 +124,8 @@ class Scale:
     def from_type(cls, feedback_value_type: Any) -> Scale | None:
         """Return the scale of a judge's ``feedback_value_type``; None for plain str.
 
-        Literals of two values are binary, of numbers or graded words ordinal, others nominal; bool
-        is binary; int and float are numeric. Optional types are read as the type itself. Of two
-        words that are not known (yes, pass, ...), the first listed is the positive one.
-
-        Raises
-        ------
-        ArgumentError
-            For lists and dicts, which hold no single verdict.
+        Literals are as in `of`; bool is binary; int and float are numeric. Optional types are read
+        as the type itself. Lists and dicts, which hold no single verdict, are an `ArgumentError`.
         """
         origin = typing.get_origin(feedback_value_type)
         if origin in (Union, types.UnionType):
@@ -163,12 +148,8 @@ class Scale:
     def from_schema(cls, schema: Any) -> Scale | None:
         """Return the scale of an MLflow label schema or of its input; None for free text.
 
-        Pass/fail is stored as a bool by MLflow, so its scale is that of bool.
-
-        Raises
-        ------
-        ArgumentError
-            For inputs that take several values at once, and for anything else.
+        Pass/fail is stored as a bool by MLflow, so its scale is that of bool. Inputs that take
+        several values at once are an `ArgumentError`.
         """
         given = getattr(schema, "input", schema)
         match type(given).__name__:
@@ -194,13 +175,8 @@ class Scale:
         ``ordered=True`` takes them as worst to best, ``ordered=False`` as categories without
         an order; None decides by the values: two are binary, numbers and graded words ordinal.
         ``positive`` names the positive one of two values; None leaves it to the words (yes is,
-        no is not), and where no word is known to the first one listed.
-
-        Raises
-        ------
-        ArgumentError
-            For fewer than two values, for values that are read as one (``yes`` and ``Yes``), and
-            for a ``positive`` that is none of two.
+        no is not), and where no word is known to the first one listed. Fewer than two values, and
+        values that are read as one (``yes`` and ``Yes``), are an `ArgumentError`.
         """
         unique = list(dict.fromkeys(values))
         by_word: dict[str, Any] = {}
@@ -224,18 +200,10 @@ class Scale:
     def from_values(cls, observed: Iterable[Any], *, positive: Any = None) -> Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
-        Up to 20 distinct values make categories; more, if all are numbers, a numeric scale. What
-        stands for a missing rating (``nan``, ``NULL``, ``?``) is left out.
-        Of two values ``positive`` names the positive one; None leaves it to the words, and where
-        no word is known the alphabet decides (see `positive_is_known`).
-
-        Raises
-        ------
-        ScaleError
-            When fewer than two distinct values, or more than 20 that are not all numbers,
-            were seen.
-        ArgumentError
-            For a ``positive`` that is none of two values.
+        Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
+        alphabet decides; more, if all are numbers, a numeric scale. What stands for a missing
+        rating (``nan``, ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than
+        20 that are not all numbers, are a `ScaleError`.
         """
         given = [scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)]
         times = Counter(map(str, given))
@@ -249,9 +217,6 @@ class Scale:
         distinct = [seen[word] for word in sorted(seen)]
         numbers = sorted(size for value in distinct if (size := number(value)) is not None)
         if numbers and len(numbers) == len(distinct):
-            if len(numbers) > MOST_CATEGORIES:
-                scale = cls("numeric", low=numbers[0], high=numbers[-1])
-                return scale if positive is None else scale.with_positive(positive)
             distinct = [int(size) if size.is_integer() else size for size in numbers]
         sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
@@ -259,15 +224,17 @@ class Scale:
             distinct = [sides[side] for side in (0, 1) if side in sides]
             if any(type(raw).__name__ in ("bool", "bool_") for raw in writings):
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
-        if not 2 <= len(distinct) <= MOST_CATEGORIES:
-            shown = ", ".join(repr(v) for v in distinct[:5]) or "none"
+        if len(numbers) == len(distinct) > MOST_CATEGORIES:
+            scale = cls("numeric", low=numbers[0], high=numbers[-1])
+        elif 2 <= len(distinct) <= MOST_CATEGORIES:
+            scale = replace(cls.of(distinct), declared=())
+        else:
+            shown = ", ".join(map(repr, distinct[:5])) + ", …" * (len(distinct) > 5)
             raise ScaleError(
-                f"{len(distinct)} distinct value{' was' if len(distinct) == 1 else 's were'} seen "
-                f"({shown}{', …' * (len(distinct) > 5)}),"
-                " which make no rating scale. Give the judge a feedback_value_type, for instance "
-                "Literal['yes', 'no'] or int."
+                f"Distinct values seen: {len(distinct)} ({shown or 'none'}). They make no rating "
+                "scale. Give the judge a feedback_value_type, for instance Literal['yes', 'no'] or "
+                "int."
             )
-        scale = replace(cls.of(distinct), declared=())
         return scale if positive is None else scale.with_positive(positive)
 
     # -- values -------------------------------------------------------------------------
@@ -275,10 +242,7 @@ class Scale:
     def normalise(self, raw: Any) -> Any:
         """Return the canonical value of ``raw``, or `ABSTAIN`.
 
-        Raises
-        ------
-        ScaleError
-            When ``raw`` is missing or cannot be mapped; names it and the allowed values.
+        One that is missing or cannot be mapped is a `ScaleError`, which names the allowed ones.
         """
         if no_rating(raw, self):
             held = "" if is_missing(raw) else f" ({str(raw)!r})"
@@ -286,18 +250,12 @@ class Scale:
         if is_abstention(raw, self):
             return ABSTAIN
         if (found := self._read(scalar(raw))) is None and isinstance(raw, str):
-            found = self._read(without_decoration(raw, self._top))
-        if found is not None:
-            return found
-        if self.kind == "numeric":
-            kind = "whole number" if self.integer and number(raw) is not None else "number"
-            raise ScaleError(f"{raw!r} is not a {kind}. Allowed: {self.describe()}.")
-        raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
-
-    @property
-    def _top(self) -> float | None:
-        """The highest number of the scale; None where it has none, or it is not known."""
-        return self.high if self.kind == "numeric" else number(self.values[-1])
+            # The highest number of the scale, which may stand behind a rating, as in 4/5.
+            top = self.high if self.kind == "numeric" else number(self.values[-1])
+            found = self._read(without_decoration(raw, top))
+        if found is None:
+            raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
+        return found
 
     def _read(self, raw: Any) -> Any:
         """Return the canonical value of one writing; None where there is none."""
@@ -310,10 +268,9 @@ class Scale:
         word = fold(raw)
         if word in folded:
             return self.values[folded.index(word)]
-        if self.kind == "binary" and (side := truth_side(word)) is not None:
-            sides = [binary_side(value) for value in folded]
-            if set(sides) == {0, 1}:
-                return self.values[sides.index(side)]
+        sides = [binary_side(value) for value in folded]
+        if self.kind == "binary" and set(sides) == {0, 1} and truth_side(word) is not None:
+            return self.values[sides.index(truth_side(word))]
         return None
 
     def rank(self, value: Any) -> float:
@@ -364,10 +321,7 @@ class Scale:
     def with_positive(self, value: Any) -> Scale:
         """Return the binary scale with the given value as the positive one.
 
-        Raises
-        ------
-        ArgumentError
-            When the scale is not binary, or does not have the value.
+        Another scale, and a value that it does not have, are an `ArgumentError`.
         """
         if self.kind != "binary":
             raise ArgumentError(
@@ -394,10 +348,8 @@ class Scale:
 
     def with_range(self, observed: Iterable[Any]) -> Scale:
         """Return a numeric scale with the ends of the observed values; other scales unchanged."""
-        if self.kind != "numeric" or (self.low is not None and self.high is not None):
-            return self
-        numbers = [float(v) for v in observed]
-        if not numbers:
+        numbers = [float(v) for v in observed] if self.kind == "numeric" else []
+        if not numbers or (self.low is not None and self.high is not None):
             return self
         return Scale("numeric", low=min(numbers), high=max(numbers), integer=self.integer)
 

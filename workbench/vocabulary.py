@@ -29,23 +29,20 @@ _NO_RATING: Final = _words(
 )
 _MARKS: Final = _words("+, ++, +++, --, ---, ±, +/-, +-")
 
-# What people write for the two sides of a yes/no question.
-_NEGATIVE: Final = _words(
-    "no, n, false, f, 0, fail, failed, bad, incorrect, wrong, reject, rejected, negative, "
-    "unacceptable, thumbs down, irrelevant, unsafe, not ok, falsch, nein, faux, non, falso, "
-    "nee, 👎, ✗, ✘, ❌"
+# What people write for the two sides of a yes/no question. The first of each stand for the side of
+# any two values, pass for yes as well; others, such as good and bad, are values of their own, and
+# are not translated unasked.
+_FALSE: Final = _words("no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee")
+_TRUE: Final = _words(
+    "yes, y, true, t, 1, pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
 )
-_POSITIVE: Final = _words(
-    "yes, y, true, t, 1, pass, passed, good, correct, right, accept, accepted, positive, "
-    "acceptable, thumbs up, relevant, safe, ok, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, "
-    "sim, 👍, ✓, ✔, ✅"
+_NEGATIVE: Final = _FALSE | _words(
+    "bad, incorrect, wrong, reject, rejected, negative, unacceptable, thumbs down, irrelevant, "
+    "unsafe, not ok, 👎, ✗, ✘, ❌"
 )
-
-# Of these a word stands for the side of any two values, pass for yes as well; others, such as good
-# and bad, are values of their own, and are not translated unasked.
-_TRUTH: Final = _words(
-    "no, n, false, f, 0, fail, failed, falsch, nein, faux, non, falso, nee, yes, y, true, t, 1, "
-    "pass, passed, wahr, ja, vrai, oui, verdadero, vero, si, sí, sì, sim"
+_POSITIVE: Final = _TRUE | _words(
+    "good, correct, right, accept, accepted, positive, acceptable, thumbs up, relevant, safe, ok, "
+    "👍, ✓, ✔, ✅"
 )
 
 # Graded words in common use, worst to best. A scale all of whose words are found in one
@@ -78,9 +75,6 @@ def normal_form(text: str) -> str:
     """Return a text in the one form in which names and values are compared.
 
     Unicode's composed form (NFC), without invisible characters, with single spaces.
-
-    >>> normal_form("ma\u0308ßig\u200b") == "mäßig"
-    True
     """
     return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
 
@@ -112,9 +106,6 @@ def no_ratings(folded: Collection[str]) -> set[str]:
     """Return those of the folded values seen that stand for a cell without a rating.
 
     ``none`` is a value beside low and high, and ``-`` is one beside other signs.
-
-    >>> sorted(no_ratings({"good", "nan", "none"})), no_ratings({"none", "low", "high"})
-    (['nan', 'none'], set())
     """
     found = _NO_RATING & set(folded)
     others = set(folded) - found - ABSTENTIONS
@@ -144,15 +135,11 @@ def binary_side(folded: str) -> int | None:
 
 def truth_side(folded: str) -> int | None:
     """Return 0 for a word for no, false or fail, 1 for yes, true or pass, None for others."""
-    return binary_side(folded) if folded in _TRUTH else None
+    return binary_side(folded) if folded in _FALSE | _TRUE else None
 
 
 def revealed(text: str) -> str:
-    r"""Return a text in which what one can't see is written as codes.
-
-    >>> print(revealed("mäßig​"))
-    mäßig​
-    """
+    r"""Return a text in which what one can't see is written as codes."""
     return "".join(
         c if c.isprintable() and not unicodedata.combining(c) else f"\\u{ord(c):04x}" for c in text
     )
@@ -179,11 +166,7 @@ def ladder_order(values: Sequence[Any]) -> tuple[Any, ...] | None:
 
 
 def is_missing(raw: object) -> bool:
-    """Whether a cell holds nothing at all: None, nan or blank text.
-
-    >>> is_missing(" "), is_missing(float("nan")), is_missing(0)
-    (True, True, False)
-    """
+    """Whether a cell holds nothing at all: None, nan or blank text."""
     if isinstance(raw, float):
         return math.isnan(raw)
     if isinstance(raw, (list, tuple, dict)):  # whose text may be long, or too deep to make

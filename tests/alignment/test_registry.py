@@ -14,9 +14,10 @@ import pytest
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import get_scorer
+from mlflow.tracing.client import TracingClient
 
 from workbench.alignment.registry import diff, history, load_judge, register, roll_back
-from workbench.compat import options, tracking_store
+from workbench.compat import options
 from workbench.errors import ArgumentError, CredentialError, RegistryError, StoreError
 from workbench.judging.judge import fingerprint, from_options, make_judge, with_instructions
 
@@ -365,7 +366,7 @@ def test_a_version_of_an_earlier_release_is_loaded(store: str) -> None:
         },
     }
     experiment = mlflow.get_experiment_by_name("test").experiment_id
-    tracking_store().register_scorer(experiment, "quality", json.dumps(form))
+    TracingClient().store.register_scorer(experiment, "quality", json.dumps(form))
     loaded = options(load_judge("quality", headers={"X-Team": "blue"}))
     assert loaded["base_url"] == "http://127.0.0.1:9/v1/chat/completions"
     assert loaded["extra_headers"] == {"X-Team": "blue"}

@@ -195,7 +195,7 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
         (answers(2).assign(row=1), {"keep": "row"}, ArgumentError, "Rename it"),
         (answers(0), {}, ArgumentError, "no rows"),
         (3, {}, ArgumentError, "table is a int"),
-        (tmp_path / "none.csv", {}, TableError, "no file or folder"),
+        (tmp_path / "none.csv", {}, TableError, "no file"),
         (tmp_path / "bad.csv", {}, TableError, "line 2 has 2 cells"),
         (answers(2).assign(at=5), {"time": "at"}, TableError, "row 0 holds 5, which is no date"),
         (answers(2), {"sample": 1.5}, ArgumentError, "share of the rows"),

@@ -26,7 +26,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from workbench import LabelQuestion, earlier_labels, log_labels, log_verdicts, pair, set_rubric
 from workbench.errors import ArgumentError
 from workbench.labeling.sessions import LabelSession
-from workbench.store.assessments import RUBRIC_KEY
+from workbench.store.labels import RUBRIC_KEY
 from workbench.store.traces import fetch_traces
 
 

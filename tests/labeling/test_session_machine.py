@@ -31,8 +31,8 @@ from workbench import LabelQuestion, assign
 from workbench.labeling.annotations import ACTION_KEY, UNDONE, without_spans
 from workbench.labeling.sessions import LabelSession
 from workbench.labeling.writer import TraceStore
-from workbench.store.assessments import AFTER_VERDICT_KEY, now_ms
-from workbench.store.labels import label_records
+from workbench.store.assessments import now_ms
+from workbench.store.labels import AFTER_VERDICT_KEY, label_records
 
 TEAM = ("ana", "ben", "cleo")
 TRACES = 4

@@ -22,7 +22,7 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.verdicts import FINGERPRINT_KEY
 from workbench.pairing.pairs import Pairs, dataset_digest
 from workbench.scale import Scale
-from workbench.store.assessments import AFTER_VERDICT_KEY
+from workbench.store.labels import AFTER_VERDICT_KEY
 from workbench.store.traces import fetch_traces
 
 GRADES = Literal["excellent", "good", "fair", "poor"]

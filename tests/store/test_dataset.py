@@ -190,12 +190,15 @@ def test_one_row_a_label_becomes_one_row_an_item() -> None:
         read(data=LONG.replace("ben", ""), annotators="each who: rating")
 
 
-@pytest.mark.parametrize("annotators", ["who: rating", "rating"])
-def test_the_words_that_read_one_row_a_label(annotators: str) -> None:
+def test_the_words_that_read_one_row_a_label() -> None:
     """The check gives them, be the column taken for a person or left out, and they work."""
     rows = pd.concat([LONG.assign(question=f"{n}?")[:2] for n in range(10)], ignore_index=True)
-    found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=annotators)
-    [advice] = [doubt for doubt in found.doubts if "annotators=" in doubt]
+    found = workbench.check_data(rows, inputs="question", outputs="answer", annotators="rating")
+    assert any("annotators='each COLUMN: RATING'" in doubt for doubt in found.doubts)
+    found = workbench.check_data(
+        rows, inputs="question", outputs="answer", annotators="who: rating"
+    )
+    advice = next(doubt for doubt in found.doubts if "annotators=" in doubt)
     spec = advice.partition("annotators='")[2].removesuffix("'.")
     assert spec == "each who: rating"
     found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=spec)

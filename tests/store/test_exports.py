@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 import workbench
@@ -122,14 +121,6 @@ LANGFUSE_APART = [
     *({"id": who, "trace_id": "t1", "name": "quality", "value": 0, "string_value": value,
        "author_user_id": who} for who, value in (("ana", "good"), ("ben", "poor"))),
 ]  # fmt: skip
-JSON_MIN = [
-    {"question": "Two?", "answer": "2", "id": 7, "quality": "good", "annotator": "ana",
-     "annotation_id": 1, "created_at": "", "updated_at": "", "lead_time": 1.0},
-    {"question": "Two?", "answer": "2", "id": 7, "quality": [{"rating": "poor"}],
-     "annotator": "ben", "annotation_id": 2, "lead_time": 1.0, "agreement": 0.0},
-    {"question": "Two?", "answer": "2", "id": 7, "quality": {"choices": ["good", "poor"]},
-     "annotator": "cem", "annotation_id": 3},
-]  # fmt: skip
 PRODIGY = [
     {"question": "Two?", "answer_text": "2", "_input_hash": 1, "_task_hash": 1, "accept": ["good"],
      "options": [{"id": "good"}, {"id": "poor"}], "answer": "accept", "_annotator_id": "ana"},
@@ -158,13 +149,6 @@ def read(folder: Path, records: list[Any], *, lines: bool = False, **options: An
         ("Langfuse", LANGFUSE, {}, 1),
         ("Langfuse", LANGFUSE_APART, {}, 0),
         ("Prodigy", PRODIGY, {"outputs": "answer_text"}, 1),
-        ("Label Studio JSON-MIN", JSON_MIN, {}, 1),
-        (
-            "Label Studio JSON-MIN",
-            [{"id": r["id"], **r} for r in JSON_MIN],
-            {"question": "quality", "outputs": "answer"},
-            1,
-        ),
     ],
 )
 def test_each_tool_is_told_and_gives_the_same_table(
@@ -186,21 +170,6 @@ def test_each_tool_is_told_and_gives_the_same_table(
     why = row[found.columns["labels"]["ana"][1]]
     assert why in (None, "It is.") or why != why
     assert "1 items" not in repr(found)
-
-
-def test_csv_of_the_same_records_is_read(tmp_path: Path) -> None:
-    """Cells with JSON are read as such, and the columns may be in any order."""
-    cells = [
-        {k: v if isinstance(v, (str, int)) else json.dumps(v) for k, v in sorted(record.items())}
-        for record in JSON_MIN
-    ]
-    path = tmp_path / "export.csv"
-    pd.DataFrame(cells).to_csv(path, index=False)
-    found = workbench.read_labels(path, question="quality")
-    assert found.columns["inputs"] == ["question"]
-    assert found.table[["answer", "label: ana", "label: ben"]].values.tolist() == [
-        ["2", "good", "poor"]
-    ]
 
 
 def test_label_studio_with_reasons_and_what_could_not_be_read(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlflow.entities import AssessmentSource, Span, TraceInfo
+from mlflow.entities import AssessmentSource, Span, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
-from mlflow.entities.trace_state import TraceState
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.store.assessments import log_labels
 from workbench.store.database import find_experiment_id
 from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
-from workbench.store.labels import label_records, log_labels
+from workbench.store.labels import label_records
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, fetch_traces
 
@@ -189,7 +189,7 @@ def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:
     again = import_traces(table.assign(source="web"), inputs="q", outputs="o", tags="source")
     assert (again.trace_ids, again.created) == (first.trace_ids, 0)
     assert [e.tags["source"] + e.tags["topic"] for e in examples(first)] == ["web1", "web2", "web3"]
-    assert again.skipped["reason"].tolist() == ["already there, tags source set"] * 3
+    assert again.notes == ("tags set on traces that were there: source",)
 
 
 def test_traces_of_version_0_1_are_known_by_their_tags(store: str) -> None:
@@ -197,21 +197,15 @@ def test_traces_of_version_0_1_are_known_by_their_tags(store: str) -> None:
     where = find_experiment_id(None)
     content = digest([where, {"q": "a"}, "x", {}, {"topic": "1"}])
     old = f"tr-{digest([content, 0])[:32]}"
-    write_info(old, where)
-    assert import_traces(table, inputs="q", outputs="o", tags="topic").trace_ids == [old]
-
-
-def write_info(trace_id: str, where: str) -> None:
-    """Write all of a trace but its spans, as an import that was cut off might have."""
     TracingClient().start_trace(
         TraceInfo(
-            trace_id=trace_id,
+            trace_id=old,
             trace_location=TraceLocation.from_experiment_id(where),
-            request_time=1_700_000_000_000,
-            execution_duration=0,
+            request_time=0,
             state=TraceState.OK,
         )
     )
+    assert import_traces(table, inputs="q", outputs="o", tags="topic").trace_ids == [old]
 
 
 def test_long_texts_survive(store: str) -> None:
@@ -270,7 +264,6 @@ def test_annotators_can_be_imported_one_after_another(store: str, table: pd.Data
     labelled(table, labels={"ana": "ana"})
     added = labelled(table, labels={"ana": "ana", "bo": "bo"})
     assert (added.created, added.labels) == (0, 3)
-    assert added.skipped["reason"].tolist() == ["already there, 1 label or expectations added"] * 3
     assert len(votes()) == 5
 
 
@@ -302,21 +295,16 @@ def test_an_import_never_changes_a_label(store: str, table: pd.DataFrame) -> Non
         [1, ids[1], "bo", "fair"],
         [2, ids[2], "cy", "poor"],
     ]
-    assert "1 labels differ from those stored, which stay" in again.skipped["reason"][0]
     assert "3 left as they are" in repr(again)
-    assert "which stay" in again._repr_html_()
+    assert "<td>ana</td>" in again._repr_html_().replace(' style="text-align: left"', "")
 
 
-def test_an_import_adds_a_rationale_to_an_equal_label(store: str, table: pd.DataFrame) -> None:
-    """But not to one that says something else by now."""
+def test_another_rationale_is_another_label(store: str, table: pd.DataFrame) -> None:
+    """It is listed and not written; without one in the table a label is what it was."""
     ids = labelled(table, labels={"ana": "ana"}).trace_ids
-    say(ids[1], "good", "ana")
-    why = table.assign(why=["because", "since", None])
-    again = labelled(why, labels={"ana": ("ana", "why")})
-    assert (again.labels, len(again.differing)) == (1, 1)
-    assert votes() == [(ids[0], "ana", "good", "because"), (ids[1], "ana", "good", None)]
-    assert labelled(why, labels={"ana": ("ana", "why")}).labels == 0
-    assert labelled(table, labels={"ana": "ana"}).labels == 0
+    again = labelled(table, labels={"ana": ("ana", "why")})
+    assert (again.labels, again.differing["trace_id"].tolist()) == (0, ids[:1])
+    assert labelled(table, labels={"ana": "ana"}).differing.empty
 
 
 # -- what goes wrong ---
@@ -386,33 +374,19 @@ def test_an_import_that_is_stopped_can_be_run_again(
     check_whole(table, imported.trace_ids, 2 * len(table))
 
 
-def test_a_trace_without_its_spans_is_completed(
+def test_a_failure_names_what_to_do_and_no_credentials(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failure between a trace's info and its spans is made good by the next import."""
-    table = pd.DataFrame({"q": ["a", "b"], "o": "x"})
-    where = find_experiment_id(None)
-    ids = import_traces(table, inputs="q", outputs="o").trace_ids
-    TracingClient().delete_traces(where, trace_ids=ids)
-    for trace_id in ids:
-        write_info(trace_id, where)
     secret = "postgresql://me:pw-4711@db.example/mlflow"
 
     def broken(self: TracingClient, location: str, spans: list[Span]) -> Any:
         raise MlflowException(f"disk full at {secret}")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow, "get_tracking_uri", lambda: secret)
-        patch.setattr(TracingClient, "log_spans", broken)
-        with pytest.raises(StoreError, match=r"disk full.*run the same call again") as caught:
-            import_traces(table, inputs="q", outputs="o")
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: secret)
+    monkeypatch.setattr(TracingClient, "log_spans", broken)
+    with pytest.raises(StoreError, match=r"disk full.*run the same call again") as caught:
+        import_traces(pd.DataFrame({"q": ["a", "b"], "o": "x"}), inputs="q", outputs="o")
     assert "4711" not in "".join(traceback.format_exception(caught.value))
-    assert [len(t.data.spans) for t in fetch_traces()] == [0] * 2
-    times = [t.info.request_time for t in fetch_traces()]
-    again = import_traces(table, inputs="q", outputs="o")
-    assert set(again.skipped["reason"]) == {"was there without its spans, completed"}
-    assert [t.info.request_time for t in fetch_traces()] == times
-    check_whole(table, again.trace_ids, 0)
 
 
 def test_a_server_takes_the_same_import(server: str) -> None:

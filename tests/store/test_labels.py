@@ -22,14 +22,14 @@ from mlflow.entities import (
 from mlflow.entities.trace_location import TraceLocation
 
 from workbench.errors import ArgumentError, StoreError, TableError
-from workbench.store.assessments import AFTER_VERDICT_KEY, DECISION_KEY
+from workbench.store.assessments import log_feedback_table, log_labels
 from workbench.store.importing import import_traces
 from workbench.store.labels import (
+    AFTER_VERDICT_KEY,
+    DECISION_KEY,
     Label,
     decision_records,
     label_records,
-    log_feedback_table,
-    log_labels,
     near_misses,
 )
 from workbench.store.traces import fetch_traces

@@ -12,8 +12,7 @@ from mlflow.entities import AssessmentSource
 
 import workbench
 from workbench.errors import ArgumentError
-from workbench.store.assessments import RUBRIC_KEY
-from workbench.store.labels import Label
+from workbench.store.labels import RUBRIC_KEY, Label
 from workbench.store.rubrics import Rubric, RubricHistory
 
 NAME = "Is the answer correct?"
@@ -74,7 +73,7 @@ def test_two_people_at_once_lose_nothing(store: str) -> None:
     [
         ("", "non-empty"),
         ("x" * 100_001, "at most 100,000"),
-        ("\ud800", "half"),
+        ("\ud800", "cannot be stored"),
     ],
 )
 def test_what_cannot_be_stored_is_said(store: str, text: str, said: str) -> None:

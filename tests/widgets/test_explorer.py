@@ -18,8 +18,7 @@ from workbench.labeling.annotations import without_spans
 from workbench.labeling.exploration import NOTE, PAGE, Items
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
-from workbench.store.assessments import AFTER_VERDICT_KEY
-from workbench.store.labels import label_records
+from workbench.store.labels import AFTER_VERDICT_KEY, label_records
 from workbench.store.traces import Example
 from workbench.widgets.explorer import Explorer
 

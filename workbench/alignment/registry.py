@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 from mlflow.genai.scorers import get_scorer
+from mlflow.tracing.client import TracingClient
 
 from workbench.alignment.result import Alignment
 from workbench.alignment.stored_judge import (
@@ -31,7 +32,7 @@ from workbench.alignment.stored_judge import (
     instructions_of,
     stored_form,
 )
-from workbench.compat import copy_registration, options, tracking_store
+from workbench.compat import copy_registration, options
 from workbench.credentials import Withheld, restore
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
@@ -171,7 +172,7 @@ def _write(
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
         inner_form(stored.form)[BESIDE] = {**stored.beside, "provenance": made}
         written = json.dumps(stored.form)
-        versions.append(tracking_store().register_scorer(where, name, written))
+        versions.append(TracingClient().store.register_scorer(where, name, written))
     kept = {**stored.beside.get("options", {}), **stored.beside.get("withheld", {})}
     return Registered(
         name=name,
@@ -318,7 +319,7 @@ def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
 def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[ScorerVersion]:
     """All versions, the oldest first."""
     versions: list[ScorerVersion] = []
-    store = tracking_store()
+    store = TracingClient().store
     try:
         versions = store.list_scorer_versions(where, name)
     except NotImplementedError:

@@ -32,10 +32,9 @@ from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.store.assessments import AssessmentWriter, verdict_id
+from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table, verdict_id
 from workbench.store.database import check_not_deleted
 from workbench.store.files import read_table
-from workbench.store.labels import Logged, log_feedback_table
 from workbench.store.traces import Example, as_example, fetch_traces, previews
 
 

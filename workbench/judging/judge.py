@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from workbench.compat import endpoint, options, value_type_schema
+from workbench.compat import endpoint, options
 from workbench.credentials import (
     credentials_of,
     public_query,
@@ -168,7 +168,9 @@ def fingerprint(judge: Judge, *, place: bool = True) -> str:
         deciding: dict[str, Any] = {key: opts[key] for key in _DECIDING}
         # A key that is renewed makes no other judge.
         deciding["inference_params"] = without_secret_params(opts["inference_params"])
-        deciding["type"] = value_type_schema(judge, opts["feedback_value_type"])
+        deciding["type"] = judge.model_dump()["instructions_judge_pydantic_data"].get(
+            "feedback_value_type"
+        )
         base_url = opts["base_url"] if place else None
         deciding["base_url"] = without_credentials(base_url) if base_url else None
         if base_url and (query := public_query(base_url)):

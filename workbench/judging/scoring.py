@@ -27,8 +27,8 @@ from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
 from workbench.store.assessments import log_assessments
+from workbench.store.files import Record, known_length, read_partitions
 from workbench.store.importing import import_traces
-from workbench.store.partitions import Record, known_length, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
 from workbench.store.traces import Example, fetch_traces
 from workbench.vocabulary import is_missing

@@ -16,7 +16,7 @@ from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import counted, html_table, html_text, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.store.partitions import Record, as_column, column_type, read_about, write_parquet
+from workbench.store.files import Record, as_column, column_type, read_about, write_parquet
 from workbench.store.traces import Example
 
 if TYPE_CHECKING:

@@ -34,14 +34,9 @@ from workbench.labeling.annotations import (
     undone_actions,
 )
 from workbench.labeling.questions import LabelQuestion
-from workbench.store.assessments import (
-    AFTER_VERDICT_KEY,
-    RUBRIC_KEY,
-    assessment_id,
-    has_mark,
-    now_ms,
-)
+from workbench.store.assessments import assessment_id, now_ms
 from workbench.store.database import address, find_experiment_id
+from workbench.store.labels import AFTER_VERDICT_KEY, RUBRIC_KEY, has_mark
 from workbench.store.rubrics import RubricHistory, rubric_history
 from workbench.store.traces import fetch_traces, load_spans
 

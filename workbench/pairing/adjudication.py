@@ -26,9 +26,6 @@ from workbench.pairing.consensus import (
 )
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import (
-    AFTER_VERDICT_KEY,
-    DECISION_KEY,
-    RUBRIC_KEY,
     assessment_id,
     log_assessments,
     make_feedback,
@@ -36,6 +33,9 @@ from workbench.store.assessments import (
     signature,
 )
 from workbench.store.labels import (
+    AFTER_VERDICT_KEY,
+    DECISION_KEY,
+    RUBRIC_KEY,
     Decision,
     Label,
     decision_feedback,

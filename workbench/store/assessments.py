@@ -1,33 +1,38 @@
-"""Assessments: what identifies one, and the one writer for labels, verdicts and expectations."""
+"""Assessments: what identifies one, and how labels, verdicts and expectations are written."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
+import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 from mlflow.tracing.client import TracingClient
 
 from workbench.compat import has_transactions, one_transaction
 from workbench.errors import StoreError
-from workbench.formatting import bar
+from workbench.formatting import bar, html_result
 from workbench.store.database import not_written, retrying
-from workbench.store.tables import digest
-
-AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
-"""Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
-
-RUBRIC_KEY: Final = "workbench.rubric_version"
-"""Metadata key: the version of the rubric under which a label or decision was made, as digits."""
-
-DECISION_KEY: Final = "workbench.decision"
-"""Metadata key, ``"true"`` on the decision of an adjudicator, which is no annotator's label."""
+from workbench.store.files import read_table
+from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
+from workbench.store.tables import (
+    check_text,
+    digest,
+    raise_bad_rows,
+    read_rating,
+    require_columns,
+    warn_of_name,
+)
+from workbench.store.traces import fetch_traces
+from workbench.vocabulary import fold, is_missing, no_ratings, scalar
 
 _BATCH = 50
 
@@ -103,16 +108,6 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
     )
 
 
-def in_order(assessments: Sequence[Assessment]) -> list[Assessment]:
-    """Return assessments in the order in which they were given, whatever that of their arrival."""
-    return sorted(assessments, key=lambda one: (one.create_time_ms or 0, one.assessment_id or ""))
-
-
-def has_mark(assessment: Assessment, key: str) -> bool:
-    """Whether the metadata has ``"true"`` under a key such as `AFTER_VERDICT_KEY`."""
-    return str((assessment.metadata or {}).get(key, "")).lower() == "true"
-
-
 def log_assessments(
     items: Sequence[Assessment], *, progress: bool = True, desc: str = "assessments"
 ) -> int:
@@ -159,39 +154,179 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
 
 
 class AssessmentWriter:
-    """Writes assessments in batches, in a thread, while the caller goes on.
+    """Writes assessments in batches as they come.
 
     Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
-    not take is a `StoreError`, raised by a later `put` or when the block is left.
+    not take is a `StoreError`, unless another error ends the block, which says more.
     """
 
     def __init__(self) -> None:
         self._waiting: list[Assessment] = []
-        self._written: list[Future[int]] = []
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assessments")
 
     def put(self, assessment: Assessment) -> None:
-        """Take an assessment, and have those that wait written once they make a batch."""
+        """Take an assessment, and write those that wait once they make a batch."""
         self._waiting.append(assessment)
         if len(self._waiting) >= _BATCH:
             self._write()
-            self._raise(done=True)
 
     def _write(self) -> None:
-        batch, self._waiting = self._waiting, []
-        self._written.append(self._thread.submit(log_assessments, batch, progress=False))
-
-    def _raise(self, *, done: bool) -> None:
-        for batch in self._written:
-            if not done or batch.done():
-                batch.result()
+        log_assessments(self._waiting, progress=False)
+        self._waiting = []
 
     def __enter__(self) -> AssessmentWriter:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._write()
-        self._thread.shutdown()
-        # The error that ended the block says more than what followed from it.
         with suppress(*([StoreError] if error else [])):
-            self._raise(done=False)
+            self._write()
+
+
+# -- tables of ratings ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What became of a table of labels or verdicts.
+
+    ``written`` rows were written now under ``name``, of which ``replaced`` replaced another rating
+    by the same source; ``present`` ones were there already; ``skipped`` lists the ``row`` (counted
+    from 0) and ``reason`` of those that were not to be written.
+    """
+
+    name: str
+    written: int
+    present: int
+    skipped: pd.DataFrame
+    replaced: int = 0
+
+    def __repr__(self) -> str:
+        text = f"{self.name!r}: {self.written} written, {self.present} already there"
+        text += f", {self.replaced} replaced" if self.replaced else ""
+        reasons = Counter(self.skipped["reason"].tolist())
+        return f"<Logged {text}" + "".join(f", {n} {why}" for why, n in reasons.items()) + ">"
+
+    def _repr_html_(self) -> str:
+        return html_result(self, self.skipped)
+
+
+def log_labels(
+    table: pd.DataFrame | str | os.PathLike[str],
+    *,
+    name: str,
+    annotator: str,
+    value: str,
+    rationale: str | None = None,
+    encoding: str | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write one annotator's labels from a table.
+
+    Parameters
+    ----------
+    table
+        DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column, such as
+        ``table.assign(trace_id=imported.trace_ids)``.
+    name
+        The judge's name, exactly.
+    annotator
+        Who gave the labels: the name itself. Labels of several people take several calls, and
+        one that is also the name of a column other than ``value`` is warned of.
+    value, rationale
+        Columns with the labels and the annotator's reasons. Values are kept as given, also
+        abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
+        on one trace all but the last.
+    encoding
+        Of a file that is not UTF-8, such as ``cp1252``.
+
+    Returns
+    -------
+    Logged
+        A call that was killed, or is repeated, writes what is missing and nothing twice. A label
+        that was changed since is changed back. Missing columns and bad values are an error before
+        anything is written, and so are trace ids that the store does not hold (`StoreError`).
+    """
+    frame = read_table(table, encoding)
+    warn_of_name(frame, annotator, str(value))
+    source = AssessmentSource("HUMAN", annotator)
+    return log_feedback_table(
+        frame, source, name=name, value=value, rationale=rationale, progress=progress
+    )
+
+
+def log_feedback_table(
+    table: pd.DataFrame | str | os.PathLike[str],
+    source: AssessmentSource,
+    *,
+    name: str,
+    value: str,
+    rationale: str | None = None,
+    metadata: dict[str, str] | None = None,
+    progress: bool = True,
+) -> Logged:
+    """Write a table of ratings by one source as feedback, as `log_labels` does."""
+    check_text("name", name)
+    check_text("source", source.source_id)
+    ratings, skipped = _read_ratings(read_table(table), value, rationale)
+    start = now_ms()
+    new: list[Feedback] = []
+    replaced = 0
+    for trace in fetch_traces(list(ratings), spans=False):
+        info = trace.info
+        rating, why = ratings[info.trace_id]
+        made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
+        stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
+        if stored and signature(stored[-1]) == signature(made):
+            continue
+        if made.assessment_id in {a.assessment_id for a in info.assessments}:
+            made.assessment_id = None  # said before and changed since: a new one
+        # Later than all before it, whatever the clocks say.
+        made.create_time_ms = max([start, *((a.create_time_ms or 0) + 1 for a in stored)])
+        made.last_update_time_ms = made.create_time_ms
+        new.append(made)
+        replaced += bool(stored)
+    written = log_assessments(new, progress=progress, desc=f"{name} by {source.source_id}")
+    listed = pd.DataFrame(skipped, columns=["row", "reason"])
+    return Logged(name, written, len(ratings) - written, listed, replaced)
+
+
+def _read_ratings(
+    table: pd.DataFrame, value: str, rationale: str | None
+) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
+    """Return (value, rationale) by trace id, and the rows that are not to be written."""
+    roles = {"trace_id": "trace_id", "value": str(value)}
+    roles |= {} if rationale is None else {"rationale": str(rationale)}
+    for role, column in roles.items():
+        require_columns(table, role, [column])
+    ratings: dict[str, tuple[Any, str | None]] = {}
+    skipped: list[tuple[int, str]] = []
+    bad: list[tuple[int, str]] = []
+    columns = [table[column].tolist() for column in roles.values()]
+    words = no_ratings({fold(raw) for raw in columns[1]})
+    for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
+        if is_missing(trace_id):
+            skipped.append((row, "without a trace_id"))
+        elif is_missing(raw) or fold(raw) in words:
+            skipped.append((row, "without a value"))
+        elif str(trace_id) in ratings:
+            skipped.append((row, "followed by another on the same trace"))
+        else:
+            try:
+                ratings[str(trace_id)] = read_rating(scalar(raw), *why)
+            except ValueError as error:
+                bad.append((row, str(error)))
+    raise_bad_rows(sorted(bad), len(table), "logged")
+    return dict(reversed(ratings.items())), sorted(skipped)
+
+
+def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
+    """Whether a stored assessment is valid feedback that ``new`` would replace."""
+    before = stored.metadata or {}
+    return (
+        signature(stored)[:4] == signature(new)[:4]
+        and stored.valid is not False
+        and stored.feedback.error is None
+        # A decision of the same person is no label of theirs, and a label given after its author
+        # saw the verdict never replaces one given blind.
+        and all(has_mark(stored, k) == has_mark(new, k) for k in (DECISION_KEY, AFTER_VERDICT_KEY))
+        and all(before.get(key) == value for key, value in (new.metadata or {}).items())
+    )

@@ -17,16 +17,9 @@ from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import digest, empty_rows, plain
 from workbench.vocabulary import fold, is_missing, revealed, scalar
 
-ENOUGH = 10
-"""Alignment needs at least so many labelled rows."""
-
-RARE = 0.01
-"""A rating that makes up less than this share of many, or occurs once among them, is odd."""
-
-MANY = 20
-
-SHOWN = 6
-"""Row numbers that a finding lists."""
+_ENOUGH = 10  # labelled rows that alignment needs
+_MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
+_SHOWN = 6  # row numbers that a finding lists
 
 
 class Finding(NamedTuple):
@@ -124,10 +117,9 @@ def check_data(
         *_about_enough(data, cells, content),
     ]
     rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
-    blank = content.index[content.isna()]
-    empty = [(row, "", "", "no inputs or outputs") for row in blank]
-    empty += [(row, "", "", "empty, left out") for row in data.empty]
-    rows = pd.concat([rows, pd.DataFrame(empty, columns=rows.columns)]).sort_values("row")
+    others = [(row, "", "", "no inputs or outputs") for row in content.index[content.isna()]]
+    others += [(row, "", "", "empty, left out") for row in data.empty]
+    rows = pd.concat([rows, pd.DataFrame(others, columns=rows.columns)]).sort_values("row")
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
         rows=rows.reset_index(drop=True),
@@ -138,11 +130,9 @@ def check_data(
     )
     if strict and check.errors:
         ending = "Nothing was written. check_data(..., strict=False) gives the whole table."
-        listed: list[dict[Any, Any]] = check.rows.to_dict("records")
-        reasons = [
-            (int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed
-        ]
-        raise TableError("\n".join([*check.errors, ending]), reasons)
+        listed: list[dict[Any, Any]] = rows.to_dict("records")
+        meant = [(int(r["row"]), f"{r['column']}: {r['cell']!r} is {r['reading']}") for r in listed]
+        raise TableError("\n".join([*check.errors, ending]), meant)
     return check
 
 
@@ -159,12 +149,14 @@ def _cells(data: Dataset) -> pd.DataFrame:
 
 
 def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
+    if is_missing(raw):
+        return None, "empty", ""
+    if no_rating(raw, scale):
+        return None, "none", "no rating"
     try:
         scalar(raw)
     except ScaleError:
         return None, "several", "no single value"
-    if no_rating(raw, scale):
-        return None, "none", "" if is_missing(raw) else "no rating"
     try:
         value = scale.normalise(raw)
     except ScaleError:
@@ -200,11 +192,11 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
     yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}{joined}.")
     for who, (column, why) in data.labels.items():
-        if said := [c for c in _names_of(data, content) if who in (c, column)]:
-            spec = f"each {said[0]}: {column}" + f" + {why}" * bool(why)
+        if who != column and who in data.table.columns:
+            spec = f"each {who}: {column}" + f" + {why}" * bool(why)
             yield Finding(
                 "one row a label",
-                f"{who!r} is taken as the one annotator, and there is a column {said[0]!r}.",
+                f"{who!r} is taken as the one annotator, and there is a column {who!r}.",
                 f"If that says who gave each label: annotators={spec!r}.",
             )
     if data.empty:
@@ -213,29 +205,13 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     if blank := content.index[content.isna()].tolist():
         text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
         yield Finding("incomplete", text, "Mend or drop them.")
-    times = Counter(content.dropna())
-    if again := sum(n - 1 for n in times.values()):
+    if again := int(content.dropna().duplicated().sum()):
         yield Finding(
             "duplicates",
             f"Rows that repeat another one in all that the judge sees: {again}.",
-            "They stay on one side of a split, and are less evidence than their number says.",
+            "They stay on one side of a split, and are less evidence than their number says. If "
+            "each row is a label and a column says whose: annotators='each COLUMN: RATING'.",
         )
-
-
-def _names_of(data: Dataset, content: pd.Series[Any]) -> list[str]:
-    """Columns that may say who gave each label: named as an annotator is, or tell repeats apart."""
-    named = [who for who, (column, _) in data.labels.items() if who != column]
-    found = [who for who in named if who in data.table.columns]
-    if found or len(data.labels) != 1 or content.nunique() > 0.7 * len(content):
-        return found
-    [(rating, why)] = data.labels.values()
-    outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
-    used = {*data.inputs, *outputs, *(data.expectations or []), data.groups, rating, why}
-    for column in [c for c in data.table.columns if c not in used]:
-        who = data.table[column].map(fold)
-        once = not pd.concat([content, who], axis=1).duplicated().any()
-        found += [column] if once and who.value_counts().min() > 1 else []
-    return found
 
 
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
@@ -253,7 +229,7 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     if scale.kind == "numeric" or not len(rated):
         return
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
-        if len(rated) >= MANY and (n == 1 or n < RARE * len(rated)):
+        if len(rated) >= _MANY and (n == 1 or n < _RARE * len(rated)):
             rows = rated.loc[[v == value for v in rated["value"]], "row"].tolist()
             often = f"once, row {rows[0]}" if n == 1 else f"{n} times, rows {_listed(rows)}"
             advice = "If it is a slip, mend it, or give values without it: it is then left out."
@@ -264,40 +240,31 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         yield Finding("balance", f"Few ratings of {names}.", f"{advised:.0%} of each is advised.")
 
 
-_KINDS = {
-    "mapped": ("written otherwise", ""),
-    "none": ("no rating", "They count as missing."),
-    "abstention": ("can't judge", ""),
-    "off": ("off the scale", "They are left out."),
-    "several": ("no single value", "Take the rating out of the list or object first."),
-}
-
-
 def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     for who, (column, _) in data.labels.items():
         n = int((cells["value"].notna() & (cells["annotator"] == who)).sum())
         yield Finding(f"ratings of {who}", f"{counted(n, 'rating')} in column {column!r}.")
-    for kind, (check, advice) in _KINDS.items():
-        own = cells[cells["kind"] == kind]
-        texts = []
-        for (cell, reading), rows in own.groupby(["cell", "reading"])["row"]:
-            read = f" {reading}" if kind == "mapped" else ""
-            where = "" if kind == "mapped" or cell == "" else f": row {_listed(rows.tolist())}"
-            texts.append(
-                (
-                    -len(rows),
-                    f"{cell!r}{read} ({len(rows)}{where})" if cell else f"empty ({len(rows)})",
-                )
-            )
-        if not texts:
+    on = f"They are left out. On it: {data.scale.describe()}."
+    kinds = {
+        "mapped": ("written otherwise", ""),
+        "empty": ("no rating", ""),
+        "none": ("no rating", "They count as missing."),
+        "abstention": ("can't judge", ""),
+        "off": ("off the scale", f"{on} values names others, or translates them."),
+        "several": ("no single value", "Take the rating out of the list or object first."),
+    }
+    for kind, own in cells.groupby("kind"):
+        if kind not in kinds:
             continue
-        if kind == "off":
-            advice += f" On it: {data.scale.describe()}. values names others, or translates them."
-        words = [text for _, text in sorted(texts)]
-        listed = ", ".join(words[:8]) + f" and {len(words) - 8} more" * (len(words) > 8)
+        texts = []
+        alike = own.groupby(["cell", "reading"])["row"]
+        for (cell, reading), rows in sorted(alike, key=lambda one: -len(one[1])):
+            where = "" if kind in ("mapped", "empty") else f": row {_listed(rows.tolist())}"
+            shown = f"{cell!r} {reading}" if kind == "mapped" else repr(cell) if cell else "empty"
+            texts.append(f"{shown} ({len(rows)}{where})")
+        listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
-        if kind == "none" and not (own["cell"] != "").any():
-            advice = ""
+        check, advice = kinds[str(kind)]
         yield Finding(check, f"{listed} in column {columns}.", advice, kind == "several")
 
 
@@ -333,8 +300,8 @@ def _about_enough(data: Dataset, cells: pd.DataFrame, content: pd.Series[Any]) -
     rated = cells[cells["value"].notna() & complete]
     n = rated["row"].nunique()
     text = f"{counted(n, 'row')} with a rating on the scale."
-    if n < ENOUGH:
-        yield Finding("enough", text, f"Alignment needs at least {ENOUGH}.", True)
+    if n < _ENOUGH:
+        yield Finding("enough", text, f"Alignment needs at least {_ENOUGH}.", True)
     elif len(set(rated["value"])) < 2:
         yield Finding("enough", text, "All have the same rating: nothing can be learnt.", True)
     else:
@@ -354,5 +321,5 @@ def _short(value: Any) -> str:
 
 
 def _listed(rows: Sequence[int]) -> str:
-    more = f" and {len(rows) - SHOWN} more" * (len(rows) > SHOWN)
-    return ", ".join(map(str, rows[:SHOWN])) + more
+    more = f" and {len(rows) - _SHOWN} more" * (len(rows) > _SHOWN)
+    return ", ".join(map(str, rows[:_SHOWN])) + more

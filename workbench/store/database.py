@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from workbench import compat
-from workbench.credentials import refusal, scrubbed, without_credentials
+from workbench.credentials import scrubbed, without_credentials
 from workbench.errors import StoreError, WorkbenchError
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,20 @@ def address() -> str:
 
 _SQL = re.compile(r"\[SQL:|sqlalche\.me|\((sqlite3|psycopg2?|pymysql|MySQLdb|pyodbc)\S*\.\w+\)")
 
-
-_UNREACHABLE = re.compile(r"Max retries exceeded|Connection refused|NameResolutionError")
+_MEANT = {
+    r"error code 403 != 200|^PERMISSION_DENIED\b": (
+        "this user has no permission for that (403); the server's administrator gives it"
+    ),
+    r"error code 401 != 200|^UNAUTHENTICATED\b": (
+        "it does not accept user and password (401). Set MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    ),
+    "Max retries exceeded|Connection refused|NameResolutionError": (
+        "no server answers at {}. Check that it runs and that MLFLOW_TRACKING_URI names it; what "
+        "was written before stays"
+    ),
+}
+"""What a failure with such words means."""
 
 
 def store_message(error: BaseException) -> str:
@@ -42,13 +54,9 @@ def store_message(error: BaseException) -> str:
     The whole of what a database says goes to the log, as it repeats statements and their values.
     """
     text = scrubbed(str(error), mlflow.get_tracking_uri())
-    if told := refusal(text):
-        return told
-    if _UNREACHABLE.search(text):
-        return (
-            f"no server answers at {address()}. Check that it runs and that MLFLOW_TRACKING_URI "
-            "names it; what was written before stays"
-        )
+    for words, meaning in _MEANT.items():
+        if re.search(words, text):
+            return meaning.format(address())
     if not (found := _SQL.search(text)):
         return text
     _log.info("the MLflow store failed: %s", text)
@@ -105,17 +113,17 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
 
     MLflow makes its tables in place, which takes ten seconds and more, and a process that is
     stopped meanwhile leaves a file that neither MLflow nor its upgrade can use. Here it is made
-    beside and then given its name. A half-made file that holds nobody's runs, traces or
-    experiments is set aside as ``NAME.incomplete`` and made again. Stores that are no SQLite file,
-    and databases that hold data, are left to MLflow. A file that is no database is a `StoreError`.
+    beside and then given its name. A half-made file that holds nobody's data is set aside as
+    ``NAME.incomplete`` and made again. Stores that are no SQLite file, and databases that hold
+    data, are left to MLflow. A file that is no database is a `StoreError`.
     """
     database = (make_url(uri).database or ":memory:") if uri.startswith("sqlite") else ":memory:"
     if database == ":memory:" or database.startswith("file:"):
         return
     path = Path(database)
-    while _is_half_made(path) and time.time() - path.stat().st_mtime < 5:
+    while (half_made := _is_half_made(path)) and time.time() - path.stat().st_mtime < 5:
         time.sleep(0.2)  # another process may still be making its tables
-    if path.exists() and not _is_half_made(path):
+    if path.exists() and not half_made:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
@@ -130,25 +138,20 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
 
 
 def _is_half_made(path: Path) -> bool:
-    """Whether the file holds only some of MLflow's tables, or none, and nobody's data."""
+    """Whether the file holds only some of MLflow's tables, or none, and was never used."""
     if not path.exists():
         return False
     try:
         # Opening it also rolls back what a killed process had not committed.
         with closing(sqlite3.connect(path, timeout=20)) as database:
-            names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-            tables = {name for (name,) in names}
-            if tables and "experiments" not in tables:
-                return False  # somebody else's database
-            version = None
-            if "alembic_version" in tables:
-                version = database.execute("SELECT version_num FROM alembic_version").fetchone()
-            work = {"runs", "trace_info", "registered_models", "assessments", "logged_models"}
-            data = [f"SELECT 1 FROM {table}" for table in work & tables]
-            # MLflow makes the experiment 0 itself.
-            data += ["SELECT 1 FROM experiments WHERE experiment_id <> 0"] if tables else []
-            holds_data = any(database.execute(query).fetchone() for query in data)
-            return version != (compat.latest_schema(),) and not holds_data
+            tables = list(database.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
+            if ("experiments",) not in tables:
+                return not tables  # else it is somebody else's database
+            marked = ("alembic_version",) in tables
+            found = database.execute("SELECT version_num FROM alembic_version") if marked else ()
+            # MLflow makes the first experiment once all tables are there.
+            used = database.execute("SELECT 1 FROM experiments").fetchone()
+            return list(found) != [(compat.latest_schema(),)] and not used
     except sqlite3.DatabaseError as error:
         raise StoreError(
             f"{path} cannot be read as an SQLite database: {error}. Give another folder or "

@@ -1,12 +1,11 @@
 """A table and the roles of its columns, as the parameters of a notebook name them.
 
-Command lines and notebook parameters are text::
+Command lines and notebook parameters are text; the last of these is for tables of one row a label,
+whose column ``annotator`` says who gave it::
 
     inputs       question, context
     annotators   ana: rating_ana + rationale_ana, ben: rating_ben
     annotators   each annotator: rating + rationale
-
-The last is for tables of one row a label, whose column ``annotator`` says who gave it.
 
 Names that hold a comma, colon or plus are given as a list or dict, or as JSON of one.
 """
@@ -138,8 +137,7 @@ def read_dataset(
     annotators, verdicts
         Columns with people's ratings, and with recorded verdicts of other judges: ``column``,
         ``who: column`` or ``who: column + rationale``, commas between them; or ``each column:
-        rating`` for a table of one row a label. None where there are
-        none, or the labels are given elsewhere, as in MLflow's own page.
+        rating`` for a table of one row a label. None where there are none here.
     groups
         A column; rows that are equal there stay on one side of a split.
     values
@@ -151,8 +149,7 @@ def read_dataset(
     Raises
     ------
     ArgumentError, TableError
-        For a text that cannot be read and columns that do not exist; for a missing, damaged or
-        empty file.
+        For a text that cannot be read and columns that do not exist; for a file that cannot.
     """
     table = read_table(data, encoding)
     source = "table" if isinstance(data, pd.DataFrame) else Path(data).name
@@ -164,10 +161,9 @@ def read_dataset(
         "outputs": parse_names("outputs", outputs),
         "expectations": parse_names("expectations", expectations),
         "groups": _as_list(groups),
-        "annotators": [c for pair in labels.values() for c in pair if c is not None],
-        "verdicts": [c for pair in recorded.values() for c in pair if c is not None],
+        "annotators": [*_columns(labels), *([] if each is None else [each])],
+        "verdicts": _columns(recorded),
     }
-    named["annotators"] += [] if each is None else [each]
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
     table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
@@ -181,7 +177,7 @@ def read_dataset(
         for column, _ in (*labels.values(), *recorded.values()):
             cells = [words.get(fold(cell), cell) for cell in table[column]]
             table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
-        values = list(dict.fromkeys(translated.values()))
+        translated = list(dict.fromkeys(translated.values()))
     return Dataset(
         table=table,
         source=source,
@@ -191,20 +187,23 @@ def read_dataset(
         labels=labels,
         verdicts=recorded,
         groups=groups or None,
-        scale=_scale(table, labels, list(_parts("values", values))),
+        scale=_scale(table, labels, list(translated)),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
+
+
+def _columns(raters: Raters) -> list[str]:
+    return [column for pair in raters.values() for column in pair if column is not None]
 
 
 def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:
     """Raise `ArgumentError` unless the table has all columns, inputs and outputs among them."""
     for parameter, columns in named.items():
         if not columns and parameter in ("inputs", "outputs"):
-            listed = ", ".join(map(repr, table.columns))
             raise ArgumentError(
                 f"{parameter} is not given. Name at least one column of {source}, which has "
-                f"{listed}."
+                f"{', '.join(map(repr, table.columns))}."
             )
         try:
             require_columns(table, parameter, columns)
@@ -245,20 +244,12 @@ def _one_row_an_item(
 
 
 def parse_names(parameter: str, given: Names) -> list[str]:
-    """Read names from text with commas between them, from a list, or from JSON of one.
-
-    >>> parse_names("inputs", "question, context")
-    ['question', 'context']
-    """
+    """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 
 
 def parse_raters(parameter: str, given: RaterText) -> Raters:
-    """Read who rated in which columns from text, from a dict, or from JSON of one.
-
-    >>> parse_raters("annotators", "ana: rating_ana + why_ana, ben: rating_ben, gold")
-    {'ana': ('rating_ana', 'why_ana'), 'ben': ('rating_ben', None), 'gold': ('gold', None)}
-    """
+    """Read who rated in which columns from text, from a dict, or from JSON of one."""
     parts = _parts(parameter, given)
     if isinstance(parts, Mapping):
         return columns_by_rater(parameter, parts)
@@ -321,20 +312,20 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     kinds = {table[column].dtype for column in columns}
     if len(kinds) == 1 and isinstance(kind := kinds.pop(), pd.CategoricalDtype) and kind.ordered:
         return Scale.of(kind.categories.tolist(), ordered=True)
-    seen = []
+    cells = []
     for column in columns:
         for row, raw in table[column].items():
             try:
-                seen += [] if is_missing(scalar(raw)) else [raw]
+                cells += [] if is_missing(scalar(raw)) else [raw]
             except ScaleError as error:
                 raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
     try:
-        found = Scale.from_values(seen)
+        found = Scale.from_values(cells)
     except ScaleError as error:
         raise ScaleError(
             f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in seen))
+        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in cells))
     return found

@@ -1,22 +1,28 @@
-"""`read_labels`: what people labelled in another tool, as a table that `import_traces` takes."""
+"""`read_labels`: what people labelled in another tool, as a table that `import_traces` takes.
+
+The tools' documented JSON and JSONL: Label Studio (JSON), Argilla (records of 1.x and 2.x, also as
+rows of a dataset), LangSmith (runs with feedback), Langfuse (traces with scores), Prodigy.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
-from workbench.formatting import counted, html_table, html_text
-from workbench.store.files import read_records, read_table
-from workbench.store.labelling_tools import MIN, TOOLS, Answer, Item, tool_of
-from workbench.store.tables import Raters
-from workbench.vocabulary import is_missing
+from workbench.formatting import counted, html_result
+from workbench.store.files import read_records
+from workbench.store.tables import Raters, digest
+
+Record: TypeAlias = Mapping[str, Any]
 
 _OUTPUTS = ("output", "outputs", "answer", "response", "completion", "generation", "reply")
 
@@ -56,9 +62,7 @@ class ReadLabels:
         )
 
     def _repr_html_(self) -> str:
-        reasons = self.problems.groupby("reason").size().rename("answers").reset_index()
-        table = html_table(reasons, index=False) if len(reasons) else ""
-        return f"<div>{html_text(repr(self))}</div>{table}"
+        return html_result(self, self.problems)
 
 
 def read_labels(
@@ -77,7 +81,7 @@ def read_labels(
     Parameters
     ----------
     path
-        A JSON, JSONL or CSV file that the tool exported.
+        A JSON or JSONL file that the tool exported.
     question
         The question whose answers are the labels; may be left out where there is one.
     rationale
@@ -96,22 +100,22 @@ def read_labels(
     ArgumentError
         When the question or the outputs must be named; the message lists them.
     """
-    records = _read(Path(path).expanduser(), encoding)
-    tool = tool_of(records, Path(path).name)
+    records = read_records(Path(path).expanduser(), encoding)
+    tool = _tool_of(records, Path(path).name)
     items: dict[str, Item] = {}
     try:
-        answers = list(TOOLS[tool][1](records, items))
+        answers = list(_TOOLS[tool][1](records, items))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TableError(
             f"{str(path)!r} looks like an export of {tool}, and is not in the form that is "
             f"documented for it ({type(error).__name__}: {error})."
         ) from error
     given = [a for a in answers if not a.fault]
-    questions = list(dict.fromkeys(a.question for a in given))
-    candidates = [q for q in questions if q != rationale]
     if not given:
         reasons = "; ".join(sorted({a.fault for a in answers})) or "there is no answer in it"
         raise TableError(f"No label could be read from {str(path)!r}: {reasons}.")
+    questions = list(dict.fromkeys(a.question for a in given))
+    candidates = [q for q in questions if q != rationale]
     if question is None and len(candidates) == 1:
         question = candidates[0]
     if question not in candidates:
@@ -119,10 +123,6 @@ def read_labels(
             f"question={question!r}: the export holds answers to "
             f"{', '.join(map(repr, questions))}. Name the one that is the rating."
         )
-    if tool == MIN:  # where texts and answers stand side by side
-        for key, (fields, _) in items.items():
-            own = {k: v for k, v in fields.items() if k not in (question, rationale)}
-            items[key] = Item(own, {})
     table, columns, replaced = _table(items, given, question, rationale, outputs)
     unread = [a for a in answers if a.fault and a.question in ("", question)] + replaced
     problems = pd.DataFrame(
@@ -132,22 +132,21 @@ def read_labels(
     return ReadLabels(tool, question, table, columns, problems)
 
 
-def _read(path: Path, encoding: str | None) -> list[dict[str, Any]]:
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        return read_records(path, encoding)
-    table = read_table(path, encoding)
-    # The order of columns means nothing, unlike that of Label Studio's JSON-MIN.
-    table = table[sorted(table.columns, key=lambda column: column != "id")]
-    rows = table.to_dict("records")
-    return [{str(k): _cell(v) for k, v in row.items() if not is_missing(v)} for row in rows]
+class Item(NamedTuple):
+    fields: dict[str, Any]
+    outputs: tuple[str, ...] = ()  # empty where the tool does not tell them apart
 
 
-def _cell(text: str) -> Any:
-    """Return what a cell of CSV holds, be it JSON of a list or an object."""
-    try:
-        return json.loads(text) if text[:1] in ("[", "{") else text
-    except ValueError:
-        return text
+class Answer(NamedTuple):
+    """What one person said of one item, or why that can't be read."""
+
+    record: int
+    item: str
+    annotator: str
+    question: str
+    value: Any
+    rationale: str | None
+    fault: str
 
 
 def _table(
@@ -157,6 +156,7 @@ def _table(
     rationale: str | None,
     outputs: str | Sequence[str] | None,
 ) -> tuple[pd.DataFrame, dict[str, Any], list[Answer]]:
+    """Return a row an item, the roles of the columns, and the answers that a later one replaced."""
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
     people: Raters = {}
     replaced = []
@@ -173,37 +173,227 @@ def _table(
             replaced.append(a._replace(fault=fault))
         row[columns[0]] = a.value
         row[columns[1]] = a.rationale or row.get(columns[1])
-    content, inputs, answered = _content(list(items.values()), outputs)
+    fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
+    answered = _outputs(items.values(), fields, outputs)
+    labels = [column for pair in people.values() for column in pair if column]
     table = pd.DataFrame(
-        [{"item": k} | fields | rows[k] for k, fields in zip(items, content, strict=True)],
+        [{"item": key} | item.fields | rows[key] for key, item in items.items()],
+        columns=[*dict.fromkeys(["item", *fields]), *labels],
         dtype=object,
     )
-    labels = [column for pair in people.values() for column in pair if column]
-    table = table.reindex(columns=[*table.columns.difference(labels, sort=False), *labels])
+    inputs = [f for f in fields if f not in answered] or ["item"]
     shown = answered[0] if len(answered) == 1 else answered
     return table, {"inputs": inputs, "outputs": shown, "labels": people}, replaced
 
 
-def _content(
-    items: Sequence[Item], outputs: str | Sequence[str] | None
-) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Return the items' fields, and which of them are inputs and outputs."""
-    clash = any(not set(item.inputs).isdisjoint(item.outputs) for item in items)
-    sides = [
-        [{f"{side}." * clash + k: v for k, v in getattr(item, side).items()} for item in items]
-        for side in ("inputs", "outputs")
-    ]
-    of_inputs, of_outputs = (
-        list(dict.fromkeys(k for each in side for k in each)) for side in sides
-    )
-    fields = of_inputs + of_outputs
-    named = [outputs] if isinstance(outputs, str) else list(outputs or of_outputs)
+def _outputs(
+    items: Iterable[Item], fields: list[str], given: str | Sequence[str] | None
+) -> list[str]:
+    """Return which fields hold what the application answered."""
+    told = list(dict.fromkeys(name for item in items for name in item.outputs))
+    named = [given] if isinstance(given, str) else list(given or told)
     if not named:
         named = [f for f in fields if f.lower() in _OUTPUTS][:1] or fields * (len(fields) == 1)
     if not named or not set(named) <= set(fields):
         raise ArgumentError(
-            f"outputs={outputs!r}: the items have the fields {', '.join(map(repr, fields))}. Name "
+            f"outputs={given!r}: the items have the fields {', '.join(map(repr, fields))}. Name "
             "the one that holds what the application answered."
         )
-    content = [{**a, **b} for a, b in zip(*sides, strict=True)]
-    return content, [f for f in fields if f not in named] or ["item"], named
+    return named
+
+
+# -- the tools ------------------------------------------------------------------------------
+
+
+def _answer(
+    record: int, item: str, who: Any, question: Any, raw: Any = None, why: Any = "", fault: str = ""
+) -> Answer:
+    """Return an answer; none, or several at once, are a fault."""
+    value = raw
+    while isinstance(value, (list, dict)) and len(value) == 1:
+        value = next(iter(value.values() if isinstance(value, dict) else value))
+    if not fault and value in (None, [], {}):
+        fault = "no value"
+    elif not fault and isinstance(value, (list, dict)):
+        fault = f"several values at once: {json.dumps(value)[:80]}"
+    return Answer(record, item, str(who or "annotator"), str(question), value, why or None, fault)
+
+
+def _label_studio(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+    single = ("choices", "rating", "number", "taxonomy", "pairwise")
+    for number, record in enumerate(records):
+        key = str(record.get("id", number))
+        items[key] = Item(dict(record["data"]))
+        for given in record.get("annotations") or record.get("completions") or []:
+            who, results = given.get("completed_by"), given.get("result") or []
+            who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
+            if given.get("was_cancelled"):
+                yield _answer(number, key, who, "", fault="skipped by the annotator")
+                continue
+            texts = [r["value"]["text"] for r in results if r.get("type") == "textarea"]
+            why = "\n".join(t if isinstance(t, str) else "\n".join(t) for t in texts)
+            for result in results:
+                kind, value = str(result.get("type")), result.get("value") or {}
+                fault = f"an answer of type {kind!r} holds no single rating" * (kind not in single)
+                if kind != "textarea":
+                    rating = value.get("selected" if kind == "pairwise" else kind)
+                    yield _answer(number, key, who, result.get("from_name"), rating, why, fault)
+
+
+def _is_argilla(record: Record) -> bool:
+    lists = [v[0] for v in record.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    return (
+        {"fields", "responses"} <= {*record}
+        or any(k.endswith(".responses") for k in record)
+        or any({"user_id", "value"} <= {*first} for first in lists)
+    )
+
+
+def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+    for number, record in enumerate(records):
+        key = str(record.get("id") or record.get("external_id") or number)
+        fields, responses = record.get("fields"), record.get("responses")
+        asked: dict[str, list[Any]] = {}
+        if isinstance(responses, list):  # 1.x: one for each person, with all their answers
+            for one in responses:
+                for name, value in (one.get("values") or {}).items():
+                    asked.setdefault(name, []).append({**one, **value})
+        elif isinstance(fields, dict):
+            asked = dict(responses or {})
+        else:
+            fields, asked = _argilla_row(record)
+        items[key] = Item(dict(fields or {}))
+        for name, given in asked.items():
+            for r in given:
+                state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
+                fault = "" if state == "submitted" else f"a response that is {state}"
+                yield _answer(number, key, r.get("user_id"), name, r.get("value"), fault=fault)
+
+
+def _argilla_row(record: Record) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return fields and responses of a row of a dataset, of 2.x (``label.responses``) or 1.x."""
+    about = {"id", "_server_id", "external_id", "status", "metadata", "vectors"}
+    fields: dict[str, Any] = {}
+    asked: dict[str, list[Any]] = {}
+    for name, value in record.items():
+        if name.endswith(".responses"):
+            who, states = (record.get(f"{name}.{k}") or [] for k in ("users", "status"))
+            rows = zip_longest(value or [], who, states)
+            asked[name.removesuffix(".responses")] = [
+                {"value": v, "user_id": w, "status": s} for v, w, s in rows
+            ]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            asked[name] = value
+        elif name not in about and "." not in name and "-suggestion" not in name:
+            fields[name] = value
+    return fields, asked
+
+
+_APART = "the {} that it is about is not in the file; put {} into one JSONL file"
+
+
+def _langsmith(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+    keys = [str(r.get("run_id") or r.get("id") or n) for n, r in enumerate(records)]
+    for key, record in zip(keys, records, strict=True):
+        if record.get("inputs") is not None:
+            items[key] = _item(record["inputs"], record.get("outputs"))
+    for number, (key, record) in enumerate(zip(keys, records, strict=True)):
+        for f in record.get("feedback") or ([record] if "key" in record else []):
+            source = f.get("feedback_source") or {}
+            who = source.get("user_name") or source.get("user_id") or f.get("created_by")
+            fault = "given by a model" * (source.get("type") in ("model", "auto_eval"))
+            fault = fault or _APART.format("run", "runs and feedback") * (key not in items)
+            value = f.get("value") if f.get("value") is not None else f.get("score")
+            yield _answer(number, key, who, f.get("key"), value, f.get("comment"), fault)
+    if not any(record.get("feedback") or "key" in record for record in records):
+        fault = "feedback_stats holds averages and not who gave what; export the feedback"
+        yield _answer(0, "", "", "", fault=fault)
+
+
+_SCORE = {"trace_id", "name", "value"}
+
+
+def _langfuse(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+    records = [_snake(record) for record in records]
+    for number, record in enumerate(records):
+        if "input" in record:
+            key = str(record.get("trace_id") or record.get("id") or number)
+            items[key] = _item(record["input"], record.get("output"), "input", "output")
+    for number, record in enumerate(records):
+        alone = [record] if {*record} >= _SCORE else []
+        for score in map(_snake, record.get("scores") or alone):
+            key = str(score.get("trace_id") or record.get("id") or number)
+            value, text = score.get("value"), score.get("string_value")
+            value = value if text is None else text
+            if score.get("data_type") == "BOOLEAN":
+                value = str(value).lower() in ("1", "1.0", "true")
+            who = score.get("author_user_name") or score.get("author_user_id")
+            source = score.get("source") or "ANNOTATION"
+            fault = "" if source == "ANNOTATION" else f"given by {source}, not in an annotation"
+            fault = fault or _APART.format("trace", "traces and scores") * (key not in items)
+            yield _answer(number, key, who, score.get("name"), value, score.get("comment"), fault)
+
+
+def _snake(record: Record) -> Record:
+    """Return a record with the names that blob storage has: ``trace_id`` for ``traceId``."""
+    return {re.sub("[A-Z]", lambda c: f"_{c[0].lower()}", k): v for k, v in record.items()}
+
+
+def _prodigy(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
+    about = {"label", "answer", "accept", "options", "config", "meta", "spans", "tokens"}
+    several = len({str(r.get("label")) for r in records}) > 1
+    for number, record in enumerate(records):
+        fields = {k: v for k, v in record.items() if k not in about and not k.startswith("_")}
+        key = str(record.get("_input_hash") or digest(fields))
+        items[key] = Item(fields)
+        decision, label, fault = record.get("answer"), record.get("label"), ""
+        value: Any = label if several else decision
+        if "accept" in record or "options" in record:
+            value = record.get("accept") or []
+            fault = "all options were rejected" * (decision == "reject")
+        elif several and decision == "reject":
+            fault = f"rejected as {label!r}, which does not say what it is"
+        if decision not in ("accept", "reject"):
+            fault = "skipped by the annotator"
+        who = record.get("_annotator_id") or record.get("_session_id")
+        yield _answer(number, key, who, "label", value, fault=fault)
+
+
+def _item(inputs: Any, outputs: Any, *names: str) -> Item:
+    """Return an item of both sides, each a dict or one value; names that both have say which."""
+    one, two = names or ("inputs", "outputs")
+    asked = dict(inputs) if isinstance(inputs, dict) and inputs else {one: inputs}
+    answer = dict(outputs) if isinstance(outputs, dict) and outputs else {two: outputs}
+    answer = {f"{two}.{k}" if k in asked else k: v for k, v in answer.items()}
+    return Item(asked | answer, tuple(answer))
+
+
+_TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]]]] = {
+    "Label Studio": (
+        lambda r: isinstance(r.get("data"), dict) and ("annotations" in r or "completions" in r),
+        _label_studio,
+    ),
+    "Argilla": (_is_argilla, _argilla),
+    "Langfuse": (lambda r: isinstance(r.get("scores"), list) or {*_snake(r)} >= _SCORE, _langfuse),
+    "LangSmith": (
+        lambda r: bool({"feedback", "feedback_stats"} & {*r}) or {"run_id", "key"} <= {*r},
+        _langsmith,
+    ),
+    "Prodigy": (
+        lambda r: "_task_hash" in r or r.get("answer") in ("accept", "reject", "ignore"),
+        _prodigy,
+    ),
+}
+"""How a record of each tool is told, and read."""
+
+
+def _tool_of(records: Sequence[Record], file: str) -> str:
+    for record in records[:50]:
+        for tool, (is_one, _) in _TOOLS.items():
+            if is_one(record):
+                return tool
+    found = ", ".join(map(repr, list(records[0])[:12]))
+    raise TableError(
+        f"{file!r} looks like no export of {', '.join(_TOOLS)}: its records have the fields "
+        f"{found}. workbench.read_dataset reads tables with columns of ratings, or one row a label."
+    )

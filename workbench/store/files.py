@@ -1,4 +1,5 @@
-"""Files of tables: read without loss, and without a guess that could be wrong."""
+"""Files of tables: read without loss, and without a guess that could be wrong; and tables larger
+than memory, read and written in partitions of Parquet."""
 
 from __future__ import annotations
 
@@ -8,16 +9,19 @@ import itertools
 import json
 import os
 import re
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, TableError
-from workbench.formatting import say
+from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.formatting import write_whole
+from workbench.store.tables import plain, require_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
@@ -26,8 +30,7 @@ _MARKS = {
     b"\xfe\xff": "utf-16",
 }
 
-# What Windows, spreadsheets of the Mac and MS-DOS write in the West, and their neighbours.
-_OLD = ("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "iso8859-15", "mac_roman", "cp850")
+_OLD = ("cp1252", "cp1250", "cp1251", "mac_roman", "cp850")
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
@@ -41,8 +44,7 @@ def read_table(
     separator is a comma, semicolon, tab or pipe, whichever splits all rows alike; a first line
     ``sep=;`` names it. ``.jsonl``, ``.ndjson`` and ``.json``: one JSON object a line or a list of
     them, values keep their types. ``.parquet``: needs ``pip install 'judge-workbench[parquet]'``.
-    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16, or an
-    old encoding of the West where no other one gives words of one alphabet, which is said.
+    Rows keep their order. Text is read in ``encoding``; without one it is UTF-8 or UTF-16.
 
     Raises
     ------
@@ -131,93 +133,54 @@ def _text(path: Path, encoding: str | None) -> str:
     except UnicodeDecodeError as error:
         if encoding or marked:
             raise
-        return _old_text(content, path.name, error.start)
-
-
-def _old_text(content: bytes, name: str, position: int) -> str:
-    """Decode a file that is not UTF-8 where only one of the old encodings makes words of it."""
-    readings: dict[str, str] = {}
-    for encoding in _OLD:
-        with suppress(UnicodeDecodeError):
-            text = content.decode(encoding)
-            if not _NO_WORD.search(text) and all(map(_one_alphabet, _LETTERS.findall(text))):
-                readings.setdefault(text, encoding)
-    given = f"it is not UTF-8 (byte {position})"
-    if len(readings) == 1:
-        [(text, encoding)] = readings.items()
-        say(f"{name!r} was read as {encoding}, since {given}. encoding= names another.")
-        return text
-    like, name = f"none of {', '.join(_OLD)} alone", next(iter(readings.values()), "...")
-    if readings:
-        at = next(n for n, letters in enumerate(zip(*readings, strict=True)) if len({*letters}) > 1)
-        start = at - len(re.split(r"\s", next(iter(readings))[:at])[-1])
-        words = [f"{e} ({text[start:].split(None, 1)[0][:30]!r})" for text, e in readings.items()]
-        like = " or ".join(words)
-    raise ValueError(
-        f"{given} and looks like {like}. Name the right one: encoding={name!r} in the call, or "
-        f"`-p encoding {name}` in the command"
-    )
-
-
-_LETTERS = re.compile(r"[^\W\d_ªºµ]*[^\W\d_ªºµ\x00-\x7f][^\W\d_ªºµ]*")
-# Control and private characters; signs within a word, other than apostrophes and dashes.
-_NO_WORD = re.compile(
-    r"[\x80-\x9f\ue000-\uf8ff]|[^\W\d_][±×÷¬]|[±×÷¬][^\W\d_]"
-    r"|[^\W\d_](?![ªº\u2010-\u201f…·«»\s])[^\w\x00-\x7f][^\W\d_]"
-)
-
-
-def _one_alphabet(word: str) -> bool:
-    """Whether letters are of one alphabet, and none is a capital within a small word."""
-    alphabets = {unicodedata.name(letter).split(" ")[0] for letter in word}
-    odd = (
-        a.islower() and b.isupper() and not (a + b).isascii() for a, b in itertools.pairwise(word)
-    )
-    return len(alphabets) == 1 and not any(odd)
+        before, after = content[: error.start], content[error.start :]
+        word = re.split(rb"\s", before)[-1][-20:] + re.split(rb"\s", after)[0][:20]
+        like = " or ".join(f"{word.decode(name, 'replace')!r} ({name})" for name in _OLD)
+        raise ValueError(
+            f"it is not UTF-8: byte {error.start} is in a word that reads {like}. Name the "
+            "encoding that is right: encoding='cp1252' in the call, or `-p encoding cp1252` in "
+            "the command"
+        ) from None
 
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     text = _text(path, encoding)
-    csv.field_size_limit(2**31 - 1)
     first, _, rest = text.partition("\n")
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
         return _table(rest, first.strip()[4])
-    if not text.strip():
-        raise ValueError("it is empty")
     header = text.lstrip("\r\n").partition("\n")[0]
-    candidates = [sep for sep in _SEPARATORS if sep in header]
-    if path.suffix.lower() == ".tsv":
-        candidates = ["\t"]
-    if len(candidates) > 1:
-        fits = [sep for sep in candidates if _is_even(text, sep)]
-        candidates = [","] if "," in fits else fits or candidates[:1]
-    if len(candidates) > 1:
-        names = " or ".join(_SEPARATORS[sep] for sep in candidates)
+    separators = [sep for sep in _SEPARATORS if sep in header] or [","]
+    fits: dict[str, pd.DataFrame] = {}
+    faults: list[Exception] = []
+    for separator in ["\t"] if path.suffix.lower() == ".tsv" else separators:
+        try:
+            fits[separator] = _table(text, separator)
+        except (ValueError, csv.Error) as error:
+            faults.append(error)
+    if not fits:
+        raise faults[0]
+    if len(fits) > 1 and "," not in fits:
+        names = " or ".join(_SEPARATORS[sep] for sep in fits)
         raise ValueError(
             f"its cells may be separated by {names}. Name it in a first line such as sep=; or use "
             "pandas.read_csv(path, sep=..., dtype=str, keep_default_na=False) and give the result"
         )
-    return _table(text, candidates[0] if candidates else ",")
-
-
-def _is_even(text: str, separator: str) -> bool:
-    """Whether the separator gives all rows as many cells."""
-    try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        return len({len(cells) for cells in rows if cells}) == 1
-    except csv.Error:
-        return False
+    return fits.get(",", next(iter(fits.values())))
 
 
 def _table(text: str, separator: str) -> pd.DataFrame:
     # pandas would rename columns, take the first for an index where rows are wider than the
     # header, and fill up those that are shorter.
+    csv.field_size_limit(2**31 - 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    (_, header), *rows = [(reader.line_num, cells) for cells in reader if cells]
+    rows = [(reader.line_num, cells) for cells in reader if cells]
+    if not rows:
+        raise ValueError("it is empty")
+    header = rows[0][1]
     for line, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f"line {line} has {len(cells)} cells, the header has {len(header)}")
-    return pd.DataFrame([cells for _, cells in rows], columns=header, dtype=object)
+    return pd.DataFrame([cells for _, cells in rows[1:]], columns=header, dtype=object)
 
 
 def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
@@ -229,6 +192,125 @@ def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, engine="pyarrow", dtype_backend="numpy_nullable")
     except ImportError as error:
-        raise TableError(
-            "Reading Parquet needs pyarrow: pip install 'judge-workbench[parquet]'."
+        raise _no_pyarrow() from error
+
+
+# -- partitions -----------------------------------------------------------------------------
+
+Record = dict[str, Any]
+"""Cells by column."""
+
+
+def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[list[Record]]:
+    """Read the given columns of a table in its order, ``size`` rows at a time.
+
+    ``table`` is a Parquet file, or a folder of such files in the order of their names, of which a
+    row group is in memory at a time; a frame of Dask, of which a partition is; or anything that
+    `workbench.store.files.read_table` reads, as a whole. A file that is missing or damaged is a
+    `TableError`; rows before the damage were given.
+    """
+    try:
+        records = _rows_of(table, list(dict.fromkeys(columns)))
+        while partition := list(itertools.islice(records, size)):
+            yield partition
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:
+        raise TableError(f"The table {table} cannot be read: {error}.") from error
+
+
+def known_length(table: Any) -> int | None:
+    """Return how many rows a table has, where that is known without reading it."""
+    if isinstance(table, pd.DataFrame):
+        return len(table)
+    with suppress(OSError, ValueError, ImportError, TypeError):
+        return int(_dataset(table).count_rows()) if _is_parquet(table) else None
+    return None
+
+
+def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
+    parts: Iterator[pd.DataFrame]
+    if type(table).__module__.startswith("dask"):
+        require_columns(table, "table", columns)
+        parts = (table.partitions[k].compute() for k in range(table.npartitions))
+    elif _is_parquet(table):
+        dataset = _dataset(table)
+        require_columns(pd.DataFrame(columns=dataset.schema.names), "table", columns)
+        # Little is read ahead: the model is what takes long.
+        batches = dataset.to_batches(
+            columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
+        )
+        yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        return
+    else:
+        parts = iter([read_table(table)])
+    for part in parts:
+        require_columns(part, "table", columns)
+        for row in part[columns].itertuples(index=False, name=None):
+            yield dict(zip(columns, row, strict=True))
+
+
+def _is_parquet(table: Any) -> bool:
+    is_path = isinstance(table, (str, os.PathLike))
+    return is_path and (Path(table).is_dir() or Path(table).suffix.lower() == ".parquet")
+
+
+def _dataset(path: Any) -> Any:
+    try:
+        import pyarrow.dataset
+    except ImportError as error:
+        raise _no_pyarrow() from error
+    return pyarrow.dataset.dataset(Path(path).expanduser(), format="parquet")
+
+
+def _no_pyarrow() -> TableError:
+    return TableError("Parquet needs pyarrow: pip install 'judge-workbench[parquet]'.")
+
+
+def column_type(values: Sequence[Any]) -> pa.DataType:
+    """Return the type of a column of plain values: one for all of them, else text."""
+    import pyarrow as pa
+
+    kinds = {type(value) for value in values if value is not None}
+    types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    return types.get(kinds.pop(), pa.string()) if len(kinds) == 1 else pa.string()
+
+
+def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return a column of plain values; in one of text, what is no text is written as JSON."""
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
+        return pa.array(given, kind)
+    return pa.array(values, kind)
+
+
+def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
+    """Write a Parquet file as a whole or not at all, with plain data ``about`` it in its footer."""
+    import pyarrow.parquet as pq
+
+    content = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"workbench": json.dumps(about)}), content)
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written: {error}. What was written before stays. Make room, or "
+            "name another folder, and run the same call again for the rest."
         ) from error
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what `write_parquet` was told about a file; empty where another program wrote it.
+
+    A file that is no Parquet is a `TableError`.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path} cannot be read as Parquet: {error}. Remove it.") from error
+    found: dict[str, Any] = json.loads(metadata.get(b"workbench", b"{}"))
+    return found

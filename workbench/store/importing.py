@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Assessment, AssessmentSource, Expectation, Span, TraceInfo
@@ -17,10 +17,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
 
 from workbench.errors import ArgumentError
-from workbench.formatting import bar, counted, html_table, html_text, say
+from workbench.formatting import bar, counted, html_result, say
 from workbench.store.assessments import (
     content_id,
-    in_order,
     log_assessments,
     make_feedback,
     now_ms,
@@ -28,30 +27,15 @@ from workbench.store.assessments import (
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
 from workbench.store.files import read_table
-from workbench.store.tables import (
-    ColumnSpec,
-    LabelSpec,
-    Row,
-    digest,
-    read_rows,
-)
-from workbench.store.traces import has_spans, trace_infos
+from workbench.store.labels import in_order
+from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
+from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
 _BATCH_TRACES = 200
 _BATCH_CHARACTERS = 4_000_000
 
 _NAME = "imported"
-_DIFFERING = ["row", "trace_id", "annotator", "label", "stored"]
-
-
-class _New(NamedTuple):
-    """A trace to be written; ``has_info`` where all but its spans is in the store."""
-
-    row: Row
-    trace_id: str
-    start_ms: int
-    has_info: bool
 
 
 @dataclass(frozen=True)
@@ -70,8 +54,8 @@ class Imported:
         What was left out or replaced: empty rows, cells that hold no rating, characters that
         cannot be stored, tags that were changed.
     differing
-        Labels that were left out since the annotator has another one in the store: ``row``,
-        ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
+        Labels that were left out since the annotator has another one, or another rationale, in
+        the store: ``row``, ``trace_id``, ``annotator``, ``label`` (the table's), ``stored``.
     """
 
     trace_ids: list[str]
@@ -95,9 +79,7 @@ class Imported:
         )
 
     def _repr_html_(self) -> str:
-        listed = (self.skipped, self.differing)
-        tables = [html_table(one, index=False, max_rows=10) for one in listed if len(one)]
-        return f"<div>{html_text(repr(self)[1:-1])}</div>" + "".join(tables)
+        return html_result(self, self.skipped, self.differing)
 
 
 def import_traces(
@@ -141,12 +123,9 @@ def import_traces(
     Imported
         ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
         other columns. A row is known by its inputs, outputs and expectations, and by how many
-        equal rows precede it; other tags are given to the trace that is there. Rows that the
-        experiment has already are not written again,
-        but labels that they lack are added: an import that was interrupted can simply be run
-        again, and annotators can be imported one after another. A label in the store is never
-        changed, except that a rationale is added to an equal label that has none: where the
-        table has another one, it is listed in ``.differing``. To change labels, use `log_labels`.
+        equal rows precede it. Rows that the experiment has already are not written again, but
+        tags, and labels that they lack, are added: an import that was interrupted can simply be
+        run again. A label in the store is never changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
@@ -155,8 +134,7 @@ def import_traces(
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
-        output and at least one input. Dates become ISO text. Empty rows are left out, and cells
-        such as ``nan`` or ``NULL`` hold no rating; ``.notes`` says so.
+        output and at least one input. Dates become ISO text.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(
@@ -173,7 +151,7 @@ def import_traces(
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
-    new: list[_New] = []
+    new: list[tuple[Row, str, int]] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
     differing: list[tuple[Any, ...]] = []
@@ -185,15 +163,14 @@ def import_traces(
         added += missing
         if info is None:
             # A millisecond a row keeps the row order, and is less than a row takes to write.
-            new.append(_New(row, trace_id, now + len(new), has_info=False))
+            new.append((row, trace_id, now + len(new)))
             continue
         differing += [(row.number, trace_id, *other) for other in others]
-        changed = [(k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
-        tagged += [(trace_id, *tag) for tag in changed]
-        if not has_spans(info):
-            new.append(_New(row, trace_id, int(info.request_time), has_info=True))
-        reason = _why_skipped(info, missing, others, [key for key, _ in changed])
-        skipped.append((row.number, trace_id, reason))
+        tagged += [(trace_id, k, v) for k, v in row.tags.items() if info.tags.get(k) != v]
+        skipped.append((row.number, trace_id, "already there"))
+    if tagged:
+        keys = ", ".join(dict.fromkeys(key for _, key, _ in tagged))
+        notes.append(f"tags set on traces that were there: {keys}")
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
@@ -205,20 +182,13 @@ def import_traces(
     return Imported(
         trace_ids=trace_ids,
         skipped=pd.DataFrame(skipped, columns=["row", "trace_id", "reason"]),
-        created=len(rows) - len(skipped),
+        created=len(new),
         labels=sum(assessment.feedback is not None for assessment in added),
         experiment_id=where,
-        differing=pd.DataFrame(differing, columns=_DIFFERING),
+        differing=pd.DataFrame(
+            differing, columns=["row", "trace_id", "annotator", "label", "stored"]
+        ),
         notes=tuple(notes),
-    )
-
-
-def _why_skipped(info: TraceInfo, missing: Sized, others: Sized, tags: Sequence[str]) -> str:
-    reason = "already there" if has_spans(info) else "was there without its spans, completed"
-    reason += f", {counted(len(missing), 'label')} or expectations added" if missing else ""
-    reason += f", tags {', '.join(tags)} set" if tags else ""
-    return reason + (
-        f", {len(others)} labels differ from those stored, which stay" if others else ""
     )
 
 
@@ -226,22 +196,20 @@ def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceIn
     """Return the id of each row's trace, and the infos of those that the experiment holds.
 
     An id follows from the experiment, what the judge sees, and the count of equal rows before. In
-    stores of version 0.1 tags were part of it.
+    stores of the first days tags were part of it.
     """
-    ids = _trace_ids([where, r.inputs, r.outputs, r.expectations, {}] for r in rows)
-    with_tags = _trace_ids([where, r.inputs, r.outputs, r.expectations, r.tags] for r in rows)
-    stored = trace_infos(list(dict.fromkeys(ids + with_tags)), experiment=where, elsewhere=False)
-    pairs = zip(ids, with_tags, strict=True)
+    ids: list[list[str]] = []
+    for with_tags in (False, True):
+        seen: Counter[str] = Counter()
+        ids.append([])
+        for r in rows:
+            tags = r.tags if with_tags else {}
+            content = digest([where, r.inputs, r.outputs, r.expectations, tags])
+            ids[-1].append(f"tr-{digest([content, seen[content]])[:32]}")
+            seen[content] += 1
+    stored = trace_infos(list(dict.fromkeys([*ids[0], *ids[1]])), experiment=where, elsewhere=False)
+    pairs = zip(*ids, strict=True)
     return [old if old in stored and one not in stored else one for one, old in pairs], stored
-
-
-def _trace_ids(contents: Iterable[list[Any]]) -> list[str]:
-    seen: Counter[str] = Counter()
-    ids = []
-    for content in map(digest, contents):
-        ids.append(f"tr-{digest([content, seen[content]])[:32]}")
-        seen[content] += 1
-    return ids
 
 
 def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> Iterator[Assessment]:
@@ -267,64 +235,48 @@ def _compare(
         there = [a for a in there if a.feedback is None or a.feedback.error is None]
         if not there:
             missing.append(one)
-            continue
-        current = ([a for a in there if a.valid is not False] or there)[-1]
-        (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
-        if one.feedback is None or (said == before and why in ("", why_before)):
-            continue
-        if said != before or why_before or current.valid is False:
-            differing.append((one.source.source_id, one.feedback.value, current.feedback.value))
-        elif one.assessment_id not in {a.assessment_id for a in stored}:
-            # It completes the stored label, so it must be the later one.
-            one.create_time_ms = max(one.create_time_ms, (current.create_time_ms or 0) + 1)
-            missing.append(one)
+        elif one.feedback is not None:
+            current = ([a for a in there if a.valid is not False] or there)[-1]
+            (said, why), (before, why_before) = signature(one)[4:], signature(current)[4:]
+            if said != before or why not in ("", why_before):
+                row = (one.source.source_id, one.feedback.value, current.feedback.value)
+                differing.append(row)
     return missing, differing
 
 
-def _write_traces(new: Sequence[_New], where: str, *, progress: bool) -> None:
+def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: bool) -> None:
     """Write traces of one span each, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
+    size = sum(len(json.dumps([row.inputs, row.outputs])) for row, *_ in new)
+    # As many as are usually in so many characters.
+    many = max(1, min(_BATCH_TRACES, _BATCH_CHARACTERS * len(new) // max(size, 1)))
     with bar(total=len(new), desc="import", disable=hidden) as shown:
-        for batch in _batches(new):
+        for k in range(0, len(new), many):
+            spans = [_span(*one) for one in new[k : k + many]]
             try:
-                retrying(client.log_spans, where, list(map(_span, batch)))
+                retrying(client.log_spans, where, spans)
             except Exception as error:
                 raise not_written("The traces", error) from None
-            shown.update(len(batch))
+            shown.update(len(spans))
 
 
-def _batches(new: Sequence[_New]) -> Iterator[list[_New]]:
-    batch: list[_New] = []
-    size = 0
-    for one in new:
-        batch.append(one)
-        size += len(json.dumps([one.row.inputs, one.row.outputs]))
-        if len(batch) >= _BATCH_TRACES or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    yield from [batch] if batch else []
-
-
-def _span(new: _New) -> Span:
-    row = new.row
-    attributes = {
-        "mlflow.traceRequestId": json.dumps(new.trace_id),
-        "mlflow.spanType": json.dumps("UNKNOWN"),
-        "mlflow.spanInputs": _attribute(row.inputs),
-        "mlflow.spanOutputs": _attribute(row.outputs),
-    }
-    if not new.has_info:
-        tags = {"mlflow.traceName": _NAME, **row.tags}
-        attributes |= {f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()}
-    number = int(new.trace_id.removeprefix("tr-"), 16)
+def _span(row: Row, trace_id: str, start_ms: int) -> Span:
+    tags = {"mlflow.traceName": _NAME, **row.tags}
+    number = int(trace_id.removeprefix("tr-"), 16)
     return Span(
         ReadableSpan(
             name=_NAME,
             context=SpanContext(number, number >> 64 or 1, False, TraceFlags(1)),
-            start_time=new.start_ms * 1_000_000,
-            end_time=new.start_ms * 1_000_000,
-            attributes=attributes,
+            start_time=start_ms * 1_000_000,
+            end_time=start_ms * 1_000_000,
+            attributes={
+                "mlflow.traceRequestId": json.dumps(trace_id),
+                "mlflow.spanType": json.dumps("UNKNOWN"),
+                "mlflow.spanInputs": _attribute(row.inputs),
+                "mlflow.spanOutputs": _attribute(row.outputs),
+                **{f"mlflow.traceTag.{key}": _attribute(tag) for key, tag in tags.items()},
+            },
             status=Status(StatusCode.OK),
             resource=Resource.get_empty(),
         )

@@ -70,13 +70,12 @@ class RubricHistory:
         """
         if label.rubric_version is not None:
             return label.rubric_version
-        before = [v.version for v in self.versions if v.created_ms <= label.created_ms]
-        return max(before, default=0)
+        return max((v.version for v in self if v.created_ms <= label.created_ms), default=0)
 
     def is_earlier(self, label: Label) -> bool:
         """Whether a label was made under a text that differs from the current one."""
         version, current = self.version_of(label), self.current
-        texts = {one.version: one.text for one in self.versions}
+        texts = {one.version: one.text for one in self}
         return bool(current and version < current.version and texts.get(version) != current.text)
 
     @property
@@ -133,8 +132,9 @@ def set_rubric(
     if current is not None and current.text == text:
         return current
     tags = {"workbench.rubric": name} | ({_AUTHOR_TAG: by} if by else {})
-    prompt = _prompt_name(name, where)
-    write = partial(retrying, _client().register_prompt, prompt, text, note or None, tags)
+    write = partial(
+        retrying, _client().register_prompt, _prompt_name(name, where), text, note or None, tags
+    )
     try:
         made = write()
     except MlflowException as error:
@@ -183,12 +183,15 @@ def earlier_labels(
     """
     history = rubric_history(name, experiment=experiment)
     fetched = fetch_traces(traces, spans=False, experiment=experiment)
-    latest = sorted(label_records(fetched, name, latest=True), key=lambda one: one.created_ms)
-    stale = {(one.trace_id, folded(one.annotator)): history.is_earlier(one) for one in latest}
+    answered_again = {
+        (one.trace_id, folded(one.annotator))
+        for one in label_records(fetched, name, latest=True)
+        if not history.is_earlier(one)
+    }
     rows = [
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
-        if history.is_earlier(one) and stale[one.trace_id, folded(one.annotator)]
+        if history.is_earlier(one) and (one.trace_id, folded(one.annotator)) not in answered_again
         if annotator in (None, one.annotator)
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]

@@ -87,14 +87,13 @@ def make_schema(
                 enable_comment=True,
                 experiment_id=where,
             )
-        scales = (Scale.from_schema(schema), scale)
-        there, wanted = (one and sorted(map(fold, one.values)) for one in scales)
+        old = Scale.from_schema(schema)
+        there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
         if there != wanted:  # none for free text, no values for numbers
-            old, new = (one.describe() if one else "free text" for one in scales)
             raise ArgumentError(
-                f"The label schema {name!r} is there already, with another scale: {old}, not "
-                f"{new}. Use another name, or delete it with mlflow.genai.label_schemas."
-                f"delete_label_schema(schema_id={schema.schema_id!r})."
+                f"The label schema {name!r} is there already, with another scale: "
+                f"{old.describe() if old else 'free text'}. Use another name, or delete it with "
+                f"mlflow.genai.label_schemas.delete_label_schema(schema_id={schema.schema_id!r})."
             )
         if text and text != (schema.instruction or ""):
             schema = label_schemas.update_label_schema(schema.schema_id, instruction=text)
@@ -110,15 +109,15 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     if scale.values == (False, True):
         return label_schemas.InputPassFail(positive_label="Yes", negative_label="No")
     options = [str(value) for value in scale.values]
-    if scale.kind == "binary":
-        options.reverse()  # the positive one first, which is how it is read again
-    longest = max(map(len, options))
-    if len(options) > 10 or longest > 64:
+    if len(options) > 10 or max(map(len, options)) > 64:
         raise ArgumentError(
-            f"The scale of {name!r} has {len(options)} values, the longest of {longest} "
-            "characters. A label schema of MLflow takes at most 10 of at most 64."
+            f"The scale of {name!r} has {len(options)} values. A label schema of MLflow takes at "
+            "most 10, of at most 64 characters."
         )
-    return label_schemas.InputCategorical(options=options)
+    # The positive one of two first, which is how it is read again.
+    return label_schemas.InputCategorical(
+        options=options[::-1] if scale.kind == "binary" else options
+    )
 
 
 @contextmanager

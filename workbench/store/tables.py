@@ -32,13 +32,11 @@ ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 """{annotator: column} or {annotator: (column, rationale column)}."""
 
-MOST_LEVELS = 200
-"""Of lists and dicts in a cell: Python's own JSON ends at a thousand."""
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
+
+_MOST_LEVELS = 200  # of lists and dicts in a cell: Python's own JSON ends at a thousand
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
@@ -67,31 +65,28 @@ def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
         return {}
     columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
     keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
-    keyed = {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
     if not keyed or any(not isinstance(key, str) or not key.strip() for key in keyed):
         raise ArgumentError(
             f"{argument}={spec!r} must be a column, a list of columns or a dict {{key: column}} "
             "with texts for keys."
         )
-    return keyed
+    return {key: str(column) for key, column in keyed.items()}  # as `read_table` names them
 
 
 def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     """Return who rated in which columns."""
-    wrong = ArgumentError(
-        f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
-        "{annotator: (column, rationale column)}."
-    )
-    if not isinstance(spec or {}, Mapping):
-        raise wrong
-    raters: Raters = {}
-    for who, given in (spec or {}).items():
+    is_dict = isinstance(spec or {}, Mapping)
+    given = dict(spec or {}) if is_dict else {}
+    pairs = {who: c if isinstance(c, (tuple, list)) else (c,) for who, c in given.items()}
+    if not is_dict or any(len(pair) not in (1, 2) for pair in pairs.values()):
+        raise ArgumentError(
+            f"{argument}={spec!r} must be a dict: {{annotator: column}} or "
+            "{annotator: (column, rationale column)}."
+        )
+    for who in pairs:
         check_text(f"{argument}: the annotator", who)
-        columns = (*given, None) if isinstance(given, (tuple, list)) else (given, None)
-        if len(columns) not in (2, 3):
-            raise wrong
-        raters[who] = (str(columns[0]), None if columns[1] is None else str(columns[1]))
-    return raters
+    both = {who: (*pair, None)[:2] for who, pair in pairs.items()}
+    return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
 
 def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
@@ -134,27 +129,22 @@ def read_rows(
         require_columns(table, argument, columns)
     _check_names(table, sides["tags"], raters)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
-    words = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
+    unrated = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
+    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
-    empty, unrated, replaced = [], Counter[str](), 0
-    for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
+    empty: list[int] = []
+    words, replaced = Counter[str](), 0
+    for index, cells in enumerate(table[used].itertuples(index=False)):
+        number = int(table.index[index]) if is_count else index
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
             continue
+        replaced += sum(map(_unstorable_in, cells))
         raw = dict(zip(used, cells, strict=True))
-        with suppress(RecursionError):  # which `plain` tells
-            replaced += sum(
-                unstorable(
-                    c if isinstance(c, str) else json.dumps(c, ensure_ascii=False, default=str)
-                )
-                for c in cells
-                if isinstance(c, (str, list, dict))
-            )
-        for column, without in words.items():
-            if fold(raw[column]) in without:
-                unrated[str(raw[column])] += 1
-                raw[column] = None
+        for column in [c for c, without in unrated.items() if fold(raw[c]) in without]:
+            words[str(raw[column])] += 1
+            raw[column] = None
         row, problems = read_row(number, raw, sides, raters)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
@@ -163,7 +153,13 @@ def read_rows(
         raise TableError("The table has no rows, so there is nothing to import.")
     if not isinstance(outputs, (list, tuple, Mapping)):
         rows = [replace(row, outputs=next(iter(row.outputs.values()))) for row in rows]
-    return rows, _notes(empty, unrated, replaced)
+    listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
+    notes = {
+        f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
+        f"{counted(words.total(), 'cell')} without a rating: {listed}": words,
+        f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
+    }
+    return rows, [note for note, found in notes.items() if found]
 
 
 def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> None:
@@ -175,31 +171,28 @@ def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> No
                 "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
             )
     for who, (column, _) in raters.items():
-        if who != column and who in table.columns:
-            warnings.warn(
-                f"labels: {who!r} is the annotator's name itself; the column of this name is not "
-                "read. Where each row is one label and that column says whose: "
-                "data = workbench.read_dataset(table, inputs=..., outputs=..., "
-                f"annotators='each {who}: {column}'), and import_traces(data.table, "
-                "labels=data.labels, ...).",
-                stacklevel=4,
-            )
+        warn_of_name(table, who, column)
 
 
-def _notes(empty: Sequence[int], unrated: Counter[str], replaced: int) -> list[str]:
-    listed = ", ".join(f"{word!r} {n}" for word, n in unrated.most_common(8))
-    notes = {
-        f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
-        f"{counted(unrated.total(), 'cell')} without a rating: {listed}": unrated,
-        f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
-    }
-    return [note for note, found in notes.items() if found]
+def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
+    """Warn where an annotator is named as a column is that may say who gave each label."""
+    if who != column and who in table.columns:
+        warnings.warn(
+            f"{who!r} is the annotator's name itself; the column of this name is not read. Where "
+            "each row is one label and that column says whose: data = workbench.read_dataset("
+            f"table, inputs=..., outputs=..., annotators='each {who}: {column}'), and "
+            "import_traces(data.table, labels=data.labels, ...); or log_labels for the rows of "
+            f"each, for who, rows in table.groupby({who!r}).",
+            stacklevel=3,
+        )
 
 
-def row_numbers(table: pd.DataFrame) -> list[int]:
-    """Return the table's index where it counts rows, else the numbers from 0."""
-    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
-    return [int(number) for number in (table.index if is_count else range(len(table)))]
+def _unstorable_in(cell: Any) -> int:
+    with suppress(RecursionError):  # which `plain` tells
+        if isinstance(cell, (list, dict)):
+            cell = json.dumps(cell, ensure_ascii=False, default=str)
+        return unstorable(cell) if isinstance(cell, str) else 0
+    return 0
 
 
 def read_row(
@@ -220,21 +213,22 @@ def read_row(
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
         read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
-    tags = {key: storable(_as_text(tag)) for key, tag in read["tags"].items()}
-    for key, text in tags.items():
-        if len(text) > 8000:  # MLflow would cut it off
-            problems.append(f"tag {key!r} is longer than 8000 characters")
+    tags = {
+        key: storable(tag if isinstance(tag, str) else json.dumps(tag, ensure_ascii=False))
+        for key, tag in read["tags"].items()
+    }
+    # MLflow would cut them off.
+    long = [key for key, text in tags.items() if len(text) > 8000]
+    problems += [f"tag {key!r} is longer than 8000 characters" for key in long]
     labels: dict[str, tuple[Any, str | None]] = {}
     for annotator, (column, why) in raters.items():
         try:
             if not is_missing(raw[column]):
-                because = None if why is None else raw[why]
-                labels[annotator] = read_rating(scalar(raw[column]), because)
+                labels[annotator] = read_rating(scalar(raw[column]), raw[why] if why else None)
         except ValueError as error:
             problems.append(f"label of {annotator!r}, column {column!r}: {error}")
-    return Row(
-        number, read["inputs"], read["outputs"], read["expectations"], tags, labels
-    ), problems
+    expected = read["expectations"]
+    return Row(number, read["inputs"], read["outputs"], expected, tags, labels), problems
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -279,39 +273,26 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
         return float(cell)
     if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
         return cell.isoformat()
-    if depth > MOST_LEVELS:
-        raise ValueError(f"lists or dicts in each other, more than {MOST_LEVELS} deep")
+    if depth > _MOST_LEVELS:
+        raise ValueError(f"lists or dicts in each other, more than {_MOST_LEVELS} deep")
     if isinstance(cell, (list, tuple)):
         return [plain(item, depth + 1) for item in cell]
     if isinstance(cell, dict):
-        wrong = [type(key).__name__ for key in cell if not isinstance(key, str)]
-        if wrong:
+        if wrong := [type(key).__name__ for key in cell if not isinstance(key, str)]:
             raise ValueError(f"a dict with a key of type {wrong[0]}")
         return {str(plain(key)): plain(value, depth + 1) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
-
-
-def _as_text(value: Any) -> str:
-    """Return a plain value as text: text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def has_lone_surrogate(text: str) -> bool:
-    """Whether the text holds half of a surrogate pair, which UTF-8 cannot encode."""
-    return _SURROGATE.search(text) is not None
 
 
 def check_text(argument: str, given: Any) -> None:
     """Raise `ArgumentError` unless an argument is a text that is not blank and can be stored."""
     if not isinstance(given, str) or not given.strip():
         raise ArgumentError(f"{argument}={given!r} must be a non-empty text.")
-    if has_lone_surrogate(given):
-        raise ArgumentError(
-            f"{argument}={given!r} holds half of a surrogate pair, which cannot be stored."
-        )
+    if storable(given) != given:
+        raise ArgumentError(f"{argument}={given!r} holds characters that cannot be stored.")
 
 
-def read_rating(raw: Any, rationale: Any) -> tuple[Any, str | None]:
+def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
     """Return a rating as a plain value, and its rationale or None.
 
     A ValueError says why it cannot be stored.

@@ -20,24 +20,20 @@ from mlflow.genai.utils.trace_utils import (
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
+from workbench.formatting import storable
 from workbench.store.database import address, all_pages, find_experiment_id, store_errors
-from workbench.store.tables import digest, has_lone_surrogate, require_columns
+from workbench.store.tables import digest, require_columns
 
 PAGE = 500
 """Traces a search page; MLflow servers allow no more."""
 
 _BATCH = 100
-_SPANS_LOCATION = "mlflow.trace.spansLocation"
 _TRACE_ID = re.compile(r"tr-[0-9a-f]{32}|trace:/\S+")
 
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector: also a decorator.
-
-    While thousands of traces are read, it looks through all of MLflow again and again and finds
-    nothing, which doubles the time.
-    """
+    """Pause the cyclic garbage collector, which doubles the time to read thousands of traces."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -124,7 +120,7 @@ def trace_infos(
     for chunk in _chunks([i for i in ids if re.fullmatch(r"[\w:./-]+", i)], PAGE):
         quoted = ",".join(f"'{i}'" for i in chunk)
         found |= {i.trace_id: i for i in _search(where, f"request_id IN ({quoted})")}
-    others = [i for i in ids if elsewhere and i not in found and not has_lone_surrogate(i)]
+    others = [i for i in ids if elsewhere and i not in found and i == storable(i)]
     for chunk in _chunks(others, _BATCH):
         infos = TracingClient().store.batch_get_trace_infos(chunk)
         found |= {info.trace_id: info for info in infos}
@@ -147,16 +143,12 @@ def _search(where: str, filter_string: str | None) -> list[TraceInfo]:
     return [trace.info for trace in traces]
 
 
-def has_spans(info: TraceInfo) -> bool:
-    """Whether the spans of a trace have arrived in the tracking store."""
-    return bool(info.tags.get(_SPANS_LOCATION) == "TRACKING_STORE")
-
-
 def load_spans(client: TracingClient, infos: Sequence[TraceInfo]) -> dict[str, TraceData]:
     """Read the spans of the given traces, by trace id; those without spans are left out."""
-    here = [i.trace_id for i in infos if has_spans(i)]
+    places = {i.trace_id: i.tags.get("mlflow.trace.spansLocation") for i in infos}
+    here = [i for i, place in places.items() if place == "TRACKING_STORE"]
     # Spans in an artifact or archive repository; the client knows the way to each.
-    elsewhere = [i.trace_id for i in infos if not has_spans(i) and i.tags.get(_SPANS_LOCATION)]
+    elsewhere = [i for i, place in places.items() if place not in (None, "TRACKING_STORE")]
     batches = [
         *map(client.store.batch_get_traces, _chunks(here, _BATCH)),
         *map(client.batch_get_traces, _chunks(elsewhere, _BATCH)),
