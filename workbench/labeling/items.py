@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
-from workbench.metrics.coefficients import Coded
 from workbench.metrics.comparison import compare
+from workbench.metrics.figures import Coded
 from workbench.metrics.intervals import Array
 from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
