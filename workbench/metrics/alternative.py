@@ -30,7 +30,7 @@ from workbench.vocabulary import fold, is_missing, number
 
 Score = Literal["accuracy", "neg_rmse"]
 
-# The rate of false discoveries that Benjamini and Yekutieli's procedure holds..
+# The rate of false discoveries that Benjamini and Yekutieli's procedure holds.
 FALSE_DISCOVERIES = 0.05
 
 

@@ -21,7 +21,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 Statistic = Callable[[Array], Array]
 """Takes counts of cells, shape (..., cells), returns values of shape (...)."""
 
-# Cells times categories up to which categories are compared one by one..
+# Cells times categories up to which categories are compared one by one.
 MOST_COMPARED = 20_000_000
 
 

@@ -46,7 +46,7 @@ from workbench.scale import MOST_CATEGORIES, Scale
 Figures = Mapping[str, tuple[float, Interval]]
 """Name of a figure -> (value, interval)."""
 
-# Name of a figure -> code of the human label that it is about..
+# Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
 
 
@@ -134,17 +134,12 @@ class Sample:
     def __init__(self, *coded: Coded, **options: Any) -> None:
         """Take judges coded on the same items and values; ``options`` are the bootstrap's."""
         self.coded = one = coded[0]
-        (self.human, *self.judges), self.counts, at = cells(
-            one.human, *(each.judge for each in coded)
-        )
-        prior, size = 0.0, len(one.values)
+        sides, prior, size = [one.human, *(each.judge for each in coded)], 0.0, len(one.values)
+        (self.human, *self.judges), self.counts, at = cells(*sides)
         if len(coded) == 1 and size <= MOST_CATEGORIES and len(one.human):
-            at, (self.human, verdict) = (
-                one.human * size + one.judge,
-                np.divmod(np.arange(size**2), size),
-            )
-            self.judges, self.counts = [verdict], np.bincount(at, minlength=size**2)
-            prior = 1 / size**2  # all cells together are worth one item
+            at, prior = one.human * size + one.judge, 1 / size**2  # all cells are worth one item
+            self.human, self.judges[0] = np.divmod(np.arange(size**2), size)
+            self.counts = np.bincount(at, minlength=size**2)
         members, labels = None, np.unique(one.groups)
         if len(labels) < len(at):
             rows = np.searchsorted(labels, one.groups)

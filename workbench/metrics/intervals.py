@@ -24,6 +24,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return "" if math.isnan(self.low) else f"[{self.low:.3f}, {self.high:.3f}]"
+
     def __contains__(self, value: object) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
@@ -112,8 +115,8 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
 
     Source: Wilson (1927), JASA 22, 209-212.
 
-    >>> figure(8 / 10, wilson(8, 10))
-    '0.800 [0.490, 0.943]'
+    >>> str(wilson(8, 10))
+    '[0.490, 0.943]'
     """
     if n == 0:
         return UNDEFINED
