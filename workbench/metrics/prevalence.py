@@ -13,7 +13,7 @@ from scipy.stats import t
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, plain
-from workbench.metrics.figures import Coded
+from workbench.metrics.figures import Coded, confusion_of
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -203,14 +203,9 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     read = [pairs.scale.normalise(v) for v in raw if not is_missing(v)]
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
-    coded, cells = Coded.of(pairs), np.zeros((2, 2), dtype=int)
-    np.add.at(cells, (coded.human, coded.judge), 1)
-    negatives, positives = cells.sum(axis=1)
-    tpr, tnr, observed = (
-        ratio(cells[1, 1], positives),
-        ratio(cells[0, 0], negatives),
-        ratio(positive, n),
-    )
+    cells = confusion_of(Coded.of(pairs)).to_numpy()
+    tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
+    observed = ratio(positive, n)
     reason = ""
     if not n:
         reason = "There is no verdict to correct."
@@ -227,7 +222,7 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     return Prevalence(
         n, positive, len(raw) - n, observed, wilson(positive, n, confidence),
         rogan_gladen(observed, tpr, tnr), lang_reiczigel(cells, positive, n, confidence),
-        tpr, tnr, len(coded.human), *prediction_powered(cells, positive, n, confidence), reason,
+        tpr, tnr, len(pairs), *prediction_powered(cells, positive, n, confidence), reason,
     )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from workbench.store.tables import digest
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
-
 # The model's own words at the end of a failure.
 _SAID = re.compile(r"(?: after|:) (['\"]).*\1$", re.DOTALL)
 
@@ -164,14 +163,15 @@ class Pairs:
             seed,
             barred={"test": never_test},
         )
-        inputs = {part: {self.content.get(i, ("",))[0] for i in parts[part]} for part in parts}
-        apart = inputs.pop("test") & set().union(*inputs.values()) - {""}
-        return Split(
-            notes=(
+        content, notes = self.content, tuple[str, ...]()
+        inputs = {part: {content[i][0] for i in ids if i in content} for part, ids in parts.items()}
+        if apart := inputs.pop("test") & set().union(*inputs.values()):
+            notes = (
                 f"{counted(len(apart), 'input')} of test also in train or dev, with another "
                 "output: group by what identifies the input to keep them on one side.",
             )
-            * bool(apart),
+        return Split(
+            notes=notes,
             train=self.subset(parts["train"]),
             dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),
@@ -188,9 +188,8 @@ class Pairs:
         return f"<Pairs {head}>{text}"
 
     def _repr_html_(self) -> str:
-        pairs = counted(len(self), "pair")
-        parts = [f"<b>{html_text(self.name)}</b>: {pairs}, {self.scale.kind} scale"]
-        parts.append(html_lines(self.notes))
+        head = f"{counted(len(self), 'pair')}, {self.scale.kind} scale"
+        parts = [f"<b>{html_text(self.name)}</b>: {head}", html_lines(self.notes)]
         if len(self.excluded):
             parts.append(html_lines([f"Left out: {counted(len(self.excluded), 'trace')}"]))
             parts.append(html_table(self.reasons, index=False))
