@@ -101,8 +101,7 @@ def alternative_annotator_test(
     One annotator after the other is left out. On each of their items judge and annotator are
     compared by how near they are to the remaining annotators; a one-sided t-test over the items
     tells whether the annotator's advantage stays below ``epsilon``, which is what the judge's
-    lower price is worth. Source: Calderon, Reichart and Dror (2025), "The Alternative Annotator
-    Test for LLM-as-a-Judge", ACL 2025, arXiv 2501.10970.
+    lower price is worth. Source: Calderon, Reichart and Dror (2025), arXiv 2501.10970.
 
     Parameters
     ----------
@@ -189,8 +188,7 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
     if left_out := given.contested:
         raise ArgumentError(
             f"The pairs lack {counted(left_out, 'item')} on which annotators differ, and without "
-            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
-            "test reads each annotator's own label and no consensus."
+            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest')."
         )
     return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
 
