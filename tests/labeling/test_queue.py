@@ -19,7 +19,7 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.queue import LabelQueue, Workload, read_workload
 from workbench.labeling.sessions import LabelSession
 from workbench.labeling.writer import TraceStore
-from workbench.metrics.sampling import sampled_prevalence
+from workbench.metrics.prevalence import sampled_prevalence
 
 
 def drawn(view: View) -> list[tuple[str, float | None, int, int]]:

@@ -15,14 +15,28 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
 from workbench.metrics.coefficients import (
+    coincidences,
     correlation,
-    correlation_interval,
+    fleiss_kappa,
+    interval_alpha,
+    krippendorff_alpha,
     mcnemar,
     quadratic_kappa,
 )
-from workbench.metrics.reliability import coincidences, fleiss_kappa, krippendorff_alpha
+from workbench.metrics.intervals import correlation_interval
 
 Level = Literal["nominal", "ordinal", "interval"]
+
+
+def alpha(counts: np.ndarray, level: Level) -> float:
+    """Alpha of the categories 1, 2, ..., of which each unit has so many."""
+    times = np.ones(len(counts), dtype=int)
+    if level != "interval":
+        return float(krippendorff_alpha(coincidences(counts, times), level))
+    rows = [np.repeat(np.arange(counts.shape[1]) + 1.0, unit) for unit in counts]
+    width = max(map(len, rows))
+    numbers = np.array([np.append(row, [math.nan] * (width - len(row))) for row in rows])
+    return float(interval_alpha(numbers)(times))
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
@@ -43,8 +57,7 @@ def test_krippendorffs_published_example(level: Level, published: float) -> None
     counts = np.array(
         [[sum(o[u] == str(k) for o in observers) for k in range(1, 6)] for u in range(12)]
     )
-    found = krippendorff_alpha(coincidences(counts), np.arange(1, 6), level)
-    assert found == pytest.approx(published, abs=5e-4)
+    assert alpha(counts, level) == pytest.approx(published, abs=5e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -57,7 +70,7 @@ def test_krippendorffs_published_example(level: Level, published: float) -> None
 def test_alpha_equals_the_reference_implementation(rows: list[list[int]], level: Level) -> None:
     """``rows`` are how many raters gave a unit each of four categories."""
     counts, values = np.array(rows), np.arange(1.0, 5.0)
-    ours = float(krippendorff_alpha(coincidences(counts), values, level))
+    ours = alpha(counts, level)
     paired = counts[counts.sum(axis=1) >= 2]
     if (paired.sum(axis=0) > 0).sum() < 2:
         assert math.isnan(ours)

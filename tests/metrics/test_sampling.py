@@ -13,7 +13,7 @@ from made_pairs import make_pairs
 
 from workbench.errors import ArgumentError
 from workbench.labeling.ordering import Known, put_in_order
-from workbench.metrics.sampling import sampled_accuracy, sampled_prevalence, sampled_share
+from workbench.metrics.prevalence import sampled_accuracy, sampled_prevalence
 
 
 def table(*rows: Sequence[object]) -> pd.DataFrame:
@@ -147,7 +147,7 @@ def test_what_can_not_be_estimated_is_nan_and_not_nothing() -> None:
     rule = table(("a", 1, 4, None, "yes"), ("b", 2, 4, None, "no"))
     assert math.isnan(sampled_prevalence(rule, "yes").value)
     assert math.isnan(sampled_prevalence(table(), "yes").value)
-    assert math.isnan(sampled_share(table(("a", 1, 4, 0.25, "yes")), {}).value)
+    assert math.isnan(sampled_prevalence(table(("a", 1, 4, 0.25, None)), "yes").value)
     single = sampled_prevalence(table(("a", 1, 4, 0.25, "yes")), "yes")
     assert single.value == 1
     assert math.isnan(single.interval.low)

@@ -39,8 +39,8 @@ from workbench.labeling.questions import LabelQuestion, read_answers
 from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
-from workbench.metrics.coefficients import Coded
 from workbench.metrics.comparison import compare
+from workbench.metrics.figures import Coded
 from workbench.metrics.intervals import Array
 from workbench.metrics.slices import by_annotator, short_fields, slice_names
 from workbench.pairing.pairs import Pairs
@@ -235,7 +235,7 @@ class Exploration(Session):
 
     @property
     def shown(self) -> pd.DataFrame:
-        """The items that were asked for last (see `workbench.labeling.items.Items`)."""
+        """The items that were asked for last (see `Items`)."""
         return self.found.view(self._query, self._shown).reset_index(drop=True)
 
     def setup(self) -> Message:

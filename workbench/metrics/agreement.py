@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -14,32 +14,49 @@ import pandas as pd
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
-from workbench.metrics.coefficients import Coded, Weights, numbered
+from workbench.metrics.coefficients import Weights, numbered
 from workbench.metrics.figures import (
+    Coded,
     Figures,
     class_intervals,
     confusion_of,
-    figure_names,
     figures_of,
-    kappa_paradox,
     per_class,
-    undefined,
+    why_undefined,
 )
 from workbench.metrics.intervals import (
     UNDEFINED,
-    Array,
     Interval,
+    Result,
     check_confidence,
     figure,
+    figure_table,
     ratio,
     wilson,
 )
 from workbench.metrics.slices import By, Slices, sliced
+from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import Groups
 from workbench.scale import Scale
 
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-    from workbench.pairing.splits import Groups
+SKEWED = 0.8  # share of one label, and accuracy, from which on kappa may collapse
+ATTRIBUTES = {
+    "accuracy": "accuracy",
+    "kappa": "kappa",
+    "weighted_kappa": "kappa ({})",
+    "ac1": "AC1",
+    "ac2": "AC2 ({})",
+    "matthews": "Matthews correlation",
+    "mean_distance": "mean distance",
+    "mae": "mean absolute error",
+    "bias": "bias",
+    "within_one": "within one",
+    "false_positive_rate": "false positive rate",
+    "false_negative_rate": "false negative rate",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+"""Attribute of `Agreement` -> name of the figure, with its weights; best known first."""
 
 
 def figures_as_data(figures: Figures) -> dict[str, Any]:
@@ -51,111 +68,102 @@ def figures_as_data(figures: Figures) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Agreement:
+class Agreement(Result):
     """How well a judge agrees with the human labels.
 
     Every rate lies in [0, 1], every kappa in [-1, 1]; what is undefined (no items, a class that was
     never predicted, one value throughout) is nan, and what the scale does not have is None.
+
+    A name with ``_interval`` is its confidence interval.
 
     Attributes
     ----------
     name, scale, n, distinct
         The judge's name, the rating scale, the number of pairs, and of these the number that
         differ in inputs or outputs, by which intervals are made: repetitions are no more evidence.
-    accuracy, accuracy_interval
-        Share of pairs with equal values; Wilson interval.
-    kappa, kappa_interval
-        Cohen's kappa, which corrects accuracy for chance; bootstrap interval. Where judge and
-        human agree on every item the bootstrap has no spread; the lower end is then the kappa at
-        the lower end of the accuracy's interval. Likewise `mean_distance_interval`.
-    weighted_kappa, weighted_kappa_interval, weights
-        Kappa that counts near misses less, on ordinal and numeric scales.
+    accuracy, baseline
+        Share of pairs with equal values (Wilson), and that of always answering the most frequent
+        human label.
+    kappa, weighted_kappa, weights
+        Cohen's kappa, which corrects accuracy for chance (bootstrap), and one that counts near
+        misses less, on ordinal and numeric scales. Where all items agree, the lower end is the
+        kappa at the lower end of the accuracy's interval.
+    mean_distance
+        Mean `Scale.distance` of verdict and label: 0 is full agreement (bootstrap). On binary and
+        nominal scales it is 1 - accuracy.
+    false_positives, false_negatives, false_positive_rate, false_negative_rate
+        On binary scales: positive verdicts on human negatives, of all human negatives; negative
+        verdicts on human positives, of all human positives (Wilson).
+    ac1, ac2
+        Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
+        near misses less, on ordinal scales (bootstrap). None on numeric scales.
+    matthews
+        On binary scales: Matthews' correlation coefficient, in [-1, 1] (bootstrap).
+    mae, bias, within_one
+        On ordinal (in steps) and numeric scales (in their unit): mean absolute error; mean of
+        verdict minus label, positive where the judge rates higher than people (Student); share of
+        verdicts at most one off (Wilson).
+    pearson, spearman
+        On numeric scales: correlations, which are blind to a constant offset (Fisher's interval,
+        widened for ranks and for numbers that are not normal).
     confusion
         ``confusion.loc[human, judge]``: counts, in the scale's order. A numeric scale with more
         than 20 distinct values is shown in 10 bins of equal width.
-    per_class
-        Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class).
-        None on numeric scales with bins.
-    mean_distance, mean_distance_interval
-        Mean `Scale.distance` of verdict and label: 0 is full agreement; bootstrap interval. On
-        binary and nominal scales it is 1 - accuracy.
-    baseline
-        Accuracy of always answering the most frequent human label.
-    false_positives, false_negatives, false_positive_rate, false_negative_rate (and _interval)
-        On binary scales: positive verdicts on human negatives, of all human negatives; negative
-        verdicts on human positives, of all human positives; Wilson intervals.
-    ac1, ac2 (and _interval)
-        Gwet's coefficients, which kappa's collapse under skewed classes does not touch; ac2 counts
-        near misses less, on ordinal scales. Bootstrap intervals. None on numeric scales, since
-        they depend on how many categories there are.
-    matthews, matthews_interval
-        On binary scales: Matthews' correlation coefficient, in [-1, 1]; bootstrap interval.
-    mae, bias, within_one (and _interval)
-        On ordinal (in steps) and numeric scales (in their unit): mean absolute error; mean of
-        verdict minus label, positive where the judge rates higher than people; share of verdicts
-        at most one off. Student's intervals, Wilson's for the last.
-    pearson, spearman (and _interval)
-        On numeric scales: correlations, which are blind to a constant offset. Fisher's interval,
-        widened for ranks and for numbers that are not normal.
-    class_intervals
-        Index class; ``precision_low``, ``precision_high`` and so on for recall and f1; Wilson
-        intervals, for f1 of the share of hits among all items with the class on either side.
-    coverage, coverage_interval, abstentions, failures
-        Share of the items with a label on which the judge gave a usable verdict; how often it
-        abstained, and how often the call or the answer failed. Wilson interval. Known where
-        the pairs hold what they leave out, as those of `workbench.pair` do.
+    per_class, class_intervals
+        Index class; ``precision``, ``recall``, ``f1``, ``support`` (human labels of the class);
+        and ``precision_low``, ``precision_high`` and so on (Wilson). None on scales with bins.
+    coverage, abstentions, failures
+        Share of the items with a label on which the judge gave a usable verdict (Wilson); how often
+        it abstained, and how often the call or the answer failed; as far as the pairs tell.
     undefined
         Name of a figure that is nan, or has no interval -> why.
     notes
         What a reader should know beside the figures.
     """
 
+    hidden = (
+        "scale", "measured", "distinct", "weights", "class_intervals", "coverage_interval",
+    )  # fmt: skip
+
     name: str
     scale: Scale
     n: int
-    accuracy: float
-    accuracy_interval: Interval
-    kappa: float
-    kappa_interval: Interval
+    measured: Figures = field(repr=False)
     confusion: pd.DataFrame
     per_class: pd.DataFrame | None
-    mean_distance: float
-    mean_distance_interval: Interval
+    class_intervals: pd.DataFrame | None
     baseline: float
-    confidence: float = 0.95
-    distinct: int | None = None
-    weights: Weights | None = None
-    weighted_kappa: float | None = None
-    weighted_kappa_interval: Interval | None = None
-    false_positives: int | None = None
-    false_negatives: int | None = None
-    false_positive_rate: float | None = None
-    false_positive_rate_interval: Interval | None = None
-    false_negative_rate: float | None = None
-    false_negative_rate_interval: Interval | None = None
-    ac1: float | None = None
-    ac1_interval: Interval | None = None
-    ac2: float | None = None
-    ac2_interval: Interval | None = None
-    matthews: float | None = None
-    matthews_interval: Interval | None = None
-    mae: float | None = None
-    mae_interval: Interval | None = None
-    bias: float | None = None
-    bias_interval: Interval | None = None
-    within_one: float | None = None
-    within_one_interval: Interval | None = None
-    pearson: float | None = None
-    pearson_interval: Interval | None = None
-    spearman: float | None = None
-    spearman_interval: Interval | None = None
-    class_intervals: pd.DataFrame | None = None
-    coverage: float = math.nan
-    coverage_interval: Interval = UNDEFINED
-    abstentions: int = 0
-    failures: int = 0
-    undefined: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    confidence: float
+    distinct: int
+    weights: Weights | None
+    coverage: float
+    coverage_interval: Interval
+    false_positives: int | None
+    false_negatives: int | None
+    abstentions: int
+    failures: int
+    undefined: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a figure or its interval by the names above; None where the scale has it not."""
+        attribute = name.removesuffix("_interval")
+        if attribute not in ATTRIBUTES:
+            raise AttributeError(f"'Agreement' object has no attribute {name!r}")
+        found = self.measured.get(ATTRIBUTES[attribute].format(self.weights), (None, None))
+        return found[attribute != name]
+
+    def __dir__(self) -> Iterator[str]:
+        yield from super().__dir__()
+        yield from (f"{name}{end}" for name in ATTRIBUTES for end in ("", "_interval"))
+
+    @property
+    def figures(self) -> dict[str, tuple[float, Interval]]:
+        """Every figure that this scale has, best known first: name -> (value, interval)."""
+        names = [name.format(self.weights) for name in ATTRIBUTES.values()]
+        if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
+            names.remove("mean distance")
+        return {name: self.measured[name] for name in names if name in self.measured}
 
     @property
     def true_positive_rate(self) -> float | None:
@@ -166,17 +174,6 @@ class Agreement:
     def true_negative_rate(self) -> float | None:
         """Share of human negatives that the judge finds (specificity); None if not binary."""
         return None if self.false_positive_rate is None else 1 - self.false_positive_rate
-
-    @property
-    def figures(self) -> dict[str, tuple[float, Interval]]:
-        """Every figure that this scale has, best known first: name -> (value, interval)."""
-        names = figure_names(self.weights)
-        if not self.scale.ordered:  # where no miss is nearer than another it is 1 - accuracy
-            del names["mean_distance"]
-        every = {
-            name: (getattr(self, a), getattr(self, f"{a}_interval")) for a, name in names.items()
-        }
-        return {k: (v, i or UNDEFINED) for k, (v, i) in every.items() if v is not None}
 
     @property
     def confusion_shares(self) -> pd.DataFrame:
@@ -195,24 +192,15 @@ class Agreement:
         rows = {name: (value, *interval) for name, (value, interval) in self.figures.items()}
         rows["majority baseline"] = (self.baseline, *UNDEFINED)
         rows["coverage"] = (self.coverage, *self.coverage_interval)
-        table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
-        return table.assign(note=[self.undefined.get(name, "") for name in table.index])
+        return figure_table(
+            {k: (*row, self.undefined.get(k, "")) for k, row in rows.items()}, "note"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        names = (
-            "name", "n", "confidence", "baseline", "false_positives", "false_negatives", "coverage",
-            "abstentions", "failures", "undefined", "notes",
-        )  # fmt: skip
-        return plain(
-            {
-                **{name: getattr(self, name) for name in names},
-                "figures": figures_as_data(self.figures),
-                "values": list(self.confusion.index),
-                "confusion": self.confusion.to_numpy().tolist(),
-                "per_class": None if self.per_class is None else self.per_class.reset_index(),
-            }
-        )
+        confusion = self.confusion.to_numpy().tolist()
+        more = {"figures": figures_as_data(self.figures), "values": list(self.confusion.index)}
+        return super().to_dict() | plain({**more, "confusion": confusion})
 
     def __repr__(self) -> str:
         return (
@@ -299,49 +287,58 @@ def agreement(
             "another. Leave weights out."
         )
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
-    coded = Coded.of(pairs)
+    coded, together = Coded.of(pairs), None
     if groups is not None:
-        coded = replace(coded, groups=_groups(pairs, groups))
+        group_of = pairs.groups_of(groups)
+        together = numbered(group_of[i] for i in pairs.trace_ids)
+        coded = replace(coded, groups=together)
     if by is not None:
-        return sliced(pairs, by, groups=None if groups is None else coded.groups, **options)
+        return sliced(pairs, by, together, **options)
     weights = (weights or "quadratic") if coded.scale.ordered else None
-    found = figures_of(coded, weights, options)
-    more: dict[str, Any] = {}
-    for attribute, name in figure_names(weights).items():
-        if name in found:
-            more[attribute], more[f"{attribute}_interval"] = found[name]
-    n, wrong = len(coded.human), coded.human != coded.judge
-    if coded.scale.kind == "binary":
-        more["false_positives"] = int((wrong & (coded.human == 0)).sum())
-        more["false_negatives"] = int((wrong & (coded.human == 1)).sum())
-    if not coded.binned:
-        more["class_intervals"] = class_intervals(coded, confidence)
+    found, n = figures_of(coded, weights, **options), len(coded.human)
     left_out = Counter(map(why_unusable, pairs.excluded["reason"]))
     labelled = n + sum(left_out.values()) - left_out[None]
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
+    cells = confusion.to_numpy()
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
+        measured=found,
         confusion=confusion,
         per_class=None if coded.binned else per_class(confusion),
+        class_intervals=None if coded.binned else class_intervals(coded, confidence),
         baseline=baseline,
         confidence=confidence,
         distinct=pairs.distinct,
         weights=weights,
         coverage=ratio(n, labelled),
         coverage_interval=wilson(n, labelled, confidence),
+        false_positives=int(cells[0, 1]) if coded.scale.kind == "binary" else None,
+        false_negatives=int(cells[1, 0]) if coded.scale.kind == "binary" else None,
         abstentions=left_out["abstained"],
         failures=left_out["failed"],
-        undefined=undefined(coded, found),
-        notes=tuple(kappa_paradox(coded, found, baseline)),
-        **more,
+        undefined=why_undefined(coded, found),
+        notes=_kappa_paradox(coded, found, baseline),
     )
 
 
-def _groups(pairs: Pairs, groups: Groups) -> Array:
-    """The number of each row's group; those that share a row of the same content are one."""
-    from workbench.pairing.splits import groups_of, joined
+def _kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> tuple[str, ...]:
+    """A note where kappa collapses under skewed classes though raw agreement is high.
 
-    group_of = joined(groups_of(pairs.table, groups), pairs.content)
-    return numbered(group_of[i] for i in pairs.trace_ids)
+    Source: Feinstein and Cicchetti (1990), Journal of Clinical Epidemiology 43, 543-549.
+    """
+    if "AC1" not in figures:
+        return ()
+    accuracy, kappa, ac1 = (figures[name][0] for name in ("accuracy", "kappa", "AC1"))
+    collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
+    if not (accuracy >= SKEWED and baseline >= SKEWED and collapsed):
+        return ()
+    most = coded.values[int(np.bincount(coded.human).argmax())]
+    low = "undefined" if math.isnan(kappa) else f"only {kappa:.2f}"
+    return (
+        f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
+        f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
+        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Look at the recall of each class "
+        "as well: whether the judge finds the rare ones neither tells.",
+    )

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_1samp
 
 from workbench.errors import ArgumentError, one_of
-from workbench.formatting import counted, html_lines, html_table, plain
+from workbench.formatting import counted, html_lines, html_table
 from workbench.metrics.coefficients import cells, numbered
-from workbench.metrics.intervals import UNDEFINED, Array, Bootstrap, Interval, figure, wilson
+from workbench.metrics.intervals import (
+    UNDEFINED,
+    Array,
+    Bootstrap,
+    Interval,
+    Result,
+    adjusted,
+    figure,
+    wilson,
+)
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
 from workbench.vocabulary import fold, is_missing, number
 
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-
 Score = Literal["accuracy", "neg_rmse"]
 
+# The rate of false discoveries that Benjamini and Yekutieli's procedure holds.
 FALSE_DISCOVERIES = 0.05
-"""The rate of false discoveries that Benjamini and Yekutieli's procedure holds."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AlternativeAnnotatorTest:
+class AlternativeAnnotatorTest(Result):
     """Whether a judge is as good as one more annotator.
 
     Attributes
@@ -39,18 +47,16 @@ class AlternativeAnnotatorTest:
         Probability that the judge is as good as or better than an annotator picked at random: the
         mean of ``judge_advantage``; bootstrap interval over items.
     table
-        Index annotator; ``n`` items; ``judge_advantage`` and ``annotator_advantage``: shares of
-        them on which the one is at least as near to the remaining annotators as the other (ties
-        count for both; Wilson intervals ``_low``, ``_high`` of the judge's); ``p_value`` of the
-        hypothesis that the annotator's advantage is greater by ``epsilon`` or more; ``p_adjusted``
-        (Benjamini and Yekutieli); ``rejected``: whether the judge wins; ``note``.
+        Index annotator; ``n`` items; ``judge_advantage`` (Wilson) and ``annotator_advantage``:
+        shares of them on which the one is at least as near to the remaining annotators as the
+        other; ``p_value`` of the hypothesis that the annotator's advantage is greater by
+        ``epsilon`` or more; ``p_adjusted`` (Benjamini and Yekutieli); ``rejected``: whether the
+        judge wins; ``note``.
     items, left_out
         Items with a verdict and two labels or more; items without.
-    score, epsilon
-        As given.
-    notes
-        What a reader should know.
     """
+
+    shown = ("passed",)
 
     winning_rate: float
     advantage_probability: float
@@ -60,16 +66,12 @@ class AlternativeAnnotatorTest:
     left_out: int
     score: Score
     epsilon: float
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
         """Whether the judge wins over half of the tested annotators at least."""
         return self.winning_rate >= 0.5
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        return plain({**vars(self), "table": self.table.reset_index(), "passed": self.passed})
 
     def __repr__(self) -> str:
         people = counted(int(self.table["p_value"].count()), "annotator")
@@ -99,8 +101,7 @@ def alternative_annotator_test(
     One annotator after the other is left out. On each of their items judge and annotator are
     compared by how near they are to the remaining annotators; a one-sided t-test over the items
     tells whether the annotator's advantage stays below ``epsilon``, which is what the judge's
-    lower price is worth. Source: Calderon, Reichart and Dror (2025), "The Alternative Annotator
-    Test for LLM-as-a-Judge", ACL 2025, arXiv 2501.10970.
+    lower price is worth. Source: Calderon, Reichart and Dror (2025), arXiv 2501.10970.
 
     Parameters
     ----------
@@ -124,9 +125,9 @@ def alternative_annotator_test(
     Raises
     ------
     ArgumentError
-        For what is neither pairs nor a table, arguments out of range, values that are no numbers
-        under ``"neg_rmse"``, verdicts that do not fit the table, and for pairs from which items
-        were left out because annotators differ: without these the judge's chances are better.
+        For arguments out of range or of another kind, values that are no numbers under
+        ``"neg_rmse"``, verdicts that do not fit the table, and for pairs from which items were
+        left out because annotators differ: without these the judge's chances are better.
     """
     one_of("score", score, ["accuracy", "neg_rmse"])
     if not 0 <= epsilon < 1:
@@ -134,29 +135,25 @@ def alternative_annotator_test(
     labels, judged, scale = _read(pairs_or_table, verdicts)
     human, judge = _coded(labels, judged, score, scale)
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
-    wins, losses = _advantages(human[usable], judge[usable], score)
-    table = _tests(
-        wins, losses, [str(who) for who in labels.columns], epsilon, min_items, confidence
-    )
+    human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
+    wins, losses = _advantages(human, judge, score)
+    table = _tests(wins, losses, epsilon, min_items, confidence)
+    table.index = pd.Index([str(who) for who in labels.columns], name="annotator")
     tested = (table["n"] >= min_items).to_numpy()
-    rate = float(table.loc[tested, "rejected"].mean()) if tested.any() else math.nan
     probability, interval = _mean_advantage(
         wins[:, tested], confidence=confidence, seed=seed, resamples=resamples
     )
     return AlternativeAnnotatorTest(
-        winning_rate=rate,
+        winning_rate=float(table.loc[tested, "rejected"].mean()) if tested.any() else math.nan,
         advantage_probability=probability,
         advantage_interval=interval,
         table=table,
-        items=int(usable.sum()),
-        left_out=int((~usable).sum()),
+        items=len(judge),
+        left_out=left_out,
         score=score,
         epsilon=epsilon,
-        notes=tuple(_notes(human[usable], judge[usable], tested, int((~usable).sum()))),
+        notes=tuple(_notes(human, judge, tested, left_out)),
     )
-
-
-# -- what is given --------------------------------------------------------------------------
 
 
 def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | None]:
@@ -166,8 +163,22 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
         if isinstance(verdicts, str):
             one_of("verdicts", verdicts, list(table.columns))
             return table.drop(columns=verdicts), list(table[verdicts]), None
-        return table, _verdicts(table, verdicts), None
-    if not hasattr(given, "votes"):
+        if isinstance(verdicts, (pd.Series, Mapping)):
+            verdicts = pd.Series(verdicts, dtype=object)
+            if len(table) and not verdicts.index.isin(table.index).any():
+                raise ArgumentError(
+                    "The verdicts' index has no row in common with the table's: "
+                    f"{next(iter(verdicts.index), None)!r} and {table.index[0]!r}, for instance. "
+                    "Give them the same index, or verdicts as a list in the rows' order."
+                )
+            return table, list(verdicts.reindex(table.index)), None
+        if np.ndim(verdicts) != 1 or len(verdicts) != len(table):
+            raise ArgumentError(
+                f"verdicts must hold one verdict for each of the {len(table)} rows, got "
+                f"{len(verdicts) if np.ndim(verdicts) else repr(verdicts)}."
+            )
+        return table, list(verdicts), None
+    if not isinstance(given, Pairs):
         raise ArgumentError(
             "alternative_annotator_test takes Pairs or a table with a column an annotator, got "
             f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
@@ -177,42 +188,20 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
     if left_out := given.contested:
         raise ArgumentError(
             f"The pairs lack {counted(left_out, 'item')} on which annotators differ, and without "
-            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest'); this "
-            "test reads each annotator's own label and no consensus."
+            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest')."
         )
     return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
-
-
-def _verdicts(table: pd.DataFrame, verdicts: Any) -> list[Any]:
-    if isinstance(verdicts, (pd.Series, Mapping)):
-        given = pd.Series(verdicts, dtype=object)
-        if len(table) and not given.index.isin(table.index).any():
-            raise ArgumentError(
-                "The verdicts' index has no row in common with the table's: "
-                f"{next(iter(given.index), None)!r} and {table.index[0]!r}, for instance. Give "
-                "them the same index, or verdicts as a list in the rows' order."
-            )
-        return list(given if given.index.equals(table.index) else given.reindex(table.index))
-    if not isinstance(verdicts, (Sequence, np.ndarray)) or len(verdicts) != len(table):
-        size = f"{len(verdicts)} verdicts" if hasattr(verdicts, "__len__") else repr(verdicts)
-        raise ArgumentError(
-            f"verdicts must hold one verdict for each of the {len(table)} rows, got {size}."
-        )
-    return list(verdicts)
 
 
 def _coded(
     labels: pd.DataFrame, verdicts: list[Any], score: Score, scale: Scale | None
 ) -> tuple[Array, Array]:
     """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
-    cells_of = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
-    there = np.array([not (v is ABSTAIN or is_missing(v)) for v in cells_of], dtype=bool)
-    values = [v for v, is_there in zip(cells_of, there, strict=True) if is_there]
-    codes = np.full(len(cells_of), math.nan)
-    if score == "accuracy":
-        codes[there] = numbered(map(fold, values))
-    else:
-        codes[there] = _numbers(values, scale)
+    given = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
+    there = np.array([not (v is ABSTAIN or is_missing(v)) for v in given], dtype=bool)
+    values = [v for v, is_there in zip(given, there, strict=True) if is_there]
+    codes = np.full(len(given), math.nan)
+    codes[there] = numbered(map(fold, values)) if score == "accuracy" else _numbers(values, scale)
     return codes[: labels.size].reshape(labels.shape), codes[labels.size :]
 
 
@@ -228,9 +217,6 @@ def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
     return [float(v) for v in found if v is not None]
 
 
-# -- the test -------------------------------------------------------------------------------
-
-
 def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]:
     """Whether the judge, and whether the annotator, is at least as near to the others as the other.
 
@@ -242,8 +228,7 @@ def _advantages(human: Array, judge: Array, score: Score) -> tuple[Array, Array]
         others = np.delete(human[items], a, axis=1)
         far = [_misfit(side[items], others, score) for side in (judge, human[:, a])]
         tied = np.isclose(far[0], far[1], rtol=1e-9, atol=0)
-        wins[items, a] = (far[0] < far[1]) | tied
-        losses[items, a] = (far[1] < far[0]) | tied
+        wins[items, a], losses[items, a] = (far[0] < far[1]) | tied, (far[1] < far[0]) | tied
     return wins, losses
 
 
@@ -255,38 +240,32 @@ def _misfit(values: Array, others: Array, score: Score) -> Array:
 
 
 def _tests(
-    wins: Array, losses: Array, names: list[str], epsilon: float, min_items: int, confidence: float
+    wins: Array, losses: Array, epsilon: float, min_items: int, confidence: float
 ) -> pd.DataFrame:
-    from statsmodels.stats.multitest import multipletests
-
     n = np.isfinite(wins).sum(axis=0)
     ends = [wilson(won, of, confidence) for won, of in zip(np.nansum(wins, axis=0), n, strict=True)]
-    gaps = (losses - wins).T
-    advantages = {
-        "n": n,
-        "judge_advantage": pd.DataFrame(wins).mean().to_numpy(),
-        "judge_advantage_low": [interval.low for interval in ends],
-        "judge_advantage_high": [interval.high for interval in ends],
-        "annotator_advantage": pd.DataFrame(losses).mean().to_numpy(),
-        "p_value": [_p_value(gap[np.isfinite(gap)], epsilon) for gap in gaps],
-        "p_adjusted": math.nan,
-        "rejected": False,
-        "note": np.where(n < min_items, f"fewer than {min_items} items: not tested", ""),
-    }
-    table = pd.DataFrame(advantages, index=pd.Index(names, name="annotator"))
-    tested = table["n"] >= min_items
-    table.loc[~tested, "p_value"] = math.nan
-    if tested.any():
-        p_values = table.loc[tested, "p_value"].fillna(1.0)
-        found = multipletests(p_values, alpha=FALSE_DISCOVERIES, method="fdr_by")
-        table.loc[tested, "rejected"], table.loc[tested, "p_adjusted"] = found[0], found[1]
+    differences = [gap[np.isfinite(gap)] for gap in (losses - wins).T]
+    table = pd.DataFrame(
+        {
+            "n": n,
+            "judge_advantage": pd.DataFrame(wins).mean().to_numpy(),
+            "judge_advantage_low": [interval.low for interval in ends],
+            "judge_advantage_high": [interval.high for interval in ends],
+            "annotator_advantage": pd.DataFrame(losses).mean().to_numpy(),
+            "p_value": [
+                _p_value(gap, epsilon) if len(gap) >= min_items else math.nan for gap in differences
+            ],
+        }
+    )
+    # A test without a p-value is one that was made: it counts, and its judge does not win.
+    table["p_adjusted"] = adjusted(table["p_value"].fillna(1.0).where(n >= min_items), "fdr_by")
+    table["rejected"] = table["p_adjusted"] <= FALSE_DISCOVERIES
+    table["note"] = np.where(n < min_items, f"fewer than {min_items} items: not tested", "")
     return table
 
 
 def _p_value(difference: Array, epsilon: float) -> float:
     """One-sided t-test of a mean difference below epsilon; without variance it is certain."""
-    from scipy.stats import ttest_1samp
-
     if difference.size < 2:
         return math.nan
     if np.ptp(difference) == 0:
@@ -311,11 +290,9 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
 
 def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str]:
     notes = []
-    if not len(judge):
-        notes.append("No item has a verdict and two labels or more, so that nothing can be said.")
-    elif not np.isin(judge, human).any():
+    if len(judge) and not np.isin(judge, human).any():
         notes.append("No verdict equals any label: see whether both are written in the same way.")
-    if len(judge) and not tested.any():
+    if not tested.any():
         notes.append("No annotator has enough items that others labelled too: no test.")
     elif 0 < tested.sum() < 3:
         notes.append(

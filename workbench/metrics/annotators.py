@@ -1,62 +1,58 @@
-"""Agreement of the annotators among themselves: the ceiling that any judge can be held to."""
+"""Agreement of the annotators among themselves: the ceiling that any judge can be held to.
+
+Nothing here allocates by items times values, of which there are many where people give numbers.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, plain
-from workbench.metrics.coefficients import MOST_COMPARED, Statistic
+from workbench.metrics.coefficients import (
+    MOST_COMPARED,
+    Level,
+    Statistic,
+    cells,
+    coincidences,
+    fleiss_kappa,
+    interval_alpha,
+    krippendorff_alpha,
+    quadratic_kappa,
+)
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Bootstrap,
     Interval,
+    Result,
     check_confidence,
     figure,
+    figure_table,
     full_agreement,
     mean_interval,
     ratio,
     wilson,
+    with_ends,
 )
-from workbench.metrics.reliability import (
-    Level,
-    coincidences,
-    fleiss_kappa,
-    interval_alpha,
-    krippendorff_alpha,
-)
-from workbench.metrics.votes import (
-    against_others,
-    coded_votes,
-    contested_items,
-    counts_of,
-    equally_rated,
-    kinds_of_items,
-    pairwise,
-    scale_seen,
-    within_items,
-)
-from workbench.scale import MOST_CATEGORIES, Scale
+from workbench.pairing.pairs import Pairs
+from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale
+from workbench.vocabulary import is_missing
 
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-
-LEVELS: dict[str, Level] = {
-    "binary": "nominal",
-    "nominal": "nominal",
-    "ordinal": "ordinal",
-    "numeric": "interval",
-}
+LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
+"""Kind of scale -> level of measurement, where it is not nominal."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AnnotatorAgreement:
+class AnnotatorAgreement(Result):
     """How well several annotators agree; an undefined figure is nan.
 
     Attributes
@@ -67,30 +63,29 @@ class AnnotatorAgreement:
         Labelled items, and those with at least two labels.
     pairwise
         One row for each two annotators: ``annotator_a``, ``annotator_b``, ``n`` (items that both
-        labelled), ``accuracy`` (share on which they agree), ``kappa`` and, on ordered scales,
-        ``weighted_kappa`` (quadratic).
+        labelled), ``accuracy``, ``kappa`` and, on ordered scales, ``weighted_kappa`` (quadratic).
     by_annotator
         One row an annotator: ``annotator``, ``labels``, ``n`` (items that others labelled too),
-        ``accuracy`` against the majority of those others; except on nominal scales also ``bias``,
-        the mean of the label minus the mean of the others' (in steps or the numbers' unit; on
-        binary scales the share of positive labels against theirs). Wilson's and Student's
-        intervals (``accuracy_low``, ...).
+        ``accuracy`` against the majority of those others (Wilson); except on nominal scales also
+        ``bias``, the mean of the label minus the mean of the others' (Student), in steps, in the
+        numbers' unit, or on binary scales as shares of positive labels.
     contested
         The items on which annotators differ, the most contested first: ``item``, ``labels``,
         ``disagreement`` (mean distance of two labels, in [0, 1]) and ``votes`` as text.
     alpha, alpha_interval, level
-        Krippendorff's alpha over all labels, with a bootstrap interval over items; ``level`` of
-        measurement follows the scale: nominal, ordinal or interval.
+        Krippendorff's alpha over all labels (bootstrap over items); ``level`` of measurement
+        follows the scale: nominal, ordinal or interval.
     fleiss, fleiss_items, fleiss_raters
         Fleiss' kappa, defined only for items with the same number of labels. Where not all have
         that, it covers the items that each of the ``fleiss_raters`` most active annotators
-        labelled, as many annotators as leave most labels. (To pick items by their number of
-        labels would mislead: a third label is often asked for only where two differ.)
+        labelled, as many annotators as leave most labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item; among tied majority values each counts as its share. A judge that agrees with
         people more than this agrees with them better than they do with each other.
     """
+
+    hidden = ("scale",)
 
     annotators: tuple[str, ...]
     items: int
@@ -106,7 +101,7 @@ class AnnotatorAgreement:
     fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
-    scale: Scale | None = None
+    scale: Scale | None
 
     def matrix(self, measure: str = "kappa") -> pd.DataFrame:
         """Return a column of `pairwise` as a symmetric table, nan on the diagonal."""
@@ -120,23 +115,19 @@ class AnnotatorAgreement:
     @property
     def table(self) -> pd.DataFrame:
         """The figures over all annotators: ``value``, ``low``, ``high`` and ``n`` (items)."""
+        of_all = self.shared_items
         rows = {
-            f"Krippendorff's alpha ({self.level})": (
-                self.alpha, *self.alpha_interval, self.shared_items,
-            ),
+            f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, of_all),
             f"Fleiss' kappa ({self.fleiss_raters} labels an item)": (
                 self.fleiss, *UNDEFINED, self.fleiss_items,
             ),
-            "ceiling (one against the others)": (
-                self.ceiling, *self.ceiling_interval, self.shared_items,
-            ),
+            "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, of_all),
         }  # fmt: skip
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
+        return figure_table(rows, "n")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes, of the contested items 20; what is undefined is None."""
-        data = {name: value for name, value in vars(self).items() if name != "scale"}
-        return plain(data | {"contested": self.contested.head(20)})
+        return super().to_dict() | plain({"contested": self.contested.head(20)})
 
     def __repr__(self) -> str:
         people = counted(len(self.annotators), "annotator")
@@ -179,54 +170,158 @@ def annotator_agreement(
         For a value outside the scale.
     """
     check_confidence(confidence)
-    if isinstance(pairs_or_votes, pd.DataFrame):
-        votes = pairs_or_votes
-    elif hasattr(pairs_or_votes, "votes"):
-        votes, scale = pairs_or_votes.votes, scale or pairs_or_votes.scale
-    else:
-        raise ArgumentError(
-            f"annotator_agreement takes Pairs or a table of votes, got "
-            f"{type(pairs_or_votes).__name__}. workbench.pair(judge) gives Pairs."
-        )
-    scale = scale or scale_seen(votes)
-    values, codes = coded_votes(votes, scale)
-    labels = (codes >= 0).sum(axis=1)
-    positions = np.array([scale.rank(v) if scale else 0.0 for v in values])
-    level = LEVELS[scale.kind] if scale else "nominal"
-    names = tuple(str(name) for name in votes.columns)
-    own = within_items(codes)
-    credits = against_others(own, counts_of(own, int(own.max(initial=0)) + 1))
+    votes, scale = _read(pairs_or_votes, scale)
+    values, codes = _coded(votes, scale)
+    positions = np.array([scale.rank(v) if scale else 0.0 for v in values] or [0.0])
+    level = LEVELS.get(scale.kind, "nominal") if scale else "nominal"
+    names, labels = tuple(map(str, votes.columns)), (codes >= 0).sum(axis=1)
+    within = _within_items(codes)
+    credits = _against_others(within)
     # Items with the same labels by the same annotators fall into one cell.
-    first, times = kinds_of_items(codes)
+    first, times = np.arange(len(codes)), np.ones(len(codes), dtype=int)
+    if codes.size:
+        _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    alpha = _alpha(codes[first], positions, level)
     bootstrap = Bootstrap(times, resamples=resamples, seed=seed, confidence=confidence)
-    alpha, statistic = _alpha(codes, codes[first], times, positions, level)
-    alpha_interval, ceiling_interval = _intervals(
-        codes[first], times, statistic, credits[first], bootstrap
-    )
-    at = None if level == "nominal" and len(values) > 2 else positions
-    equal = equally_rated(codes)
+    if (within > 0).any():
+        # With so many categories its resamples would take long.
+        statistic = alpha if level == "interval" or len(positions) <= MOST_CATEGORIES else None
+        intervals = _intervals(credits[first], statistic, bootstrap)
+    else:
+        intervals = _of_full_agreement(codes[labels >= 2], confidence)
+    equal = _equally_rated(codes)
     # Of many numbers hardly two are equal.
-    is_small = len(equal) * len(values) <= MOST_COMPARED
+    is_small = len(equal) * len(positions) <= MOST_COMPARED
+    has_bias = level != "nominal" or len(values) <= 2
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
-        pairwise=pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
-        by_annotator=_by_annotator(names, codes, credits, at, confidence),
-        contested=contested_items(votes.index, values, codes, positions, level),
-        alpha=alpha,
-        alpha_interval=alpha_interval,
+        pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
+        by_annotator=_by_annotator(
+            names, codes, credits, positions if has_bias else None, confidence
+        ),
+        contested=_contested(votes.index, values, codes, within, positions, level),
+        alpha=float(alpha(times)),
+        alpha_interval=intervals[0],
         level=level,
-        fleiss=fleiss_kappa(counts_of(equal, len(values))) if is_small else math.nan,
+        fleiss=fleiss_kappa(_counts_of(equal, len(positions))) if is_small else math.nan,
         fleiss_items=len(equal),
         fleiss_raters=int((equal[0] >= 0).sum()) if len(equal) else 0,
         ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
-        ceiling_interval=ceiling_interval,
+        ceiling_interval=intervals[1],
         scale=scale,
     )
 
 
-# -- figures --------------------------------------------------------------------------------
+def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None]:
+    """The votes, and their scale; None where all are one value, on which nothing can differ."""
+    if isinstance(given, Pairs):
+        return given.votes, scale or given.scale
+    if not isinstance(given, pd.DataFrame):
+        raise ArgumentError(
+            "annotator_agreement takes Pairs or a table of votes, got "
+            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
+        )
+    seen = [v for v in given.to_numpy().ravel().tolist() if not is_missing(v)]
+    return given, scale or (Scale.from_values(seen) if len(set(seen)) > 1 else None)
+
+
+def _coded(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
+    """The categories in order, and the number of each vote's, shape (items, annotators)."""
+
+    @lru_cache(maxsize=None, typed=True)  # each writing once
+    def read(raw: Any) -> Any:
+        if raw is ABSTAIN or is_missing(raw):
+            return ABSTAIN
+        return scale.normalise(raw) if scale else raw
+
+    given = [read(raw) for raw in votes.to_numpy(dtype=object).ravel().tolist()]
+    values = list(scale.values) if scale else []
+    values = values or sorted(set(given) - {ABSTAIN})
+    number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
+    return values, np.array([number[v] for v in given], dtype=int).reshape(votes.shape)
+
+
+def _counts_of(codes: Array, size: int) -> Array:
+    """How many annotators gave each item each category, shape (items, categories)."""
+    return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
+
+
+def _within_items(codes: Array) -> Array:
+    """Codes that count from 0 within each item: equal ones stay equal."""
+    votes = pd.DataFrame(np.where(codes < 0, math.nan, codes))
+    return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
+
+
+def _against_others(within: Array) -> Array:
+    """Each label's accuracy against the others' majority, (items, annotators); nan for no label."""
+    found, counts = np.full(within.shape, math.nan), _counts_of(within, within.max(initial=0) + 1)
+    for a, given in enumerate(within.T):
+        items = np.flatnonzero(given >= 0)
+        label = (np.arange(len(items)), given[items])
+        others = counts[items]
+        others[label] -= 1
+        tied = others == others.max(axis=1, keepdims=True, initial=1)
+        with np.errstate(invalid="ignore"):
+            found[items, a] = tied[label] / tied.sum(axis=1)
+    return found
+
+
+def _equally_rated(codes: Array) -> Array:
+    """Codes of the items that `AnnotatorAgreement.fleiss` covers, two labels at least."""
+    given = codes >= 0
+    labels = given.sum(axis=1)
+    if len(set(labels.tolist()) - {0, 1}) <= 1:
+        return np.asarray(codes[labels >= 2])
+    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
+    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
+    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
+    return np.asarray(codes[np.ix_(given[:, group].all(axis=1), group)])
+
+
+def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
+    """Krippendorff's alpha as a statistic of how often each row occurs."""
+    if level == "interval":
+        return interval_alpha(np.where(codes >= 0, positions[codes], math.nan))
+    counts = _counts_of(codes, len(positions))
+    return lambda times: krippendorff_alpha(coincidences(counts, times), level)
+
+
+def _intervals(
+    credits: Array, alpha: Statistic | None, bootstrap: Bootstrap
+) -> tuple[Interval, Interval]:
+    """The bootstrap intervals of alpha, where it is given as a statistic, and of the ceiling."""
+    credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
+    ceiling = bootstrap.interval(lambda times: (times @ credit) / (times @ compared))
+    return bootstrap.interval(alpha) if alpha else UNDEFINED, ceiling
+
+
+def _of_full_agreement(codes: Array, confidence: float) -> tuple[Interval, Interval]:
+    """The intervals of alpha and of the ceiling on items whose labels are all equal."""
+    if not len(codes):
+        return UNDEFINED, UNDEFINED
+    shares = np.bincount(codes[codes >= 0]) / (codes >= 0).sum()
+    by_chance, n = 1 - float(shares @ shares), len(codes)
+    ceiling = Interval(wilson(n, n, confidence).low, 1.0)
+    return full_agreement(by_chance, n, confidence), ceiling
+
+
+def _pairwise(
+    names: tuple[str, ...], codes: Array, positions: Array, *, ordered: bool
+) -> pd.DataFrame:
+    rows = []
+    for a, b in combinations(range(len(names)), 2):
+        both = codes[(codes[:, a] >= 0) & (codes[:, b] >= 0)]
+        (left, right), counts, _ = cells(both[:, a], both[:, b])
+        one, two = (np.bincount(side, counts, minlength=len(positions)) for side in (left, right))
+        n, same = len(both), ratio(float(counts[left == right].sum()), len(both))
+        by_chance = ratio(float(one @ two), n * n)
+        row = [names[a], names[b], n, same, ratio(same - by_chance, 1 - by_chance)]
+        at = positions[left], positions[right], counts
+        rows.append(row + [float(quadratic_kappa(*at)) if n else math.nan] * ordered)
+    columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
+    return pd.DataFrame(rows, columns=columns + ["weighted_kappa"] * ordered)
 
 
 def _by_annotator(
@@ -237,8 +332,8 @@ def _by_annotator(
     confidence: float,
 ) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`; bias only with the positions of the categories."""
-    at = np.where(codes >= 0, 0.0 if positions is None else positions[codes], math.nan)
-    rows = []
+    at = np.zeros(codes.shape) if positions is None else np.where(codes >= 0, positions[codes], 0.0)
+    labels, rows = (codes >= 0).sum(axis=1), []
     for a, name in enumerate(names):
         shared = np.isfinite(credits[:, a])
         n, credit = int(shared.sum()), credits[shared, a]
@@ -246,59 +341,43 @@ def _by_annotator(
         # A tie counts as half, so that credits vary less than what is only right or wrong.
         size = n * share * (1 - share) / spread if spread else n
         row = {"annotator": name, "labels": int((codes[:, a] >= 0).sum()), "n": n}
-        row |= {"accuracy": share} | _ends("accuracy", wilson(share * size, size, confidence))
+        row |= with_ends("accuracy", share, wilson(share * size, size, confidence))
         if positions is not None:
-            others = np.delete(at[shared], a, axis=1)
-            gap = at[shared, a] - (np.nanmean(others, axis=1) if n else 0.0)
-            row |= {"bias": float(gap.mean()) if n else math.nan}
-            row |= _ends("bias", mean_interval(gap, confidence))
+            own, total = at[shared, a], at[shared].sum(axis=1)
+            gap = own - (total - own) / (labels[shared] - 1)
+            bias = float(gap.mean()) if n else math.nan
+            row |= with_ends("bias", bias, mean_interval(gap, confidence))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 
 
-def _ends(name: str, interval: Interval) -> dict[str, float]:
-    return {f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _alpha(
-    codes: Array, kinds: Array, times: Array, positions: Array, level: Level
-) -> tuple[float, Statistic | None]:
-    """Krippendorff's alpha, and as a statistic of how often each kind of row occurs.
-
-    None where there are so many categories that its resamples would cost too much.
-    """
-    size = len(positions)
-    if level == "interval":
-        statistic = interval_alpha(np.where(kinds >= 0, positions[kinds], math.nan))
-        return float(statistic(times)), statistic
-    if size > MOST_CATEGORIES:
-        together = coincidences(counts_of(codes, size))
-        return float(krippendorff_alpha(together, positions, level)), None
-    each = np.zeros((len(kinds), size**2))
-    for row, counts in enumerate(counts_of(kinds, size)):
-        each[row] = coincidences(counts[None]).ravel()
-
-    def of_times(times: Array) -> Array:
-        together = (times @ each).reshape(*times.shape[:-1], size, size)
-        return krippendorff_alpha(together, positions, level)
-
-    return float(of_times(times)), of_times
-
-
-def _intervals(
-    codes: Array, times: Array, alpha: Statistic | None, credits: Array, bootstrap: Bootstrap
-) -> tuple[Interval, Interval]:
-    """Intervals of alpha, where it is given as a statistic, and of the ceiling."""
-    labels = (codes >= 0).sum(axis=1)
-    shared = labels >= 2
-    n, confidence = int(times[shared].sum()), bootstrap.confidence
-    if not n:
-        return UNDEFINED, UNDEFINED
-    if not (within_items(codes) > 0).any():
-        given, often = codes[shared], np.repeat(times[shared], labels[shared])
-        shares = np.bincount(given[given >= 0], often) / often.sum()
-        agreed = Interval(wilson(n, n, confidence).low, 1.0)
-        return full_agreement(1 - float(shares @ shares), n, confidence), agreed
-    credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
-    ceiling = bootstrap.interval(lambda times: (times @ credit) / (times @ compared))
-    return UNDEFINED if alpha is None else bootstrap.interval(alpha), ceiling
+def _contested(
+    index: pd.Index[Any],
+    values: list[Any],
+    codes: Array,
+    within: Array,
+    positions: Array,
+    level: Level,
+) -> pd.DataFrame:
+    """The items on which annotators differ, the most contested first."""
+    items = np.flatnonzero((within > 0).any(axis=1))
+    given = codes[items]
+    labels, apart = (given >= 0).sum(axis=1), np.zeros(len(items))
+    for a, b in combinations(given.T, 2):
+        gap = a != b if level == "nominal" else np.abs(positions[a] - positions[b])
+        apart += np.where((a >= 0) & (b >= 0), gap, 0)
+    span = 1.0 if level == "nominal" else float(np.ptp(positions)) or 1.0
+    apart = 2 * apart / span / np.maximum(labels * (labels - 1), 1)
+    order = np.lexsort((items, -labels, -apart.round(12)))
+    said = [
+        ", ".join(f"{values[k]}: {n}" for k, n in sorted(Counter(row[row >= 0].tolist()).items()))
+        for row in given[order]
+    ]
+    return pd.DataFrame(
+        {
+            "item": index.to_numpy()[items[order]],
+            "labels": labels[order],
+            "disagreement": apart[order],
+            "votes": said,
+        }
+    )

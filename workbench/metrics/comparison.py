@@ -5,34 +5,30 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
-from workbench.metrics.coefficients import Coded, Sample, Statistic, Weights, mcnemar
+from workbench.metrics.coefficients import Statistic, Weights, mcnemar
+from workbench.metrics.figures import ERROR_RATES, Coded, Sample
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Interval,
+    Result,
     figure,
     paired_difference,
 )
+from workbench.pairing.pairs import Pairs
 
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-
-ENOUGH_PAIRS = 30
-"""Fewer pairs than this cannot tell two judges apart by anything but luck."""
-
-ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
-"""Name of a figure -> code of the human label that it is about."""
+ENOUGH_PAIRS = 30  # fewer cannot tell two judges apart by anything but luck
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(Result):
     """Two judges on the same labelled items.
 
     Attributes
@@ -43,23 +39,22 @@ class Comparison:
         `Agreement` of each judge on those items.
     changes
         Name of a figure -> (after minus before, its interval). Items are compared with
-        themselves: accuracy and binary rates by Newcombe's interval for paired proportions, the
-        rest by a bootstrap over items, which has no interval where the judges never differ.
+        themselves: accuracy and binary rates by Newcombe's paired interval, the rest by a
+        bootstrap, which has no interval where the judges never differ.
     fixed, broken, still_wrong
         Items that only the judge after, only the judge before, and neither got right:
         ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
         equals its label, fixed and broken mean nearer to it and farther from it.
     p_value
         McNemar's exact test of fixed against broken (on a numeric scale this is the sign test).
-        It is conservative: near its limit the interval of the change may just exclude 0.
     improved
         Whether more items are right than before; where as many are, whether the mean distance
         fell. On a numeric scale, whether the mean distance fell.
-    significant
-        Whether ``p_value`` is below 1 - confidence, in either direction.
-    enough, power_note
-        Whether there are enough items to tell the two apart, and if not, why.
+    power_note
+        Why there are too few items to tell the two apart; "" where there are enough.
     """
+
+    shown = ("significant", "enough")
 
     n: int
     before: Agreement
@@ -70,14 +65,19 @@ class Comparison:
     still_wrong: pd.DataFrame
     p_value: float
     improved: bool
-    enough: bool
     power_note: str
-    only_before: tuple[str, ...] = ()
-    only_after: tuple[str, ...] = ()
-    confidence: float = 0.95
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+    confidence: float
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are enough items to tell the two apart."""
+        return not self.power_note
 
     @property
     def significant(self) -> bool:
+        """Whether ``p_value`` is below 1 - confidence, in either direction."""
         return self.p_value < 1 - self.confidence
 
     @property
@@ -119,43 +119,18 @@ class Comparison:
         """One sentence: what changed, on how many items, and how sure that is."""
         if self.n == 0:
             return "There is no item to compare the two judges on."
-        numeric = self.before.scale.kind == "numeric"
-        name = "mean distance" if numeric else "accuracy"
+        name, fixed, broken, test = "accuracy", "fixed", "broken", "McNemar's test"
+        rest = f" Always giving the most frequent label scores {figure(self.after.baseline)}."
+        if self.before.scale.kind == "numeric":
+            name, fixed, broken, test, rest = "mean distance", "nearer", "farther", "sign test", ""
         before, after = self.before.figures[name][0], self.after.figures[name][0]
         verb = "stays at" if before == after else "rises from" if after > before else "falls from"
         to = "" if before == after else f" to {figure(after)}"
-        fixed, broken = ("nearer", "farther") if numeric else ("fixed", "broken")
-        test = "sign test" if numeric else "McNemar's test"
-        constant = f" Always giving the most frequent label scores {figure(self.after.baseline)}."
         return (
             f"{name.capitalize()} {verb} {figure(before)}{to} on {counted(self.n, 'item')}: "
             f"{len(self.fixed)} {fixed}, {len(self.broken)} {broken} "
-            f"({test}: p = {self.p_value:.2g}).{'' if numeric else constant}"
+            f"({test}: p = {self.p_value:.2g}).{rest}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        names = (
-            "n", "fixed", "broken", "still_wrong", "p_value", "improved", "significant", "enough",
-            "power_note", "only_before", "only_after",
-        )  # fmt: skip
-        return plain(
-            {
-                **{name: getattr(self, name) for name in names},
-                "before": self.before.to_dict(),
-                "after": self.after.to_dict(),
-                "changes": figures_as_data(self.changes),
-            }
-        )
-
-    def __repr__(self) -> str:
-        return f"<Comparison: {self.summary}>"
-
-    def __str__(self) -> str:
-        return "\n".join([self.table.to_string(), self.summary, *self.notes])
-
-    def _repr_html_(self) -> str:
-        return html_table(self.table) + html_lines([self.summary, *self.notes])
 
     @property
     def notes(self) -> list[str]:
@@ -172,6 +147,19 @@ class Comparison:
             for judged, other, ids in sides
             if ids
         ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        return super().to_dict() | plain({"changes": figures_as_data(self.changes)})
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.summary}>"
+
+    def __str__(self) -> str:
+        return "\n".join([self.table.to_string(), self.summary, *self.notes])
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table) + html_lines([self.summary, *self.notes])
 
 
 def compare(
@@ -197,13 +185,13 @@ def compare(
     ArgumentError
         When the two have no trace in common, other scales, or other human labels on a trace.
     """
-    before, after, only_before, only_after = _same_items(before, after)
+    ids = [set(each.trace_ids) for each in (before, after)]
+    before, after = _same_items(before, after, ids[0] & ids[1])
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
     share = before.distinct / len(before) if len(before) else 1.0  # of repetitions one counts
-    sample = Sample.of(one, two, **options)
-    changes = _changes(first, second, sample, share)
+    changes = _changes(first, second, Sample(one, two, **options), share)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance
     if one.scale.kind == "numeric":
@@ -213,47 +201,41 @@ def compare(
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
     p_value = mcnemar(round(fixed.sum() * share), round(broken.sum() * share))
-    note = _power_note(len(fixed), int((fixed | broken).sum()), p_value, confidence)
-    low, high = changes["accuracy"][1]
-    if note and not math.isnan(low):
-        note += (
-            " All that can be said is that the change in accuracy lies between "
-            f"{low:+.3f} and {high:+.3f}."
-        )
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
-    still_wrong = (gap_before > 0) & (gap_after > 0)
+    changed = [
+        items[rows].reset_index(drop=True)
+        for rows in (fixed, broken, (gap_before > 0) & (gap_after > 0))
+    ]
     return Comparison(
         n=len(items),
         before=first,
         after=second,
         changes=changes,
-        fixed=items[fixed].reset_index(drop=True),
-        broken=items[broken].reset_index(drop=True),
-        still_wrong=items[still_wrong].reset_index(drop=True),
+        fixed=changed[0],
+        broken=changed[1],
+        still_wrong=changed[2],
         p_value=p_value,
         improved=improved,
-        enough=not note,
-        power_note=note,
-        only_before=only_before,
-        only_after=only_after,
+        power_note=_power_note(
+            len(items), int((fixed | broken).sum()), p_value, 1 - confidence, changes["accuracy"][1]
+        ),
+        only_before=tuple(sorted(ids[0] - ids[1])),
+        only_after=tuple(sorted(ids[1] - ids[0])),
         confidence=confidence,
     )
 
 
-def _same_items(
-    before: Pairs, after: Pairs
-) -> tuple[Pairs, Pairs, tuple[str, ...], tuple[str, ...]]:
-    """Return both pairs on the traces that they have in common, and the ids of the others."""
-    ids = [list(each.table["trace_id"]) for each in (before, after)]
-    common = set(ids[0]) & set(ids[1])
-    if not common and (ids[0] or ids[1]):
+def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
+    """Return both pairs on the traces that they have in common."""
+    if not common and (len(before) or len(after)):
         raise ArgumentError(
-            f"The two sets of pairs ({len(ids[0])} before, {len(ids[1])} after) have no "
+            f"The two sets of pairs ({len(before)} before, {len(after)} after) have no "
             "trace in common. Let both judges judge the same labelled traces."
         )
-    if (before.scale.kind, before.scale.values) != (after.scale.kind, after.scale.values):
+    scales = [(each.scale.kind, each.scale.values) for each in (before, after)]
+    if scales[0] != scales[1]:
         raise ArgumentError(
             f"The two sets of pairs are on different scales: {before.scale.kind} "
             f"({before.scale.describe()}) before, {after.scale.kind} ({after.scale.describe()}) "
@@ -271,15 +253,14 @@ def _same_items(
             f"{row['trace_id']}: {row['human']!r} and {theirs!r}. Pair both judges again, with "
             "the same consensus and the labels of today."
         )
-    only_before, only_after = (tuple(i for i in each if i not in common) for each in ids)
-    return replace(before, table=one), replace(after, table=two), only_before, only_after
+    return [replace(before, table=one), replace(after, table=two)]
 
 
 def _changes(
     first: Agreement, second: Agreement, sample: Sample, share: float
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
-    before, after = (sample.statistics(first.weights, judge) for judge in (0, 1))
+    old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
     changes = {}
     for name, (value, _) in first.figures.items():
         change, interval = second.figures[name][0] - value, UNDEFINED
@@ -288,9 +269,9 @@ def _changes(
         elif name in ERROR_RATES:
             low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name], share)
             interval = Interval(-high, -low)
-        elif name in before and not math.isnan(change):
+        elif name in old and not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
-            difference = partial(_difference, before[name], after[name])
+            difference = partial(_difference, old[name], new[name])
             interval = sample.bootstrap.interval(difference, spread=True)
         changes[name] = (change, interval)
     return changes
@@ -311,24 +292,30 @@ def _change_of_accuracy(sample: Sample, where: Array, share: float) -> Interval:
     return paired_difference(both, only_before, only_after, neither, confidence)
 
 
-def _power_note(n: int, differing: int, p_value: float, confidence: float) -> str:
+def _power_note(n: int, differing: int, p_value: float, alpha: float, change: Interval) -> str:
     """Why there is too little to tell the two judges apart; "" where there is enough."""
-    alpha = 1 - confidence
+    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
+    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
     if n < ENOUGH_PAIRS and p_value < alpha:
-        return (
+        note = (
             f"{n} pairs are few: that there is a difference is hardly luck, but how large it is "
             "remains wide open."
         )
-    if n < ENOUGH_PAIRS:
-        return (
+    elif n < ENOUGH_PAIRS:
+        note = (
             f"{n} pairs are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
             "loss may be luck."
         )
-    # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
-    needed = math.ceil(math.log2(2 / alpha) + 1e-9)
-    if differing < needed:
-        return (
+    elif differing < needed:
+        note = (
             f"The two judges differ on {differing} of {n} pairs only; even if all of them "
             f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
         )
-    return ""
+    else:
+        return ""
+    if math.isnan(change.low):
+        return note
+    return (
+        f"{note} All that can be said is that the change in accuracy lies between "
+        f"{change.low:+.3f} and {change.high:+.3f}."
+    )

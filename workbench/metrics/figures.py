@@ -1,77 +1,230 @@
-"""Every figure of a judge against people, with its interval and what to know of it."""
+"""Pairs coded as numbers, and every figure of a judge against people with its interval."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.stats import spearmanr
 
+from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.metrics.coefficients import (
     MOST_COMPARED,
-    Coded,
-    Sample,
+    Statistic,
     Weights,
-    correlation_interval,
+    cells,
+    cohen_kappa,
+    correlation,
+    disagreement,
+    gwet_ac,
+    numbered,
+    quadratic_kappa,
 )
 from workbench.metrics.intervals import (
     UNDEFINED,
+    Array,
+    Bootstrap,
     Interval,
+    correlation_interval,
     effective_size,
+    full_agreement,
     mean_interval,
     proportion,
+    wilson,
 )
+from workbench.pairing.pairs import Pairs
+from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
 """Name of a figure -> (value, interval)."""
 
-SKEWED = 0.8
-"""The share of one label, and the accuracy, from which on kappa may collapse."""
+# Name of a figure -> code of the human label that it is about.
+ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
 
 
-def figure_names(weights: Weights | None) -> dict[str, str]:
-    """Attribute of `Agreement` -> name of the figure, best known first."""
-    return {
-        "accuracy": "accuracy",
-        "kappa": "kappa",
-        "weighted_kappa": f"kappa ({weights})",
-        "ac1": "AC1",
-        "ac2": f"AC2 ({weights})",
-        "matthews": "Matthews correlation",
-        "mean_distance": "mean distance",
-        "mae": "mean absolute error",
-        "bias": "bias",
-        "within_one": "within one",
-        "false_positive_rate": "false positive rate",
-        "false_negative_rate": "false negative rate",
-        "pearson": "Pearson correlation",
-        "spearman": "Spearman correlation",
-    }
+@dataclass(frozen=True)
+class Coded:
+    """Pairs as numbers: each side is the position of its value in ``values``.
+
+    Rows with the same number in ``groups`` belong together: by default those with the same content.
+    """
+
+    scale: Scale
+    values: list[Any]
+    human: Array
+    judge: Array
+    groups: Array
+
+    @classmethod
+    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
+        """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
+        sides = ("human", "judge")
+        seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
+        scale = pairs.scale.with_range(seen)
+        values = list(scale.values) or sorted(set(seen))
+        position = {value: k for k, value in enumerate(values)}
+        off = [(side, v) for side in sides for v in pairs.table[side] if v not in position]
+        if off:
+            raise ArgumentError(
+                f"The pairs of {pairs.name!r} hold the {off[0][0]} value {off[0][1]!r}, which is "
+                f"not on their scale ({scale.describe()}). workbench.pair gives canonical values."
+            )
+        human, judge = (
+            np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
+        )
+        # Repetitions of an item are no more evidence.
+        content = pairs.content
+        groups = numbered(content.get(i, i) for i in pairs.trace_ids)
+        return cls(scale, values, human, judge, groups)
+
+    def where(self, rows: Array) -> Coded:
+        """Return some of the rows."""
+        return replace(
+            self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
+        )
+
+    @property
+    def positions(self) -> Array:
+        """Rank of each value from worst to best; a number is its own rank."""
+        return np.array([self.scale.rank(v) for v in self.values] or [0.0])
+
+    @property
+    def span(self) -> float:
+        """The farthest that two values can lie apart, in steps or in the numbers' unit."""
+        low, high = self.scale.low, self.scale.high
+        return float(np.ptp(self.positions)) if low is None or high is None else high - low
+
+    @property
+    def binned(self) -> bool:
+        """Whether the values are too many to show each."""
+        return self.scale.kind == "numeric" and len(self.values) > MOST_CATEGORIES
+
+    def distances(self, human: Array, judge: Array) -> Array:
+        """Return `Scale.distance` of each two codes."""
+        between = self.scale.distance
+        gaps = [between(self.values[h], self.values[j]) for h, j in zip(human, judge, strict=True)]
+        return np.array(gaps, dtype=float)
+
+    def shown(self, bins: int = 10) -> tuple[list[Any], Array, Array]:
+        """Return the rows of a confusion matrix, numbers too many to show each in ``bins`` of equal
+        width, and the row of each label and of each verdict."""
+        if not self.binned:
+            return self.values, self.human, self.judge
+        edges = np.linspace(self.positions[0], self.positions[-1], bins + 1)
+        bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, bins - 1)
+        names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
+        return names, bin_of[self.human], bin_of[self.judge]
 
 
-def figures_of(coded: Coded, weights: Weights | None, options: Any) -> Figures:
-    """Every figure that the scale has, by name."""
-    sample, confidence = Sample.of(coded, **options), options["confidence"]
+class Sample:
+    """Labelled items with the verdicts of one judge or several, and the bootstrap over them.
+
+    Items with the same label and verdicts fall into one cell. ``human`` and each of ``judges``
+    are the cells' codes, ``counts`` their items, each of shape (cells,).
+    """
+
+    def __init__(self, *coded: Coded, **options: Any) -> None:
+        """Take judges coded on the same items and values; ``options`` are the bootstrap's."""
+        self.coded = one = coded[0]
+        sides, prior, size = [one.human, *(each.judge for each in coded)], 0.0, len(one.values)
+        (self.human, *self.judges), self.counts, at = cells(*sides)
+        if len(coded) == 1 and size <= MOST_CATEGORIES and len(one.human):
+            at, prior = one.human * size + one.judge, 1 / size**2  # all cells are worth one item
+            self.human, self.judges[0] = np.divmod(np.arange(size**2), size)
+            self.counts = np.bincount(at, minlength=size**2)
+        members, labels = None, np.unique(one.groups)
+        if len(labels) < len(at):
+            rows = np.searchsorted(labels, one.groups)
+            shape = (len(labels), len(self.counts))
+            members = coo_array((np.ones_like(at), (rows, at)), shape).tocsr()
+        self.bootstrap = Bootstrap(self.counts, members=members, prior=prior, **options)
+
+    def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
+        """Return the statistics of a judge by the names of `Agreement.figures`."""
+        human, verdict, at = self.human, self.judges[judge], self.coded.positions
+        scale, found = self.coded.scale, dict[str, Statistic]()
+        many = len(self.counts) * len(at) > MOST_COMPARED
+        kinds: list[tuple[str, Weights | None]] = [("", None)]
+        for name, each in kinds + [(f" ({weights})", weights)] * scale.ordered:
+            if many:
+                found[f"kappa{name}"] = _not_compared
+                continue
+            matrix = disagreement(at, each)
+            found[f"kappa{name}"] = partial(cohen_kappa, human, verdict, weights=matrix)
+            if scale.kind != "numeric":  # Gwet's depend on how many categories there are
+                ac = f"AC{2 if each else 1}{name}"
+                found[ac] = partial(gwet_ac, human, verdict, weights=matrix)
+        if weights == "quadratic" and scale.ordered:
+            found["kappa (quadratic)"] = partial(quadratic_kappa, at[human], at[verdict])
+        if scale.kind in ("binary", "numeric"):
+            name = "Matthews" if scale.kind == "binary" else "Pearson"
+            found[f"{name} correlation"] = partial(correlation, at[human], at[verdict])
+        means = {"mean distance": self.coded.distances(human, verdict)}
+        if scale.ordered:
+            error = at[verdict] - at[human]
+            means |= {"mean absolute error": np.abs(error), "bias": error}
+        return found | {name: partial(_mean, values) for name, values in means.items()}
+
+    def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
+        """Return a statistic of the first judge with its interval.
+
+        Where all items agree, the interval is made of the largest share of disagreements that
+        Wilson's interval leaves plausible.
+        """
+        n, size, confidence = self.counts.sum(), self.bootstrap.n, self.bootstrap.confidence
+        value = float(statistic(self.counts)) if n else math.nan
+        if math.isnan(value):
+            return value, UNDEFINED
+        if self.counts[self.human != self.judges[0]].any():
+            low, high = self.bootstrap.interval(statistic, spread=True)
+            return value, Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED
+        shares, worst = self.counts / n, wilson(0, size, confidence).high
+        if name.startswith(("kappa", "Matthews")):
+            return value, full_agreement(1 - float(shares @ shares), size, confidence)
+        if name.startswith("AC"):
+            by_chance = 1 - float(shares @ (1 - shares)) / max(len(self.coded.values) - 1, 1)
+            return value, full_agreement(by_chance, size, confidence)
+        unit = 1.0 if name == "mean distance" else self.coded.span
+        if name in ("mean distance", "mean absolute error", "bias") and unit:
+            return value, Interval(-worst * unit if name == "bias" else 0.0, worst * unit)
+        return value, UNDEFINED
+
+
+def _not_compared(counts: Array) -> Array:
+    return np.full(counts.shape[:-1], math.nan)
+
+
+def _mean(values: Array, counts: Array) -> Array:
+    return np.asarray(counts @ values / counts.sum(axis=-1))
+
+
+def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[str, Any]:
+    """Return every figure that the scale has, by name; ``options`` are those of the bootstrap."""
+    sample, confidence = Sample(coded, **options), options["confidence"]
     right = coded.human == coded.judge
     found = {"accuracy": proportion(right, coded.groups, confidence)}
     found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
     if coded.scale.kind == "binary":
-        for side, name in ((0, "false positive rate"), (1, "false negative rate")):
+        for name, side in ERROR_RATES.items():
             of_side = coded.human == side
             found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
     if coded.scale.ordered:
-        human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-        error, near = judge - human, np.abs(human - judge) <= 1
+        error = coded.positions[coded.judge] - coded.positions[coded.human]
         for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
             if not right.all():
                 size = effective_size(values, coded.groups)
                 found[name] = found[name][0], mean_interval(values, confidence, size)
         found["within one"] = (math.nan, UNDEFINED)
         if coded.span > 1:
-            found["within one"] = proportion(near, coded.groups, confidence)
+            found["within one"] = proportion(np.abs(error) <= 1, coded.groups, confidence)
         if coded.scale.kind == "numeric":
             found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
     return found
@@ -87,15 +240,11 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
     human, judge = coded.positions[coded.human], coded.positions[coded.judge]
     more: dict[str, Any] = {"Spearman correlation": (math.nan, UNDEFINED)}
     if not math.isnan(r := found["Pearson correlation"][0]):
-        from scipy.stats import spearmanr
-
         u, v = ((side - side.mean()) / side.std() for side in (human, judge))
         spread = float((u * v - r * (u**2 + v**2) / 2).std()) / max(1 - r**2, 1e-12)
         rank = float(spearmanr(human, judge).statistic)
-        for name, value, factor in (
-            ("Pearson", r, max(1.0, spread)),
-            ("Spearman", rank, math.sqrt(1 + rank**2 / 2)),
-        ):
+        factors = {"Pearson": (r, max(1.0, spread)), "Spearman": (rank, math.sqrt(1 + rank**2 / 2))}
+        for name, (value, factor) in factors.items():
             interval = correlation_interval(value, n, confidence, factor)
             more[f"{name} correlation"] = value, interval
     (accuracy, ends), (kappa, _) = found["accuracy"], found["kappa"]
@@ -105,7 +254,31 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
     return more
 
 
-# -- class by class -------------------------------------------------------------------------
+def why_undefined(coded: Coded, figures: Figures) -> dict[str, str]:
+    """Return why figures are nan or have no interval: name -> reason."""
+    return {
+        name: _why(coded, name)
+        if math.isnan(value)
+        else "no interval: what was seen does not vary enough to make one"
+        for name, (value, interval) in figures.items()
+        if math.isnan(interval.low)
+    }
+
+
+def _why(coded: Coded, name: str) -> str:
+    if not coded.human.size:
+        return "there are no pairs"
+    if name == "within one":
+        return "the scale spans no more than one"
+    if name in ERROR_RATES:
+        return f"no human label is {coded.values[ERROR_RATES[name]]!r}"
+    people, judge = (set(side.tolist()) for side in (coded.human, coded.judge))
+    for said, codes in (
+        ("judge and people say", people | judge), ("people say", people), ("the judge says", judge),
+    ):  # fmt: skip
+        if len(codes) == 1:
+            return f"{said} {coded.values[codes.pop()]!r} throughout"
+    return f"more than {counted(MOST_COMPARED, 'comparison')} of values; see the weighted one"
 
 
 def confusion_of(coded: Coded) -> pd.DataFrame:
@@ -137,67 +310,13 @@ def class_intervals(coded: Coded, confidence: float) -> pd.DataFrame:
     Precision and recall are shares, with Wilson's interval. F1 is ``2 J / (1 + J)`` of the share J
     of hits among the items that have the class on either side, and so are the ends of its interval.
     """
-    rows = {}
-    for k, value in enumerate(coded.values):
+    rows = []
+    for k in range(len(coded.values)):
         labelled, judged = coded.human == k, coded.judge == k
         ends = [
             proportion((labelled & judged)[among], coded.groups[among], confidence)[1]
             for among in (judged, labelled, labelled | judged)
         ]
-        f1 = [2 * end / (1 + end) for end in ends[2]]
-        rows[value] = (*ends[0], *ends[1], *f1)
+        rows.append([*ends[0], *ends[1], *(2 * end / (1 + end) for end in ends[2])])
     names = [f"{name}_{end}" for name in ("precision", "recall", "f1") for end in ("low", "high")]
-    table = pd.DataFrame(list(rows.values()), columns=names)
-    return table.set_axis(pd.Index(list(rows), name="class"))
-
-
-# -- what to know of them -------------------------------------------------------------------
-
-
-def undefined(coded: Coded, figures: Figures) -> dict[str, str]:
-    """Return why figures are nan or have no interval: name -> reason."""
-    found = {}
-    for name, (value, interval) in figures.items():
-        if math.isnan(value):
-            found[name] = _why(coded, name)
-        elif math.isnan(interval.low):
-            found[name] = "no interval: what was seen does not vary enough to make one"
-    return found
-
-
-def _why(coded: Coded, name: str) -> str:
-    if not coded.human.size:
-        return "there are no pairs"
-    if name == "within one":
-        return "the scale spans no more than one"
-    if name in ("false positive rate", "false negative rate"):
-        side = coded.values[name == "false negative rate"]
-        return f"no human label is {side!r}"
-    if len({*coded.human.tolist(), *coded.judge.tolist()}) == 1:
-        return f"judge and people say {coded.values[coded.human[0]]!r} throughout"
-    for side, codes in (("people say", coded.human), ("the judge says", coded.judge)):
-        if (codes == codes[0]).all():
-            return f"{side} {coded.values[codes[0]]!r} throughout"
-    return f"more than {counted(MOST_COMPARED, 'comparison')} of values; see the weighted one"
-
-
-def kappa_paradox(coded: Coded, figures: Figures, baseline: float) -> list[str]:
-    """Return a note where kappa collapses under skewed classes though raw agreement is high.
-
-    Source: Feinstein and Cicchetti (1990), "High agreement but low kappa", Journal of Clinical
-    Epidemiology 43, 543-549.
-    """
-    if "AC1" not in figures:
-        return []
-    accuracy, kappa, ac1 = (figures[name][0] for name in ("accuracy", "kappa", "AC1"))
-    collapsed = math.isnan(kappa) or ac1 - kappa >= 0.2
-    if not (accuracy >= SKEWED and baseline >= SKEWED and collapsed and coded.human.size):
-        return []
-    most = coded.values[int(np.bincount(coded.human).argmax())]
-    low = "undefined" if math.isnan(kappa) else f"only {kappa:.2f}"
-    return [
-        f"Kappa is {low} although judge and people agree on {accuracy:.0%} of the items: "
-        f"{baseline:.0%} of the labels are {most!r}, so that chance alone agrees on nearly as "
-        f"many. Gwet's AC1 ({ac1:.2f}) does not collapse so. Look at the recall of each class "
-        "as well: whether the judge finds the rare ones neither tells."
-    ]
+    return pd.DataFrame(rows, columns=names, index=pd.Index(coded.values, name="class"))

@@ -1,16 +1,19 @@
-"""Confidence intervals, all two-sided: Wilson's, Newcombe's for paired data, and the bootstrap."""
+"""Figures with confidence intervals, all two-sided, and what every result of this wing can do."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from scipy.stats import t
 
 from workbench.errors import ArgumentError
+from workbench.formatting import html_lines, html_table, plain
 
 Array = npt.NDArray[Any]
 
@@ -31,12 +34,39 @@ class Interval(NamedTuple):
 UNDEFINED = Interval(math.nan, math.nan)
 
 
-def check_confidence(confidence: float) -> None:
+class Result:
+    """A table of figures with notes: plain data, and HTML for notebooks."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
+    """Properties that are part of the data."""
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Fields that are not."""
+
+    if TYPE_CHECKING:  # a field or a property
+
+        @property
+        def table(self) -> pd.DataFrame: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        names = (name for name in (*vars(self), *self.shown) if name not in self.hidden)
+        return plain({name: _as_data(getattr(self, name)) for name in names})
+
+    def _repr_html_(self) -> str:
+        return html_table(self.table) + html_lines(getattr(self, "notes", ()))
+
+
+def _as_data(value: Any) -> Any:
+    if isinstance(value, Result):
+        return value.to_dict()
+    is_named = isinstance(value, pd.DataFrame) and value.index.name
+    return value.reset_index() if is_named else value
+
+
+def check_confidence(confidence: float, name: str = "confidence") -> None:
     """Raise `ArgumentError` unless ``confidence`` lies in (0, 1)."""
     if not 0 < confidence < 1:
-        raise ArgumentError(
-            f"confidence={confidence!r} must lie between 0 and 1, for instance 0.95."
-        )
+        raise ArgumentError(f"{name}={confidence!r} must lie in (0, 1), for instance 0.95.")
 
 
 def ratio(part: float, whole: float) -> float:
@@ -54,22 +84,44 @@ def figure(value: float, interval: Interval = UNDEFINED, *, sign: bool = False) 
     return f"{form} [{form}, {form}]".format(value, *interval)
 
 
-# -- proportions ----------------------------------------------------------------------------
+def with_ends(name: str, value: float, interval: Interval) -> dict[str, float]:
+    """Return the columns of a figure: ``name``, ``name_low`` and ``name_high``."""
+    return {name: value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def figure_table(rows: Mapping[str, Iterable[Any]], *more: str) -> pd.DataFrame:
+    """Return a table with a row a figure: ``value``, ``low``, ``high``, and ``more`` columns."""
+    columns = ["value", "low", "high", *more]
+    return pd.DataFrame(list(rows.values()), index=list(rows), columns=columns)
+
+
+def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
+    """Return p-values that hold for all tests together, by statsmodels' name; nan stays nan."""
+    tested, found = p_values.notna(), pd.Series(math.nan, index=p_values.index)
+    if tested.any():
+        from statsmodels.stats.multitest import multipletests
+
+        found[tested] = multipletests(p_values[tested], method=method)[1]
+    return found
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return the z of a two-sided interval: 1.96 for 0.95."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
 
-    Source: Wilson (1927), "Probable inference, the law of succession, and statistical
-    inference", JASA 22, 209-212.
+    Source: Wilson (1927), JASA 22, 209-212.
 
     >>> str(wilson(8, 10))
     '[0.490, 0.943]'
     """
     if n == 0:
         return UNDEFINED
-    # By the formula: scipy's, which tests compare it with, takes a second to import.
-    z, p = NormalDist().inv_cdf((1 + confidence) / 2), successes / n
+    # By the formula: statsmodels', which tests compare it with, takes a second to import.
+    z, p = normal_quantile(confidence), successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low = 0.0 if successes == 0 else centre - half
@@ -80,9 +132,7 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
 def effective_size(values: Array, groups: Array) -> float:
     """Return how many independent values are worth as much as these, of which some belong together.
 
-    The number of values over the design effect of their mean: n where each is a group by itself,
-    the number of groups where all of a group are equal. Sources: Rao and Scott (1992), "A simple
-    method for the analysis of clustered binary data", Biometrics 48, 577-585.
+    Their number over the design effect of their mean: Rao and Scott (1992), Biometrics 48, 577-585.
     """
     n, members = len(values), np.bincount(groups)
     if (members <= 1).all():
@@ -107,15 +157,10 @@ def mean_interval(values: Array, confidence: float, size: float | None = None) -
     """Return Student's interval of a mean, as of ``size`` independent values; all by default.
 
     Undefined for fewer than two, and where all are equal.
-
-    >>> str(mean_interval(np.array([1.0, 2.0, 3.0]), 0.95))
-    '[-0.484, 4.484]'
     """
     size = len(values) if size is None else size
     if size < 2 or not np.ptp(values):
         return UNDEFINED
-    from scipy.stats import t
-
     half = t.ppf((1 + confidence) / 2, size - 1) * values.std(ddof=1) / math.sqrt(size)
     return Interval(float(values.mean() - half), float(values.mean() + half))
 
@@ -125,11 +170,8 @@ def paired_difference(
 ) -> Interval:
     """Return the interval of the second proportion minus the first, observed on the same items.
 
-    Joins the Wilson intervals of the two proportions by their correlation phi, so that it
-    does not collapse when the two differ on no item.
-    Within [-1, 1]; undefined for no items. Source: Newcombe (1998), "Improved confidence
-    intervals for the difference between binomial proportions based on paired data",
-    Statistics in Medicine 17, 2635-2650, method 10.
+    Within [-1, 1]; undefined for no items; it does not collapse where the two differ on none.
+    Source: Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10.
     """
     n = both + only_first + only_second + neither
     if n == 0:
@@ -154,25 +196,43 @@ def paired_difference(
     )
 
 
+def correlation_interval(value: float, n: float, confidence: float, factor: float) -> Interval:
+    """Return Fisher's interval of a correlation of ``n`` items, ``factor`` times as wide.
+
+    Undefined for fewer than four items, and where all are in one order. Source: Fisher (1921),
+    Metron 1, 3-32.
+    """
+    if n < 4 or not abs(value) < 1 - 1e-12:
+        return UNDEFINED
+    half = normal_quantile(confidence) * factor / math.sqrt(n - 3)
+    return Interval(math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+
+
+def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
+    """Return the interval of a chance-corrected coefficient where all of n items agree.
+
+    The lower end is the coefficient at the largest share of disagreements that Wilson's interval
+    leaves plausible, since no resample can disagree. ``by_chance`` is the share of items on which
+    chance would; undefined where that is 0.
+    """
+    if by_chance <= 0:
+        return UNDEFINED
+    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
+
+
 # -- the bootstrap --------------------------------------------------------------------------
 
-MOST_DRAWN = 20_000_000
-"""Counts that a bootstrap holds at most."""
+MOST_DRAWN = 20_000_000  # counts that a bootstrap holds at most
 
 
 class Bootstrap:
     """Bayesian bootstrap over items that fall into cells, with ``counts`` items in each.
 
-    Each draw weighs the items anew: the cells' shares follow a Dirichlet distribution, which
-    needs no loop, and the interval lies between the percentiles of the statistic of all draws. It
-    is as the bootstrap that draws items with replacement, but leans to the side on which a
-    rate near 0 or 1 may still lie. Source: Rubin (1981), "The Bayesian bootstrap", Annals of
-    Statistics 9, 130-134. ``prior`` is added to every cell, empty ones as well, so that what
-    was not seen in few items is not taken as impossible.
-
-    Where items belong together, ``members`` holds the counts of each group, shape (groups,
-    cells), and groups are weighed. Of more than 10,000 cells, as numeric scales can have, there
-    are fewer resamples, at least 200.
+    The cells' shares of each draw follow a Dirichlet distribution, which needs no loop. Source:
+    Rubin (1981), "The Bayesian bootstrap", Annals of Statistics 9, 130-134. ``prior`` is added to
+    every cell, so that what was not seen in few items is not taken as impossible. Where items
+    belong together, ``members`` holds the counts of each group, shape (groups, cells), and groups
+    are weighed. Of more than 10,000 cells there are fewer resamples, at least 200.
     """
 
     def __init__(
@@ -186,23 +246,24 @@ class Bootstrap:
         prior: float = 0.0,
     ) -> None:
         self.confidence = confidence
-        n = int(counts.sum())
         resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
-        self.n = n if members is None else members.shape[0]
+        self.n = int(counts.sum()) if members is None else members.shape[0]
         self.draws: Array | None = None
-        if n and members is None:
-            self.draws = n * rng.dirichlet(counts + prior, size=resamples)
-        elif n:
-            # Groups with the same counts are drawn together; random numbers tell them apart.
-            marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
-            _, first, times = np.unique(marks, return_index=True, return_counts=True)
-            weights = np.concatenate([times, np.full(len(counts) if prior else 0, prior)])
-            drawn = self.n * rng.dirichlet(weights, size=resamples)
-            self.draws = drawn[:, : len(first)] @ members[first]
-            if prior:
-                self.draws += drawn[:, len(first) :]
+        if not counts.sum():
+            return
+        if members is None:
+            self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
+            return
+        # Groups with the same counts are drawn together; random numbers tell them apart.
+        marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
+        _, first, times = np.unique(marks, return_index=True, return_counts=True)
+        weights = np.concatenate([times, np.full(len(counts) if prior else 0, prior)])
+        drawn = self.n * rng.dirichlet(weights, size=resamples)
+        self.draws = drawn[:, : len(first)] @ members[first]
+        if prior:
+            self.draws += drawn[:, len(first) :]
 
     def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
@@ -219,21 +280,8 @@ class Bootstrap:
             return UNDEFINED
         # As much wider as Student's t is than the normal distribution, and as the weights vary less
         # than a sample's mean does (Hesterberg 2015, The American Statistician 69, 371-386).
-        z, n = NormalDist().inv_cdf((1 + self.confidence) / 2), max(self.n, 2)
+        z, n = normal_quantile(self.confidence), max(self.n, 2)
         wider = z * math.sqrt((n + 1) / (n - 1)) + (z**3 + z) / (4 * (n - 1))
         tail = NormalDist().cdf(-wider)
         low, high = np.quantile(defined, [tail, 1 - tail])
         return Interval(float(low), float(high))
-
-
-def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
-    """Return the interval of a chance-corrected coefficient where all of n items agree.
-
-    No resample of such items can disagree, so the bootstrap would claim certainty. The lower end
-    is the coefficient at the largest share of disagreements that Wilson's interval leaves
-    plausible; undefined where chance disagrees on none. ``by_chance`` is the share of items on
-    which chance would disagree.
-    """
-    if by_chance <= 0:
-        return UNDEFINED
-    return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
+from scipy.stats import chi2_contingency, ks_2samp, linregress
+from scipy.stats.contingency import expected_freq
 
 from workbench.errors import ArgumentError, NoLabelsError
-from workbench.formatting import counted, html_table, html_text, plain
+from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdict_folder import Scored
 from workbench.metrics.agreement import agreement
-from workbench.metrics.coefficients import Coded
-from workbench.metrics.intervals import Array, check_confidence, figure
+from workbench.metrics.figures import Coded
+from workbench.metrics.intervals import Result, adjusted, check_confidence, figure
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
@@ -27,33 +29,28 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
 
-SHIFT = 0.1
-"""Verdicts that are shifted by less are no reason to act, however sure the shift is."""
+SHIFT = 0.1  # a smaller shift of verdicts is no reason to act, however sure it is
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Monitored:
+class Monitored(Result):
     """How a judge's verdicts, and its agreement with people, went over the weeks.
 
     Attributes
     ----------
-    name, fingerprint
-        Of the judge.
     table
         Index week (ISO, UTC); ``verdicts``, ``labelled`` (pairs of verdict and label),
         ``accuracy`` with its interval, ``difference`` to all other weeks and ``p_adjusted``, which
-        are those of the ``mean_distance`` on numeric scales,
-        ``shift`` and ``shift_p``: how far the verdicts are from those of all other weeks, in
-        [0, 1], and whether that is more than luck (chi-square, for numbers Kolmogorov-Smirnov).
-        The shift is the share of verdicts that would have to be others for the weeks to be alike;
-        for numbers the largest difference of cumulative shares.
+        are those of the ``mean_distance`` on numeric scales; ``shift``, the share of verdicts that
+        would have to be others for this week to be like all others (for numbers the largest
+        difference of cumulative shares), and ``shift_p``, whether that is more than luck
+        (chi-square, for numbers Kolmogorov-Smirnov; Holm).
     agreement
         All of that by week, as `workbench.agreement` gives it; None without labels.
     agreement_p, trend, verdict_p
         Whether agreement differs between weeks or has a trend (the smaller p-value, doubled), the
-        change of agreement a week by that trend, and whether the verdicts of any week differ
-        (Holm's adjustment counts in that many weeks were looked at). nan where `undefined` says
-        why.
+        change of agreement a week by that trend, and whether the verdicts of any week differ.
+        nan where `undefined` says why.
     action, advice
         ``"realign"``, ``"label"`` or ``"none"``, and why.
     """
@@ -67,13 +64,8 @@ class Monitored:
     verdict_p: float
     action: Literal["realign", "label", "none"]
     advice: str
-    undefined: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        agreed = None if self.agreement is None else self.agreement.to_dict()
-        return plain({**vars(self), "table": self.table.reset_index(), "agreement": agreed})
+    undefined: Mapping[str, str]
+    notes: tuple[str, ...]
 
     def __repr__(self) -> str:
         found = "no labels"
@@ -89,7 +81,7 @@ class Monitored:
 
     def _repr_html_(self) -> str:
         lines = [self.advice, *(f"{k}: {why}" for k, why in self.undefined.items()), *self.notes]
-        return html_table(self.table) + "".join(f"<div>{html_text(one)}</div>" for one in lines)
+        return html_table(self.table) + html_lines(lines)
 
 
 def monitor(
@@ -122,86 +114,82 @@ def monitor(
     check_confidence(confidence)
     given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored)
     folders = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
-    mark = fingerprint_of(judge)
-    marks = {one.fingerprint for one in folders}
+    mark, marks = fingerprint_of(judge), {one.fingerprint for one in folders}
     if len(marks) != 1 or (mark and mark not in marks):
         raise ArgumentError(
             f"scored: the verdicts are of judges with fingerprints {sorted(marks)}, and "
             f"{mark or 'one judge'} is asked for. Monitor each version of a judge by itself."
         )
-    verdicts = pd.concat([_dated(one) for one in folders], ignore_index=True)
+    verdicts = pd.concat(map(_dated, folders), ignore_index=True)
     # What is equal in several months is one trace.
     sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
-    name, undefined = folders[0].name, dict[str, str]()
+    undefined: dict[str, str] = {}
+    pairs: Pairs | None = None
+    by_week: Slices | None = None
     try:
         pairs = _paired(judge, labels, sample)
-        by_week = _by_week(pairs, sample, confidence)
+        by_week = agreement(pairs, by="week", confidence=confidence)
     except NoLabelsError as error:
-        pairs, by_week, undefined["agreement"] = None, None, str(error)
+        undefined["agreement"] = str(error)
     scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
-    table = _shifts(verdicts, scale)
-    found = _accuracies(table, by_week)
+    shifts = _shifts(verdicts, numeric=scale is not None and scale.kind == "numeric")
+    table = _with_agreement(shifts, by_week)
     trend, trend_p = math.nan, math.nan
     if pairs is not None:
-        trend, trend_p = _trend(pairs, sample, list(table.index))
-    tested = [p for p in (trend_p, *found["p_adjusted"]) if not math.isnan(p)]
+        trend, trend_p = _trend(pairs, list(table.index))
+    tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
     agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
-    verdict_p = float(found["shift_p"].min())
+    verdict_p = float(table["shift_p"].min())
     if not tested:
-        undefined.setdefault("agreement_p", "fewer than two weeks have labels to be compared")
+        undefined["agreement_p"] = "fewer than two weeks have labels to be compared"
     if math.isnan(verdict_p):
         undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
-    action, advice = _advised(found, agreement_p, trend, verdict_p, 1 - confidence)
+    action, advice = _advised(table, agreement_p, trend, verdict_p, 1 - confidence)
     return Monitored(
-        name, folders[0].fingerprint, found, by_week, agreement_p, trend, verdict_p,
+        folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
         action, advice, undefined, () if pairs is None else pairs.notes,
     )  # fmt: skip
 
 
-# -- what is compared -----------------------------------------------------------------------
-
-
 def _dated(scored: Scored) -> pd.DataFrame:
     """The verdicts of a folder with their week, and the trace of those in the sample."""
-    table, sample = scored.verdicts, scored.sample
-    weeks = {day: week_of(day.timestamp() * 1000) for day in set(table["time"].dt.floor("D"))}
-    traces = dict(zip(sample["row"], sample["trace_id"], strict=True))
-    return table.assign(
-        week=table["time"].dt.floor("D").map(weeks), trace_id=table["row"].map(traces)
-    )
+    table = scored.verdicts
+    days = table["time"].dt.floor("D")
+    weeks = {day: week_of(day.timestamp() * 1000) for day in set(days)}
+    traces = scored.sample.set_index("row")["trace_id"]
+    return table.assign(week=days.map(weeks), trace_id=table["row"].map(traces))
 
 
 def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame) -> Pairs:
-    """The labels joined with the verdicts on the sample."""
+    """The labels joined with the verdicts on the sample, with the ``week`` of each."""
     ids = set(sample["trace_id"])
     if not ids:
         raise NoLabelsError("No row was imported as a trace: workbench.score(..., sample=200).")
-    if labels is None:
-        return pair(judge, sorted(ids))
+    pairs = pair(judge, sorted(ids)) if labels is None else labels
     if isinstance(labels, pd.DataFrame):
-        labels = _joined(judge, labels, sample)
-    if not ids & set(labels.trace_ids):
+        pairs = _joined(judge, labels, sample)
+    if not ids & set(pairs.trace_ids):
         raise ArgumentError(
             "labels: none of them is on a trace of the sample. Label scored.trace_ids "
             "(LabelPanel(judge, scored, annotator=...))."
         )
-    pairs: Pairs = labels
-    return pairs if set(pairs.trace_ids) <= ids else pairs.subset(ids)
+    pairs = pairs if set(pairs.trace_ids) <= ids else pairs.subset(ids)
+    week = pairs.table["trace_id"].map(sample.set_index("trace_id")["week"])
+    return replace(pairs, table=pairs.table.assign(week=week))
 
 
 def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> Pairs:
     """One label a trace joined with the verdict on it."""
     require_columns(labels, "labels", ["trace_id", "value"])
-    given = labels.loc[~labels["value"].map(is_missing), ["trace_id", "value"]]
+    given = labels.loc[~labels["value"].map(is_missing).astype(bool), ["trace_id", "value"]]
     if given["trace_id"].duplicated().any():
         raise ArgumentError(
             "labels holds several labels of one trace. Give one, or log them "
             "(workbench.log_labels) and give workbench.pair(judge, scored), which finds their "
             "consensus."
         )
+    scale = known_scale(judge, []) or Scale.from_values([*given["value"], *sample["verdict"]])
     table = given.merge(sample[["trace_id", "verdict"]], on="trace_id")
-    seen = [*given["value"], *sample["verdict"]]
-    scale = known_scale(judge, []) or Scale.from_values(seen)
     for name, column in (("human", "value"), ("judge", "verdict")):
         table[name] = pd.Series(map(scale.normalise, table[column]), dtype=object)
     answered = table["human"].map(lambda value: value is not ABSTAIN).astype(bool)
@@ -212,66 +200,39 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
     return Pairs(name_of(judge), table[COLUMNS], nothing, scale)
 
 
-def _weeks(pairs: Pairs, sample: pd.DataFrame) -> list[Any]:
-    week = dict(zip(sample["trace_id"], sample["week"], strict=True))
-    return [week.get(trace_id) for trace_id in pairs.trace_ids]
-
-
-def _by_week(pairs: Pairs, sample: pd.DataFrame, confidence: float) -> Slices:
-    dated = replace(pairs, table=pairs.table.assign(week=_weeks(pairs, sample)))
-    return agreement(dated, by="week", confidence=confidence)
-
-
-def _accuracies(table: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
-    """The table of shifts with the agreement of each week before it."""
-    names = ["n", "accuracy", "accuracy_low", "accuracy_high"]
+def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
+    """The agreement of each week, and its shift of verdicts."""
+    figures = ["accuracy"]
     if by_week is not None and "mean_distance" in by_week.table:
-        names += ["mean_distance", "mean_distance_low", "mean_distance_high"]
+        figures.append("mean_distance")
+    names = [f"{name}{end}" for name in figures for end in ("", "_low", "_high")]
     names += ["difference", "p_adjusted"]
-    found = pd.DataFrame(columns=names, dtype=float) if by_week is None else by_week.table[names]
-    found = table.join(found.rename(columns={"n": "labelled"}))
-    found["labelled"] = found["labelled"].fillna(0).astype(int)
-    return found[["verdicts", "labelled", *names[1:], "shift", "shift_p", "note"]]
+    found = pd.DataFrame(columns=["n", *names], dtype=float) if by_week is None else by_week.table
+    table = shifts.join(found[["n", *names]])
+    table["labelled"] = table["n"].fillna(0).astype(int)
+    return table[["verdicts", "labelled", *names, "shift", "shift_p", "note"]]
 
 
-# -- drift ----------------------------------------------------------------------------------
-
-
-def _shifts(verdicts: pd.DataFrame, scale: Scale | None) -> pd.DataFrame:
+def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
     """How far the verdicts of each week are from those of all others, with Holm's p-values."""
-    from statsmodels.stats.multitest import multipletests
-
-    numeric = scale is not None and scale.kind == "numeric"
-    values = verdicts["verdict"]
+    values, week = verdicts["verdict"], verdicts["week"]
     distinct = values.unique()
     names = dict(zip(distinct, slice_names(distinct), strict=True))
     values = values.astype(float) if numeric else values.map(names)
-    weeks = sorted(set(verdicts["week"]))
-    counts = pd.crosstab(verdicts["week"], values) if not numeric else pd.DataFrame()
-    rows = []
-    for week in weeks:
-        here = verdicts["week"] == week
-        if here.all():
-            shift, p, note = math.nan, math.nan, "no other week to compare with"
-        elif numeric:
-            shift, p, note = _of_numbers(values[here].to_numpy(), values[~here].to_numpy())
-        else:
-            shift, p, note = _of_counts(counts.loc[week], counts.drop(week).sum())
-        rows.append((int(here.sum()), shift, p, note))
-    index = pd.Index(weeks, name="week")
-    table = pd.DataFrame(rows, columns=["verdicts", "shift", "shift_p", "note"], index=index)
-    tested = table["shift_p"].notna()
-    if tested.any():
-        adjusted = multipletests(table.loc[tested, "shift_p"], method="holm")[1]
-        table.loc[tested, "shift_p"] = adjusted
-    return table
-
-
-def _of_numbers(here: Array, rest: Array) -> tuple[float, float, str]:
-    from scipy.stats import ks_2samp
-
-    found = ks_2samp(here, rest)
-    return float(found.statistic), float(found.pvalue), ""
+    counts = pd.crosstab(week, values) if not numeric else pd.DataFrame()
+    rows = {}
+    for one in sorted(set(week)):
+        here = week == one
+        found: tuple[float, float, str] = (math.nan, math.nan, "no other week to compare with")
+        if numeric and not here.all():
+            test = ks_2samp(values[here], values[~here])
+            found = float(test.statistic), float(test.pvalue), ""
+        elif not here.all():
+            found = _of_counts(counts.loc[one], counts.drop(one).sum())
+        rows[one] = (int(here.sum()), *found)
+    columns = ["verdicts", "shift", "shift_p", "note"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
+    return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
 
 
 def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float, str]:
@@ -279,9 +240,6 @@ def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float
 
     Values that are too rare for it, with fewer than 5 expected on a side, are counted together.
     """
-    from scipy.stats import chi2_contingency
-    from scipy.stats.contingency import expected_freq
-
     counts = np.array([here.to_numpy(), rest.to_numpy()], dtype=float)
     shares = counts / counts.sum(axis=1, keepdims=True)
     shift = float(np.abs(shares[0] - shares[1]).sum() / 2)
@@ -298,23 +256,18 @@ def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float
     return shift, float(chi2_contingency(pooled).pvalue), ""
 
 
-def _trend(pairs: Pairs, sample: pd.DataFrame, weeks: list[str]) -> tuple[float, float]:
+def _trend(pairs: Pairs, weeks: list[str]) -> tuple[float, float]:
     """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
 
     nan where all pairs are of one week, or agreement does not vary.
     """
-    from scipy.stats import linregress
-
-    coded = Coded.of(pairs)
-    place = {week: number for number, week in enumerate(weeks)}
-    at = np.array([place.get(week, math.nan) for week in _weeks(pairs, sample)])
-    credit = 1.0 - coded.distances(coded.human, coded.judge)
-    if coded.scale.kind != "numeric":
-        credit = (coded.human == coded.judge).astype(float)
-    known = ~np.isnan(at)
-    if len(set(at[known])) < 2 or len(set(credit[known])) < 2:
+    coded, at = Coded.of(pairs), np.array([weeks.index(week) for week in pairs.table["week"]])
+    credit = (coded.human == coded.judge).astype(float)
+    if coded.scale.kind == "numeric":
+        credit = 1.0 - coded.distances(coded.human, coded.judge)
+    if len(set(at)) < 2 or len(set(credit)) < 2:
         return math.nan, math.nan
-    found = linregress(at[known], credit[known])
+    found = linregress(at, credit)
     return float(found.slope), float(found.pvalue)
 
 

@@ -1,33 +1,35 @@
-"""The share of positives behind a judge's verdicts, corrected for the judge's errors."""
+"""Shares among all items: by a judge's verdicts, corrected for its errors, or by sampled labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from workbench.errors import ArgumentError
-from workbench.formatting import html_table, html_text, plain
-from workbench.metrics.coefficients import Coded
+from workbench.formatting import counted, plain
+from workbench.metrics.figures import Coded, confusion_of
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Interval,
+    Result,
     check_confidence,
     figure,
+    figure_table,
+    normal_quantile,
     ratio,
     wilson,
 )
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN
+from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
-
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
 
 
 def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
@@ -35,8 +37,7 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
 
     ``(rate + tnr - 1) / (tpr + tnr - 1)``, cut to [0, 1]. nan where ``tpr + tnr <= 1``: the
     judge then does no better than chance and its rate says nothing. Source: Rogan and Gladen
-    (1978), "Estimating prevalence from the results of a screening test", American Journal of
-    Epidemiology 107, 71-76.
+    (1978), American Journal of Epidemiology 107, 71-76.
 
     >>> round(rogan_gladen(0.29, tpr=0.8, tnr=0.9), 4)
     0.2714
@@ -49,16 +50,14 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
 def lang_reiczigel(cells: Array, positive: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the interval of the Rogan-Gladen prevalence that includes the error of tpr and tnr.
 
-    The arguments are those of `prediction_powered`.
-    Within [0, 1]; undefined where the judge does no better than chance or one side has no
-    human label. Source: Lang and Reiczigel (2014), "Confidence limits for prevalence of disease
-    adjusted for estimated sensitivity and specificity", Preventive Veterinary Medicine 113,
-    13-22, equations 6, 7 and 17.
+    The arguments are those of `prediction_powered`. Within [0, 1]; undefined where the judge does
+    no better than chance or one side has no human label. Source: Lang and Reiczigel (2014),
+    Preventive Veterinary Medicine 113, 13-22, equations 6, 7 and 17.
     """
     negatives, positives = cells.sum(axis=1)
     if n == 0 or not positives or not negatives:
         return UNDEFINED
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = normal_quantile(confidence)
     rate, n_rate = (positive + z * z / 2) / (n + z * z), n + z * z
     tpr, n_tpr = (cells[1, 1] + 1) / (positives + 2), positives + 2
     tnr, n_tnr = (cells[0, 0] + 1) / (negatives + 2), negatives + 2
@@ -82,11 +81,10 @@ def prediction_powered(
     verdicts are positive. The estimate is ``h + t (v - j)``: the labels' share of positives h,
     corrected by how far the judge's share v on the others is from its share j on the labelled
     items. The tuning t in [0, 1] makes the variance smallest; it is 0 for a judge that tells
-    nothing. Cut to [0, 1]; nan without labels or other verdicts. Sources: Angelopoulos, Bates,
-    Fannjiang, Jordan and Zrnic (2023), "Prediction-powered inference", Science 382, 669-674;
-    Angelopoulos, Duchi and Zrnic (2023), "PPI++: Efficient prediction-powered inference", arXiv
-    2311.01453, section 6. Their interval is too narrow where the judge makes few errors, so its
-    variance is that of the cells with half an item added to each.
+    nothing. Cut to [0, 1]; nan without labels or other verdicts. Sources: Angelopoulos et al.
+    (2023), Science 382, 669-674; Angelopoulos, Duchi and Zrnic (2023), arXiv 2311.01453, section 6.
+    Their interval is too narrow where the judge makes few errors, so its variance is that of the
+    cells with half an item added to each.
     """
     labelled = int(cells.sum())
     if not labelled or not n:
@@ -102,12 +100,16 @@ def prediction_powered(
     weights = (cells + 0.5) / (labelled + 2)
     noise = (weights * residual**2).sum() - (weights * residual).sum() ** 2
     error = math.sqrt(tuning**2 * others * (1 - others) / n + noise / labelled)
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    half = normal_quantile(confidence) * error
     return _within(value), Interval(_within(value - half), _within(value + half))
 
 
+def _within(share: float) -> float:
+    return min(1.0, max(0.0, float(share)))
+
+
 @dataclass(frozen=True)
-class Prevalence:
+class Prevalence(Result):
     """Share of positive items behind a judge's verdicts, corrected for the judge's errors.
 
     Attributes
@@ -120,9 +122,8 @@ class Prevalence:
         The rate corrected by tpr and tnr (Rogan and Gladen), in [0, 1], with an interval that
         includes the uncertainty of these; nan where the judge does no better than chance.
     prediction_powered, prediction_powered_interval
-        The share by prediction-powered inference, which holds however bad the judge is, with an
-        interval that includes the error of the labelled sample. It takes the labelled items for
-        a random sample of all, while the former lets the two differ in prevalence.
+        The share by prediction-powered inference, which holds however bad the judge is. It takes
+        the labelled items for a random sample of all; the former lets the two differ in prevalence.
     true_positive_rate, true_negative_rate, labelled
         The judge's rates on the labelled pairs, and the number of these.
     reason
@@ -139,9 +140,9 @@ class Prevalence:
     true_positive_rate: float
     true_negative_rate: float
     labelled: int
-    prediction_powered: float = math.nan
-    prediction_powered_interval: Interval = UNDEFINED
-    reason: str = ""
+    prediction_powered: float
+    prediction_powered_interval: Interval
+    reason: str
 
     @property
     def table(self) -> pd.DataFrame:
@@ -151,11 +152,11 @@ class Prevalence:
             "Rogan-Gladen": (self.corrected, *self.interval),
             "prediction-powered": (self.prediction_powered, *self.prediction_powered_interval),
         }
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+        return figure_table(rows)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        return plain(vars(self))
+    @property
+    def notes(self) -> list[str]:
+        return [self.reason] if self.reason else []
 
     def __repr__(self) -> str:
         powered = figure(self.prediction_powered, self.prediction_powered_interval)
@@ -166,19 +167,15 @@ class Prevalence:
             f"prediction-powered inference{why}>"
         )
 
-    def _repr_html_(self) -> str:
-        return html_table(self.table) + f"<div>{html_text(self.reason)}</div>" * bool(self.reason)
-
 
 def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.95) -> Prevalence:
     """Estimate the share of positives among verdicts on unlabelled items.
 
     A judge that errs one way more than the other reports a wrong rate however many items it
-    judges. Its errors on the labelled ``pairs`` correct that in two ways, both at the price of a
-    wider interval: by its true positive and true negative rates (Rogan and Gladen 1978, interval
-    of Lang and Reiczigel 2014), which is refused where they add up to 1 or less, and by
-    prediction-powered inference (Angelopoulos et al. 2023). The pairs must be like the unlabelled
-    items, and must not be those that the judge was aligned on.
+    judges. Its errors on the labelled ``pairs`` correct that in two ways: by its true positive and
+    true negative rates, which is refused where they add up to 1 or less, and by prediction-powered
+    inference. The pairs must be like the unlabelled items, and must not be those that the judge
+    was aligned on.
 
     Parameters
     ----------
@@ -206,43 +203,142 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     read = [pairs.scale.normalise(v) for v in raw if not is_missing(v)]
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
-    coded = Coded.of(pairs)
-    cells = np.zeros((2, 2), dtype=int)
-    np.add.at(cells, (coded.human, coded.judge), 1)
-    negatives, positives = cells.sum(axis=1)
-    tpr, tnr = ratio(cells[1, 1], positives), ratio(cells[0, 0], negatives)
-    powered, powered_interval = prediction_powered(cells, positive, n, confidence)
-    return Prevalence(
-        n=n,
-        positive=positive,
-        skipped=len(raw) - n,
-        observed=ratio(positive, n),
-        observed_interval=wilson(positive, n, confidence),
-        corrected=rogan_gladen(ratio(positive, n), tpr, tnr),
-        interval=lang_reiczigel(cells, positive, n, confidence),
-        true_positive_rate=tpr,
-        true_negative_rate=tnr,
-        labelled=int(cells.sum()),
-        prediction_powered=powered,
-        prediction_powered_interval=powered_interval,
-        reason=_why_refused(n, tpr, tnr),
-    )
-
-
-def _why_refused(n: int, tpr: float, tnr: float) -> str:
-    """Why the judge's rates do not correct its verdicts; "" where they do."""
+    cells = confusion_of(Coded.of(pairs)).to_numpy()
+    tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
+    observed = ratio(positive, n)
+    reason = ""
     if not n:
-        return "There is no verdict to correct."
-    if math.isnan(tpr + tnr):
+        reason = "There is no verdict to correct."
+    elif math.isnan(tpr + tnr):
         side = "positive" if math.isnan(tpr) else "negative"
-        return f"No correction: no pair is labelled {side}, so that one of the rates is not known."
-    if tpr + tnr <= 1:
-        return (
+        reason = (
+            f"No correction: no pair is labelled {side}, so that one of the rates is not known."
+        )
+    elif tpr + tnr <= 1:
+        reason = (
             f"No correction: sensitivity {tpr:.3f} and specificity {tnr:.3f} add up to no more "
             "than 1, so that the verdicts tell no more than chance. Align the judge first."
         )
-    return ""
+    return Prevalence(
+        n, positive, len(raw) - n, observed, wilson(positive, n, confidence),
+        rogan_gladen(observed, tpr, tnr), lang_reiczigel(cells, positive, n, confidence),
+        tpr, tnr, len(pairs), *prediction_powered(cells, positive, n, confidence), reason,
+    )  # fmt: skip
 
 
-def _within(share: float) -> float:
-    return min(1.0, max(0.0, float(share)))
+@dataclass(frozen=True)
+class Estimate:
+    """A share among all items of a queue at its last random draw, estimated from its labels.
+
+    Attributes
+    ----------
+    value, interval
+        Unbiased where every drawn item has an answer, so that it may lie outside [0, 1] by a
+        little; nan without a random draw. Student's interval, cut to [0, 1]; nan for fewer than
+        two draws, and rather too short with few of them or a rare value.
+    n, random
+        Labels used, and the random draws made since the queue last grew, of which the estimate is
+        the mean.
+    """
+
+    value: float
+    interval: Interval
+    n: int
+    random: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that JSON takes; what is undefined is None."""
+        return plain(vars(self))
+
+    def __repr__(self) -> str:
+        return (
+            f"<Estimate {figure(self.value, self.interval)} from {counted(self.n, 'label')}, "
+            f"{self.random} of them drawn at random>"
+        )
+
+
+def sampled_prevalence(labels: pd.DataFrame, value: Any, *, confidence: float = 0.95) -> Estimate:
+    """Estimate the share of items labelled ``value`` in the whole queue.
+
+    The queue is what the last random draw was from. Each draw since it last grew estimates its
+    total: what was labelled before, plus the draw's own outcome divided by its probability. Their
+    mean is unbiased (Raj 1956, JASA 51, 269-284). Where the queue only got smaller, since others
+    took items of it, that holds if what left is like what stayed.
+
+    Parameters
+    ----------
+    labels
+        One annotator's labels on one question, as ``session.labels`` gives them: one row a trace
+        with ``trace_id``, ``draw``, ``pool``, ``probability`` and ``value``; abstentions have no
+        value. Rows without a draw, which were labelled elsewhere, count as known from when they
+        were (``at``), or from the beginning.
+    confidence
+        Of the interval, in (0, 1).
+
+    Raises
+    ------
+    ArgumentError
+        For several labels on one trace (several questions or annotators), or missing columns.
+    """
+    require_columns(labels, "labels", ["trace_id", "value"])
+    known = labels[labels["value"].notna()]
+    is_so = {i: v == value for i, v in zip(known["trace_id"], known["value"], strict=True)}
+    return _sampled_share(labels, is_so, confidence)
+
+
+def sampled_accuracy(pairs: Pairs, labels: pd.DataFrame, *, confidence: float = 0.95) -> Estimate:
+    """Estimate how often judge and people agree in the whole queue (see `sampled_prevalence`).
+
+    ``labels`` says how the traces of ``pairs`` were chosen. Traces that make no pair have no
+    answer.
+    """
+    agree = pairs.table["human"] == pairs.table["judge"]
+    return _sampled_share(labels, dict(zip(pairs.trace_ids, agree, strict=True)), confidence)
+
+
+def _sampled_share(labels: pd.DataFrame, is_so: Mapping[str, bool], confidence: float) -> Estimate:
+    """The share of items that are so; those that ``is_so`` lacks count neither way."""
+    check_confidence(confidence)
+    require_columns(labels, "labels", ["trace_id", "draw", "pool", "probability"])
+    if labels["trace_id"].duplicated().any():
+        raise ArgumentError(
+            "labels holds several rows of one trace. Give those of one annotator and one "
+            "question: labels[labels['question'] == name]."
+        )
+    table = _in_order_of_draws(labels)
+    outcome = table["trace_id"].map(dict(is_so)).astype("float64")
+    n, totals = int(outcome.notna().sum()), _totals(table, outcome)
+    random, answered = len(totals), totals["answered"].mean()
+    if not random or not answered:
+        return Estimate(math.nan, UNDEFINED, n, random)
+    value = float(totals["so"].mean() / answered)
+    if random < 2:
+        return Estimate(value, UNDEFINED, n, random)
+    # The ratio's deviations; where all are answered they are those of the totals themselves.
+    error = ((totals["so"] - value * totals["answered"]) / answered).to_numpy()
+    spread = math.sqrt(float(error @ error) / (random * (random - 1)))
+    half = float(t.ppf((1 + confidence) / 2, random - 1)) * spread
+    return Estimate(value, Interval(max(0.0, value - half), min(1.0, value + half)), n, random)
+
+
+def _in_order_of_draws(labels: pd.DataFrame) -> pd.DataFrame:
+    """Labels in the order of their draws; one from elsewhere after the last draw before it."""
+    numbers = labels["draw"].astype("float64")
+    if "at" in labels.columns and numbers.notna().any():
+        by_time = pd.DataFrame({"at": labels["at"], "draw": numbers}).sort_values("at")
+        numbers = numbers.fillna(by_time["draw"].cummax().ffill() + 0.5)
+    return labels.assign(number=numbers.fillna(0.0)).sort_values("number", kind="stable")
+
+
+def _totals(table: pd.DataFrame, outcome: pd.Series[float]) -> pd.DataFrame:
+    """Each random draw's estimate of what is so and what has an answer, as shares of the pool.
+
+    Items that joined had no chance in the draws before, so only those since then count.
+    """
+    probability, pool = table["probability"].astype("float64"), table["pool"].astype("float64")
+    drawn = probability.notna() & table["draw"].notna()
+    each = pd.DataFrame({"so": outcome.fillna(0.0), "answered": outcome.notna().astype("float64")})
+    before = each.cumsum() - each
+    totals = (before + each.div(probability, axis=0)).div(pool, axis=0)[drawn]
+    batch = (pool[drawn].diff() > 0).cumsum()
+    return totals[batch == batch.max()]

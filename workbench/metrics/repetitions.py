@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
@@ -39,9 +38,9 @@ def over_seeds(
     -------
     pandas.DataFrame
         A row for each combination of ``by``, in its order: ``n`` (runs with a value), ``missing``,
-        ``mean``, ``min``, ``max``, and ``low`` and ``high``, Student's interval of the mean, nan
-        for fewer than two values and where all are equal. It says how far the mean would move with
-        other seeds, and not how far with other items: all seeds draw from the same labels.
+        ``mean``, ``min``, ``max``, and ``low`` and ``high``, Student's interval of the mean (nan
+        for fewer than two different values): how far it would move with other seeds, and not with
+        other items.
 
     Raises
     ------
@@ -54,9 +53,8 @@ def over_seeds(
     """
     check_confidence(confidence)
     # The parameters of a sweep stand first.
-    parameters = (
-        list(table.columns[: list(table.columns).index("status")]) if "status" in table else []
-    )
+    columns = list(table.columns)
+    parameters = columns[: columns.index("status")] if "status" in columns else []
     by = [name for name in parameters if name != over] if by is None else by
     by = [by] if isinstance(by, str) else list(by)
     require_columns(table, "table", [metric, *by])
@@ -69,11 +67,9 @@ def over_seeds(
     if not pd.api.types.is_numeric_dtype(table[metric]) and table[metric].notna().any():
         raise ArgumentError(f"metric={metric!r} holds no numbers: {table[metric].iloc[0]!r}.")
     rows = []
-    groups = table.groupby(by, dropna=False) if by else [((), table)]
-    for key, runs in groups:
-        values = runs[metric].dropna().to_numpy(dtype=float)
-        low, high = mean_interval(values, confidence)
-        figures = [f(values) if values.size else np.nan for f in (np.mean, np.min, np.max)]
-        counts = (len(values), len(runs) - len(values))
-        rows.append((*(key if isinstance(key, tuple) else (key,)), *counts, *figures, low, high))
+    for key, runs in table.groupby(by, dropna=False) if by else [((), table)]:
+        values = runs[metric].dropna().astype(float)
+        figures = (values.mean(), values.min(), values.max())
+        ends = mean_interval(values.to_numpy(), confidence)
+        rows.append((*key, len(values), len(runs) - len(values), *figures, *ends))
     return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "min", "max", "low", "high"])

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import beta, binom, nbinom
 
 from workbench.errors import ArgumentError
-from workbench.formatting import html_table, html_text, plain
-from workbench.metrics.intervals import check_confidence
+from workbench.metrics.intervals import Result, check_confidence, normal_quantile
 
-CLASS_WIDTH = 0.2
-"""Width of the interval of a class where none is given."""
+CLASS_WIDTH = 0.2  # of the interval of a class where none is given
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
@@ -27,7 +25,7 @@ def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95)
     >>> labels_for_width(0.1)
     381
     """
-    z2, spread = NormalDist().inv_cdf((1 + confidence) / 2) ** 2, share * (1 - share)
+    z2, spread = normal_quantile(confidence) ** 2, share * (1 - share)
     root = math.sqrt(4 * spread**2 + width**2 * (1 - 4 * spread))
     # The tolerance is for what rounding adds to a whole number.
     return max(1, math.ceil(z2 / width**2 * (2 * spread + root) - z2 - 1e-9))
@@ -39,11 +37,8 @@ def mcnemar_power(
     """Return the probability that McNemar's exact test on n items shows an improvement.
 
     ``improvement`` is the share of items fixed minus the share broken, ``differing`` their sum.
-    How many items differ is binomial, and so is how many of these are broken; the sum over both is
-    exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
+    Exact, where Connor (1987, Biometrics 43, 207-211) has the normal approximation.
     """
-    from scipy.stats import binom
-
     # Counts farther from their mean have no probability to speak of.
     mean, reach = n * differing, 10 + 10 * math.sqrt(n * differing * (1 - differing))
     changed = np.arange(max(0, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)
@@ -56,17 +51,13 @@ def mcnemar_power(
 def smallest_improvement(n: int) -> float:
     """Return the smallest share of fixed items that n items show, at best: nothing is broken.
 
-    With a power of 0.8, at the level of 5 %; nan where even n fixed items of n are not significant.
+    With a power of 0.8, at the level of 5 %, for which six items have to be fixed; nan below that.
     """
-    if mcnemar_power(n, 1.0, 1.0) < 0.8:
-        return math.nan
-    from scipy.optimize import brentq
-
-    return float(brentq(lambda gain: mcnemar_power(n, gain, gain) - 0.8, 1e-9, 1.0, xtol=1e-6))
+    return float(beta.ppf(0.8, 6, n - 5)) if n > 5 else math.nan
 
 
 @dataclass(frozen=True, repr=False)
-class LabelsNeeded:
+class LabelsNeeded(Result):
     """How many labelled items each aim takes.
 
     Attributes
@@ -82,15 +73,16 @@ class LabelsNeeded:
         """Labels that meet all aims."""
         return int(self.table["n"].max())
 
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self.n:,} labels needed"]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes."""
-        return plain({"n": self.n, "aims": self.table.reset_index()})
+        return {"n": self.n, "aims": super().to_dict()["table"]}
 
     def __repr__(self) -> str:
         return f"<LabelsNeeded {self.n:,} labels>\n{self.table.to_string()}"
-
-    def _repr_html_(self) -> str:
-        return f"<div>{html_text(f'{self.n:,}')} labels needed</div>{html_table(self.table)}"
 
 
 def labels_needed(
@@ -114,15 +106,14 @@ def labels_needed(
     improvement
         Gain in accuracy that McNemar's exact test shall show on the same items, in (0, 1].
     classes
-        Class -> its prevalence, in (0, 1]: as many labels as bring, with probability ``power``,
-        enough items of each class for an interval of ``width`` (0.2 where none is given) of the
-        judge's recall on it. Those of earlier labels: ``agreement(pairs).class_shares["human"]``.
+        Class -> its prevalence, in (0, 1], such as ``agreement(pairs).class_shares["human"]``:
+        as many labels as bring, with probability ``power``, enough items of each class for an
+        interval of ``width`` (0.2 where none is given) of the judge's recall on it.
     accuracy
         Of the judge as it is, expected, in (0, 1]. None is the worst case.
     differing
         Share of items on which only one of the two judges is right, in [improvement, 1]. None is
-        that of judges which err independently of each other, which is cautious: most new judges
-        err where the old one did.
+        that of judges which err independently of each other, which is cautious.
     power
         Probability with which the improvement is shown, in (0, 1).
     confidence
@@ -139,9 +130,8 @@ def labels_needed(
     [245, 215]
     """
     check_confidence(confidence)
-    if not 0 < power < 1:
-        raise ArgumentError(f"power={power!r} must lie between 0 and 1, for instance 0.8.")
-    classes = dict({} if classes is None else classes)
+    check_confidence(power, "power")
+    classes = dict(classes or {})
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():
         if value is not None and not 0 < value <= 1:
@@ -152,15 +142,15 @@ def labels_needed(
         n = labels_for_width(width, share, confidence)
         rows[f"accuracy to a width of {width:g}"] = (n, f"accuracy {share:g}")
     if improvement is not None:
-        before, after, apart = _two_judges(improvement, accuracy, differing)
-        n = _for_improvement(improvement, apart, power, confidence)
-        said = f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"
-        rows[f"improvement of {improvement:g}"] = (n, said)
+        rows[f"improvement of {improvement:g}"] = _for_improvement(
+            improvement, accuracy, differing, power, confidence
+        )
     wide = CLASS_WIDTH if width is None else width
     of_class = labels_for_width(wide, share, confidence)
     for name, prevalence in classes.items():
+        # How many other items come before so many of the class is negative binomial.
+        n = of_class + int(nbinom.ppf(power, of_class, prevalence))
         said = f"{prevalence:.1%} are {name!r}; {of_class} of them, recall {share:g}"
-        n = _until(of_class, prevalence, power)
         rows[f"recall on {name!r} to a width of {wide:g}"] = (n, said)
     if not rows:
         raise ArgumentError(
@@ -171,38 +161,29 @@ def labels_needed(
     return LabelsNeeded(table.rename_axis("aim"))
 
 
-def _two_judges(
-    improvement: float, accuracy: float | None, differing: float | None
-) -> tuple[float, float, float]:
-    """Accuracy before and after, and the share of items on which one of the judges is right."""
-    before = (1 - improvement) / 2 if accuracy is None else accuracy  # where most items differ
-    after = before + improvement
+def _for_improvement(
+    gain: float, accuracy: float | None, differing: float | None, power: float, confidence: float
+) -> tuple[int, str]:
+    """The fewest items with enough power, and what that rests on."""
+    before = (1 - gain) / 2 if accuracy is None else accuracy  # where most items differ
+    after = before + gain
     most = min(2 - before - after, before + after)
-    if differing is None:
-        differing = max(improvement, before * (1 - after) + (1 - before) * after)
-    if after > 1 + 1e-9 or not improvement - 1e-9 <= differing <= most + 1e-9:
+    independent = before * (1 - after) + (1 - before) * after
+    apart = max(gain, independent) if differing is None else differing
+    if after > 1 + 1e-9 or not gain - 1e-9 <= apart <= most + 1e-9:
         raise ArgumentError(
-            f"improvement={improvement:g} on accuracy={before:g} with differing={differing:g} "
+            f"improvement={gain:g} on accuracy={before:g} with differing={apart:g} "
             f"cannot be: at most {1 - before:g} can be gained, and differing must lie between the "
             "improvement and the sum of what either judge can have right or wrong alone."
         )
-    return before, after, differing
 
+    def is_enough(n: int) -> bool:
+        return mcnemar_power(n, gain, apart, confidence=confidence) >= power
 
-def _for_improvement(improvement: float, differing: float, power: float, confidence: float) -> int:
-    """The fewest items with enough power."""
     low, high = 1, 2
-    while mcnemar_power(high, improvement, differing, confidence=confidence) < power:
+    while not is_enough(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        enough = mcnemar_power(middle, improvement, differing, confidence=confidence) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
-def _until(count: int, prevalence: float, probability: float) -> int:
-    """The fewest draws that hold so many of a class with this probability."""
-    from scipy.stats import nbinom
-
-    return count + int(nbinom.ppf(probability, count, prevalence))
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high, f"accuracy {before:.3g} to {after:.3g}, {apart:.1%} of items differ"

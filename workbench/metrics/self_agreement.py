@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -17,17 +16,18 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.compat import options
 from workbench.errors import ArgumentError, PairingError, ScaleError
-from workbench.formatting import counted, html_lines, html_table, plain, with_content
+from workbench.formatting import counted, html_table, with_content
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
 from workbench.judging.requests import judge_examples
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.intervals import (
-    UNDEFINED,
     Bootstrap,
     Interval,
+    Result,
     check_confidence,
     figure,
+    figure_table,
     wilson,
 )
 from workbench.models.budget import Budget
@@ -40,7 +40,7 @@ from workbench.store.traces import examples
 
 
 @dataclass(frozen=True, repr=False)
-class SelfAgreement:
+class SelfAgreement(Result):
     """How well a judge agrees with itself, and what that leaves of its agreement with people.
 
     Attributes
@@ -49,22 +49,21 @@ class SelfAgreement:
         Answers to each item.
     table
         Index figure; ``value`` in [0, 1] (alpha: at most 1), ``low``, ``high``, ``n`` items.
-        *all answers agree*: share of items on which all are equal (Wilson interval). *two answers
-        agree*: the probability of that. *alpha*: Krippendorff's, corrected for chance.
-        *ceiling of one answer*: mean share of the most frequent answer, which is the accuracy of
-        one answer if the majority were always right; somewhat too high with few samples.
-        *accuracy of one answer* and *of the majority*: against people's labels; the verdict that
-        is logged is one answer. *changed by reversed options*: share of first answers that are
-        another one when the judge's options are listed in reverse; the same question asked again
-        changes 1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say why.
+        *all answers agree*: share of items on which all are equal. *two answers agree*: the
+        probability of that. *alpha*: Krippendorff's, corrected for chance. *ceiling of one
+        answer*: mean share of the most frequent answer, the accuracy of one answer if the majority
+        were always right; somewhat too high with few samples. *accuracy of one answer* and *of the
+        majority*: against people's labels. *changed by reversed options*: share of first answers
+        that are another one when the judge's options are listed in reverse; asking again changes
+        1 - *two answers agree* of them by itself. nan where undefined; ``notes`` say why.
     flips
         Items on which the answers differ, the most contested first: ``trace_id``, ``answers``
         (value -> count), ``majority``, ``share`` of it, and ``human``, None without a label.
     failures
         Items that are left out, since a call for them failed.
-    notes
-        Why figures are undefined, and what is left out.
     """
+
+    hidden = ("previews",)
 
     name: str
     samples: int
@@ -72,13 +71,12 @@ class SelfAgreement:
     flips: pd.DataFrame
     failures: int
     notes: tuple[str, ...]
-    previews: Any = None
+    previews: Any
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
-        names = ("name", "samples", "failures", "notes", "flips")
-        data: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return plain({**data, "figures": self.table.reset_index()})
+        data = super().to_dict()
+        return {"figures": data.pop("table"), **data}
 
     def __repr__(self) -> str:
         value, low, high, n = map(float, self.table.to_numpy()[0])
@@ -89,9 +87,8 @@ class SelfAgreement:
         )
 
     def _repr_html_(self) -> str:
-        flips = with_content(self.flips.head(10), self.previews or {})
-        notes = html_lines(self.notes)
-        return html_table(self.table) + notes + html_table(flips, index=False) * bool(len(flips))
+        flips = with_content(self.flips.head(10), self.previews)
+        return super()._repr_html_() + html_table(flips, index=False) * bool(len(flips))
 
 
 def self_agreement(
@@ -157,10 +154,13 @@ def self_agreement(
     known = {i: _read(value, scale) for i, value in (turned or {}).items() if i in answers}
     changed = [float(value != answers[i][0]) for i, value in known.items()]
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
+    # Repetitions in inputs and outputs are no more evidence.
+    seen = {i: assessed.previews.get(i, ()) for i in answers}
+    distinct = len({texts if any(texts) else i for i, texts in seen.items()})
     return SelfAgreement(
         name=assessed.name,
         samples=samples,
-        table=_table(answers, people, changed, scale, _distinct(answers, assessed), **rest),
+        table=_table(answers, people, changed, scale, distinct / max(len(answers), 1), **rest),
         flips=_flips(answers, people),
         failures=failed,
         notes=tuple(notes),
@@ -229,32 +229,23 @@ def _table(
     """The figures of `SelfAgreement.table`; ``share`` of the items are no repetitions."""
     counts = [Counter(given).values() for given in answers.values()]
     k = len(next(iter(answers.values()), ()))
-    two = [sum(c * (c - 1) for c in each) / (k * (k - 1)) for each in counts]
-    labelled = {i: _right(given, people[i]) for i, given in answers.items() if i in people}
-    ratings = {i: one for i, one in labelled.items() if one is not None}
-    one, most = ([each[j] for each in ratings.values()] for j in (0, 1))
-    votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
-    among = annotator_agreement(votes, scale=scale, **how) if len(votes) else None
-    alpha = (among.alpha, *among.alpha_interval) if among else (math.nan, *UNDEFINED)
-    mean = partial(_mean, share, how)
+    labelled = [_right(given, people[i]) for i, given in answers.items() if i in people]
+    ratings = [one for one in labelled if one is not None]
     rows = {
-        "all answers agree": mean([float(len(each) == 1) for each in counts]),
-        "two answers agree": mean(two),
-        "alpha": (*alpha, len(votes)),
-        "ceiling of one answer": mean([max(each) / k for each in counts]),
-        "accuracy of one answer": mean(one),
-        "accuracy of the majority": mean(most),
-        "changed by reversed options": mean(changed),
+        "all answers agree": [float(len(each) == 1) for each in counts],
+        "two answers agree": [sum(c * (c - 1) for c in each) / (k * (k - 1)) for each in counts],
+        "alpha": [],
+        "ceiling of one answer": [max(each) / k for each in counts],
+        "accuracy of one answer": [one for one, _ in ratings],
+        "accuracy of the majority": [most for _, most in ratings],
+        "changed by reversed options": changed,
     }
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "n"])
-    return table.rename_axis("figure").astype({"n": int})
-
-
-def _distinct(answers: Mapping[str, Any], assessed: Assessed) -> float:
-    """Share of items that differ in inputs or outputs: repetitions are no more evidence."""
-    seen = [assessed.previews.get(i, ("", "")) for i in answers]
-    known = [texts for texts in seen if any(texts)]
-    return (len(set(known)) + len(seen) - len(known)) / len(seen) if seen else 1.0
+    found = {name: _mean(values, share, **how) for name, values in rows.items()}
+    if answers:
+        votes = pd.DataFrame.from_dict(dict(answers), orient="index", dtype=object)
+        among = annotator_agreement(votes, scale=scale, **how)
+        found["alpha"] = (among.alpha, *among.alpha_interval, len(votes))
+    return figure_table(found, "n").rename_axis("figure").astype({"n": int})
 
 
 def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
@@ -267,14 +258,14 @@ def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
 
 
 def _mean(
-    share: float, how: Mapping[str, Any], values: Sequence[float]
+    values: Sequence[float], share: float, *, confidence: float, **how: Any
 ) -> tuple[float, float, float, int]:
     """A mean of shares with its interval: Wilson's for yes and no, else a bootstrap's."""
     n, total = len(values), math.fsum(values)
     levels, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    interval = wilson(total * share, n * share, how["confidence"])
+    interval = wilson(total * share, n * share, confidence)
     if not set(levels) <= {0.0, 1.0}:
-        sample = Bootstrap(counts * share, **how)
+        sample = Bootstrap(counts * share, confidence=confidence, **how)
         drawn = sample.interval(lambda items: items @ levels / sample.n, spread=True)
         interval = interval if math.isnan(drawn.low) else drawn
     return (total / n if n else math.nan, *interval, n)

@@ -8,50 +8,40 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import fisher_exact, ttest_ind_from_stats
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, html_table, plain
-from workbench.metrics.coefficients import Coded, Sample
-from workbench.metrics.intervals import Array, Interval, effective_size, figure, proportion
+from workbench.formatting import counted
+from workbench.metrics.figures import Coded, Sample
+from workbench.metrics.intervals import (
+    Array,
+    Interval,
+    Result,
+    adjusted,
+    effective_size,
+    figure,
+    proportion,
+    with_ends,
+)
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN
+from workbench.store.traces import Example, examples, fetch_traces
 from workbench.vocabulary import fold, is_missing
-
-if TYPE_CHECKING:
-    from workbench.pairing.pairs import Pairs
-    from workbench.store.traces import Example
 
 By = str | Mapping[str, Hashable]
 
-SMALLEST = 10
-"""Slices with fewer pairs than this are pooled."""
-
-FEW = 30
-"""Slices with fewer pairs than this are marked."""
-
-BANDS = 4
-"""Bands of length, with about as many items in each."""
-
-LONGEST = 80
-"""A field with longer texts than this is no division of the items that anybody made."""
-
-OTHER = "other"
-"""The slice of what is in slices too small."""
-
-NOTHING = "(none)"
-"""The slice of the items that have no value."""
-
-COLUMNS = [
-    "n", "accuracy", "accuracy_low", "accuracy_high", "kappa", "kappa_low", "kappa_high",
-    "difference", "p_value", "note",
-]  # fmt: skip
+SMALLEST = 10  # slices with fewer pairs are pooled
+FEW = 30  # slices with fewer pairs are marked
+LONGEST = 80  # a field with longer texts is no division of the items that anybody made
+OTHER = "other"  # the slice of what is in slices too small
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Slices:
+class Slices(Result):
     """How well a judge agrees with people on each part of the items.
 
     Attributes
@@ -61,10 +51,9 @@ class Slices:
     table
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
         (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
-        ``p_value`` of that difference, ``p_adjusted`` (Holm, since many slices are looked at) and
-        ``note``. Slices of fewer than 10 pairs are pooled in one row, ``other (k slices)``. On a
-        numeric scale, where hardly a verdict equals its label, ``mean_distance`` is there as well,
-        and the difference and its test are in that.
+        ``p_value`` of that, ``p_adjusted`` (Holm) and ``note``. Slices of fewer than 10 pairs are
+        pooled in one row, ``other (k slices)``. On a numeric scale ``mean_distance`` is there as
+        well, and the difference and its test are in that.
     accuracy, accuracy_interval, kappa, kappa_interval
         Over all pairs.
     """
@@ -84,10 +73,6 @@ class Slices:
         """Rows of `table` that differ from the rest, with all slices looked at counted in."""
         return self.table[self.table["p_adjusted"] < 1 - self.confidence]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that JSON takes; what is undefined is None."""
-        return plain({**vars(self), "table": self.table.reset_index()})
-
     def __repr__(self) -> str:
         return (
             f"<Slices of {self.name!r} by {self.by}: {counted(len(self.table), 'slice')}, "
@@ -95,13 +80,8 @@ class Slices:
             f"{len(self.differing)} differing from the rest>"
         )
 
-    def _repr_html_(self) -> str:
-        return html_table(self.table)
 
-
-def sliced(
-    pairs: Pairs, by: By, *, groups: Array | None, confidence: float, seed: int, resamples: int
-) -> Slices:
+def sliced(pairs: Pairs, by: By, groups: Array | None, **options: Any) -> Slices:
     """Return the agreement by slice; see `workbench.agreement` for the arguments."""
     rows = by_annotator(pairs) if by == "annotator" else pairs
     if by == "annotator" and not len(rows):
@@ -113,43 +93,30 @@ def sliced(
     if groups is not None:
         number = dict(zip(pairs.trace_ids, groups.tolist(), strict=True))
         coded = replace(coded, groups=np.array([number[i] for i in rows.trace_ids], dtype=int))
-    names = pooled(_names(rows, by))
-    options: dict[str, Any] = {"confidence": confidence, "seed": seed, "resamples": resamples}
-    gaps = coded.distances(coded.human, coded.judge) if coded.scale.kind == "numeric" else None
+    names = pooled(pd.Series(slice_names(_values(rows, by)), dtype=object))
     found = {
-        name: _row(coded, (names == name).to_numpy(), gaps, options)
+        name: _row(coded, (names == name).to_numpy(), options)
         for name in _in_order(names, natural=by in ("length", "week"))
     }
-    table = pd.DataFrame.from_dict(found, orient="index", columns=None if found else COLUMNS)
-    table = table.rename_axis("slice")
+    empty = None if found else list(_row(coded, np.zeros(0, dtype=bool), options))
+    table = pd.DataFrame.from_dict(found, orient="index", columns=empty).rename_axis("slice")
     if by == "annotator" and (left_out := pairs.contested):
         lacking = f"without {counted(left_out, 'item')} on which annotators differ"
         table["note"] = [f"{note}; {lacking}" if note else lacking for note in table["note"]]
+    table.insert(len(table.columns) - 1, "p_adjusted", adjusted(table["p_value"], "holm"))
     whole = _figures(Coded.of(pairs), options)
+    by = by if isinstance(by, str) else "group"
+    confidence = options["confidence"]
     return Slices(
-        name=pairs.name,
-        by=by if isinstance(by, str) else "group",
-        n=len(pairs),
-        table=_adjusted(table),
-        accuracy=whole["accuracy"][0],
-        accuracy_interval=whole["accuracy"][1],
-        kappa=whole["kappa"][0],
-        kappa_interval=whole["kappa"][1],
-        confidence=confidence,
+        pairs.name, by, len(pairs), table, *whole["accuracy"], *whole["kappa"], confidence
     )
-
-
-# -- which slice a pair belongs to ----------------------------------------------------------
 
 
 def by_annotator(pairs: Pairs) -> Pairs:
     """Return the verdicts with each annotator's own label: one row an item and ``annotator``."""
-    table = pairs.table
     rows = [
         (trace_id, vote, verdict, who)
-        for trace_id, verdict, votes in zip(
-            table["trace_id"], table["judge"], table["votes"], strict=True
-        )
+        for trace_id, verdict, votes in pairs.table[["trace_id", "judge", "votes"]].to_numpy()
         for who, vote in votes.items()
         if vote is not ABSTAIN
     ]
@@ -157,24 +124,15 @@ def by_annotator(pairs: Pairs) -> Pairs:
     return replace(pairs, table=made)
 
 
-def _names(pairs: Pairs, by: By) -> pd.Series[Any]:
-    """The name of each row's slice."""
-    ids = pairs.trace_ids
-    if isinstance(by, Mapping):
-        found: Mapping[str, Any] = {i: by[i] for i in ids if i in by}
-    elif by in pairs.table.columns:
-        return _written(pairs.table[by])
-    else:
-        found = _of_traces(ids, by)
-    return _written([found.get(i) for i in ids])
+def _values(pairs: Pairs, by: By) -> list[Any]:
+    """The value of each pair that tells its slice."""
+    if isinstance(by, str) and by in pairs.table.columns:
+        return list(pairs.table[by])
+    found = _of_traces(pairs.trace_ids, by) if isinstance(by, str) else by
+    return [found.get(i) for i in pairs.trace_ids]
 
 
-def _written(values: Iterable[Any]) -> pd.Series[Any]:
-    """Values as text; those that are written alike share the first writing."""
-    return pd.Series(slice_names(values), dtype=object)
-
-
-def slice_names(values: Iterable[Any], *, nothing: str = NOTHING) -> list[str]:
+def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
     texts = [nothing if is_missing(value) else _as_text(value) for value in values]
@@ -183,8 +141,6 @@ def slice_names(values: Iterable[Any], *, nothing: str = NOTHING) -> list[str]:
 
 def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
     """What the traces have under a name."""
-    from workbench.store.traces import examples, fetch_traces
-
     infos = [trace.info for trace in fetch_traces(ids, spans=False)]
     if tagged := {info.trace_id: info.tags[by] for info in infos if by in info.tags}:
         return tagged
@@ -203,8 +159,8 @@ def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
 def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     """Return what items can be divided by: name -> trace id -> value.
 
-    These are the keys of the inputs, the band of ``"length"`` of the outputs, the ``"week"`` of
-    the requests, and tags, of which the last counts where names are equal.
+    These are the keys of the inputs, ``"length"``, ``"week"``, and tags, of which the last counts
+    where names are equal.
     """
     inputs: dict[str, dict[str, Any]] = defaultdict(dict)
     tags: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -239,17 +195,16 @@ def _as_text(value: Any) -> str:
 
 def week_of(ms: float) -> str:
     """Return the ISO week of a time in milliseconds since 1970, UTC: ``"2025, week 07"``."""
-    year, week, _ = datetime.fromtimestamp(ms / 1000, timezone.utc).isocalendar()
-    return f"{year}, week {week:02}"
+    return datetime.fromtimestamp(ms / 1000, timezone.utc).strftime("%G, week %V")
 
 
 def _bands(lengths: dict[str, int]) -> dict[str, str]:
     """The band of each length: quarters of the items, named by the lengths that they hold."""
     series = pd.Series(lengths, dtype=float)
-    band = pd.qcut(series, BANDS, labels=False, duplicates="drop").fillna(0)
+    band = pd.qcut(series, 4, labels=False, duplicates="drop").fillna(0)
     ends = series.groupby(band).agg(["min", "max"])
     names = {k: f"{low:,.0f} to {high:,.0f} characters" for k, low, high in ends.itertuples()}
-    return {str(trace_id): names[k] for trace_id, k in band.items()}
+    return dict(band.map(names))
 
 
 def pooled(names: pd.Series[Any]) -> pd.Series[Any]:
@@ -276,37 +231,32 @@ def _in_order(names: pd.Series[Any], *, natural: bool) -> list[str]:
     return sorted(sizes.index, key=place)
 
 
-# -- figures --------------------------------------------------------------------------------
-
-
 def _figures(coded: Coded, options: dict[str, Any]) -> dict[str, tuple[float, Interval]]:
-    sample = Sample.of(coded, **options)
+    sample = Sample(coded, **options)
     right = proportion(coded.human == coded.judge, coded.groups, options["confidence"])
     statistics = sample.statistics("quadratic" if coded.scale.ordered else None)
-    kept = {name: statistics[name] for name in ("kappa", "mean distance")}
-    return {"accuracy": right} | {k: sample.figure(k, one) for k, one in kept.items()}
+    kept = ["kappa", *["mean distance"] * (coded.scale.kind == "numeric")]
+    return {"accuracy": right} | {k: sample.figure(k, statistics[k]) for k in kept}
 
 
-def _row(coded: Coded, here: Array, gaps: Array | None, options: dict[str, Any]) -> dict[str, Any]:
-    n, found = int(here.sum()), _figures(coded.where(here), options)
-    row: dict[str, Any] = {"n": n}
-    for name in ("accuracy", "kappa", *(["mean distance"] if gaps is not None else [])):
-        value, interval = found[name]
-        column = name.replace(" ", "_")
-        row |= {column: value, f"{column}_low": interval.low, f"{column}_high": interval.high}
+def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
+    n, row = int(here.sum()), dict[str, Any]()
+    for name, (value, interval) in _figures(coded.where(here), options).items():
+        row |= with_ends(name.replace(" ", "_"), value, interval)
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined: one value throughout"] * math.isnan(row["kappa"])
-    right = (coded.human == coded.judge).astype(float)
+    numeric = coded.scale.kind == "numeric"
+    values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
     sides = [
-        (values[part], effective_size(values[part], coded.groups[part]))
-        for values, part in [(right if gaps is None else gaps, part) for part in (here, ~here)]
+        (values[part].astype(float), effective_size(values[part].astype(float), coded.groups[part]))
+        for part in (here, ~here)
         if part.any()
     ]
     difference = p_value = math.nan
     if len(sides) == 2:
         difference = float(sides[0][0].mean() - sides[1][0].mean())
-        p_value = _p_of_shares(sides) if gaps is None else _p_of_means(sides)
-    return row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
+        p_value = _p_of_means(sides) if numeric else _p_of_shares(sides)
+    return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 
 
 Sides = list[tuple[Array, float]]
@@ -314,28 +264,13 @@ Sides = list[tuple[Array, float]]
 
 
 def _p_of_shares(sides: Sides) -> float:
-    from scipy.stats import fisher_exact
-
     right = [(round(values.mean() * size), round(size)) for values, size in sides]
     return float(fisher_exact([[hits, size - hits] for hits, size in right]).pvalue)
 
 
 def _p_of_means(sides: Sides) -> float:
     """Welch's t-test; nan where one side has a single value or neither varies."""
-    from scipy.stats import ttest_ind_from_stats
-
     if any(size < 2 for _, size in sides) or not any(np.ptp(values) for values, _ in sides):
         return math.nan
     one, two = ((values.mean(), values.std(ddof=1), size) for values, size in sides)
     return float(ttest_ind_from_stats(*one, *two, equal_var=False).pvalue)
-
-
-def _adjusted(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with p-values that hold for all slices together (Holm 1979)."""
-    tested = table["p_value"].notna()
-    adjusted = pd.Series(math.nan, index=table.index)
-    if tested.any():
-        from statsmodels.stats.multitest import multipletests
-
-        adjusted[tested] = multipletests(table.loc[tested, "p_value"], method="holm")[1]
-    return table.assign(p_adjusted=adjusted, note=table.pop("note"))

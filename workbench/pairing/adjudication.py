@@ -46,7 +46,6 @@ from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import schema_scale
 from workbench.store.tables import check_text, read_rating
 from workbench.store.traces import fetch_traces, previews
-from workbench.vocabulary import is_missing
 
 VOTES_KEY: Final = "workbench.decided_on"
 """Metadata key of a decision: the labels that were there, JSON of annotator -> value."""
@@ -70,10 +69,10 @@ class Disagreements(pd.DataFrame):
         return Disagreements
 
     def _shown(self) -> pd.DataFrame:
-        names = [_title(column) for column in self.columns]
-        shown = pd.DataFrame(self).set_axis(names, axis=1)
-        filled = shown.columns[shown.notna().any()]
-        shown = shown[filled].astype(object).map(lambda cell: "" if is_missing(cell) else cell)
+        shown = pd.DataFrame(self).dropna(axis=1, how="all").astype(object).fillna("")
+        levels = [name if isinstance(name, tuple) else (name,) for name in shown.columns]
+        names = [" ".join(str(one) for one in name if one not in ("", "item")) for name in levels]
+        shown = shown.set_axis(names, axis=1)
         return shown.assign(trace=[f"{trace_id[:11]}…" for trace_id in map(str, self.index)])
 
     def __repr__(self) -> str:
@@ -81,11 +80,6 @@ class Disagreements(pd.DataFrame):
 
     def _repr_html_(self) -> str:
         return html_table(self._shown(), index=False, max_rows=20)
-
-
-def _title(column: Any) -> str:
-    levels = column if isinstance(column, tuple) else (column,)
-    return " ".join(str(level) for level in levels if level and level != "item")
 
 
 def disagreements(
@@ -117,8 +111,7 @@ def disagreements(
     """
     fetched = fetch_traces(traces, spans=False)
     found = differences(judge_or_name, fetched, scale=scale)
-    texts = previews(fetched)
-    found = [one for one in found if decided or one.decision is None]
+    texts, found = previews(fetched), [one for one in found if decided or one.decision is None]
     given = [{label.annotator: label for label in one.labels} for one in found]
     annotators = sorted(set().union(*given))
     columns: dict[tuple[str, str], list[Any]] = {
@@ -167,14 +160,13 @@ def adjudicate(
 ) -> Decision:
     """Record what was decided about a trace, by whom and why.
 
-    The labels stay. `workbench.pair` takes the decision in place of the consensus. The same
+    `workbench.pair` takes the decision in place of the consensus; the labels stay. The same
     decision again writes nothing; another one overrides the earlier.
 
     Parameters
     ----------
     value
-        A value of the scale, or an abstention such as ``"N/A"`` for a trace that cannot be
-        judged, which then makes no pair.
+        A value of the scale, or ``"N/A"`` for a trace that cannot be judged and makes no pair.
     name, by
         The name under which the labels are stored, exactly; and who decided, which may be one of
         the annotators.
@@ -190,8 +182,8 @@ def adjudicate(
         For empty names, and a value that cannot be stored or lies off the scale; for an unknown
         trace, or when the store does not take the decision.
     """
-    for argument, given in (("name", name), ("by", by), ("trace_id", trace_id)):
-        check_text(argument, given)
+    for argument, text in (("name", name), ("by", by), ("trace_id", trace_id)):
+        check_text(argument, text)
     (trace,) = fetch_traces([trace_id], spans=False)
     where = trace.info.experiment_id
     scale = scale or schema_scale(name, experiment=where)
@@ -202,15 +194,8 @@ def adjudicate(
     except ValueError as error:
         raise ScaleError(f"value={value!r} cannot be decided on: {error}") from None
     rubric = rubric_history(name, experiment=where).current
-    made = new_decision(
-        trace,
-        value,
-        name=name,
-        by=by,
-        rationale=rationale,
-        after_verdict=after_verdict,
-        rubric_version=rubric.version if rubric else None,
-    )
+    given: Any = {"name": name, "by": by, "rationale": rationale, "after_verdict": after_verdict}
+    made = new_decision(trace, value, rubric_version=rubric.version if rubric else None, **given)
     if made is not None:
         log_assessments([made], progress=False)
     return decision_records(fetch_traces([trace_id], spans=False), name)[0]

@@ -6,10 +6,11 @@ adjudicated, the decision replaces the consensus, and the labels remain the vote
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from mlflow.entities import Trace
@@ -55,17 +56,17 @@ def read_label(
     """
     votes, off_scale = read_votes(labels, scale)
     read = HumanLabel(votes={one.annotator: v for one, v in votes}, outside=len(off_scale))
+    if consensus in RULES and decision is not None:
+        return _decided(read, votes, scale, decision)
     if consensus not in RULES:
         labels = [label for label in labels if label.annotator == consensus]
         votes = [(label, v) for label, v in votes if label.annotator == consensus]
-    elif decision is not None:
-        return _decided(read, votes, scale, decision)
     counted = [(label, v) for label, v in votes if v is not ABSTAIN]
+    if not labels:
+        return replace(read, fault="no label" + f" by {consensus}" * (consensus not in RULES))
     if not counted:
         errors = [off_scale[one.annotator] for one in labels if one.annotator in off_scale]
         why = f"label outside the scale: {errors[0]}" if errors else "annotators abstained"
-        if not labels:
-            why = "no label" if consensus in RULES else f"no label by {consensus}"
         return replace(read, fault=why)
     value, fault = _settle(counted, consensus, ties)
     if fault:
@@ -91,18 +92,15 @@ def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[
 
 
 def _settle(votes: Sequence[Vote], rule: str, ties: str) -> tuple[Any, str | None]:
-    """Return the value that the rule takes and None, or None and why it takes none."""
+    """The value that the rule takes and None, or None and why it takes none."""
     values = [value for _, value in votes]
     counts = Counter(values)
-    most = max(counts.values())
-    tied = [value for value in counts if counts[value] == most]
-    if rule == "latest":
-        return values[-1], None
+    tied = [value for value in counts if counts[value] == max(counts.values())]
     if rule == "unanimous" and len(counts) > 1:
         return None, "annotators are not unanimous"
-    if len(tied) == 1:
-        return tied[0], None
-    if ties == "latest":
+    if rule == "latest":
+        return values[-1], None
+    if len(tied) == 1 or ties == "latest":
         return next(value for value in reversed(values) if value in tied), None
     if ties == "error":
         raise PairingError(
@@ -139,10 +137,8 @@ def name_of(judge_or_name: Judge | str) -> str:
 
 def labels_by_trace(traces: Sequence[Trace], name: str) -> dict[str, list[Label]]:
     """Return the valid labels under ``name``, one an annotator, by trace."""
-    by_trace: dict[str, list[Label]] = defaultdict(list)
-    for label in label_records(traces, name):
-        by_trace[label.trace_id].append(label)
-    return dict(by_trace)
+    records = label_records(traces, name)  # in order of the traces
+    return {i: list(labels) for i, labels in groupby(records, key=lambda one: one.trace_id)}
 
 
 def decisions_by_trace(traces: Sequence[Trace], name: str) -> dict[str, Decision]:
@@ -165,7 +161,7 @@ def known_scale(
     known = typed or schema_scale(name, experiment=where)
     if known is not None:
         return known
-    given = [*label_records(traces, name), *decision_records(traces, name)]
+    given = (*label_records(traces, name), *decision_records(traces, name))
     labelled = [one.value for one in given]
     alone = both = None
     with suppress(ScaleError):

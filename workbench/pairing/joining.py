@@ -85,11 +85,6 @@ def pair(
     """
     one_of("ties", ties, ["drop", "latest", "error"])
     name = name_of(judge_or_name)
-    if source is not None and not isinstance(judge_or_name, str):
-        raise ArgumentError(
-            f"source={source!r} chooses among the verdicts under a name. Give the name: "
-            f"workbench.pair({name!r}, source={source!r})."
-        )
     fetched = fetch_traces(traces, spans=False)
     labels, decisions = labels_by_trace(fetched, name), decisions_by_trace(fetched, name)
     unlabelled = [trace for trace in fetched if trace.info.trace_id not in labels]
@@ -104,10 +99,7 @@ def pair(
     people = {folded(label.annotator): label.annotator for label in given}
     consensus = consensus if consensus in RULES else people.get(folded(consensus), consensus)
     one_of("consensus", consensus, [*RULES, *sorted(people.values())])
-    recorded = _recorded(fetched, name, source)
-    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
-    if not any(chosen.values()):
-        raise NoVerdictsError(_no_verdicts(name, len(labels), recorded))
+    recorded, chosen, version, notes = _verdicts(judge_or_name, fetched, source, len(labels))
     if scale is None:
         judged = [v.value for verdicts in chosen.values() for v in verdicts if v.error is None]
         scale = known_scale(judge_or_name, fetched, judged)
@@ -136,24 +128,31 @@ def pair(
     )
 
 
-def _no_verdicts(name: str, labelled: int, recorded: Mapping[str, Sequence[Recorded]]) -> str:
-    others = sum(map(bool, recorded.values()))
-    return (
-        f"{labelled} traces are labelled under {name!r}, but this judge has judged none of them"
-        + f" ({others} traces have verdicts of another version or source)" * bool(others)
-        + ". Run workbench.assess(judge, traces), or log recorded verdicts with "
-        f"workbench.log_verdicts(table, name={name!r}, ...)."
-    )
-
-
-def _recorded(traces: Sequence[Trace], name: str, source: str | None) -> dict[str, list[Recorded]]:
-    """Return the stored verdicts under the name, by trace; only those by a source if given."""
+def _verdicts(
+    judge_or_name: Judge | str, traces: Sequence[Trace], source: str | None, labelled: int
+) -> tuple[dict[str, list[Recorded]], dict[str, list[Recorded]], str, list[str]]:
+    """The verdicts by trace, those of one judge version, its fingerprint, and notes."""
+    name = name_of(judge_or_name)
+    if source is not None and not isinstance(judge_or_name, str):
+        raise ArgumentError(
+            f"source={source!r} chooses among the verdicts under a name. Give the name: "
+            f"workbench.pair({name!r}, source={source!r})."
+        )
     recorded = {t.info.trace_id: recorded_verdicts(t, name) for t in traces}
     sources = {v.source for verdicts in recorded.values() for v in verdicts}
-    if source is None or not sources:
-        return recorded
-    one_of("source", source, sorted(sources))
-    return where(recorded, lambda v: v.source == source)
+    if source is not None and sources:
+        one_of("source", source, sorted(sources))
+        recorded = where(recorded, lambda v: v.source == source)
+    chosen, version, notes = choose_version(judge_or_name, recorded, fingerprint_of(judge_or_name))
+    if not any(chosen.values()):
+        others = sum(map(bool, recorded.values()))
+        known = f" ({others} traces have verdicts of another version or source)" * bool(others)
+        raise NoVerdictsError(
+            f"{labelled} traces are labelled under {name!r}, but this judge has judged none of "
+            f"them{known}. Run workbench.assess(judge, traces), or log recorded verdicts with "
+            f"workbench.log_verdicts(table, name={name!r}, ...)."
+        )
+    return recorded, chosen, version, notes
 
 
 def _join(

@@ -11,16 +11,15 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import ArgumentError
-from workbench.formatting import counted, html_table, html_text, with_content
-from workbench.pairing.splits import Groups, groups_of, inputs_apart, joined, stratified
+from workbench.formatting import counted, html_lines, html_table, html_text, with_content
+from workbench.pairing.splits import Groups, groups_of, joined, stratified
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import digest
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
-
+# The model's own words at the end of a failure.
 _SAID = re.compile(r"(?: after|:) (['\"]).*\1$", re.DOTALL)
-"""The model's own words at the end of a failure."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,14 @@ class Pairs:
         """Return the pairs of the given traces, with nothing excluded."""
         wanted = set(trace_ids)
         table = self.table[self.table["trace_id"].isin(wanted)].reset_index(drop=True)
+        votes = {i: v for i, v in self.all_votes.items() if i in wanted}
         return replace(
-            self,
-            table=table,
-            excluded=self.excluded.iloc[0:0],
-            notes=(),
-            all_votes={i: v for i, v in self.all_votes.items() if i in wanted},
+            self, table=table, excluded=self.excluded.iloc[0:0], notes=(), all_votes=votes
         )
+
+    def groups_of(self, groups: Groups) -> dict[str, str]:
+        """Return the group of each trace: see `split`. Those of equal content are always joined."""
+        return joined(groups_of(self.table, groups), self.content)
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
         """Return the labels with other verdicts: trace_id -> (canonical value, rationale)."""
@@ -109,12 +109,8 @@ class Pairs:
         answers = [verdicts[i] for i in table["trace_id"]]
         table["judge"] = pd.Series([value for value, _ in answers], dtype=object)
         table["judge_rationale"] = [rationale for _, rationale in answers]
-        return replace(
-            self,
-            table=table,
-            excluded=pd.concat([self.excluded, rest], ignore_index=True),
-            fingerprint=fingerprint,
-        )
+        excluded = pd.concat([self.excluded, rest], ignore_index=True)
+        return replace(self, table=table, excluded=excluded, fingerprint=fingerprint)
 
     @property
     def reasons(self) -> pd.DataFrame:
@@ -157,7 +153,7 @@ class Pairs:
             raise ArgumentError(
                 f"test_size={test_size} must lie in (0, 1) and dev_size={dev_size} in [0, 1)."
             )
-        group_of = joined(groups_of(self.table, groups), self.content)
+        group_of = self.groups_of(groups)
         shares = {"test": test_size, "dev": (1 - test_size) * dev_size}
         shares["train"] = 1 - sum(shares.values())
         parts = stratified(
@@ -167,8 +163,15 @@ class Pairs:
             seed,
             barred={"test": never_test},
         )
+        content, notes = self.content, tuple[str, ...]()
+        inputs = {part: {content[i][0] for i in ids if i in content} for part, ids in parts.items()}
+        if apart := inputs.pop("test") & set().union(*inputs.values()):
+            notes = (
+                f"{counted(len(apart), 'input')} of test also in train or dev, with another "
+                "output: group by what identifies the input to keep them on one side.",
+            )
         return Split(
-            notes=tuple(inputs_apart(parts, {i: texts[0] for i, texts in self.content.items()})),
+            notes=notes,
             train=self.subset(parts["train"]),
             dev=self.subset(parts.get("dev", ())),
             test=self.subset(parts["test"]),
@@ -179,21 +182,19 @@ class Pairs:
 
     def __repr__(self) -> str:
         left_out = f", {len(self.excluded)} excluded" * bool(len(self.excluded))
-        pairs = counted(len(self), "pair")
-        head = f"<Pairs {self.name!r}: {pairs}{left_out}, {self.scale.kind} scale>"
+        head = f"{self.name!r}: {counted(len(self), 'pair')}{left_out}, {self.scale.kind} scale"
         rows = with_content(self.table[COLUMNS[:3]].head(3), self.previews)
-        return head if rows.empty else f"{head}\n{rows.to_string(index=False, justify='left')}"
+        text = "" if rows.empty else f"\n{rows.to_string(index=False, justify='left')}"
+        return f"<Pairs {head}>{text}"
 
     def _repr_html_(self) -> str:
-        pairs = counted(len(self), "pair")
-        parts = [f"<b>{html_text(self.name)}</b>: {pairs}, {self.scale.kind} scale"]
-        parts += [f"<div>{html_text(note)}</div>" for note in self.notes]
+        head = f"{counted(len(self), 'pair')}, {self.scale.kind} scale"
+        parts = [f"<b>{html_text(self.name)}</b>: {head}", html_lines(self.notes)]
         if len(self.excluded):
-            parts.append(f"<div>Left out: {counted(len(self.excluded), 'trace')}</div>")
+            parts.append(html_lines([f"Left out: {counted(len(self.excluded), 'trace')}"]))
             parts.append(html_table(self.reasons, index=False))
         shown = with_content(self.table[COLUMNS[:5]].head(10), self.previews)
-        parts.append(html_table(shown, index=False))
-        return "".join(parts)
+        return "".join([*parts, html_table(shown, index=False)])
 
 
 @dataclass(frozen=True)

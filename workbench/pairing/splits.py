@@ -16,8 +16,7 @@ from workbench.vocabulary import fold
 
 Groups = str | Mapping[str, Hashable] | None
 
-LARGEST_GROUP = 0.3
-"""Share of all items in one group above which grouping by inputs leaves nothing to split."""
+LARGEST_GROUP = 0.3  # of a larger share in one group, grouping by inputs leaves nothing to split
 
 
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
@@ -26,9 +25,7 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     Keys are compared as ratings are: "1", "1.0" and " 1" are one group. Where most traces have the
     tag or input, one that lacks it is a group of its own.
     """
-    ids = list(table["trace_id"])
-    found: dict[str, str] = {}
-    exist = ""
+    ids, exist = list(table["trace_id"]), ""
     if groups is None:
         return {i: i for i in ids}  # as they are
     if isinstance(groups, Mapping):
@@ -37,25 +34,23 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
         found = dict(zip(ids, map(str, table[groups]), strict=True))
     else:
         keys: set[str] = set()
-        for example in examples(ids):
-            inputs = example.inputs if isinstance(example.inputs, dict) else {}
-            keys |= {*inputs, *example.tags}
-            if groups in example.tags:
-                found[example.trace_id] = str(example.tags[groups])
+        found = {}
+        for one in examples(ids):
+            inputs = one.inputs if isinstance(one.inputs, dict) else {}
+            keys |= {*inputs, *one.tags}
+            if groups in one.tags:
+                found[one.trace_id] = str(one.tags[groups])
             elif groups in inputs:
-                value = json.dumps(inputs[groups], sort_keys=True, default=str)
-                found[example.trace_id] = value
+                found[one.trace_id] = json.dumps(inputs[groups], sort_keys=True, default=str)
         exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(keys)))}."
     missing = [i for i in ids if i not in found]
-    if isinstance(groups, str) and 2 * len(missing) < len(ids):
-        found |= {i: i for i in missing}
-    elif missing:
+    if missing and (isinstance(groups, Mapping) or 2 * len(missing) >= len(ids)):
         shown = f"={groups!r}" if isinstance(groups, str) else ""
         raise ArgumentError(
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
-    return {i: fold(group) for i, group in found.items()}
+    return {i: fold(found.get(i, i)) for i in ids}
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
@@ -87,18 +82,6 @@ def joined(group_of: Mapping[str, str], content: Mapping[str, Hashable]) -> dict
             other = find(holder.setdefault(same, mine))
             root[max(mine, other)] = min(mine, other)
     return {trace_id: find(group) for trace_id, group in group_of.items()}
-
-
-def inputs_apart(parts: Mapping[str, Collection[str]], inputs: Mapping[str, str]) -> list[str]:
-    """Return a note on inputs of test that also occur in the other parts, if there are any."""
-    tested = {inputs[i] for i in parts["test"] if i in inputs}
-    others = {inputs[i] for part in parts.keys() - {"test"} for i in parts[part] if i in inputs}
-    if not tested & others:
-        return []
-    return [
-        f"{counted(len(tested & others), 'input')} of test also in train or dev, with another "
-        "output: group by what identifies the input to keep them on one side."
-    ]
 
 
 def stratified(
@@ -146,11 +129,16 @@ def stratified(
     return {name: sorted(ids) for name, ids in parts.items()}
 
 
-def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]:
-    """Return the items in an order in which every beginning is stratified.
+def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Counter[str]) -> float:
+    """How far a part is below its share of these labels and of all items."""
+    by_label = sum(n * (1 - counts[label] / (share * totals[label])) for label, n in labels.items())
+    return by_label + 0.5 * (1 - counts.total() / (share * totals.total())) * labels.total()
 
-    The order within a stratum is drawn by ``seed``, so that a longer beginning has all that a
-    shorter one has.
+
+def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]:
+    """Return the items in an order, drawn by ``seed``, in which every beginning is stratified.
+
+    A longer beginning has all that a shorter one has.
     """
     members: dict[Hashable, list[str]] = defaultdict(list)
     for item in sorted(stratum_of, key=lambda one: _draw(seed, one)):
@@ -163,13 +151,6 @@ def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]
     return sorted(place, key=lambda item: (place[item], _draw(seed, item)))
 
 
-def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Counter[str]) -> float:
-    """Return how far a part is below its share of these labels and of all items."""
-    by_label = sum(n * (1 - counts[label] / (share * totals[label])) for label, n in labels.items())
-    by_size = 1 - counts.total() / (share * totals.total())
-    return by_label + 0.5 * by_size * labels.total()
-
-
 def _draw(seed: int, name: str) -> str:
-    """Return a text whose order among others is random, the same for the same seed."""
+    """A text whose order among others is random, the same for the same seed."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
