@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,42 +22,27 @@ def main() -> None:
     """Make an LLM judge agree with the people whose judgement counts."""
 
 
+def _folder(option: str, default: str, what: str) -> Callable[[Any], Any]:
+    kind = click.Path(file_okay=False, path_type=Path)
+    return click.option(option, type=kind, default=default, show_default=True, help=what)
+
+
+def _parameters(metavar: str, what: str, **options: Any) -> Callable[[Any], Any]:
+    names = ("-p", "--parameter", "given")
+    return click.option(*names, multiple=True, metavar=metavar, help=what, **options)
+
+
+def _answers(option: str, what: str) -> Callable[[Any], Any]:
+    return click.option(option, type=click.Path(dir_okay=False, path_type=Path), help=what)
+
+
 @main.command()
 @click.argument("notebook", required=False)
-@click.option(
-    "-p",
-    "--parameter",
-    "given",
-    nargs=2,
-    multiple=True,
-    metavar="NAME VALUE",
-    help="A parameter of the notebook; may be repeated. See `workbench params`.",
-)
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("output"),
-    show_default=True,
-    help="Folder of the executed notebook and of what it writes.",
-)
-@click.option(
-    "--record",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write every model answer that the run uses to this file, for --replay. "
-    "One that exists is added to; a name in .gz is compressed.",
-)
-@click.option(
-    "--replay",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Take all model answers from this file: no model is called, no key is needed.",
-)
-def run(
-    notebook: str | None,
-    given: tuple[tuple[str, str], ...],
-    output: Path,
-    record: Path | None,
-    replay: Path | None,
-) -> None:
+@_parameters("NAME VALUE", "May be repeated. `workbench params` lists them.", nargs=2)
+@_folder("--output", "output", "Folder of the executed notebook and of what it writes.")
+@_answers("--record", "Write the run's model answers to this file, or add them; .gz compresses.")
+@_answers("--replay", "Take all model answers from this file: no model is called.")
+def run(notebook: str | None, given: Any, output: Path, **answers: Any) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/ (4_align when none is given).
 
     With --replay the run gives the result of the recorded one, byte for byte: notebook and
@@ -65,54 +50,56 @@ def run(
     when the data differ, is an error.
     """
     from workbench.experiments.notebook import run_notebook
-    from workbench.experiments.parameters import (
-        find_notebook,
-        notebook_parameters,
-        parse_parameters,
-    )
+    from workbench.experiments.parameters import parse_parameters
     from workbench.models.recording import Player
 
+    record, replay = answers["record"], answers["replay"]
     if record and replay:
         raise click.UsageError("--record and --replay exclude each other.")
     with _errors(exit_code=1):
         recorded = Player(replay).head.notebook if replay else None
     with _errors(exit_code=2):
-        source = find_notebook(notebook or recorded or _NOTEBOOK)
-        values = parse_parameters(notebook_parameters(source), given)
+        source, known = _declared(notebook or recorded or _NOTEBOOK)
+        values = parse_parameters(known, given)
     click.echo(f"Running {source}", err=True)
     if replay:
         click.echo(f"Answers come from {replay}; no model is called.", err=True)
     with _errors(exit_code=1):
-        ran = run_notebook(source, parameters=values, output=output, record=record, replay=replay)
+        ran = run_notebook(source, parameters=values, output=output, **answers)
     click.echo(closing_words(ran.summary, ran.notebook, ran.seconds))
     if record:
         click.echo(f"\nAnswers were written to {record}. Replay: workbench run --replay {record}")
 
 
+def _declared(notebook: str) -> tuple[Path, list[Any]]:
+    """Return a notebook and its parameters."""
+    from workbench.experiments.parameters import find_notebook, notebook_parameters
+
+    source = find_notebook(notebook)
+    return source, notebook_parameters(source)
+
+
 def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> str:
     """Return what is printed at the end: the table of the summary, and where things are."""
-    lines = [""]
-    if summary.get("table"):
-        lines += [str(summary["table"]).rstrip("\n"), ""]
-    judge = summary.get("judge") or {}
+    judge, table = summary.get("judge") or {}, str(summary.get("table") or "").rstrip("\n")
+    numbered = f"{judge.get('name')} version {judge.get('version')}"
     # Whatever notebook wrote it, it is shown without credentials.
     store = without_credentials(str(summary.get("tracking_uri") or ""))
     places = {
         "status": summary.get("headline") or summary.get("status"),
-        "judge": f"{judge['name']} version {judge['version']}"
-        if judge.get("version") is not None
-        else judge.get("name"),
+        "judge": judge.get("name") if judge.get("version") is None else numbered,
         "report": summary.get("report"),
         "notebook": notebook,
         "MLflow store": store,
         "experiment": summary.get("experiment"),
         "time": f"{seconds:.0f} s",
     }
+    lines = ["", *([table, ""] if table else [])]
     lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
-    if store and not store.startswith(("http://", "https://", "databricks")):
-        lines += ["", f"Browse the store:  mlflow ui --backend-store-uri {store}"]
-    elif store:
-        lines += ["", f"Browse the store:  {store}"]
+    if store:
+        is_server = store.startswith(("http://", "https://", "databricks"))
+        browse = store if is_server else f"mlflow ui --backend-store-uri {store}"
+        lines += ["", f"Browse the store:  {browse}"]
     return "\n".join(lines)
 
 
@@ -120,39 +107,26 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
 @click.argument("notebook", default=_NOTEBOOK)
 def params(notebook: str) -> None:
     """List the parameters of NOTEBOOK with their defaults."""
-    from workbench.experiments.parameters import find_notebook, notebook_parameters
-
     with _errors(exit_code=2):
-        source = find_notebook(notebook)
-        known = notebook_parameters(source)
+        source, known = _declared(notebook)
     if not known:
         click.echo(f"{source.name} takes no parameters: no cell of it is tagged 'parameters'.")
-    width = max((len(f"{p.name} = {p.source}") for p in known), default=0)
-    for p in known:
-        written = f"{p.name} = {p.source}"
-        click.echo(f"{written:<{min(width, 48)}}  # {p.help}" if p.help else written)
+    written = {f"{p.name} = {p.source}": p.help for p in known}
+    width = min(48, max(map(len, written), default=0))
+    for text, comment in written.items():
+        click.echo(f"{text:<{width}}  # {comment}" if comment else text)
 
 
 @main.command()
 @click.argument("notebook")
-@click.option(
-    "-p",
-    "--parameter",
-    "given",
-    multiple=True,
-    metavar="NAME=VALUES",
-    help="Values of a parameter, separated by commas, or a range of whole numbers: seed=0..4. "
-    "May be repeated; every combination is run. Quotes keep a text with commas together.",
+@_parameters(
+    "NAME=VALUES",
+    "Values of a parameter, separated by commas, or a range of whole numbers: seed=0..4. May be "
+    "repeated; every combination is run. Quotes keep a text with commas together.",
 )
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time; the cores by default.")
 @click.option("--name", help="Of the sweep; that of the notebook by default.")
-@click.option(
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("output"),
-    show_default=True,
-    help="Folder; each run has its own below OUTPUT/NAME.",
-)
+@_folder("--output", "output", "Folder; each run has its own below OUTPUT/NAME.")
 @click.option("--experiment", default="sweeps", show_default=True, help="MLflow experiment.")
 @click.option("--timeout", type=float, help="Seconds that a run may take.")
 @click.option("--cell-timeout", type=int, help="Seconds that each cell may take.")
@@ -160,36 +134,25 @@ def params(notebook: str) -> None:
 @click.option("--budget-tokens", type=int, help="Tokens at most in all.")
 @click.option("--budget-usd", type=float, help="US dollars at most in all.")
 @click.option("--force", is_flag=True, help="Run what is complete again.")
-def sweep(
-    notebook: str,
-    given: tuple[str, ...],
-    output: Path,
-    experiment: str,
-    budget: int | None,
-    budget_tokens: int | None,
-    budget_usd: float | None,
-    **options: Any,
-) -> None:
+def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: Any) -> None:
     """Run NOTEBOOK, a path or a name in notebooks/, with every combination of parameters.
 
     Runs that are complete are not run again: the same command continues what was interrupted. The
     MLflow store is that of MLFLOW_TRACKING_URI, else a file in the output folder. Exit status: 0
     all runs are complete, 1 some are not, 2 the parameters are wrong.
     """
-    from workbench.experiments.grid import parse_grid
-    from workbench.experiments.parameters import find_notebook, notebook_parameters
+    from workbench.experiments.parameters import parse_grid
 
     with _errors(exit_code=2):
-        source = find_notebook(notebook)
-        grid = parse_grid(notebook_parameters(source), given)
+        source, known = _declared(notebook)
+        grid = parse_grid(known, given)
     with _errors(exit_code=1):
-        from workbench.experiments.sweep import sweep as run_sweep
-        from workbench.experiments.workspace import use_workspace
-        from workbench.models.budget import Budget
+        import workbench
 
-        used = use_workspace(output, experiment=experiment)
-        limits = Budget(budget, tokens=budget_tokens, usd=budget_usd)
-        table = run_sweep(source, grid, output=output, budget=limits, **options)
+        used = workbench.use_workspace(output, experiment=experiment)
+        calls, tokens, usd = map(options.pop, ("budget", "budget_tokens", "budget_usd"))
+        budget = workbench.Budget(calls, tokens=tokens, usd=usd)
+        table = workbench.sweep(source, grid, output=output, budget=budget, **options)
     click.echo(table.drop(columns="folder").to_string(index=False, max_colwidth=80))
     click.echo(f"\nRuns:          {Path(table['folder'][0]).parent}")
     click.echo(f"MLflow store:  {used.tracking_uri}, experiment {used.experiment}")
@@ -206,11 +169,7 @@ def sweep(
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
 @click.option("--budget", type=int, help="Model calls at most, for traces not judged yet.")
 def check(
-    name: str,
-    experiment: str | None,
-    version: int | None,
-    budget: int | None,
-    **thresholds: float | None,
+    name: str, experiment: str | None, version: int | None, budget: int | None, **thresholds: Any
 ) -> None:
     """Check the registered judge NAME against the labelled traces that it did not learn from.
 
@@ -224,9 +183,7 @@ def check(
         from workbench.alignment.certificate import check_registered
         from workbench.store.database import find_experiment_id
 
-        if experiment is not None:
-            found = find_experiment_id(experiment, create=False)
-            mlflow.set_experiment(experiment_id=found)
+        mlflow.set_experiment(experiment_id=find_experiment_id(experiment, create=False))
         certificate = check_registered(name, version, budget=budget, **thresholds)
     click.echo(str(certificate))
     raise SystemExit(0 if certificate.passed else 1)
@@ -240,13 +197,7 @@ def check(
 @click.option("--expectations", multiple=True, help="Column; may be repeated.")
 @click.option("--keep", multiple=True, help="Column to copy, such as an id; may be repeated.")
 @click.option("--time", help="Column of dates.")
-@click.option(
-    "--to",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("verdicts"),
-    show_default=True,
-    help="Folder of the verdicts.",
-)
+@_folder("--to", "verdicts", "Folder of the verdicts.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
 @click.option("--budget", type=int, help="Model calls at most.")
 @click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
@@ -266,19 +217,18 @@ def score(
     with _errors(exit_code=1), ExitStack() as stack:
         import workbench
 
-        client = None
         if scheduler:
             from distributed import Client
 
-            client = stack.enter_context(Client(scheduler))
+            options["client"] = stack.enter_context(Client(scheduler))
         judge = workbench.load_judge(name, version)
-        scored = workbench.score(judge, table, client=client, **options)
+        scored = workbench.score(judge, table, **options)
     click.echo(repr(scored)[1:-1])
 
 
 @contextmanager
 def _errors(*, exit_code: int) -> Iterator[None]:
-    """End the command with an error in one line; 130 when it is interrupted."""
+    """End the command with an error in one line, 130 when it is interrupted."""
     try:
         yield
     except WorkbenchError as error:

@@ -176,8 +176,13 @@ def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_runs_where_the_grid_does_not_fit(notebook: Path, tmp_path: Path) -> None:
-    for grid in ({"seed": [1, "two"]}, {"sead": 1}, {"output_dir": "x"}, {"seed": []}):
-        with pytest.raises((ArgumentError, NotebookError)):
+    for grid, said in (
+        ({"seed": [1, "two"]}, "seed='two' is no number"),
+        ([{"seed": 1}, {"sead": 1}], "'sead' is not known.*'seed'"),
+        ({"output_dir": "x"}, "output_dir is set by the sweep itself"),
+        ({"seed": []}, "no point"),
+    ):
+        with pytest.raises((ArgumentError, NotebookError), match=said):
             workbench.sweep(notebook, grid, progress=False)
     with pytest.raises(ArgumentError, match="name="):
         workbench.sweep(notebook, {"seed": 1}, name="../up", progress=False)

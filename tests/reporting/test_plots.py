@@ -1,12 +1,9 @@
-"""Plots return Axes, draw on given ones, say what they should and survive odd labels."""
+"""Plots say what their tables hold, draw on given Axes, and survive odd labels."""
 
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_pairs import make_pairs as make
+from made_pairs import COLOURS, GRADES, make_pairs
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from workbench.errors import ArgumentError
@@ -26,13 +22,13 @@ from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.comparison import compare
 from workbench.pairing.pairs import Pairs
 from workbench.reporting import drawing
+from workbench.reporting.matrices import plot_annotators, plot_confusion, plot_difference
 from workbench.reporting.plots import (
-    plot_annotators,
     plot_balance,
-    plot_before_after,
     plot_comparison,
-    plot_confusion,
     plot_metrics,
+    plot_ratings,
+    plot_slices,
 )
 from workbench.scale import Scale
 
@@ -40,12 +36,20 @@ ODD = Scale.of(
     ["$x_{1}$ and $", "<script>alert(1)</script>", "a\nb\x00\u202ec", "long " * 30, "e", "f", "g"],
     ordered=False,
 )
-
-
-BEFORE = make(["no"] * 10 + ["yes"] * 30, ["yes"] * 8 + ["no"] * 2 + ["yes"] * 30)
-AFTER = make(["no"] * 10 + ["yes"] * 30, ["yes"] * 1 + ["no"] * 9 + ["yes"] * 30)
+BEFORE = make_pairs(["no"] * 10 + ["yes"] * 30, ["yes"] * 8 + ["no"] * 2 + ["yes"] * 30)
+AFTER = make_pairs(["no"] * 10 + ["yes"] * 30, ["yes"] * 1 + ["no"] * 9 + ["yes"] * 30)
 PEOPLE = annotator_agreement(
     pd.DataFrame({"ana": ["no", "yes"] * 5, "ben": ["no"] * 5 + ["yes"] * 5})
+)
+SLICES = pd.DataFrame(
+    {
+        "n": [1200, 40, 3],
+        "accuracy": [0.9, 0.6, math.nan],
+        "accuracy_low": [0.88, 0.45, math.nan],
+        "accuracy_high": [0.92, 0.74, math.nan],
+        "p_adjusted": [0.001, 0.4, math.nan],
+    },
+    index=pd.Index(["alpha $x$", "beta", "small"], name="slice"),
 )
 
 
@@ -60,65 +64,9 @@ def axes() -> Axes:
     return Figure().subplots()
 
 
-def test_confusion_shows_counts_shares_and_sides() -> None:
-    ax = plot_confusion(agreement(BEFORE), ax=axes())
-    assert {"8", "80%", "2", "20%", "30", "100%", "judge", "human"} <= set(texts(ax))
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["no\n(10)", "yes\n(30)"]
-    assert "accuracy 0.800" in ax.get_title()
-    where = {t.get_text(): t.xy for t in ax.texts}  # type: ignore[attr-defined]
-    assert where["8"] == (1, 0)  # human "no" is row 0, judge "yes" column 1
-    tints = np.asarray(ax.collections[0].get_facecolor())[:, 3]  # row by row, share of the row
-    assert tints == pytest.approx([0.2, 0.8, 0.0, 1.0])
-    shares = plot_confusion(BEFORE, normalise=True, title="mine", ax=axes())
-    sizes = {t.get_text(): t.get_fontsize() for t in shares.texts}
-    assert (shares.get_title(), sizes["80%"] > sizes["8"]) == ("mine", True)
-    with pytest.raises(ArgumentError, match=r"workbench\.agreement"):
-        plot_confusion("q")  # type: ignore[arg-type]
-
-
-def test_text_stays_legible_on_dark_cells() -> None:
-    colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER, ax=axes()).texts}
-    assert (colours["30"], colours["1"]) == ("white", "black")
-    with plt.style.context("dark_background"):
-        colours = {t.get_text(): t.get_color() for t in plot_confusion(AFTER, ax=axes()).texts}
-    assert set(colours.values()) == {"white"}
-
-
-def test_many_classes_are_drawn_without_texts_in_a_moment() -> None:
-    """Cells keep their tint, every fourth of 200 classes its label."""
-    size = 200
-    scale = Scale.of([f"class {i}" for i in range(size)], ordered=False)
-    human = list(scale.values) * 10
-    found = agreement(make(human, [*human[3:], *human[:3]], scale), resamples=2)
-    begin = time.perf_counter()
-    ax = plot_confusion(found)
-    ax.figure.canvas.draw()
-    assert time.perf_counter() - begin < 5
-    assert len(ax.texts) == 0
-    assert len(ax.get_yticklabels()) == 50
-    assert len(np.asarray(ax.collections[0].get_facecolor())) == size  # empty cells are not drawn
-
-
-def test_before_after_draws_both_with_intervals() -> None:
-    comparison = compare(BEFORE, AFTER)
-    drawn = plot_before_after(comparison)
-    assert isinstance(drawn, np.ndarray)
-    assert [ax.get_title().partition(" [")[0] for ax in drawn] == [
-        "before\naccuracy 0.800",
-        "after\naccuracy 0.975",
-    ]
-    again = plot_before_after(agreement(BEFORE), AFTER, axes=(axes(), axes()))
-    assert again[1].get_title() == drawn[1].get_title()
-
-
-@pytest.mark.parametrize("name", ["axes", "ax"])
-def test_before_after_draws_on_two_given_axes_by_either_name(name: str) -> None:
-    given = Figure().subplots(1, 2)
-    assert list(plot_before_after(BEFORE, AFTER, **{name: given})) == list(given)
-    with pytest.raises(ArgumentError, match="two Axes"):
-        plot_before_after(BEFORE, AFTER, **{name: Figure().subplots(1, 3)})
-    with pytest.raises(ArgumentError, match="two agreements"):
-        plot_before_after(BEFORE)
+def legend(ax: Axes) -> list[str]:
+    found = ax.get_legend()
+    return [text.get_text() for text in found.get_texts()] if found else []
 
 
 def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
@@ -133,7 +81,7 @@ def test_metrics_mark_the_baseline_and_the_ceiling() -> None:
 
 
 def test_an_undefined_kappa_is_written_and_not_drawn_as_zero() -> None:
-    same = make(["yes"] * 5, ["yes"] * 5)
+    same = make_pairs(["yes"] * 5, ["yes"] * 5)
     assert texts(plot_metrics(compare(same, same), ax=axes())).count("undefined") == 2
 
 
@@ -143,12 +91,6 @@ def test_balance_marks_rare_classes() -> None:
     assert bars == [drawing.BELOW, drawing.AFTER]  # 10 of 40 "no" is below 30 %
     assert "30% of labels advised" in texts(ax)
     assert [t.get_text() for t in ax.get_yticklabels()] == ["no (10)", "yes (30)"]
-
-
-def test_annotators_show_kappa_and_shared_items() -> None:
-    assert texts(plot_annotators(PEOPLE, ax=axes())).count("n = 10") == 2
-    alone = annotator_agreement(pd.DataFrame({"ana": ["no", "yes"]}))
-    assert "needs two annotators" in texts(plot_annotators(alone, ax=axes()))
 
 
 def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
@@ -182,11 +124,11 @@ def test_comparison_tells_judges_that_differ_from_those_that_may_not() -> None:
 @pytest.mark.parametrize(
     "pairs",
     [
-        make([], []),
-        make(["yes"] * 5, ["yes"] * 5),
-        make([*ODD.values[:6]], [*ODD.values[1:]], ODD),
-        make([float(i) for i in range(30)], [i + 0.5 for i in range(30)], Scale("numeric")),
-        make([True, False], [True, True], Scale.from_type(bool)),
+        make_pairs([], []),
+        make_pairs(["yes"] * 5, ["yes"] * 5),
+        make_pairs([*ODD.values[:6]], [*ODD.values[1:]], ODD),
+        make_pairs([float(i) for i in range(30)], [i + 0.5 for i in range(30)], Scale("numeric")),
+        make_pairs([True, False], [True, True], Scale.from_type(bool)),
     ],
     ids=["no pairs", "one value", "odd labels", "numbers in bins", "booleans"],
 )
@@ -203,6 +145,70 @@ def test_odd_data_can_be_drawn(pairs: Pairs) -> None:
         assert not any("$" in text.replace(r"\$", "") for text in texts(ax))
 
 
+def test_slices_show_n_interval_and_the_overall_line() -> None:
+    """What differs is filled, what may be luck hollow, and what is undefined says so."""
+    found = SimpleNamespace(table=SLICES, accuracy=0.88, by="model")
+    ax = plot_slices(found, ax=axes())
+    names = [t.get_text() for t in ax.get_yticklabels()]
+    assert names == [r"alpha \$x\$ (1,200)", "beta (40)", "small (3)"]
+    lines = [list(line.get_xdata()) for line in ax.lines if line.get_marker() == "None"]
+    assert lines == [[0.88, 0.92], [0.45, 0.74], [0.88, 0.88]]
+    dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [line.get_markerfacecolor() for line in dots] == ["#0072B2", "white"]
+    assert [t.get_text() for t in ax.texts] == ["undefined"]
+    assert legend(ax) == ["all pairs", "differs (p < 0.05, adjusted)", "may be luck"]
+    assert ax.get_xlabel() == "accuracy by model, with interval"
+    bare = plot_slices(SLICES.drop(columns="p_adjusted"), ax=axes())
+    assert (legend(bare), legend(plot_slices(SLICES, overall=0.5, ax=axes()))[0]) == (
+        [],
+        "all pairs",
+    )
+    with pytest.raises(ArgumentError, match="kappa"):
+        plot_slices(SLICES, metric="kappa")
+    alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
+    (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert dot.get_markerfacecolor() == "white"  # a single slice differs from nothing
+
+
+def test_slices_of_numbers_show_how_far_the_verdicts_are() -> None:
+    """Hardly a number equals its label, so that accuracy would be 0 throughout."""
+    human = [float(i) for i in range(40)]
+    pairs = make_pairs(human, [i + 0.5 for i in human], Scale("numeric", low=0, high=50))
+    found = agreement(pairs, by={i: k % 2 for k, i in enumerate(pairs.trace_ids)})
+    ax = plot_slices(found, ax=axes())
+    assert ax.get_xlabel() == "mean distance by group, with interval"
+    dots = [line for line in ax.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx([0.01, 0.01])
+
+
+def test_ratings_are_circles_with_their_counts_on_few_levels() -> None:
+    """Human on x, judge on y; the classes from worst to best; the line of equal ratings."""
+    ax = plot_ratings(make_pairs(["poor"] * 3 + ["good"], ["fair"] * 3 + ["good"], GRADES))
+    assert {(t.get_position(), t.get_text()) for t in ax.texts} == {((0, 1), "3"), ((2, 2), "1")}
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(GRADES.values)
+    (line,) = ax.lines
+    assert list(line.get_xdata()) == list(line.get_ydata()) == list(ax.get_xlim())
+    with pytest.raises(ArgumentError, match="nominal"):
+        plot_ratings(make_pairs(["red"], ["blue"], COLOURS))
+
+
+@pytest.mark.parametrize(("n", "kind"), [(400, "Line2D"), (20_000, "PolyCollection")])
+def test_fine_numbers_are_points_and_where_they_are_many_hexagons(n: int, kind: str) -> None:
+    """The count of every hexagon adds up to all pairs."""
+    rng = np.random.default_rng(0)
+    human = rng.normal(5, 1, n)
+    pairs = make_pairs(human.tolist(), (human + 0.3).tolist(), Scale("numeric"))
+    ax = plot_ratings(pairs)
+    drawn = [*ax.lines[:-1], *ax.collections]
+    assert [type(one).__name__ for one in drawn] == [kind]
+    if kind == "PolyCollection":
+        assert ax.collections[0].get_array().sum() == n
+
+
+EMPTY = make_pairs([], [], GRADES)
+ONE = make_pairs(["poor"], ["poor"], GRADES)
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -210,39 +216,34 @@ def test_odd_data_can_be_drawn(pairs: Pairs) -> None:
         lambda **on: plot_balance(BEFORE, **on),
         lambda **on: plot_metrics(agreement(BEFORE), **on),
         lambda **on: plot_annotators(PEOPLE, **on),
+        lambda **on: plot_difference(BEFORE, AFTER, **on),
+        lambda **on: plot_difference(EMPTY, EMPTY, **on),
+        lambda **on: plot_slices(SLICES, **on),
+        lambda **on: plot_slices(SLICES.iloc[:0], **on),
+        lambda **on: plot_ratings(ONE, **on),
+        lambda **on: plot_ratings(EMPTY, **on),
+        lambda **on: plot_ratings(make_pairs([], [], Scale("numeric")), **on),
     ],
 )
-def test_plots_draw_on_given_axes_or_new_ones_and_leave_the_style_alone(
+def test_pictures_draw_on_given_axes_or_new_ones_in_light_and_dark(
     draw: Callable[..., Axes],
 ) -> None:
-    """A figure of one's own needs no pyplot; nothing is shown."""
+    """Little data and none can be drawn; the style stays as it was; nothing is shown."""
     before, ax = dict(mpl.rcParams), axes()
     assert draw(ax=ax) is ax
     assert plt.get_fignums() == []
-    assert draw().figure.number in plt.get_fignums()  # type: ignore[union-attr]
+    ax.figure.canvas.draw()
+    with plt.style.context("dark_background"):
+        draw().figure.canvas.draw()
     assert dict(mpl.rcParams) == before
 
 
-def test_two_classes_are_drawn_in_the_order_in_which_they_were_declared() -> None:
-    pairs = make(["Yes", "No"], ["Yes", "Yes"], Scale.of(["Yes", "No"]))
-    ax = plot_confusion(pairs)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["Yes", "No"]
-
-
-def test_plots_follow_the_theme_of_jupyterlab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = tmp_path / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('// Theme\n{\n    "theme": "JupyterLab Dark"\n}')
-    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
-
-    def background() -> str:
-        return to_hex(plot_confusion(BEFORE).figure.get_facecolor())
-
-    dark = background()
-    with mpl.rc_context({"figure.facecolor": "#fafafa"}):
-        chosen = background()
-    settings.unlink()
-    assert (dark, chosen, background()) == ("#111111", "#fafafa", "#ffffff")
+def test_every_picture_of_a_hostile_scale_can_be_drawn() -> None:
+    """Formulas, markup and control characters in names of classes are text."""
+    odd = Scale.of(["$x_{1}$ and $", "<script>", "a\nb\x00\u202ec", "long " * 30], ordered=True)
+    values: list[Any] = list(odd.values)
+    pairs: Pairs = make_pairs(values, values[::-1], odd)
+    for ax in (plot_ratings(pairs), plot_difference(pairs, make_pairs(values, values, odd))):
+        ax.figure.canvas.draw()
+        shown = [t.get_text() for t in (*ax.get_xticklabels(), *ax.get_yticklabels())]
+        assert not any(ord(c) < 32 and c != "\n" for text in shown for c in text)

@@ -1,8 +1,7 @@
-"""The engine by which papermill runs notebooks, in kernels of this Python."""
+"""The engine by which papermill runs notebooks, in kernels of this Python, and what it shows."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
@@ -12,17 +11,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TextIO
 
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
-
-from workbench.experiments.progress import Progress
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
 
 ENGINE: Final = "workbench"
 
@@ -33,24 +28,36 @@ MOST_TEXT: Final = 250_000
 """Characters of what a cell prints that the executed copy keeps."""
 
 
-class _ThisPython(KernelSpecManager):
-    """Knows one kernel: this interpreter, whatever kernels are registered for the user."""
+class Progress:
+    """Shows the heading above the running cell, and what the cell prints as it comes.
 
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(
-            # Its warnings, such as that of a local TCP port, say nothing to who runs a notebook.
-            argv=[
-                sys.executable,
-                "-m",
-                "ipykernel_launcher",
-                "--log-level=ERROR",
-                "-f",
-                "{connection_file}",
-            ],
-            display_name="Python 3",
-            language="python",
-            metadata={"debugger": False},
-        )
+    A terminal rewrites its lines, as of a bar; a log has each of their states in a line of its own.
+    """
+
+    def __init__(self, headings: list[str], stream: TextIO | None) -> None:
+        self._headings, self._stream = headings, stream
+        self._heading, self._last = "", "\n"
+
+    def start(self, index: int) -> None:
+        """Show that the cell at ``index`` begins."""
+        if self._headings[index] != self._heading:
+            self._heading = self._headings[index]
+            self.close()
+            self.output(f"[{index + 1}/{len(self._headings)}] {self._heading}\n")
+
+    def output(self, text: str) -> None:
+        """Show what a cell writes."""
+        if self._stream is None:
+            return
+        if not self._stream.isatty():
+            text = re.sub(r"\s*\r\s*", "\n", text)
+        self._last = text[-1:] or self._last
+        self._stream.write(text)
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End an unfinished line."""
+        self.output("\n" if self._last != "\n" else "")
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types
@@ -60,20 +67,21 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
     printed: Counter[int]
 
     def create_kernel_manager(self) -> AsyncKernelManager:
-        specs = _ThisPython(parent=self)
+        # Without folders it knows one kernel: this interpreter's, whatever the user registered.
+        specs = KernelSpecManager(kernel_dirs=[])
         self.km = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
         return self.km
 
     def set_widgets_metadata(self) -> None:
-        """Let the kernel end by itself after the last cell.
-
-        nbclient would interrupt it first, and a kernel that is interrupted while it ends takes
-        seconds.
-        """
         super().set_widgets_metadata()
+        # Let the kernel end by itself: interrupted first, as nbclient does it, it takes seconds.
         self.kc.shutdown()
         with suppress(subprocess.TimeoutExpired):
-            _process(self).wait(timeout=2)
+            self.process.wait(timeout=2)
+
+    @property
+    def process(self) -> Any:
+        return getattr(getattr(self.km, "provisioner", None), "process", None)
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream":
@@ -95,23 +103,25 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
     def execute_managed_notebook(
         cls, nb_man: Any, kernel_name: str, *, copy: Any, show: bool, **options: Any
     ) -> None:
-        progress = Progress(headings(nb_man.nb), stream=None if show else io.StringIO())
-        start, begun = nb_man.cell_start, threading.Event()
+        progress = Progress(headings(nb_man.nb), sys.stderr if show else None)
+        begun = threading.Event()
 
-        def cell_start(cell: NotebookNode, cell_index: int, **more: Any) -> None:
+        def cell_start(cell: NotebookNode, cell_index: int) -> None:
             begun.set()
             progress.start(cell_index)
-            start(cell, cell_index, **more)
 
-        copy.notebook, nb_man.save, nb_man.cell_start = nb_man.nb, copy.save, cell_start
+        copy.notebook, nb_man.save = nb_man.nb, copy.save
         for again in reversed(range(STARTS)):
             client = _Client(
                 nb_man,
                 kernel_name=kernel_name,
+                # Its warnings, such as that of a local TCP port, say nothing to who runs it.
+                extra_arguments=["--log-level=ERROR"],
                 timeout=options["cell_timeout"],
                 startup_timeout=120,
                 iopub_timeout=120,  # a busy machine is no reason to end a run
                 coalesce_streams=True,
+                on_cell_start=cell_start,
             )
             client.progress, client.printed = progress, Counter()
             try:
@@ -132,10 +142,9 @@ def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(0.25):
-            process = _process(client)
-            if process is not None and ends():
+            if client.process is not None and ends():
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # a kernel leads a group of its own
+                    os.killpg(client.process.pid, signal.SIGKILL)  # it leads a group of its own
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -144,11 +153,6 @@ def _ended(client: _Client, ends: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
-
-
-def _process(client: _Client) -> Any:
-    """Return the process of the client's kernel; None where there is none."""
-    return getattr(getattr(client.km, "provisioner", None), "process", None)
 
 
 def headings(notebook: NotebookNode) -> list[str]:
@@ -160,17 +164,6 @@ def headings(notebook: NotebookNode) -> list[str]:
             heading = lines[-1] if lines else heading
         found.append(heading)
     return found
-
-
-def not_run(notebook: NotebookNode) -> int:
-    """Return how many cells with code an executed notebook has that were not run."""
-    return sum(
-        cell.cell_type == "code"
-        and bool(cell.source.strip())
-        and cell.execution_count is None
-        and "skip-execution" not in cell.metadata.get("tags", [])
-        for cell in notebook.cells
-    )
 
 
 papermill_engines.register(ENGINE, _Engine)

@@ -1,21 +1,26 @@
-"""Find a notebook, read the parameters that it declares, and check the values given for them."""
+"""The parameters of a notebook: what it declares, what may be given, and the points of a grid."""
 
 from __future__ import annotations
 
 import ast
+import csv
 import difflib
+import itertools
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, TypeAlias
 
-from workbench.errors import NotebookError
+import nbformat
+import numpy as np
+import pandas as pd
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
+from workbench.errors import ArgumentError, NotebookError
 
 UNKNOWN: Final = ...
 """Default of a parameter whose value is computed when the notebook runs."""
@@ -33,6 +38,11 @@ class Parameter:
     source: str
     default: Any
     help: str
+
+
+Grid: TypeAlias = Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame
+Point: TypeAlias = dict[str, Any]
+Known: TypeAlias = Iterable[Parameter]
 
 
 def find_notebook(name: str | Path) -> Path:
@@ -54,23 +64,20 @@ def find_notebook(name: str | Path) -> Path:
     )
 
 
-def read_notebook(path: Path) -> NotebookNode:
+def read_notebook(path: Path) -> nbformat.NotebookNode:
     """Read a notebook file; raise `NotebookError` where it is none."""
-    import nbformat
-
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises what its JSON reader and validator raise
         raise NotebookError(f"{path} cannot be read as a notebook: {error}") from error
 
 
-def notebook_parameters(notebook: str | Path) -> list[Parameter]:
+def notebook_parameters(path: Path) -> list[Parameter]:
     """Return the parameters that a notebook declares, in their order.
 
     They are read from the syntax tree: papermill's own inspection skips lines with two equal
     signs and knows only the comment behind an assignment.
     """
-    path = Path(notebook)
     for cell in read_notebook(path).cells:
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             try:
@@ -99,7 +106,6 @@ def _assignments(source: str) -> list[Parameter]:
 
 
 def _comment(lines: list[str], node: ast.stmt) -> str:
-    """The comment behind a statement, or else the one above it."""
     # Offsets count bytes. What follows a statement in its line is a comment.
     last = lines[(node.end_lineno or 0) - 1].encode()
     found = [last[node.end_col_offset or 0 :].decode().strip()]
@@ -109,39 +115,7 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
     return " ".join(line.lstrip("#").strip() for line in found)
 
 
-def parse_parameters(
-    parameters: Iterable[Parameter], given: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
-    """Convert texts from a command line into values, and check them (`check_parameters`).
-
-    ``True``, ``False`` and ``None`` mean what they say, whole and decimal numbers are numbers,
-    everything else is text. Where the default is text, numbers stay text, so that a column may
-    be named ``007``.
-    """
-    known = {parameter.name: parameter for parameter in parameters}
-    values: dict[str, Any] = {}
-    for name, text in given:
-        is_text = name in known and isinstance(known[name].default, str)
-        values[name] = _value(text) if text == "None" or not is_text else text
-    check_parameters(known.values(), values)
-    return values
-
-
-def _value(text: str) -> Any:
-    words = {"True": True, "False": False, "None": None, "true": True, "false": False}
-    if text in words:
-        return words[text]
-    for number in (int, float):
-        try:
-            value = number(text)
-        except ValueError:
-            continue
-        # "nan", "inf" and "1e999" are no numbers that anyone means.
-        return value if math.isfinite(value) else text
-    return text
-
-
-def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> None:
+def check_parameters(parameters: Known, values: Mapping[str, Any]) -> None:
     """Raise `NotebookError` unless each value is one of a known parameter and fits its default.
 
     A parameter whose default is None, or is computed by the notebook, takes any value, and every
@@ -157,13 +131,126 @@ def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any])
                 f"Parameter {name!r} is not known.{hint} The notebook takes: {listed or 'none'}"
             )
         default, problem = known[name].default, ""
-        if value is None or not isinstance(default, (bool, int, float)):
-            continue
-        if isinstance(default, bool):
-            problem = "" if isinstance(value, bool) else "neither True nor False"
-        elif type(value) not in (int, float) or not math.isfinite(value):
+        if isinstance(default, bool) and not isinstance(value, bool):
+            problem = "neither True nor False"
+        elif type(default) in (int, float) and not _is_number(value):
             problem = "no number"
-        if problem:
+        if problem and value is not None:
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."
             )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+# -- texts of a command line ----------------------------------------------------------------
+
+_WORDS: Final = {"True": True, "False": False, "None": None, "true": True, "false": False}
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+
+
+def parse_parameters(parameters: Known, given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Convert texts from a command line into values, and check them (`check_parameters`).
+
+    ``True``, ``False`` and ``None`` mean what they say, whole and decimal numbers are numbers,
+    everything else is text. Where the default is text, numbers stay text, so that a column may
+    be named ``007``.
+    """
+    known = list(parameters)
+    texts = {p.name for p in known if isinstance(p.default, str)}
+    values = {
+        name: _value(text) if text == "None" or name not in texts else text for name, text in given
+    }
+    check_parameters(known, values)
+    return values
+
+
+def _value(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    for number in (int, float):
+        with suppress(ValueError):
+            value = number(text)
+            # "nan", "inf" and "1e999" are no numbers that anyone means.
+            return value if math.isfinite(value) else text
+    return text
+
+
+def parse_grid(parameters: Known, given: Iterable[str]) -> dict[str, list[Any]]:
+    """Return the grid that texts from a command line say, such as ``seed=0..4`` and ``n=10,20``.
+
+    Commas separate values, unless quotes stand around them (``columns='"a, b"'``). Both ends of a
+    range belong to it. Values are read and checked as by `parse_parameters`; a name that is given
+    twice has the values of both.
+    """
+    known = list(parameters)
+    texts = {p.name for p in known if isinstance(p.default, str)}
+    grid: dict[str, list[Any]] = {}
+    for one in given:
+        name, is_there, text = one.partition("=")
+        if not is_there:
+            raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
+        values = grid.setdefault(name, [])
+        for value in next(csv.reader([text], skipinitialspace=True), [""]):
+            span = None if name in texts else _RANGE.fullmatch(value)
+            if span:
+                values += range(int(span[1]), int(span[2]) + 1)
+            else:
+                values.append(parse_parameters(known, [(name, value)])[name])
+        check_parameters(known, {name: values[-1] if values else None})
+    return grid
+
+
+# -- grids ----------------------------------------------------------------------------------
+
+
+def expand(grid: Grid) -> list[Point]:
+    """Return the points of a grid in their order, equal ones once.
+
+    Of a mapping (parameter -> values, or a single value) every combination is taken, the last
+    parameter changing fastest. In a table an empty cell leaves a parameter at its default.
+    No points at all, and values that JSON cannot hold, are an `ArgumentError`.
+
+    >>> expand({"seed": range(2), "model": "m"})
+    [{'seed': 0, 'model': 'm'}, {'seed': 1, 'model': 'm'}]
+    """
+    points: Iterable[Mapping[str, Any]]
+    if isinstance(grid, pd.DataFrame):
+        # Whole numbers beside an empty cell are floats in pandas.
+        rows = grid.convert_dtypes().astype(object).to_dict("records")
+        points = [{str(k): v for k, v in row.items() if not _is_empty(v)} for row in rows]
+    elif isinstance(grid, Mapping):
+        values = [
+            [v] if isinstance(v, (str, bytes, Mapping)) or not isinstance(v, Iterable) else list(v)
+            for v in grid.values()
+        ]
+        points = [dict(zip(grid, each, strict=True)) for each in itertools.product(*values)]
+    else:
+        points = grid
+    unique: dict[str, Point] = {}
+    for point in points:
+        plain = {name: _plain(name, value) for name, value in point.items()}
+        unique.setdefault(json.dumps(plain, sort_keys=True), plain)
+    if not unique:
+        raise ArgumentError(
+            f"grid={grid!r} holds no point. Give a value or more for each parameter."
+        )
+    return list(unique.values())
+
+
+def _is_empty(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _plain(name: str, value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"grid: {name}={value!r} cannot be a parameter ({error}). Use numbers, text, True, "
+            "False, None, and lists and dicts of these."
+        ) from None
+    return value

@@ -8,21 +8,18 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from workbench.errors import ArgumentError
 
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
-
 MIME: Final = "application/vnd.judge-workbench.record+json"
-
-_NAME = re.compile(r"[A-Za-z][\w-]{0,99}", re.ASCII)
 
 TAKEN: Final = ("status", "error", "seconds", "folder")
 """Columns of a sweep's table that it fills itself."""
+
+_NAME = re.compile(rf"(?!(?:{'|'.join(TAKEN)})$)[A-Za-z][\w-]{{0,99}}", re.ASCII)
 
 
 def record(name: str, value: Any) -> None:
@@ -48,7 +45,12 @@ def record(name: str, value: Any) -> None:
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.display import display
 
-    data: dict[str, Any] = {"name": check_name(name)}
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ArgumentError(
+            f"record(name={name!r}): a name has letters, digits, _ and -, begins with a letter, "
+            f"and is none of {', '.join(TAKEN)}, which a sweep fills itself."
+        )
+    data: dict[str, Any] = {"name": name}
     shown: dict[str, Any] = {MIME: data}
     value = value.item() if isinstance(value, np.generic) else value
     first = next(iter(np.ravel(value)), None)  # of several Axes
@@ -74,39 +76,18 @@ def record(name: str, value: Any) -> None:
         print(shown["text/plain"])
 
 
-def check_name(name: Any) -> str:
-    """Return the name of a record; raise `ArgumentError` where it is none."""
-    if not (isinstance(name, str) and _NAME.fullmatch(name)) or name in TAKEN:
-        raise ArgumentError(
-            f"record(name={name!r}): a name has letters, digits, _ and -, begins with a letter, "
-            f"and is none of {', '.join(TAKEN)}, which a sweep fills itself."
-        )
-    return name
-
-
-def read_records(notebook: NotebookNode, folder: Path) -> dict[str, Any]:
+def read_records(notebook: Any, folder: Path) -> dict[str, Any]:
     """Return what an executed notebook recorded; figures are written to ``folder``, as paths."""
     found: dict[str, Any] = {}
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     for data in (output.get("data", {}) for output in outputs):
-        if MIME not in data:
+        name = data.get(MIME, {}).get("name", "")
+        if not _NAME.fullmatch(str(name)):  # which becomes the name of a file
             continue
-        name = check_name(data[MIME].get("name"))
+        found[name] = data[MIME].get("value")
         if "image/png" in data:
+            file = folder / f"{name}.png"
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
-            found[name] = str(folder / f"{name}.png")
-        else:
-            found[name] = data[MIME].get("value")
+            file.write_bytes(base64.b64decode(data["image/png"]))
+            found[name] = str(file)
     return found
-
-
-def first_error(notebook: NotebookNode) -> str:
-    """Return the error in an executed notebook in a line, such as ``ValueError: no``; or ""."""
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            # papermill takes an exit without an error for the end.
-            is_exit = output.get("ename") == "SystemExit" and output.evalue in ("", "0")
-            if output.output_type == "error" and not is_exit:
-                return f"{output.ename}: {output.evalue}"
-    return ""

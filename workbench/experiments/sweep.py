@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import hashlib
+import multiprocessing
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+import signal
+import threading
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
-from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError
-from workbench.experiments.dispatch import Dispatch
+from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, WorkbenchError
 from workbench.experiments.execution import (
+    RESULT,
     Result,
     Task,
-    data_digests,
+    execute,
     notebook_digest,
     read_result,
 )
-from workbench.experiments.grid import Grid, Point, check_points, expand
-from workbench.experiments.notebook import masked, masks_of
-from workbench.experiments.parameters import find_notebook, notebook_parameters
+from workbench.experiments.notebook import without_secrets, writable
+from workbench.experiments.parameters import (
+    Grid,
+    Parameter,
+    Point,
+    check_parameters,
+    expand,
+    find_notebook,
+    notebook_parameters,
+)
 from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import SweepRun, table_of
-from workbench.formatting import bar, counted
+from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.store.database import prepare_database
 from workbench.store.tables import digest
@@ -55,7 +68,6 @@ def sweep(
     notebook, and the others go on. A run that is complete, here or in MLflow, is not run again
     while the notebook's cells, its parameters, the files that these name, ``WORKBENCH_MODEL`` and
     the version of the package are the same; so the same call continues what was interrupted.
-    Answers of models are shared through the cache: what runs have in common is paid once.
 
     The sweep is a run in the active MLflow experiment, and each run a child of it, with its
     parameters, what the notebook recorded (`record`), its executed copy, and its pictures.
@@ -98,29 +110,26 @@ def sweep(
     Raises
     ------
     ArgumentError, NotebookError
-        For a grid that does not fit the notebook, before anything runs; for an output folder that
-        takes no more.
-    BudgetError
-        Where the notebook does not record what is limited.
-    StoreError
-        Where MLflow took not all of it. What ran is complete all the same.
-    KeyboardInterrupt
-        If interrupted. The kernels of the sweep are stopped.
+        For a grid that does not fit the notebook, before anything runs.
+    NotebookError, BudgetError, StoreError
+        At the end, where the output folder or MLflow took not all, or the notebook does not record
+        what is limited. What ran is complete all the same.
     """
-    source = find_notebook(notebook)
-    points = expand(grid)
-    _check(source, points)
-    name = _check_name(name or source.stem)
+    source, points = find_notebook(notebook), expand(grid)
+    declared = notebook_parameters(source)
+    name = name or source.stem
+    _check(name, declared, points)
     place = Path(output).resolve() / name
     tasks, identity = _plan(
-        source, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
+        source, declared, points, place, force=force, timeout=timeout, cell_timeout=cell_timeout
     )
-    with _writable(place):
+    with writable(place):
         (place / ".locks").mkdir(parents=True, exist_ok=True)
     log = SweepRun(name, digest([name, identity]), place / ".locks" / "log")
     status = "KILLED"
     try:
-        results = _Sweep(log, Budget.of(budget).afresh(), progress).run(tasks, executor, jobs)
+        with bar(total=len(tasks), desc=name, disable=not progress) as shown:
+            results = _Sweep(tasks, log, Budget.of(budget).afresh(), shown).run(executor, jobs)
         done = all(result.status == "complete" for result in results)
         status = "FINISHED" if done else "FAILED"
     finally:
@@ -128,163 +137,197 @@ def sweep(
     return table_of(results, log.run_id)
 
 
-def _check(source: Path, points: list[Point]) -> None:
-    check_points(notebook_parameters(source), points)
-    for name in {name for point in points for name in point}:
-        if name in TAKEN or name == "output_dir":
+def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
+    for point in points:
+        check_parameters(declared, point)
+        if taken := point.keys() & {*TAKEN, "output_dir"}:
             raise ArgumentError(
-                f"grid: {name!r} is set by the sweep, a folder for each run. Use output= for the "
-                "folder of all." if name == "output_dir" else
-                f"grid: the table has a column {name!r} of its own; rename the parameter."
-            )  # fmt: skip
-
-
-def _check_name(name: str) -> str:
+                f"grid: {', '.join(taken)} is set by the sweep itself, for each run. Rename the "
+                "parameter; the folder of all runs is output=."
+            )
     if not re.fullmatch(r"\w[\w .-]{0,99}", name):
         raise ArgumentError(
             f"name={name!r} must be the name of a folder: letters, digits, spaces and ._- only."
         )
-    return name
-
-
-@contextmanager
-def _writable(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise NotebookError(
-            f"The output folder {place} cannot be written to: {error.strerror}. Name another with "
-            "output=."
-        ) from None
 
 
 def _plan(
-    source: Path, points: list[Point], place: Path, **options: Any
+    source: Path, declared: list[Parameter], points: list[Point], place: Path, **options: Any
 ) -> tuple[list[Task], list[Any]]:
     """Return a task for each point, and what the whole sweep is identified by."""
-    content = notebook_digest(source)
+    content, defaults = notebook_digest(source), {p.name: p.default for p in declared}
     fixed = [content, version("judge-workbench"), os.environ.get("WORKBENCH_MODEL", "")]
-    token = secrets.token_hex(8)
-    own_store = "tracking_uri" in {p.name for p in notebook_parameters(source)}
-    tasks, data = [], set()
+    stop = str(place / f".stop-{secrets.token_hex(8)}")
+    hashes = functools.cache(lambda file: hashlib.sha256(file.read_bytes()).hexdigest())
+    tasks, data = [], set[str]()
     for position, point in enumerate(points):
-        files = data_digests(source, point)
-        data |= set(files.values())
-        shown = json.loads(masked(json.dumps(point), masks_of(point)))
-        key = digest([fixed, shown, files])[:16]
-        empty = str(place / ".empty.db") if own_store and "tracking_uri" not in point else ""
+        files: dict[str, str] = {}  # that parameters name, the defaults included
+        for name, value in {**defaults, **point}.items():
+            with suppress(OSError, ValueError, TypeError):
+                file = (Path.cwd() if name in point else source.parent) / value
+                files |= {name: hashes(file)} if file.is_file() else {}
+        data.update(files.values())
+        key = digest([fixed, without_secrets(point, point), files])[:16]
+        own_store = "tracking_uri" in defaults and "tracking_uri" not in point
         tasks.append(
             Task(
-                str(source), content, point, key, position, str(place / key),
-                cwd=str(Path.cwd()), stop=str(place / f".stop-{token}"), token=token,
-                empty_store=empty, **options,
+                str(source), content, point, key, position, str(place / key), str(Path.cwd()), stop,
+                empty_store=str(place / ".empty.db") if own_store else "", **options,
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
 
 
 class _Sweep:
-    """The runs of a sweep under way: what is known of them, and what they spent."""
+    """The runs of a sweep under way: what is known of them, and what they spent.
 
-    def __init__(self, log: SweepRun, budget: Budget, progress: bool) -> None:
-        self.log, self.budget, self.progress = log, budget, progress
+    A thread looks after each run that is under way. Without an executor it has a process of its
+    own, so that one that dies takes no other run along.
+    """
+
+    def __init__(self, tasks: list[Task], log: SweepRun, budget: Budget, shown: Any) -> None:
+        self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
         self.found: dict[str, Result] = {}
-        self.full = ""
-        self.unmeasured: set[str] = set()
+        self.over = ""  # why no further run is begun
+        self.fault: WorkbenchError | None = None
+        self.lock, self.own = threading.Lock(), threading.local()
+        self.pools = ExitStack()
 
-    def run(self, tasks: list[Task], executor: Executor | None, jobs: int | None) -> list[Result]:
+    def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
-        logged = self.log.logged()
-        for task in tasks if not tasks[0].force else []:
-            here, there = read_result(Path(task.folder)), logged.get(task.key)
-            for known in (here, there):
-                if known and known.status == "complete" and task.key not in self.found:
-                    self._settle(known)
-        missing = [
-            r
-            for key, r in self.found.items()
-            if getattr(logged.get(key), "started", 0) != r.started
-        ]
-        waiting = [task for task in tasks if task.key not in self.found]
-        stop = Path(tasks[0].stop)
-        with (
-            bar(total=len(tasks), desc=stop.parent.name, disable=not self.progress) as self.shown,
-            ThreadPoolExecutor(1) as self.writer,
-        ):
-            self.shown.update(len(tasks) - len(waiting))
-            for result in missing:
-                self.writer.submit(self.log.write, result)
-            self.dispatch = Dispatch(executor, jobs, stop, self._result, self._show)
-            self._check_budget()
+        logged, stop = self.log.logged(), Path(self.tasks[0].stop)
+        for task in self.tasks if not self.tasks[0].force else ():
+            both = (read_result(task.folder), logged.get(task.key))
+            if known := next((one for one in both if one and one.status == "complete"), None):
+                self._take(known, log=known != both[1])
+        waiting = [task for task in self.tasks if task.key not in self.found]
+        with writable(stop.parent):
+            for path in {task.empty_store for task in waiting if task.empty_store}:
+                prepare_database(f"sqlite:///{path}")  # which takes seconds; runs copy it
+        threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
+        try:
+            with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
+                left = {pool.submit(self._run, task, executor) for task in waiting}
+                try:
+                    while left:
+                        done, left = wait(left, timeout=1.0)
+                        _ = [future.result() for future in done]
+                        self._show(waiting)
+                except BaseException:
+                    self._end("the sweep was stopped", kill=True)
+                    raise
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
+        finally:
+            stop.unlink(missing_ok=True)
+        if self.fault:
+            raise type(self.fault)(f"{self.fault}. {self._kept()}")
+        return [self.found[task.key] for task in self.tasks]
+
+    def _run(self, task: Task, executor: Executor | None) -> None:
+        with self.lock:
+            left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
+            if self.budget.is_limited and min(left) <= 0 and not self.over:
+                self._end(f"the budget of the sweep is spent: {self.budget}")
+        if self.over:
+            self._take(task.result("cancelled", self.over), log=False)
+            return
+        try:
+            result = executor.submit(execute, task).result() if executor else self._here(task)
+        except NotebookError:
+            raise
+        except OSError as error:
+            reason = f"{os.strerror(error.errno) if error.errno else error} ({task.folder})"
+            result = task.result("failed", reason)
+            self.fault = NotebookError(f"The output folder cannot be written to: {reason}")
+            self._end("the output folder cannot be written to")
+        except Exception as error:  # of the process; those of the run are in its result
+            died = "The process that ran it died: it was killed, or memory ran out."
+            result = task.result("failed", f"{died} ({type(error).__name__}: {error})")
+        self._take(result, log=bool(result.started))
+
+    def _here(self, task: Task) -> Result:
+        """Execute a run in the process of this thread, once more in a new one if that dies."""
+        try:
+            return self._process().submit(execute, task).result()
+        except BrokenProcessPool:
+            return self._process(anew=True).submit(execute, task).result()
+
+    def _process(self, *, anew: bool = False) -> ProcessPoolExecutor:
+        if anew or not hasattr(self.own, "pool"):
+            # Processes that are forked would share connections and locks of this one.
+            spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)
+            pool = ProcessPoolExecutor(1, spawn, _start_process, (stop,))
+            self.own.pool = self.pools.enter_context(pool)
             try:
-                if waiting:
-                    with _writable(stop.parent):
-                        _prepare(waiting)
-                    self.dispatch.run(waiting)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"Stopped. {self._kept(len(tasks))}") from None
-            finally:
-                stop.unlink(missing_ok=True)
-                self._show(0)
-        self._raise_faults(len(tasks))
-        return [self.found[task.key] for task in tasks]
+                pool.submit(os.getpid).result()
+            except RuntimeError:  # of this one, as it is imported by another, or of the new one
+                raise NotebookError(
+                    "The processes of the sweep died before they began a run. In a script, call "
+                    "workbench.sweep below `if __name__ == '__main__':`, since each process "
+                    "imports the script."
+                ) from None
+        found: ProcessPoolExecutor = self.own.pool
+        return found
 
-    def _result(self, result: Result) -> None:
-        self._settle(result)
-        if result.started:
-            self.writer.submit(self.log.write, result)
-        if result.full:
-            self.full = self.full or result.error
-            self.dispatch.end("the output folder cannot be written to")
-        self._check_budget()
-        self.shown.update()
+    def _end(self, why: str, *, kill: bool = False) -> None:
+        """Begin no further run, wherever it is; those under way are finished or killed."""
+        self.over = self.over or why
+        with suppress(OSError):
+            write_whole(Path(self.tasks[0].stop), "" if kill else why)
 
-    def _settle(self, result: Result) -> None:
-        self.found[result.key] = result
+    def _take(self, result: Result, *, log: bool) -> None:
+        """Count a run that has ended, and log it."""
         spent = {name: result.recorded.get(name) for name in ("calls", "tokens", "cost")}
-        limits = (self.budget.limit, self.budget.tokens, self.budget.usd)
-        if result.status == "complete":
-            for (name, amount), limit in zip(spent.items(), limits, strict=True):
-                if limit is not None and not isinstance(amount, (int, float)):
-                    self.unmeasured.add(name)
-        known = {n: a for n, a in spent.items() if isinstance(a, (int, float))}
-        self.budget.charge(
-            Usage(int(known.get("calls", 0)), int(known.get("tokens", 0)), None, known.get("cost"))
-        )
+        known = {name: n for name, n in spent.items() if isinstance(n, (int, float))}
+        limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
+        calls, tokens = int(known.get("calls", 0)), int(known.get("tokens", 0))
+        with self.lock:
+            self.found[result.key] = result
+            self.budget.charge(Usage(calls, tokens, None, known.get("cost")))
+            lacking = [n for n, limit in limits.items() if limit is not None and n not in known]
+            if lacking and result.status == "complete":
+                self.fault = BudgetError(
+                    f"budget={self.budget!r} cannot be kept: the notebook does not record "
+                    f"{', '.join(lacking)} as a number (workbench.record)"
+                )
+                self._end("the budget cannot be kept")
+            self.shown.update()
+        try:
+            # A store that does not answer is not waited for again.
+            if log and not isinstance(self.fault, StoreError):
+                self.log.write(result)
+        except (MlflowException, OSError) as error:
+            self.fault = self.fault or StoreError(f"MLflow did not take all of it: {error}")
 
-    def _check_budget(self) -> None:
-        left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
-        if self.budget.is_limited and (min(left) <= 0 or self.unmeasured):
-            self.dispatch.end(f"the budget of the sweep is spent: {self.budget}")
+    def _show(self, tasks: list[Task]) -> None:
+        folders = [Path(task.folder) for task in tasks]
+        running = sum(folder.is_dir() and not (folder / RESULT).exists() for folder in folders)
+        failed = sum(r.status in ("failed", "timeout") for r in [*self.found.values()])
+        notes: dict[str, float] = {f"{running} running": running, f"{failed} failed": failed}
+        notes[f"${self.budget.spent_usd:.4f}"] = self.budget.spent_usd
+        self.shown.set_postfix_str(", ".join(note for note, n in notes.items() if n))
 
-    def _show(self, running: int) -> None:
-        failed = sum(r.status in ("failed", "timeout") for r in self.found.values())
-        notes = [f"{running} running"] if running else []
-        notes += [f"{failed} failed"] if failed else []
-        notes += [f"${self.budget.spent_usd:.4f}"] if self.budget.spent_usd else []
-        self.shown.set_postfix_str(", ".join(notes), refresh=running > 0)
-
-    def _kept(self, total: int) -> str:
+    def _kept(self) -> str:
         complete = sum(result.status == "complete" for result in self.found.values())
-        return (
-            f"{complete} of {counted(total, 'run')} are complete and kept; the same call goes on "
-            "with the rest."
-        )
-
-    def _raise_faults(self, total: int) -> None:
-        kept = self._kept(total)
-        if self.full:
-            raise NotebookError(f"The output folder cannot be written to: {self.full}. {kept}")
-        if self.unmeasured:
-            raise BudgetError(
-                f"budget={self.budget!r} cannot be kept: the notebook does not record "
-                f"{', '.join(sorted(self.unmeasured))} as a number (workbench.record). {kept}"
-            )
-        if self.log.fault:
-            raise StoreError(f"MLflow did not take all of the sweep: {self.log.fault}. {kept}")
+        total = counted(len(self.tasks), "run")
+        return f"{complete} of {total} are complete and kept; the same call goes on with the rest."
 
 
-def _prepare(tasks: list[Task]) -> None:
-    """Make the empty MLflow store that runs copy, which takes seconds, once."""
-    for path in {task.empty_store for task in tasks if task.empty_store}:
-        prepare_database(f"sqlite:///{path}")
+def _start_process(stop: Path) -> None:
+    """End with the sweep: Python leaves the processes of a pool alone when their parent is killed.
+
+    Ctrl-C reaches all processes of a terminal; the sweep itself stops the runs.
+    """
+    signal.signal(signal.SIGINT, lambda *_: None)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        with suppress(OSError):
+            stop.write_text("")
+        time.sleep(2.0)  # for the kernel to be stopped
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -38,48 +38,38 @@ _KEPT = {".ipynb", ".html", ".json", ".csv", ".png", ".svg", ".pdf"}
 class SweepRun:
     """The run of a sweep in the active store and experiment; an equal one is continued.
 
-    ``lock`` is a file by which processes that write to the same output folder take turns. What the
-    store refuses is kept in ``fault``.
+    By the file ``lock`` processes with the same output folder take turns.
     """
 
     def __init__(self, name: str, identity: str, lock: Path) -> None:
-        self.client, self.lock, self.fault = mlflow.MlflowClient(), lock, ""
+        self.client, self.lock = mlflow.MlflowClient(), lock
         self.experiment_id = find_experiment_id()
         where = f"tags.`{IDENTITY_TAG}` = '{identity}'"
         with store_errors(), FileLock(lock):
-            found = self.client.search_runs([self.experiment_id], where)
-            self.run_id = found[0].info.run_id if found else ""
+            found = [*self.client.search_runs([self.experiment_id], where)]
             if not found:
                 tags = resolve_tags() | {NAME_TAG: name, IDENTITY_TAG: identity}
-                made = self.client.create_run(self.experiment_id, run_name=name, tags=tags)
-                self.run_id = made.info.run_id
-            else:
-                self.client.update_run(self.run_id, status="RUNNING")
+                found = [self.client.create_run(self.experiment_id, run_name=name, tags=tags)]
+            self.run_id = found[0].info.run_id
+            self.client.update_run(self.run_id, status="RUNNING")
 
-    def logged(self) -> dict[str, Result]:
-        """Return the latest result of each run, by its key."""
-        return _results(_children(self.client, self.experiment_id, self.run_id))
+    def logged(self, key: str = "") -> dict[str, Result]:
+        """Return the latest result of each run, or of one, by its key."""
+        return _results(self.client, self.experiment_id, self.run_id, key)
 
     def write(self, result: Result) -> None:
         """Log a run below the sweep, unless it is there."""
-        if self.fault:
-            return  # a store that does not answer is not waited for again
-        try:
-            with FileLock(self.lock):
-                known = _children(self.client, self.experiment_id, self.run_id, result.key)
-                if not any(one.started == result.started for one in _results(known).values()):
-                    retrying(self._write, result)
-        except (MlflowException, OSError) as error:
-            self.fault = str(error)
+        with FileLock(self.lock):
+            known = self.logged(result.key).get(result.key)
+            if known is None or known.started != result.started:
+                retrying(self._write, result)
 
     def _write(self, result: Result) -> None:
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, KEY_TAG: result.key, STATUS_TAG: result.status}
-        begun, ended = result.started * 1000, (result.started + result.seconds) * 1000
+        begun, ended = (int(1000 * (result.started + s)) for s in (0, result.seconds))
+        name = ", ".join(f"{k}={v}" for k, v in result.parameters.items())[:250] or None
         made = self.client.create_run(
-            self.experiment_id,
-            start_time=int(begun),
-            run_name=", ".join(f"{k}={v}" for k, v in result.parameters.items())[:250] or None,
-            tags=resolve_tags(tags),
+            self.experiment_id, start_time=begun, run_name=name, tags=resolve_tags(tags)
         )
         run_id, row = made.info.run_id, json.dumps(asdict(result))
         numbers = {"seconds": result.seconds, **result.recorded}
@@ -87,7 +77,7 @@ class SweepRun:
             run_id,
             params=[Param(name, str(value)[:500]) for name, value in result.parameters.items()],
             metrics=[
-                Metric(name, float(value), int(ended), 0)
+                Metric(name, float(value), ended, 0)
                 for name, value in numbers.items()
                 if isinstance(value, (int, float))
             ],
@@ -99,12 +89,11 @@ class SweepRun:
         if (folder / "figures").is_dir():
             self.client.log_artifacts(run_id, str(folder / "figures"), "figures")
         # Last, since a child without its row does not count.
-        pieces = [row[at : at + PIECE] for at in range(0, len(row), PIECE)]
-        rows = [RunTag(f"{ROW_TAG}.{n}", piece) for n, piece in enumerate(pieces)]
+        pieces = enumerate(range(0, len(row), PIECE))
+        rows = [RunTag(f"{ROW_TAG}.{n}", row[at : at + PIECE]) for n, at in pieces]
         self.client.log_batch(run_id, tags=rows)
-        self.client.set_terminated(
-            run_id, _MLFLOW_STATUS.get(result.status, "FAILED"), end_time=int(ended)
-        )
+        status = _MLFLOW_STATUS.get(result.status, "FAILED")
+        self.client.set_terminated(run_id, status, end_time=ended)
 
     def end(self, status: str) -> None:
         """End the run as ``FINISHED``, ``FAILED`` or ``KILLED``."""
@@ -112,22 +101,16 @@ class SweepRun:
             self.client.set_terminated(self.run_id, status)
 
 
-def _children(client: Any, experiment_id: str, parent: str, key: str = "") -> list[Run]:
+def _results(client: Any, experiment_id: str, parent: str, key: str = "") -> dict[str, Result]:
+    """Return the latest result of each key; a child that has no row was not written to its end."""
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
-    return all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
-
-
-def _results(children: Iterable[Run]) -> dict[str, Result]:
-    """Return the latest result of each key; a child that has no row was not written to its end."""
+    children = all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
     found: dict[str, Result] = {}
-    for child in children:
-        tags = child.data.tags
-        row = "".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags)))
-        with suppress(ValueError, TypeError):
-            result = Result(**json.loads(row))
-            if result.key not in found or found[result.key].started < result.started:
-                found[result.key] = result
+    for tags in (child.data.tags for child in children):
+        result = Result.read("".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags))))
+        if result and (result.key not in found or found[result.key].started < result.started):
+            found[result.key] = result
     return found
 
 
@@ -136,19 +119,18 @@ def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
     rows = []
     for one in results:
         own = {"status": one.status, "error": one.error, "seconds": one.seconds or None}
-        taken = one.parameters.keys()
         recorded = {
-            f"{name}_recorded" if name in taken else name: math.nan if value is None else value
-            for name, value in one.recorded.items()
+            f"{name}_recorded" if name in one.parameters else name: math.nan if v is None else v
+            for name, v in one.recorded.items()
         }
         rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
     table = pd.DataFrame(rows)
-    names = dict.fromkeys(name for one in results for name in one.parameters)
-    first = [*names, "status", "error", "seconds"]
+    names = list(dict.fromkeys(name for one in results for name in one.parameters))
     for name in names:
         given = [one.parameters.get(name) for one in results]
         if None in given and all(type(value) in (int, type(None)) for value in given):
             table[name] = pd.array(given, dtype="Int64")  # stay whole beside what is not given
+    first = [*names, "status", "error", "seconds"]
     table = table[[*first, *(name for name in table.columns if name not in first)]]
     table.attrs["sweep"] = run_id
     return table
@@ -176,11 +158,9 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
         sweep = str(sweep.attrs["sweep"])
     client = mlflow.MlflowClient()
-    quoted = str(sweep).replace("'", "")
-    active = find_experiment_id()
-    found = client.search_runs(
-        [active], f"tags.`{NAME_TAG}` = '{quoted}'", order_by=["attributes.start_time DESC"]
-    )
+    named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
+    latest = ["attributes.start_time DESC"]
+    found = [*client.search_runs([find_experiment_id()], named, order_by=latest)]
     with suppress(MlflowException):
         found = found or [client.get_run(sweep)]
     if not found or NAME_TAG not in found[0].data.tags:
@@ -189,5 +169,5 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             "and the experiment (mlflow.set_experiment)."
         )
     parent = found[0].info
-    results = _results(_children(client, parent.experiment_id, parent.run_id)).values()
+    results = _results(client, parent.experiment_id, parent.run_id).values()
     return table_of(sorted(results, key=lambda one: one.position), parent.run_id)

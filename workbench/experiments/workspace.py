@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
 from workbench.pairing.pairs import Pairs
 from workbench.store.database import find_experiment_id, prepare_database, store_errors
-
-SUMMARY = "summary.json"
 
 _VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -49,9 +46,8 @@ class Workspace:
     ) -> Path:
         """Write ``summary.json``, which the command line prints when the notebook has ended.
 
-        It holds ``table`` (before against after, as text), ``status``, ``reason``, ``judge``
-        (name and version), ``report``, ``tracking_uri``, ``experiment``, ``model``, ``seed``, the
-        ``calls`` made, and the figures of ``comparison``, ``recorded`` and ``annotators``.
+        It holds the comparison as a text (``table``) and as figures, what became of the judge,
+        and where everything is.
 
         Parameters
         ----------
@@ -69,21 +65,18 @@ class Workspace:
         ]
         summary: dict[str, Any] = {
             "table": "\n".join([str(alignment.comparison), *lines]),
-            "status": alignment.status,
-            "headline": alignment.headline,
-            "reason": alignment.reason,
+            **{key: getattr(alignment, key) for key in ("status", "headline", "reason", "seed")},
             "judge": {key: getattr(registered, key) for key in ("name", "version", "new")},
             "report": str(Path(report).resolve()),
             "tracking_uri": self.tracking_uri,
             "experiment": self.experiment,
             "model": getattr(alignment.original, "model", None),
-            "seed": alignment.seed,
             "calls": {"judge": alignment.calls, "reflection": alignment.reflection_calls},
             "comparison": alignment.comparison.to_dict(),
             "annotators": alignment.annotators.to_dict() if alignment.annotators else None,
             "recorded": {source: found.to_dict() for source, found in others.items()},
         }
-        path = self.folder / SUMMARY
+        path = self.folder / "summary.json"
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False), encoding="utf-8")
         return path
 
@@ -125,7 +118,8 @@ def use_workspace(
     os.environ.pop(_VARIABLE, None)
     if chosen:
         os.environ[_VARIABLE] = chosen
-    with _quiet_migrations():
+    logging.disable(logging.INFO)  # the forty migrations that make a new database
+    try:
         prepare_database(uri)
         if mlflow.get_experiment_by_name(experiment) is None:
             local = not uri.startswith(("http://", "https://", "databricks"))
@@ -134,14 +128,6 @@ def use_workspace(
             )
         where = find_experiment_id(experiment, create=False)
         mlflow.set_experiment(experiment_id=where)
-    return Workspace(place, without_credentials(uri), experiment, where)
-
-
-@contextmanager
-def _quiet_migrations() -> Iterator[None]:
-    """Silence the log of the forty migrations that make a new database."""
-    logging.disable(logging.INFO)
-    try:
-        yield
     finally:
         logging.disable(logging.NOTSET)
+    return Workspace(place, without_credentials(uri), experiment, where)

@@ -1,5 +1,5 @@
 """What a report holds, as plain data: instructions, learned rules with their cases, verdicts that
-changed, texts and tables. The template escapes it.
+changed, and how far the judge can be trusted on held-out items. The template escapes it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from workbench.credentials import without_credentials
+from workbench.errors import ArgumentError
 from workbench.formatting import counted
+from workbench.metrics.agreement import agreement
+from workbench.metrics.alternative import alternative_annotator_test
+from workbench.metrics.intervals import Interval, figure
+from workbench.metrics.slices import SMALLEST, by_annotator, pooled, short_fields, slice_names
+from workbench.models.budget import FREE
+from workbench.reporting.drawing import as_svg
+from workbench.reporting.plots import plot_slices
 
 if TYPE_CHECKING:
+    from workbench.alignment.certificate import Certificate
     from workbench.alignment.result import Alignment
     from workbench.pairing.pairs import Pairs
 
@@ -28,6 +39,32 @@ MOST_FIELDS = 8
 MOST_ITEMS = 40
 MOST_CASES = 3
 MOST_ROWS = 200
+
+MOST_DIVISIONS = 4
+"""Of more ways to divide the items than this the others are only named."""
+
+
+# -- what happened --------------------------------------------------------------------------
+
+
+def sentence(alignment: Alignment) -> str:
+    """Return what happened, and why; what is missing to be sure stands in a note of its own."""
+    compared, reason = alignment.comparison, without_secrets(alignment.reason)
+    reason = reason.replace(compared.power_note or "\0", "").strip()
+    return reason if compared.summary in reason else f"{reason} {compared.summary}".strip()
+
+
+def notes(alignment: Alignment) -> list[str]:
+    """Return what limits the result."""
+    models = {str(getattr(j, "model", "")) for j in (alignment.original, alignment.judge)}
+    embedded = [
+        f"The model is the embedded one ({model}), which is no language model: no figure "
+        "obtained with it is a claim about a language model."
+        for model in sorted(models)
+        if model.startswith(FREE)
+    ]
+    found = [*alignment.comparison.notes, *embedded, *alignment.notes]
+    return list(dict.fromkeys(map(without_secrets, found)))
 
 
 def instructions(alignment: Alignment) -> dict[str, Any]:
@@ -40,12 +77,7 @@ def instructions(alignment: Alignment) -> dict[str, Any]:
         if line[0] in kinds
     ]
     counts = Counter(line["kind"] for line in lines)
-    taken = " (not taken)" if alignment.status == "rejected" else ""
-    caption = (
-        f"From the original to the aligned ones{taken}: {counted(counts['added'], 'line')} added, "
-        f"{counts['removed']} removed."
-    )
-    return {"caption": "They are unchanged." if before == after else caption, "lines": lines}
+    return {"lines": lines, "added": counts["added"], "removed": counts["removed"]}
 
 
 def evidence(alignment: Alignment) -> list[dict[str, Any]]:
@@ -66,13 +98,10 @@ def groups(alignment: Alignment) -> list[dict[str, Any]]:
     comparison = alignment.comparison
     before, after = _rows(alignment.test_before), _rows(alignment.test_after)
     numeric = comparison.before.scale.kind == "numeric"
-    groups = {
-        "Nearer to people" if numeric else "Fixed": comparison.fixed,
-        "Farther from people" if numeric else "Broken": comparison.broken,
-        "Still wrong": comparison.still_wrong,
-    }
+    names = ("Nearer to people", "Farther from people") if numeric else ("Fixed", "Broken")
+    frames = (comparison.fixed, comparison.broken, comparison.still_wrong)
     found = []
-    for name, frame in groups.items():
+    for name, frame in zip((*names, "Still wrong"), frames, strict=True):
         shown = [
             _item(before[i] | row, alignment, after_rationale=after[i].get("judge_rationale"))
             for i, row in _rows(frame.head(MOST_ITEMS)).items()
@@ -124,3 +153,90 @@ def grid(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as its columns and rows, the first ones of many."""
     columns = [str(name).replace("_", " ") for name in frame.columns]
     return {"columns": columns, "rows": frame.head(MOST_ROWS).to_numpy(dtype=object).tolist()}
+
+
+# -- how far it can be trusted --------------------------------------------------------------
+
+
+def certified(given: Certificate) -> dict[str, Any]:
+    """Return what a certificate says."""
+    table = given.table.rename(columns={"low": "value_low", "high": "value_high"})
+    table["passed"] = table["passed"].map({True: "yes", False: "no"})
+    return {
+        "headline": given.headline,
+        "table": _figures(table, ["value"], ["n", "threshold", "passed"]),
+        "notes": [*map(without_secrets, given.notes)],
+    }
+
+
+def slices(alignment: Alignment) -> dict[str, Any]:
+    """Return pictures and tables of the agreement by slice; ``why`` there may be none."""
+    pairs, names = _divisions(alignment)
+    shown = []
+    for name in names[:MOST_DIVISIONS]:
+        found = agreement(pairs, by=name)
+        is_numeric = "mean_distance" in found.table
+        measures = ["mean_distance"] if is_numeric else ["accuracy", "kappa"]
+        picture = as_svg(
+            partial(plot_slices, found),
+            (6.2, 1.3 + 0.34 * len(found.table)),
+            f"Agreement by {name}, with intervals",
+        )
+        table = _figures(found.table, measures, ["difference", "p_adjusted", "note"], first="n")
+        shown.append({"by": name, "picture": picture, "table": table})
+    held_out = counted(len(pairs), "held-out item")
+    return {
+        "shown": shown,
+        "others": names[MOST_DIVISIONS:],
+        "why": f"No tag, input, length, week or annotator divides the {held_out} into several "
+        f"slices of {SMALLEST} or more.",
+    }
+
+
+def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
+    """The held-out pairs with a column for all that divides them into several slices, and what."""
+    pairs, known = alignment.held_out, alignment.examples
+    ids = pairs.trace_ids
+    columns: dict[str, Any] = {}
+    for name, found in short_fields(known[i] for i in ids if i in known).items():
+        if name not in (*pairs.table.columns, "annotator"):
+            values = pd.Series(slice_names(map(found.get, ids)), dtype=object)
+            if pooled(values).nunique() > 1:
+                columns[name] = values.to_numpy()
+    names = list(columns)
+    if pooled(by_annotator(pairs).table["annotator"]).nunique() > 1:
+        names.append("annotator")
+    return replace(pairs, table=pairs.table.assign(**columns)), names
+
+
+def stand_in(alignment: Alignment) -> dict[str, Any] | None:
+    """Return the alternative annotator test on held-out items; ``why`` it is not possible."""
+    people, pairs = alignment.annotators, alignment.held_out
+    if not people or len(people.annotators) < 2:
+        return None
+    is_numeric = pairs.scale.kind == "numeric"
+    try:
+        found = alternative_annotator_test(pairs, score="neg_rmse" if is_numeric else "accuracy")
+    except ArgumentError as error:
+        return {"why": str(error)}
+    if math.isnan(found.winning_rate):
+        return {"why": " ".join(found.notes)}
+    columns = ["annotator_advantage", "p_adjusted", "note"]
+    table = _figures(found.table, ["judge_advantage"], columns, first="n")
+    return {"why": "", "found": found, "table": table}
+
+
+def _figures(
+    table: pd.DataFrame, measures: list[str], columns: list[str], first: str = ""
+) -> dict[str, list[Any]]:
+    """A table whose measures stand with their intervals; without the notes where there are none."""
+    made = table.copy()
+    for name in measures:
+        ends = zip(made[name], made[f"{name}_low"], made[f"{name}_high"], strict=True)
+        made[name] = [figure(value, Interval(low, high)) for value, low, high in ends]
+    if "p_adjusted" in made:
+        made["p_adjusted"] = ["below 0.001" if p < 0.001 else p for p in made["p_adjusted"]]
+    shown = [name for name in [first, *measures, *columns] if name]
+    if "note" in made and not made["note"].any():
+        shown.remove("note")
+    return grid(made[shown].reset_index())

@@ -1,4 +1,4 @@
-"""What all pictures share: style, axes, labels, tinted matrices, and pictures as SVG.
+"""What all pictures share: style, labels, intervals, tinted matrices, and pictures as SVG.
 
 Text and lines take the colours of the active matplotlib style and cells are tinted over its
 background, so that light and dark styles both work. Labels are drawn literally: ``$`` starts no
@@ -33,15 +33,6 @@ BEFORE, AFTER, BELOW = "#D55E00", "#0072B2", "#D55E00"
 TINT = "#1B5393"
 """Cells are tinted with this, the more opaque the greater their share."""
 
-MOST_ROWS_WITH_TEXT = 20
-"""A matrix with more rows than this has no text in its cells, nor frames around them."""
-
-FAINTEST = 0.08
-"""Least opacity of a cell that is not empty and has no text."""
-
-MOST_TICKS = 60
-"""Of more rows than this only some have a label."""
-
 _STYLE = {
     "axes.titlesize": "medium",
     "axes.titleweight": "normal",
@@ -50,12 +41,10 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": "small",
 }
-
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 _DARK = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "#111111"),
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6e6e6"
-    ),
+    **dict.fromkeys(_INKED, "#e6e6e6"),
 }
 
 _P = ParamSpec("_P")
@@ -90,36 +79,34 @@ def _lab_is_dark() -> bool:
         return False
     from jupyter_core.paths import jupyter_config_dir
 
-    folder = (
-        os.environ.get("JUPYTERLAB_SETTINGS_DIR") or f"{jupyter_config_dir()}/lab/user-settings"
-    )
-    path = Path(folder) / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
-    try:
-        settings = path.read_text(encoding="utf-8")
-    except OSError:
-        return False
+    usual = f"{jupyter_config_dir()}/lab/user-settings"
+    folder = Path(os.environ.get("JUPYTERLAB_SETTINGS_DIR") or usual)
+    path = folder / "@jupyterlab/apputils-extension/themes.jupyterlab-settings"
+    settings = path.read_text(encoding="utf-8") if path.is_file() else ""
     # JSON with comments.
     theme = re.search(r'^\s*(?:\{\s*)?"theme"\s*:\s*"([^"]*)"', settings, re.MULTILINE)
     return theme is not None and "dark" in theme[1].lower()
 
 
-def paper() -> str:
+def paper() -> Any:
     """Return the active style's colour behind a picture."""
     import matplotlib as mpl
 
-    return str(mpl.rcParams["axes.facecolor"])
+    return mpl.rcParams["axes.facecolor"]
 
 
-def ink() -> str:
+def ink() -> Any:
     """Return the active style's colour of text."""
     import matplotlib as mpl
 
-    return str(mpl.rcParams["text.color"])
+    return mpl.rcParams["text.color"]
 
 
 def blue() -> str:
     """Return the blue of points and lines: a brighter one of the palette on a dark ground."""
-    return "#56B4E9" if _luminance(paper()) < 0.2 else AFTER
+    from matplotlib.colors import to_rgb
+
+    return "#56B4E9" if sum(to_rgb(paper())) < 1.5 else AFTER
 
 
 def new_axes(width: float, height: float, count: int = 1) -> npt.NDArray[Any]:
@@ -143,6 +130,38 @@ def literal(value: Any, width: int) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
+def order_of(found: Any) -> list[Any]:
+    """Return the rows of the confusion matrix in the order in which they are shown."""
+    return list(found.scale.shown or found.confusion.index)
+
+
+def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
+    """Tilt the labels of columns that would run into each other, each then in one line."""
+    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
+    if longest * len(labels) > 38 and len(labels) > 2:
+        for label in ax.get_xticklabels():
+            label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
+        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
+
+
+def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
+    """Put the legend, if there is any, above the picture, at its left."""
+    if handles:
+        look: dict[str, Any] = {"handlelength": 1.5, "columnspacing": 1.3, "borderaxespad": 0.2}
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": ncols}
+        ax.legend([*handles.values()], [*handles], **place, **look)
+
+
+def reference_levels(baseline: float | None, ceiling: Any) -> dict[str, tuple[float, str]]:
+    """Return the name, level and line style of what judges are compared with, where it is known."""
+    people = getattr(ceiling, "ceiling", ceiling)
+    found = {"people": (people, "--"), "always the majority label": (baseline, ":")}
+    return {k: (v, style) for k, (v, style) in found.items() if v is not None and not math.isnan(v)}
+
+
+# -- rows with intervals --------------------------------------------------------------------
+
+
 def bare_rows(ax: Axes, labels: Sequence[str]) -> None:
     """Label rows from top to bottom, without a frame."""
     ax.set_yticks(range(len(labels)), labels)
@@ -151,10 +170,28 @@ def bare_rows(ax: Axes, labels: Sequence[str]) -> None:
     ax.tick_params(left=False)
 
 
-def legend_above(ax: Axes, handles: Mapping[str, Any], **look: Any) -> None:
-    """Put the legend above the picture, at its left."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "ncols": 2}
-    ax.legend([*handles.values()], [*handles], **{**place, **look})
+def draw_estimate(
+    ax: Axes, row: float, estimate: Sequence[float], *, hollow: bool = False, left: float = 0.0,
+    undefined: str = "undefined", color: str, marker: str = "o",
+) -> Any:  # fmt: skip
+    """Draw a value and the ends of its interval; where it is nan, write so at the left."""
+    value, low, high = estimate
+    if math.isnan(value):
+        write(ax, left + 0.01, row, undefined, color=BELOW, ha="left", size="small")
+        return None
+    if not math.isnan(low):
+        ax.plot([low, high], [row, row], color=color, lw=2, solid_capstyle="butt")
+    look: dict[str, Any] = {"color": color, "mfc": paper() if hollow else color, "mew": 1.5}
+    return ax.plot(value, row, marker, ms=6, **look)[0]
+
+
+def tested_handles(ax: Axes) -> dict[str, Any]:
+    """Return entries of a legend for what differs by a test, and what may not."""
+    look: dict[str, Any] = {"color": blue(), "ms": 6, "mew": 1.5}
+    return {
+        "differs (p < 0.05, adjusted)": ax.plot([], [], "o", **look)[0],
+        "may be luck": ax.plot([], [], "o", mfc=paper(), **look)[0],
+    }
 
 
 # -- matrices -------------------------------------------------------------------------------
@@ -166,24 +203,55 @@ def matrix_size(size: int) -> tuple[float, float]:
     return side + 1.4, side + 1.2
 
 
-def draw_cells(ax: Axes, opacity: npt.NDArray[Any], colours: npt.NDArray[Any] | str = TINT) -> None:
-    """Tint the cells of a matrix, each by its opacity in [0, 1], in one artist."""
+def draw_matrix(
+    ax: Axes | None,
+    names: Sequence[Any],
+    shares: npt.NDArray[Any],
+    text: Callable[[tuple[int, ...]], tuple[str, str]],
+    *,
+    totals: Sequence[int] | None = None,
+) -> Axes:
+    """Draw a square matrix: cells tinted by their share, in another colour where it is below 0.
+
+    ``text`` returns the large and the small text of the cell at a row and column; of more than 20
+    rows the cells have none. ``totals`` stand behind the labels of rows whose diagonal is framed.
+    """
     from matplotlib.colors import to_rgba, to_rgba_array
 
-    framed = len(opacity) <= MOST_ROWS_WITH_TEXT
-    # Without frames empty cells show nothing, and large matrices are mostly empty.
-    rows, columns = np.nonzero(np.ones_like(opacity) if framed else opacity)
-    faces = to_rgba_array(np.broadcast_to(colours, opacity.shape)[rows, columns].ravel())
-    faces[:, 3] = np.maximum(opacity[rows, columns], 0.0 if framed else FAINTEST)
-    # A hairline keeps empty cells visible on any background.
-    edges = to_rgba(ink(), 0.25) if framed else "none"
-    _add_squares(ax, rows, columns, facecolors=faces, edgecolors=edges, linewidths=0.5)
-
-
-def outline_diagonal(ax: Axes, size: int) -> None:
-    """Draw a frame around each cell of the diagonal."""
-    at = np.arange(size)
-    _add_squares(ax, at, at, facecolors="none", edgecolors=ink(), linewidths=1.1, zorder=3)
+    size, is_small = len(names), len(names) <= 20
+    ax = ax or new_axes(*matrix_size(size))[0]
+    rows, columns = ([literal(name, width) for name in names] for width in (18, 14))
+    if totals is not None:
+        between = "\n" if is_small else " "
+        rows = [f"{row}{between}({n})" for row, n in zip(rows, totals, strict=True)]
+    step = math.ceil(size / 60) or 1
+    ax.set(xlim=(-0.52, size - 0.48), ylim=(size - 0.48, -0.52), aspect="equal")
+    ax.set_yticks(range(0, size, step), rows[::step])
+    ax.set_xticks(range(0, size, step), columns[::step])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    tints, opacity = np.where(shares < 0, BELOW, TINT), np.abs(shares)
+    if is_small:
+        tilt_where_long(ax, columns)
+        for at in np.ndindex(size, size):
+            # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
+            colour = "white" if shares[at] > 0.78 else ink()
+            alpha = None if opacity[at] else 0.6
+            _write_cell(ax, at, *text(at), size=size, color=colour, alpha=alpha)
+    else:
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(labelsize=7)
+        opacity = np.where(opacity > 0, np.maximum(opacity, 0.08), 0)
+    # A hairline keeps empty cells visible on any background; of many only the others are drawn.
+    cells = np.nonzero(np.ones_like(opacity) if is_small else opacity)
+    edges = to_rgba(ink(), 0.25) if is_small else "none"
+    faces = to_rgba_array(tints[cells])
+    faces[:, 3] = opacity[cells]
+    _add_squares(ax, *cells, facecolors=faces, edgecolors=edges, linewidths=0.5)
+    if totals is not None:
+        frame: dict[str, Any] = {"facecolors": "none", "edgecolors": ink(), "linewidths": 1.1}
+        _add_squares(ax, np.arange(size), np.arange(size), zorder=3, **frame)
+    return ax
 
 
 def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
@@ -194,66 +262,15 @@ def _add_squares(ax: Axes, rows: Any, columns: Any, **look: Any) -> None:
     ax.add_collection(PolyCollection(squares, **look))
 
 
-def write_cell(
-    ax: Axes, at: tuple[int, int], large: str, small: str, *, opacity: float, tint: str = TINT
+def _write_cell(
+    ax: Axes, at: tuple[int, ...], large: str, small: str, *, size: int, **look: Any
 ) -> None:
-    """Write a large and a small text into a cell at a row and column, in the colour to be read."""
-    size = math.ceil(ax.get_ylim()[0])
     points = 13 if size <= 4 else 10.5 if size <= 7 else 8
     points = min(points, 10.5) if len(large) > 6 else points
-    look: dict[str, Any] = {"color": _readable_on(tint, opacity), "ha": "center"}
-    look |= {"xy": at[::-1], "textcoords": "offset points", "alpha": None if opacity else 0.6}
+    look |= {"xy": at[::-1], "textcoords": "offset points", "ha": "center"}
     ax.annotate(large, xytext=(0, 0), va="bottom" if small else "center", size=points, **look)
     if small:
         ax.annotate(small, xytext=(0, -3), va="top", size=max(6.5, points * 0.7), **look)
-
-
-def _readable_on(tint: str, opacity: float) -> str:
-    """Return the style's colour of text, or white where that has more contrast on the cell.
-
-    Contrast is that of WCAG 2.2: ``(L1 + 0.05) / (L2 + 0.05)`` of the relative luminances.
-    """
-    from matplotlib.colors import to_rgb
-
-    cell = _luminance(opacity * np.array(to_rgb(tint)) + (1 - opacity) * np.array(to_rgb(paper())))
-    text = _luminance(ink())
-    return "white" if 1.05 / cell > max(text, cell) / min(text, cell) else ink()
-
-
-def _luminance(colour: Any) -> float:
-    """Relative luminance by WCAG 2.2, plus 0.05."""
-    from matplotlib.colors import to_rgb
-
-    parts = np.asarray(to_rgb(colour))
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
-    return float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05
-
-
-def matrix_axes(ax: Axes, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Label rows and columns of a matrix; of very many only some."""
-    size = len(columns)
-    ax.set_xlim(-0.52, size - 0.48)
-    ax.set_ylim(len(rows) - 0.48, -0.52)
-    ax.set_aspect("equal")
-    shown = range(0, size, math.ceil(size / MOST_TICKS) or 1)
-    ax.set_yticks(shown, [rows[k] for k in shown])
-    ax.set_xticks(shown, [columns[k] for k in shown])
-    if size > MOST_ROWS_WITH_TEXT:
-        ax.tick_params(axis="x", rotation=90)
-        ax.tick_params(labelsize=7)
-    else:
-        tilt_where_long(ax, columns)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-
-
-def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
-    """Tilt the labels of columns that would run into each other, each then in one line."""
-    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    if longest * len(labels) > 38 and len(labels) > 2:
-        for label in ax.get_xticklabels():
-            label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
-        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
 
 
 # -- pictures in pages ----------------------------------------------------------------------
@@ -271,9 +288,7 @@ def as_svg(draw: Callable[..., Any], size: tuple[float, float], description: str
 
     width, height = size
     page_ink = "#010203"  # stands for the page's text colour until the end
-    style: dict[str, Any] = dict.fromkeys(
-        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), page_ink
-    )
+    style: dict[str, Any] = dict.fromkeys(_INKED, page_ink)
     # Equal pictures are equal files; different ones on a page share no id.
     style |= {"svg.fonttype": "none", "svg.hashsalt": description}
     style |= {"figure.facecolor": "#ffffff"}  # the page's theme counts, and not the notebook's
@@ -281,8 +296,7 @@ def as_svg(draw: Callable[..., Any], size: tuple[float, float], description: str
     with mpl.rc_context(style), warnings.catch_warnings():  # type: ignore[arg-type]  # as above
         # The reader's browser has the glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", message="Glyph")
-        fig = Figure(figsize=(width, height))
-        fig.set_layout_engine("constrained")
+        fig = Figure(figsize=(width, height), layout="constrained")
         draw(ax=fig.subplots())
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), count=1, flags=re.DOTALL)

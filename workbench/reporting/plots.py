@@ -1,180 +1,50 @@
-"""Pictures of agreement. Every function takes ``ax=None``, returns the Axes and never shows.
+"""Pictures of agreement and where it comes from: metrics, slices, weeks, balance and ratings.
 
-Figures come from `workbench.metrics`; nothing is computed here. Colours are safe for
-colour-blind readers.
+Every picture takes ``ax=None``, returns the Axes and never shows. Figures come from
+`workbench.metrics`; nothing is computed here. Colours are safe for colour-blind readers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from workbench.errors import ArgumentError
+from workbench.errors import one_of
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
-from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
-from workbench.metrics.intervals import Interval, figure
+from workbench.metrics.monitoring import Monitored
 from workbench.reporting.drawing import (
     AFTER,
     BEFORE,
     BELOW,
-    MOST_ROWS_WITH_TEXT,
-    TINT,
     bare_rows,
-    draw_cells,
+    blue,
+    draw_estimate,
     ink,
     legend_above,
     literal,
-    matrix_axes,
-    matrix_size,
     new_axes,
-    outline_diagonal,
+    order_of,
     paper,
+    reference_levels,
     styled,
+    tested_handles,
+    tilt_where_long,
     write,
-    write_cell,
 )
+from workbench.store.tables import require_columns
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from matplotlib.axes import Axes
 
     from workbench.alignment.optimizer_comparison import OptimizerComparison
+    from workbench.metrics.annotators import AnnotatorAgreement
     from workbench.pairing.pairs import Pairs
-
-
-@styled
-def plot_confusion(
-    agreement_or_pairs: Agreement | Pairs,
-    *,
-    ax: Axes | None = None,
-    normalise: bool = False,
-    title: str | None = None,
-) -> Axes:
-    """Confusion matrix: human labels on rows, the judge's verdicts on columns.
-
-    Each cell holds the count and its share of the row; the tint is the share, so that a rare
-    class shows as well as a frequent one. Agreement lies on the outlined diagonal. With more
-    than 20 classes the cells have a tint only.
-
-    Parameters
-    ----------
-    agreement_or_pairs
-        What `workbench.agreement` gave, or pairs.
-    ax
-        Axes to draw on; new ones by default.
-    normalise
-        Write the share large and the count small instead of the other way round.
-    title
-        Above the matrix; name, accuracy and kappa by default.
-    """
-    found = agreement_of(agreement_or_pairs)
-    ax = ax or new_axes(*matrix_size(len(found.confusion)))[0]
-    if title is None:
-        figures = f"accuracy {figure(found.accuracy)}, kappa {figure(found.kappa)}"
-        title = f"{literal(found.name, width=60)}\n{figures}"
-    _draw_confusion(found, ax, normalise=normalise)
-    ax.set_title(title)
-    return ax
-
-
-@styled
-def plot_before_after(
-    comparison_or_before: Comparison | Agreement | Pairs,
-    after: Agreement | Pairs | None = None,
-    *,
-    axes: Iterable[Axes] | None = None,
-    ax: Iterable[Axes] | None = None,
-    normalise: bool = False,
-) -> npt.NDArray[Any]:
-    """Two confusion matrices side by side, with accuracy and kappa and their intervals.
-
-    Parameters
-    ----------
-    comparison_or_before
-        What `workbench.compare` gave, or the agreement (or pairs) before.
-    after
-        The agreement (or pairs) after, unless a comparison is given.
-    axes, ax
-        Two Axes to draw on; new ones by default. Both names mean the same.
-    normalise
-        As in `plot_confusion`.
-
-    Returns
-    -------
-    Array of the two Axes.
-
-    Raises
-    ------
-    ArgumentError
-        When ``after`` is missing, or not two Axes are given.
-    """
-    both = both_agreements("plot_before_after", comparison_or_before, after)
-    given = axes if axes is not None else ax
-    if given is None:
-        width, height = matrix_size(len(both[0].confusion))
-        given = new_axes(2 * width + 0.3, height + 0.3, count=2)
-    drawn = np.asarray(list(given), dtype=object)
-    if len(drawn) != 2:
-        raise ArgumentError(f"plot_before_after draws on two Axes, got {len(drawn)}.")
-    for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
-        _draw_confusion(found, one, normalise=normalise)
-        one.set_title(title_with_intervals(found, name))
-    return drawn
-
-
-def both_agreements(
-    name: str, given: Comparison | Agreement | Pairs, after: Agreement | Pairs | None
-) -> list[Agreement]:
-    """Return the agreement before and after from the arguments of the picture ``name``."""
-    if isinstance(given, Comparison):
-        return [given.before, given.after]
-    if after is None:
-        raise ArgumentError(
-            f"{name} needs a comparison, or two agreements: "
-            f"{name}(workbench.compare(before, after)) or {name}(a, b)."
-        )
-    return [agreement_of(given), agreement_of(after)]
-
-
-def title_with_intervals(found: Agreement, name: str) -> str:
-    """Return a title of three lines: name, accuracy and kappa with their intervals."""
-    accuracy = figure(found.accuracy, found.accuracy_interval)
-    kappa = figure(found.kappa, found.kappa_interval)
-    return f"{name}\naccuracy {accuracy}\nkappa {kappa}"
-
-
-def _draw_confusion(found: Agreement, ax: Axes, *, normalise: bool) -> None:
-    order = order_of(found)
-    table = found.confusion.loc[order, order]
-    shares = found.confusion_shares.loc[order, order].to_numpy()
-    with_text = len(table) <= MOST_ROWS_WITH_TEXT
-    between = "\n" if with_text else " "
-    totals = table.sum(axis=1)
-    matrix_axes(
-        ax,
-        [f"{literal(value, width=18)}{between}({n})" for value, n in totals.items()],
-        [literal(value, width=14) for value in table.columns],
-    )
-    draw_cells(ax, shares)
-    if with_text:
-        for at, count in np.ndenumerate(table.to_numpy()):
-            texts = [str(count), f"{shares[at]:.0%}" if count else ""]
-            if normalise and count:
-                texts.reverse()
-            write_cell(ax, at, *texts, opacity=float(shares[at]))
-    outline_diagonal(ax, len(table))
-    ax.set_xlabel("judge")
-    ax.set_ylabel("human")
-
-
-def order_of(found: Agreement) -> list[Any]:
-    """Return the rows of the confusion matrix in the order in which they are shown."""
-    return list(found.scale.shown or found.confusion.index)
 
 
 @styled
@@ -198,45 +68,29 @@ def plot_metrics(
     ceiling
         What `workbench.annotator_agreement` gave, or its ceiling.
     """
-    if isinstance(comparison_or_agreement, Comparison):
-        judges = {
-            "before": (comparison_or_agreement.before, BEFORE, "o", -0.16),
-            "after": (comparison_or_agreement.after, AFTER, "D", 0.16),
-        }
-    else:
-        judges = {"judge": (comparison_or_agreement, AFTER, "D", 0.0)}
-    first = next(iter(judges.values()))[0]
+    given = comparison_or_agreement
+    judges: dict[str, Any] = {"judge": (given, AFTER, "D", 0.0)}
+    if isinstance(given, Comparison):
+        looks = {"before": (BEFORE, "o", -0.16), "after": (AFTER, "D", 0.16)}
+        judges = {name: (getattr(given, name), *look) for name, look in looks.items()}
+    first: Agreement = next(iter(judges.values()))[0]
     names = [n for n in first.figures if n == "accuracy" or n.startswith("kappa")]
     ax = ax or new_axes(6.4, 1.1 + 0.62 * len(names))[0]
-    lowest = 0.0
+    lowest, handles = 0.0, dict[str, Any]()
     for label, (found, colour, marker, offset) in judges.items():
         for row, name in enumerate(names):
             value, interval = found.figures[name]
-            if math.isnan(value):
-                write(ax, 0.02, row + offset, "undefined", color=colour, ha="left")
-                continue
-            _draw_interval(ax, interval, row + offset, color=colour, lw=2.2)
-            ax.plot(value, row + offset, marker, color=colour, ms=6.5, label=label)
-            lowest = min(lowest, value, interval.low)
-    ceiling = ceiling.ceiling if isinstance(ceiling, AnnotatorAgreement) else ceiling
-    levels = {"always the majority label": (first.baseline, ":"), "people": (ceiling, "--")}
-    row = names.index("accuracy")
-    for label, (level, style) in levels.items():
-        if level is not None and not math.isnan(level):
-            ax.plot([level] * 2, [row - 0.42, row + 0.42], style, color=ink(), label=label)
+            drawn = draw_estimate(ax, row + offset, (value, *interval), color=colour, marker=marker)
+            handles |= {label: drawn} if drawn else {}
+            lowest = float(np.nanmin([lowest, value, interval.low]))
+    ends = np.array([-0.42, 0.42]) + names.index("accuracy")
+    for label, (level, style) in reference_levels(first.baseline, ceiling).items():
+        (handles[label],) = ax.plot([level] * 2, ends, style, color=ink(), label=label)
     ax.axvline(0, color=ink(), lw=0.6, alpha=0.5)
     bare_rows(ax, names)
     ax.set_xlim(max(-1.0, lowest - 0.03) if lowest < 0 else 0, 1.01)
-    handles, labels = ax.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    shown = {name: unique[name] for name in (*judges, *levels) if name in unique}
-    legend_above(ax, shown, handlelength=1.4, columnspacing=1.4)
+    legend_above(ax, handles)
     return ax
-
-
-def _draw_interval(ax: Axes, interval: Interval, row: float, **look: Any) -> None:
-    if not math.isnan(interval.low):
-        ax.plot(interval, [row] * 2, solid_capstyle="butt", **look)
 
 
 @styled
@@ -256,35 +110,31 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
     """
     table = comparison.table
     ax = ax or new_axes(7.6, 1.2 + 0.5 * len(table))[0]
-    rows = list(table.to_dict("index").values())
-    for place, row in enumerate(rows):
-        if math.isnan(row["accuracy"]):
-            text = "failed" if row["status"] == "failed" else "undefined"
-            write(ax, 0.01, place, text, color=BELOW, ha="left")
-            continue
-        colour = ink() if row["status"] == "reference" else AFTER
-        _draw_interval(ax, Interval(row["low"], row["high"]), place, color=colour, lw=2)
+    labels = []
+    for place, (name, row) in enumerate(table.to_dict("index").items()):
+        estimate = (row["accuracy"], row["low"], row["high"])
+        colour = ink() if row["status"] == "reference" else blue()
         # The original itself and the majority label are not tested, so they are filled.
-        face = paper() if row["p adjusted"] >= 0.05 else colour
-        ax.plot(row["accuracy"], place, "o", color=colour, mfc=face, mew=1.6, ms=7)
-    first = rows[0]["accuracy"]
-    if not math.isnan(first):
-        (filled,) = ax.plot([], [], "o", color=AFTER, ms=7)
-        (hollow,) = ax.plot([], [], "o", color=AFTER, mfc=paper(), mew=1.6, ms=7)
-        handles = {
-            "original judge": ax.axvline(first, color=ink(), lw=1, ls="--", zorder=0),
-            "differs from it (p < 0.05, adjusted)": filled,
-            "the difference may be luck": hollow,
-        }
-        legend_above(ax, handles, ncols=3, handlelength=1.4, columnspacing=1.2)
-    names = [
-        [literal(str(name), 30), literal(_effort(row), 60)]
-        for name, row in zip(table.index, rows, strict=True)
-    ]
-    bare_rows(ax, ["\n".join(filter(None, lines)) for lines in names])
+        hollow = row["p adjusted"] >= 0.05
+        said = "failed" if row["status"] == "failed" else "undefined"
+        draw_estimate(ax, place, estimate, hollow=hollow, color=colour, undefined=said)
+        labels.append("\n".join(filter(None, [literal(name, 30), literal(_effort(row), 60)])))
+    _finish_rows(ax, labels, ("original judge", table["accuracy"].iloc[0]), tested=True)
     ax.set_xlim(0, 1.01)
     ax.set_xlabel(f"accuracy on {len(comparison.split.test)} held-out pairs, 95 % interval")
     return ax
+
+
+def _finish_rows(
+    ax: Axes, labels: list[str], reference: tuple[str, float | None], *, tested: bool
+) -> None:
+    """Label rows with estimates, draw what they are compared with, and add the legend."""
+    name, level = reference
+    handles = {}
+    if level is not None and not math.isnan(level):
+        handles[name] = ax.axvline(level, color=ink(), lw=1, ls="--", zorder=0)
+    legend_above(ax, {**handles, **(tested_handles(ax) if tested else {})}, ncols=3)
+    bare_rows(ax, labels)
 
 
 def _effort(row: Mapping[Any, Any]) -> str:
@@ -299,6 +149,87 @@ def _effort(row: Mapping[Any, Any]) -> str:
     if (seconds := row["seconds"]) == seconds:
         parts.append(f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s")
     return ", ".join(parts)
+
+
+@styled
+def plot_slices(
+    slices: Any, *, metric: str | None = None, overall: float | None = None, ax: Axes | None = None
+) -> Axes:
+    """Agreement by slice: a row a slice, with its interval and its number of pairs.
+
+    The dashed line is the agreement on all pairs. Where the table tells it (``p_adjusted``),
+    slices that differ from the others are drawn filled, and those whose difference may be luck, or
+    is not known, hollow.
+
+    Parameters
+    ----------
+    slices
+        What ``workbench.agreement(pairs, by=...)`` gave, or its table: index slice; ``n``, the
+        metric, its interval as ``accuracy_low`` and ``accuracy_high``, and where known
+        ``p_adjusted`` and ``note``.
+    metric
+        ``"accuracy"``, ``"kappa"`` or another of the table; by default ``"mean_distance"`` where
+        it is there, as on numeric scales, else ``"accuracy"``.
+    overall
+        The metric on all pairs; that of ``slices`` by default, and no line for a table.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    table = slices if isinstance(slices, pd.DataFrame) else slices.table
+    metric = metric or ("mean_distance" if "mean_distance" in table else "accuracy")
+    columns = [metric, f"{metric}_low", f"{metric}_high"]
+    require_columns(table, "slices", ["n", *columns])
+    ax = ax or new_axes(6.8, 1.3 + 0.34 * len(table))[0]
+    estimates = table[columns].to_numpy(dtype=float)
+    left = max(-1.0, float(np.nanmin(estimates, initial=0)))
+    tested = "p_adjusted" in table
+    luck = ~(table["p_adjusted"] < 0.05) if tested else [False] * len(table)
+    for row, (one, hollow) in enumerate(zip(estimates, luck, strict=True)):
+        draw_estimate(ax, row, one, hollow=hollow, left=left, color=blue())
+    overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
+    labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
+    _finish_rows(ax, labels, ("all pairs", overall), tested=tested)
+    ax.set_xlim(left - 0.02, 1.02)
+    by = getattr(slices, "by", None)
+    of = f" by {literal(by, 40)}" if by else ""
+    ax.set_xlabel(f"{metric.replace('_', ' ')}{of}, with interval")
+    return ax
+
+
+@styled
+def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
+    """Agreement with people and the shift of verdicts, week by week.
+
+    Points are accuracy with its interval, filled where the week differs from the others by more
+    than luck. Bars are how far the verdicts of the week are from those of all other weeks.
+
+    Parameters
+    ----------
+    monitored
+        What ``workbench.monitor(judge, scored)`` gave.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    table = monitored.table
+    ax = ax or new_axes(max(4.5, 2.2 + 0.8 * len(table)), 3.4)[0]
+    places, colour = np.arange(len(table)), blue()
+    shifts = ax.bar(places, table["shift"].fillna(0.0), width=0.5, color=BELOW, alpha=0.45)
+    low, high = table["accuracy_low"], table["accuracy_high"]
+    ax.vlines(places, low.astype(float), high.astype(float), color=colour, lw=2)
+    luck = ~(table["p_adjusted"] < 0.05).to_numpy()
+    look: dict[str, Any] = {"ls": "", "marker": "o", "color": colour, "mew": 1.5, "ms": 6}
+    (points,) = ax.plot(places[~luck], table["accuracy"][~luck], **look)
+    ax.plot(places[luck], table["accuracy"][luck], mfc=paper(), **look)
+    handles = {"accuracy": points, "shift of verdicts": shifts}
+    if monitored.agreement is not None:
+        overall = monitored.agreement.accuracy
+        handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
+    names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()]
+    ax.set_xticks(places, names)
+    tilt_where_long(ax, names)
+    ax.set(ylim=(0, 1.02), xlabel="week (labels)")
+    legend_above(ax, handles, ncols=3)
+    return ax
 
 
 @styled
@@ -318,72 +249,91 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     from matplotlib.patches import Rectangle
 
     found = agreement(pairs, resamples=2)
-    table, shares = found.confusion.loc[order_of(found)], found.class_shares.loc[order_of(found)]
-    ax = ax or new_axes(6.4, 1.3 + 0.42 * len(table))[0]
-    advised, rows = 0.6 / len(table), np.arange(len(table))
+    counts = found.confusion.reindex(order_of(found)).sum(axis=1)
+    shares = found.class_shares.reindex(order_of(found))
+    ax = ax or new_axes(6.4, 1.3 + 0.42 * len(counts))[0]
+    advised, rows = 0.6 / len(counts), np.arange(len(counts))
     colours = [BELOW if share < advised else AFTER for share in shares["human"]]
     ax.barh(rows, shares["human"], height=0.62, color=colours)
-    (dots,) = ax.plot(
-        shares["judge"], rows, "o", mfc="none", mec=ink(), mew=1.3, ms=7, clip_on=False
-    )
+    look: dict[str, Any] = {"mfc": "none", "mec": ink(), "mew": 1.3, "ms": 7, "clip_on": False}
     handles = {
         "human labels": Rectangle((0, 0), 1, 1, color=AFTER),
-        "judge's verdicts": dots,
+        "judge's verdicts": ax.plot(shares["judge"], rows, "o", **look)[0],
         f"{advised:.0%} of labels advised": ax.axvline(advised, color=ink(), lw=1, ls="--"),
     }
-    counts = table.sum(axis=1)
-    ax.set_yticks(rows, [f"{literal(v, 22)} ({c})" for v, c in counts.items()])
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
+    bare_rows(ax, [f"{literal(v, 22)} ({c})" for v, c in counts.items()])
+    ax.spines["left"].set_visible(True)
     ax.set_xlim(0, min(1.0, max(0.5, 1.1 * float(shares.to_numpy().max(initial=0)))))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    ax.tick_params(left=False)
     ax.set_xlabel(f"share of {counted(found.n, 'pair')}")
-    legend_above(ax, handles, handlelength=1.6)
+    legend_above(ax, handles)
     return ax
 
 
 @styled
-def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -> Axes:
-    """Cohen's kappa between each two annotators, with the number of items both labelled.
+def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
+    """Human label against verdict on an ordinal or numeric scale, with the line of equal ratings.
 
-    Values below 0, worse than chance, are tinted in another colour.
+    Up to 20 levels each are circles, whose area is the number of pairs. On finer scales each pair
+    is a point, and more than 500 pairs are counted in hexagons. Verdicts above the line are higher
+    than people's.
 
     Parameters
     ----------
-    annotators
-        What `workbench.annotator_agreement` gave.
+    pairs
+        Verdicts and labels.
     ax
         Axes to draw on; new ones by default.
     """
-    kappa, n = annotators.matrix("kappa").to_numpy(), annotators.matrix("n").to_numpy()
-    size = len(kappa)
-    ax = ax or new_axes(*matrix_size(size))[0]
-    opacity = np.clip(np.abs(np.nan_to_num(kappa)), 0, 1)
-    names = annotators.annotators
-    matrix_axes(ax, [literal(v, width=18) for v in names], [literal(v, width=14) for v in names])
-    draw_cells(ax, opacity, np.where(kappa < 0, BELOW, TINT))
-    for at, value in np.ndenumerate(kappa):
-        if at[0] != at[1] and size <= MOST_ROWS_WITH_TEXT:
-            large = "undefined" if math.isnan(value) else f"{value:.2f}"
-            tint = BELOW if value < 0 else TINT
-            write_cell(ax, at, large, f"n = {int(n[at])}", opacity=float(opacity[at]), tint=tint)
-    if size < 2:
-        write(ax, 0, 0, "needs two annotators")
-    ax.set_title(
-        f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}, "
-        f"ceiling {figure(annotators.ceiling)}"
-    )
+    scale = pairs.scale
+    one_of("the scale of pairs", scale.kind, ["ordinal", "numeric"])
+    is_ordinal = scale.kind == "ordinal"
+    both = np.array([[float(scale.rank(v)) for v in pairs.table[s]] for s in ("human", "judge")])
+    ranks: Any = [float(scale.rank(v)) for v in scale.values] if is_ordinal else both
+    levels = np.unique(ranks)
+    are_few = is_ordinal or levels.size < min(21, len(pairs))
+    side = min(max(4.6, 0.5 * levels.size), 6.5) if are_few else 5.0
+    ax = ax or new_axes(side + 0.7, side)[0]
+    low, high = (levels[0], levels[-1]) if levels.size else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.5
+    if are_few:
+        margin = max(margin, 0.55 * (high - low) / max(levels.size - 1, 1))
+        _draw_circles(ax, both, len(levels))
+    elif len(pairs) <= 500:
+        ax.plot(*both, "o", color=blue(), alpha=0.5, ms=5, mew=0)
+    else:
+        _draw_density(ax, both)
+    if is_ordinal:
+        names = [literal(value, 16) for value in scale.values]
+        ax.set_xticks(levels, names)
+        ax.set_yticks(levels, names)
+        tilt_where_long(ax, names)
+    elif are_few and (levels % 1 == 0).all():
+        ax.locator_params(integer=True)
+    ends = (low - margin, high + margin)
+    ax.plot(ends, ends, color=ink(), lw=1, ls="--", zorder=0.5)
+    ax.set(xlim=ends, ylim=ends, aspect="equal", xlabel="human", ylabel="judge")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(f"{literal(pairs.name, 60)}, {counted(len(pairs), 'pair')}")
     return ax
 
 
-def agreement_of(given: Agreement | Pairs) -> Agreement:
-    """Return an agreement as it is, and that of pairs."""
-    if isinstance(given, Agreement):
-        return given
-    if hasattr(given, "table") and hasattr(given, "scale"):
-        return agreement(given)
-    raise ArgumentError(
-        f"Got {type(given).__name__} where an agreement or pairs are drawn. "
-        "workbench.pair(judge) gives pairs, workbench.agreement(pairs) an agreement."
-    )
+def _draw_circles(ax: Axes, both: Any, levels: int) -> None:
+    places, counts = np.unique(both.T, axis=0, return_counts=True)
+    most, widest = counts.max(initial=1), 260 / max(levels, 3)  # points: neighbours do not touch
+    look: dict[str, Any] = {"color": blue(), "alpha": 0.4, "lw": 0}
+    x_values, y_values = places.T
+    ax.scatter(x_values, y_values, s=np.maximum(counts / most * widest**2, 5), zorder=2, **look)
+    for (x, y), n in zip(places, counts, strict=True):
+        write(ax, x, y, f"{n:,}", size=9 if levels <= 7 else 7 if levels <= 12 else 5, zorder=3)
+
+
+def _draw_density(ax: Axes, both: Any) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+
+    faint = 0.75 * np.array(to_rgb(paper())) + 0.25 * np.array(to_rgb(blue()))
+    colours = LinearSegmentedColormap.from_list("pairs", [tuple(faint), blue(), ink()])
+    drawn = ax.hexbin(*both, gridsize=32, mincnt=1, cmap=colours, norm=LogNorm(), lw=0.2)
+    drawn.set_clim(vmin=1)
+    bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.7, label="pairs")
+    bar.ax.minorticks_off()

@@ -1,12 +1,12 @@
 """Pictures of sweeps: agreement by the number of labels, by parameters, and against its cost.
 
-Like those of `workbench.reporting.plots`, every function takes ``ax=None``, returns the Axes and
-never shows.
+Every picture takes ``ax=None``, returns the Axes and never shows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +14,6 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
-from workbench.metrics.agreement import Agreement
-from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.repetitions import over_seeds
 from workbench.reporting.drawing import (
     blue,
@@ -23,6 +21,7 @@ from workbench.reporting.drawing import (
     legend_above,
     literal,
     new_axes,
+    reference_levels,
     styled,
     tilt_where_long,
 )
@@ -30,6 +29,9 @@ from workbench.store.tables import require_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from workbench.metrics.agreement import Agreement
+    from workbench.metrics.annotators import AnnotatorAgreement
 
 # Of Okabe and Ito, after the blue; a line has its own mark as well.
 _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -63,68 +65,36 @@ def plot_learning_curve(
         What the values are; of a sweep the column, by default ``after``.
     ax
         Axes to draw on; new ones by default.
-
-    Raises
-    ------
-    ArgumentError
-        For a table without these columns, or without a value.
     """
     column = "value" if "value" in table else metric if metric in table else "after"
     require_columns(table, "table", ["n_labels", "value" if column not in table else column])
     known = table.astype({"n_labels": float, column: float})
     if "labels" in table:  # where all were used, so many were
-        all_used = known["n_labels"].isna()
-        used = table.loc[all_used, "labels"].astype(float).mean()
-        known.loc[all_used, "n_labels"] = np.round(used)
-    known = known.dropna(subset=["n_labels", column])
-    _check_values(known, column)
+        used = known.loc[known["n_labels"].isna(), "labels"].astype(float).mean()
+        known["n_labels"] = known["n_labels"].fillna(np.round(used))
+    known = _known(known, column, "n_labels")
     over = over_seeds(known, column, "n_labels")
-    labels, seeds = over["n_labels"], int(over["n"].max())
+    labels, seeds, colour = over["n_labels"], int(over["n"].max()), blue()
     ax = ax or new_axes(6.4, 4.0)[0]
-    handles: dict[str, Any] = {}
-    colour = blue()
+    (mean,) = ax.plot(labels, over["mean"], "-o", color=colour, lw=2, ms=5)
+    handles: dict[str, Any] = {"aligned judge" + ", mean" * (seeds > 1): mean}
     if seeds > 1:
         band = ax.fill_between(labels, over["min"], over["max"], color=colour, alpha=0.2, lw=0)
         ax.plot(known["n_labels"], known[column], "o", color=colour, ms=3, alpha=0.5, mew=0)
         handles[f"range over {seeds} seeds"] = band
-    mean = ax.plot(labels, over["mean"], "-o", color=colour, lw=2, ms=5)[0]
-    handles = {"aligned judge" + ", mean" * (seeds > 1): mean, **handles}
-    people = ceiling.ceiling if isinstance(ceiling, AnnotatorAgreement) else ceiling
-    majority = baseline.baseline if isinstance(baseline, Agreement) else baseline
-    levels = {"people": (people, "ceiling", "--"), _MAJORITY: (majority, "baseline", ":")}
-    for name, (level, own, style) in levels.items():
-        if level is None and column == "after" and own in table:
-            level = float(table[own].astype(float).mean())
-        if level is not None and not math.isnan(level):
-            handles[name] = ax.axhline(level, color=ink(), lw=1.3, ls=style, zorder=1)
+    own = table.reindex(columns=["baseline", "ceiling"]).astype(float).mean()
+    if column == "after":  # else they are of another metric
+        baseline = own["baseline"] if baseline is None else baseline
+        ceiling = own["ceiling"] if ceiling is None else ceiling
+    majority: Any = getattr(baseline, "baseline", baseline)
+    for name, (level, style) in reference_levels(majority, ceiling).items():
+        handles[name] = ax.axhline(level, color=ink(), lw=1.3, ls=style, zorder=1)
     is_wide = labels.max() > 20 * max(labels.min(), 1)
     if is_wide or len(over) == 1:
         ax.set_xscale("log" if is_wide else "linear")
         ax.minorticks_off()
         ax.set_xticks(labels, [f"{n:g}" for n in labels])
-    ax.set(xlabel=f"labels{_left_out(len(table) - len(known))}", ylabel=_name(metric))
-    ax.spines[["top", "right"]].set_visible(False)
-    legend_above(ax, handles, handlelength=1.6)
-    return ax
-
-
-_MAJORITY = "always the majority label"
-
-
-def _check_values(known: pd.DataFrame, metric: str) -> None:
-    if known.empty:
-        raise ArgumentError(
-            f"table holds no value of {metric!r}: every run of it failed, or there is none."
-        )
-
-
-def _name(metric: str) -> str:
-    names = {"after": "held-out accuracy", "before": "held-out accuracy before"}
-    return names.get(metric, literal(metric.replace("_", " "), 40))
-
-
-def _left_out(runs: int) -> str:
-    return f" ({counted(runs, 'run')} without a value left out)" if runs else ""
+    return _finished(ax, "labels", metric, len(table) - len(known), handles)
 
 
 @styled
@@ -150,16 +120,11 @@ def plot_sweep(
         The parameter to aggregate over (see `workbench.over_seeds`).
     ax
         Axes to draw on; new ones by default.
-
-    Raises
-    ------
-    ArgumentError
-        For columns that the table lacks, more lines, or a table without a value.
     """
     names = [by] if isinstance(by, str) else list(by)
-    known = table.dropna(subset=[metric]) if metric in table else table
+    require_columns(table, "table", [metric, *names])
+    known = _known(table, metric)
     found = over_seeds(known, metric, names, over=over)
-    _check_values(found, metric)
     lines = dict(list(found.groupby(names[1], dropna=False))) if names[1:] else {"": found}
     if len(lines) > len(_MARKS) or len(names) > 2:
         raise ArgumentError(
@@ -169,6 +134,7 @@ def plot_sweep(
     ax = ax or new_axes(6.4, 4.0)[0]
     x_values = list(dict.fromkeys(found[names[0]].astype(object).map(_all)))
     numeric = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in x_values)
+    look: dict[str, Any] = {"ms": 5, "lw": 2 if numeric else 0, "elinewidth": 1.3, "capsize": 3}
     handles = {}
     for (value, line), mark, colour in zip(
         lines.items(), _MARKS, (blue(), *_COLOURS), strict=False
@@ -176,30 +142,15 @@ def plot_sweep(
         x = line[names[0]].astype(object).map(_all)
         places = list(x) if numeric else [x_values.index(one) for one in x]
         ends = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        look: dict[str, Any] = {
-            "color": colour,
-            "ms": 5,
-            "lw": 2 if numeric else 0,
-            "elinewidth": 1.3,
-        }
-        drawn = ax.errorbar(places, line["mean"], ends, fmt=f"-{mark}", capsize=3, **look)
+        drawn = ax.errorbar(places, line["mean"], ends, fmt=f"-{mark}", color=colour, **look)
         handles[f"{literal(names[-1], 30)} = {literal(_all(value), 40)}"] = drawn
     if not numeric:
         labels = [literal(x, 24) for x in x_values]
         ax.set_xticks(range(len(labels)), labels)
         ax.set_xlim(-0.5, len(labels) - 0.5)
         tilt_where_long(ax, labels)
-    lost = _left_out(len(table) - len(known))
-    ax.set(xlabel=f"{literal(names[0], 40)}{lost}", ylabel=_name(metric))
-    ax.spines[["top", "right"]].set_visible(False)
-    if names[1:]:
-        legend_above(ax, handles, ncols=2, handlelength=1.6)
-    return ax
-
-
-def _all(value: Any) -> Any:
-    """Return a value of a parameter as it is shown; what is not given is the default."""
-    return "default" if pd.isna(value) else value
+    lost = len(table) - len(known)
+    return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
 
 @styled
@@ -228,36 +179,46 @@ def plot_frontier(
         The parameter whose values are the points.
     ax
         Axes to draw on; new ones by default.
-
-    Raises
-    ------
-    ArgumentError
-        For columns that the table lacks, or a table without a run that has both numbers.
     """
     require_columns(table, "table", [metric, cost, by])
-    known = table.dropna(subset=[metric, cost])
-    _check_values(known, metric)
-    points = over_seeds(known, metric, by)
-    points["cost"] = over_seeds(known, cost, by)["mean"]
+    known = _known(table, metric, cost)
+    points = over_seeds(known, metric, by).assign(cost=over_seeds(known, cost, by)["mean"])
     points = points.sort_values(["cost", "mean"], ascending=[True, False], kind="stable")
     best = points[points["mean"] > points["mean"].cummax().shift(fill_value=-math.inf)]
     ax = ax or new_axes(6.4, 4.0)[0]
     ax.step(best["cost"], best["mean"], where="post", color=ink(), lw=1, ls="--", zorder=1)
     ends = [points["mean"] - points["low"], points["high"] - points["mean"]]
     ax.errorbar(points["cost"], points["mean"], ends, fmt="o", color=blue(), ms=6, capsize=3)
-    for point in points.to_dict("records"):
-        ax.annotate(
-            literal(_all(point[by]), 40),
-            (point["cost"], point["mean"]),
-            xytext=(7, 5),
-            textcoords="offset points",
-            size="small",
-        )
+    near: dict[str, Any] = {"xytext": (7, 5), "textcoords": "offset points", "size": "small"}
+    for name, x, y in zip(points[by], points["cost"], points["mean"], strict=True):
+        ax.annotate(literal(_all(name), 40), (x, y), **near)
     costs = points["cost"]
     if costs.min() > 0 and costs.max() > 20 * costs.min():
         ax.set_xscale("log")
     ax.margins(x=0.2, y=0.15)
-    lost = _left_out(len(table) - len(known))
-    ax.set(xlabel=f"US dollars for 1,000 judgements{lost}", ylabel=_name(metric))
+    return _finished(ax, "US dollars for 1,000 judgements", metric, len(table) - len(known), {})
+
+
+def _known(table: pd.DataFrame, metric: str, *others: str) -> pd.DataFrame:
+    """Return the runs that have all these values; raise `ArgumentError` where none has."""
+    known = table.dropna(subset=[metric, *others])
+    if known.empty:
+        raise ArgumentError(
+            f"table holds no value of {metric!r}: every run of it failed, or there is none."
+        )
+    return known
+
+
+def _all(value: Any) -> Any:
+    """Return a value of a parameter as it is shown; what is not given is the default."""
+    return "default" if pd.isna(value) else value
+
+
+def _finished(ax: Axes, x: str, metric: str, lost: int, handles: Mapping[str, Any]) -> Axes:
+    """Name the axes, with the number of runs that were left out, and add the legend."""
+    names = {"after": "held-out accuracy", "before": "held-out accuracy before"}
+    told = f" ({counted(lost, 'run')} without a value left out)" if lost else ""
+    ax.set(xlabel=x + told, ylabel=names.get(metric, literal(metric.replace("_", " "), 40)))
     ax.spines[["top", "right"]].set_visible(False)
+    legend_above(ax, handles)
     return ax

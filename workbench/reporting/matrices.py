@@ -1,0 +1,228 @@
+"""Pictures of matrices: confusion, its change, and annotators among themselves.
+
+Every picture takes ``ax=None``, returns the Axes and never shows. Figures come from
+`workbench.metrics`; nothing is computed here. Colours are safe for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.errors import ArgumentError
+from workbench.formatting import counted
+from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.comparison import Comparison
+from workbench.metrics.intervals import figure
+from workbench.reporting.drawing import (
+    draw_matrix,
+    literal,
+    matrix_size,
+    new_axes,
+    order_of,
+    styled,
+    write,
+)
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from workbench.metrics.annotators import AnnotatorAgreement
+    from workbench.pairing.pairs import Pairs
+
+
+@styled
+def plot_confusion(
+    agreement_or_pairs: Agreement | Pairs,
+    *,
+    ax: Axes | None = None,
+    normalise: bool = False,
+    title: str | None = None,
+) -> Axes:
+    """Confusion matrix: human labels on rows, the judge's verdicts on columns.
+
+    Each cell holds the count and its share of the row; the tint is the share, so that a rare
+    class shows as well as a frequent one. Agreement lies on the outlined diagonal. With more
+    than 20 classes the cells have a tint only.
+
+    Parameters
+    ----------
+    agreement_or_pairs
+        What `workbench.agreement` gave, or pairs.
+    ax
+        Axes to draw on; new ones by default.
+    normalise
+        Write the share large and the count small instead of the other way round.
+    title
+        Above the matrix; name, accuracy and kappa by default.
+    """
+    found = _agreement_of(agreement_or_pairs)
+    if title is None:
+        figures = f"accuracy {figure(found.accuracy)}, kappa {figure(found.kappa)}"
+        title = f"{literal(found.name, width=60)}\n{figures}"
+    order = order_of(found)
+    table = found.confusion.reindex(index=order, columns=order)
+    counts = table.to_numpy()
+    shares = found.confusion_shares.reindex(index=order, columns=order).to_numpy()
+
+    def text(at: tuple[int, ...]) -> tuple[str, str]:
+        count, share = str(counts[at]), f"{shares[at]:.0%}" if counts[at] else ""
+        return (share, count) if normalise and share else (count, share)
+
+    ax = draw_matrix(ax, order, shares, text, totals=table.sum(axis=1).tolist())
+    ax.set(xlabel="judge", ylabel="human", title=title)
+    return ax
+
+
+@styled
+def plot_before_after(
+    comparison_or_before: Comparison | Agreement | Pairs,
+    after: Agreement | Pairs | None = None,
+    *,
+    axes: Iterable[Axes] | None = None,
+    ax: Iterable[Axes] | None = None,
+    normalise: bool = False,
+) -> npt.NDArray[Any]:
+    """Two confusion matrices side by side, with accuracy and kappa and their intervals.
+
+    Parameters
+    ----------
+    comparison_or_before
+        What `workbench.compare` gave, or the agreement (or pairs) before.
+    after
+        The agreement (or pairs) after, unless a comparison is given.
+    axes, ax
+        Two Axes to draw on; new ones by default. Both names mean the same.
+    normalise
+        As in `plot_confusion`.
+
+    Returns
+    -------
+    Array of the two Axes.
+    """
+    both = _both("plot_before_after", comparison_or_before, after)
+    given = axes if axes is not None else ax
+    if given is None:
+        width, height = matrix_size(len(both[0].confusion))
+        given = new_axes(2 * width + 0.3, height + 0.3, count=2)
+    drawn = np.asarray(list(given), dtype=object)
+    if len(drawn) != 2:
+        raise ArgumentError(f"plot_before_after draws on two Axes, got {len(drawn)}.")
+    for one, found, name in zip(drawn, both, ("before", "after"), strict=True):
+        title = title_with_intervals(found, name)
+        plot_confusion(found, ax=one, normalise=normalise, title=title)
+    return drawn
+
+
+@styled
+def plot_difference(
+    comparison_or_before: Comparison | Agreement | Pairs,
+    after: Agreement | Pairs | None = None,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """Confusion matrix after minus before: which verdicts there are more of, and which fewer.
+
+    Each cell holds the change of its count and of its share of the row; blue cells grew, orange
+    ones shrank, and the cell that changed most (by share of its row) is the most opaque. The
+    labels must be the same before and after, and numbers in the same bins.
+
+    Parameters
+    ----------
+    comparison_or_before, after
+        As in `plot_before_after`.
+    ax
+        Axes to draw on; new ones by default.
+    title
+        Above the matrix; name and number of pairs by default.
+    """
+    old, new = _both("plot_difference", comparison_or_before, after)
+    order = list(dict.fromkeys([*order_of(old), *order_of(new)]))
+    if old.scale.kind == "numeric" and old.per_class is not None and new.per_class is not None:
+        order = sorted(order)
+    tables = [one.confusion.reindex(index=order, columns=order, fill_value=0) for one in (old, new)]
+    totals = tables[0].sum(axis=1)
+    if not totals.equals(tables[1].sum(axis=1)):
+        raise ArgumentError(
+            "The labels before and after are not the same, or numbers are in other bins. Compare "
+            "on the same traces: plot_difference(workbench.compare(before, after)); "
+            "workbench.plot_ratings(pairs) shows numbers."
+        )
+    change = (tables[1] - tables[0]).to_numpy()
+    shares = change / np.maximum(totals.to_numpy(), 1)[:, None]
+    tinted = 0.85 * shares / max(np.abs(shares).max(initial=0), 1e-9)
+
+    def text(at: tuple[int, ...]) -> tuple[str, str]:
+        return (f"{change[at]:+,d}", f"{shares[at]:+.0%}") if change[at] else ("0", "")
+
+    ax = draw_matrix(ax, order, tinted, text, totals=totals.tolist())
+    what = f"after minus before, {counted(old.n, 'pair')}\nblue: more, orange: fewer"
+    title = f"{literal(old.name, width=60)}\n{what}" if title is None else title
+    ax.set(xlabel="judge", ylabel="human", title=title)
+    return ax
+
+
+@styled
+def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -> Axes:
+    """Cohen's kappa between each two annotators, with the number of items both labelled.
+
+    Values below 0, worse than chance, are tinted in another colour.
+
+    Parameters
+    ----------
+    annotators
+        What `workbench.annotator_agreement` gave.
+    ax
+        Axes to draw on; new ones by default.
+    """
+    kappa, n = annotators.matrix("kappa").to_numpy(), annotators.matrix("n").to_numpy()
+
+    def text(at: tuple[int, ...]) -> tuple[str, str]:
+        large = "undefined" if math.isnan(kappa[at]) else f"{kappa[at]:.2f}"
+        return ("", "") if at[0] == at[1] else (large, f"n = {int(n[at])}")
+
+    tinted = np.clip(np.nan_to_num(kappa), -1, 1)
+    ax = draw_matrix(ax, annotators.annotators, tinted, text)
+    if len(kappa) < 2:
+        write(ax, 0, 0, "needs two annotators")
+    ax.set_title(
+        f"Cohen's kappa of annotators\nKrippendorff's alpha {figure(annotators.alpha)}, "
+        f"ceiling {figure(annotators.ceiling)}"
+    )
+    return ax
+
+
+def title_with_intervals(found: Agreement, name: str) -> str:
+    """Return a title of three lines: name, accuracy and kappa with their intervals."""
+    accuracy = figure(found.accuracy, found.accuracy_interval)
+    return f"{name}\naccuracy {accuracy}\nkappa {figure(found.kappa, found.kappa_interval)}"
+
+
+def _both(
+    name: str, given: Comparison | Agreement | Pairs, after: Agreement | Pairs | None
+) -> list[Agreement]:
+    """Return the agreement before and after from the arguments of the picture ``name``."""
+    if isinstance(given, Comparison):
+        return [given.before, given.after]
+    if after is None:
+        raise ArgumentError(
+            f"{name} needs a comparison, or two agreements: "
+            f"{name}(workbench.compare(before, after)) or {name}(a, b)."
+        )
+    return [_agreement_of(given), _agreement_of(after)]
+
+
+def _agreement_of(given: Agreement | Pairs) -> Agreement:
+    if isinstance(given, Agreement):
+        return given
+    if hasattr(given, "table") and hasattr(given, "scale"):
+        return agreement(given)
+    raise ArgumentError(
+        f"Got {type(given).__name__} where an agreement or pairs are drawn. "
+        "workbench.pair(judge) gives pairs, workbench.agreement(pairs) an agreement."
+    )
