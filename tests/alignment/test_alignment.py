@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
-from workbench.alignment.runs import AlignmentRun, Lineage
+from workbench.alignment.runs import Lineage
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
@@ -172,7 +172,7 @@ def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any
 def test_a_test_that_the_budget_ends_counts_what_was_answered(store: str, judge: Any) -> None:
     """It says why the others are missing, and so few do not pass the gate."""
     labelled(40, judge)
-    data = read_data(AlignmentRun(), judge, None, None, 0.4, 0)
+    data = read_data(judge, None, None, 0.4, 0)
     tested = score_held_out(data, with_instructions(judge, CURED), Budget(5))
     assert tested.comparison.n == len(tested.verdicts) == 5
     assert "since the budget was spent" in tested.notes[0]

@@ -167,7 +167,7 @@ def test_html_escapes_and_the_plot_shows_every_entry(judge: Any) -> None:
     found = run(judge)
     assert "<b>hard</b>" not in found._repr_html_()
     assert "&lt;b&gt;hard" in found._repr_html_()
-    ax = found.plot()
+    ax = workbench.plot_comparison(found)
     assert isinstance(ax, Axes)
     labels = [label.get_text().split("\n")[0] for label in ax.get_yticklabels()]
     assert labels == list(found.table.index)
@@ -184,7 +184,7 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
         (["MLflow MemAlign"], "embedding"),
         (["SIMBO"], "workbench SIMBA"),
         ([print], "AlignmentOptimizer"),
-        ([], "empty"),
+        ([], "nothing"),
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.compare_optimizers(judge, None, wanted, progress=False)

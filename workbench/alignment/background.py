@@ -8,7 +8,7 @@ import time
 from concurrent.futures import Future, wait
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -55,12 +55,9 @@ def align_in_background(
     >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
     >>> running.state.best_score, running.cancel(), running.result()  # doctest: +SKIP
     """
+    allowed = sorted({*(align.__kwdefaults__ or ())} - {"watch"})
     for name in options:
-        one_of(
-            "an option of align_in_background",
-            name,
-            sorted({*(align.__kwdefaults__ or ())} - {"watch"}),
-        )
+        one_of("an option of align_in_background", name, allowed)
     return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
 
 
@@ -200,18 +197,17 @@ class BackgroundAlignment(Watch):
         self._read.set()
 
     def _run(self, pairs_or_traces: Any) -> None:
+        """Align, and hand what it returns or raises to whoever waits for the result."""
+        end = partial(self._update, cancelling=False)
         try:
             found = self._align(pairs_or_traces)
-        except BaseException as error:  # raised where someone waits for the result
-            if isinstance(error, CancelledError):
-                self._end("cancelled", str(error))
-            else:
-                self._end("failed", f"{type(error).__name__}: {error}")
-            self._outcome.set_exception(error)
-        else:
-            self._update(instructions=found.proposed.instructions)
-            self._end("done", found.reason)
+            end(stage="done", message=found.reason, instructions=found.proposed.instructions)
             self._outcome.set_result(found)
+        except BaseException as error:
+            cancelled = isinstance(error, CancelledError)
+            name = "" if cancelled else f"{type(error).__name__}: "
+            end(stage="cancelled" if cancelled else "failed", message=f"{name}{error}")
+            self._outcome.set_exception(error)
         self._read.set()
 
     def _align(self, pairs_or_traces: Any) -> Alignment:
@@ -233,13 +229,10 @@ class BackgroundAlignment(Watch):
         finally:
             own.last = followed.last
 
-    def _end(self, stage: Literal["done", "cancelled", "failed"], message: str) -> None:
-        with self._lock:
-            self._state = replace(self.state, stage=stage, message=message, cancelling=False)
-
     def _update(self, **changes: Any) -> None:
         with self._lock:
-            self._state = replace(self._state, **changes)
+            # With what was spent and how long it took until now, which stays when it ends.
+            self._state = replace(self.state, **changes)
 
     @cached_property
     def view(self) -> Any:

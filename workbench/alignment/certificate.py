@@ -10,15 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.alignment.heldout import MOST_LOST, judges_by_item, read_lineage
+from workbench.alignment.heldout import MOST_LOST
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
     AlignmentRun,
-    fault_notes,
     item_tags,
     items_tested,
+    judges_by_item,
+    read_lineage,
 )
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.formatting import counted, html_lines, html_table, html_text, plain
@@ -136,14 +137,13 @@ def certify(
         Where the active store does not hold the traces of the pairs.
     """
     test = alignment_or_pairs
+    of_alignment, notes = isinstance(test, Alignment), list[str]()
     least = _demands(
-        (test.pairs if isinstance(test, Alignment) else test).scale,
+        (test.pairs if of_alignment else test).scale,
         sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
     )  # fmt: skip
-    notes: list[str] = []
-    if isinstance(test, Alignment):
-        by_id: Mapping[str, Example] = test.examples
-        pairs = test.held_out
+    if of_alignment:
+        by_id, pairs = test.examples, test.held_out
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
         lost = len(test.split.test) - len(pairs)
@@ -164,8 +164,8 @@ def certify(
     measured = agreement(pairs, confidence=confidence, seed=seed)
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
-    run, looks = _looks(pairs, by_id, passed)
     why = [_why(name, row, confidence) for name, row in table.iterrows() if not row["passed"]]
+    looks, faults = _looks(pairs, by_id, passed) if pairs.fingerprint else (None, ())
     return Certificate(
         name=pairs.name,
         passed=passed,
@@ -174,17 +174,13 @@ def certify(
         looks=looks,
         fingerprint=pairs.fingerprint,
         dataset_digest=dataset_digest(pairs),
-        notes=(*why, *notes, *_limits(measured, looks), *fault_notes("The certificate", *run)),
+        notes=(*why, *notes, *_limits(measured.n, looks), *faults),
         confidence=confidence,
     )
 
 
 def check_registered(
-    name: str,
-    version: int | None = None,
-    *,
-    budget: Budget | int | None = None,
-    **thresholds: Any,
+    name: str, version: int | None = None, *, budget: Budget | int | None = None, **thresholds: Any
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
@@ -196,7 +192,7 @@ def check_registered(
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    learned = read_lineage(AlignmentRun(), fingerprint(judge), {}, by_id).learned
+    learned = read_lineage(fingerprint(judge), {}, by_id).learned
     fresh = [i for i in labelled if i not in learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
@@ -230,28 +226,23 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example], notes: list[str]) -
             "be among these."
         )
         return pairs
-    learned = read_lineage(AlignmentRun(), pairs.fingerprint, {}, by_id).learned & by_id.keys()
+    learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
     if not learned:
         return pairs
     notes.append(f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}.")
     return pairs.subset(by_id.keys() - learned)
 
 
-def _looks(
-    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
-) -> tuple[list[AlignmentRun], int | None]:
+def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:
     """Count the judges that the items have scored; a use that is new is logged as a run."""
-    mark = pairs.fingerprint
-    if not mark:
-        return [], None
-    run = AlignmentRun()
+    run, mark, items = AlignmentRun(), pairs.fingerprint, items_tested(pairs, by_id)
     scored = judges_by_item(run)
-    items = items_tested(pairs, by_id)
     if any(mark not in scored[item] for item in items):
         with run.keeping_fault():
             run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    return [run], max(len(scored[item] | {mark}) for item in items)
+    most = max(len(scored[item] | {mark}) for item in items)
+    return most, run.fault_notes("The certificate")
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
@@ -282,12 +273,12 @@ def _why(name: Any, row: pd.Series[Any], confidence: float) -> str:
     return f"{said} Even without any error that takes {counted(fewest, 'item')}."
 
 
-def _limits(measured: Agreement, looks: int | None) -> list[str]:
+def _limits(n: int, looks: int | None) -> list[str]:
     """What a certificate is not."""
     said = [
-        f"It speaks of one test set of {counted(measured.n, 'item')} with these labels, and of "
-        "items from the same population: not of other applications, of later ones, or of what "
-        "the labels get wrong."
+        f"It speaks of one test set of {counted(n, 'item')} with these labels, and of items from "
+        "the same population: not of other applications, of later ones, or of what the labels get "
+        "wrong."
     ]
     if looks is None:
         said.append("How often these items were used before is not known.")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.metering import UNMETERED, Count, Meter, metering
+from workbench.alignment.metering import UNMETERED, Meter, metering
 from workbench.alignment.runs import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
@@ -24,13 +24,12 @@ from workbench.compat import (
     reached_elsewhere,
     rename_models,
 )
-from workbench.credentials import redact, without_secret_params
-from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
+from workbench.credentials import redact
+from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.models import recording
 from workbench.models.budget import Budget
-from workbench.models.cache import question_key
 from workbench.pairing.pairs import Pairs
-from workbench.store.traces import fetch_traces, item_digest
+from workbench.store.traces import fetch_traces
 
 MAX_FAILURE_SHARE: Final = 0.05
 """Share of lost answers above which an optimizer is stopped, unless given."""
@@ -43,15 +42,10 @@ def propose(
     max_failure_share: float | None = None,
     stop: threading.Event | None = None,
 ) -> Learned:
-    """Return what the optimizer proposes, from a recording where one is replayed.
-
-    Raises as `Meter.raise_for_losses` does, and a `ReplayError` where a recording lacks it.
-    """
+    """Return what the optimizer proposes; raises as `Meter.raise_for_losses` does."""
     who, judge, split = type(optimizer).__name__, data.judge, data.split
-    # Before the run, in which some optimizers change.
-    key = "" if recording.current() is None else _key(data, optimizer)
     if (player := recording.replayed()) is not None:
-        return _replayed(player, key, judge, who, budget)
+        raise player.missing(f"What {who} asks (of optimizers only SIMBA is recorded)")
     budget.check(str(judge.model))
     with metering(
         judge,
@@ -66,22 +60,15 @@ def propose(
             proposed = _run(judge, optimizer, traces, meter)
         finally:
             meter.raise_for_losses(who)
-    learned = Learned(
+    return Learned(
         proposed,
-        calls=meter.counts["judge"].requests,
-        reflection_calls=meter.counts["reflection"].requests,
-        embedding_calls=meter.counts["embedding"].requests,
-        known=sum(count.cached for count in meter.counts.values()),
+        calls=meter.requests["judge"],
+        reflection_calls=meter.requests["reflection"],
+        embedding_calls=meter.requests["embedding"],
+        known=meter.cached,
         usage=meter.usage,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
-    if (recorder := recording.recorder()) is not None and type(proposed) is InstructionsJudge:
-        answer = {name: getattr(learned, name) for name in _RECORDED}
-        answer["instructions"] = proposed.instructions
-        about = f"optimizer {who} ({judge.model})"
-        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=meter.usage))
-        recorder.save()
-    return learned
 
 
 def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
@@ -112,10 +99,10 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
     """Yield which answers were lost and tolerated, and what could not be metered."""
     who = type(optimizer).__name__
-    for kind, count in meter.counts.items():
-        if count.lost:
-            wanted = count.lost + count.answers
-            yield f"{who}: {count.lost} of {wanted} {kind} answers were lost or could not be used."
+    for kind in meter.faults:
+        if lost := meter.lost(kind):
+            wanted = lost + meter.answers[kind]
+            yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
     models = {judge.model, *(getattr(optimizer, name) for name in models_of_optimizer(optimizer))}
     for model in sorted(map(str, models)):
         if model.partition(":/")[0] in UNMETERED:
@@ -143,62 +130,18 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
         yield Trace(info, trace.data)
 
 
-def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
-    """Return how many requests one verdict takes of a judge that the optimizer makes.
-
-    MemAlign's judges look up examples by an embedding before they answer.
-    """
-    return 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
-
-
 @contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
     """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
     embedder = embedder_of(judge)
     if embedder is None:
-        yield Count()
+        yield Counter()
         return
     own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
     with metering(judge, budget, dimensions=dimensions) as meter:
         metered = meter.model("embedding", own.replace("/", ":/", 1))
         embedder.model = metered.replace(":/", "/", 1)
         try:
-            yield meter.counts["embedding"]
+            yield meter.requests
         finally:
             embedder.model = own
-
-
-# -- recordings -------------------------------------------------------------------------------
-
-_RECORDED: Final = (
-    "calls", "reflection_calls", "embedding_calls", "known", "notes",
-)  # fmt: skip
-
-
-def _replayed(
-    player: recording.Player, key: str, judge: Judge, who: str, budget: Budget
-) -> Learned:
-    entry = player.get(key)
-    if entry is None or entry.answer is None:
-        raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
-    budget.charge(entry.paid)
-    found = {name: entry.answer[name] for name in _RECORDED}
-    proposed = with_instructions(judge, entry.answer["instructions"])
-    return Learned(proposed, usage=entry.paid, **found)
-
-
-def _key(data: AlignmentData, optimizer: AlignmentOptimizer) -> str:
-    """Return the key of what the optimizer proposes: the same in every store."""
-
-    def content(part: Pairs) -> list[Any]:
-        rows = part.table[["trace_id", "human", "human_rationale"]].itertuples(index=False)
-        return sorted([[item_digest(data.by_id[i]), *label] for i, *label in rows], key=str)
-
-    settings = json.dumps(vars(optimizer), default=lambda one: f"<{type(one).__qualname__}>")
-    return question_key(
-        "optimizer",
-        type(optimizer).__name__,
-        without_secret_params(json.loads(settings)),
-        fingerprint(data.judge, place=False),
-        [content(data.split.train), content(data.split.dev)],
-    )

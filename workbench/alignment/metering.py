@@ -16,7 +16,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final
 
 from mlflow.genai.judges import Judge
@@ -26,7 +25,7 @@ from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials
 from workbench.judging.requests import answers_from
 from workbench.models import client
-from workbench.models.answers import AnswerError
+from workbench.models.answers import AnswerError, readable
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, Outcome, Request
@@ -42,30 +41,6 @@ UNMETERED: Final = ("databricks", "endpoints", "gateway")
 
 FAILURES_TO_STOP: Final = 10
 """So many lost answers end a run where they are also more than twice the share allowed."""
-
-
-@dataclass
-class Count:
-    """Requests sent, retries included, and the answers wanted.
-
-    Of these ``cached`` ones were free, and ``failed`` ones never came or were unusable. ``refused``
-    ones were wanted in a form that the model does not take; they are lost where no other was taken.
-    """
-
-    requests: int = 0
-    answers: int = 0
-    cached: int = 0
-    failed: int = 0
-    refused: int = 0
-    fault: Fault | None = None
-
-    @property
-    def lost(self) -> int:
-        return self.failed + (0 if self.answers else self.refused)
-
-    def exceeds(self, share: float) -> bool:
-        """Return whether more than this share of the answers were lost."""
-        return self.lost > share * (self.lost + self.answers)
 
 
 @contextmanager
@@ -88,8 +63,9 @@ class Meter:
     """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
 
     Once the budget is spent, or far too many answers are lost, every request fails at once.
-    Answers of the judge off ``scale`` are lost. ``dimensions`` is the length of embeddings; None
-    for the model's own.
+    Answers of the judge off ``scale`` are lost. ``dimensions`` is the length of embeddings.
+
+    By kind it counts the ``requests`` sent, retries included, and answers that came or failed.
     """
 
     def __init__(
@@ -104,13 +80,24 @@ class Meter:
         self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
         self.max_failure_share = max_failure_share
         self.id = uuid.uuid4().hex[:12]
-        self.counts = {kind: Count() for kind in ("judge", "reflection", "embedding")}
-        self.usage = UNPAID
+        self.requests: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.faults: dict[str, Fault] = {}
+        self.cached, self.usage = 0, UNPAID
         self.ended = threading.Event()
         self._exhausted = ""
         self._schema_refused = False
         self._samples: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    def lost(self, kind: str) -> int:
+        """Return how many answers were lost; a form that the model refuses, where it takes none."""
+        return self.failed[kind] or int(kind in self.faults and not self.answers[kind])
+
+    def lost_more_than(self, share: float, kind: str) -> bool:
+        """Return whether more than this share of the answers were lost."""
+        return self.lost(kind) > share * (self.lost(kind) + self.answers[kind])
 
     def model(self, kind: str, model: str) -> str:
         """Return the name under which requests to a model (``openai:/gpt``) are metered."""
@@ -125,14 +112,15 @@ class Meter:
 
     # -- requests ---------------------------------------------------------------------------
 
-    def complete(
-        self, kind: str, model: str, messages: Sequence[Any], params: Mapping[str, Any]
-    ) -> Any:
+    def complete(self, kind: str, model: str, messages: Sequence[Any], params: Any) -> Any:
         """Return litellm's answer to a chat, or raise an error that nobody retries."""
         import litellm
 
-        if kind == "judge" and not self._wants_verdict(params):
-            kind = "reflection"
+        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema, until
+        # the model has refused one.
+        schema = json.dumps(params.get("response_format"), default=str)
+        verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
+        kind = "judge" if kind == "judge" and verdict else "reflection"
         own = model == str(self.judge.model).replace(":/", "/", 1)
         base_url, headers, judge_params = endpoint(self.judge) if own else (None, {}, {})
         question = {**params, **judge_params} if kind == "judge" else params
@@ -177,8 +165,7 @@ class Meter:
             key=key,
             model=uri,
             call=lambda: client.ask(question, send),
-            read=lambda response: response.model_dump(mode="json"),
-            check=functools.partial(self._check, kind),
+            read=functools.partial(self._read, kind),
             sender=f"The {kind} model of an optimizer",
             credentials=judge_credentials(self.judge),
         )
@@ -193,52 +180,47 @@ class Meter:
         error = litellm.BadRequestError if fault.kind == "request" else litellm.NotFoundError
         raise error(fault.message, model=SCHEME, llm_provider=SCHEME)
 
-    def _wants_verdict(self, params: Mapping[str, Any]) -> bool:
-        """Return whether a verdict is wanted of the judge's model: optimizers may reflect with it.
-
-        MLflow asks for verdicts by a schema, until the model has refused one.
-        """
-        schema = json.dumps(params.get("response_format"), default=str)
-        return self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
-
-    def _check(self, kind: str, answer: dict[str, Any]) -> None:
-        """Raise for an answer that is no use."""
-        message = answer["choices"][0]["message"] if "choices" in answer else {}
-        text = message.get("content") or ""
-        if kind == "reflection" and not text and not message.get("tool_calls"):
+    def _read(self, kind: str, response: Any) -> dict[str, Any]:
+        """Return an answer as plain data; raise `AnswerError` for one that is no use."""
+        body: dict[str, Any] = response.model_dump(mode="json")
+        message = body["choices"][0]["message"] if kind != "embedding" else {}
+        if message.get("tool_calls"):
+            return body
+        if kind == "reflection" and not message.get("content"):
             raise AnswerError("the model gave an empty answer")
-        if kind == "judge" and self.scale is not None and not message.get("tool_calls"):
-            bare = re.sub(r"^\s*```(?:json)?\s*|\s*```\s*$", "", text)
+        if kind == "judge":
+            body = readable(body)
+            result = json.loads(body["choices"][0]["message"]["content"])["result"]
             try:
-                self.scale.normalise(json.loads(bare, strict=False)["result"])
-            except (ValueError, KeyError, TypeError, ScaleError):
-                raise AnswerError(f"the judge gave no verdict but {text[:200]!r}") from None
+                if self.scale is not None:
+                    self.scale.normalise(result)
+            except ScaleError as error:
+                raise AnswerError(str(error)) from None
+        return body
 
     def _note(self, kind: str, outcome: Outcome, *, with_schema: bool) -> None:
-        count, fault = self.counts[kind], outcome.fault
+        fault = outcome.fault
         with self._lock:
+            self.cached += outcome.cached
             if outcome.cached:
-                count.cached += 1
                 return
-            count.requests += outcome.usage.requests
+            self.requests[kind] += outcome.usage.requests
             self.usage += outcome.usage
             if fault is None:
-                count.answers += 1
-                return
-            if fault.kind == "budget":
+                self.answers[kind] += 1
+            elif fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
-                return
-            count.fault = fault
-            if fault.kind == "request" and with_schema:  # it will be asked without
-                count.refused += 1
+            elif fault.kind == "request" and with_schema:  # it will be asked without
+                self.faults[kind] = fault
                 self._schema_refused |= kind == "judge"
-                return
-            count.failed += 1
-            in_vain = fault.permanent and not count.answers
-            too_many = count.failed >= FAILURES_TO_STOP
-            if in_vain or (too_many and count.exceeds(2 * self.max_failure_share)):
-                self.ended.set()
+            else:
+                self.faults[kind] = fault
+                self.failed[kind] += 1
+                in_vain = fault.permanent and not self.answers[kind]
+                many = self.failed[kind] >= FAILURES_TO_STOP
+                if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
+                    self.ended.set()
 
     def raise_for_losses(self, who: str) -> None:
         """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
@@ -247,19 +229,20 @@ class Meter:
                 "It was cancelled: the judge stays as it was, and the same call resumes it."
             ) from None
         if self._exhausted:
-            sent = ", ".join(f"{c.requests} {k}" for k, c in self.counts.items() if c.requests)
+            sent = ", ".join(f"{n} {kind}" for kind, n in self.requests.items() if n)
             raise BudgetError(
                 f"{who} was stopped, since it needs more than the budget allows; the judge stays "
                 f"as it was. {self._exhausted} Requests made now: {sent or 'none'}. The same call "
                 "with more budget resumes it."
             ) from None
-        for kind, count in self.counts.items():
-            if count.fault is not None and count.exceeds(self.max_failure_share):
-                raise count.fault.error(
-                    f"{who} was stopped: {count.lost} of {count.lost + count.answers} {kind} calls "
-                    f"gave no usable answer; max_failure_share={self.max_failure_share:.0%} are "
-                    f"allowed. What came back: {count.fault.message.rstrip('.')}. Check the model, "
-                    "its key, endpoint and quota. The judge stays as it was; paid answers are kept."
+        for kind, fault in self.faults.items():
+            if self.lost_more_than(self.max_failure_share, kind):
+                lost = self.lost(kind)
+                raise fault.error(
+                    f"{who} was stopped: {lost} of {lost + self.answers[kind]} {kind} calls gave "
+                    f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "
+                    f"allowed. What came back: {fault.message.rstrip('.')}. Check the model, its "
+                    "key, endpoint and quota. The judge stays as it was; paid answers are kept."
                 ) from None
 
 

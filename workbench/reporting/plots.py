@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from workbench.alignment.optimizer_comparison import OptimizerComparison
+    from workbench.alignment.result import OptimizerComparison
     from workbench.pairing.pairs import Pairs
 
 
