@@ -17,7 +17,6 @@ from workbench.alignment.runs import (
     CERTIFIED_TAG,
     AlignmentRun,
     item_tags,
-    items_tested,
     judges_by_item,
     read_lineage,
 )
@@ -109,7 +108,7 @@ def certify(
     It passes where the lower end of every interval is above its threshold. All of them must be,
     so that demanding several makes passing by luck no easier.
 
-    Of an alignment, the held-out test of ``.judge`` counts. Of pairs, all count but those that an
+    Of an alignment, the held-out test of ``.judge`` counts; of pairs, all but those that an
     alignment in this store has learned from. Items that were used to score several judges flatter
     the best of these, so the uses are counted, by content: those by `align` and
     `compare_optimizers`, and those by this function, which logs each new one as an MLflow run.
@@ -117,8 +116,8 @@ def certify(
     Parameters
     ----------
     sensitivity, specificity
-        Least share of people's positives, and of their negatives, that the judge finds; for
-        binary scales, where both are 0.8 if no threshold is given.
+        Least share of people's positives, and of their negatives, that the judge finds, on binary
+        scales; both are 0.8 if no threshold is given.
     kappa, accuracy
         Least Cohen's kappa, and least share of equal values.
     confidence
@@ -129,8 +128,7 @@ def certify(
     Raises
     ------
     ArgumentError
-        For a threshold out of range, and for sensitivity or specificity on a scale that is not
-        binary.
+        For a threshold out of range, and for sensitivity or specificity on another scale.
     TooFewPairsError
         Where no pair is left.
     StoreError
@@ -150,12 +148,13 @@ def certify(
     else:
         known = examples(test.trace_ids) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs = _not_learned(test, by_id, notes)
+        pairs, note = _not_learned(test, by_id)
+        notes += [note] if note else []
         lost = int(test.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
     if not len(pairs):
         raise TooFewPairsError(
-            "No pair is left to certify the judge on. " + " ".join(notes) + " Label new traces and "
-            "let the judge rate them."
+            f"No pair is left to certify the judge on. {' '.join(notes)} Label new traces and let "
+            "the judge rate them."
         )
     too_many = lost / (len(pairs) + lost) > MOST_LOST
     if lost:
@@ -212,37 +211,32 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     if scale is not None and scale.kind != "binary" and set(least) & set(OF_BINARY):
         raise ArgumentError(
             f"sensitivity and specificity need a binary scale; this is a {scale.kind} one "
-            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both; "
-            "workbench.agreement(pairs).per_class shows each class."
+            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both."
         )
     return least
 
 
-def _not_learned(pairs: Pairs, by_id: Mapping[str, Example], notes: list[str]) -> Pairs:
-    """The pairs that no alignment on the way to this judge has learned from."""
+def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, str]:
+    """The pairs that no alignment on the way to this judge has learned from, and a note."""
     if not pairs.fingerprint:
-        notes.append(
+        return pairs, (
             "Which judge gave the verdicts is not known, so that items which it learned from may "
             "be among these."
         )
-        return pairs
     learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
-    if not learned:
-        return pairs
-    notes.append(f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}.")
-    return pairs.subset(by_id.keys() - learned)
+    note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
+    return pairs.subset(by_id.keys() - learned), note * bool(learned)
 
 
 def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:
     """Count the judges that the items have scored; a use that is new is logged as a run."""
-    run, mark, items = AlignmentRun(), pairs.fingerprint, items_tested(pairs, by_id)
-    scored = judges_by_item(run)
-    if any(mark not in scored[item] for item in items):
+    run, mark = AlignmentRun(), pairs.fingerprint
+    known = judges_by_item(run, pairs, by_id)
+    if any(mark not in judges for judges in known):
         with run.keeping_fault():
             run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    most = max(len(scored[item] | {mark}) for item in items)
-    return most, run.fault_notes("The certificate")
+    return max(len(judges | {mark}) for judges in known), run.fault_notes("The certificate")
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:

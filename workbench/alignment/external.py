@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
@@ -18,7 +15,6 @@ from workbench.alignment.metering import UNMETERED, Meter, metering
 from workbench.alignment.runs import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
-    embedder_of,
     embedding_dimensions,
     models_of_optimizer,
     reached_elsewhere,
@@ -29,10 +25,8 @@ from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.models import recording
 from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs
+from workbench.simba.search import Settings
 from workbench.store.traces import fetch_traces
-
-MAX_FAILURE_SHARE: Final = 0.05
-"""Share of lost answers above which an optimizer is stopped, unless given."""
 
 
 def propose(
@@ -43,6 +37,7 @@ def propose(
     stop: threading.Event | None = None,
 ) -> Learned:
     """Return what the optimizer proposes; raises as `Meter.raise_for_losses` does."""
+    share = Settings.max_failure_share if max_failure_share is None else max_failure_share
     who, judge, split = type(optimizer).__name__, data.judge, data.split
     if (player := recording.replayed()) is not None:
         raise player.missing(f"What {who} asks (of optimizers only SIMBA is recorded)")
@@ -52,7 +47,7 @@ def propose(
         budget,
         stop=stop,
         scale=split.train.scale,
-        max_failure_share=MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share,
+        max_failure_share=share,
         dimensions=embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
@@ -128,20 +123,3 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
         others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
         info.assessments = [*others, label]
         yield Trace(info, trace.data)
-
-
-@contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
-    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
-    embedder = embedder_of(judge)
-    if embedder is None:
-        yield Counter()
-        return
-    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
-    with metering(judge, budget, dimensions=dimensions) as meter:
-        metered = meter.model("embedding", own.replace("/", ":/", 1))
-        embedder.model = metered.replace(":/", "/", 1)
-        try:
-            yield meter.requests
-        finally:
-            embedder.model = own

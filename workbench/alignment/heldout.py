@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.external import metered_embeddings
+from workbench.alignment.metering import metered_embeddings
 from workbench.alignment.runs import AlignmentData, Gate, Lineage, Status, read_lineage
 from workbench.compat import options
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
-from workbench.compat import endpoint
+from workbench.compat import embedder_of, endpoint
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials
 from workbench.judging.requests import answers_from
@@ -57,6 +57,23 @@ def metering(
         finally:
             meter.ended.set()  # for threads that the optimizer may have left behind
             del _METERS[meter.id]
+
+
+@contextmanager
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
+    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
+    embedder = embedder_of(judge)
+    if embedder is None:
+        yield Counter()
+        return
+    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
+    with metering(judge, budget, dimensions=dimensions) as meter:
+        metered = meter.model("embedding", own.replace("/", ":/", 1))
+        embedder.model = metered.replace(":/", "/", 1)
+        try:
+            yield meter.requests
+        finally:
+            embedder.model = own
 
 
 class Meter:

@@ -214,17 +214,17 @@ class Watch:
 
 def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
-    items = sorted(items_tested(test, by_id))
+    items = items_tested(test, by_id)
     return {
         f"{ITEMS_TAG}.{number}": ",".join(items[begin : begin + ITEMS_PER_TAG])
         for number, begin in enumerate(range(0, len(items), ITEMS_PER_TAG))
     }
 
 
-def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
+def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> list[str]:
     """Return what identifies the held-out items: their content, and the name of the labels."""
     # A collision of 8 digits within 10,000 items hardly matters.
-    return {digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids}
+    return sorted({digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids})
 
 
 # -- what was logged --------------------------------------------------------------------------
@@ -244,16 +244,14 @@ def logged_runs(filter_string: str) -> list[Any]:
 def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
     """Return how many judges one held-out item has scored at most, and a note on earlier ones.
 
-    ``judges`` are the fingerprints of those scored in this run; the original does not count. Items
-    with equal content are one.
+    ``judges`` are the fingerprints of those scored in this run; the original does not count.
     """
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
         return 0, ""
-    scored = judges_by_item(run, original=data.pairs.fingerprint)
-    used = [scored[item] | here for item in items_tested(data.split.test, data.by_id)]
-    most = max(map(len, used))
-    if all(judges_of_item == here for judges_of_item in used):
+    known = judges_by_item(run, data.split.test, data.by_id, original=data.pairs.fingerprint)
+    most = max(len(judges_of_item | here) for judges_of_item in known)
+    if all(judges_of_item <= here for judges_of_item in known):
         return most, ""
     return most, (
         f"Held-out items were looked at before: some have now been used to score {most} different "
@@ -262,10 +260,13 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
     )
 
 
-def judges_by_item(run: AlignmentRun, *, original: str = "") -> dict[str, set[str]]:
-    """Return which judges each held-out item has scored, so far as it is logged.
+def judges_by_item(
+    run: AlignmentRun, test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
+) -> list[set[str]]:
+    """Return which judges each of the items has scored, so far as it is logged.
 
-    Certificates of the ``original``, which every judge is compared with, do not count.
+    Items with equal content are one. Certificates of the ``original``, which every judge is
+    compared with, do not count.
     """
     scored: dict[str, set[str]] = defaultdict(set)
     with run.keeping_fault():
@@ -274,7 +275,7 @@ def judges_by_item(run: AlignmentRun, *, original: str = "") -> dict[str, set[st
             items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
             for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
                 scored[item].add(judge)
-    return scored
+    return [scored[item] for item in items_tested(test, by_id)]
 
 
 def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]) -> Lineage:

@@ -268,8 +268,7 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     The file is written after each batch of calls and at the end, also after an error or Ctrl-C.
     Alignments in the background and processes started within the context are recorded too.
 
-    Of another library's optimizer the resulting instructions are recorded; not recorded is one
-    whose judges hold more than instructions, as MemAlign's do.
+    What optimizers other than `SIMBA` ask is not recorded.
 
     Raises
     ------
