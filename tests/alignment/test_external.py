@@ -83,7 +83,8 @@ def judged(judge: Any, n: int = 24) -> Any:
 def proposal(judge: Any, optimizer: Any, split: Any, **options: Any) -> Learned:
     by_id = {example.trace_id: example for example in examples()}
     data = AlignmentData(judge, split.train, by_id, split, Lineage())
-    return propose(data, optimizer, options.pop("budget", Budget()), **options)
+    options = {"budget": Budget(), "max_failure_share": 0.05, **options}
+    return propose(data, optimizer, **options)
 
 
 def counted(found: Learned) -> dict[str, int]:

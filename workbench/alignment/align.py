@@ -33,7 +33,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import FEW
+from workbench.simba.search import FEW, Settings
 from workbench.store.traces import fetch_traces
 
 
@@ -173,7 +173,8 @@ def learn(
     """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
     split = data.split
     if not isinstance(optimizer, SIMBA):
-        return propose(data, optimizer, budget, max_failure_share, stop)
+        share = Settings.max_failure_share if max_failure_share is None else max_failure_share
+        return propose(data, optimizer, budget, share, stop)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
     own = optimizer.settings
     if max_failure_share is not None:

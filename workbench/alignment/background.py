@@ -32,9 +32,8 @@ def align_in_background(
 ) -> BackgroundAlignment:
     """Run `workbench.align` in a thread and return once labels and verdicts are read.
 
-    The run is logged where this call was made, whatever experiment is set afterwards. Only
-    optimizers other than `SIMBA` read traces from the active store once more. A recording or
-    replay that is active now is so in the thread as well. The same call, here or with
+    The run is logged where this call was made, whatever experiment is set afterwards, and a
+    recording or replay that is active now is so in the thread. The same call, here or with
     `workbench.align`, resumes what was cancelled or killed, and pays for no answer twice.
 
     Parameters
@@ -42,13 +41,8 @@ def align_in_background(
     judge, pairs_or_traces, optimizer
         As `workbench.align` takes them. An optimizer serves one alignment at a time.
     options
-        All other arguments of `workbench.align`; ``progress`` is False unless given.
-
-    Raises
-    ------
-    ArgumentError
-        When ``options`` holds an argument that `align` does not take. What `align` raises is
-        raised by `BackgroundAlignment.result`.
+        All other arguments of `workbench.align`; ``progress`` is False unless given. Others are an
+        `ArgumentError`. What `align` raises is raised by `BackgroundAlignment.result`.
 
     Examples
     --------
@@ -158,9 +152,8 @@ class BackgroundAlignment(Watch):
     def cancel(self) -> bool:
         """End the alignment after the calls that are under way; return False where it is too late.
 
-        What was learned so far is not tested, and so not taken, since each test uses up held-out
-        labels. A held-out test that has begun runs to its end. Optimizers other than `SIMBA` end
-        when they next call a model.
+        What was learned is not tested, and so not taken, since each test uses up held-out labels;
+        one that has begun runs to its end. Optimizers other than `SIMBA` end at their next call.
         """
         with self._lock:
             if self._state.ended or self._state.stage == "testing":
@@ -172,15 +165,11 @@ class BackgroundAlignment(Watch):
     def result(self, timeout: float | None = None) -> Alignment:
         """Wait for the end, ``timeout`` seconds at most, and return what `align` returned.
 
-        Raises what `align` raised, `CancelledError` when it was cancelled, and `TimeoutError` when
-        it has not ended by then. An interrupt ends the waiting and not the alignment.
+        Raises what `align` raised, `CancelledError` when it was cancelled, and
+        `concurrent.futures.TimeoutError` when it has not ended by then. An interrupt ends the
+        waiting and not the alignment.
         """
-        if not self.wait(timeout):
-            raise TimeoutError(
-                f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
-                "longer with result(timeout=...), look at .state, or .cancel() it."
-            )
-        return self._outcome.result()
+        return self._outcome.result(timeout)
 
     def enter(
         self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
@@ -237,7 +226,7 @@ class BackgroundAlignment(Watch):
     @cached_property
     def view(self) -> Any:
         """The live view, one for all cells that show this."""
-        # By its name: widgets are above this package.
+        # Widgets are above this package.
         return import_module("workbench.widgets.progress").AlignmentView(self)
 
     def __repr__(self) -> str:

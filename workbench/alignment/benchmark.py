@@ -277,13 +277,7 @@ MEMALIGN: Final = "MLflow MemAlign"
 def named_optimizers(
     judge: Judge, wanted: Any, seed: int, embedding_model: str | None
 ) -> dict[str, AlignmentOptimizer]:
-    """Return optimizers by their names in the comparison; MLflow's reflect with the judge's model.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown name, one of `REFERENCES`, an object that is no optimizer, or nothing at all.
-    """
+    """Return optimizers by name; MLflow's reflect with the judge's model."""
     from mlflow.genai.judges import optimizers
 
     known: dict[str, AlignmentOptimizer] = {
@@ -308,15 +302,12 @@ def named_optimizers(
         name: known.get(one, one) if isinstance(one, str) else one for name, one in named.items()
     }
     wrong = [one for one in found.values() if not isinstance(one, AlignmentOptimizer)]
+    wrong += [name for name in found if name in REFERENCES]  # which every comparison shows
     if wrong or not found:
         raise ArgumentError(
             f"optimizers holds {wrong[0] if wrong else 'nothing'!r}. Give MLflow alignment "
-            f"optimizers, or names among {', '.join(known)}; with embedding_model= also {MEMALIGN}."
-        )
-    for name in found.keys() & set(REFERENCES):
-        raise ArgumentError(
-            f"optimizers names one {name!r}, which every comparison shows as it is. Give it "
-            "another name."
+            f"optimizers, under names but {', '.join(REFERENCES)}, or some of "
+            f"{', '.join(known)}; with embedding_model= also {MEMALIGN}."
         )
     return found
 
@@ -324,8 +315,8 @@ def named_optimizers(
 def _few_shot(data: AlignmentData, count: int) -> Judge:
     """Return the judge with ``count`` labelled items of train and their rationales as examples.
 
-    Labels take turns, the rarest first, and items with a rationale come first; otherwise the
-    order is random by the seed, and by content, so that the same items are shown in every store.
+    Labels take turns, the rarest first, and items with a rationale come first. The order is drawn
+    by seed and content, so that the same items are shown in every store.
     """
     judge, train, seed = data.judge, data.split.train, data.split.seed
     rows = train.table.assign(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
@@ -163,7 +161,7 @@ def certify(
     measured = agreement(pairs, confidence=confidence, seed=seed)
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
-    why = [_why(name, row, confidence) for name, row in table.iterrows() if not row["passed"]]
+    why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
     looks, faults = _looks(pairs, by_id, passed) if pairs.fingerprint else (None, ())
     return Certificate(
         name=pairs.name,
@@ -255,16 +253,11 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("figure")
 
 
-def _why(name: Any, row: pd.Series[Any], confidence: float) -> str:
+def _why(name: Any, row: pd.Series[Any]) -> str:
     """Why a figure is not above its threshold for sure."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
-    said = f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure."
-    if name == "kappa" or not row["value"] > row["threshold"]:
-        return said
-    # Wilson's lower end of n of n is n / (n + z^2).
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    fewest = math.floor(z2 * row["threshold"] / (1 - row["threshold"])) + 1
-    return f"{said} Even without any error that takes {counted(fewest, 'item')}."
+    few = " Label more." if row["value"] > row["threshold"] else ""
+    return f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure.{few}"
 
 
 def _limits(n: int, looks: int | None) -> list[str]:

@@ -1,43 +1,73 @@
-"""Optimizers that are not the workbench's own: what they propose, and what it cost to find."""
+"""Optimizers that are not the workbench's own: what they propose, and what it cost to find.
+
+Their requests are counted, cached and budgeted as a litellm provider: an optimizer gets models by
+names such as ``metered:/RUN/judge/openai/gpt-x``. litellm gives requests to such names to the
+provider registered here, which sends them to the real model where the judge reaches it. Code that
+runs beside the optimizer uses other names and is never touched.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
+import json
+import re
 import threading
-from collections.abc import Iterator
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.metering import UNMETERED, Meter, metering
 from workbench.alignment.runs import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
+    embedder_of,
     embedding_dimensions,
+    endpoint,
     models_of_optimizer,
     reached_elsewhere,
     rename_models,
 )
 from workbench.credentials import redact
+from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials, with_instructions
-from workbench.models import recording
-from workbench.models.budget import Budget
+from workbench.judging.requests import answers_from
+from workbench.models import client, recording
+from workbench.models.answers import AnswerError, readable
+from workbench.models.budget import UNPAID, Budget
+from workbench.models.cache import AnswerCache, question_key
+from workbench.models.client import ANSWER_SECONDS, Outcome, Request
+from workbench.models.faults import Fault, StoppedError
+from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
-from workbench.simba.search import Settings
+from workbench.scale import Scale
+from workbench.simba.reflector import reached_by
 from workbench.store.traces import fetch_traces
+
+SCHEME: Final = "metered"
+
+UNMETERED: Final = ("databricks", "endpoints", "gateway")
+"""Providers that MLflow resolves by itself, so that litellm cannot reach them by name."""
+
+FAILURES_TO_STOP: Final = 10
+"""So many lost answers end a run where they are also more than twice the share allowed."""
 
 
 def propose(
     data: AlignmentData,
     optimizer: AlignmentOptimizer,
     budget: Budget,
-    max_failure_share: float | None = None,
+    max_failure_share: float,
     stop: threading.Event | None = None,
 ) -> Learned:
     """Return what the optimizer proposes; raises as `Meter.raise_for_losses` does."""
-    share = Settings.max_failure_share if max_failure_share is None else max_failure_share
     who, judge, split = type(optimizer).__name__, data.judge, data.split
     if (player := recording.replayed()) is not None:
         raise player.missing(f"What {who} asks (of optimizers only SIMBA is recorded)")
@@ -47,7 +77,7 @@ def propose(
         budget,
         stop=stop,
         scale=split.train.scale,
-        max_failure_share=share,
+        max_failure_share=max_failure_share,
         dimensions=embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
@@ -67,10 +97,7 @@ def propose(
 
 
 def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
-    """Return what the optimizer proposes, with models, endpoint and options of the judge.
-
-    In between, the judge that it is given, and the optimizer itself, use metered names.
-    """
+    """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else reached_elsewhere(judge, name)
     kinds = models_of_optimizer(optimizer)
@@ -105,10 +132,7 @@ def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterato
 
 
 def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
-    """Yield the traces with one human label: the consensus that the judge is tested on as well.
-
-    MLflow's optimizers would choose one of several annotators' labels by a rule of their own.
-    """
+    """Yield the traces with one human label: the consensus that the judge is tested on as well."""
     rows = pairs.table.set_index("trace_id")
     for trace in fetch_traces(pairs.trace_ids) if len(pairs) else ():
         row = rows.loc[trace.info.trace_id]
@@ -123,3 +147,250 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
         others = [a for a in info.assessments if a.name != pairs.name or a.expectation is not None]
         info.assessments = [*others, label]
         yield Trace(info, trace.data)
+
+
+@contextmanager
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
+    """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
+    embedder = embedder_of(judge)
+    if embedder is None:
+        yield Counter()
+        return
+    own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
+    with metering(judge, budget, dimensions=dimensions) as meter:
+        metered = meter.model("embedding", own.replace("/", ":/", 1))
+        embedder.model = metered.replace(":/", "/", 1)
+        try:
+            yield meter.requests
+        finally:
+            embedder.model = own
+
+
+# -- the meter -------------------------------------------------------------------------------
+
+
+@contextmanager
+def metering(
+    judge: Judge, budget: Budget | None, *, stop: threading.Event | None = None, **options: Any
+) -> Iterator[Meter]:
+    """Answer requests under the names of a new `Meter` within this context."""
+    _register_provider()
+    with AnswerCache() as cache, Runner(cache=cache, budget=budget, stop=stop) as runner:
+        meter = Meter(judge, runner, **options)
+        _METERS[meter.id] = meter
+        try:
+            yield meter
+        finally:
+            meter.ended.set()  # for threads that the optimizer may have left behind
+            del _METERS[meter.id]
+
+
+class Meter:
+    """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
+
+    Once the budget is spent, or far too many answers are lost, every request fails at once.
+    ``requests`` counts by kind what was sent, retries included.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        runner: Runner,
+        *,
+        scale: Scale | None = None,
+        max_failure_share: float = 1.0,
+        dimensions: int | None = None,
+    ) -> None:
+        self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
+        self.max_failure_share = max_failure_share
+        self.id = uuid.uuid4().hex[:12]
+        self.requests: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.faults: dict[str, Fault] = {}
+        self.cached, self.usage = 0, UNPAID
+        self.ended = threading.Event()
+        self._exhausted = ""
+        self._schema_refused = False
+        self._samples: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def lost(self, kind: str) -> int:
+        """Return how many answers were lost; a form that the model refuses, where it takes none."""
+        return self.failed[kind] or int(kind in self.faults and not self.answers[kind])
+
+    def lost_more_than(self, share: float, kind: str) -> bool:
+        """Return whether more than this share of the answers were lost."""
+        return self.lost(kind) > share * (self.lost(kind) + self.answers[kind])
+
+    def model(self, kind: str, model: str) -> str:
+        """Return the name under which requests to a model (``openai:/gpt``) are metered."""
+        if model.partition(":/")[0] in (*UNMETERED, SCHEME) or ":/" not in model:
+            return model
+        return f"{SCHEME}:/{self.id}/{kind}/{model.replace(':/', '/', 1)}"
+
+    def real(self, model: str) -> str:
+        """Return the model that a metered name stands for, in MLflow's or litellm's form."""
+        found = re.fullmatch(rf"{SCHEME}(:?)/{self.id}/\w+/([^/]+)/(.*)", model)
+        return f"{found[2]}{found[1]}/{found[3]}" if found else model
+
+    def complete(self, kind: str, model: str, messages: Sequence[Any], params: Any) -> Any:
+        """Return litellm's answer to a chat, or raise an error that nobody retries."""
+        import litellm
+
+        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema, until
+        # the model has refused one.
+        schema = json.dumps(params.get("response_format"), default=str)
+        verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
+        kind = "judge" if kind == "judge" and verdict else "reflection"
+        own = model == str(self.judge.model).replace(":/", "/", 1)
+        base_url, headers, judge_params = endpoint(self.judge) if own else (None, {}, {})
+        question = {**params, **judge_params} if kind == "judge" else params
+        question = {k: v for k, v in question.items() if k not in _TRANSPORT}
+        question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
+        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
+        way |= reached_by(base_url, headers, judge_params)
+
+        def send() -> Any:
+            return litellm.completion(model=model, max_retries=0, num_retries=0, **question, **way)
+
+        return litellm.ModelResponse(**self._answer(kind, model, question, send))
+
+    def embed(self, model: str, texts: Sequence[str]) -> Any:
+        """Return litellm's embeddings, or raise as `complete` does."""
+        import litellm
+
+        # An embedding is read and nothing is written.
+        question: dict[str, Any] = {"input": list(texts), "max_tokens": 0}
+        params = {"dimensions": self.dimensions} if self.dimensions else {}
+
+        def send() -> Any:
+            return litellm.embedding(
+                model=model, input=list(texts), max_retries=0, drop_params=True, **params
+            )
+
+        answer = self._answer("embedding", model, question | params, send)
+        return litellm.EmbeddingResponse(**answer)
+
+    def _answer(
+        self, kind: str, model: str, question: Mapping[str, Any], send: Callable[[], Any]
+    ) -> dict[str, Any]:
+        import litellm
+
+        uri = model.replace("/", ":/", 1)
+        key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
+        with self._lock:
+            # The same request again wants another sample; a later run gets the same ones.
+            self._samples[key] += 1
+            key = question_key("response", key, self._samples[key])
+        request = Request(
+            key=key,
+            model=uri,
+            call=lambda: client.ask(question, send),
+            read=functools.partial(self._read, kind),
+            sender=f"The {kind} model of an optimizer",
+            credentials=judge_credentials(self.judge),
+        )
+        fault = Fault("refused", "no further request is sent")
+        with suppress(StoppedError, CancelledError):
+            outcome = self.runner.ask(request, self.ended)
+            self._note(kind, outcome, with_schema="response_format" in question)
+            if outcome.fault is None:
+                return outcome.answer or {}
+            fault = outcome.fault
+        # Neither is retried by anyone; a bad request may be made in another form.
+        error = litellm.BadRequestError if fault.kind == "request" else litellm.NotFoundError
+        raise error(fault.message, model=SCHEME, llm_provider=SCHEME)
+
+    def _read(self, kind: str, response: Any) -> dict[str, Any]:
+        """Return an answer as plain data; raise `AnswerError` for one that is no use."""
+        body: dict[str, Any] = response.model_dump(mode="json")
+        message = body["choices"][0]["message"] if kind != "embedding" else {}
+        if message.get("tool_calls"):
+            return body
+        if kind == "reflection" and not message.get("content"):
+            raise AnswerError("the model gave an empty answer")
+        if kind == "judge":
+            body = readable(body)
+            result = json.loads(body["choices"][0]["message"]["content"])["result"]
+            try:
+                if self.scale is not None:
+                    self.scale.normalise(result)
+            except ScaleError as error:
+                raise AnswerError(str(error)) from None
+        return body
+
+    def _note(self, kind: str, outcome: Outcome, *, with_schema: bool) -> None:
+        fault = outcome.fault
+        with self._lock:
+            self.cached += outcome.cached
+            if outcome.cached:
+                return
+            self.requests[kind] += outcome.usage.requests
+            self.usage += outcome.usage
+            if fault is None:
+                self.answers[kind] += 1
+            elif fault.kind == "budget":
+                self._exhausted = fault.message
+                self.ended.set()
+            elif fault.kind == "request" and with_schema:  # it will be asked without
+                self.faults[kind] = fault
+                self._schema_refused |= kind == "judge"
+            else:
+                self.faults[kind] = fault
+                self.failed[kind] += 1
+                in_vain = fault.permanent and not self.answers[kind]
+                many = self.failed[kind] >= FAILURES_TO_STOP
+                if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
+                    self.ended.set()
+
+    def raise_for_losses(self, who: str) -> None:
+        """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
+        if self.runner.stop.is_set():
+            raise CancelledError(
+                "It was cancelled: the judge stays as it was, and the same call resumes it."
+            ) from None
+        if self._exhausted:
+            sent = ", ".join(f"{n} {kind}" for kind, n in self.requests.items() if n)
+            raise BudgetError(
+                f"{who} was stopped, since it needs more than the budget allows; the judge stays "
+                f"as it was. {self._exhausted} Requests made now: {sent or 'none'}. The same call "
+                "with more budget resumes it."
+            ) from None
+        for kind, fault in self.faults.items():
+            if self.lost_more_than(self.max_failure_share, kind):
+                lost = self.lost(kind)
+                raise fault.error(
+                    f"{who} was stopped: {lost} of {lost + self.answers[kind]} {kind} calls gave "
+                    f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "
+                    f"allowed. What came back: {fault.message.rstrip('.')}. Check the model, its "
+                    "key, endpoint and quota. The judge stays as it was; paid answers are kept."
+                ) from None
+
+
+# Parameters that do not belong to the question.
+_TRANSPORT: Final = ("api_key", "timeout", "max_retries")
+
+_METERS: dict[str, Meter] = {}  # by id
+
+
+@functools.cache
+def _register_provider() -> None:
+    """Put the handler into litellm's list of providers, beside those of the user."""
+    import litellm
+
+    class MeteredModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
+        def completion(self, model: str, messages: list[Any], **given: Any) -> Any:
+            run, kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
+            return _METERS[run].complete(kind, real, messages, given.get("optional_params") or {})
+
+        async def acompletion(self, model: str, messages: list[Any], **given: Any) -> Any:
+            return await asyncio.to_thread(self.completion, model, messages, **given)
+
+        def embedding(self, model: str, input: list[str], **_: Any) -> Any:
+            run, _kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
+            return _METERS[run].embed(real, input)
+
+    mine = {"provider": SCHEME, "custom_handler": MeteredModel()}
+    litellm.custom_provider_map = [*litellm.custom_provider_map, mine]
+    litellm.utils.custom_llm_setup()

@@ -15,7 +15,7 @@ from typing import Any
 
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.metering import metered_embeddings
+from workbench.alignment.external import metered_embeddings
 from workbench.alignment.runs import AlignmentData, Gate, Lineage, Status, read_lineage
 from workbench.compat import options
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
@@ -81,15 +81,12 @@ def split_pairs(
     size: float,
     seed: int,
 ) -> Split:
-    """Split into train, dev and test.
-
-    What the judge learned from before is never in test. What it was tested on before is not
-    either where ten traces or more are fresh, since it was chosen for doing well there.
-    """
+    """Split into train, dev and test, without what the judge learned from before in test."""
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
     group_of = joined(group_of, {item.trace_id: item_digest(item) for item in items})
     here = set(pairs.trace_ids)
+    # Nor is it tested again where it was chosen for doing well, if enough traces are fresh.
     barred = here & (lineage.seen if len(here - lineage.seen) >= 10 else lineage.learned)
     # Of the traces that may be tested on, so that some of these are left to learn from.
     share = size * (1 - len(barred) / len(pairs)) or size
@@ -107,10 +104,7 @@ def split_pairs(
 
 
 def limited(split: Split, n_labels: int | None) -> Split:
-    """Return the split with so many labels to learn from at most; test stays as it is.
-
-    Stratified by label, train and dev in their proportion, and more labels include the fewer.
-    """
+    """Return the split with so many labels to learn from at most; more include the fewer."""
     strata = {
         trace_id: (name, str(label))
         for name in ("train", "dev")
@@ -126,18 +120,14 @@ def limited(split: Split, n_labels: int | None) -> Split:
 
 @dataclass(frozen=True)
 class HeldOutTest:
-    """Held-out pairs with the verdicts of both judges, on the items that both rated.
-
-    ``verdicts`` are all of the proposed judge, ``lost`` is the share of unusable ones, and
-    ``embeddings`` are the requests that a judge with a memory made beside them.
-    """
+    """Held-out pairs with the verdicts of both judges, on the items that both rated."""
 
     before: Pairs
     after: Pairs
     comparison: Comparison
-    verdicts: Sequence[Verdict] = ()
-    lost: float = 0.0
-    embeddings: int = 0
+    verdicts: Sequence[Verdict] = ()  # all of the proposed judge
+    lost: float = 0.0  # share of these that are unusable
+    embeddings: int = 0  # requests beside them, of a judge with a memory
     notes: Sequence[str] = ()
 
 
@@ -214,9 +204,8 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
 def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do.
 
-    The constants are train's most frequent label and, on ordered scales, its median. A judge must
-    be right more often, or, on ordered scales, lie nearer to the labels; on others it may instead
-    agree with people more than by chance.
+    A judge must be right more often than train's most frequent label and, on ordered scales, its
+    median, or lie nearer to the labels; on others it may agree with people more than by chance.
     """
     verdicts, labels = after.table["judge"], after.table["human"]
     if len(set(labels)) < 2:  # nothing to tell apart

@@ -58,10 +58,7 @@ def preflight(
     simba: AlignmentOptimizer | None,
     budget: Budget,
 ) -> pd.DataFrame:
-    """Return the checks as a table with the columns ``check``, ``finding`` and ``advice``.
-
-    ``probe`` is the verdict of a first call. ``simba`` is None where another optimizer is used.
-    """
+    """Return the table of checks; ``simba`` is None where another optimizer is used."""
     learning = "not known: the optimizer does not say"
     if simba is not None:
         split = data.split
@@ -148,9 +145,9 @@ def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
 def to_keep(data: AlignmentData, probe: Verdict, optimizer: AlignmentOptimizer) -> dict[str, Any]:
     """Return what the held-out test may use, as `Budget.keeping` takes it.
 
-    A tenth more than one call a pair, since some are repeated, with instructions half as long
-    again as those of the probe. MemAlign's judges also look up examples by an embedding.
+    A tenth more than one call a pair, with instructions half as long again as those of the probe.
     """
+    # MemAlign's judges also look up examples by an embedding.
     requests = 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
     calls = math.ceil(1.1 * len(data.split.test)) * requests
     paid = probe.usage

@@ -36,7 +36,7 @@ class Alignment:
         among themselves (None where there is only one).
     test_before, test_after, before, after, comparison
         Held-out pairs with the verdicts of the original and of the proposed judge, the agreement
-        of both with people on these pairs, and their comparison.
+        of both with people on these, and their comparison.
     history, evidence
         One row per candidate (see `workbench.simba.Optimised`), and learned rule -> ids of the
         train traces whose disagreement it was made from; empty for other optimizers.
@@ -44,13 +44,12 @@ class Alignment:
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included. Reflection calls of other optimizers include
-        those to their embedding model. ``usage`` has the tokens ``read`` and ``written``, those
-        ``repeated``, which the server had in its prompt cache, and the ``cost`` in US dollars;
-        what is not known is None.
+        What was spent, the held-out test included; reflection calls of other optimizers include
+        embeddings. ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
+        server's prompt cache, and the ``cost`` in US dollars; None where not known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
-        test; None where these or the price are not known.
+        test; None where not known.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.

@@ -48,15 +48,11 @@ Status = Literal["improved", "unchanged", "rejected"]
 
 @dataclass(frozen=True)
 class Lineage:
-    """Traces of the alignments that a judge, or one of its ancestors, came out of.
+    """Traces of the alignments that a judge or its ancestors came out of, by id or content."""
 
-    ``learned`` were learned or selected on, ``seen`` are these and those tested on; traces with
-    equal content count, whatever their id. ``unchanged`` have the label of the latest of these.
-    """
-
-    learned: Set[str] = frozenset()
-    seen: Set[str] = frozenset()
-    unchanged: Set[str] = frozenset()
+    learned: Set[str] = frozenset()  # learned or selected on
+    seen: Set[str] = frozenset()  # or tested on
+    unchanged: Set[str] = frozenset()  # with the label that they had in the latest of these
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,7 @@ class Learned:
 class AlignmentRun:
     """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
-    It is created by `begin`. What the store refuses is kept in ``fault`` and raises nothing. As a
-    context manager it ends the run as failed on an exception, as killed on an interrupt.
+    What the store refuses is kept in ``fault`` and raises nothing.
     """
 
     def __init__(self) -> None:
@@ -113,10 +108,7 @@ class AlignmentRun:
     def begin(
         self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
     ) -> None:
-        """Create the run with all that is known before the test of the ``proposed`` judge.
-
-        Without one it is a run above others, and no use of the held-out items.
-        """
+        """Create the run, of a use of the held-out items where there is a ``proposed`` judge."""
         pairs, split = data.pairs, data.split
         params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs)}
         params |= settings | {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
@@ -191,11 +183,7 @@ class AlignmentRun:
 
 
 class Watch:
-    """Follows an alignment and can end it. This one only allows cancelling.
-
-    ``run`` is where the alignment is logged. Once ``stop`` is set, no further model is called and
-    `align` raises `CancelledError`; a held-out test that has begun runs to its end.
-    """
+    """Follows an alignment, which is logged in ``run``, and ends it once ``stop`` is set."""
 
     def __init__(self) -> None:
         self.run = AlignmentRun()
@@ -242,9 +230,9 @@ def logged_runs(filter_string: str) -> list[Any]:
 
 
 def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
-    """Return how many judges one held-out item has scored at most, and a note on earlier ones.
+    """Return how many judges, but the original, one held-out item has scored at most; and a note.
 
-    ``judges`` are the fingerprints of those scored in this run; the original does not count.
+    ``judges`` are the fingerprints of those scored in this run.
     """
     here = {*judges} - {data.pairs.fingerprint}
     if not here:
@@ -263,11 +251,7 @@ def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[i
 def judges_by_item(
     run: AlignmentRun, test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
 ) -> list[set[str]]:
-    """Return which judges each of the items has scored, so far as it is logged.
-
-    Items with equal content are one. Certificates of the ``original``, which every judge is
-    compared with, do not count.
-    """
+    """Return the judges that each item has scored; certificates of the ``original`` are none."""
     scored: dict[str, set[str]] = defaultdict(set)
     with run.keeping_fault():
         for tags in (one.data.tags for one in logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")):
@@ -279,10 +263,7 @@ def judges_by_item(
 
 
 def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]) -> Lineage:
-    """Read the lineage of the judge with this fingerprint, so far as it is logged in the store.
-
-    ``label_of`` are the labels of today by trace id.
-    """
+    """Read the lineage of the judge with this fingerprint; ``label_of`` are today's labels."""
     same_content: dict[str, list[str]] = defaultdict(list)
     for trace_id, example in by_id.items():
         same_content[item_digest(example)].append(trace_id)
