@@ -674,7 +674,7 @@ class Noting(workbench.SIMBA):
         self.shares: list[float] = []
 
     def learn(self, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
-        self.items = [*train, *dev]
+        self.items[:] = [*train, *dev]
         self.shares.append(self.settings.max_failure_share)
         return super().learn(judge, train, dev, **options)
 

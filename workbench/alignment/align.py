@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from copy import copy
 from dataclasses import replace
 from importlib import import_module
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import pandas as pd
@@ -117,7 +118,7 @@ def align(
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     simba = optimizer if isinstance(optimizer, SIMBA) else None
     whole, learning = budgets_of(optimizer, budget)
-    watch = watch or Watch()
+    followed, watch = watch, watch or Watch()
     data = read_data(judge, pairs_or_traces, groups, test_size, seed, n_labels)
 
     watch.enter("preflight")
@@ -126,13 +127,14 @@ def align(
         Thread(target=import_module, args=("dspy",), daemon=True).start()
     learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
     probe = probed(data, data.split.train, whole)
-    with whole.keeping(**to_keep(data, probe, optimizer)):
-        people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-        checks = preflight(data, probe, people, simba, learning)
-        if progress:
-            say(checks.to_string(index=False))
-        watch.enter("learning", preflight=checks, budget=learning)
-        learned = learn(data, optimizer, learning, max_failure_share, watch.stop)
+    people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
+    checks = preflight(data, probe, people, simba, learning)
+    if progress:
+        say(checks.to_string(index=False))
+    steps = simba.settings.max_steps if simba else None
+    watch.enter("learning", preflight=checks, budget=learning, max_steps=steps)
+    budgets = whole, learning
+    learned = learn(data, probe, optimizer, budgets, max_failure_share, followed, progress)
 
     watch.enter("testing")
     name = type(optimizer).__name__
@@ -165,32 +167,44 @@ def budgets_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> tu
 
 def learn(
     data: AlignmentData,
+    probe: Verdict,
     optimizer: AlignmentOptimizer,
-    budget: Budget,
+    budgets: tuple[Budget, Budget],
     max_failure_share: float | None = None,
-    stop: Event | None = None,
+    watch: Watch | None = None,
+    progress: bool = False,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
+    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`."""
+    whole, budget = budgets
+    share = Settings.max_failure_share if max_failure_share is None else max_failure_share
+    with whole.keeping(**to_keep(data, probe, optimizer)):
+        if not isinstance(optimizer, SIMBA):
+            return propose(data, optimizer, budget, share, watch and watch.stop)
+        simba = copy(optimizer)
+        simba.progress = optimizer.progress and progress
+        if max_failure_share is not None:
+            simba.settings = replace(simba.settings, max_failure_share=share)
+        if watch is not None:
+            told = [watch.on_step, *filter(None, [optimizer.on_step])]
+            simba.stop, simba.on_step = watch.stop, lambda step: [tell(step) for tell in told]
+        try:
+            return _by_simba(data, simba, budget)
+        finally:
+            optimizer.last = simba.last
+
+
+def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
     split = data.split
-    if not isinstance(optimizer, SIMBA):
-        share = Settings.max_failure_share if max_failure_share is None else max_failure_share
-        return propose(data, optimizer, budget, share, stop)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
-    own = optimizer.settings
-    if max_failure_share is not None:
-        optimizer.settings = replace(own, max_failure_share=max_failure_share)
-    try:
-        proposed = optimizer.learn(
-            data.judge,
-            [case.item for case in train],
-            [case.item for case in dev],
-            scale=split.train.scale,
-            known=[case.verdict for case in (*train, *dev)],
-            budget=budget,
-        )
-    finally:
-        optimizer.settings = own
-    found: Any = optimizer.last
+    proposed = simba.learn(
+        data.judge,
+        [case.item for case in train],
+        [case.item for case in dev],
+        scale=split.train.scale,
+        known=[case.verdict for case in (*train, *dev)],
+        budget=budget,
+    )
+    found: Any = simba.last
     note = (
         f"While learning, {counted(found.failures, 'verdict')} and "
         f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "

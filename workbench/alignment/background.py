@@ -6,7 +6,6 @@ import contextvars
 import threading
 import time
 from concurrent.futures import Future, wait
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib import import_module
@@ -21,7 +20,6 @@ from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError, one_of
 from workbench.models.budget import Budget
-from workbench.simba.optimizer import SIMBA
 
 
 def align_in_background(
@@ -103,7 +101,6 @@ class BackgroundAlignment(Watch):
         super().__init__()
         self.judge = judge
         self.preflight: pd.DataFrame | None = None
-        self._optimizer = SIMBA(seed=options.get("seed", 0)) if optimizer is None else optimizer
         self._options = {"progress": False, **options}
         self._budget: Budget | None = None
         self._began = time.monotonic()
@@ -111,10 +108,8 @@ class BackgroundAlignment(Watch):
         self._lock = threading.RLock()
         self._read = threading.Event()
         self._outcome: Future[Alignment] = Future()
-        run = contextvars.copy_context().run
-        threading.Thread(
-            target=run, args=(self._run, pairs_or_traces), name=f"align {judge.name}", daemon=True
-        ).start()
+        run, given = contextvars.copy_context().run, (self._run, pairs_or_traces, optimizer)
+        threading.Thread(target=run, args=given, name=f"align {judge.name}", daemon=True).start()
         try:
             self._read.wait()
         except BaseException:
@@ -172,24 +167,32 @@ class BackgroundAlignment(Watch):
         return self._outcome.result(timeout)
 
     def enter(
-        self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
+        self,
+        stage: Stage,
+        *,
+        preflight: pd.DataFrame | None = None,
+        budget: Budget | None = None,
+        max_steps: int | None = None,
     ) -> None:
         with self._lock:
             super().enter(stage)
             self._update(stage=stage)
             if stage == "learning":
                 self.preflight = preflight
-                if isinstance(self._optimizer, SIMBA):
+                if max_steps is not None:
                     self._budget = budget
-                    steps = self._optimizer.settings.max_steps
-                    self._update(step=0, max_steps=steps, failures=0)
+                    self._update(step=0, max_steps=max_steps, failures=0)
         self._read.set()
 
-    def _run(self, pairs_or_traces: Any) -> None:
+    def on_step(self, step: dict[str, Any]) -> None:
+        figures = {name: step[name] for name in ("step", "best_score", "failures")}
+        self._update(instructions=step["best"], **figures)
+
+    def _run(self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None) -> None:
         """Align, and hand what it returns or raises to whoever waits for the result."""
         end = partial(self._update, cancelling=False)
         try:
-            found = self._align(pairs_or_traces)
+            found = align(self.judge, pairs_or_traces, optimizer, watch=self, **self._options)
             end(stage="done", message=found.reason, instructions=found.proposed.instructions)
             self._outcome.set_result(found)
         except BaseException as error:
@@ -198,25 +201,6 @@ class BackgroundAlignment(Watch):
             end(stage="cancelled" if cancelled else "failed", message=f"{name}{error}")
             self._outcome.set_exception(error)
         self._read.set()
-
-    def _align(self, pairs_or_traces: Any) -> Alignment:
-        own = self._optimizer
-        if not isinstance(own, SIMBA):
-            return align(self.judge, pairs_or_traces, own, watch=self, **self._options)
-
-        def on_step(step: dict[str, Any]) -> None:
-            figures = {name: step[name] for name in ("step", "best_score", "failures")}
-            self._update(instructions=step["best"], **figures)
-            if own.on_step is not None:
-                own.on_step(step)
-
-        followed = copy(own)
-        followed.on_step, followed.stop = on_step, self.stop
-        followed.progress = own.progress and self._options["progress"]
-        try:
-            return align(self.judge, pairs_or_traces, followed, watch=self, **self._options)
-        finally:
-            own.last = followed.last
 
     def _update(self, **changes: Any) -> None:
         with self._lock:

@@ -21,7 +21,7 @@ from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
 from workbench.alignment.align import budgets_of, learn
 from workbench.alignment.heldout import decide, read_data, score_held_out
-from workbench.alignment.preflight import probed, to_keep
+from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
 from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, Learned, count_looks
 from workbench.compat import options
@@ -29,7 +29,6 @@ from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
-from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
@@ -117,9 +116,8 @@ def compare_optimizers(
             if progress:
                 say(f"{name} is learning ...")
             each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
-            bench.add(
-                name, partial(_learn, data, probe, optimizer, each, max_failure_share), each[0]
-            )
+            attempt = partial(learn, data, probe, optimizer, each, max_failure_share)
+            bench.add(name, attempt, each[0])
             if progress:
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
@@ -227,18 +225,6 @@ class _Benchmark:
         )
         notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
         return tuple(note for note in notes if note)
-
-
-def _learn(
-    data: AlignmentData,
-    probe: Verdict,
-    optimizer: AlignmentOptimizer,
-    budgets: tuple[Budget, Budget],
-    max_failure_share: float | None,
-) -> Learned:
-    whole, learning = budgets
-    with whole.keeping(**to_keep(data, probe, optimizer)):
-        return learn(data, optimizer, learning, max_failure_share)
 
 
 def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:

@@ -190,14 +190,22 @@ class Watch:
         self.stop = threading.Event()
 
     def enter(
-        self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
+        self,
+        stage: Stage,
+        *,
+        preflight: pd.DataFrame | None = None,
+        budget: Budget | None = None,
+        max_steps: int | None = None,
     ) -> None:
-        """Begin a stage, learning with the table of checks and the budget that is spent."""
+        """Begin a stage, learning with the table of checks and what a `SIMBA` may spend."""
         if self.stop.is_set():
             raise CancelledError(
                 "The alignment was cancelled: nothing was tested and the judge stays as it was. "
                 "Paid answers are in the cache, so running the same call again resumes it."
             )
+
+    def on_step(self, step: dict[str, Any]) -> None:
+        """Note a step of a `SIMBA`."""
 
 
 def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
