@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from threading import Thread
 from typing import Any
@@ -179,18 +181,23 @@ def learn(
     share = Settings.max_failure_share if max_failure_share is None else max_failure_share
     with whole.keeping(**to_keep(data, probe, optimizer)):
         if not isinstance(optimizer, SIMBA):
-            return propose(data, optimizer, budget, share, watch and watch.stop)
+            return propose(data, optimizer, budget, share, watch.stop if watch else None)
         simba = copy(optimizer)
         simba.progress = optimizer.progress and progress
         if max_failure_share is not None:
             simba.settings = replace(simba.settings, max_failure_share=share)
         if watch is not None:
-            told = [watch.on_step, *filter(None, [optimizer.on_step])]
-            simba.stop, simba.on_step = watch.stop, lambda step: [tell(step) for tell in told]
+            simba.stop = watch.stop
+            simba.on_step = partial(_tell, [watch.on_step, optimizer.on_step])
         try:
             return _by_simba(data, simba, budget)
         finally:
             optimizer.last = simba.last
+
+
+def _tell(listeners: Sequence[Callable[[dict[str, Any]], None] | None], step: Any) -> None:
+    for listener in filter(None, listeners):
+        listener(step)
 
 
 def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:

@@ -291,9 +291,9 @@ def named_optimizers(
     wrong += [name for name in found if name in REFERENCES]  # which every comparison shows
     if wrong or not found:
         raise ArgumentError(
-            f"optimizers holds {wrong[0] if wrong else 'nothing'!r}. Give MLflow alignment "
-            f"optimizers, under names but {', '.join(REFERENCES)}, or some of "
-            f"{', '.join(known)}; with embedding_model= also {MEMALIGN}."
+            f"optimizers holds {wrong[0] if wrong else 'nothing'!r}. Give any AlignmentOptimizer, "
+            f"under names but {', '.join(REFERENCES)}, or some of {', '.join(known)}; with "
+            f"embedding_model= also {MEMALIGN}."
         )
     return found
 

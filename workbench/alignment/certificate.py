@@ -133,13 +133,13 @@ def certify(
         Where the active store does not hold the traces of the pairs.
     """
     test = alignment_or_pairs
-    of_alignment, notes = isinstance(test, Alignment), list[str]()
     least = _demands(
-        (test.pairs if of_alignment else test).scale,
+        (test.pairs if isinstance(test, Alignment) else test).scale,
         sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
     )  # fmt: skip
-    if of_alignment:
-        by_id, pairs = test.examples, test.held_out
+    notes: list[str] = []
+    if isinstance(test, Alignment):
+        by_id, pairs = {**test.examples}, test.held_out
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
         lost = len(test.split.test) - len(pairs)

@@ -110,9 +110,10 @@ def register(
         raise ArgumentError(
             f"register takes an Alignment or an MLflow judge, got {type(given).__name__}."
         )
-    made = {"fingerprint": fingerprint(judge), "model": getattr(judge, "model", None)}
+    mark = fingerprint(judge)
+    made: dict[str, Any] = {"fingerprint": mark, "model": getattr(judge, "model", None)}
     if judge is not given:
-        made |= _provenance(given, made["fingerprint"])
+        made |= _provenance(given, mark)
     named = name or judge.name
     stored = _stored(judge, named)
     if named != judge.name:

@@ -149,10 +149,9 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
         "preflight.csv": alignment.preflight.to_csv(index=False),
         "history.csv": alignment.history.to_csv(index=False),
     }
-    before = alignment.test_before.table.rename(columns={"judge_rationale": "before_rationale"})
-    after = alignment.test_after.table.rename(columns={"judge_rationale": "after_rationale"})
-    rationales = before[["trace_id", "human_rationale", "before_rationale"]].merge(
-        after[["trace_id", "after_rationale"]], on="trace_id"
+    rationales = alignment.test_before.table[["trace_id", "human_rationale"]].assign(
+        before_rationale=alignment.test_before.table["judge_rationale"],
+        after_rationale=alignment.test_after.table["judge_rationale"],  # of the same items
     )
     for name in ("fixed", "broken", "still_wrong"):
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
