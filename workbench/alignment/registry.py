@@ -115,7 +115,7 @@ def register(
     if judge is not given:
         made |= _provenance(given, mark)
     named = name or judge.name
-    stored = _stored(judge, named)
+    stored = _to_store(judge, named)
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
@@ -321,7 +321,7 @@ class _Stored:
         return self.form
 
 
-def _stored(judge: Judge, name: str) -> _Stored:
+def _to_store(judge: Judge, name: str) -> _Stored:
     """Return what is stored of a judge; raise where it would not come back, or hold a secret."""
     if not isinstance(judge, InstructionsJudge):
         stored = _Stored(json.loads(json.dumps({**judge.model_dump(), "name": name})))
