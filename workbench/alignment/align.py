@@ -133,8 +133,10 @@ def align(
     checks = preflight(data, probe, people, simba, learning)
     if progress:
         say(checks.to_string(index=False))
-    steps = simba.settings.max_steps if simba else None
-    watch.enter("learning", preflight=checks, budget=learning, max_steps=steps)
+    watch.preflight = checks
+    if simba:
+        watch.budget, watch.max_steps = learning, simba.settings.max_steps
+    watch.enter("learning")
     budgets = whole, learning
     learned = learn(data, probe, optimizer, budgets, max_failure_share, followed, progress)
 

@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from importlib import import_module
 from typing import Any, Literal
 
-import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
@@ -19,7 +18,6 @@ from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError, one_of
-from workbench.models.budget import Budget
 
 
 def align_in_background(
@@ -100,9 +98,7 @@ class BackgroundAlignment(Watch):
     ) -> None:
         super().__init__()
         self.judge = judge
-        self.preflight: pd.DataFrame | None = None
         self._options = {"progress": False, **options}
-        self._budget: Budget | None = None
         self._began = time.monotonic()
         self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
         self._lock = threading.RLock()
@@ -120,7 +116,7 @@ class BackgroundAlignment(Watch):
     def state(self) -> AlignmentState:
         """What the alignment is doing now."""
         with self._lock:
-            state, budget = self._state, self._budget
+            state, budget = self._state, self.budget
         if state.ended:
             return state
         state = replace(state, seconds=time.monotonic() - self._began)
@@ -166,22 +162,12 @@ class BackgroundAlignment(Watch):
         """
         return self._outcome.result(timeout)
 
-    def enter(
-        self,
-        stage: Stage,
-        *,
-        preflight: pd.DataFrame | None = None,
-        budget: Budget | None = None,
-        max_steps: int | None = None,
-    ) -> None:
+    def enter(self, stage: Stage) -> None:
         with self._lock:
             super().enter(stage)
             self._update(stage=stage)
-            if stage == "learning":
-                self.preflight = preflight
-                if max_steps is not None:
-                    self._budget = budget
-                    self._update(step=0, max_steps=max_steps, failures=0)
+            if stage == "learning" and self.max_steps is not None:
+                self._update(step=0, max_steps=self.max_steps, failures=0)
         self._read.set()
 
     def on_step(self, step: dict[str, Any]) -> None:

@@ -215,12 +215,11 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
             f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
             "held-out items, whatever people say of them."
         )
-    counts = Counter(train.table["human"])
-    constants = [min(counts, key=lambda value: (-counts[value], str(value)))]
+    values = list(train.table["human"])
+    constants = [Counter(sorted(values, key=str)).most_common(1)[0][0]]
     ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
     if ordered:
-        ranked = sorted(train.table["human"], key=train.scale.rank)
-        median = ranked[(len(ranked) - 1) // 2]
+        median = sorted(values, key=train.scale.rank)[(len(values) - 1) // 2]
         constants = [median] if numeric else [*constants, median]
     measure, judge = "mean distance" if numeric else "accuracy", agreement(after, resamples=2)
     for constant in constants:

@@ -188,16 +188,13 @@ class Watch:
     def __init__(self) -> None:
         self.run = AlignmentRun()
         self.stop = threading.Event()
+        self.preflight: pd.DataFrame | None = None
+        # What a SIMBA may spend.
+        self.budget: Budget | None = None
+        self.max_steps: int | None = None
 
-    def enter(
-        self,
-        stage: Stage,
-        *,
-        preflight: pd.DataFrame | None = None,
-        budget: Budget | None = None,
-        max_steps: int | None = None,
-    ) -> None:
-        """Begin a stage, learning with the table of checks and what a `SIMBA` may spend."""
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage."""
         if self.stop.is_set():
             raise CancelledError(
                 "The alignment was cancelled: nothing was tested and the judge stays as it was. "
