@@ -35,7 +35,7 @@ _HOME = {
     "Explorer": "widgets.explorer",
     "Imported": "store.importing",
     "Monitored": "metrics.monitoring",
-    "OptimizerComparison": "alignment.optimizer_comparison",
+    "OptimizerComparison": "alignment.result",
     "LabelPanel": "widgets.panels",
     "LabelQuestion": "labeling.questions",
     "LabelsNeeded": "metrics.sample_size",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
-from workbench.alignment.runs import AlignmentRun, Lineage
+from workbench.alignment.runs import Lineage
 from workbench.compat import options
 from workbench.errors import (
     ArgumentError,
@@ -101,25 +101,16 @@ def test_figures_compare_alignments(store: str, judge: Any) -> None:
     json.dumps(figures)
 
 
-def test_groups_never_straddle_the_split(store: str, judge: Any) -> None:
-    """Traces of one group lie in one part only."""
-    labelled(40, judge)
-    optimizer = Noting()
-    alignment = workbench.align(judge, None, optimizer, groups="part", progress=False)
-    part_of = {i: e.tags["part"] for i, e in alignment.examples.items()}
-    split = alignment.split
-    groups = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
-    assert not groups[0] & groups[1]
-    assert not (groups[0] | groups[1]) & groups[2]
-
-
-def test_the_same_question_stays_on_one_side(store: str, judge: Any) -> None:
-    """Without groups, two answers to one question are never on both sides of the split."""
+@pytest.mark.parametrize("groups", [None, "part"])
+def test_what_belongs_together_stays_on_one_side(
+    store: str, judge: Any, groups: str | None
+) -> None:
+    """The traces of a group, and without groups the answers to one question."""
     labelled(60, judge)
-    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
-    asked = {i: e.inputs["question"] for i, e in alignment.examples.items()}
-    split = alignment.split
-    parts = [{asked[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
+    found = workbench.align(judge, None, Proposing(CURED), groups=groups, progress=False)
+    part_of = {i: e.tags["part"] for i, e in found.examples.items()}
+    split = found.split
+    parts = [{part_of[i] for i in p.trace_ids} for p in (split.train, split.dev, split.test)]
     assert not parts[0] & parts[1]
     assert not (parts[0] | parts[1]) & parts[2]
 
@@ -172,7 +163,7 @@ def test_a_budget_that_cannot_pay_for_the_test_is_refused(store: str, judge: Any
 def test_a_test_that_the_budget_ends_counts_what_was_answered(store: str, judge: Any) -> None:
     """It says why the others are missing, and so few do not pass the gate."""
     labelled(40, judge)
-    data = read_data(AlignmentRun(), judge, None, None, 0.4, 0)
+    data = read_data(judge, None, None, 0.4, 0)
     tested = score_held_out(data, with_instructions(judge, CURED), Budget(5))
     assert tested.comparison.n == len(tested.verdicts) == 5
     assert "since the budget was spent" in tested.notes[0]
@@ -674,7 +665,7 @@ class Noting(workbench.SIMBA):
         self.shares: list[float] = []
 
     def learn(self, judge: Any, train: Any, dev: Any, **options: Any) -> Any:
-        self.items = [*train, *dev]
+        self.items[:] = [*train, *dev]
         self.shares.append(self.settings.max_failure_share)
         return super().learn(judge, train, dev, **options)
 

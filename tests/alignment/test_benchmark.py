@@ -62,7 +62,7 @@ def test_all_are_scored_on_the_same_pairs_that_none_has_seen(judge: Any) -> None
 def test_an_optimizer_is_not_called_like_what_stands_beside_it(judge: Any) -> None:
     """Before anything is paid for."""
     for name in ("original", "majority label", "few-shot"):
-        with pytest.raises(ArgumentError, match=f"names one '{name}'"):
+        with pytest.raises(ArgumentError, match=f"holds '{name}'.*under names but original"):
             workbench.compare_optimizers(judge, None, {name: Failing()}, progress=False)
 
 
@@ -167,7 +167,7 @@ def test_html_escapes_and_the_plot_shows_every_entry(judge: Any) -> None:
     found = run(judge)
     assert "<b>hard</b>" not in found._repr_html_()
     assert "&lt;b&gt;hard" in found._repr_html_()
-    ax = found.plot()
+    ax = workbench.plot_comparison(found)
     assert isinstance(ax, Axes)
     labels = [label.get_text().split("\n")[0] for label in ax.get_yticklabels()]
     assert labels == list(found.table.index)
@@ -184,7 +184,7 @@ def test_what_is_not_there_is_left_out_and_said(judge: Any) -> None:
         (["MLflow MemAlign"], "embedding"),
         (["SIMBO"], "workbench SIMBA"),
         ([print], "AlignmentOptimizer"),
-        ([], "empty"),
+        ([], "nothing"),
     ):
         with pytest.raises(ArgumentError, match=said):
             workbench.compare_optimizers(judge, None, wanted, progress=False)

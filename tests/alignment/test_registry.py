@@ -265,7 +265,7 @@ def test_unknown_names_and_versions_name_what_exists(store: str) -> None:
     with pytest.raises(RegistryError, match="Registered there: none"):
         load_judge("quality")
     register(plain_judge())
-    with pytest.raises(RegistryError, match=r"'test'.*Did you mean 'quality'"):
+    with pytest.raises(RegistryError, match=r"'test'.*Registered there: 'quality'"):
         load_judge("Quality")
     with pytest.raises(RegistryError, match=r"no version 7\. It has: 1"):
         load_judge("quality", 7)

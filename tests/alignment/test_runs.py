@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 import workbench
-from workbench.alignment.heldout import count_looks
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Lineage, count_looks
 from workbench.judging.judge import fingerprint
 from workbench.pairing.pairs import Pairs, Split
 from workbench.scale import Scale

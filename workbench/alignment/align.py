@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
-from workbench.alignment.external import metered_embeddings, propose, requests_of_a_verdict
-from workbench.alignment.heldout import (
-    HeldOutTest,
-    count_looks,
-    decide,
-    read_data,
-    score_held_out,
-    usable,
-)
+from workbench.alignment.external import propose
+from workbench.alignment.heldout import HeldOutTest, decide, read_data, score_held_out, usable
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, finish_run
-from workbench.alignment.runs import AlignmentData, Gate, Learned, Watch
+from workbench.alignment.runs import AlignmentData, Gate, Learned, Watch, count_looks
 from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
@@ -40,7 +36,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import FEW
+from workbench.simba.search import FEW, Settings
 from workbench.store.traces import fetch_traces
 
 
@@ -63,15 +59,13 @@ def align(
 
     The pairs are split into train, dev and test, and a preflight table says what will happen. The
     optimizer learns on train and selects on dev. Original and proposed judge are then scored once
-    on test, and the proposed judge is taken only if it passes the gate.
+    on test, and the proposed judge is taken only if it passes the gate. The alignment is an MLflow
+    run, which begins before the test, so that each use of the held-out pairs is counted. Answers
+    are cached: the same call resumes an interrupted alignment and pays nothing twice.
 
     A judge that was aligned before keeps, rewrites or drops its rules as newer labels demand.
     These count four times as much as labels that it learned from before, and it is tested on
     traces that it did not learn from.
-
-    The alignment is logged as an MLflow run, which begins before the held-out test, so that each
-    use of the held-out pairs is counted. Answers are cached: the same call resumes an interrupted
-    alignment and pays nothing twice.
 
     Parameters
     ----------
@@ -89,14 +83,13 @@ def align(
         What must stay on one side of the split (see `Pairs.split`). None keeps items with the
         same inputs together, or equal items where nearly all inputs are the same.
     n_labels
-        Labels learned from at most, of those that are not held out; None: all. They are drawn by
-        ``seed``, stratified, and more include the fewer. The held-out pairs do not depend on it,
-        so that results for different numbers can be compared.
+        Labels learned from at most, drawn by ``seed``, stratified, so that more include the fewer;
+        None: all. The held-out pairs do not depend on it.
     budget
-        Model calls at most, or a `workbench.Budget`. It covers the first call, learning, and the
-        held-out test, for which its calls and a tenth more are reserved. When it is used up,
-        `SIMBA` ends with the best instructions so far, and any other optimizer is stopped with a
-        `BudgetError`. A budget given to `SIMBA` covers learning alone; give only one of the two.
+        Model calls at most, or a `workbench.Budget`, for the first call, learning, and the held-out
+        test, for which its calls and a tenth more are reserved. When it is used up, `SIMBA` ends
+        with the best instructions so far, and any other optimizer with a `BudgetError`. A budget
+        given to `SIMBA` covers learning alone; give only one of the two.
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
@@ -126,89 +119,113 @@ def align(
     started = time.monotonic()
     optimizer = SIMBA(seed=seed, progress=progress) if optimizer is None else optimizer
     simba = optimizer if isinstance(optimizer, SIMBA) else None
-    check_one_budget(optimizer, budget)
-    watch = watch or Watch()
-    data = read_data(watch.run, judge, pairs_or_traces, groups, test_size, seed, n_labels)
+    whole, learning = budgets_of(optimizer, budget)
+    followed, watch = watch, watch or Watch()
+    data = read_data(judge, pairs_or_traces, groups, test_size, seed, n_labels)
 
     watch.enter("preflight")
     if simba and replayed() is None:
         # It takes seconds to import, some of which pass while the judge's first call waits.
         Thread(target=import_module, args=("dspy",), daemon=True).start()
-    whole = Budget.of(budget)
-    learning = Budget.of(simba.budget) if simba and budget is None else whole
     learning.check(str(judge.model), (simba and simba.model) or str(judge.model))
     probe = probed(data, data.split.train, whole)
-    with whole.keeping(**to_keep(data, probe, requests=requests_of_a_verdict(optimizer))):
-        people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
-        checks = preflight(data, probe, people, simba, learning)
-        if progress:
-            say(checks.to_string(index=False))
-        watch.enter("learning", preflight=checks, budget=learning)
-        learned = learn(data, optimizer, learning, max_failure_share, watch.stop)
+    people = annotator_agreement(data.pairs) if data.pairs.votes.shape[1] > 1 else None
+    checks = preflight(data, probe, people, simba, learning)
+    if progress:
+        say(checks.to_string(index=False))
+    watch.preflight = checks
+    if simba:
+        watch.budget, watch.max_steps = learning, simba.settings.max_steps
+    watch.enter("learning")
+    budgets = whole, learning
+    learned = learn(data, probe, optimizer, budgets, max_failure_share, followed, progress)
 
     watch.enter("testing")
     name = type(optimizer).__name__
     with watch.run as run:
         run.begin(f"align {judge.name}", data, learned.judge, optimizer=name, seed=seed)
-        with metered_embeddings(learned.judge, whole) as embeddings:
-            tested = score_held_out(data, learned.judge, whole, progress=progress)
+        tested = score_held_out(data, learned.judge, whole, progress=progress)
         looks, earlier = count_looks(run, data, fingerprint(learned.judge))
         result = _result(
-            data, probe, learned, tested, gate, earlier, embeddings.requests,
+            data, probe, learned, tested, gate, earlier,
             looks=looks, seed=seed, optimizer=name, annotators=people, preflight=checks,
             seconds=time.monotonic() - started,
         )  # fmt: skip
         return finish_run(run, result)
 
 
-def check_one_budget(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> None:
-    """Raise `ArgumentError` where a `SIMBA` has a budget of its own and another is given."""
+def budgets_of(optimizer: AlignmentOptimizer, budget: Budget | int | None) -> tuple[Budget, Budget]:
+    """Return the budget of all, and that of learning, of which a `SIMBA` may have one of its own.
+
+    Raises `ArgumentError` where both are given.
+    """
     own = optimizer.budget if isinstance(optimizer, SIMBA) else None
     if budget is not None and own is not None and own is not budget:
         raise ArgumentError(
             f"budget={budget!r} is given, and SIMBA has budget={own!r} of its own. Give one of "
             "them: the former is for learning and the held-out test, SIMBA's for learning alone."
         )
+    whole = Budget.of(budget)
+    return whole, Budget.of(own) if budget is None else whole
 
 
 def learn(
     data: AlignmentData,
+    probe: Verdict,
     optimizer: AlignmentOptimizer,
-    budget: Budget,
+    budgets: tuple[Budget, Budget],
     max_failure_share: float | None = None,
-    stop: Event | None = None,
+    watch: Watch | None = None,
+    progress: bool = False,
 ) -> Learned:
-    """Let the optimizer learn on train and select on dev; ``stop`` ends any but a `SIMBA`."""
+    """Let the optimizer learn on train and select on dev; ``budgets`` are those of `budgets_of`."""
+    whole, budget = budgets
+    share = Settings.max_failure_share if max_failure_share is None else max_failure_share
+    with whole.keeping(**to_keep(data, probe, optimizer)):
+        if not isinstance(optimizer, SIMBA):
+            return propose(data, optimizer, budget, share, watch.stop if watch else None)
+        simba = copy(optimizer)
+        simba.progress = optimizer.progress and progress
+        if max_failure_share is not None:
+            simba.settings = replace(simba.settings, max_failure_share=share)
+        if watch is not None:
+            simba.stop = watch.stop
+            simba.on_step = partial(_tell, [watch.on_step, optimizer.on_step])
+        try:
+            return _by_simba(data, simba, budget)
+        finally:
+            optimizer.last = simba.last
+
+
+def _tell(listeners: Sequence[Callable[[dict[str, Any]], None] | None], step: Any) -> None:
+    for listener in filter(None, listeners):
+        listener(step)
+
+
+def _by_simba(data: AlignmentData, simba: SIMBA, budget: Budget) -> Learned:
     split = data.split
-    if not isinstance(optimizer, SIMBA):
-        return propose(data, optimizer, budget, max_failure_share, stop)
     train, dev = labelled_cases(split.train, data), labelled_cases(split.dev, data)
-    own = optimizer.settings
-    if max_failure_share is not None:
-        optimizer.settings = replace(own, max_failure_share=max_failure_share)
-    try:
-        proposed = optimizer.learn(
-            data.judge,
-            [case.item for case in train],
-            [case.item for case in dev],
-            scale=split.train.scale,
-            known=[case.verdict for case in (*train, *dev)],
-            budget=budget,
-        )
-    finally:
-        optimizer.settings = own
-    found = optimizer.last
-    assert found is not None
-    notes = list(found.notes)
-    if found.failures or found.reflection_failures:
-        notes.append(
-            f"While learning, {counted(found.failures, 'verdict')} and "
-            f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
-            "counted neither for nor against any candidate; the same call asks for them again."
-        )
-    named_alike = vars(found).keys() & {field.name for field in fields(Learned)}
-    alike = {name: getattr(found, name) for name in named_alike}
-    return Learned(proposed, **{**alike, "calls": found.judge_calls, "notes": tuple(notes)})
+    proposed = simba.learn(
+        data.judge,
+        [case.item for case in train],
+        [case.item for case in dev],
+        scale=split.train.scale,
+        known=[case.verdict for case in (*train, *dev)],
+        budget=budget,
+    )
+    found: Any = simba.last
+    note = (
+        f"While learning, {counted(found.failures, 'verdict')} and "
+        f"{counted(found.reflection_failures, 'reflection')} failed or could not be read. They "
+        "counted neither for nor against any candidate; the same call asks for them again."
+    )
+    lost = bool(found.failures or found.reflection_failures)
+    same = (
+        "reflection_calls", "known", "usage", "stopped", "history", "evidence", "failures",
+        "reflection_failures",
+    )  # fmt: skip
+    known = {name: getattr(found, name) for name in same}
+    return Learned(proposed, calls=found.judge_calls, notes=(*found.notes, *[note] * lost), **known)
 
 
 def _result(
@@ -218,23 +235,15 @@ def _result(
     tested: HeldOutTest,
     gate: Gate,
     earlier_looks: str,
-    embeddings: int,
     **known: Any,
 ) -> Alignment:
     """Decide, and put everything together; ``known`` are further fields of the result."""
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
     if status == "improved" and len(data.pairs) < FEW:
         reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = (
-        *data.pairs.notes,
-        *data.split.notes,
-        _origin_note(data),
-        *learned.notes,
-        *tested.notes,
-        earlier_looks,
-    )
+    notes = [*data.pairs.notes, *data.split.notes, _origin_note(data), *learned.notes]
+    notes += [*tested.notes, earlier_looks]
     verdicts = (probe, *tested.verdicts)
-    judged = tested.verdicts or (probe,)
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
         status=status,
@@ -252,9 +261,11 @@ def _result(
         evidence=learned.evidence,
         examples=data.by_id,
         calls=learned.calls + sum(v.calls for v in verdicts),
-        reflection_calls=learned.reflection_calls + learned.embedding_calls + embeddings,
+        reflection_calls=learned.reflection_calls + learned.embedding_calls + tested.embeddings,
         usage=sum((v.paid for v in verdicts), learned.usage),
-        usd_per_1000=usd_per_1000(str(data.judge.model), [v.usage for v in judged]),
+        usd_per_1000=usd_per_1000(
+            str(data.judge.model), [v.usage for v in tested.verdicts or (probe,)]
+        ),
         fingerprints={"original": fingerprint(data.judge), "aligned": fingerprint(learned.judge)},
         dataset_digest=dataset_digest(data.pairs),
         failures=learned.failures,
@@ -294,14 +305,13 @@ def alignment_improvement(
         difference) and ``n``, the items that both judges rated; nan where ``n`` is 0.
     """
     items, scale = labelled_items(original, fetch_traces(traces), least=1)
-    n = len(items)
-    questions = [(judge, item.example, 0) for judge in (original, aligned) for item in items]
+    questions = [(judge, item.example, 0) for item in items for judge in (original, aligned)]
     with AnswerCache() as cache, Runner(cache=cache, proven=True) as runner:
         bar = "judging with both judges" if progress else None
-        verdicts = judge_many(questions, runner, scale=scale, progress=bar)
+        verdicts = iter(judge_many(questions, runner, scale=scale, progress=bar))
     rated = [
         (one.value == item.label, two.value == item.label)
-        for item, one, two in zip(items, verdicts[:n], verdicts[n:], strict=True)
+        for item, one, two in zip(items, verdicts, verdicts, strict=True)
         if usable(one, scale) and usable(two, scale)
     ]
     before, after = pd.DataFrame(rated, columns=["one", "two"], dtype=float).mean().tolist()

@@ -6,13 +6,11 @@ import contextvars
 import threading
 import time
 from concurrent.futures import Future, wait
-from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any, Literal
 
-import pandas as pd
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
@@ -20,8 +18,6 @@ from workbench.alignment.align import align
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import Stage, Watch
 from workbench.errors import CancelledError, one_of
-from workbench.models.budget import Budget
-from workbench.simba.optimizer import SIMBA
 
 
 def align_in_background(
@@ -32,9 +28,8 @@ def align_in_background(
 ) -> BackgroundAlignment:
     """Run `workbench.align` in a thread and return once labels and verdicts are read.
 
-    The run is logged where this call was made, whatever experiment is set afterwards. Only
-    optimizers other than `SIMBA` read traces from the active store once more. A recording or
-    replay that is active now is so in the thread as well. The same call, here or with
+    The run is logged where this call was made, whatever experiment is set afterwards, and a
+    recording or replay that is active now is so in the thread. The same call, here or with
     `workbench.align`, resumes what was cancelled or killed, and pays for no answer twice.
 
     Parameters
@@ -42,25 +37,17 @@ def align_in_background(
     judge, pairs_or_traces, optimizer
         As `workbench.align` takes them. An optimizer serves one alignment at a time.
     options
-        All other arguments of `workbench.align`; ``progress`` is False unless given.
-
-    Raises
-    ------
-    ArgumentError
-        When ``options`` holds an argument that `align` does not take. What `align` raises is
-        raised by `BackgroundAlignment.result`.
+        All other arguments of `workbench.align`; ``progress`` is False unless given. Others are an
+        `ArgumentError`. What `align` raises is raised by `BackgroundAlignment.result`.
 
     Examples
     --------
     >>> running = workbench.align_in_background(judge, pairs)  # doctest: +SKIP
     >>> running.state.best_score, running.cancel(), running.result()  # doctest: +SKIP
     """
+    allowed = sorted({*(align.__kwdefaults__ or ())} - {"watch"})
     for name in options:
-        one_of(
-            "an option of align_in_background",
-            name,
-            sorted({*(align.__kwdefaults__ or ())} - {"watch"}),
-        )
+        one_of("an option of align_in_background", name, allowed)
     return BackgroundAlignment(judge, pairs_or_traces, optimizer, options)
 
 
@@ -111,19 +98,14 @@ class BackgroundAlignment(Watch):
     ) -> None:
         super().__init__()
         self.judge = judge
-        self.preflight: pd.DataFrame | None = None
-        self._optimizer = SIMBA(seed=options.get("seed", 0)) if optimizer is None else optimizer
         self._options = {"progress": False, **options}
-        self._budget: Budget | None = None
         self._began = time.monotonic()
         self._state = AlignmentState(instructions=str(getattr(judge, "instructions", "")))
         self._lock = threading.RLock()
         self._read = threading.Event()
         self._outcome: Future[Alignment] = Future()
-        run = contextvars.copy_context().run
-        threading.Thread(
-            target=run, args=(self._run, pairs_or_traces), name=f"align {judge.name}", daemon=True
-        ).start()
+        run, given = contextvars.copy_context().run, (self._run, pairs_or_traces, optimizer)
+        threading.Thread(target=run, args=given, name=f"align {judge.name}", daemon=True).start()
         try:
             self._read.wait()
         except BaseException:
@@ -134,7 +116,7 @@ class BackgroundAlignment(Watch):
     def state(self) -> AlignmentState:
         """What the alignment is doing now."""
         with self._lock:
-            state, budget = self._state, self._budget
+            state, budget = self._state, self.budget
         if state.ended:
             return state
         state = replace(state, seconds=time.monotonic() - self._began)
@@ -161,9 +143,8 @@ class BackgroundAlignment(Watch):
     def cancel(self) -> bool:
         """End the alignment after the calls that are under way; return False where it is too late.
 
-        What was learned so far is not tested, and so not taken, since each test uses up held-out
-        labels. A held-out test that has begun runs to its end. Optimizers other than `SIMBA` end
-        when they next call a model.
+        What was learned is not tested, and so not taken, since each test uses up held-out labels;
+        one that has begun runs to its end. Optimizers other than `SIMBA` end at their next call.
         """
         with self._lock:
             if self._state.ended or self._state.stage == "testing":
@@ -175,76 +156,47 @@ class BackgroundAlignment(Watch):
     def result(self, timeout: float | None = None) -> Alignment:
         """Wait for the end, ``timeout`` seconds at most, and return what `align` returned.
 
-        Raises what `align` raised, `CancelledError` when it was cancelled, and `TimeoutError` when
-        it has not ended by then. An interrupt ends the waiting and not the alignment.
+        Raises what `align` raised, `CancelledError` when it was cancelled, and
+        `concurrent.futures.TimeoutError` when it has not ended by then. An interrupt ends the
+        waiting and not the alignment.
         """
-        if not self.wait(timeout):
-            raise TimeoutError(
-                f"The alignment of {self.judge.name!r} has not ended after {timeout} s. Wait "
-                "longer with result(timeout=...), look at .state, or .cancel() it."
-            )
-        return self._outcome.result()
+        return self._outcome.result(timeout)
 
-    def enter(
-        self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
-    ) -> None:
+    def enter(self, stage: Stage) -> None:
         with self._lock:
             super().enter(stage)
             self._update(stage=stage)
-            if stage == "learning":
-                self.preflight = preflight
-                if isinstance(self._optimizer, SIMBA):
-                    self._budget = budget
-                    steps = self._optimizer.settings.max_steps
-                    self._update(step=0, max_steps=steps, failures=0)
+            if stage == "learning" and self.max_steps is not None:
+                self._update(step=0, max_steps=self.max_steps, failures=0)
         self._read.set()
 
-    def _run(self, pairs_or_traces: Any) -> None:
+    def on_step(self, step: dict[str, Any]) -> None:
+        figures = {name: step[name] for name in ("step", "best_score", "failures")}
+        self._update(instructions=step["best"], **figures)
+
+    def _run(self, pairs_or_traces: Any, optimizer: AlignmentOptimizer | None) -> None:
+        """Align, and hand what it returns or raises to whoever waits for the result."""
+        end = partial(self._update, cancelling=False)
         try:
-            found = self._align(pairs_or_traces)
-        except BaseException as error:  # raised where someone waits for the result
-            if isinstance(error, CancelledError):
-                self._end("cancelled", str(error))
-            else:
-                self._end("failed", f"{type(error).__name__}: {error}")
-            self._outcome.set_exception(error)
-        else:
-            self._update(instructions=found.proposed.instructions)
-            self._end("done", found.reason)
+            found = align(self.judge, pairs_or_traces, optimizer, watch=self, **self._options)
+            end(stage="done", message=found.reason, instructions=found.proposed.instructions)
             self._outcome.set_result(found)
+        except BaseException as error:
+            cancelled = isinstance(error, CancelledError)
+            name = "" if cancelled else f"{type(error).__name__}: "
+            end(stage="cancelled" if cancelled else "failed", message=f"{name}{error}")
+            self._outcome.set_exception(error)
         self._read.set()
-
-    def _align(self, pairs_or_traces: Any) -> Alignment:
-        own = self._optimizer
-        if not isinstance(own, SIMBA):
-            return align(self.judge, pairs_or_traces, own, watch=self, **self._options)
-
-        def on_step(step: dict[str, Any]) -> None:
-            figures = {name: step[name] for name in ("step", "best_score", "failures")}
-            self._update(instructions=step["best"], **figures)
-            if own.on_step is not None:
-                own.on_step(step)
-
-        followed = copy(own)
-        followed.on_step, followed.stop = on_step, self.stop
-        followed.progress = own.progress and self._options["progress"]
-        try:
-            return align(self.judge, pairs_or_traces, followed, watch=self, **self._options)
-        finally:
-            own.last = followed.last
-
-    def _end(self, stage: Literal["done", "cancelled", "failed"], message: str) -> None:
-        with self._lock:
-            self._state = replace(self.state, stage=stage, message=message, cancelling=False)
 
     def _update(self, **changes: Any) -> None:
         with self._lock:
-            self._state = replace(self._state, **changes)
+            # With what was spent and how long it took until now, which stays when it ends.
+            self._state = replace(self.state, **changes)
 
     @cached_property
     def view(self) -> Any:
         """The live view, one for all cells that show this."""
-        # By its name: widgets are above this package.
+        # Widgets are above this package.
         return import_module("workbench.widgets.progress").AlignmentView(self)
 
     def __repr__(self) -> str:

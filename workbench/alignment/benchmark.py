@@ -9,32 +9,26 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pandas as pd
+from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.align import check_one_budget, learn
-from workbench.alignment.external import metered_embeddings, requests_of_a_verdict
-from workbench.alignment.heldout import (
-    count_looks,
-    decide,
-    read_data,
-    score_held_out,
-)
-from workbench.alignment.optimizer_comparison import COUNTS, OptimizerComparison
-from workbench.alignment.preflight import probed, to_keep
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, fault_notes
+from workbench.alignment.align import budgets_of, learn
+from workbench.alignment.heldout import decide, read_data, score_held_out
+from workbench.alignment.preflight import probed
+from workbench.alignment.result import COUNTS, OptimizerComparison
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, Learned, count_looks
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
 from workbench.formatting import plain, say
 from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
-from workbench.judging.verdicts import Verdict
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
@@ -44,10 +38,6 @@ from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
 
 _COLUMNS: Final = (
     "status", "accuracy", "low", "high", "kappa", "kappa low", "kappa high", "mean distance", "n",
@@ -108,25 +98,31 @@ def compare_optimizers(
     started = time.monotonic()
     by_name = named_optimizers(judge, optimizers, seed, embedding_model)
     for optimizer in by_name.values():
-        check_one_budget(optimizer, budget)
-    run = AlignmentRun()
-    data = read_data(run, judge, pairs_or_traces, groups, test_size, seed)
+        budgets_of(optimizer, budget)
+    run, data = AlignmentRun(), read_data(judge, pairs_or_traces, groups, test_size, seed)
     with run:
         names = ", ".join(by_name)
         run.begin(f"compare optimizers of {judge.name}", data, optimizers=names, seed=seed)
-        bench = _Benchmark(data, run, probed(data, data.split.train), gate, Budget.of(budget))
-        bench.add_references(by_name.values())
+        bench, probe = _Benchmark(data, run, gate), probed(data, data.split.train)
+        # As many examples as SIMBA's, so that more of them are not what decides.
+        most_shown = [
+            one.settings.max_examples for one in by_name.values() if isinstance(one, SIMBA)
+        ]
+        count = max(most_shown, default=0) or Settings.max_examples
+        bench.add("few-shot", lambda: Learned(_few_shot(data, count)))
         if optimizers is None and embedding_model is None:
             bench.notes.append(f"{MEMALIGN} did not take part: it needs embedding_model=.")
         for name, optimizer in by_name.items():
             if progress:
                 say(f"{name} is learning ...")
-            bench.attempt(name, partial(bench.add_optimizer, name, optimizer, max_failure_share))
+            each = budgets_of(optimizer, None if budget is None else Budget.of(budget).afresh())
+            attempt = partial(learn, data, probe, optimizer, each, max_failure_share)
+            bench.add(name, attempt, each[0])
             if progress:
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, tuple(bench.all_notes()),
+            time.monotonic() - started, bench.all_notes(),
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         run.finish(
@@ -134,49 +130,35 @@ def compare_optimizers(
             {"seconds": found.seconds},
             {"comparison.csv": found.table.to_csv(), "comparison.json": plain(as_data)},
         )
-    faults = fault_notes("The comparison", run)
-    run_id = None if faults else run.run_id
-    return replace(found, run_id=run_id, notes=(*found.notes, *faults))
+    notes = (*found.notes, *run.fault_notes("The comparison"))
+    return replace(found, run_id=None if run.fault else run.run_id, notes=notes)
 
 
-@dataclass
 class _Benchmark:
-    """The split that all are run on, and what was found."""
+    """The rows, judges and comparisons found on one split; the references come first."""
 
-    data: AlignmentData
-    run: AlignmentRun
-    probe: Verdict
-    gate: Gate
-    budget: Budget
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
-    judges: dict[str, Judge] = field(default_factory=dict)
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def add_references(self, optimizers: Iterable[AlignmentOptimizer]) -> None:
-        """Add the original judge, the majority label of train, and few-shot."""
-        split, judge = self.data.split, self.data.judge
-        same = compare(split.test, split.test, seed=split.seed)
-        self.judges["original"] = judge
-        self.rows["original"] = _row("", same, judge, 1)
-        self.rows["original"] |= {"fixed": None, "broken": None, "p": None}
-        counts = Counter(split.train.table["human"])
+    def __init__(self, data: AlignmentData, run: AlignmentRun, gate: Gate) -> None:
+        self.data, self.run, self.gate = data, run, gate
+        self.judges: dict[str, Judge] = {"original": data.judge}
+        self.comparisons: dict[str, Comparison] = {}
+        self.notes: list[str] = []
+        test, seed = data.split.test, data.split.seed
+        counts = Counter(data.split.train.table["human"])
         most = max(counts, key=lambda value: (counts[value], str(value)))
-        always = dict.fromkeys(split.test.trace_ids, (most, ""))
-        rated = split.test.with_verdicts(always, "majority")
-        comparison = compare(split.test, rated, seed=split.seed)
-        self.rows["majority label"] = _row(f"always {most!r}", comparison, None, 0)
-        # As many examples as SIMBA's, so that more of them are not what decides.
-        most_shown = [one.settings.max_examples for one in optimizers if isinstance(one, SIMBA)]
-        count = max(most_shown, default=0) or Settings.max_examples
-        shown = _few_shot(self.data, count)
-        self.attempt("few-shot", lambda: self._test("few-shot", shown))
+        majority = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
+        unknown = {"fixed": None, "broken": None, "p": None}
+        self.rows: dict[str, dict[str, Any]] = {
+            "original": _row(compare(test, test, seed=seed), data.judge) | unknown,
+            "majority label": _row(compare(test, majority, seed=seed))
+            | {"reason": f"always {most!r}", "later calls": 0},
+        }
 
-    def attempt(self, name: str, add: Callable[[], object]) -> None:
-        """Call ``add``; a failure is a row with its reason."""
+    def add(self, name: str, learn: Callable[[], Learned], budget: Budget | None = None) -> None:
+        """Test what ``learn`` proposes; a failure is a row with its reason."""
         started = time.monotonic()
         try:
-            add()
+            learned = learn()
+            self._test(name, learned, time.monotonic() - started, budget)
         except ReplayError:
             raise
         except Exception as error:
@@ -185,57 +167,36 @@ class _Benchmark:
             seconds = time.monotonic() - started
             self.rows[name] = {"status": "failed", "reason": reason, "seconds": seconds}
 
-    def add_optimizer(
-        self, name: str, optimizer: AlignmentOptimizer, max_failure_share: float | None
-    ) -> None:
-        """Let the optimizer learn, and test what it proposes."""
-        started = time.monotonic()
-        limited, keep = self.budget.is_limited, dict[str, Any]()
-        budget = Budget.of(optimizer.budget if isinstance(optimizer, SIMBA) else None)
-        if limited:
-            budget, each = self.budget.afresh(), requests_of_a_verdict(optimizer)
-            keep = to_keep(self.data, self.probe, requests=each)
-        with budget.keeping(**keep):
-            learned = learn(self.data, optimizer, budget, max_failure_share)
-        spent = {
-            "judge calls": learned.calls,
-            "reflection calls": learned.reflection_calls,
-            "embedding calls": learned.embedding_calls,
-            "known": learned.known,
-            "seconds": time.monotonic() - started,
-            "tokens": learned.usage.tokens or None,
-            "cost": learned.usage.cost,
-        }
-        self.notes += learned.notes
-        self._test(name, learned.judge, budget if limited else None, learned.stopped, spent)
-
-    def _test(
-        self,
-        name: str,
-        judge: Judge,
-        budget: Budget | None = None,
-        stopped: str = "",
-        spent: Mapping[str, Any] | None = None,
-    ) -> None:
+    def _test(self, name: str, learned: Learned, seconds: float, budget: Budget | None) -> None:
         """Add a judge, tested within a run of its own; where it was learned, decide on it."""
+        judge, split = learned.judge, self.data.split
         with self.run.below() as run:
-            run.begin(name, self.data, judge, optimizer=name, seed=self.data.split.seed)
-            with metered_embeddings(judge, budget) as embeddings:
-                tested = score_held_out(self.data, judge, budget)
-            others = embeddings.requests / max(1, len(tested.verdicts))
-            row = _row("", tested.comparison, judge, 1 + round(others))
+            run.begin(name, self.data, judge, optimizer=name, seed=split.seed)
+            tested = score_held_out(self.data, judge, budget)
+            row, n = _row(tested.comparison, judge), len(tested.verdicts)
             used = sum((verdict.usage for verdict in tested.verdicts), UNPAID)
-            row["later tokens"] = round(used.tokens / len(tested.verdicts)) if used.tokens else None
-            if spent is not None:
-                status, reason = decide(self.gate, tested, self.data.split.train, stopped)
-                row |= {**spent, "status": status, "reason": reason}
+            row["later calls"] += round(tested.embeddings / max(1, n))
+            row["later tokens"] = round(used.tokens / n) if used.tokens else None
+            if name not in REFERENCES:
+                status, reason = decide(self.gate, tested, split.train, learned.stopped)
+                row |= {
+                    "status": status,
+                    "reason": reason,
+                    "judge calls": learned.calls,
+                    "reflection calls": learned.reflection_calls,
+                    "embedding calls": learned.embedding_calls,
+                    "known": learned.known,
+                    "seconds": seconds,
+                    "tokens": learned.usage.tokens or None,
+                    "cost": learned.usage.cost,
+                }
             numbers = {k: float(v) for k, v in row.items() if isinstance(v, int | float)}
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             run.finish({"workbench.status": row["status"]}, metrics, {})
         self.rows[name], self.judges[name] = row, judge
         self.comparisons[name] = tested.comparison
-        self.notes += [f"{name}: {note}" for note in tested.notes]
-        self.notes += fault_notes(name, run)
+        self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
+        self.notes += run.fault_notes(name)
 
     def table(self) -> pd.DataFrame:
         """Return all rows, with p values adjusted for the judges tested after Holm (1979)."""
@@ -252,7 +213,7 @@ class _Benchmark:
         ordered = self.data.split.test.scale.ordered
         return table if ordered else table.drop(columns="mean distance")
 
-    def all_notes(self) -> list[str]:
+    def all_notes(self) -> tuple[str, ...]:
         """Return what must be known to read the figures."""
         tested = [fingerprint(self.judges[name]) for name in self.comparisons]
         _, earlier = count_looks(self.run, self.data, *tested)
@@ -263,15 +224,15 @@ class _Benchmark:
             "settle it."
         )
         notes = [*self.data.pairs.notes, *self.notes, several * (len(tested) > 1), earlier]
-        return [note for note in notes if note]
+        return tuple(note for note in notes if note)
 
 
-def _row(reason: str, comparison: Comparison, judge: Judge | None, later: int) -> dict[str, Any]:
-    """Return the figures of a reference; one more judgement takes ``later`` calls."""
+def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
+    """Return the figures of a reference, which takes one call a judgement."""
     found = comparison.after
     low, high = found.accuracy_interval
     # Judges that are more than their instructions add words that differ from item to item.
-    known = isinstance(judge, InstructionsJudge)
+    words = judge.instructions.split() if isinstance(judge, InstructionsJudge) else None
     return {
         "status": "reference",
         "accuracy": found.accuracy,
@@ -285,9 +246,9 @@ def _row(reason: str, comparison: Comparison, judge: Judge | None, later: int) -
         "fixed": len(comparison.fixed),
         "broken": len(comparison.broken),
         "p": comparison.p_value,
-        "later calls": later,
-        "words more": len(str(judge.instructions).split()) if known and judge else None,
-        "reason": reason,
+        "later calls": 1,
+        "words more": None if words is None else len(words),
+        "reason": "",
     }
 
 
@@ -302,13 +263,7 @@ MEMALIGN: Final = "MLflow MemAlign"
 def named_optimizers(
     judge: Judge, wanted: Any, seed: int, embedding_model: str | None
 ) -> dict[str, AlignmentOptimizer]:
-    """Return optimizers by their names in the comparison; MLflow's reflect with the judge's model.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown name, one of `REFERENCES`, an object that is no optimizer, or nothing at all.
-    """
+    """Return optimizers by name; MLflow's reflect with the judge's model."""
     from mlflow.genai.judges import optimizers
 
     known: dict[str, AlignmentOptimizer] = {
@@ -321,46 +276,33 @@ def named_optimizers(
         known[MEMALIGN] = optimizers.MemAlignOptimizer(
             reflection_lm=judge.model, embedding_model=embedding_model
         )
-    named = known if wanted is None else _with_names(wanted)
+    if isinstance(wanted, str):
+        wanted = [name.strip() for name in wanted.split(",") if name.strip()]
+    named: Mapping[str, Any] = known if wanted is None else wanted
+    if not isinstance(named, Mapping):
+        names = [one if isinstance(one, str) else type(one).__name__ for one in wanted]
+        before = [names[:i].count(name) for i, name in enumerate(names)]
+        names = [f"{name} ({n + 1})" if n else name for name, n in zip(names, before, strict=True)]
+        named = dict(zip(names, wanted, strict=True))
     found = {
         name: known.get(one, one) if isinstance(one, str) else one for name, one in named.items()
     }
-    if not found:
-        raise ArgumentError("optimizers is empty. Give optimizers, or None for the known ones.")
-    for name, one in found.items():
-        if name in REFERENCES:
-            raise ArgumentError(
-                f"optimizers names one {name!r}, which every comparison shows as it is. Give it "
-                "another name."
-            )
-        if not isinstance(one, AlignmentOptimizer):
-            raise ArgumentError(
-                f"optimizers holds {one!r}, which is no AlignmentOptimizer and none of the known "
-                f"names: {', '.join(known)}; with embedding_model= also {MEMALIGN}."
-            )
+    wrong = [one for one in found.values() if not isinstance(one, AlignmentOptimizer)]
+    wrong += [name for name in found if name in REFERENCES]  # which every comparison shows
+    if wrong or not found:
+        raise ArgumentError(
+            f"optimizers holds {wrong[0] if wrong else 'nothing'!r}. Give any AlignmentOptimizer, "
+            f"under names but {', '.join(REFERENCES)}, or some of {', '.join(known)}; with "
+            f"embedding_model= also {MEMALIGN}."
+        )
     return found
-
-
-def _with_names(wanted: Any) -> Mapping[str, Any]:
-    """Return what is wanted by name; a class that occurs again is numbered."""
-    if isinstance(wanted, Mapping):
-        return wanted
-    if isinstance(wanted, str):
-        wanted = [name.strip() for name in wanted.split(",") if name.strip()]
-    seen: Counter[str] = Counter()
-    named = {}
-    for one in [wanted] if isinstance(wanted, AlignmentOptimizer) else wanted:
-        name = one if isinstance(one, str) else type(one).__name__
-        seen[name] += 1
-        named[name if seen[name] == 1 else f"{name} ({seen[name]})"] = one
-    return named
 
 
 def _few_shot(data: AlignmentData, count: int) -> Judge:
     """Return the judge with ``count`` labelled items of train and their rationales as examples.
 
-    Labels take turns, the rarest first, and items with a rationale come first; otherwise the
-    order is random by the seed, and by content, so that the same items are shown in every store.
+    Labels take turns, the rarest first, and items with a rationale come first. The order is drawn
+    by seed and content, so that the same items are shown in every store.
     """
     judge, train, seed = data.judge, data.split.train, data.split.seed
     rows = train.table.assign(

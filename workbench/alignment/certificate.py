@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import pandas as pd
 
-from workbench.alignment.heldout import MOST_LOST, judges_by_item, read_lineage
+from workbench.alignment.heldout import MOST_LOST
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
     CERTIFIED_TAG,
     AlignmentRun,
-    fault_notes,
     item_tags,
-    items_tested,
+    judges_by_item,
+    read_lineage,
 )
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.formatting import counted, html_lines, html_table, html_text, plain
@@ -108,7 +106,7 @@ def certify(
     It passes where the lower end of every interval is above its threshold. All of them must be,
     so that demanding several makes passing by luck no easier.
 
-    Of an alignment, the held-out test of ``.judge`` counts. Of pairs, all count but those that an
+    Of an alignment, the held-out test of ``.judge`` counts; of pairs, all but those that an
     alignment in this store has learned from. Items that were used to score several judges flatter
     the best of these, so the uses are counted, by content: those by `align` and
     `compare_optimizers`, and those by this function, which logs each new one as an MLflow run.
@@ -116,8 +114,8 @@ def certify(
     Parameters
     ----------
     sensitivity, specificity
-        Least share of people's positives, and of their negatives, that the judge finds; for
-        binary scales, where both are 0.8 if no threshold is given.
+        Least share of people's positives, and of their negatives, that the judge finds, on binary
+        scales; both are 0.8 if no threshold is given.
     kappa, accuracy
         Least Cohen's kappa, and least share of equal values.
     confidence
@@ -128,8 +126,7 @@ def certify(
     Raises
     ------
     ArgumentError
-        For a threshold out of range, and for sensitivity or specificity on a scale that is not
-        binary.
+        For a threshold out of range, and for sensitivity or specificity on another scale.
     TooFewPairsError
         Where no pair is left.
     StoreError
@@ -142,20 +139,20 @@ def certify(
     )  # fmt: skip
     notes: list[str] = []
     if isinstance(test, Alignment):
-        by_id: Mapping[str, Example] = test.examples
-        pairs = test.held_out
+        by_id, pairs = {**test.examples}, test.held_out
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
         lost = len(test.split.test) - len(pairs)
     else:
         known = examples(test.trace_ids) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs = _not_learned(test, by_id, notes)
+        pairs, note = _not_learned(test, by_id)
+        notes += [note] if note else []
         lost = int(test.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
     if not len(pairs):
         raise TooFewPairsError(
-            "No pair is left to certify the judge on. " + " ".join(notes) + " Label new traces and "
-            "let the judge rate them."
+            f"No pair is left to certify the judge on. {' '.join(notes)} Label new traces and let "
+            "the judge rate them."
         )
     too_many = lost / (len(pairs) + lost) > MOST_LOST
     if lost:
@@ -164,8 +161,8 @@ def certify(
     measured = agreement(pairs, confidence=confidence, seed=seed)
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
-    run, looks = _looks(pairs, by_id, passed)
-    why = [_why(name, row, confidence) for name, row in table.iterrows() if not row["passed"]]
+    why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
+    looks, faults = _looks(pairs, by_id, passed) if pairs.fingerprint else (None, ())
     return Certificate(
         name=pairs.name,
         passed=passed,
@@ -174,17 +171,13 @@ def certify(
         looks=looks,
         fingerprint=pairs.fingerprint,
         dataset_digest=dataset_digest(pairs),
-        notes=(*why, *notes, *_limits(measured, looks), *fault_notes("The certificate", *run)),
+        notes=(*why, *notes, *_limits(measured.n, looks), *faults),
         confidence=confidence,
     )
 
 
 def check_registered(
-    name: str,
-    version: int | None = None,
-    *,
-    budget: Budget | int | None = None,
-    **thresholds: Any,
+    name: str, version: int | None = None, *, budget: Budget | int | None = None, **thresholds: Any
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
@@ -196,7 +189,7 @@ def check_registered(
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    learned = read_lineage(AlignmentRun(), fingerprint(judge), {}, by_id).learned
+    learned = read_lineage(fingerprint(judge), {}, by_id).learned
     fresh = [i for i in labelled if i not in learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
@@ -216,42 +209,32 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     if scale is not None and scale.kind != "binary" and set(least) & set(OF_BINARY):
         raise ArgumentError(
             f"sensitivity and specificity need a binary scale; this is a {scale.kind} one "
-            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both; "
-            "workbench.agreement(pairs).per_class shows each class."
+            f"({scale.describe()}). Give kappa=0.6, accuracy=0.8, or both."
         )
     return least
 
 
-def _not_learned(pairs: Pairs, by_id: Mapping[str, Example], notes: list[str]) -> Pairs:
-    """The pairs that no alignment on the way to this judge has learned from."""
+def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, str]:
+    """The pairs that no alignment on the way to this judge has learned from, and a note."""
     if not pairs.fingerprint:
-        notes.append(
+        return pairs, (
             "Which judge gave the verdicts is not known, so that items which it learned from may "
             "be among these."
         )
-        return pairs
-    learned = read_lineage(AlignmentRun(), pairs.fingerprint, {}, by_id).learned & by_id.keys()
-    if not learned:
-        return pairs
-    notes.append(f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}.")
-    return pairs.subset(by_id.keys() - learned)
+    learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
+    note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
+    return pairs.subset(by_id.keys() - learned), note * bool(learned)
 
 
-def _looks(
-    pairs: Pairs, by_id: Mapping[str, Example], passed: bool
-) -> tuple[list[AlignmentRun], int | None]:
+def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:
     """Count the judges that the items have scored; a use that is new is logged as a run."""
-    mark = pairs.fingerprint
-    if not mark:
-        return [], None
-    run = AlignmentRun()
-    scored = judges_by_item(run)
-    items = items_tested(pairs, by_id)
-    if any(mark not in scored[item] for item in items):
+    run, mark = AlignmentRun(), pairs.fingerprint
+    known = judges_by_item(run, pairs, by_id)
+    if any(mark not in judges for judges in known):
         with run.keeping_fault():
             run.create(f"certify {pairs.name}", {CERTIFIED_TAG: mark, **item_tags(pairs, by_id)})
         run.finish({"workbench.status": "passed" if passed else "not passed"}, {}, {})
-    return [run], max(len(scored[item] | {mark}) for item in items)
+    return max(len(judges | {mark}) for judges in known), run.fault_notes("The certificate")
 
 
 def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
@@ -270,24 +253,19 @@ def _table(measured: Agreement, least: Mapping[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("figure")
 
 
-def _why(name: Any, row: pd.Series[Any], confidence: float) -> str:
+def _why(name: Any, row: pd.Series[Any]) -> str:
     """Why a figure is not above its threshold for sure."""
     found = figure(row["value"], Interval(row["low"], row["high"]))
-    said = f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure."
-    if name == "kappa" or not row["value"] > row["threshold"]:
-        return said
-    # Wilson's lower end of n of n is n / (n + z^2).
-    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
-    fewest = math.floor(z2 * row["threshold"] / (1 - row["threshold"])) + 1
-    return f"{said} Even without any error that takes {counted(fewest, 'item')}."
+    few = " Label more." if row["value"] > row["threshold"] else ""
+    return f"Not passed: {name} is {found}, which is not above {row['threshold']:g} for sure.{few}"
 
 
-def _limits(measured: Agreement, looks: int | None) -> list[str]:
+def _limits(n: int, looks: int | None) -> list[str]:
     """What a certificate is not."""
     said = [
-        f"It speaks of one test set of {counted(measured.n, 'item')} with these labels, and of "
-        "items from the same population: not of other applications, of later ones, or of what "
-        "the labels get wrong."
+        f"It speaks of one test set of {counted(n, 'item')} with these labels, and of items from "
+        "the same population: not of other applications, of later ones, or of what the labels get "
+        "wrong."
     ]
     if looks is None:
         said.append("How often these items were used before is not known.")

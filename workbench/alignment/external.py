@@ -1,12 +1,23 @@
-"""Optimizers that are not the workbench's own: what they propose, and what it cost to find."""
+"""Optimizers that are not the workbench's own: what they propose, and what it cost to find.
+
+Their requests are counted, cached and budgeted as a litellm provider: an optimizer gets models by
+names such as ``metered:/RUN/judge/openai/gpt-x``. litellm gives requests to such names to the
+provider registered here, which sends them to the real model where the judge reaches it. Code that
+runs beside the optimizer uses other names and is never touched.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import functools
 import json
+import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from mlflow.entities import AssessmentSource, Feedback, Trace
@@ -14,51 +25,59 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.metering import UNMETERED, Count, Meter, metering
 from workbench.alignment.runs import AlignmentData, Learned
 from workbench.compat import (
     candidates_made_by,
     embedder_of,
     embedding_dimensions,
+    endpoint,
     models_of_optimizer,
     reached_elsewhere,
     rename_models,
 )
-from workbench.credentials import redact, without_secret_params
-from workbench.judging.judge import fingerprint, judge_credentials, with_instructions
-from workbench.models import recording
-from workbench.models.budget import Budget
-from workbench.models.cache import question_key
+from workbench.credentials import redact
+from workbench.errors import BudgetError, CancelledError, ScaleError
+from workbench.judging.judge import judge_credentials, with_instructions
+from workbench.judging.requests import answers_from
+from workbench.models import client, recording
+from workbench.models.answers import AnswerError, readable
+from workbench.models.budget import UNPAID, Budget
+from workbench.models.cache import AnswerCache, question_key
+from workbench.models.client import ANSWER_SECONDS, Outcome, Request
+from workbench.models.faults import Fault, StoppedError
+from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
-from workbench.store.traces import fetch_traces, item_digest
+from workbench.scale import Scale
+from workbench.simba.reflector import reached_by
+from workbench.store.traces import fetch_traces
 
-MAX_FAILURE_SHARE: Final = 0.05
-"""Share of lost answers above which an optimizer is stopped, unless given."""
+SCHEME: Final = "metered"
+
+UNMETERED: Final = ("databricks", "endpoints", "gateway")
+"""Providers that MLflow resolves by itself, so that litellm cannot reach them by name."""
+
+FAILURES_TO_STOP: Final = 10
+"""So many lost answers end a run where they are also more than twice the share allowed."""
 
 
 def propose(
     data: AlignmentData,
     optimizer: AlignmentOptimizer,
     budget: Budget,
-    max_failure_share: float | None = None,
+    max_failure_share: float,
     stop: threading.Event | None = None,
 ) -> Learned:
-    """Return what the optimizer proposes, from a recording where one is replayed.
-
-    Raises as `Meter.raise_for_losses` does, and a `ReplayError` where a recording lacks it.
-    """
+    """Return what the optimizer proposes; raises as `Meter.raise_for_losses` does."""
     who, judge, split = type(optimizer).__name__, data.judge, data.split
-    # Before the run, in which some optimizers change.
-    key = "" if recording.current() is None else _key(data, optimizer)
     if (player := recording.replayed()) is not None:
-        return _replayed(player, key, judge, who, budget)
+        raise player.missing(f"What {who} asks (of optimizers only SIMBA is recorded)")
     budget.check(str(judge.model))
     with metering(
         judge,
         budget,
         stop=stop,
         scale=split.train.scale,
-        max_failure_share=MAX_FAILURE_SHARE if max_failure_share is None else max_failure_share,
+        max_failure_share=max_failure_share,
         dimensions=embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
@@ -66,29 +85,19 @@ def propose(
             proposed = _run(judge, optimizer, traces, meter)
         finally:
             meter.raise_for_losses(who)
-    learned = Learned(
+    return Learned(
         proposed,
-        calls=meter.counts["judge"].requests,
-        reflection_calls=meter.counts["reflection"].requests,
-        embedding_calls=meter.counts["embedding"].requests,
-        known=sum(count.cached for count in meter.counts.values()),
+        calls=meter.requests["judge"],
+        reflection_calls=meter.requests["reflection"],
+        embedding_calls=meter.requests["embedding"],
+        known=meter.cached,
         usage=meter.usage,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
-    if (recorder := recording.recorder()) is not None and type(proposed) is InstructionsJudge:
-        answer = {name: getattr(learned, name) for name in _RECORDED}
-        answer["instructions"] = proposed.instructions
-        about = f"optimizer {who} ({judge.model})"
-        recorder.put(recording.Entry(key=key, about=about, answer=answer, paid=meter.usage))
-        recorder.save()
-    return learned
 
 
 def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
-    """Return what the optimizer proposes, with models, endpoint and options of the judge.
-
-    In between, the judge that it is given, and the optimizer itself, use metered names.
-    """
+    """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
     metered = judge if name == judge.model else reached_elsewhere(judge, name)
     kinds = models_of_optimizer(optimizer)
@@ -112,10 +121,10 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
     """Yield which answers were lost and tolerated, and what could not be metered."""
     who = type(optimizer).__name__
-    for kind, count in meter.counts.items():
-        if count.lost:
-            wanted = count.lost + count.answers
-            yield f"{who}: {count.lost} of {wanted} {kind} answers were lost or could not be used."
+    for kind in meter.faults:
+        if lost := meter.lost(kind):
+            wanted = lost + meter.answers[kind]
+            yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
     models = {judge.model, *(getattr(optimizer, name) for name in models_of_optimizer(optimizer))}
     for model in sorted(map(str, models)):
         if model.partition(":/")[0] in UNMETERED:
@@ -123,10 +132,7 @@ def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterato
 
 
 def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
-    """Yield the traces with one human label: the consensus that the judge is tested on as well.
-
-    MLflow's optimizers would choose one of several annotators' labels by a rule of their own.
-    """
+    """Yield the traces with one human label: the consensus that the judge is tested on as well."""
     rows = pairs.table.set_index("trace_id")
     for trace in fetch_traces(pairs.trace_ids) if len(pairs) else ():
         row = rows.loc[trace.info.trace_id]
@@ -143,62 +149,248 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
         yield Trace(info, trace.data)
 
 
-def requests_of_a_verdict(optimizer: AlignmentOptimizer) -> int:
-    """Return how many requests one verdict takes of a judge that the optimizer makes.
-
-    MemAlign's judges look up examples by an embedding before they answer.
-    """
-    return 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
-
-
 @contextmanager
-def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Count]:
+def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
     """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
     embedder = embedder_of(judge)
     if embedder is None:
-        yield Count()
+        yield Counter()
         return
     own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
     with metering(judge, budget, dimensions=dimensions) as meter:
         metered = meter.model("embedding", own.replace("/", ":/", 1))
         embedder.model = metered.replace(":/", "/", 1)
         try:
-            yield meter.counts["embedding"]
+            yield meter.requests
         finally:
             embedder.model = own
 
 
-# -- recordings -------------------------------------------------------------------------------
-
-_RECORDED: Final = (
-    "calls", "reflection_calls", "embedding_calls", "known", "notes",
-)  # fmt: skip
+# -- the meter -------------------------------------------------------------------------------
 
 
-def _replayed(
-    player: recording.Player, key: str, judge: Judge, who: str, budget: Budget
-) -> Learned:
-    entry = player.get(key)
-    if entry is None or entry.answer is None:
-        raise player.missing(f"What {who} proposes (only judges made of instructions are recorded)")
-    budget.charge(entry.paid)
-    found = {name: entry.answer[name] for name in _RECORDED}
-    proposed = with_instructions(judge, entry.answer["instructions"])
-    return Learned(proposed, usage=entry.paid, **found)
+@contextmanager
+def metering(
+    judge: Judge, budget: Budget | None, *, stop: threading.Event | None = None, **options: Any
+) -> Iterator[Meter]:
+    """Answer requests under the names of a new `Meter` within this context."""
+    _register_provider()
+    with AnswerCache() as cache, Runner(cache=cache, budget=budget, stop=stop) as runner:
+        meter = Meter(judge, runner, **options)
+        _METERS[meter.id] = meter
+        try:
+            yield meter
+        finally:
+            meter.ended.set()  # for threads that the optimizer may have left behind
+            del _METERS[meter.id]
 
 
-def _key(data: AlignmentData, optimizer: AlignmentOptimizer) -> str:
-    """Return the key of what the optimizer proposes: the same in every store."""
+class Meter:
+    """The requests of one optimizer to models of three kinds: judge, reflection, embedding.
 
-    def content(part: Pairs) -> list[Any]:
-        rows = part.table[["trace_id", "human", "human_rationale"]].itertuples(index=False)
-        return sorted([[item_digest(data.by_id[i]), *label] for i, *label in rows], key=str)
+    Once the budget is spent, or far too many answers are lost, every request fails at once.
+    ``requests`` counts by kind what was sent, retries included.
+    """
 
-    settings = json.dumps(vars(optimizer), default=lambda one: f"<{type(one).__qualname__}>")
-    return question_key(
-        "optimizer",
-        type(optimizer).__name__,
-        without_secret_params(json.loads(settings)),
-        fingerprint(data.judge, place=False),
-        [content(data.split.train), content(data.split.dev)],
-    )
+    def __init__(
+        self,
+        judge: Judge,
+        runner: Runner,
+        *,
+        scale: Scale | None = None,
+        max_failure_share: float = 1.0,
+        dimensions: int | None = None,
+    ) -> None:
+        self.judge, self.runner, self.scale, self.dimensions = judge, runner, scale, dimensions
+        self.max_failure_share = max_failure_share
+        self.id = uuid.uuid4().hex[:12]
+        self.requests: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.faults: dict[str, Fault] = {}
+        self.cached, self.usage = 0, UNPAID
+        self.ended = threading.Event()
+        self._exhausted = ""
+        self._schema_refused = False
+        self._samples: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def lost(self, kind: str) -> int:
+        """Return how many answers were lost; a form that the model refuses, where it takes none."""
+        return self.failed[kind] or int(kind in self.faults and not self.answers[kind])
+
+    def lost_more_than(self, share: float, kind: str) -> bool:
+        """Return whether more than this share of the answers were lost."""
+        return self.lost(kind) > share * (self.lost(kind) + self.answers[kind])
+
+    def model(self, kind: str, model: str) -> str:
+        """Return the name under which requests to a model (``openai:/gpt``) are metered."""
+        if model.partition(":/")[0] in (*UNMETERED, SCHEME) or ":/" not in model:
+            return model
+        return f"{SCHEME}:/{self.id}/{kind}/{model.replace(':/', '/', 1)}"
+
+    def real(self, model: str) -> str:
+        """Return the model that a metered name stands for, in MLflow's or litellm's form."""
+        found = re.fullmatch(rf"{SCHEME}(:?)/{self.id}/\w+/([^/]+)/(.*)", model)
+        return f"{found[2]}{found[1]}/{found[3]}" if found else model
+
+    def complete(self, kind: str, model: str, messages: Sequence[Any], params: Any) -> Any:
+        """Return litellm's answer to a chat, or raise an error that nobody retries."""
+        import litellm
+
+        # Optimizers may reflect with the judge's model. MLflow asks for verdicts by a schema, until
+        # the model has refused one.
+        schema = json.dumps(params.get("response_format"), default=str)
+        verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
+        kind = "judge" if kind == "judge" and verdict else "reflection"
+        own = model == str(self.judge.model).replace(":/", "/", 1)
+        base_url, headers, judge_params = endpoint(self.judge) if own else (None, {}, {})
+        question = {**params, **judge_params} if kind == "judge" else params
+        question = {k: v for k, v in question.items() if k not in _TRANSPORT}
+        question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
+        way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
+        way |= reached_by(base_url, headers, judge_params)
+
+        def send() -> Any:
+            return litellm.completion(model=model, max_retries=0, num_retries=0, **question, **way)
+
+        return litellm.ModelResponse(**self._answer(kind, model, question, send))
+
+    def embed(self, model: str, texts: Sequence[str]) -> Any:
+        """Return litellm's embeddings, or raise as `complete` does."""
+        import litellm
+
+        # An embedding is read and nothing is written.
+        question: dict[str, Any] = {"input": list(texts), "max_tokens": 0}
+        params = {"dimensions": self.dimensions} if self.dimensions else {}
+
+        def send() -> Any:
+            return litellm.embedding(
+                model=model, input=list(texts), max_retries=0, drop_params=True, **params
+            )
+
+        answer = self._answer("embedding", model, question | params, send)
+        return litellm.EmbeddingResponse(**answer)
+
+    def _answer(
+        self, kind: str, model: str, question: Mapping[str, Any], send: Callable[[], Any]
+    ) -> dict[str, Any]:
+        import litellm
+
+        uri = model.replace("/", ":/", 1)
+        key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
+        with self._lock:
+            # The same request again wants another sample; a later run gets the same ones.
+            self._samples[key] += 1
+            key = question_key("response", key, self._samples[key])
+        request = Request(
+            key=key,
+            model=uri,
+            call=lambda: client.ask(question, send),
+            read=functools.partial(self._read, kind),
+            sender=f"The {kind} model of an optimizer",
+            credentials=judge_credentials(self.judge),
+        )
+        fault = Fault("refused", "no further request is sent")
+        with suppress(StoppedError, CancelledError):
+            outcome = self.runner.ask(request, self.ended)
+            self._note(kind, outcome, with_schema="response_format" in question)
+            if outcome.fault is None:
+                return outcome.answer or {}
+            fault = outcome.fault
+        # Neither is retried by anyone; a bad request may be made in another form.
+        error = litellm.BadRequestError if fault.kind == "request" else litellm.NotFoundError
+        raise error(fault.message, model=SCHEME, llm_provider=SCHEME)
+
+    def _read(self, kind: str, response: Any) -> dict[str, Any]:
+        """Return an answer as plain data; raise `AnswerError` for one that is no use."""
+        body: dict[str, Any] = response.model_dump(mode="json")
+        message = body["choices"][0]["message"] if kind != "embedding" else {}
+        if message.get("tool_calls"):
+            return body
+        if kind == "reflection" and not message.get("content"):
+            raise AnswerError("the model gave an empty answer")
+        if kind == "judge":
+            body = readable(body)
+            result = json.loads(body["choices"][0]["message"]["content"])["result"]
+            try:
+                if self.scale is not None:
+                    self.scale.normalise(result)
+            except ScaleError as error:
+                raise AnswerError(str(error)) from None
+        return body
+
+    def _note(self, kind: str, outcome: Outcome, *, with_schema: bool) -> None:
+        fault = outcome.fault
+        with self._lock:
+            self.cached += outcome.cached
+            if outcome.cached:
+                return
+            self.requests[kind] += outcome.usage.requests
+            self.usage += outcome.usage
+            if fault is None:
+                self.answers[kind] += 1
+            elif fault.kind == "budget":
+                self._exhausted = fault.message
+                self.ended.set()
+            elif fault.kind == "request" and with_schema:  # it will be asked without
+                self.faults[kind] = fault
+                self._schema_refused |= kind == "judge"
+            else:
+                self.faults[kind] = fault
+                self.failed[kind] += 1
+                in_vain = fault.permanent and not self.answers[kind]
+                many = self.failed[kind] >= FAILURES_TO_STOP
+                if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
+                    self.ended.set()
+
+    def raise_for_losses(self, who: str) -> None:
+        """Raise where the run was cancelled, its budget spent, or too many answers were lost."""
+        if self.runner.stop.is_set():
+            raise CancelledError(
+                "It was cancelled: the judge stays as it was, and the same call resumes it."
+            ) from None
+        if self._exhausted:
+            sent = ", ".join(f"{n} {kind}" for kind, n in self.requests.items() if n)
+            raise BudgetError(
+                f"{who} was stopped, since it needs more than the budget allows; the judge stays "
+                f"as it was. {self._exhausted} Requests made now: {sent or 'none'}. The same call "
+                "with more budget resumes it."
+            ) from None
+        for kind, fault in self.faults.items():
+            if self.lost_more_than(self.max_failure_share, kind):
+                lost = self.lost(kind)
+                raise fault.error(
+                    f"{who} was stopped: {lost} of {lost + self.answers[kind]} {kind} calls gave "
+                    f"no usable answer; max_failure_share={self.max_failure_share:.0%} are "
+                    f"allowed. What came back: {fault.message.rstrip('.')}. Check the model, its "
+                    "key, endpoint and quota. The judge stays as it was; paid answers are kept."
+                ) from None
+
+
+# Parameters that do not belong to the question.
+_TRANSPORT: Final = ("api_key", "timeout", "max_retries")
+
+_METERS: dict[str, Meter] = {}  # by id
+
+
+@functools.cache
+def _register_provider() -> None:
+    """Put the handler into litellm's list of providers, beside those of the user."""
+    import litellm
+
+    class MeteredModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
+        def completion(self, model: str, messages: list[Any], **given: Any) -> Any:
+            run, kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
+            return _METERS[run].complete(kind, real, messages, given.get("optional_params") or {})
+
+        async def acompletion(self, model: str, messages: list[Any], **given: Any) -> Any:
+            return await asyncio.to_thread(self.completion, model, messages, **given)
+
+        def embedding(self, model: str, input: list[str], **_: Any) -> Any:
+            run, _kind, real = model.removeprefix(f"{SCHEME}/").split("/", 2)
+            return _METERS[run].embed(real, input)
+
+    mine = {"provider": SCHEME, "custom_handler": MeteredModel()}
+    litellm.custom_provider_map = [*litellm.custom_provider_map, mine]
+    litellm.utils.custom_llm_setup()

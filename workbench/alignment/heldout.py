@@ -7,35 +7,22 @@ biased judge is. So the proposed judge is also held against a constant, train's 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlflow.artifacts import load_dict as load
-from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.runs import (
-    ALIGNED_TAG,
-    CERTIFIED_TAG,
-    CONTENT_FILE,
-    ITEMS_TAG,
-    LABELS_FILE,
-    ORIGINAL_TAG,
-    AlignmentData,
-    AlignmentRun,
-    Gate,
-    Lineage,
-    Status,
-    items_tested,
-)
+from workbench.alignment.external import metered_embeddings
+from workbench.alignment.runs import AlignmentData, Gate, Lineage, Status, read_lineage
 from workbench.compat import options
 from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
+from workbench.metrics.agreement import agreement
 from workbench.metrics.comparison import Comparison, compare
 from workbench.metrics.intervals import figure
 from workbench.models.budget import Budget
@@ -43,109 +30,16 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
-from workbench.pairing.splits import (
-    Groups,
-    default_groups,
-    groups_of,
-    joined,
-    stratified_order,
-)
+from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
 from workbench.scale import Scale, is_abstention
 from workbench.simba.items import MINIMUM_LABELS
-from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, item_digest
 
 MOST_LOST = 0.05
 """Share of items without a usable verdict, above which a judge is not better for the others."""
 
 
-def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
-    """Return how many judges one held-out item has scored at most, and a note on earlier ones.
-
-    ``judges`` are the fingerprints of those scored in this run; the original does not count. The
-    note is "" where no other was scored before. Items with equal content are one.
-    """
-    here = {*judges} - {data.pairs.fingerprint}
-    if not here:
-        return 0, ""
-    scored = judges_by_item(run, original=data.pairs.fingerprint)
-    used = [scored[item] | here for item in items_tested(data.split.test, data.by_id)]
-    most = max(map(len, used))
-    if all(judges_of_item == here for judges_of_item in used):
-        return most, ""
-    return most, (
-        f"Held-out items were looked at before: some have now been used to score {most} different "
-        "judges, what is scored here included. The best of several looks better than it is: label "
-        "new traces to know how good it is."
-    )
-
-
-def judges_by_item(run: AlignmentRun, *, original: str = "") -> dict[str, set[str]]:
-    """Return which judges each held-out item has scored, so far as it is logged.
-
-    Certificates of the ``original``, which every judge is compared with, do not count.
-    """
-    logged: list[Any] = []
-    with run.keeping_fault():
-        logged = run.runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")
-    scored: dict[str, set[str]] = defaultdict(set)
-    for tags in (one.data.tags for one in logged):
-        items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
-        judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
-        for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
-            scored[item].add(judge)
-    return scored
-
-
-def read_lineage(
-    run: AlignmentRun, mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]
-) -> Lineage:
-    """Read the lineage of the judge with this fingerprint, so far as it is logged in the store.
-
-    ``label_of`` are the labels of today by trace id.
-    """
-    same_content: dict[str, list[str]] = defaultdict(list)
-    for trace_id, example in by_id.items():
-        same_content[item_digest(example)].append(trace_id)
-    learned: set[str] = set()
-    seen: set[str] = set()
-    unchanged: dict[str, bool] = {}
-    for run_id in _ancestor_runs(run, mark):
-        labels: dict[str, str] = {}
-        content: dict[str, str] = {}
-        with suppress(MlflowException, OSError):  # runs of early versions lack these files
-            labels = load(f"runs:/{run_id}/{LABELS_FILE}")
-            content = load(f"runs:/{run_id}/{CONTENT_FILE}")
-        for part, ids in load(f"runs:/{run_id}/split.json")["traces"].items():
-            for logged in ids:
-                here = {logged, *same_content.get(content.get(logged, ""), ())}
-                seen |= here
-                learned |= set() if part == "test" else here
-                for i in here & label_of.keys():
-                    unchanged[i] = labels.get(logged) == digest([logged, label_of[i]])[:16]
-    return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
-
-
-def _ancestor_runs(run: AlignmentRun, mark: str) -> list[str]:
-    """Return the ids of the runs that led to this judge, oldest first."""
-    runs = run.runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
-    judges: set[str] = set()
-    more = {mark}
-    while not more <= judges:
-        judges |= more
-        # A run with equal judges found nothing, so nothing was learned in it.
-        found = [
-            one
-            for one in runs
-            if (aligned := one.data.tags[ALIGNED_TAG]) in judges
-            and one.data.tags.get(ORIGINAL_TAG, aligned) != aligned
-        ]
-        more = {one.data.tags[ORIGINAL_TAG] for one in found}
-    return [one.info.run_id for one in found]
-
-
 def read_data(
-    run: AlignmentRun,
     judge: Judge,
     pairs_or_traces: Any,
     groups: Groups,
@@ -169,13 +63,12 @@ def read_data(
         lost = "; ".join(f"{row.traces} traces: {row.reason}" for row in pairs.reasons.itertuples())
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
-            f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. "
-            + (f"Left out: {lost}. " if lost else "")
-            + "Label more traces, or mend the reasons above."
+            f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "
+            f"{lost or 'none'}. Label more traces, or mend these reasons."
         )
     by_id = {example.trace_id: example for example in examples(pairs.trace_ids)}
     label_of = dict(zip(pairs.trace_ids, pairs.table["human"], strict=True))
-    lineage = read_lineage(run, fingerprint(judge), label_of, by_id)
+    lineage = read_lineage(fingerprint(judge), label_of, by_id)
     split = limited(split_pairs(pairs, by_id, lineage, groups, size, seed), n_labels)
     return AlignmentData(judge, pairs, by_id, split, lineage)
 
@@ -188,19 +81,14 @@ def split_pairs(
     size: float,
     seed: int,
 ) -> Split:
-    """Split into train, dev and test.
-
-    What the judge learned from before is never in test. What it was tested on before is not
-    either where ten traces or more are fresh, since it was chosen for doing well there.
-    """
+    """Split into train, dev and test, without what the judge learned from before in test."""
     items = [by_id[i] for i in pairs.trace_ids]
     group_of = default_groups(items) if groups is None else groups_of(pairs.table, groups)
     group_of = joined(group_of, {item.trace_id: item_digest(item) for item in items})
     here = set(pairs.trace_ids)
-    enough = len(here - lineage.seen) >= 10
-    barred = here & (lineage.seen if enough else lineage.learned)
-    # The share refers to the traces that may be tested on, so that some of these are left to
-    # learn from.
+    # Nor is it tested again where it was chosen for doing well, if enough traces are fresh.
+    barred = here & (lineage.seen if len(here - lineage.seen) >= 10 else lineage.learned)
+    # Of the traces that may be tested on, so that some of these are left to learn from.
     share = size * (1 - len(barred) / len(pairs)) or size
     try:
         split = pairs.split(test_size=share, seed=seed, groups=group_of, never_test=barred)
@@ -216,15 +104,11 @@ def split_pairs(
 
 
 def limited(split: Split, n_labels: int | None) -> Split:
-    """Return the split with so many labels to learn from at most; test stays as it is.
-
-    Stratified by label, train and dev in their proportion, and more labels include the fewer.
-    """
-    parts = {"train": split.train, "dev": split.dev}
+    """Return the split with so many labels to learn from at most; more include the fewer."""
     strata = {
         trace_id: (name, str(label))
-        for name, part in parts.items()
-        for trace_id, label in zip(part.trace_ids, part.table["human"], strict=True)
+        for name in ("train", "dev")
+        for trace_id, label in getattr(split, name).table[["trace_id", "human"]].to_numpy()
     }
     if n_labels is None or n_labels >= len(strata):
         return split
@@ -236,16 +120,14 @@ def limited(split: Split, n_labels: int | None) -> Split:
 
 @dataclass(frozen=True)
 class HeldOutTest:
-    """Held-out pairs with the verdicts of both judges, on the items that both rated.
-
-    ``verdicts`` are all of the proposed judge, and ``lost`` is the share of unusable ones.
-    """
+    """Held-out pairs with the verdicts of both judges, on the items that both rated."""
 
     before: Pairs
     after: Pairs
     comparison: Comparison
-    verdicts: Sequence[Verdict] = ()
-    lost: float = 0.0
+    verdicts: Sequence[Verdict] = ()  # all of the proposed judge
+    lost: float = 0.0  # share of these that are unusable
+    embeddings: int = 0  # requests beside them, of a judge with a memory
     notes: Sequence[str] = ()
 
 
@@ -257,14 +139,18 @@ def score_held_out(
     if fingerprint(proposed) == test.fingerprint:
         return HeldOutTest(test, test, compare(test, test, seed=seed))
     verdicts: list[Verdict] = []
-    with AnswerCache() as cache, Runner(cache=cache, budget=budget, proven=True) as runner:
+    with (
+        metered_embeddings(proposed, budget) as requests,
+        AnswerCache() as cache,
+        Runner(cache=cache, budget=budget, proven=True) as runner,
+        # Where more is used than was reserved for it, what was answered is a test all the same.
+        suppress(BudgetError),
+    ):
         items = [data.by_id[i] for i in test.trace_ids]
         bar = "testing on held-out traces" if progress else None
-        # Where more is used than was reserved for it, what was answered is a test all the same.
-        with suppress(BudgetError):
-            judge_examples(
-                proposed, items, runner, scale=test.scale, progress=bar, on_verdict=verdicts.append
-            )
+        judge_examples(
+            proposed, items, runner, scale=test.scale, progress=bar, on_verdict=verdicts.append
+        )
     answers = {v.trace_id: (v.value, v.rationale) for v in verdicts if usable(v, test.scale)}
     after = test.with_verdicts(answers, fingerprint(proposed))
     before, lost = test.subset(after.trace_ids), len(test) - len(after)
@@ -273,9 +159,14 @@ def score_held_out(
         f"{', since the budget was spent' * (len(verdicts) < len(test))}; both judges are compared "
         "on the others."
     )
-    comparison = compare(before, after, seed=seed)
     return HeldOutTest(
-        before, after, comparison, verdicts, lost / len(test), notes=(note,) if lost else ()
+        before,
+        after,
+        compare(before, after, seed=seed),
+        verdicts,
+        lost=lost / len(test),
+        embeddings=requests["embedding"],
+        notes=(note,) if lost else (),
     )
 
 
@@ -313,9 +204,8 @@ def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tu
 def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     """Return why the verdicts of ``after`` tell no more than a constant would; "" where they do.
 
-    The constants are train's most frequent label and, on ordered scales, its median. A judge must
-    be right more often, or, on ordered scales, lie nearer to the labels; on others it may instead
-    agree with people more than by chance.
+    A judge must be right more often than train's most frequent label and, on ordered scales, its
+    median, or lie nearer to the labels; on others it may agree with people more than by chance.
     """
     verdicts, labels = after.table["judge"], after.table["human"]
     if len(set(labels)) < 2:  # nothing to tell apart
@@ -325,25 +215,22 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
             f"But it gives one and the same verdict, {verdicts[0]!r}, on all {len(verdicts)} "
             "held-out items, whatever people say of them."
         )
-    counts = Counter(train.table["human"])
-    constants = [min(counts, key=lambda value: (-counts[value], str(value)))]
+    values = list(train.table["human"])
+    constants = [Counter(sorted(values, key=str)).most_common(1)[0][0]]
     ordered, numeric = after.scale.ordered, after.scale.kind == "numeric"
     if ordered:
-        ranked = sorted(train.table["human"], key=train.scale.rank)
-        median = ranked[(len(ranked) - 1) // 2]
+        median = sorted(values, key=train.scale.rank)[(len(values) - 1) // 2]
         constants = [median] if numeric else [*constants, median]
+    measure, judge = "mean distance" if numeric else "accuracy", agreement(after, resamples=2)
     for constant in constants:
-        same = after.with_verdicts(dict.fromkeys(after.trace_ids, (constant, "")), "constant")
-        found = compare(same, after, resamples=2)
-        judge, other = found.after, found.before
+        same = dict.fromkeys(after.trace_ids, (constant, ""))
+        other = agreement(after.with_verdicts(same, "constant"), resamples=2)
         nearer = judge.mean_distance < other.mean_distance
         right = not numeric and judge.accuracy > other.accuracy
-        if right or (nearer if ordered else judge.kappa > 0):
-            continue
-        measure = "mean distance" if numeric else "accuracy"
-        figures = f"{figure(other.figures[measure][0])} and {figure(judge.figures[measure][0])}"
-        return (
-            f"But always giving {constant!r} is as near to people on every measure: {measure} "
-            f"{figures} for the judge."
-        )
+        if not right and not (nearer if ordered else judge.kappa > 0):
+            return (
+                f"But always giving {constant!r} is as near to people on every measure: {measure} "
+                f"{figure(other.figures[measure][0])} and {figure(judge.figures[measure][0])} for "
+                "the judge."
+            )
     return ""

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.runs import AlignmentData
-from workbench.compat import endpoint
+from workbench.compat import endpoint, models_of_optimizer
 from workbench.credentials import without_credentials
 from workbench.errors import ModelError
 from workbench.formatting import counted
@@ -26,7 +27,6 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs, Split
 from workbench.simba.forecast import forecast
 from workbench.simba.items import Case, Item
-from workbench.simba.optimizer import SIMBA
 from workbench.store.traces import item_digest
 
 PROBE = -1
@@ -55,25 +55,25 @@ def preflight(
     data: AlignmentData,
     probe: Verdict,
     annotators: AnnotatorAgreement | None,
-    simba: SIMBA | None,
+    simba: AlignmentOptimizer | None,
     budget: Budget,
 ) -> pd.DataFrame:
-    """Return the checks as a table with the columns ``check``, ``finding`` and ``advice``.
-
-    ``probe`` is the verdict of a first call. ``simba`` is None where another optimizer is used.
-    """
-    rows = [*_of_pairs(data.pairs, annotators)]
-    train, dev, test = (len(part) for part in (data.split.train, data.split.dev, data.split.test))
-    small = "too few held-out pairs to prove much" if test < 30 else ""
-    rows.append(("split", f"train {train}, dev {dev}, test {test}", small))
-    rows += _of_test(data.split)
-    rows.append(("judge answers", f"yes: {probe.value!r}", ""))
-    rows += _of_models(data, simba)
-    ends = "the budget ends it" if budget.is_limited else "budget= sets a limit"
-    if simba is None:
-        rows.append(("calls", "not known: the optimizer does not say", ends))
-    else:
-        rows += _of_costs(data, simba, probe, budget, ends)
+    """Return the table of checks; ``simba`` is None where another optimizer is used."""
+    learning = "not known: the optimizer does not say"
+    if simba is not None:
+        split = data.split
+        cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
+        scale, settings = split.train.scale, simba.settings
+        most = forecast(data.judge, cases, len(split.dev), settings, scale, simba.model, probe)
+        learning = most.told(budget)
+    rows = [
+        *_of_pairs(data.pairs, annotators),
+        *_of_split(data.split),
+        ("judge answers", f"yes: {probe.value!r}", ""),
+        *_of_models(data, simba),
+        ("learning takes", learning, "" if budget.is_limited else "budget= sets a limit"),
+        ("the test takes", counted(len(data.split.test), "call"), ""),
+    ]
     return pd.DataFrame(rows, columns=["check", "finding", "advice"])
 
 
@@ -83,15 +83,14 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
     for reason, traces in Counter(pairs.excluded["reason"].tolist()).most_common():
         yield f"left out: {reason}", counted(traces, "trace"), ""
 
-    counts = Counter(map(str, pairs.table["human"]))
-    most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:6]
+    counts = Counter(sorted(map(str, pairs.table["human"])))
     advice = ""
     if len(counts) == 1:
         advice = "only one value is labelled: there is nothing to tell apart"
     elif pairs.scale.kind == "binary" and min(counts.values()) / len(pairs) < 0.3:
         advice = "at least 30% of each side is advised"
-    shown = ", ".join(f"{value} {count / len(pairs):.0%}" for value, count in most)
-    yield "balance of labels", shown, advice
+    shown = (f"{value} {count / len(pairs):.0%}" for value, count in counts.most_common(6))
+    yield "balance of labels", ", ".join(shown), advice
 
     if annotators is not None and len(annotators.annotators) > 1:
         found = f"alpha {annotators.alpha:.2f}, ceiling {annotators.ceiling:.2f}"
@@ -99,61 +98,35 @@ def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[R
         yield "annotators among themselves", found, low
 
 
-def _of_test(split: Split) -> Iterator[Row]:
+def _of_split(split: Split) -> Iterator[Row]:
     """Yield what the held-out test can show at best; items that repeat each other are one."""
+    sizes = f"train {len(split.train)}, dev {len(split.dev)}, test {len(split.test)}"
+    yield "split", sizes, "too few held-out pairs to prove much" if len(split.test) < 30 else ""
     n, learn = split.test.distinct, split.train.table
     least, wrong = smallest_improvement(n), float((learn["human"] != learn["judge"]).mean())
-    advice = "" if least <= wrong else f"the judge errs on {wrong:.0%} of train: label more traces"
     if math.isnan(least):
         yield "improvement that test can show", f"none with {counted(n, 'item')}", "label more"
         return
     found = f"{least:.0%} of {n} items or more, if none gets worse (80% power)"
+    advice = "" if least <= wrong else f"the judge errs on {wrong:.0%} of train: label more traces"
     yield "improvement that test can show", found, advice
     if split.test.scale.kind != "numeric":
         yield "accuracy that test can show", f"above {wilson(n, n).low:.2f} if all are right", ""
 
 
-def _of_models(data: AlignmentData, simba: SIMBA | None) -> Iterator[Row]:
-    """Yield where each model is reached."""
+def _of_models(data: AlignmentData, simba: AlignmentOptimizer | None) -> Iterator[Row]:
+    """Yield where each model is reached; a model in this process has no address."""
     judge_model, (base_url, _, _) = str(data.judge.model), endpoint(data.judge)
-    models = {"judge model": (judge_model, base_url)}
+    reached = {"judge model": (judge_model, base_url)}
     if simba is not None:
-        other = simba.base_url or simba.model not in (None, judge_model)
         model = simba.model or judge_model
-        models["reflection model"] = model, (simba.base_url if other else base_url)
-    for role, (model, url) in models.items():
-        place = f"at {without_credentials(url)}" if url else "at its provider's public address"
-        place = "in this process" if model.startswith(SCHEME) else place
-        elsewhere = role == "reflection model" and base_url and not url
-        advice = "SIMBA(base_url=...) names another address" if elsewhere else ""
-        yield role, f"{model} {place}", "" if model.startswith(SCHEME) else advice
-
-
-def _of_costs(
-    data: AlignmentData, simba: SIMBA, probe: Verdict, budget: Budget, ends: str
-) -> Iterator[Row]:
-    """Yield calls, tokens and money of learning, limited to what is left, and of the test."""
-    split, test, kept = data.split, len(data.split.test), to_keep(data, probe)
-    cases = [*labelled_cases(split.train, data), *labelled_cases(split.dev, data)]
-    most = forecast(
-        data.judge, cases, len(split.dev), simba.settings, split.train.scale,
-        reflection_model=simba.model, probe=probe,
-    )  # fmt: skip
-    calls = int(min(most.calls, budget.left))
-    free = f"repeated ones after failures not counted; {ends}"
-    # What the benchmark's simulation took of the most, which counts each step to its end.
-    usual = f"usually about {calls // 6 + test}"
-    yield "calls at most", f"{calls + test} ({calls} to learn, {test} to test), {usual}", free
-    tokens = int(min(most.tokens, budget.left_tokens)) + kept["tokens"]
-    limit = "" if budget.tokens is None else f"the budget: {budget.tokens:,}"
-    yield "tokens at most, about", f"{tokens:,}", limit
-    if all(str(m).startswith(SCHEME) for m in (data.judge.model, simba.model or SCHEME)):
-        yield "money", "nothing: the embedded model is free", ""
-        return
-    usd = None if most.usd is None else min(most.usd, budget.left_usd) + kept["usd"]
-    price = "unknown" if usd is None else f"${usd:.2f}" if usd >= 0.01 or not usd else f"${usd:.4f}"
-    limit = "" if budget.usd is None else f"the budget: ${budget.usd:.2f}"
-    yield "money at most, about", price, limit
+        url = simba.base_url or (base_url if model == judge_model else None)
+        reached["reflection model"] = model, url
+    for role, (model, url) in reached.items():
+        place = without_credentials(url) if url else "its provider's public address"
+        advice = "" if url or not base_url else "SIMBA(base_url=...) names another address"
+        inside = model.startswith(SCHEME)
+        yield role, model if inside else f"{model} at {place}", "" if inside else advice
 
 
 def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
@@ -169,12 +142,13 @@ def labelled_cases(part: Pairs, data: AlignmentData) -> list[Case]:
     return cases
 
 
-def to_keep(data: AlignmentData, probe: Verdict, *, requests: int = 1) -> dict[str, Any]:
+def to_keep(data: AlignmentData, probe: Verdict, optimizer: AlignmentOptimizer) -> dict[str, Any]:
     """Return what the held-out test may use, as `Budget.keeping` takes it.
 
-    A tenth more than one call a pair, since some are repeated, with instructions half as long
-    again as those of the probe. ``requests`` tells how many one verdict takes.
+    A tenth more than one call a pair, with instructions half as long again as those of the probe.
     """
+    # MemAlign's judges also look up examples by an embedding.
+    requests = 2 if "embedding" in models_of_optimizer(optimizer).values() else 1
     calls = math.ceil(1.1 * len(data.split.test)) * requests
     paid = probe.usage
     used, written = ((n or 0) // max(1, paid.requests) for n in (paid.read, paid.written))

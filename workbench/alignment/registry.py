@@ -2,7 +2,8 @@
 
 A version is a row of MLflow's registry, so `mlflow.genai.scorers.get_scorer` reads it too. That
 gives a judge without base URL and headers, though, which talks to its provider's public address;
-`load_judge` gives the judge as it was registered.
+`load_judge` gives the judge as it was registered: what MLflow's form has no place for lies in it
+under a key that MLflow ignores.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, cast
 
 import mlflow
 import pandas as pd
@@ -20,24 +21,28 @@ from mlflow.entities import ScorerVersion
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
-from mlflow.genai.scorers import get_scorer
+from mlflow.genai.scorers import Scorer, get_scorer
 from mlflow.tracing.client import TracingClient
 
 from workbench.alignment.result import Alignment
-from workbench.alignment.stored_judge import (
-    BESIDE,
-    INSTRUCTIONS,
-    StoredJudge,
-    inner_form,
-    instructions_of,
-    stored_form,
-)
-from workbench.compat import copy_registration, options
-from workbench.credentials import Withheld, restore
+from workbench.compat import base_judge, copy_registration, options
+from workbench.credentials import Withheld, restore, withhold
 from workbench.errors import ArgumentError, RegistryError
 from workbench.formatting import html_text, plain
 from workbench.judging.judge import fingerprint, from_options
 from workbench.store.database import address, find_experiment_id, store_errors
+
+BESIDE: Final = "workbench"
+"""Key of what MLflow's form has no place for: options, names of withheld secrets, provenance."""
+
+_LEFT_OUT: Final = (
+    "base_url", "include_timing_in_conversation", "include_tool_calls_in_conversation", "timeout",
+)  # fmt: skip
+
+_WARNING: Final = (
+    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
+    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,9 +66,7 @@ class Registered:
     @property
     def judge(self) -> Judge:
         """The judge under its registered name; loaded when it is not at hand."""
-        if self._judge is not None:
-            return self._judge
-        return load_judge(self.name, self.version, experiment=self.experiment_id)
+        return self._judge or load_judge(self.name, self.version, experiment=self.experiment_id)
 
     def __repr__(self) -> str:
         state = "new" if self.new else "was there already"
@@ -73,9 +76,6 @@ class Registered:
 
     def _repr_html_(self) -> str:
         return f"<div>{html_text(self)}</div>"
-
-
-# -- register -------------------------------------------------------------------------------
 
 
 @store_errors()
@@ -96,16 +96,14 @@ def register(
     alignment_or_judge
         An `Alignment`, or any MLflow judge.
     name
-        The name to register under; the judge's own by default. A judge that is loaded bears
-        this name, and its labels are looked for under it.
+        The name that a loaded judge bears, and its labels have; the judge's own by default.
     experiment
         Name or id of the experiment, made when missing; the active one by default.
 
     Raises
     ------
     RegistryError
-        When an option cannot be stored so that it comes back, when a secret would be stored,
-        or when the store has no registry.
+        When an option would not come back or a secret would be stored, or without a registry.
     """
     given: Any = alignment_or_judge
     judge: Any = given if isinstance(given, Judge) else getattr(given, "judge", None)
@@ -118,7 +116,7 @@ def register(
     if judge is not given:
         made |= _provenance(given, mark)
     named = name or judge.name
-    stored = stored_form(judge, named)
+    stored = _to_store(judge, named)
     if named != judge.name:
         known = isinstance(judge, InstructionsJudge)
         judge = from_options({**options(judge), "name": named}) if known else None
@@ -146,34 +144,27 @@ def _provenance(alignment: Any, aligned: str) -> dict[str, Any]:
 
 @store_errors()
 def roll_back(name: str, version: int, *, experiment: str | None = None) -> Registered:
-    """Register an older version's content as the newest version.
+    """Register an older version's content as the newest version; needs no credentials.
 
-    What came between stays in the registry. `history` tells in ``rolled_back_from`` which
-    version was taken. Needs no credentials.
-
-    Raises
-    ------
-    RegistryError
-        For an unknown name or version.
+    What came between stays in the registry, and `history` has the version in
+    ``rolled_back_from``. Raises `RegistryError` for an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    stored = StoredJudge.of(_version(where, name, version))
-    made = stored.beside.get("provenance") or {}
-    return _write(where, name, stored, {**made, "rolled_back_from": version})
+    stored = _Stored.of(_version(where, name, version))
+    return _write(where, name, stored, {**stored.made, "rolled_back_from": version})
 
 
 def _write(
-    where: str, name: str, stored: StoredJudge, made: dict[str, Any], judge: Judge | None = None
+    where: str, name: str, stored: _Stored, made: dict[str, Any], judge: Judge | None = None
 ) -> Registered:
     """Write a version unless the latest one is this very judge."""
     versions = _versions(where, name, may_be_none=True)
-    new = not versions or StoredJudge.of(versions[-1]).identity != stored.identity
+    new = not versions or _Stored.of(versions[-1]).identity != stored.identity
     if new:
         # judge.register() writes the same row, but has no place for what MLflow leaves out.
-        inner_form(stored.form)[BESIDE] = {**stored.beside, "provenance": made}
-        written = json.dumps(stored.form)
+        written = json.dumps(stored.with_provenance(made))
         versions.append(TracingClient().store.register_scorer(where, name, written))
-    kept = {**stored.beside.get("options", {}), **stored.beside.get("withheld", {})}
+    kept = {**stored.beside.get("options", {}), **stored.withheld}
     return Registered(
         name=name,
         version=int(versions[-1].scorer_version),
@@ -184,15 +175,6 @@ def _write(
         warning=_WARNING if kept.get("base_url") or kept.get("headers") else "",
         _judge=judge,
     )
-
-
-_WARNING: Final = (
-    "MLflow's registry stores neither base URL nor headers: loaded by MLflow's own get_scorer, "
-    "this judge talks to its provider's public address. workbench.load_judge gives it as it is."
-)
-
-
-# -- load -----------------------------------------------------------------------------------
 
 
 @store_errors()
@@ -207,8 +189,6 @@ def load_judge(
 
     Parameters
     ----------
-    name, version, experiment
-        Which; the active experiment by default.
     headers
         Values of extra headers. Those that are not given, and all other credentials, come from
         the environment (see `workbench.credentials`).
@@ -222,19 +202,18 @@ def load_judge(
     """
     where = find_experiment_id(experiment, create=False)
     found = _version(where, name, version)
-    plain = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
-    if not isinstance(plain, Judge):
+    bare = get_scorer(name=name, experiment_id=where, version=found.scorer_version)
+    if not isinstance(bare, Judge):
         raise RegistryError(
-            f"{name!r} is registered as a {type(plain).__name__}, which is a scorer and no judge. "
+            f"{name!r} is registered as a {type(bare).__name__}, which is a scorer and no judge. "
             "Use mlflow.genai.scorers.get_scorer."
         )
-    if not isinstance(plain, InstructionsJudge):
-        return plain
-    stored = StoredJudge.of(found)
-    withheld = Withheld.model_validate(stored.beside.get("withheld", {}))
-    who = f"Judge {name!r} version {found.scorer_version}"
+    if not isinstance(bare, InstructionsJudge):
+        return bare
+    stored, who = _Stored.of(found), f"Judge {name!r} version {found.scorer_version}"
+    withheld = Withheld.model_validate(stored.withheld)
     judge = from_options(restore(stored.options, withheld, headers=headers, who=who))
-    copy_registration(plain, judge)
+    copy_registration(bare, judge)
     return judge
 
 
@@ -246,22 +225,16 @@ def history(name: str, *, experiment: str | None = None) -> pd.DataFrame:
     -------
     DataFrame
         ``version``; ``registered_at`` (UTC); ``fingerprint`` and that of the ``parent`` it was
-        aligned from; ``status`` of the alignment; on its held-out pairs, ``n`` of them,
-        accuracy and kappa of the original (``accuracy_before``) and of the proposed judge
-        (``accuracy_after``), each with its interval; ``optimizer``, ``seed``,
-        ``dataset_digest``, ``split_digest``, ``model``, ``calls``, ``reflection_calls``,
-        ``tokens``, ``cost``, the MLflow ``run_id``, and ``rolled_back_from``. What is not known
-        is None, and an undefined statistic nan.
+        aligned from; ``status`` of the alignment; on its ``n`` held-out pairs, accuracy and kappa
+        of the original (``accuracy_before``) and of the proposed judge (``accuracy_after``), each
+        with its interval; ``optimizer``, ``seed``, ``dataset_digest``, ``split_digest``, ``model``,
+        ``calls``, ``reflection_calls``, ``tokens``, ``cost``, the MLflow ``run_id``, and
+        ``rolled_back_from``. What is not known is None, and an undefined statistic nan.
 
-    Raises
-    ------
-    RegistryError
-        For an unknown name.
+    Raises `RegistryError` for an unknown name.
     """
     where = find_experiment_id(experiment, create=False)
-    return pd.DataFrame(
-        [_row(version) for version in _versions(where, name)], columns=list(_COLUMNS)
-    )
+    return pd.DataFrame(map(_row, _versions(where, name)), columns=list(_COLUMNS))
 
 
 _COLUMNS: Final = (
@@ -274,15 +247,14 @@ _COLUMNS: Final = (
 
 
 def _row(version: ScorerVersion) -> dict[str, Any]:
-    stored = StoredJudge.of(version)
-    made = stored.beside.get("provenance") or {}
-    row: dict[str, Any] = {column: made.get(column) for column in _COLUMNS}
+    stored = _Stored.of(version)
+    row: dict[str, Any] = {column: stored.made.get(column) for column in _COLUMNS}
     row["version"] = version.scorer_version
     row["registered_at"] = pd.Timestamp(version.creation_time, unit="ms", tz="UTC")
-    if row["fingerprint"] is None and stored.form.get(INSTRUCTIONS):  # registered by MLflow alone
-        row["fingerprint"] = fingerprint(from_options(stored.options))
+    if row["fingerprint"] is None and isinstance(stored.judge, InstructionsJudge):
+        row["fingerprint"] = fingerprint(from_options(stored.options))  # registered by MLflow alone
     for when in ("before", "after"):
-        scores = made.get(when) or {}
+        scores = stored.made.get(when) or {}
         row["n"] = scores.get("n", row["n"])
         for figure in ("accuracy", "kappa") if scores else ():
             value, *ends = (  # JSON knows no nan
@@ -297,23 +269,96 @@ def _row(version: ScorerVersion) -> dict[str, Any]:
 def diff(name: str, a: int, b: int, *, experiment: str | None = None) -> str:
     """The instructions of version ``b`` against those of version ``a``, as a unified diff.
 
-    Empty where they are the same.
-
-    Raises
-    ------
-    RegistryError
-        For an unknown name or version.
+    Empty where they are the same. Raises `RegistryError` for an unknown name or version.
     """
     where = find_experiment_id(experiment, create=False)
-    first, second = (
-        instructions_of(StoredJudge.of(_version(where, name, each)).form) for each in (a, b)
-    )
+    found = [_Stored.of(_version(where, name, each)).judge for each in (a, b)]
+    first, second = (judge.instructions.splitlines() for judge in found)
     headings = f"{name} version {a}", f"{name} version {b}"
-    lines = difflib.unified_diff(first.splitlines(), second.splitlines(), *headings, lineterm="")
-    return "\n".join(lines)
+    return "\n".join(difflib.unified_diff(first, second, *headings, lineterm=""))
 
 
-# -- MLflow's registry ----------------------------------------------------------------------
+# -- what is stored -------------------------------------------------------------------------
+
+
+class _Stored:
+    """MLflow's form of a judge, and what lies beside: options, names of secrets, provenance."""
+
+    def __init__(self, form: dict[str, Any]) -> None:
+        self.form = form
+        # The part that keeps more keys than MLflow reads; built-in judges' forms have none.
+        kinds = ("instructions_judge_pydantic_data", "memory_augmented_judge_data")
+        self._inner: dict[str, Any] = next((form[kind] for kind in kinds if form.get(kind)), {})
+        self.beside: dict[str, Any] = self._inner.pop(BESIDE, None) or {}
+        self.made: dict[str, Any] = self.beside.get("provenance") or {}
+        self.withheld: dict[str, Any] = self.beside.get("withheld", {})
+
+    @classmethod
+    def of(cls, version: ScorerVersion) -> _Stored:
+        return cls(asdict(version.serialized_scorer))
+
+    @property
+    def judge(self) -> Judge:
+        """The judge as MLflow reads it."""
+        return cast("Judge", Scorer.model_validate(self.form))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of an instructions judge, without what is withheld."""
+        found = {**options(self.judge), **self.beside.get("options", {})}
+        return found if self.beside.get("typed", True) else found | {"feedback_value_type": None}
+
+    @property
+    def identity(self) -> Any:
+        """What is equal for the same judge, whatever made it and wherever it came from."""
+        if isinstance(self.judge, InstructionsJudge):
+            return self.options, self.withheld
+        versions = ("mlflow_version", "serialization_version")
+        return {key: value for key, value in self.form.items() if key not in versions}
+
+    def with_provenance(self, made: dict[str, Any]) -> dict[str, Any]:
+        """The form to write."""
+        self._inner[BESIDE] = {**self.beside, "provenance": made}
+        return self.form
+
+
+def _to_store(judge: Judge, name: str) -> _Stored:
+    """Return what is stored of a judge; raise where it would not come back, or hold a secret."""
+    if not isinstance(judge, InstructionsJudge):
+        stored = _Stored(json.loads(json.dumps({**judge.model_dump(), "name": name})))
+        # MLflow loses options of a judge within another one (MemAlign's).
+        if (base := base_judge(judge)) is not None:
+            kept = options(cast("Judge", base_judge(stored.judge)))
+            _refuse_lost(judge, [k for k, v in options(base).items() if v != kept.get(k)])
+        return stored
+    clean, withheld, secrets = withhold({**options(judge), "name": name})
+    data = {key: value for key, value in clean.items() if key != "feedback_value_type"}
+    _refuse_lost(judge, [k for k, v in data.items() if json.loads(json.dumps(v, default=str)) != v])
+    form = from_options(clean).model_dump()
+    form["instructions_judge_pydantic_data"][BESIDE] = {
+        "options": {key: clean[key] for key in _LEFT_OUT if key in clean},
+        "typed": clean["feedback_value_type"] is not None,
+        "withheld": withheld.to_dict(),
+    }
+    text = json.dumps(form, ensure_ascii=False)
+    # Shorter secrets occur in ordinary words.
+    written = [json.dumps(s, ensure_ascii=False)[1:-1] for s in secrets if len(s) >= 6]
+    if any(secret in text for secret in written):
+        raise RegistryError(
+            f"Judge {judge.name!r} is not registered: a credential of its headers, base URL or "
+            "inference parameters also stands in another option, where it would be stored. "
+            "Look at its instructions, description, model and base URL."
+        )
+    return _Stored(json.loads(text))
+
+
+def _refuse_lost(judge: Judge, lost: list[str]) -> None:
+    if lost:
+        raise RegistryError(
+            f"Judge {judge.name!r} is not registered, since it would not come back as it is: "
+            f"{', '.join(lost)}. A judge made from instructions keeps all options that are plain "
+            "JSON (names, numbers, text); MLflow's other judges do not keep these."
+        )
 
 
 def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[ScorerVersion]:
@@ -332,11 +377,9 @@ def _versions(where: str, name: str, *, may_be_none: bool = False) -> list[Score
             raise
     if not versions and not may_be_none:
         known = sorted(each.scorer_name for each in store.list_scorers(where))
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise RegistryError(
             f"No judge {name!r} is registered in experiment "
-            f"{mlflow.get_experiment(where).name!r} of {address()}.{hint} Registered there: "
+            f"{mlflow.get_experiment(where).name!r} of {address()}. Registered there: "
             f"{', '.join(map(repr, known)) or 'none'}."
         )
     return sorted(versions, key=lambda version: int(version.scorer_version))

@@ -1,15 +1,15 @@
-"""The outcome of an alignment."""
+"""The outcomes: of an alignment, and of several optimizers beside each other."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.alignment.runs import AlignmentRun, Status, fault_notes
+from workbench.alignment.runs import AlignmentRun, Status
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
@@ -36,7 +36,7 @@ class Alignment:
         among themselves (None where there is only one).
     test_before, test_after, before, after, comparison
         Held-out pairs with the verdicts of the original and of the proposed judge, the agreement
-        of both with people on these pairs, and their comparison.
+        of both with people on these, and their comparison.
     history, evidence
         One row per candidate (see `workbench.simba.Optimised`), and learned rule -> ids of the
         train traces whose disagreement it was made from; empty for other optimizers.
@@ -44,13 +44,12 @@ class Alignment:
         The largest number of judges that one held-out item has scored so far, this judge
         included; 0 where nothing was tested.
     calls, reflection_calls, usage
-        What was spent, the held-out test included. Reflection calls of other optimizers include
-        those to their embedding model. ``usage`` has the tokens ``read`` and ``written``, those
-        ``repeated``, which the server had in its prompt cache, and the ``cost`` in US dollars;
-        what is not known is None.
+        What was spent, the held-out test included; reflection calls of other optimizers include
+        embeddings. ``usage`` has the tokens ``read`` and ``written``, those ``repeated`` from the
+        server's prompt cache, and the ``cost`` in US dollars; None where not known.
     usd_per_1000
         US dollars that 1,000 judgements of the proposed judge cost, by the tokens of the held-out
-        test; None where these or the price are not known.
+        test; None where not known.
     failures, reflection_failures
         Verdicts while learning, and reflections, that never came or could not be read (`SIMBA`
         only). They count neither for nor against a candidate.
@@ -88,7 +87,7 @@ class Alignment:
     reflection_failures: int = 0
     run_id: str | None = None
     usd_per_1000: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int | None:
@@ -119,15 +118,15 @@ class Alignment:
         ``baseline`` is the accuracy of always giving the most frequent label, and ``ceiling`` the
         agreement of people with each other.
         """
-        found: dict[str, Any] = {"result": self.status, "n": self.comparison.n}
-        found["labels"] = len(self.split.train) + len(self.split.dev)
+        labels = len(self.split.train) + len(self.split.dev)
+        found: dict[str, Any] = {"result": self.status, "n": self.comparison.n, "labels": labels}
         for when, measured in (("before", self.before), ("after", self.after)):
             for name, metric in ((when, "accuracy"), (f"{when}_kappa", "kappa")):
                 low, high = getattr(measured, f"{metric}_interval")
                 found |= {name: getattr(measured, metric), f"{name}_low": low, f"{name}_high": high}
-        found["baseline"] = self.before.baseline
-        found["ceiling"] = self.annotators.ceiling if self.annotators else None
-        return {**found, "usd_per_1000": self.usd_per_1000}
+        ceiling = self.annotators.ceiling if self.annotators else None
+        found |= {"baseline": self.before.baseline, "ceiling": ceiling}
+        return found | {"usd_per_1000": self.usd_per_1000}
 
     def __repr__(self) -> str:
         return f"<Alignment of {self.original.name!r}: {self.headline}. {self.reason}>"
@@ -150,14 +149,98 @@ def finish_run(run: AlignmentRun, alignment: Alignment) -> Alignment:
         "preflight.csv": alignment.preflight.to_csv(index=False),
         "history.csv": alignment.history.to_csv(index=False),
     }
-    before = alignment.test_before.table.rename(columns={"judge_rationale": "before_rationale"})
-    after = alignment.test_after.table.rename(columns={"judge_rationale": "after_rationale"})
-    rationales = before[["trace_id", "human_rationale", "before_rationale"]].merge(
-        after[["trace_id", "after_rationale"]], on="trace_id"
+    rationales = alignment.test_before.table[["trace_id", "human_rationale"]].assign(
+        before_rationale=alignment.test_before.table["judge_rationale"],
+        after_rationale=alignment.test_after.table["judge_rationale"],  # of the same items
     )
     for name in ("fixed", "broken", "still_wrong"):
         changed = getattr(alignment.comparison, name).merge(rationales, on="trace_id", how="left")
         files[f"items/{name}.csv"] = changed.to_csv(index=False)
     run.finish({"workbench.status": alignment.status}, metrics, files)
-    notes = (*alignment.notes, *fault_notes("The alignment", run))
+    notes = (*alignment.notes, *run.fault_notes("The alignment"))
     return replace(alignment, run_id=None if run.fault else run.run_id, notes=notes)
+
+
+COUNTS: Final = (
+    "n", "fixed", "broken", "judge calls", "reflection calls", "embedding calls", "known",
+    "tokens", "later calls", "later tokens", "words more",
+)  # fmt: skip
+"""Columns of a comparison that hold whole numbers."""
+
+
+@dataclass(frozen=True, repr=False)
+class OptimizerComparison:
+    """Optimizers beside each other on the same held-out pairs.
+
+    Attributes
+    ----------
+    table
+        A row a judge: the original, the majority label, few-shot and each optimizer, in this
+        order. The columns are ``status``; ``accuracy`` with ``low`` and ``high``, its Wilson
+        interval; ``kappa`` with ``kappa low`` and ``kappa high``; ``mean distance`` on ordered
+        scales; ``n`` held-out items rated. Against the original: ``fixed`` and ``broken`` items,
+        ``p`` (McNemar's exact test) and ``p adjusted`` for the number of judges tested (Holm). What
+        learning took: ``judge calls``, ``reflection calls``, ``embedding calls`` (requests, retries
+        included), ``known`` answers from the cache, ``seconds``, ``tokens``, ``cost`` in US
+        dollars. What a later judgement takes: ``later calls``, ``later tokens`` (mean of the
+        held-out items), and ``words more`` of instructions than the original's. Finally ``reason``.
+        nan where unknown or undefined.
+    judges, comparisons
+        Name -> the judge that was put to the test, and its comparison with the original.
+    split
+        What was learned from and tested on.
+    notes
+        What must be known to read the figures.
+    run_id
+        The MLflow run that holds table, split and instructions; None where logging failed.
+    """
+
+    table: pd.DataFrame
+    judges: Mapping[str, Judge]
+    comparisons: Mapping[str, Comparison]
+    pairs: Pairs
+    split: Split
+    seconds: float
+    notes: tuple[str, ...]
+    run_id: str | None = None
+
+    @property
+    def conclusion(self) -> str:
+        """What the held-out pairs can tell about who is best, in a sentence or two."""
+        rated = self.table.loc[list(self.judges)].query("n > 0")
+        if len(rated) < 2:
+            return "There is nothing to compare the original judge with."
+        ranked = rated.sort_values("accuracy", ascending=False, kind="stable")
+        best, others = ranked.iloc[0], ranked.iloc[1:]
+        lead = f"{ranked.index[0]} has the highest accuracy, {best['accuracy']:.3f}"
+        close = others.index[others["high"] >= best["low"]]
+        if not len(close):
+            return f"{lead}, and its interval lies above all others."
+        return (
+            f"{lead}, but its interval overlaps that of {', '.join(close)}: which of them is best "
+            "cannot be told on these pairs."
+        )
+
+    def __repr__(self) -> str:
+        shown = self._shown.to_string(na_rep="", float_format=_figure)
+        return "\n".join([shown, *self._lines])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._shown, float_format=_figure) + html_lines(self._lines)
+
+    @property
+    def _shown(self) -> pd.DataFrame:
+        """The table without what few look for; missing counts are nan, which is shown as empty."""
+        hidden = ["kappa low", "kappa high", "tokens", "cost", "later tokens", "reason"]
+        table = self.table.drop(columns=hidden)
+        return table.astype({name: float for name in table if name in COUNTS})
+
+    @property
+    def _lines(self) -> list[str]:
+        reasons = self.table.loc[self.table["status"] == "failed", "reason"].items()
+        failed = [f"{name}: {why}" for name, why in reasons]
+        return [self.conclusion, *failed, *self.notes]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 or value.is_integer() else f"{value:#.3g}"

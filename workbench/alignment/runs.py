@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import mlflow
 import pandas as pd
+from mlflow.artifacts import load_dict
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.genai.judges import Judge
@@ -23,7 +24,7 @@ from workbench.errors import CancelledError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
-from workbench.store.database import all_pages, find_experiment_id
+from workbench.store.database import find_experiment_id
 from workbench.store.tables import digest
 from workbench.store.traces import Example, item_digest
 
@@ -47,15 +48,11 @@ Status = Literal["improved", "unchanged", "rejected"]
 
 @dataclass(frozen=True)
 class Lineage:
-    """Traces of the alignments that a judge, or one of its ancestors, came out of.
+    """Traces of the alignments that a judge or its ancestors came out of, by id or content."""
 
-    ``learned`` were learned or selected on, ``seen`` are these and those tested on; traces with
-    equal content count, whatever their id. ``unchanged`` have the label of the latest of these.
-    """
-
-    learned: Set[str] = frozenset()
-    seen: Set[str] = frozenset()
-    unchanged: Set[str] = frozenset()
+    learned: Set[str] = frozenset()  # learned or selected on
+    seen: Set[str] = frozenset()  # or tested on
+    unchanged: Set[str] = frozenset()  # with the label that they had in the latest of these
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,7 @@ class AlignmentData:
 
 @dataclass(frozen=True)
 class Learned:
-    """What an optimizer proposes, and what it cost to find, as `Alignment` has it.
-
-    ``known`` answers came from the cache; ``stopped`` says why it ended.
-    """
+    """What an optimizer proposes and what it cost to find; ``known`` answers were cached."""
 
     judge: Judge
     calls: int = 0
@@ -93,8 +87,7 @@ class Learned:
 class AlignmentRun:
     """The MLflow run of an alignment, in the store, experiment and run that are active now.
 
-    It is created by `begin`. What the store refuses is kept in ``fault`` and raises nothing. As a
-    context manager it ends the run as failed on an exception, as killed on an interrupt.
+    What the store refuses is kept in ``fault`` and raises nothing.
     """
 
     def __init__(self) -> None:
@@ -115,10 +108,7 @@ class AlignmentRun:
     def begin(
         self, name: str, data: AlignmentData, proposed: Judge | None = None, **settings: Any
     ) -> None:
-        """Create the run with all that is known before the test of the ``proposed`` judge.
-
-        Without one it is a run above others, and no use of the held-out items.
-        """
+        """Create the run, of a use of the held-out items where there is a ``proposed`` judge."""
         pairs, split = data.pairs, data.split
         params = {"judge": data.judge.name, "model": data.judge.model, "pairs": len(pairs)}
         params |= settings | {part: len(getattr(split, part)) for part in ("train", "dev", "test")}
@@ -162,12 +152,10 @@ class AlignmentRun:
             self._log(files, metrics=figures, tags=[RunTag(*tag) for tag in tags.items()])
             self.client.set_terminated(str(self.run_id))
 
-    def runs(self, filter_string: str) -> list[Any]:
-        """Return the matching runs of all active experiments of the store, oldest first."""
-        experiments = all_pages(lambda token: self.client.search_experiments(page_token=token))
-        ids = [experiment.experiment_id for experiment in experiments]
-        found = all_pages(lambda t: self.client.search_runs(ids, filter_string, page_token=t))
-        return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
+    def fault_notes(self, what: str) -> tuple[str, ...]:
+        """Return a note where the store refused what was logged."""
+        note = f"{what} could not be logged as an MLflow run: {self.fault}"
+        return (note,) if self.fault else ()
 
     @contextmanager
     def keeping_fault(self) -> Iterator[None]:
@@ -180,9 +168,8 @@ class AlignmentRun:
     def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
         self.client.log_batch(str(self.run_id), **batch)
         for path, content in files.items():
-            is_text = isinstance(content, str)
-            text = content if is_text else json.dumps(content, indent=2, default=str)
-            self.client.log_text(str(self.run_id), text, path)
+            log = self.client.log_text if isinstance(content, str) else self.client.log_dict
+            log(str(self.run_id), content, path)
 
     def __enter__(self) -> AlignmentRun:
         return self
@@ -196,43 +183,125 @@ class AlignmentRun:
 
 
 class Watch:
-    """Follows an alignment and can end it. This one only allows cancelling.
-
-    ``run`` is where the alignment is logged. Once ``stop`` is set, no further model is called and
-    `align` raises `CancelledError`; a held-out test that has begun runs to its end.
-    """
+    """Follows an alignment, which is logged in ``run``, and ends it once ``stop`` is set."""
 
     def __init__(self) -> None:
         self.run = AlignmentRun()
         self.stop = threading.Event()
+        self.preflight: pd.DataFrame | None = None
+        # What a SIMBA may spend.
+        self.budget: Budget | None = None
+        self.max_steps: int | None = None
 
-    def enter(
-        self, stage: Stage, *, preflight: pd.DataFrame | None = None, budget: Budget | None = None
-    ) -> None:
-        """Begin a stage, learning with the table of checks and the budget that is spent."""
+    def enter(self, stage: Stage) -> None:
+        """Begin a stage."""
         if self.stop.is_set():
             raise CancelledError(
                 "The alignment was cancelled: nothing was tested and the judge stays as it was. "
                 "Paid answers are in the cache, so running the same call again resumes it."
             )
 
-
-def fault_notes(what: str, *runs: AlignmentRun) -> tuple[str, ...]:
-    """Return a note where the store refused what was logged."""
-    faults = [run.fault for run in runs if run.fault]
-    return (f"{what} could not be logged as an MLflow run: {faults[0]}",) if faults else ()
+    def on_step(self, step: dict[str, Any]) -> None:
+        """Note a step of a `SIMBA`."""
 
 
 def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
-    items = sorted(items_tested(test, by_id))
+    items = items_tested(test, by_id)
     return {
         f"{ITEMS_TAG}.{number}": ",".join(items[begin : begin + ITEMS_PER_TAG])
         for number, begin in enumerate(range(0, len(items), ITEMS_PER_TAG))
     }
 
 
-def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> set[str]:
+def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> list[str]:
     """Return what identifies the held-out items: their content, and the name of the labels."""
     # A collision of 8 digits within 10,000 items hardly matters.
-    return {digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids}
+    return sorted({digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids})
+
+
+# -- what was logged --------------------------------------------------------------------------
+
+
+def logged_runs(filter_string: str) -> list[Any]:
+    """Return the matching runs of all active experiments of the store, oldest first."""
+    found: Any = mlflow.search_runs(
+        filter_string=filter_string,
+        search_all_experiments=True,
+        order_by=["attributes.start_time ASC"],
+        output_format="list",
+    )
+    return list(found)
+
+
+def count_looks(run: AlignmentRun, data: AlignmentData, *judges: str) -> tuple[int, str]:
+    """Return how many judges, but the original, one held-out item has scored at most; and a note.
+
+    ``judges`` are the fingerprints of those scored in this run.
+    """
+    here = {*judges} - {data.pairs.fingerprint}
+    if not here:
+        return 0, ""
+    known = judges_by_item(run, data.split.test, data.by_id, original=data.pairs.fingerprint)
+    most = max(len(judges_of_item | here) for judges_of_item in known)
+    if all(judges_of_item <= here for judges_of_item in known):
+        return most, ""
+    return most, (
+        f"Held-out items were looked at before: some have now been used to score {most} different "
+        "judges, what is scored here included. The best of several looks better than it is: label "
+        "new traces to know how good it is."
+    )
+
+
+def judges_by_item(
+    run: AlignmentRun, test: Pairs, by_id: Mapping[str, Example], *, original: str = ""
+) -> list[set[str]]:
+    """Return the judges that each item has scored; certificates of the ``original`` are none."""
+    scored: dict[str, set[str]] = defaultdict(set)
+    with run.keeping_fault():
+        for tags in (one.data.tags for one in logged_runs(f"tags.`{ITEMS_TAG}.0` LIKE '%'")):
+            judge = tags.get(ALIGNED_TAG) or tags[CERTIFIED_TAG]
+            items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
+            for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
+                scored[item].add(judge)
+    return [scored[item] for item in items_tested(test, by_id)]
+
+
+def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]) -> Lineage:
+    """Read the lineage of the judge with this fingerprint; ``label_of`` are today's labels."""
+    same_content: dict[str, list[str]] = defaultdict(list)
+    for trace_id, example in by_id.items():
+        same_content[item_digest(example)].append(trace_id)
+    learned: set[str] = set()
+    seen: set[str] = set()
+    unchanged: dict[str, bool] = {}
+    for run_id in _ancestor_runs(mark):
+        labels: dict[str, str] = {}
+        content: dict[str, str] = {}
+        with suppress(MlflowException, OSError):  # runs of early versions lack these files
+            labels = load_dict(f"runs:/{run_id}/{LABELS_FILE}")
+            content = load_dict(f"runs:/{run_id}/{CONTENT_FILE}")
+        for part, ids in load_dict(f"runs:/{run_id}/split.json")["traces"].items():
+            for logged in ids:
+                here = {logged, *same_content.get(content.get(logged, ""), ())}
+                seen |= here
+                learned |= set() if part == "test" else here
+                for i in here & label_of.keys():
+                    unchanged[i] = labels.get(logged) == digest([logged, label_of[i]])[:16]
+    return Lineage(learned, seen, {i for i, is_same in unchanged.items() if is_same})
+
+
+def _ancestor_runs(mark: str) -> list[str]:
+    """Return the ids of the runs that led to this judge, oldest first."""
+    runs = logged_runs(f"tags.`{ALIGNED_TAG}` LIKE '%'")
+    # A run with equal judges found nothing, so nothing was learned in it.
+    made = [
+        (one.info.run_id, tags[ALIGNED_TAG], tags.get(ORIGINAL_TAG, tags[ALIGNED_TAG]))
+        for one in runs
+        for tags in [one.data.tags]
+    ]
+    judges, more = set[str](), {mark}
+    while more - judges:
+        judges |= more
+        more = {parent for _, judge, parent in made if judge in judges}
+    return [run_id for run_id, judge, parent in made if judge in judges and judge != parent]

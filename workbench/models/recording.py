@@ -257,6 +257,8 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
     The file is written after each batch of calls and at the end, also after an error or Ctrl-C.
     Alignments in the background and processes started within the context are recorded too.
 
+    What optimizers other than `SIMBA` ask is not recorded.
+
     Raises
     ------
     ArgumentError

@@ -42,7 +42,7 @@ from workbench.store.tables import require_columns
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from workbench.alignment.optimizer_comparison import OptimizerComparison
+    from workbench.alignment.result import OptimizerComparison
     from workbench.metrics.annotators import AnnotatorAgreement
     from workbench.pairing.pairs import Pairs
 
