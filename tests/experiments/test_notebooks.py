@@ -307,7 +307,7 @@ def test_the_agreement_notebook_takes_other_data(
         "3_agreement", parameters=parameters, output=tmp_path / "ran", progress=False
     )
     test = str(outputs(ran.notebook, "alternative_annotator_test("))
-    assert ("No item has a verdict and two labels" in test) == ("bo" not in columns)
+    assert ("Left out: 24 items" in test) == ("bo" not in columns)
 
 
 def test_the_labelling_notebook_decides_and_marks_what_is_earlier(runs: dict[str, Path]) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,7 +92,7 @@ def test_every_aim_has_a_row() -> None:
     assert "2,574" in repr(found)
     assert "recall on" in found._repr_html_()
     assert json.loads(json.dumps(found.to_dict()))["aims"][0]["n"] == 245
-    alone = labels_needed(classes={"<b>": 1.0})
+    alone = labels_needed(classes=pd.Series({"<b>": 1.0}))
     assert alone.n == labels_for_width(0.2)
     assert "&lt;b&gt;" in alone._repr_html_()
     assert "<b>" not in alone._repr_html_()

@@ -131,7 +131,7 @@ def labels_needed(
     """
     check_confidence(confidence)
     check_confidence(power, "power")
-    classes = dict(classes or {})
+    classes = {} if classes is None else dict(classes)
     given = {"width": width, "improvement": improvement, "accuracy": accuracy}
     for name, value in {**given, "differing": differing, **classes}.items():
         if value is not None and not 0 < value <= 1:
