@@ -44,7 +44,10 @@ def main() -> None:
     metadata.add_text("Description", description(ran.summary))
     target = FOLDER / "before_after.png"
     target.parent.mkdir(exist_ok=True)
-    Image.open(io.BytesIO(base64.b64decode(picture))).save(target, pnginfo=metadata, optimize=True)
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    image.thumbnail((980, 980))  # the width of a page
+    image = image.quantize(128)
+    image.save(target, pnginfo=metadata, optimize=True)
     print(f"{target}: {description(ran.summary)}")
 
 
