@@ -125,12 +125,7 @@ def score(
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number."
         )
-    check_single(judge)
-    if "trace" in Asker(judge).fields:
-        raise ArgumentError(
-            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
-            "Import them (workbench.import_traces) and use workbench.assess."
-        )
+    _check(judge, layout)
     limit = Budget.of(budget)
     limit.check(str(getattr(judge, "model", None) or ""))
     if limit.measures:
@@ -170,6 +165,20 @@ def _ask_here(
     with Runner(concurrency=concurrency) as runner:
         for task in tasks:
             yield task, judge_examples(judge, list(task.items.values()), runner)
+
+
+def _check(judge: Judge, layout: _Layout) -> None:
+    check_single(judge)
+    needed = Asker(judge).fields
+    if "trace" in needed:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs {{{{ trace }}}}, and the rows of a table are no traces. "
+            "Import them (workbench.import_traces) and use workbench.assess."
+        )
+    if "expectations" in needed and not layout.sides["expectations"]:
+        raise ArgumentError(
+            f"Judge {judge.name!r} needs expectations=: the columns that hold them."
+        )
 
 
 # -- rows -----------------------------------------------------------------------------------
