@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stubs import BASE, RULE, SCALE, case, items
 
+from workbench.simba.candidate import rules_about
+from workbench.simba.items import sample
 from workbench.simba.proposals import (
     CRITERIA,
     EACH,
@@ -22,8 +24,6 @@ from workbench.simba.proposals import (
     draws,
     for_small_judges,
     requests,
-    rules_about,
-    sample,
     with_examples,
     with_reasons,
 )

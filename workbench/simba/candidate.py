@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -188,3 +189,24 @@ def _clean_rule(rule: str) -> str:
 
 
 _UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def rules_about(rules: Sequence[str], text: str) -> list[int]:
+    """Indices of the rules that a rationale is about, those that share most words with it first.
+
+    A word that n rules have counts 1/n. Rules that share less than half as much as the first one
+    are left out.
+    """
+    words = [set(_WORD.findall(rule.casefold())) for rule in rules]
+    said = set(_WORD.findall(text.casefold()))
+    shared = [
+        # fsum is exact, so the order of a set, which differs between processes, does not matter.
+        math.fsum(1 / sum(word in other for other in words) - 1 / len(words) for word in own & said)
+        for own in words
+    ]
+    least = max(shared, default=0.0) / 2
+    found = [i for i, share in enumerate(shared) if share > 0 and share >= least]
+    return sorted(found, key=lambda i: -shared[i])
+
+
+_WORD = re.compile(r"\w{3,}")

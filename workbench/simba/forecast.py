@@ -14,6 +14,7 @@ from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, judge_fields
 from workbench.simba.proposals import MAX_REQUESTS
+from workbench.simba.pruning import MAX_TRIED
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
     FRAME_TOKENS,
@@ -26,7 +27,6 @@ from workbench.simba.search import (
     FEW,
     MAX_PRUNED,
     MAX_RACING,
-    MAX_TRIED,
     SECOND_RUNG,
     Settings,
     first_rung,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from mlflow.entities import Trace
 from mlflow.genai.judges import Judge
@@ -50,6 +51,24 @@ class Case:
 
     item: Item
     verdict: Verdict
+
+
+Labelled = TypeVar("Labelled", Item, Case)
+
+
+def sample(items: Sequence[Labelled], size: int, rng: random.Random) -> list[Labelled]:
+    """Draw up to ``size`` items, the labels in turn; items of more weight come first."""
+    by_label: dict[Any, list[Labelled]] = defaultdict(list)
+    drawn_from = [(one.item if isinstance(one, Case) else one, one) for one in items]
+    for item, one in sorted(drawn_from, key=lambda pair: (pair[0].weight, rng.random())):
+        by_label[item.label].append(one)
+    queues = [by_label[label] for label in sorted(by_label, key=str)]
+    drawn: list[Labelled] = []
+    while len(drawn) < min(size, len(items)):
+        for queue in queues:
+            if queue and len(drawn) < size:
+                drawn.append(queue.pop())
+    return drawn
 
 
 def judge_fields(judge: Judge) -> tuple[str, ...]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from workbench.simba.candidate import Candidate, WorkedExample, one_line, words_of
 from workbench.simba.items import Case, Item
@@ -17,8 +16,6 @@ from workbench.simba.reflection import Reflection, Request
 
 Reflect = Callable[[Sequence[Request], int], list[Reflection]]
 """Asks the reflection model for rules; the number is the step."""
-
-Labelled = TypeVar("Labelled", Item, Case)
 
 DESCRIPTIONS: Final = "describe each rating"
 REASONS: Final = "reasons that people gave"
@@ -199,39 +196,3 @@ def with_draw(base: Candidate, draw: Draw, fields: Sequence[str], limit: int) ->
     if not shown:
         return base
     return replace(base, examples=tuple(shown), origin=f"{base.origin}, examples")
-
-
-def sample(items: Sequence[Labelled], size: int, rng: random.Random) -> list[Labelled]:
-    """Draw up to ``size`` items, the labels in turn; items of more weight come first."""
-    by_label: dict[Any, list[Labelled]] = defaultdict(list)
-    drawn_from = [(one.item if isinstance(one, Case) else one, one) for one in items]
-    for item, one in sorted(drawn_from, key=lambda pair: (pair[0].weight, rng.random())):
-        by_label[item.label].append(one)
-    queues = [by_label[label] for label in sorted(by_label, key=str)]
-    drawn: list[Labelled] = []
-    while len(drawn) < min(size, len(items)):
-        for queue in queues:
-            if queue and len(drawn) < size:
-                drawn.append(queue.pop())
-    return drawn
-
-
-def rules_about(rules: Sequence[str], text: str) -> list[int]:
-    """Indices of the rules that a rationale is about, those that share most words with it first.
-
-    A word that n rules have counts 1/n. Rules that share less than half as much as the first one
-    are left out.
-    """
-    words = [set(_WORD.findall(rule.casefold())) for rule in rules]
-    said = set(_WORD.findall(text.casefold()))
-    shared = [
-        # fsum is exact, so the order of a set, which differs between processes, does not matter.
-        math.fsum(1 / sum(word in other for other in words) - 1 / len(words) for word in own & said)
-        for own in words
-    ]
-    least = max(shared, default=0.0) / 2
-    found = [i for i, share in enumerate(shared) if share > 0 and share >= least]
-    return sorted(found, key=lambda i: -shared[i])
-
-
-_WORD = re.compile(r"\w{3,}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -18,8 +17,8 @@ import pandas as pd
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate
-from workbench.simba.items import Case, Item
+from workbench.simba.candidate import Candidate, rules_about
+from workbench.simba.items import Case, Item, sample
 from workbench.simba.proposals import (
     Reflect,
     children,
@@ -27,11 +26,10 @@ from workbench.simba.proposals import (
     draws,
     for_small_judges,
     requests,
-    rules_about,
-    sample,
     with_examples,
     with_reasons,
 )
+from workbench.simba.pruning import doubtful
 from workbench.simba.reflection import Request
 from workbench.simba.selection import Ask, Scoreboard
 
@@ -63,9 +61,6 @@ GOOD: Final = 0.8
 
 MAX_REORDERED: Final = 2
 """Candidates of a step without improvement that are tried with the rationale first."""
-
-MAX_TRIED: Final = 3
-"""Items that are wrong, and as many that are right, on which one rule is left out at most."""
 
 MAX_PRUNED: Final = 3
 """Times that the best candidate is pruned at most."""
@@ -362,9 +357,7 @@ class Search:
             # After each rung half of them go on, as in `race`.
             if sum(max(1, n >> i) * size for i, size in enumerate(rungs)) <= left:
                 return list(candidates[:n])
-        if candidates:
-            raise BudgetError("What is left of the budget is not enough to score one candidate.")
-        return []
+        raise BudgetError("What is left of the budget is not enough to score one candidate.")
 
     def rungs(self) -> list[list[Item]]:
         """Split the items to select on into rungs, half of the first one wrong by the best."""
@@ -392,41 +385,10 @@ class Search:
             learned = [rule for rule in rules if rule not in self.original.rules]
             if not rules or rules == tuple(learned[:1]):
                 return
-            harmful, idle = self.doubtful()
+            harmful, idle = doubtful(self.best, self.board, self.rng)
             dropped = harmful or {i: why for i, why in idle.items() if rules[i] in learned}
             if not dropped or not self.race(step, [self.best.without_rules(dropped)]):
                 return
-
-    def doubtful(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Leave out each rule on some items; return the most harmful one and the idle ones.
-
-        Both say why. A rule is left out where the rationales of judge and people are about it; if
-        there is no such item, where they are about no rule.
-        """
-        best, board = self.best, self.board
-        without = [best.without_rules({i: ""}) for i in range(len(best.rules))]
-        planned: dict[int, list[tuple[Item, float]]] = defaultdict(list)
-        for side in board.cases(best, board.items):
-            about: dict[int | None, list[Item]] = defaultdict(list)
-            for case in side:
-                said = f"{case.verdict.rationale} {case.item.rationale}"
-                about[next(iter(rules_about(best.rules, said)), None)].append(case.item)
-            for rule in range(len(best.rules)):
-                concerned = about[rule] or about[None]
-                drawn = sample(concerned, MAX_TRIED, self.rng)
-                planned[rule] += [(item, len(concerned) / len(drawn)) for item in drawn]
-        board.judge((without[rule], item) for rule in planned for item, _ in planned[rule])
-        gains, idle = {}, {}
-        for rule, tried in planned.items():
-            found = [(board.gain(without[rule], best, item), times) for item, times in tried]
-            gains[rule] = sum(gain * times for gain, times in found)
-            answered = all(board.earned(without[rule], item) is not None for item, _ in tried)
-            if tried and answered and not any(gain for gain, _ in found):
-                idle[rule] = "idle: no score changed without it"
-        worst = max(gains, key=lambda rule: gains[rule])
-        if gains[worst] <= 1e-9:
-            return {}, idle
-        return {worst: f"harmful: about {gains[worst]:.3g} more items right without it"}, idle
 
     # -- results --------------------------------------------------------------------------
 
