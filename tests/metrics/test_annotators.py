@@ -31,13 +31,17 @@ def test_pairwise_kappa_and_the_ceiling_by_hand() -> None:
     )
     found = annotator_agreement(votes, scale=YES_NO)
     pairwise = found.pairwise.set_index(["annotator_a", "annotator_b"])
-    assert pairwise.loc[("ana", "ben")].tolist() == pytest.approx([4, 0.75, 0.5])
+    both = pairwise.loc[("ana", "ben")]
+    assert both[["n", "accuracy", "kappa"]].tolist() == pytest.approx([4, 0.75, 0.5])
+    assert both["accuracy_low"] < 0.75 < both["accuracy_high"]
+    assert both["kappa_low"] < 0.5 < both["kappa_high"]
     assert pairwise.loc[("ana", "cid"), "kappa"] == pytest.approx(1)
     # Against the others: item 2 is a tie for ana and for cid (half each) and wrong for ben.
     by = found.by_annotator.set_index("annotator")["accuracy"]
     assert by.to_dict() == pytest.approx({"ana": 3.5 / 4, "ben": 3 / 4, "cid": 2.5 / 3})
     assert found.ceiling == pytest.approx((3.5 + 3 + 2.5) / 11)
     assert found.ceiling in found.ceiling_interval
+    assert found.fleiss in found.fleiss_interval
     matrix = found.matrix()
     assert matrix.loc["ana", "ben"] == matrix.loc["ben", "ana"] == pytest.approx(0.5)
     assert math.isnan(matrix.loc["ana", "ana"])

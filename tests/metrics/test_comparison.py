@@ -6,8 +6,10 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from made_pairs import GRADES, make_pairs
+from scipy.stats import spearmanr
 
 from workbench.errors import ArgumentError
 from workbench.metrics.comparison import compare
@@ -103,6 +105,20 @@ def test_on_numbers_nearer_counts_as_fixed() -> None:
     human = ["poor"] * 4
     before, after = (make_pairs(human, [v] * 4, GRADES) for v in ("excellent", "fair"))
     assert compare(before, after).improved  # as many right, but nearer
+
+
+def test_the_change_of_every_figure_of_numbers_has_an_interval() -> None:
+    """Also of the share within one and of the rank correlation, whose values are scipy's."""
+    rng = np.random.default_rng(0)
+    human = [float(v) for v in rng.integers(0, 10, 80)]
+    worse, better = (list(human + rng.normal(0, spread, 80)) for spread in (4, 1))
+    found = compare(*(make_pairs(human, judge, Scale("numeric")) for judge in (worse, better)))
+    for name in ("within one", "Spearman correlation"):
+        change, interval = found.changes[name]
+        assert change in interval
+        assert interval.low > 0
+    gain = spearmanr(human, better).statistic - spearmanr(human, worse).statistic
+    assert found.changes["Spearman correlation"][0] == pytest.approx(gain)
 
 
 def test_items_are_matched_by_trace_and_those_of_one_judge_only_are_listed() -> None:

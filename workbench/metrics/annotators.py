@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any
 
@@ -21,13 +21,12 @@ from workbench.metrics.coefficients import (
     MOST_COMPARED,
     Level,
     Statistic,
-    cells,
     coincidences,
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
-    quadratic_kappa,
 )
+from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -63,7 +62,8 @@ class AnnotatorAgreement(Result):
         Labelled items, and those with at least two labels.
     pairwise
         One row for each two annotators: ``annotator_a``, ``annotator_b``, ``n`` (items that both
-        labelled), ``accuracy``, ``kappa`` and, on ordered scales, ``weighted_kappa`` (quadratic).
+        labelled), ``accuracy``, ``kappa`` and, on ordered scales, ``weighted_kappa`` (quadratic),
+        each with the ends of its interval (``accuracy_low``, ...).
     by_annotator
         One row an annotator: ``annotator``, ``labels``, ``n`` (items that others labelled too),
         ``accuracy`` against the majority of those others (Wilson); except on nominal scales also
@@ -75,10 +75,10 @@ class AnnotatorAgreement(Result):
     alpha, alpha_interval, level
         Krippendorff's alpha over all labels (bootstrap over items); ``level`` of measurement
         follows the scale: nominal, ordinal or interval.
-    fleiss, fleiss_items, fleiss_raters
-        Fleiss' kappa, defined only for items with the same number of labels. Where not all have
-        that, it covers the items that each of the ``fleiss_raters`` most active annotators
-        labelled, as many annotators as leave most labels.
+    fleiss, fleiss_interval, fleiss_items, fleiss_raters
+        Fleiss' kappa (bootstrap over items), defined only for items with the same number of labels.
+        Where not all have that, it covers the items that each of the ``fleiss_raters`` most active
+        annotators labelled, as many annotators as leave most labels.
     ceiling, ceiling_interval
         Mean accuracy of one annotator's label against the majority of the others on the same
         item; among tied majority values each counts as its share. A judge that agrees with
@@ -97,6 +97,7 @@ class AnnotatorAgreement(Result):
     alpha_interval: Interval
     level: Level
     fleiss: float
+    fleiss_interval: Interval
     fleiss_items: int
     fleiss_raters: int
     ceiling: float
@@ -119,7 +120,7 @@ class AnnotatorAgreement(Result):
         rows = {
             f"Krippendorff's alpha ({self.level})": (self.alpha, *self.alpha_interval, of_all),
             f"Fleiss' kappa ({self.fleiss_raters} labels an item)": (
-                self.fleiss, *UNDEFINED, self.fleiss_items,
+                self.fleiss, *self.fleiss_interval, self.fleiss_items,
             ),
             "ceiling (one against the others)": (self.ceiling, *self.ceiling_interval, of_all),
         }  # fmt: skip
@@ -178,11 +179,10 @@ def annotator_agreement(
     within = _within_items(codes)
     credits = _against_others(within)
     # Items with the same labels by the same annotators fall into one cell.
-    first, times = np.arange(len(codes)), np.ones(len(codes), dtype=int)
-    if codes.size:
-        _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    first, times = _distinct(codes)
     alpha = _alpha(codes[first], positions, level)
-    bootstrap = Bootstrap(times, resamples=resamples, seed=seed, confidence=confidence)
+    options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
+    bootstrap = Bootstrap(times, **options)
     if (within > 0).any():
         # With so many categories its resamples would take long.
         statistic = alpha if level == "interval" or len(positions) <= MOST_CATEGORIES else None
@@ -190,14 +190,13 @@ def annotator_agreement(
     else:
         intervals = _of_full_agreement(codes[labels >= 2], confidence)
     equal = _equally_rated(codes)
-    # Of many numbers hardly two are equal.
-    is_small = len(equal) * len(positions) <= MOST_COMPARED
+    fleiss = _fleiss(equal, len(positions), options)
     has_bias = level != "nominal" or len(values) <= 2
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
-        pairwise=_pairwise(names, codes, positions, ordered=bool(scale and scale.ordered)),
+        pairwise=_pairwise(names, codes, values, scale, options),
         by_annotator=_by_annotator(
             names, codes, credits, positions if has_bias else None, confidence
         ),
@@ -205,7 +204,8 @@ def annotator_agreement(
         alpha=float(alpha(times)),
         alpha_interval=intervals[0],
         level=level,
-        fleiss=fleiss_kappa(_counts_of(equal, len(positions))) if is_small else math.nan,
+        fleiss=fleiss[0],
+        fleiss_interval=fleiss[1],
         fleiss_items=len(equal),
         fleiss_raters=int((equal[0] >= 0).sum()) if len(equal) else 0,
         ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
@@ -280,6 +280,26 @@ def _equally_rated(codes: Array) -> Array:
     return np.asarray(codes[np.ix_(given[:, group].all(axis=1), group)])
 
 
+def _distinct(codes: Array) -> tuple[Array, Array]:
+    """The first of the rows of each kind, and how many there are of it."""
+    if not codes.size:
+        return np.arange(len(codes)), np.ones(len(codes), dtype=int)
+    _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
+    return first, times
+
+
+def _fleiss(codes: Array, size: int, options: dict[str, Any]) -> tuple[float, Interval]:
+    """Fleiss' kappa of equally rated items, and its interval; of many numbers hardly two agree."""
+    first, times = _distinct(codes)
+    if not len(first) or len(first) * size > MOST_COMPARED:
+        return math.nan, UNDEFINED
+    statistic = partial(fleiss_kappa, _counts_of(codes[first], size))
+    value = float(statistic(times))
+    if math.isnan(value) or (_within_items(codes) > 0).any():
+        return value, Bootstrap(times, **options).interval(statistic)
+    return value, _of_full_agreement(codes, options["confidence"])[0]
+
+
 def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
     """Krippendorff's alpha as a statistic of how often each row occurs."""
     if level == "interval":
@@ -308,20 +328,28 @@ def _of_full_agreement(codes: Array, confidence: float) -> tuple[Interval, Inter
 
 
 def _pairwise(
-    names: tuple[str, ...], codes: Array, positions: Array, *, ordered: bool
+    names: tuple[str, ...],
+    codes: Array,
+    values: list[Any],
+    scale: Scale | None,
+    options: dict[str, Any],
 ) -> pd.DataFrame:
-    rows = []
+    """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
+    rows, known = [], scale or Scale("nominal", ("one", "another"))
+    values = values if scale else [*known.values]  # all labels are equal
+    weighted = ["kappa (quadratic)"] * known.ordered
     for a, b in combinations(range(len(names)), 2):
-        both = codes[(codes[:, a] >= 0) & (codes[:, b] >= 0)]
-        (left, right), counts, _ = cells(both[:, a], both[:, b])
-        one, two = (np.bincount(side, counts, minlength=len(positions)) for side in (left, right))
-        n, same = len(both), ratio(float(counts[left == right].sum()), len(both))
-        by_chance = ratio(float(one @ two), n * n)
-        row = [names[a], names[b], n, same, ratio(same - by_chance, 1 - by_chance)]
-        at = positions[left], positions[right], counts
-        rows.append(row + [float(quadratic_kappa(*at)) if n else math.nan] * ordered)
+        one, two = codes[(codes[:, a] >= 0) & (codes[:, b] >= 0)][:, [a, b]].T
+        sample = Sample(Coded(known, values, one, two, np.arange(len(one))), **options)
+        statistics = sample.statistics("quadratic" if weighted else None)
+        right = wilson(int((one == two).sum()), len(one), options["confidence"])
+        row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
+        row |= with_ends("accuracy", ratio(float((one == two).sum()), len(one)), right)
+        for column, name in zip(("kappa", "weighted_kappa"), ["kappa", *weighted], strict=False):
+            row |= with_ends(column, *sample.figure(name, statistics[name]))
+        rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
-    return pd.DataFrame(rows, columns=columns + ["weighted_kappa"] * ordered)
+    return pd.DataFrame(rows, columns=None if rows else columns)
 
 
 def _by_annotator(

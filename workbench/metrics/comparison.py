@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import ArgumentError
@@ -265,10 +266,12 @@ def _changes(
     for name, (value, _) in first.figures.items():
         change, interval = second.figures[name][0] - value, UNDEFINED
         if name == "accuracy":
-            interval = _change_of_accuracy(sample, sample.human >= 0, share)
+            interval = _change_of_share(sample, sample.human >= 0, share)
         elif name in ERROR_RATES:
-            low, high = _change_of_accuracy(sample, sample.human == ERROR_RATES[name], share)
+            low, high = _change_of_share(sample, sample.human == ERROR_RATES[name], share)
             interval = Interval(-high, -low)
+        elif name == "within one" and not math.isnan(change):
+            interval = _change_of_share(sample, sample.human >= 0, share, within=1)
         elif name in old and not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
             difference = partial(_difference, old[name], new[name])
@@ -281,9 +284,10 @@ def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
     return new(counts) - old(counts)
 
 
-def _change_of_accuracy(sample: Sample, where: Array, share: float) -> Interval:
-    """Interval of the change in accuracy on the items of some cells."""
-    before, after = (sample.human == judge for judge in sample.judges)
+def _change_of_share(sample: Sample, where: Array, share: float, within: float = 0) -> Interval:
+    """Interval of the change in the share of items right, or nearly so, in some cells."""
+    at = sample.coded.positions
+    before, after = (np.abs(at[sample.human] - at[judge]) <= within for judge in sample.judges)
     both, only_before, only_after, neither = (
         float(sample.counts[where & group].sum()) * share
         for group in (before & after, before & ~after, ~before & after, ~before & ~after)

@@ -167,11 +167,19 @@ class Sample:
         if scale.kind in ("binary", "numeric"):
             name = "Matthews" if scale.kind == "binary" else "Pearson"
             found[f"{name} correlation"] = partial(correlation, at[human], at[verdict])
+        if scale.kind == "numeric":
+            ranks = self._ranks(human), self._ranks(verdict)
+            found["Spearman correlation"] = partial(correlation, *ranks)
         means = {"mean distance": self.coded.distances(human, verdict)}
         if scale.ordered:
             error = at[verdict] - at[human]
             means |= {"mean absolute error": np.abs(error), "bias": error}
         return found | {name: partial(_mean, values) for name, values in means.items()}
+
+    def _ranks(self, side: Array) -> Array:
+        """The mean rank of each cell's value among all items."""
+        items = np.bincount(side, self.counts, minlength=len(self.coded.values))
+        return np.asarray((np.cumsum(items) - (items - 1) / 2)[side])
 
     def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
         """Return a statistic of the first judge with its interval.
