@@ -164,7 +164,7 @@ def certified(given: Certificate) -> dict[str, Any]:
     table["passed"] = table["passed"].map({True: "yes", False: "no"})
     return {
         "headline": given.headline,
-        "table": _figures(table, ["value"], ["n", "threshold", "passed"]),
+        "table": with_intervals(table, ["value"], ["n", "threshold", "passed"]),
         "notes": [*map(without_secrets, given.notes)],
     }
 
@@ -182,7 +182,8 @@ def slices(alignment: Alignment) -> dict[str, Any]:
             (6.2, 1.3 + 0.34 * len(found.table)),
             f"Agreement by {name}, with intervals",
         )
-        table = _figures(found.table, measures, ["difference", "p_adjusted", "note"], first="n")
+        columns = ["difference", "p_adjusted", "note"]
+        table = with_intervals(found.table, measures, columns, first="n")
         shown.append({"by": name, "picture": picture, "table": table})
     held_out = counted(len(pairs), "held-out item")
     return {
@@ -222,11 +223,21 @@ def stand_in(alignment: Alignment) -> dict[str, Any] | None:
     if math.isnan(found.winning_rate):
         return {"why": " ".join(found.notes)}
     columns = ["annotator_advantage", "p_adjusted", "note"]
-    table = _figures(found.table, ["judge_advantage"], columns, first="n")
+    table = with_intervals(found.table, ["judge_advantage"], columns, first="n")
     return {"why": "", "found": found, "table": table}
 
 
-def _figures(
+def pairwise(alignment: Alignment) -> dict[str, list[Any]] | None:
+    """Return how well each two annotators agree; None where there are no two."""
+    people = alignment.annotators
+    if people is None or people.pairwise.empty:
+        return None
+    measures = [name for name in ("accuracy", "kappa", "weighted_kappa") if name in people.pairwise]
+    names = ["annotator_a", "annotator_b"]
+    return with_intervals(people.pairwise.set_index(names), measures, [], first="n")
+
+
+def with_intervals(
     table: pd.DataFrame, measures: list[str], columns: list[str], first: str = ""
 ) -> dict[str, list[Any]]:
     """A table whose measures stand with their intervals; without the notes where there are none."""

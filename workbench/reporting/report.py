@@ -29,6 +29,7 @@ from workbench.reporting.content import (
     groups,
     instructions,
     notes,
+    pairwise,
     sentence,
     short,
     slices,
@@ -114,7 +115,7 @@ def render(
         trim_blocks=True,
         finalize=_shown,
     )
-    people, reasons = alignment.annotators, alignment.pairs.reasons
+    reasons = alignment.pairs.reasons
     url = compat.options(alignment.judge)["base_url"]
     history = alignment.history.astype(object).map(_cell)
     content = {
@@ -131,7 +132,7 @@ def render(
         "certificate": certified(certificate) if certificate else None,
         "slices": slices(alignment),
         "alternative": stand_in(alignment),
-        "pairwise": grid(people.pairwise) if people and len(people.pairwise) else None,
+        "pairwise": pairwise(alignment),
         "doubts": checked.doubts if checked else (),
         "excluded": grid(reasons.assign(reason=reasons["reason"].map(without_secrets))),
         "history": None if history.empty else grid(history),
