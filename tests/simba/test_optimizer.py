@@ -12,7 +12,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.simba.forecast import Forecast, forecast, most_calls
 from workbench.simba.items import Case
-from workbench.simba.search import Settings
+from workbench.simba.settings import Settings
 
 
 @pytest.mark.parametrize("n", [20, 50])

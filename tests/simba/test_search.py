@@ -32,8 +32,9 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import most_calls
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
-from workbench.simba.search import FEW, Optimised, Search, Settings
+from workbench.simba.search import Optimised, Search
 from workbench.simba.selection import Ask
+from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import Example
 
 HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."

@@ -34,9 +34,9 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate
-from workbench.simba.items import labelled_items
+from workbench.simba.labelled import labelled_items
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import FEW, Settings
+from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import fetch_traces
 
 

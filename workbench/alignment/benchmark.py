@@ -35,7 +35,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.items import Item, judge_fields
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import Settings
+from workbench.simba.settings import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest
 

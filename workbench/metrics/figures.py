@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,6 @@ from workbench.metrics.intervals import (
     proportion,
     wilson,
 )
-from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
@@ -48,6 +47,23 @@ Figures = Mapping[str, tuple[float, Interval]]
 
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
+
+
+class Rated(Protocol):
+    """What can be coded, such as `Pairs`; its table has the columns ``human`` and ``judge``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scale(self) -> Scale: ...
+    @property
+    def table(self) -> pd.DataFrame: ...
+    @property
+    def trace_ids(self) -> list[str]: ...
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """Digest of each trace's content, where it is known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Coded:
     groups: Array
 
     @classmethod
-    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
+    def of(cls, pairs: Rated, *more: Rated) -> Coded:
         """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
         sides = ("human", "judge")
         seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ from workbench.reporting.drawing import as_svg
 from workbench.reporting.plots import plot_slices
 
 if TYPE_CHECKING:
-    from workbench.alignment.certificate import Certificate
     from workbench.alignment.result import Alignment
     from workbench.pairing.pairs import Pairs
 
@@ -158,14 +157,14 @@ def grid(frame: pd.DataFrame) -> dict[str, list[Any]]:
 # -- how far it can be trusted --------------------------------------------------------------
 
 
-def certified(given: Certificate) -> dict[str, Any]:
+def certified(headline: str, figures: pd.DataFrame, notes: Iterable[str]) -> dict[str, Any]:
     """Return what a certificate says."""
-    table = given.table.rename(columns={"low": "value_low", "high": "value_high"})
+    table = figures.rename(columns={"low": "value_low", "high": "value_high"})
     table["passed"] = table["passed"].map({True: "yes", False: "no"})
     return {
-        "headline": given.headline,
+        "headline": headline,
         "table": with_intervals(table, ["value"], ["n", "threshold", "passed"]),
-        "notes": [*map(without_secrets, given.notes)],
+        "notes": [*map(without_secrets, notes)],
     }
 
 

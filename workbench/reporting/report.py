@@ -129,7 +129,8 @@ def render(
         "instructions": instructions(alignment),
         "evidence": evidence(alignment),
         "groups": groups(alignment),
-        "certificate": certified(certificate) if certificate else None,
+        "certificate": certificate
+        and certified(certificate.headline, certificate.table, certificate.notes),
         "slices": slices(alignment),
         "alternative": stand_in(alignment),
         "pairwise": pairwise(alignment),

@@ -23,7 +23,7 @@ from workbench.simba.reflection import (
     Request,
     tokens_in,
 )
-from workbench.simba.search import (
+from workbench.simba.settings import (
     FEW,
     MAX_PRUNED,
     MAX_RACING,

@@ -64,10 +64,12 @@ from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item, judge_fields, labelled_items
+from workbench.simba.items import Case, Item, judge_fields
+from workbench.simba.labelled import labelled_items
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
-from workbench.simba.search import Optimised, Search, Settings
+from workbench.simba.search import Optimised, Search
+from workbench.simba.settings import Settings
 from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:

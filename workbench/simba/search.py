@@ -10,11 +10,11 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, one_of
+from workbench.errors import BudgetError, CancelledError, ModelError
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate, rules_about
@@ -32,9 +32,14 @@ from workbench.simba.proposals import (
 from workbench.simba.pruning import doubtful
 from workbench.simba.reflection import Request
 from workbench.simba.selection import Ask, Scoreboard
-
-FEW: Final = 30
-"""Labels below which all of them are learned from, and none is kept apart for selection."""
+from workbench.simba.settings import (
+    FEW,
+    MAX_PRUNED,
+    MAX_RACING,
+    SECOND_RUNG,
+    Settings,
+    first_rung,
+)
 
 FEW_NOTE: Final = (
     "Learned from {} labels and selected on the same ones, which proves nothing: "
@@ -48,41 +53,11 @@ ORDER_NOTE: Final = (
 MIN_WRONG: Final = 2
 """Total weight of disagreements from which rules are asked for: one may be chance."""
 
-FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
-"""Shares of the items that candidates are scored on before some drop out."""
-
-MIN_RUNG: Final = 8
-
-MAX_RACING: Final = 7
-"""Candidates that a step makes at most."""
-
 GOOD: Final = 0.8
 """Accuracy on the selection items from which no other order of rationale and rating is tried."""
 
 MAX_REORDERED: Final = 2
 """Candidates of a step without improvement that are tried with the rationale first."""
-
-MAX_PRUNED: Final = 3
-"""Times that the best candidate is pruned at most."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of the search; see `workbench.SIMBA`."""
-
-    max_steps: int = 4
-    batch_size: int = 40
-    patience: int = 2
-    max_examples: int = 8
-    max_dev: int = 80
-    class_weight: Literal["balanced"] | None = None
-    max_failure_share: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "patience", "max_dev"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
-        one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
 @dataclass
@@ -265,10 +240,6 @@ class Search:
         described = descriptions(self.original, drawn, self.scale.values, self.fields)
         rules = self.ask_for_rules(asked | described, step)
         made = children(parent, {name: rules[name] for name in asked})
-        if step > 1 and poor and not parent.rationale_first:
-            # What was learned may be followed only where the rationale comes before the rating.
-            learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
-            made = [*(one.with_rationale_first() for one in learned), *made]
         limit = self.settings.max_examples
         if plain:
             found = {name: rules[name] for name in described}
@@ -277,6 +248,10 @@ class Search:
                 self.record_evidence(told.rules, [*wrong, *right])
                 shown = [told.with_rationale_first(), *shown]
             made = [*made[:1], *shown, *made[1:]]
+        if step > 1 and poor and not parent.rationale_first:
+            # What was learned may be followed only where the rationale comes before the rating.
+            learned = [parent] if parent.rules else self.latest[:MAX_REORDERED]
+            made = [*(one.with_rationale_first() for one in learned), *made]
         unexplained = sum(not case.item.rationale for case in wrong) > len(wrong) / 2
         if limit and (stale or unexplained or parent.examples or not made):
             made.append(with_examples(parent, wrong, self.fields, limit, self.rng))
@@ -340,6 +315,7 @@ class Search:
         top = max(alive, key=lambda c: (self.board.lead(c, best), -len(c.text)), default=best)
         if self.board.is_better(top, best):
             self.best = top
+            self.board.judge((top, item) for item in self.board.items)
         for candidate in candidates:
             self.record(step, candidate, scored=candidate in alive)
         return self.best is not best
@@ -361,7 +337,7 @@ class Search:
 
     def rungs(self) -> list[list[Item]]:
         """Split the items to select on into rungs, half of the first one wrong by the best."""
-        items = self.board.items
+        items = self.board.hidden_from([self.best])  # on the others nothing is compared
         size = first_rung(len(items))
         wrong = [case.item for case in self.board.cases(self.best, items)[0]]
         first = sample(wrong, math.ceil(size / 2), self.rng)
@@ -411,8 +387,3 @@ class Search:
                 "dropped": "; ".join(map(str, candidate.dropped)),
             }
         )
-
-
-def first_rung(items: int) -> int:
-    """Number of items in the first rung of a race on so many items."""
-    return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))

@@ -1,0 +1,47 @@
+"""Settings of a search, and what limits its races."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from workbench.errors import ArgumentError, one_of
+
+FEW: Final = 30
+"""Labels below which all of them are learned from, and none is kept apart for selection."""
+
+FIRST_RUNG, SECOND_RUNG = 0.15, 0.3
+"""Shares of the items that candidates are scored on before some drop out."""
+
+MIN_RUNG: Final = 8
+
+MAX_RACING: Final = 7
+"""Candidates that a step makes at most."""
+
+MAX_PRUNED: Final = 3
+"""Times that the best candidate is pruned at most."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the search; see `workbench.SIMBA`."""
+
+    max_steps: int = 4
+    batch_size: int = 40
+    patience: int = 2
+    max_examples: int = 8
+    max_dev: int = 80
+    class_weight: Literal["balanced"] | None = None
+    max_failure_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "patience", "max_dev"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
+        one_of("class_weight", self.class_weight, [None, "balanced"])
+
+
+def first_rung(items: int) -> int:
+    """Number of items in the first rung of a race on so many items."""
+    return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
