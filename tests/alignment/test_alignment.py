@@ -16,6 +16,7 @@ import pytest
 from clarity import CURED, NAME, TEXT, WORSE, Proposing, biased_judge, labelled, table
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 import workbench
 from workbench.alignment.heldout import decide, read_data, score_held_out, split_pairs
@@ -28,6 +29,7 @@ from workbench.errors import (
     NoLabelsError,
     NoVerdictsError,
     PairingError,
+    StoreError,
     TooFewPairsError,
     WorkbenchError,
 )
@@ -270,6 +272,17 @@ def test_a_run_records_what_made_the_judge(store: str, judge: Any) -> None:
     assert len(fixed)
     assert set(fixed["human_rationale"]) <= {"gives the width", "no figure"}
     assert fixed["after_rationale"].notna().all()
+
+
+def test_without_its_split_what_a_judge_learned_from_is_not_guessed(store: str, judge: Any) -> None:
+    """An artifact store that was full when the run ended, say: the error names the run."""
+    ids = labelled(40, judge)
+    alignment = workbench.align(judge, optimizer=Proposing(CURED), progress=False)
+    uri = mlflow.get_run(alignment.run_id).info.artifact_uri
+    (Path(local_file_uri_to_path(uri)) / "split.json").unlink()
+    workbench.assess(alignment.judge, ids, progress=False)
+    with pytest.raises(StoreError, match=f"run {alignment.run_id}, which aligned it, has no split"):
+        workbench.align(alignment.judge, optimizer=Proposing(CURED), progress=False)
 
 
 @given(

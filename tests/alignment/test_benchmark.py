@@ -122,7 +122,7 @@ def test_the_workbenchs_simba_learns_in_the_comparison(judge: Any) -> None:
     assert second["accuracy"] == row["accuracy"]
 
 
-def test_who_is_best_is_claimed_only_where_intervals_stand_apart(judge: Any) -> None:
+def test_who_is_best_is_claimed_only_where_a_test_tells_them_apart(judge: Any) -> None:
     """Two equal judges cannot be told apart, and the table's text says so."""
     found = run(judge, Proposing(CURED), Proposing(CURED))
     assert "cannot be told" in found.conclusion

@@ -138,6 +138,13 @@ def test_of_an_alignment_the_held_out_test_counts(store: str) -> None:
     assert "this is about the original judge" in " ".join(original.notes)
     assert "scored 3 different judges" in " ".join(original.notes)
 
+    # What a rejected judge failed on says nothing against the original, and its own failures do.
+    failed = replace(other, test_before=other.split.test.subset(other.split.test.trace_ids[:9]))
+    assert workbench.certify(failed, accuracy=0.1).n == len(other.split.test)
+    lost = pd.DataFrame({"reason": ["the judge abstained"] * 30}).assign(trace_id="x")
+    shy = replace(other, pairs=replace(other.pairs, excluded=lost))
+    assert not workbench.certify(shy, accuracy=0.1).passed
+
 
 def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
     """The store knows what the aligned judge learned from, whoever joins verdicts and labels."""

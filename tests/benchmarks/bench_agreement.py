@@ -66,7 +66,7 @@ def made_pairs(n: int) -> Pairs:
             "blind": True,
         }
     )
-    texts = {i: (f"question {i}", f"answer {i}") for i in table["trace_id"]}
+    texts = {i: (f'{{"question": "{i}"}}', f"answer {i}") for i in table["trace_id"]}
     nothing = pd.DataFrame(columns=["trace_id", "reason"])
     return Pairs("quality", table, nothing, Scale.of(["no", "yes"]), previews=texts)
 

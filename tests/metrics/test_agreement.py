@@ -325,7 +325,8 @@ def test_gwets_coefficients_are_those_of_the_handbook_and_symmetric(rows: Rows) 
     both = (found.ac1, found.ac2)
     assert both == pytest.approx((swapped.ac1, swapped.ac2))
     assert both == pytest.approx([gwet_by_items(rows, quadratic=q) for q in (False, True)])
-    assert all(-1 <= value <= 1 + 1e-9 for value in both)
+    assert max(both) <= 1 + 1e-9
+    assert found.ac1 >= -1  # chance may agree nearly always where near misses count
     assert found.bias == pytest.approx(-swapped.bias)
 
 
@@ -354,12 +355,20 @@ def test_repetitions_of_an_item_are_no_more_evidence() -> None:
     once = make_pairs(["yes", "no", "yes", "no", "yes"] * 4, ["yes", "no", "no", "no", "yes"] * 4)
     rows = pd.concat([once.table] * 10, ignore_index=True)
     rows["trace_id"] = [f"t{i:03}" for i in range(len(rows))]
-    texts = {i: (f"question {k % 20}", "answer") for k, i in enumerate(rows["trace_id"])}
+    texts = {i: (f'{{"question": {k % 20}}}', "answer") for k, i in enumerate(rows["trace_id"])}
     repeated = replace(once, table=rows, previews=texts)
     one, ten = agreement(once), agreement(repeated)
     assert (ten.n, ten.distinct, ten.accuracy) == (200, 20, one.accuracy)
     assert ten.accuracy_interval == pytest.approx(one.accuracy_interval)
     assert ten.kappa_interval.low < ten.kappa - 0.1
+    # Of a conversation MLflow keeps the last message, of a long text the beginning.
+    for cut in (
+        ("thanks", "You're welcome!"),
+        ('{"text": "Once upon a ...', "yes"),
+        ("{}", "a..."),
+    ):
+        unknown = replace(once, table=rows, previews=dict.fromkeys(rows["trace_id"], cut))
+        assert unknown.distinct == 200
     worse = replace(repeated, table=rows.assign(judge="yes"))
     assert compare(worse, repeated).p_value == pytest.approx(
         compare(replace(once, table=once.table.assign(judge="yes")), once).p_value

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_pairs import GRADES, make_pairs
 from scipy.stats import spearmanr
 
@@ -105,6 +107,18 @@ def test_on_numbers_nearer_counts_as_fixed() -> None:
     human = ["poor"] * 4
     before, after = (make_pairs(human, [v] * 4, GRADES) for v in ("excellent", "fair"))
     assert compare(before, after).improved  # as many right, but nearer
+
+
+@given(st.permutations([0, 1, 1, 1, 2, 3, 0, 0, 2, 1, 0, 0]))
+def test_the_same_errors_in_another_order_are_no_gain(steps: list[int]) -> None:
+    """Sums of the same distances differ by rounding alone."""
+    grades = ["poor", "fair", "good", "excellent"]
+    pairs = [
+        make_pairs(["poor"] * 12, [grades[k] for k in order], GRADES)
+        for order in (sorted(steps), steps)
+    ]
+    assert not compare(*pairs).improved
+    assert not compare(*reversed(pairs)).improved
 
 
 def test_the_change_of_every_figure_of_numbers_has_an_interval() -> None:

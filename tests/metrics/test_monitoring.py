@@ -104,6 +104,22 @@ def test_agreement_that_rises_asks_for_nothing(tmp_path: Path) -> None:
     assert found.action != "realign"
 
 
+def test_one_better_week_is_no_change_for_the_worse(tmp_path: Path) -> None:
+    """However sure it is, and whatever the sign of a trend that is none."""
+    scored = folder(tmp_path / "v", [HALF] * 4, every=2)
+    found = workbench.monitor(JUDGE, scored, labels(scored, [0.75, 0.98, 0.75, 0.72]))
+    assert (found.agreement_p < 0.01, found.trend < 0) == (True, True)
+    assert found.action == "none"
+
+
+def test_the_trend_is_one_of_calendar_weeks(tmp_path: Path) -> None:
+    """Also where a week in between has no verdicts."""
+    scored = folder(tmp_path / "v", [HALF, [], [], [], HALF], every=4)
+    found = workbench.monitor(JUDGE, scored, labels(scored, [1.0, 0, 0, 0, 0.6]))
+    change = found.table["accuracy"].iloc[-1] - found.table["accuracy"].iloc[0]
+    assert found.trend == pytest.approx(change / 4)
+
+
 def test_verdicts_that_shift_ask_for_labels(tmp_path: Path) -> None:
     """They differ from the other weeks' by a share that is told; a tiny shift is left alone."""
     shifted = ["yes"] * 300 + ["no"] * 100
@@ -154,6 +170,9 @@ def test_numbers_are_compared_by_their_distribution(tmp_path: Path) -> None:
     found = workbench.monitor("q", scored, table)
     assert found.table["shift"].iloc[-1] == pytest.approx(0.383, abs=0.03)
     assert found.table["shift_p"].iloc[-1] < 1e-6
+    (line, *_) = workbench.plot_monitor(found).get_lines()
+    assert set(line.get_ydata()) <= set(found.table["mean_distance"])
+    plt.close("all")
 
 
 def test_rare_verdicts_do_not_keep_the_rest_from_being_tested(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_the_model_reads_the_options_in_reversed_order(store: str, loopback: Any
 def test_repetitions_are_no_more_evidence() -> None:
     """Ten items that are one make an interval like that of one item."""
     many = assessed(*[["yes", "yes"]] * 10)
-    alike = dict.fromkeys(many.table["trace_id"], ("same", "text"))
+    alike = dict.fromkeys(many.table["trace_id"], ('{"question": "same"}', "text"))
     wide = self_agreement(Assessed(**{**vars(many), "previews": alike})).table
     one = self_agreement(assessed(["yes", "yes"])).table
     row = "all answers agree"

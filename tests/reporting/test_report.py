@@ -335,6 +335,8 @@ def test_what_cannot_be_sliced_or_tested_says_why_or_is_left_out() -> None:
     tied = replace(AFTER, excluded=tie)
     why = section(render(alignment(tied, tied)), "As good as one more annotator?").text
     assert "Not tested. The pairs lack 1 item on which annotators differ" in why
+    split = replace(alignment(), pairs=tied)  # held-out pairs are split from what was left
+    assert why == section(render(split), "As good as one more annotator?").text
     few = make(["yes", "no"] * 6)
     why = section(render(alignment(few, few)), "As good as one more annotator?").text
     assert "No annotator has enough items" in why

@@ -157,6 +157,8 @@ def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
         "poor: It promises a lot.\n\ngood: It states the size.",
         '{"good": "It states the size.", "poor": "It promises a lot."}',
         "- **Poor**: It promises a lot.\n- **Good** – It states the size.\nThat is all.",
+        "1. poor: It promises a lot.\n2. good: It states the size.",
+        "poor: perhaps it does so.</think>poor: It promises a lot.\ngood: It states the size.",
         "<think>poor: perhaps it does so.</think>\n'poor': 'It promises a lot.',\n"
         "'good': 'It states the size.'",
     ],
@@ -211,6 +213,8 @@ SENTENCES = st.lists(
         f"The rules are {json.dumps(TWO)}, as far as I can see.",
         "# Rules\nHere they are, strongest first:\n" + "\n".join(TWO),
         "<think>Be lenient to all of it?\n- no, not so</think>\n" + "\n".join(TWO),
+        "Be lenient to all of it?\n- no, not so at all\n</think>\n" + "\n".join(TWO),
+        "\n".join(TWO) + "\n<thinking>Or should the judge be lenient",
         "Let me see what they share.\n[[ ## rules ## ]]\n- "
         + "\n- ".join(TWO)
         + "\n\n[[ ## completed ## ]]",

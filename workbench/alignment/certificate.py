@@ -139,22 +139,25 @@ def certify(
     )  # fmt: skip
     notes: list[str] = []
     if isinstance(test, Alignment):
-        by_id, pairs = {**test.examples}, test.held_out
+        by_id, pairs, judged = {**test.examples}, test.held_out, len(test.split.test)
+        lost = judged - len(pairs)
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
-        lost = len(test.split.test) - len(pairs)
+            pairs, lost = test.split.test, _unusable(test.pairs)
+            judged = len(test.pairs) + lost
     else:
         known = examples(test.trace_ids) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
         pairs, note = _not_learned(test, by_id)
         notes += [note] if note else []
-        lost = int(test.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
+        lost = _unusable(test)
+        judged = len(pairs) + lost
     if not len(pairs):
         raise TooFewPairsError(
             f"No pair is left to certify the judge on. {' '.join(notes)} Label new traces and let "
             "the judge rate them."
         )
-    too_many = lost / (len(pairs) + lost) > MOST_LOST
+    too_many = lost / judged > MOST_LOST
     if lost:
         said = "Not passed: the" if too_many else "The"
         notes.append(f"{said} judge gave no usable verdict on {counted(lost, 'other item')}.")
@@ -174,6 +177,11 @@ def certify(
         notes=(*why, *notes, *_limits(measured.n, looks), *faults),
         confidence=confidence,
     )
+
+
+def _unusable(pairs: Pairs) -> int:
+    """On how many labelled items the judge gave no usable verdict."""
+    return int(pairs.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
 
 
 def check_registered(

@@ -23,7 +23,7 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.agreement import agreement
-from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.comparison import ROUNDING, Comparison, compare
 from workbench.metrics.intervals import figure
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
@@ -225,7 +225,7 @@ def _no_better_than_a_constant(train: Pairs, after: Pairs) -> str:
     for constant in constants:
         same = dict.fromkeys(after.trace_ids, (constant, ""))
         other = agreement(after.with_verdicts(same, "constant"), resamples=2)
-        nearer = judge.mean_distance < other.mean_distance
+        nearer = judge.mean_distance < other.mean_distance - ROUNDING
         right = not numeric and judge.accuracy > other.accuracy
         if not right and not (nearer if ordered else judge.kappa > 0):
             return (

@@ -13,6 +13,7 @@ from workbench.alignment.runs import AlignmentRun, Status
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
+from workbench.metrics.coefficients import mcnemar
 from workbench.metrics.comparison import Comparison
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -211,15 +212,26 @@ class OptimizerComparison:
         if len(rated) < 2:
             return "There is nothing to compare the original judge with."
         ranked = rated.sort_values("accuracy", ascending=False, kind="stable")
-        best, others = ranked.iloc[0], ranked.iloc[1:]
-        lead = f"{ranked.index[0]} has the highest accuracy, {best['accuracy']:.3f}"
-        close = others.index[others["high"] >= best["low"]]
-        if not len(close):
-            return f"{lead}, and its interval lies above all others."
+        best, *others = ranked.index
+        lead = f"{best} has the highest accuracy, {ranked['accuracy'].iloc[0]:.3f}"
+        # Each against the best on the same items, with all of these tests counted in (Bonferroni).
+        close = [one for one in others if self._p_value(best, one) * len(others) >= 0.05]
+        if not close:
+            return f"{lead}, and McNemar's test tells it from each of the others."
         return (
-            f"{lead}, but its interval overlaps that of {', '.join(close)}: which of them is best "
-            "cannot be told on these pairs."
+            f"{lead}, but McNemar's test does not tell it from {', '.join(close)}: which of them "
+            "is best cannot be told on these pairs."
         )
+
+    def _p_value(self, one: str, other: str) -> float:
+        """McNemar's exact test of two judges; 1 where they were not rated on the same items."""
+        if len({int(self.table["n"][name]) for name in (one, other)}) > 1:
+            return 1.0
+        found = [self.comparisons[name] for name in (one, other) if name in self.comparisons]
+        wrong = [{*c.broken["trace_id"], *c.still_wrong["trace_id"]} for c in found]
+        if len(found) == 1:  # the other one is the original
+            wrong.append({*found[0].fixed["trace_id"], *found[0].still_wrong["trace_id"]})
+        return mcnemar(len(wrong[0] - wrong[1]), len(wrong[1] - wrong[0]))
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)

@@ -20,7 +20,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
-from workbench.errors import CancelledError
+from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
@@ -281,7 +281,14 @@ def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Exa
         with suppress(MlflowException, OSError):  # runs of early versions lack these files
             labels = load_dict(f"runs:/{run_id}/{LABELS_FILE}")
             content = load_dict(f"runs:/{run_id}/{CONTENT_FILE}")
-        for part, ids in load_dict(f"runs:/{run_id}/split.json")["traces"].items():
+        try:
+            parts = load_dict(f"runs:/{run_id}/split.json")["traces"]
+        except (MlflowException, OSError) as error:
+            raise StoreError(
+                f"What this judge learned from can't be told: run {run_id}, which aligned it, has "
+                f"no split.json ({error}). Align the judge that it came from again."
+            ) from error
+        for part, ids in parts.items():
             for logged in ids:
                 here = {logged, *same_content.get(content.get(logged, ""), ())}
                 seen |= here

@@ -25,6 +25,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs
 
+ROUNDING = 1e-9  # what sums of the same distances in another order may differ by
 ENOUGH_PAIRS = 30  # fewer cannot tell two judges apart by anything but luck
 
 
@@ -194,9 +195,9 @@ def compare(
     share = before.distinct / len(before) if len(before) else 1.0  # of repetitions one counts
     changes = _changes(first, second, Sample(one, two, **options), share)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
-    improved = second.mean_distance < first.mean_distance
+    improved = second.mean_distance < first.mean_distance - ROUNDING
     if one.scale.kind == "numeric":
-        fixed, broken = gap_after < gap_before, gap_after > gap_before
+        fixed, broken = gap_after < gap_before - ROUNDING, gap_after > gap_before + ROUNDING
     else:
         fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
         gain = fixed.sum() - broken.sum()

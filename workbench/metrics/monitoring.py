@@ -136,7 +136,7 @@ def monitor(
     table = _with_agreement(shifts, by_week)
     trend, trend_p = math.nan, math.nan
     if pairs is not None:
-        trend, trend_p = _trend(pairs, list(table.index))
+        trend, trend_p = _trend(pairs)
     tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
     agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
     verdict_p = float(table["shift_p"].min())
@@ -144,7 +144,8 @@ def monitor(
         undefined["agreement_p"] = "fewer than two weeks have labels to be compared"
     if math.isnan(verdict_p):
         undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
-    action, advice = _advised(table, agreement_p, trend, verdict_p, 1 - confidence)
+    falling = trend < 0 and trend_p < 1 - confidence
+    action, advice = _advised(table, agreement_p, trend, falling, verdict_p, 1 - confidence)
     return Monitored(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
         action, advice, undefined, () if pairs is None else pairs.notes,
@@ -256,12 +257,14 @@ def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float
     return shift, float(chi2_contingency(pooled).pvalue), ""
 
 
-def _trend(pairs: Pairs, weeks: list[str]) -> tuple[float, float]:
+def _trend(pairs: Pairs) -> tuple[float, float]:
     """Change of agreement a week, and its p-value, by regression (Cochran and Armitage's test).
 
     nan where all pairs are of one week, or agreement does not vary.
     """
-    coded, at = Coded.of(pairs), np.array([weeks.index(week) for week in pairs.table["week"]])
+    coded = Coded.of(pairs)
+    mondays = pd.to_datetime(pairs.table["week"] + " 1", format="%G, week %V %u")
+    at = ((mondays - mondays.min()).dt.days // 7).to_numpy()
     credit = (coded.human == coded.judge).astype(float)
     if coded.scale.kind == "numeric":
         credit = 1.0 - coded.distances(coded.human, coded.judge)
@@ -272,14 +275,18 @@ def _trend(pairs: Pairs, weeks: list[str]) -> tuple[float, float]:
 
 
 def _advised(
-    table: pd.DataFrame, agreement_p: float, trend: float, verdict_p: float, alpha: float
+    table: pd.DataFrame,
+    agreement_p: float,
+    trend: float,
+    falling: bool,
+    verdict_p: float,
+    alpha: float,
 ) -> tuple[Literal["realign", "label", "none"], str]:
     last = table.index[-1]
     labelled = int(table["labelled"].iloc[-1])
     falls = -1 if "mean_distance" in table else 1  # which way the difference of the last week is
     worse = table["p_adjusted"].iloc[-1] < alpha and falls * table["difference"].iloc[-1] < 0
-    worse = trend < 0 or worse
-    if agreement_p < alpha and worse:
+    if agreement_p < alpha and (worse or falling):
         return "realign", (
             f"Agreement with people has changed for the worse (p = {agreement_p:.2g}; {trend:+.1%} "
             "a week). Align the judge again on labels of the latest weeks."

@@ -36,7 +36,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
-from workbench.store.traces import examples
+from workbench.store.traces import examples, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,8 +155,8 @@ def self_agreement(
     changed = [float(value != answers[i][0]) for i, value in known.items()]
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
-    seen = {i: assessed.previews.get(i, ()) for i in answers}
-    distinct = len({texts if any(texts) else i for i, texts in seen.items()})
+    seen = whole(assessed.previews)
+    distinct = len({seen.get(i, i) for i in answers})
     return SelfAgreement(
         name=assessed.name,
         samples=samples,

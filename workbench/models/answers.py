@@ -98,10 +98,15 @@ def readable(body: dict[str, Any], *, tools: bool = False) -> dict[str, Any]:
     }
 
 
+def without_thoughts(text: str) -> str:
+    """Return what a model said after thinking aloud, also where a tag is missing at either end."""
+    return _CUT_THOUGHT.sub("", _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))).strip()
+
+
 def read_content(message: Mapping[str, Any], finish_reason: str) -> str:
     """Return the JSON object that a message holds, as text (see `readable`)."""
     text = _text(message.get("content"))
-    answer = _CUT_THOUGHT.sub("", _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))).strip()
+    answer = without_thoughts(text)
     for place in (answer, _text(message.get("reasoning_content") or message.get("reasoning"))):
         if place and (found := _result_in(place)):
             return json.dumps(found)

@@ -195,7 +195,7 @@ def slices(alignment: Alignment) -> dict[str, Any]:
 
 def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
     """The held-out pairs with a column for all that divides them into several slices, and what."""
-    pairs, known = alignment.held_out, alignment.examples
+    pairs, known = _held_out(alignment), alignment.examples
     ids = pairs.trace_ids
     columns: dict[str, Any] = {}
     for name, found in short_fields(known[i] for i in ids if i in known).items():
@@ -209,9 +209,14 @@ def _divisions(alignment: Alignment) -> tuple[Pairs, list[str]]:
     return replace(pairs, table=pairs.table.assign(**columns)), names
 
 
+def _held_out(alignment: Alignment) -> Pairs:
+    """The held-out pairs, which know what was left out before the split: contested items."""
+    return replace(alignment.held_out, excluded=alignment.pairs.excluded)
+
+
 def stand_in(alignment: Alignment) -> dict[str, Any] | None:
     """Return the alternative annotator test on held-out items; ``why`` it is not possible."""
-    people, pairs = alignment.annotators, alignment.held_out
+    people, pairs = alignment.annotators, _held_out(alignment)
     if not people or len(people.annotators) < 2:
         return None
     is_numeric = pairs.scale.kind == "numeric"

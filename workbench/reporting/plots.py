@@ -200,8 +200,9 @@ def plot_slices(
 def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     """Agreement with people and the shift of verdicts, week by week.
 
-    Points are accuracy with its interval, filled where the week differs from the others by more
-    than luck. Bars are how far the verdicts of the week are from those of all other weeks.
+    Points are accuracy, or the mean distance of numbers, with its interval, filled where the week
+    differs from the others by more than luck. Bars are how far the verdicts of the week are from
+    those of all other weeks.
 
     Parameters
     ----------
@@ -214,14 +215,15 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     ax = ax or new_axes(max(4.5, 2.2 + 0.8 * len(table)), 3.4)[0]
     places, colour = np.arange(len(table)), blue()
     shifts = ax.bar(places, table["shift"].fillna(0.0), width=0.5, color=BELOW, alpha=0.45)
-    low, high = table["accuracy_low"], table["accuracy_high"]
+    measure = "mean_distance" if "mean_distance" in table else "accuracy"
+    values, low, high = (table[f"{measure}{end}"] for end in ("", "_low", "_high"))
     ax.vlines(places, low.astype(float), high.astype(float), color=colour, lw=2)
     luck = ~(table["p_adjusted"] < 0.05).to_numpy()
     look: dict[str, Any] = {"ls": "", "marker": "o", "color": colour, "mew": 1.5, "ms": 6}
-    (points,) = ax.plot(places[~luck], table["accuracy"][~luck], **look)
-    ax.plot(places[luck], table["accuracy"][luck], mfc=paper(), **look)
-    handles = {"accuracy": points, "shift of verdicts": shifts}
-    if monitored.agreement is not None:
+    (points,) = ax.plot(places[~luck], values[~luck], **look)
+    ax.plot(places[luck], values[luck], mfc=paper(), **look)
+    handles = {measure.replace("_", " "): points, "shift of verdicts": shifts}
+    if monitored.agreement is not None and measure == "accuracy":
         overall = monitored.agreement.accuracy
         handles["all weeks"] = ax.axhline(overall, color=ink(), lw=1, ls="--", zorder=0)
     names = [f"{week}\n({n:,})" for week, n in table["labelled"].items()]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from workbench.formatting import read_literal
+from workbench.models.answers import without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json, words_of
@@ -238,8 +239,8 @@ def rules_in(text: str) -> list[str] | None:
     >>> rules_in("These hold:\\n1. Be strict on promises.\\n2. Be kind to jokes.")
     ['Be strict on promises.', 'Be kind to jokes.']
     """
-    body = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     # A model may think aloud before the marker.
+    body = without_thoughts(text)
     body = re.split(r"\[\[ ## (?:rules|description) ## \]\]", body, maxsplit=1)[-1]
     body = re.split(r"\[\[ ## \w+ ## \]\]", body, maxsplit=1)[0].strip()
     value = _parsed(body)
@@ -261,14 +262,13 @@ def rules_in(text: str) -> list[str] | None:
 def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     """Return ``value: sentence`` for each value that an answer describes; none for one alone.
 
-    >>> descriptions_in('good: It is right.\\n- **poor**: It is wrong.', ["poor", "good"])
+    >>> descriptions_in('1. good: It is right.\\n- **poor**: It is wrong.', ["poor", "good"])
     ['poor: It is wrong.', 'good: It is right.']
     """
     described: dict[Any, str] = {}
-    body = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    for line in re.split(r"\n|(?<=[\"']),\s*(?=[\"'])", body):
+    for line in re.split(r"\n|(?<=[\"']),\s*(?=[\"'])", without_thoughts(text)):
         for value in values:
-            head = rf"[\W_]*{re.escape(str(value))}[\"'*`]*\s*[:=–-]+[\s\"'*]*"
+            head = rf"[\W_]*(?:\d+[.)]\s+)?[\W_]*{re.escape(str(value))}[\"'*`]*\s*[:=–-]+[\s\"'*]*"
             if found := re.match(head, line, re.IGNORECASE):
                 sentence = line[found.end() :].strip().rstrip("\"'},").strip()
                 if _is_sentence(sentence):

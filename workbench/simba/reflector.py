@@ -20,7 +20,7 @@ from workbench.credentials import (
 from workbench.errors import ModelError
 from workbench.judging.requests import answers_from
 from workbench.models import client
-from workbench.models.answers import AnswerError
+from workbench.models.answers import AnswerError, without_thoughts
 from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
 from workbench.models.client import ANSWER_SECONDS, TIMEOUT_VARIABLE, Outcome
@@ -228,14 +228,16 @@ class Reflector:
 
     def _read(self, request: Request, engine: _Engine) -> dict[str, Any]:
         stated = request.rules_in(engine.said)
-        if stated is None and engine.was_cut:
+        none = stated is None or (not stated and bool(request.describes))
+        if none and engine.was_cut:
             raise AnswerError(
                 "its answer was cut before it had stated a rule; raise max_tokens with "
                 "SIMBA(inference_params={'max_tokens': ...})"
             )
         # Rules are shown, logged and registered, and a gateway may repeat what it was sent.
         rules = [redact(rule, self.credentials) for rule in stated or ()]
-        if stated is None or (rules and all(map(is_refusal, rules))):
+        refused = none and is_refusal(without_thoughts(engine.said))
+        if stated is None or refused or (rules and all(map(is_refusal, rules))):
             raise AnswerError(f"it stated no rule but {engine.said[:300]!r}")
         return {"rules": request.usable_rules(rules)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -219,6 +219,19 @@ def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
     """Return the beginnings of inputs and outputs by trace id, which MLflow keeps with the info."""
     infos = [trace.info for trace in traces]
     return {i.trace_id: (i.request_preview or "", i.response_preview or "") for i in infos}
+
+
+def whole(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Return the previews that hold all of a trace's inputs and outputs, by trace id.
+
+    MLflow cuts long ones, and of a conversation it keeps the last message alone, which is no JSON
+    object as the inputs of a function are.
+    """
+    return {
+        i: (inputs, outputs)
+        for i, (inputs, outputs) in previews.items()
+        if inputs.startswith("{") and inputs.endswith("}") and not outputs.endswith("...")
+    }
 
 
 def item_digest(
