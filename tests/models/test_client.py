@@ -219,6 +219,15 @@ def test_a_key_that_was_sent_is_in_no_message(
     assert "Incorrect API key provided: ***" in fault.message
 
 
+def test_a_short_key_in_the_address_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing listens, the library for HTTP tells the URL with its query."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-any")
+    fault = send(judge_at("http://127.0.0.1:9/v1?key=abcd1234")).fault
+    assert fault is not None
+    assert fault.kind == "unreachable"
+    assert "/v1/chat/completions?*** (" in fault.message
+
+
 def test_the_first_call_asks_nobody_else(loopback: Start) -> None:
     """MLflow would look for a list of models on the internet and wait for it."""
     code = (

@@ -37,6 +37,8 @@ CONNECT_SECONDS: Final = 10.0
 
 LONGEST_MESSAGE: Final = 2000  # characters of a provider's message that are kept
 
+_QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\")]+")  # of a URL, or of its path alone
+
 # What ends a run and is no fault of a model.
 _ENDINGS: Final = (CancelledError, ReplayError, StoreError, StoppedError)
 
@@ -135,7 +137,8 @@ class Client:
                 fault = Fault("budget", str(spent))
             else:
                 fault = classify(error)
-                told = redact(fault.message, (*request.credentials, *call.credentials))
+                told = _QUERY.sub("?***", fault.message)  # keys there may be short
+                told = redact(told, (*request.credentials, *call.credentials))
                 fault = replace(fault, message=told[:LONGEST_MESSAGE])
         return Outcome(answer, fault, call.usage)
 
