@@ -358,11 +358,14 @@ def test_no_secret_and_no_address_is_in_the_file(
     secrets = ["sk-environment-01", "pass-word-123", "query-secret", "header-secret"]
     with recording(path):
         run(judge_at(loopback().url, extra_headers={"X-Key": "header-secret"}), asked(5))
-        for url in (server.url, place):
+        for number, url in enumerate((server.url, place, "http://127.0.0.1:9/internal-path")):
             with pytest.raises(workbench.WorkbenchError):
-                run(judge_at(url), asked(1))
-        run(judge_at(loopback(script="400x1").url), asked(2))
-    for word in [*secrets, "X-Key", "127.0.0.1"]:
+                run(judge_at(url), asked(6 + number)[-1:])
+        run(judge_at(loopback(script="400x1").url), asked(12)[10:])
+        run(judge_at(loopback(latency=1).url, inference_params={"timeout": 0.1}), asked(1))
+    kinds = {json.loads(line).get("failed", {}).get("kind") for line in path.open()}
+    assert kinds == {None, "credential", "refused", "unreachable", "timeout", "request"}
+    for word in [*secrets, "X-Key", "127.0.0.1", "internal-path"]:
         assert word not in path.read_text()
 
 

@@ -37,11 +37,21 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """A failed call: its kind, the provider's message, and the seconds that it asks to wait."""
+    """A failed call: its kind, the provider's message, and the seconds that it asks to wait.
+
+    ``status`` is the HTTP status, None where nothing was answered.
+    """
 
     kind: Kind
     message: str
     retry_after: float | None = None
+    status: int | None = None
+
+    @property
+    def recorded(self) -> Fault:
+        """What recordings hold of it: messages about a connection name the server's address."""
+        answered = self.status is not None and self.kind != "unreachable"
+        return Fault(self.kind, self.message if answered else _LOST.get(self.kind, self.message))
 
     @property
     def permanent(self) -> bool:
@@ -54,6 +64,12 @@ class Fault:
         kinds = {"credential": CredentialError, "unreachable": UnreachableModelError}
         return kinds.get(self.kind, ModelError)
 
+
+_LOST: Final = {
+    "unreachable": "Nothing answers at the model's address",
+    "transient": "The connection was lost",
+    "timeout": "No answer came in time",
+}
 
 ADVICE: Final = {
     "credential": "Check the key, which providers read from the environment (for openai:/ models "
@@ -146,7 +162,7 @@ def _of_status(status: int, message: str, wait: float | None) -> Fault:
     )
     if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
         kind = "refused"
-    return Fault(kind, message, wait)
+    return Fault(kind, message, wait, status)
 
 
 def _retry_after(error: BaseException) -> float | None:

@@ -390,7 +390,7 @@ class _Run:
                 key=request.key,
                 about=request.asker,
                 answer=outcome.answer,
-                failed=None if fault is None else Fault(fault.kind, fault.message),
+                failed=None if fault is None else fault.recorded,
                 paid=UNPAID if outcome.cached else outcome.usage,
             )
             self.recorder.put(entry)
