@@ -65,6 +65,17 @@ def test_jsonl_keeps_types(tmp_path: Path) -> None:
     assert table["b"].tolist() == [[1, {"c": None}], "\u2028"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json"])
+def test_a_single_row_may_hold_a_list_of_objects(tmp_path: Path, name: str) -> None:
+    """The list is a cell of the row, and no table."""
+    path = tmp_path / name
+    path.write_text('{"q": "q", "a": "a", "context": [{"text": "c1"}, {"text": "c2"}]}\n')
+    assert read_table(path).columns.tolist() == ["q", "a", "context"]
+    if name != "a.json":
+        path.write_text('{"context": [{"text": "c1"}, {"text": "c2"}]}\n')
+        assert read_table(path).columns.tolist() == ["context"]
+
+
 def test_parquet_keeps_whole_numbers(tmp_path: Path) -> None:
     """A whole-number column with gaps does not become one of floats."""
     path = tmp_path / "a.parquet"

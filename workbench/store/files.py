@@ -93,19 +93,24 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of JSON Lines, of a JSON list, or of the only list in a JSON object."""
+    """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object.
+
+    An object that also holds texts is itself a record.
+    """
     with _errors(path):
-        return _records(_text(path, encoding))
+        return _records(path, encoding)
 
 
-def _records(text: str) -> list[dict[str, Any]]:
+def _records(path: Path, encoding: str | None) -> list[dict[str, Any]]:
+    text = _text(path, encoding)
     try:
         found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
     except (ValueError, RecursionError):
         found = None  # one object a line
     if isinstance(found, dict):
         lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
-        found = lists[0] if len(lists) == 1 and len(found) <= 3 else [found]
+        is_row = path.suffix.lower() != ".json" or any(isinstance(v, str) for v in found.values())
+        found = lists[0] if len(lists) == 1 and not is_row else [found]
     if found is None:
         found = []
         for number, line in enumerate(text.split("\n"), start=1):
@@ -185,7 +190,7 @@ def _table(text: str, separator: str) -> pd.DataFrame:
 
 def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
     # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(_records(_text(path, encoding)), dtype=object)
+    return pd.DataFrame(_records(path, encoding), dtype=object)
 
 
 def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
