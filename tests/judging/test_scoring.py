@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,6 +127,19 @@ def test_rows_are_dated_by_the_table_or_by_when_they_were_judged(
     assert pd.Timestamp.now(tz="UTC") - times[2] < pd.Timedelta(minutes=5)
 
 
+def test_decimals_and_dates_are_kept_as_text(tmp_path: Path, loopback: Start) -> None:
+    """As Parquet holds sums of money."""
+    prices = [Decimal("1.50"), None, Decimal("20.00")]
+    table = answers(3).assign(price=prices, day=datetime.date(2026, 3, 1))
+    table.to_parquet(tmp_path / "t.parquet")
+    judge = judge_at(loopback().url)
+    done = score(judge, tmp_path / "t.parquet", tmp_path / "v", keep=["price", "day"])
+    assert done.table["price"].fillna("none").tolist() == ["1.50", "none", "20.00"]
+    assert done.table["day"].tolist() == ["2026-03-01"] * 3
+    again = score(judge, table, tmp_path / "v", keep=["price", "day"])
+    assert again.asked == 0
+
+
 # -- failures ---------------------------------------------------------------------------------
 
 
@@ -198,8 +213,12 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
         (tmp_path / "none.csv", {}, TableError, "no file"),
         (tmp_path / "bad.csv", {}, TableError, "line 2 has 2 cells"),
         (answers(2).assign(at=5), {"time": "at"}, TableError, "row 0 holds 5, which is no date"),
+        (
+            answers(2).assign(price=[1.5, float("inf")]), {"keep": "price"}, TableError,
+            "'price', row 1: it holds an infinite number",
+        ),
         (answers(2), {"sample": 1.5}, ArgumentError, "share of the rows"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(kind, match=said):
             score(judge, table, tmp_path / "v", **options)
     answers(2).to_parquet(tmp_path / "t.parquet")

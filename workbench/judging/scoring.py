@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
@@ -110,7 +111,8 @@ def score(
         For a folder that holds verdicts of another judge or table, columns that do not exist, and a
         judge of traces.
     TableError, StoreError
-        When the table cannot be read, a time is no date, or the folder cannot be written.
+        When the table cannot be read, a time is no date, a cell to keep cannot be written, or the
+        folder cannot be written.
     UnreachableModelError, CredentialError, ModelError
         When no call can be expected to succeed.
     BudgetError
@@ -221,12 +223,27 @@ class _Layout:
         outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
         expected = cells.expectations if self.sides["expectations"] else None
         item = Example(f"row {number}", cells.inputs, outputs, expected)
-        row = {"row": number, **{column: plain(record[column]) for column in self.keep}}
-        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": self._time(number, record)}
+        beside = self.copied(number, record)
+        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
+        time = self._time(number, beside[-1]) if self.time else None
+        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
         return row | {"error": "; ".join(problems) or None}, item
 
-    def _time(self, number: int, record: Record) -> datetime | None:
-        given = plain(record[self.time]) if self.time else None
+    def copied(self, number: int, record: Record) -> list[Any]:
+        """The plain cells of what is copied, and the time; a decimal number is text."""
+        cells = []
+        for column in self.beside:
+            cell = record[column]
+            try:
+                cells.append(plain(str(cell) if isinstance(cell, Decimal) else cell))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
+                    "leave it out of keep and time."
+                ) from None
+        return cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
         if is_missing(given):
             return None
         when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
@@ -289,8 +306,8 @@ class _Run:
         items = {k: item for k, (row, item) in enumerate(read) if row["error"] is None}
         content = digest(
             [
-                [i.inputs, i.outputs, i.expectations, [plain(r[c]) for c in self.layout.beside]]
-                for (_, i), r in zip(read, records, strict=True)
+                [i.inputs, i.outputs, i.expectations, self.layout.copied(row["row"], record)]
+                for (row, i), record in zip(read, records, strict=True)
             ]
         )
         about, path = {**self.about, "table": content}, self.folder.part(number)
