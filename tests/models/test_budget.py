@@ -19,7 +19,15 @@ import workbench
 from workbench import Budget
 from workbench.errors import ArgumentError, BudgetError
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import ASSUMED_OUTPUT, cost, most_tokens, tokens_used
+from workbench.models.budget import (
+    ASSUMED_OUTPUT,
+    UNPAID,
+    Usage,
+    cost,
+    most_tokens,
+    tokens_used,
+    usd_per_1000,
+)
 from workbench.store.traces import Example
 
 PRICED = "openai:/gpt-4.1-mini"
@@ -330,12 +338,29 @@ def test_what_was_spent_is_told_as_far_as_it_is_known() -> None:
     assert spent("offline:/rubric", None, None) == {"calls": 1, "tokens": None, "cost": 0.0}
 
 
-def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
-    from workbench.models.budget import Usage, usd_per_1000
+def test_a_sum_is_known_where_all_its_parts_are() -> None:
+    """After a request that got lost nothing is; one that was never made changes nothing."""
+    one, lost = Usage(1, 10, 5, 0.25, 8), Usage(1)
+    assert one + Usage(2, 20, 5, 0.5) == Usage(3, 30, 10, 0.75, 8)
+    assert one + lost == lost + one == Usage(2, repeated=8)
+    assert one + UNPAID == UNPAID + one == one
 
+
+def test_what_a_run_has_cost_is_told_as_its_budget_tells_it(loopback: Start) -> None:
+    """Refused requests cost nothing; of one that timed out nobody knows."""
+    quick = judge_of(loopback(script="200x1,429x1,200x5", retry_after=0).url, PRICED)
+    slow, budget = judge_of(loopback(latency=0.5).url, PRICED, timeout=0.1), Budget()
+    paid = sum((v.paid for v in run(quick, asked(3), budget=budget)), UNPAID)
+    assert (paid.requests, paid.cost) == (4, pytest.approx(budget.figures()["cost"]))
+    paid += run(slow, asked(1), budget=budget)[0].paid
+    assert (paid.requests, paid.read, paid.cost, budget.figures()["cost"]) == (6, None, None, None)
+
+
+def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
     usages = [Usage(1, 100, 10), Usage(2, 300, 30)]
     each = (cost(PRICED, 400, 40) or 0) / 2
     assert usd_per_1000(PRICED, usages) == pytest.approx(1000 * each)
+    assert usd_per_1000(PRICED, [*usages, Usage(1)]) == pytest.approx(1000 * each)
     assert usd_per_1000(PRICED, [Usage(1)]) is None
     assert usd_per_1000("openai:/of-nobody", usages) is None
     assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0

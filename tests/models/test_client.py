@@ -114,7 +114,7 @@ def test_within_it_a_failure_comes_back_at_once(loopback: Start) -> None:
     outcome = send(judge_at(server.url), budget)
     assert outcome.fault is not None
     assert (outcome.fault.kind, outcome.fault.retry_after) == ("rate_limit", 7.0)
-    assert (server.requests, budget.spent, outcome.usage) == (1, 1, Usage(1))
+    assert (server.requests, budget.spent, outcome.usage) == (1, 1, Usage(1, 0, 0))
 
 
 def test_a_call_of_the_user_s_own_beside_it_is_left_alone(loopback: Start) -> None:

@@ -6,7 +6,7 @@ import itertools
 import time as clock
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -272,6 +272,7 @@ class _Run:
     asked: int = 0
     under_way: int = 0
     paid: Usage = UNPAID
+    charged: Budget = field(default_factory=Budget)  # what is known of it
     refused: int = 0
     failed: int = 0
 
@@ -342,7 +343,8 @@ class _Run:
             }
             self.paid += used
             self.failed += verdict.error is not None
-            self.budget.charge(used)
+            for budget in (self.budget, self.charged):
+                budget.charge(used)
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
         self.folder.write(task.number, task.rows, self.scale, task.about)
@@ -353,8 +355,9 @@ class _Run:
     def _affords(self, rows: int) -> bool:
         """Whether so many rows more can be expected to fit, beside those under way."""
         share = (rows + self.under_way) / max(self.asked, 1)
-        calls = max(share * self.paid.requests, rows + self.under_way)
-        expected = (calls, share * self.paid.tokens, share * (self.paid.cost or 0.0))
+        spent = self.charged
+        calls = max(share * spent.spent, rows + self.under_way)
+        expected = (calls, share * spent.spent_tokens, share * spent.spent_usd)
         left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
         return min(left) > 0 and all(one <= most for one, most in zip(expected, left, strict=True))
 

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from workbench.compat import token_prices
@@ -44,7 +44,13 @@ class Usage:
         return (self.read or 0) + (self.written or 0)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*map(total, astuple(self), astuple(other)))
+        """The sum; what is not known of a request that was made is not known of the sum."""
+        if not (self.requests and other.requests):
+            return self if self.requests else other
+        pairs = (self.read, other.read), (self.written, other.written), (self.cost, other.cost)
+        sums = (None if None in pair else total(*pair) for pair in pairs)
+        repeated = total(self.repeated, other.repeated)
+        return Usage(self.requests + other.requests, *sums, repeated)
 
 
 UNPAID: Final = Usage()
@@ -57,12 +63,11 @@ def total(*amounts: Any) -> Any:
 
 
 def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
-    """US dollars for 1,000 answers like these; None where tokens or the price are not known."""
-    used = sum(usages, UNPAID)
-    if not usages or (used.read is None and not model.startswith(FREE)):
-        return None
-    each = cost(model, used.read or 0, used.written or 0, load=True)
-    return None if each is None else 1000 * each / len(usages)
+    """US dollars for 1,000 answers like these; None where no tokens or no price are known."""
+    known = [u for u in usages if u.read is not None or model.startswith(FREE)]
+    used = sum(known, UNPAID)
+    each = cost(model, used.read or 0, used.written or 0, load=True) if known else None
+    return None if each is None else 1000 * each / len(known)
 
 
 def cost(model: str, read: int, written: int, *, load: bool = False) -> float | None:

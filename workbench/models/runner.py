@@ -21,7 +21,7 @@ from workbench.compat import intercepted
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, StoreError
 from workbench.formatting import bar
 from workbench.models import recording
-from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.budget import UNPAID, Budget, Usage, cost
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Client, Outcome, Request
 from workbench.models.faults import ADVICE, Fault, StoppedError
@@ -136,7 +136,9 @@ class Runner:
         paid = stored.pop("paid", None) if stored is not None else None
         if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
             return None
-        usage = Usage(paid.get("calls", 1), paid.get("read"), paid.get("written"))
+        read, written = paid.get("read"), paid.get("written")
+        price = None if read is None or written is None else cost(request.model, read, written)
+        usage = Usage(paid.get("calls", 1), read, written, price)
         return Outcome(stored, usage=usage, cached=True)
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
