@@ -25,14 +25,15 @@ def imported(count: int) -> list[str]:
 
 
 def test_an_experiment_is_found_by_name_or_id(store: str) -> None:
-    """None is the active experiment; a new name is created, but not by reading."""
+    """None is the active experiment; a new name, be it digits, is created, but not by reading."""
     active = find_experiment_id()
     assert find_experiment_id("test") == find_experiment_id(active) == active
     with pytest.raises(StoreError, match="no experiment 'new'"):
         fetch_traces(experiment="new")
     assert find_experiment_id("new") == mlflow.get_experiment_by_name("new").experiment_id
     with pytest.raises(StoreError, match="no experiment '999'"):
-        find_experiment_id("999")
+        find_experiment_id("999", create=False)
+    assert find_experiment_id("2024") == mlflow.get_experiment_by_name("2024").experiment_id
     mlflow.delete_experiment(find_experiment_id("new"))
     with pytest.raises(StoreError, match="was deleted"):
         find_experiment_id("new")

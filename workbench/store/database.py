@@ -172,7 +172,7 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     if found is None and name.isdigit():
         with suppress(MlflowException):  # there is no such id
             found = mlflow.get_experiment(name)
-    elif found is None and create:
+    if found is None and create:
         with suppress(MlflowException):  # another process was faster to create it
             return str(mlflow.create_experiment(name))
         found = mlflow.get_experiment_by_name(name)
