@@ -47,10 +47,13 @@ class Usage:
         """The sum; what is not known of a request that was made is not known of the sum."""
         if not (self.requests and other.requests):
             return self if self.requests else other
-        pairs = (self.read, other.read), (self.written, other.written), (self.cost, other.cost)
-        sums = (None if None in pair else total(*pair) for pair in pairs)
-        repeated = total(self.repeated, other.repeated)
-        return Usage(self.requests + other.requests, *sums, repeated)
+        return Usage(
+            self.requests + other.requests,
+            _whole(self.read, other.read),
+            _whole(self.written, other.written),
+            _whole(self.cost, other.cost),
+            total(self.repeated, other.repeated),
+        )
 
 
 UNPAID: Final = Usage()
@@ -60,6 +63,11 @@ def total(*amounts: Any) -> Any:
     """Sum of the known amounts; None where none is known."""
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known else None
+
+
+def _whole(*amounts: Any) -> Any:
+    """Sum of the amounts; None where one is not known."""
+    return None if None in amounts else sum(amounts)
 
 
 def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
