@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time as clock
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -344,13 +345,21 @@ class _Run:
             self.paid += used
             self.failed += verdict.error is not None
             for budget in (self.budget, self.charged):
-                budget.charge(used)
+                budget.charge(self._assumed(used))
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
         self.folder.write(task.number, task.rows, self.scale, task.about)
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
         self.shown.update(len(task.rows))
+
+    def _assumed(self, used: Usage) -> Usage:
+        """What a verdict used; where that is not known, as much a request as the others."""
+        if used.read is not None or not used.requests:
+            return used
+        share = used.requests / max(self.charged.spent, 1)
+        tokens, usd = share * self.charged.spent_tokens, share * self.charged.spent_usd
+        return Usage(used.requests, math.ceil(tokens), 0, usd)
 
     def _affords(self, rows: int) -> bool:
         """Whether so many rows more can be expected to fit, beside those under way."""

@@ -326,7 +326,8 @@ class _Models:
         missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
         fresh = judge_many(missing, self.runner, scale=self.scale)
         for verdict in fresh:
-            self.used_by_judge += verdict.usage
+            if verdict.usage.tokens:  # else what is left could not be told
+                self.used_by_judge += verdict.usage
             self.used += verdict.paid
             self.cached += verdict.cached
         rest = iter(fresh)
