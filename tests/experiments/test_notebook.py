@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -196,6 +197,26 @@ def test_secrets_among_the_parameters_reach_the_cells_but_no_file(folder: Path) 
     assert "hidden-" not in text
     assert "https://host/v1 *** ordinary" in text
     assert "papermill-error-cell" in text
+
+
+@pytest.mark.parametrize("secret", ["pässwörter1", 'se"cret12\\x', 'it\'s \n"both"', 7654321])
+def test_a_secret_is_found_however_it_is_written(folder: Path, secret: str | int) -> None:
+    """As a parameter, as a cell shows and prints it, and as JSON."""
+    source = write(
+        folder / "n.ipynb",
+        "import json\nprint(api_key)\nprint(json.dumps(api_key))\napi_key",
+        parameters="api_key = None\nfigure = 0.0",
+    )
+    given = {"api_key": secret, "figure": 0.7654321}
+    ran = run_notebook(source, parameters=given, progress=False)
+    notebook = nbformat.read(ran.notebook, as_version=4)
+    shown = [f"{cell.source}{cell.get('outputs')}" for cell in notebook.cells]
+    assert "***" in shown[2]
+    assert shown[4].count("***") == 3
+    assert notebook.metadata.papermill.parameters.api_key == "***"
+    assert notebook.metadata.papermill.parameters.figure == 0.7654321
+    parts = re.findall(r"\w{4,}", str(secret))
+    assert not [part for part in parts if part in ran.notebook.read_text().replace("0.7654321", "")]
 
 
 def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:

@@ -220,6 +220,21 @@ def test_secrets_among_the_parameters_are_not_written(store: str, tmp_path: Path
         assert b"hidden-one" not in file.read_bytes(), file
 
 
+def test_runs_that_only_secrets_tell_apart_are_runs_of_their_own(
+    store: str, tmp_path: Path
+) -> None:
+    """Numbers too, whose digits say nothing of other numbers."""
+    source = write(
+        tmp_path / "n.ipynb", "record('half', key // 2 + 0.100000)", parameters="key = 0\nx = 0.0"
+    )
+    grid = {"key": [100000, 200000], "x": 0.1000001}
+    table = workbench.sweep(source, grid, jobs=2, progress=False)
+    assert list(table["status"]) == ["complete"] * 2
+    assert list(table["half"]) == [50000.1, 100000.1]
+    assert list(table["key"]) == ["***"] * 2
+    assert list(table["x"]) == [0.1000001] * 2
+
+
 def test_papermills_own_features_keep_working(store: str, tmp_path: Path) -> None:
     """Tags of cells, time limits of cells, and paths relative to the current folder."""
     (tmp_path / "near.txt").write_text("read")

@@ -18,6 +18,7 @@ from typing import Any, Final
 import nbformat
 import papermill
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from papermill.translators import PythonTranslator
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
@@ -160,24 +161,33 @@ def _has_columns(data: Any, encoding: Any, named: Mapping[str, Any]) -> bool:
         return False
 
 
-def masked(text: str, parameters: Mapping[str, Any]) -> str:
-    """Return JSON text without the secrets among the parameters."""
-    found = {str(value): "***" for _, value in secret_params(dict(parameters))}
+def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
+    """Return plain data, such as a notebook, without the secrets among the parameters."""
+    secrets = dict(secret_params(dict(parameters))).values()
+    found = {str(value): "***" for value in secrets}
     for value in parameters.values():
         if isinstance(value, str) and "://" in value:
-            clean, withheld, secrets = withhold({"base_url": value})
+            clean, withheld, parts = withhold({"base_url": value})
             if withheld:
-                found |= {**dict.fromkeys(secrets, "***"), value: clean["base_url"]}
-    for secret in sorted(found, key=len, reverse=True):
-        if len(secret) >= 6:  # very short values would blot out ordinary words
-            text = text.replace(json.dumps(secret)[1:-1], found[secret])
-    return text
+                found |= {**dict.fromkeys(parts, "***"), value: clean["base_url"]}
+    forms: dict[str, str] = {}
+    for secret in (each for each in found if len(each) >= 6):  # shorter ones are often words
+        quoted = (PythonTranslator.translate(secret), repr(secret), json.dumps(secret))
+        forms |= dict.fromkeys([secret, *(each[1:-1] for each in quoted)], found[secret])
+    longest_first = sorted(forms, key=len, reverse=True)
 
+    def masked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {masked(key): masked(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [masked(one) for one in value]
+        if isinstance(value, str):
+            for form in longest_first:
+                value = value.replace(form, forms[form])
+            return value
+        return "***" if value in secrets and str(value) in forms else value
 
-def without_secrets(data: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return plain data without the secrets among the parameters."""
-    found: dict[str, Any] = json.loads(masked(json.dumps(data), parameters))
-    return found
+    return masked(data)
 
 
 # -- execution ------------------------------------------------------------------------------
@@ -202,7 +212,8 @@ class _Copy:
 
     def save(self, **_: Any) -> None:
         """Write the notebook as it is now."""
-        write_whole(self.target, masked(nbformat.writes(self.notebook), self.parameters))
+        shown = nbformat.from_dict(without_secrets(self.notebook, self.parameters))
+        write_whole(self.target, nbformat.writes(shown))
 
 
 def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: Any) -> None:
