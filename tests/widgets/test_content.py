@@ -61,6 +61,22 @@ def test_no_markup_hides_a_text(text: str) -> None:
     assert "secret" in json.dumps(markdown(text))
 
 
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")])
+@pytest.mark.parametrize("levels", [50, 500, 985])
+def test_json_of_any_depth_can_be_sent(opening: str, closing: str, levels: int) -> None:
+    text = f"{opening * levels}4711{closing * levels}"
+    items = [{"outputs": text}, {"outputs": json.loads(text) if levels < 900 else None}]
+    assert "4711" in json.dumps(prepared({"type": "items", "items": items}))
+
+
+def test_json_within_json_is_opened_so_far() -> None:
+    text = "4711"
+    for _ in range(12):
+        text = json.dumps({"a": text})
+    assert str(value_blocks(text)).count("'field'") == 10
+    assert "4711" in str(value_blocks(text))
+
+
 SPACES = " " * 25_000
 
 

@@ -35,6 +35,7 @@ _parse.block.rules.remove("ref_link")
 _NEEDED = ("type", "raw", "marker", "attrs")
 
 _LONGEST_JSON = 200_000
+_DEEPEST_JSON = 100
 _MOST_FIELDS = 20
 _MOST_LISTED = 100
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -84,19 +85,21 @@ def _with_reason(said: dict[str, Any]) -> dict[str, Any]:
 # -- values -----------------------------------------------------------------------------------
 
 
-def value_blocks(value: Any) -> list[Block]:
-    """Return the blocks of a value as a person reads it."""
+def value_blocks(value: Any, levels: int = _DEEPEST) -> list[Block]:
+    """Return the blocks of a value as a person reads it; below ``levels`` as a tree or a text."""
     if isinstance(value, str):
-        data = _json_in(value)
-        return text_blocks(value) if data is None else value_blocks(data)
+        data = _json_in(value) if levels else None
+        return text_blocks(value) if data is None else value_blocks(data, levels - 1)
     if not isinstance(value, (dict, list)):
         return [{"kind": "value", "value": value}]
+    if not levels:
+        return [{"kind": "tree", "value": value}]
     messages = value if isinstance(value, list) else [value]  # an answer is often one message
     if _is_chat(messages):
-        return [{"kind": "chat", "turns": [_turn(message) for message in messages]}]
+        return [{"kind": "chat", "turns": [_turn(message, levels - 1) for message in messages]}]
     if isinstance(value, list):
         if 0 < len(value) <= _MOST_LISTED and all(isinstance(one, str) for one in value):
-            return [{"kind": "list", "entries": [value_blocks(one) for one in value]}]
+            return [{"kind": "list", "entries": [value_blocks(one, levels - 1) for one in value]}]
     else:
         for name in ("choices", "messages"):
             turns = value.get(name)
@@ -105,10 +108,10 @@ def value_blocks(value: Any) -> list[Block]:
             if _is_chat(turns):
                 rest = {key: one for key, one in value.items() if key != name}
                 others = {"kind": "tree", "value": rest, "label": "other fields", "closed": True}
-                return value_blocks(turns) + ([others] if rest else [])
+                return value_blocks(turns, levels - 1) + ([others] if rest else [])
         if 0 < len(value) <= _MOST_FIELDS:
             return [
-                {"kind": "field", "name": name, "blocks": value_blocks(one)}
+                {"kind": "field", "name": name, "blocks": value_blocks(one, levels - 1)}
                 for name, one in value.items()
             ]
     return [{"kind": "tree", "value": value}]
@@ -123,10 +126,10 @@ def _is_chat(value: Any) -> bool:
     )
 
 
-def _turn(turn: dict[str, Any]) -> Block:
+def _turn(turn: dict[str, Any], levels: int) -> Block:
     content, calls = turn.get("content"), turn.get("tool_calls")
     parts = content if isinstance(content, list) else [] if content is None else [content]
-    blocks = [block for part in parts for block in _turn_part(part)]
+    blocks = [block for part in parts for block in _turn_part(part, levels)]
     if calls:
         blocks.append({"kind": "tree", "value": calls, "label": "tool calls"})
     names = [turn["role"], turn.get("name")]
@@ -137,12 +140,12 @@ def _turn(turn: dict[str, Any]) -> Block:
     }
 
 
-def _turn_part(part: Any) -> list[Block]:
+def _turn_part(part: Any, levels: int) -> list[Block]:
     if isinstance(part, str):
-        return value_blocks(part)
+        return value_blocks(part, levels)
     if isinstance(part, dict):
         if isinstance(part.get("text"), str):
-            return value_blocks(part["text"])
+            return value_blocks(part["text"], levels)
         image = part.get("image_url")
         address = image.get("url") if isinstance(image, dict) else image
         if isinstance(address, str):
@@ -174,7 +177,12 @@ def _json_in(text: str) -> dict[str, Any] | list[Any] | None:
         found: dict[str, Any] | list[Any] = plain(json.loads(text))
     except (ValueError, RecursionError):
         return None  # It only begins like JSON.
-    return found
+    return None if _is_deeper(found, _DEEPEST_JSON) else found
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels < 2 or _is_deeper(one, levels - 1) for one in inner)
 
 
 def markdown(text: str) -> list[Any] | None:
