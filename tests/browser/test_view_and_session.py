@@ -15,11 +15,14 @@ import pandas as pd
 import pytest
 from hostile import HARMFUL, HOSTILE, UNSEEN
 from hosts import Panel
-from playwright.sync_api import Browser, BrowserContext, expect
+from made_pairs import make_pairs
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 import workbench
+from workbench.labeling.exploration import NOTE, Exploration
 from workbench.labeling.sessions import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
+from workbench.widgets.explorer import Explorer
 from workbench.widgets.panels import LabelPanel
 
 PATIENCE = 16_000  # milliseconds after which the view sends again what was not answered
@@ -318,3 +321,45 @@ def test_no_trace_runs_anything(browser: Browser, store: str) -> None:
         ]  # fmt: skip
         assert harm == []
         assert wire.session.progress["labelled"] == len(inputs) // 2 == len(made.trace_ids) // 2
+
+
+@pytest.fixture
+def explorer(browser: Browser, store: str) -> Iterator[Page]:
+    """The explorer's view of two items, where the test answers in place of a session."""
+    context = browser.new_context()
+    context.clock.install()
+    page = context.new_page()
+    setup = prepared_setup(Exploration(make_pairs(["no"] * 2, ["yes"] * 2), annotator="ben").setup())
+    page.evaluate(STAND_IN, {"code": str(Explorer._esm), "setup": setup, "state": {}})
+    yield page
+    context.close()
+
+
+def tell(page: Page, **message: Any) -> None:
+    page.evaluate("(message) => tell([message], {})", message)
+
+
+def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
+    """Once that is saved too, the item is read again."""
+    row = {"trace_id": "t000", "human": "no", "judge": "yes", "inputs": "", "outputs": ""}
+    found = {"rows": [row], "matrix": [[0, 1], [0, 0]], "total": 1, "left": 1, "start": 0}
+    tell(explorer, type="page", ask=1, **found)
+    explorer.locator(".wbx-row").click()
+    tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
+    note = explorer.get_by_label("Note", exact=True)
+    note.fill("first")
+    explorer.evaluate("sent.splice(0)")
+    for text in ("first and more", None):
+        explorer.get_by_role("button", name="Save note").click()
+        (act,) = explorer.evaluate("sent.splice(0)")
+        (action,) = act["actions"]
+        assert action["answers"][NOTE]["value"] == note.input_value()
+        if text:
+            note.fill(text)
+        tell(explorer, type="saved", ids=[action["id"]])
+        expect(note).to_have_value("first and more")
+        expect(explorer.locator(".wbx-told")).to_have_text("The note is in the store.")
+        asked = [] if text else ["item"]
+        assert [one["type"] for one in explorer.evaluate("sent.splice(0)")] == asked
+    tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
+    expect(note).to_have_value("")  # the draft is gone; this item tells of no note

@@ -24,7 +24,7 @@ class Explorer {
     this.at = [0, 0]; // the cell that Tab comes to
     this.opened = null; // the trace id of the open item
     this.drafts = new Map(); // by trace and "label" or "note": what is typed and not saved
-    this.sent = new Map(); // by action: its trace and what it is
+    this.sent = new Map(); // by action: its trace, what it is, and the draft as it was sent
     this.build(el);
     ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
@@ -350,17 +350,18 @@ class Explorer {
     const id = `${Date.now()}-${Math.random().toString(16).slice(2)}`;
     const { trace_id: trace } = this.item;
     const version = this.setup.questions.find((question) => question.name === name).rubric_version;
-    this.sent.set(id, { trace, what });
+    this.sent.set(id, { trace, what, draft: this.drafts.get(`${trace} ${what}`) });
     this.tell(`Saving the ${what} …`);
     this.send({ type: "act", actions: [{ id, kind: "save", trace_id: trace, at: Date.now(), answers: { [name]: answer }, rationale: { [name]: reason }, after_reveal: true, rubrics: { [name]: version ?? 0 } }] });
   }
 
   onSaved(ids) {
-    for (const { trace, what } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
-      this.drafts.delete(`${trace} ${what}`);
+    for (const { trace, what, draft } of ids.map((id) => this.sent.get(id)).filter(Boolean)) {
+      const isNewer = this.drafts.get(`${trace} ${what}`) !== draft; // typed on while it was saved
+      if (!isNewer) this.drafts.delete(`${trace} ${what}`);
       if (trace !== this.opened) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
-      this.send({ type: "item", trace_id: trace });
+      if (!isNewer) this.send({ type: "item", trace_id: trace }); // drawn anew, fields lose the focus
     }
     for (const id of ids) this.sent.delete(id);
   }
