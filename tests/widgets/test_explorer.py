@@ -295,6 +295,20 @@ def test_an_annotators_own_labels_are_compared(traces: list[str]) -> None:
     assert page(made, told, field="annotator", value="nobody")["total"] == 0
 
 
+@pytest.mark.parametrize("people", [["ana"], ["ana", "bo"]])
+def test_an_input_named_annotator_is_not_offered(people: list[str]) -> None:
+    """Under that name are the annotators of the labels, as in `agreement`."""
+    labels = ["no", "yes"] * 2
+    votes = [dict.fromkeys(people, label) for label in labels]
+    items = Items(make_pairs(labels, labels, votes=votes))
+    items.read(
+        Example(i, {"annotator": f"crew {k % 2}", "room": k % 2}, "")
+        for k, i in enumerate(items.place)
+    )
+    assert set(items.slices) == {"room"}
+    assert items.annotators == dict.fromkeys(people, 4)
+
+
 def test_lengths_and_weeks_divide_the_items_as_in_agreement() -> None:
     pairs = make_pairs(["no", "yes"] * 20, ["no"] * 40)
     shift = 7 * 24 * 3600 * 1000

@@ -80,7 +80,8 @@ class Items:
     column a judge, ``distance`` (of the last judge's verdict and the label, in [0, 1]), and of two
     judges ``change``, one of ``changes``. ``values`` are rows and columns of the matrix, of many
     numbers their bins. ``slices`` (name -> slice by row, "" for none) are empty until `read` is
-    called. Sliced by ``"annotator"``, an item's label is the annotator's own.
+    called. Sliced by ``"annotator"``, an item's label is the annotator's own; a tag or an input of
+    that name is left out.
     """
 
     def __init__(self, before: Pairs, after: Pairs | None = None) -> None:
@@ -196,7 +197,8 @@ class Items:
             values = slice_names(map(given.get, self.place), nothing="")
             counts = Counter(filter(None, values))
             # Several, not too many to choose from, of two items and more.
-            if 2 <= len(counts) <= _MOST_SLICES and counts.total() >= 2 * len(counts):
+            is_division = 2 <= len(counts) <= _MOST_SLICES and counts.total() >= 2 * len(counts)
+            if is_division and name != "annotator":  # which is by the labels' annotators
                 self.slices[name] = values
 
     def _text(self, row: int, content: Any) -> str:
