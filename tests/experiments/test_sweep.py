@@ -291,6 +291,18 @@ def test_values_and_figures_are_recorded(store: str, tmp_path: Path) -> None:
     assert sum("image/png" in output.data for output in outputs) == 1
 
 
+def test_a_number_that_no_float_holds_is_missing(store: str, tmp_path: Path) -> None:
+    """And ends no other run, though it is what a budget counts."""
+    source = write(tmp_path / "n.ipynb", "record('cost', 10 ** (400 * seed))")
+    grid = {"seed": [0, 1]}
+    with pytest.raises(BudgetError, match="does not record cost as a number"):
+        workbench.sweep(source, grid, jobs=2, budget=workbench.Budget(usd=5), progress=False)
+    table = workbench.sweep(source, grid, jobs=1, progress=False)
+    assert list(table["status"]) == ["complete"] * 2
+    assert table["cost"][0] == 1
+    assert pd.isna(table["cost"][1])
+
+
 @pytest.mark.parametrize(("name", "value"), [("status", 1), ("a b", 1), ("a/../b", 1), ("a", [1])])
 def test_what_cannot_be_recorded_is_an_error(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match="record"):

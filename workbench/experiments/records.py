@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import re
 import sys
 from pathlib import Path
@@ -34,8 +33,8 @@ def record(name: str, value: Any) -> None:
     name
         Letters, digits, ``_`` and ``-``, beginning with a letter.
     value
-        A number, a text, True, False or None; or a matplotlib figure or its Axes. What is nan or
-        infinite is recorded as None, which a table shows as missing.
+        A number, a text, True, False or None; or a matplotlib figure or its Axes. What is nan,
+        infinite or beyond the range of a float is recorded as None, which a table shows as missing.
 
     Raises
     ------
@@ -63,7 +62,7 @@ def record(name: str, value: Any) -> None:
         encoded = base64.b64encode(picture.getvalue()).decode()
         shown |= {"image/png": encoded, "text/plain": f"{name}: a figure"}
     elif value is None or isinstance(value, (bool, int, float, str)):
-        data["value"] = value if not isinstance(value, float) or math.isfinite(value) else None
+        data["value"] = _finite(value)
         shown["text/plain"] = f"{name} = {value!r}"
     else:
         raise ArgumentError(
@@ -76,6 +75,11 @@ def record(name: str, value: Any) -> None:
         print(shown["text/plain"])
 
 
+def _finite(value: Any) -> Any:
+    is_number = isinstance(value, (int, float))
+    return value if not is_number or abs(value) <= sys.float_info.max else None
+
+
 def read_records(notebook: Any, folder: Path) -> dict[str, Any]:
     """Return what an executed notebook recorded; figures are written to ``folder``, as paths."""
     found: dict[str, Any] = {}
@@ -84,7 +88,7 @@ def read_records(notebook: Any, folder: Path) -> dict[str, Any]:
         name = data.get(MIME, {}).get("name", "")
         if not _NAME.fullmatch(str(name)):  # which becomes the name of a file
             continue
-        found[name] = data[MIME].get("value")
+        found[name] = _finite(data[MIME].get("value"))
         if "image/png" in data:
             file = folder / f"{name}.png"
             folder.mkdir(parents=True, exist_ok=True)
