@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import threading
+import time
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +312,40 @@ def test_a_number_that_no_float_holds_is_missing(store: str, tmp_path: Path) -> 
 def test_what_cannot_be_recorded_is_an_error(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match="record"):
         workbench.record(name, value)
+
+
+class InterruptedExecutor(Executor):
+    """Of two runs the first ends, for lack of disk space, just after Ctrl-C; the second watches."""
+
+    def __init__(self) -> None:
+        self.both, self.ended, self.seen = threading.Event(), threading.Event(), set[str]()
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        future, stop = Future[Any](), Path(task.stop)
+        if task.position == 0:
+            assert self.both.wait(10)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            deadline = time.monotonic() + 10
+            while not stop.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self.ended.set()
+            future.set_exception(OSError(errno.ENOSPC, "full"))
+            return future
+        self.both.set()
+        assert self.ended.wait(20)
+        for _ in range(50):
+            self.seen.add(stop.read_text())
+            time.sleep(0.01)
+        future.set_result(task.result("cancelled"))
+        return future
+
+
+def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
+    """Though another run ends in a way by which those under way would be finished."""
+    executor = InterruptedExecutor()
+    with pytest.raises(KeyboardInterrupt, match="0 of 2 runs are complete"):
+        workbench.sweep(notebook, {"seed": range(2)}, executor=executor, progress=False)
+    assert executor.seen == {""}
 
 
 def test_the_command_sweeps_and_tells_of_failures(

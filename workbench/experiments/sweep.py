@@ -195,7 +195,8 @@ class _Sweep:
         self.found: dict[str, Result] = {}
         self.over = ""  # why no further run is begun
         self.fault: WorkbenchError | None = None
-        self.lock, self.own = threading.Lock(), threading.local()
+        self.killed = False
+        self.lock, self.own = threading.RLock(), threading.local()
         self.pools = ExitStack()
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
@@ -277,9 +278,9 @@ class _Sweep:
 
     def _end(self, why: str, *, kill: bool = False) -> None:
         """Begin no further run, wherever it is; those under way are finished or killed."""
-        self.over = self.over or why
-        with suppress(OSError):
-            write_whole(Path(self.tasks[0].stop), "" if kill else why)
+        with self.lock, suppress(OSError):
+            self.over, self.killed = self.over or why, self.killed or kill
+            write_whole(Path(self.tasks[0].stop), "" if self.killed else why)
 
     def _take(self, result: Result, *, log: bool) -> None:
         """Count a run that has ended, and log it."""
