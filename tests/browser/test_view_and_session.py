@@ -363,3 +363,9 @@ def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
         assert [one["type"] for one in explorer.evaluate("sent.splice(0)")] == asked
     tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
     expect(note).to_have_value("")  # the draft is gone; this item tells of no note
+
+
+def test_why_there_is_no_page_stays_in_sight(explorer: Page) -> None:
+    tell(explorer, type="problem", about="page", error="The store is away.")
+    explorer.clock.run_for(10_000)
+    expect(explorer.locator(".wbx-status")).to_have_text("The store is away.")

@@ -70,7 +70,12 @@ class Explorer {
     else if (type === "sent" && message.trace_id === this.opened) this.tell(message.text);
     else if (type === "saved") this.onSaved(message.ids);
     else if (type === "unsaved") this.onUnsaved(message);
-    else if (type === "problem") (message.about === "page" || !this.opened ? this.status : this.told).replaceChildren(...visible(message.error));
+    else if (type === "problem") this.onProblem(message);
+  }
+
+  onProblem({ about, error }) {
+    if (about === "page") clearTimeout(this.timer);
+    (about === "page" || !this.opened ? this.status : this.told).replaceChildren(...visible(error));
   }
 
   onPage(page) {
