@@ -329,7 +329,9 @@ def explorer(browser: Browser, store: str) -> Iterator[Page]:
     context = browser.new_context()
     context.clock.install()
     page = context.new_page()
-    setup = prepared_setup(Exploration(make_pairs(["no"] * 2, ["yes"] * 2), annotator="ben").setup())
+    setup = prepared_setup(
+        Exploration(make_pairs(["no"] * 2, ["yes"] * 2), annotator="ben").setup()
+    )
     page.evaluate(STAND_IN, {"code": str(Explorer._esm), "setup": setup, "state": {}})
     yield page
     context.close()

@@ -92,14 +92,18 @@ def value_blocks(value: Any, levels: int = _DEEPEST) -> list[Block]:
         return text_blocks(value) if data is None else value_blocks(data, levels - 1)
     if not isinstance(value, (dict, list)):
         return [{"kind": "value", "value": value}]
-    if not levels:
-        return [{"kind": "tree", "value": value}]
+    blocks = _blocks_within(value, levels - 1) if levels else []
+    return blocks or [{"kind": "tree", "value": value}]
+
+
+def _blocks_within(value: dict[str, Any] | list[Any], levels: int) -> list[Block]:
+    """The blocks of what is within a value; none where it is to be a tree."""
     messages = value if isinstance(value, list) else [value]  # an answer is often one message
     if _is_chat(messages):
-        return [{"kind": "chat", "turns": [_turn(message, levels - 1) for message in messages]}]
+        return [{"kind": "chat", "turns": [_turn(message, levels) for message in messages]}]
     if isinstance(value, list):
         if 0 < len(value) <= _MOST_LISTED and all(isinstance(one, str) for one in value):
-            return [{"kind": "list", "entries": [value_blocks(one, levels - 1) for one in value]}]
+            return [{"kind": "list", "entries": [value_blocks(one, levels) for one in value]}]
     else:
         for name in ("choices", "messages"):
             turns = value.get(name)
@@ -108,13 +112,13 @@ def value_blocks(value: Any, levels: int = _DEEPEST) -> list[Block]:
             if _is_chat(turns):
                 rest = {key: one for key, one in value.items() if key != name}
                 others = {"kind": "tree", "value": rest, "label": "other fields", "closed": True}
-                return value_blocks(turns, levels - 1) + ([others] if rest else [])
+                return value_blocks(turns, levels) + ([others] if rest else [])
         if 0 < len(value) <= _MOST_FIELDS:
             return [
-                {"kind": "field", "name": name, "blocks": value_blocks(one, levels - 1)}
+                {"kind": "field", "name": name, "blocks": value_blocks(one, levels)}
                 for name, one in value.items()
             ]
-    return [{"kind": "tree", "value": value}]
+    return []
 
 
 def _is_chat(value: Any) -> bool:
