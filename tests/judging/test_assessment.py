@@ -34,7 +34,6 @@ from workbench import (
 )
 from workbench.errors import (
     ArgumentError,
-    BudgetError,
     CredentialError,
     NoVerdictsError,
     StoreError,
@@ -307,20 +306,6 @@ def test_a_store_that_fails_is_told(
     assert len(run(judge).failures) == 0
     assert (server.requests, len(logged())) == (40, 40)
     assert asked <= 40
-
-
-def test_a_store_that_fails_does_not_hide_why_a_run_ended(
-    store: str, loopback: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first error says more than that of writing what was answered before."""
-    traces(5)
-
-    def broken(self: TracingClient, trace_id: str, assessment: Any) -> Any:
-        raise MlflowException("the disk is full")
-
-    monkeypatch.setattr(TracingClient, "log_assessment", broken)
-    with pytest.raises(BudgetError, match="3 of 5 verdicts are given"):
-        run(judge_at(loopback().url), budget=3, concurrency=1)
 
 
 # -- judges of other kinds ------------------------------------------------------------------

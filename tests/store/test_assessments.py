@@ -16,6 +16,7 @@ from mlflow.tracing.client import TracingClient
 from workbench.compat import has_transactions, one_transaction
 from workbench.errors import StoreError
 from workbench.store.assessments import (
+    AssessmentWriter,
     log_assessments,
     make_feedback,
     signature,
@@ -142,6 +143,36 @@ def test_passing_failures_are_retried_and_nothing_is_doubled(
         log_assessments([rating(ids[1])])
 
 
+def test_the_writer_keeps_what_was_put_before_an_interrupt(ids: list[str]) -> None:
+    """Ctrl-C ends the block, but not before all that was put is written."""
+
+    def put() -> None:
+        with AssessmentWriter() as writer:
+            for number, i in enumerate(ids):
+                if number == 30:
+                    raise KeyboardInterrupt
+                writer.put(rating(i))
+
+    with pytest.raises(KeyboardInterrupt):
+        put()
+    assert count() == 30
+
+
+def test_the_writer_raises_a_failure(ids: list[str]) -> None:
+    """But does not hide the block's own error by it."""
+
+    def put(error: type[Exception] | None = None) -> None:
+        with AssessmentWriter() as writer:
+            writer.put(rating("tr-gone"))
+            if error:
+                raise error
+
+    with pytest.raises(StoreError, match="tr-gone"):
+        put()
+    with pytest.raises(ZeroDivisionError):
+        put(ZeroDivisionError)
+
+
 def test_credentials_of_the_store_are_in_no_message(
     ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,12 +182,17 @@ def test_credentials_of_the_store_are_in_no_message(
     def failing(self: TracingClient, trace_id: str, assessment: Any) -> Any:
         raise MlflowException(f"cannot reach {secret} with pw-4711")
 
+    def put() -> None:
+        with AssessmentWriter() as writer:
+            writer.put(rating(ids[0]))
+
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: secret)
     monkeypatch.setattr(TracingClient, "log_assessment", failing)
     for step in (
         lambda: find_experiment_id("gone", create=False),
         lambda: fetch_traces(["tr-gone"]),
         lambda: log_assessments([rating(ids[0])]),
+        put,
     ):
         with pytest.raises(StoreError, match=r"postgresql://db\.example/mlflow") as caught:
             step()

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from mlflow.entities import Assessment, AssessmentSource, Feedback, Trace, TraceInfo
+from mlflow.entities import AssessmentSource, Feedback, Trace, TraceInfo
 from mlflow.entities.assessment_error import AssessmentError
 from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
-from workbench.errors import ArgumentError, BudgetError, StoreError
+from workbench.errors import ArgumentError, BudgetError
 from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, judge_many
@@ -32,13 +32,7 @@ from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
-from workbench.store.assessments import (
-    BATCH,
-    Logged,
-    log_assessments,
-    log_feedback_table,
-    verdict_id,
-)
+from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table, verdict_id
 from workbench.store.database import check_not_deleted
 from workbench.store.files import read_table
 from workbench.store.traces import Example, as_example, fetch_traces, previews
@@ -167,40 +161,28 @@ def assess(
     known = {i: one for i, one in earlier.items() if one is not None and one.error is None}
     questions = _questions(judge, list(earlier), known, samples, traces)
     verdicts: dict[tuple[str, int], Verdict] = {(i, 0): one for i, one in known.items()}
-    waiting: list[Assessment] = []
-
-    def write() -> None:
-        log_assessments(waiting, progress=False)
-        waiting.clear()
-
+    # Whatever ends the run, what the judge has answered until then is written.
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerCache()) if cache else None
+        writer = stack.enter_context(AssessmentWriter()) if log else None
         runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
 
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict
             before = earlier[verdict.trace_id]
             failed_alike = before is not None and before.error == verdict.error is not None
-            if log and not failed_alike and verdict.sample == 0:
-                waiting.append(as_feedback(verdict, judge, infos[verdict.trace_id]))
-            if len(waiting) >= BATCH:
-                write()
+            if writer is not None and not failed_alike and verdict.sample == 0:
+                writer.put(as_feedback(verdict, judge, infos[verdict.trace_id]))
 
         shown = f"judging with {judge.name}" if progress else None
         try:
             judge_many(questions, runner, on_verdict=keep, progress=shown)
-        except BaseException as error:
-            # Whatever ends the run, what the judge has answered until then is written.
-            with suppress(StoreError):
-                write()
-            needed = len(earlier) * samples
-            if isinstance(error, BudgetError) and needed > len(verdicts):
+        except BudgetError as error:
+            if (needed := len(earlier) * samples) > len(verdicts):
                 raise BudgetError(
                     f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
                     f"at least {needed} calls, more where calls fail or an alignment shares it."
                 ) from None
-            raise
-        write()
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(

@@ -18,6 +18,7 @@ from mlflow.entities import Assessment, AssessmentSource, Feedback, TraceInfo
 from mlflow.tracing.client import TracingClient
 
 from workbench.compat import has_transactions, one_transaction
+from workbench.errors import StoreError
 from workbench.formatting import bar, html_result
 from workbench.store.database import not_written, retrying
 from workbench.store.files import read_table
@@ -33,7 +34,7 @@ from workbench.store.tables import (
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import fold, is_missing, no_ratings, scalar
 
-BATCH = 50  # assessments that are written at once
+_BATCH = 50
 
 
 def now_ms() -> int:
@@ -118,8 +119,8 @@ def log_assessments(
     client = TracingClient()
     new = 0
     with bar(total=len(items), desc=desc, disable=not progress or len(items) <= 100) as shown:
-        for k in range(0, len(items), BATCH):
-            batch = items[k : k + BATCH]
+        for k in range(0, len(items), _BATCH):
+            batch = items[k : k + _BATCH]
             new += _write_batch(client, batch)
             shown.update(len(batch))
     return new
@@ -150,6 +151,34 @@ def _write(client: TracingClient, assessment: Assessment) -> bool:
         what = f"Assessment {assessment.name!r} of trace {assessment.trace_id}"
         raise not_written(what, error) from None
     return True
+
+
+class AssessmentWriter:
+    """Writes assessments in batches as they come.
+
+    Leaving the ``with`` block, also by Ctrl-C, writes those that are left. What the store does
+    not take is a `StoreError`, unless another error ends the block, which says more.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Assessment] = []
+
+    def put(self, assessment: Assessment) -> None:
+        """Take an assessment, and write those that wait once they make a batch."""
+        self._waiting.append(assessment)
+        if len(self._waiting) >= _BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        log_assessments(self._waiting, progress=False)
+        self._waiting = []
+
+    def __enter__(self) -> AssessmentWriter:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        with suppress(*([StoreError] if error else [])):
+            self._write()
 
 
 # -- tables of ratings ----------------------------------------------------------------------
