@@ -213,8 +213,8 @@ class _Sweep:
         threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
         try:
             with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
-                left = {pool.submit(self._run, task, executor) for task in waiting}
                 try:
+                    left = {pool.submit(self._run, task, executor) for task in waiting}
                     while left:
                         done, left = wait(left, timeout=1.0)
                         _ = [future.result() for future in done]
