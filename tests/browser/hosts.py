@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import nbformat
 from playwright.sync_api import Browser, Dialog, Locator, Page, Request, Route, expect
 
-expect.set_options(timeout=40_000)
+expect.set_options(timeout=90_000)
 
 _APPS = {
     "lab": ("jupyterlab", "LabApp", "lab/tree"),
@@ -83,7 +83,7 @@ class Host:
         )
         nbformat.write(made, path)
         shown = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context)
-        shown.set_default_timeout(40_000)
+        shown.set_default_timeout(90_000)
         if script:
             shown.add_init_script(script)
         address = f"{self.address}/{_APPS[self.app][2]}/{path.name}?reset"

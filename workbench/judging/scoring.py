@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time as clock
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError, TableError
+from workbench.errors import ArgumentError, BudgetError
 from workbench.formatting import bar, counted, say
-from workbench.judging.assessment import as_feedback, check_single, earlier_verdict
+from workbench.judging.assessment import check_single
+from workbench.judging.audit import import_sample
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
+from workbench.judging.layout import Layout
 from workbench.judging.requests import Asker, check_measurable, judge_examples
-from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
+from workbench.judging.verdict_folder import Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.assessments import log_assessments
 from workbench.store.files import Record, known_length, read_partitions
-from workbench.store.importing import import_traces
-from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
-from workbench.store.traces import Example, fetch_traces
-from workbench.vocabulary import is_missing
+from workbench.store.tables import ColumnSpec, digest
 
 PARTITION_ROWS: Final = 1000
 """Rows of a partition: what a killed run may have to pay again."""
-
-PROBABILITY_TAG: Final = "workbench.selection_probability"
-"""Tag of an imported trace: the probability with which its row was drawn from the table."""
 
 
 def score(
@@ -121,7 +112,7 @@ def score(
         Whatever is raised, partitions that were written stay.
     """
     started = clock.monotonic()
-    layout = _Layout.of(inputs, outputs, expectations, keep, time)
+    layout = Layout.of(inputs, outputs, expectations, keep, time)
     if partition_rows < 1:
         raise ArgumentError(f"partition_rows={partition_rows!r} must be 1 or more.")
     if sample is not None and not (0 < sample < 1 or (sample >= 1 and sample == int(sample))):
@@ -157,7 +148,7 @@ def score(
                 "fits, with fewer partition_rows in a new folder."
             )
         if sample is not None:
-            _import_sample(judge, table, layout, folder, sample, seed)
+            import_sample(judge, table, layout, folder, sample, seed)
     seconds = clock.monotonic() - started
     return replace(Scored.open(folder.path), asked=run.asked, paid=run.paid, seconds=seconds)
 
@@ -170,7 +161,7 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: _Layout) -> None:
+def _check(judge: Judge, layout: Layout) -> None:
     check_single(judge)
     needed = Asker(judge).fields
     if "trace" in needed:
@@ -184,79 +175,6 @@ def _check(judge: Judge, layout: _Layout) -> None:
         )
 
 
-# -- rows -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
-
-    sides: dict[str, dict[str, str]]
-    single: bool
-    keep: tuple[str, ...]
-    time: str | None
-
-    @classmethod
-    def of(cls, inputs: Any, outputs: Any, expectations: Any, keep: Any, time: Any) -> _Layout:
-        given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": None}
-        sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
-        keep = (keep,) if isinstance(keep, str) else tuple(keep)
-        if taken := set(keep) & set(COLUMNS):
-            raise ArgumentError(
-                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
-                "themselves. Rename it in the table."
-            )
-        return cls(sides, not isinstance(outputs, (list, tuple, Mapping)), keep, time)
-
-    @property
-    def beside(self) -> list[str]:
-        """What is copied, and the time."""
-        return [*self.keep, *([self.time] if self.time else [])]
-
-    @property
-    def columns(self) -> list[str]:
-        """All that are read."""
-        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
-
-    def read(self, number: int, record: Record) -> tuple[Record, Example]:
-        """What is known of a row before it is judged (an error bars it), and the item."""
-        cells, problems = read_row(number, record, self.sides, {})
-        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
-        expected = cells.expectations if self.sides["expectations"] else None
-        item = Example(f"row {number}", cells.inputs, outputs, expected)
-        beside = self.copied(number, record)
-        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
-        time = self._time(number, beside[-1]) if self.time else None
-        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-        return row | {"error": "; ".join(problems) or None}, item
-
-    def copied(self, number: int, record: Record) -> list[Any]:
-        """The plain cells of what is copied, and the time; a decimal number is text."""
-        cells = []
-        for column in self.beside:
-            cell = record[column]
-            try:
-                cells.append(plain(str(cell) if isinstance(cell, Decimal) else cell))
-            except ValueError as error:
-                raise TableError(
-                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
-                    "leave it out of keep and time."
-                ) from None
-        return cells
-
-    def _time(self, number: int, given: Any) -> datetime | None:
-        if is_missing(given):
-            return None
-        when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
-        if when is None or pd.isna(when):
-            raise TableError(
-                f"time={self.time!r}: row {number} holds {given!r}, which is no date. Give dates, "
-                "or texts such as 2026-03-31, or leave time out."
-            )
-        at: datetime = when.to_pydatetime()
-        return at
-
-
 # -- partitions -----------------------------------------------------------------------------
 
 
@@ -265,7 +183,7 @@ class _Run:
     """One `score`: which partitions are open, and what was paid."""
 
     folder: VerdictFolder
-    layout: _Layout
+    layout: Layout
     scale: Scale | None
     budget: Budget
     about: dict[str, Any]
@@ -369,58 +287,3 @@ class _Run:
         expected = (calls, share * spent.spent_tokens, share * spent.spent_usd)
         left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
         return min(left) > 0 and all(one <= most for one, most in zip(expected, left, strict=True))
-
-
-# -- the sample -----------------------------------------------------------------------------
-
-
-def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
-    """Draw a share or a number of rows by the seed; return them and the probability of each.
-
-    A larger sample by the same seed holds the smaller one.
-    """
-    places = np.random.default_rng(seed).random(max(rows, default=-1) + 1)[list(rows)]
-    number = int((places < sample).sum()) if sample < 1 else int(sample)
-    drawn = sorted(rows[k] for k in np.argsort(places)[:number])
-    return drawn, sample if sample < 1 else min(1.0, sample / max(len(rows), 1))
-
-
-def _import_sample(
-    judge: Judge, table: Any, layout: _Layout, folder: VerdictFolder, sample: float, seed: int
-) -> None:
-    """Import randomly drawn rows as traces, and log their verdicts, each once."""
-    import pyarrow.dataset as ds
-
-    known = folder.read(columns=["row", "error", "calls"]).to_pandas()
-    askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
-    drawn, probability = draw(askable.tolist(), sample, seed)
-    if not drawn:
-        return
-    wanted = set(drawn)
-    every = itertools.chain.from_iterable(read_partitions(table, layout.columns, PARTITION_ROWS))
-    records = [record for row, record in enumerate(every) if row in wanted]
-    outputs = layout.sides["outputs"]
-    imported = import_traces(
-        pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
-        inputs=layout.sides["inputs"],
-        outputs=next(iter(outputs.values())) if layout.single else outputs,
-        expectations=layout.sides["expectations"] or None,
-        tags=PROBABILITY_TAG,
-        progress=False,
-    )
-    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
-    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
-    new = []
-    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
-        trace = traces[trace_of[row["row"]]]
-        names = ("rationale", "error", "fingerprint", "input_tokens", "output_tokens", "cost")
-        known = {name: row[name] for name in names}
-        abstained = row["verdict"] is None and row["error"] is None
-        value = "N/A" if abstained else row["verdict"]
-        before = earlier_verdict(trace, judge.name, row["fingerprint"])
-        # A row that was asked again may have a verdict in place of an error.
-        if before is None or (before.error is not None and before.error != row["error"]):
-            new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
-    log_assessments(new, progress=False)
-    columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
-    folder.write_sample(pd.DataFrame(columns).assign(probability=probability))

@@ -1,0 +1,78 @@
+"""The audit of what was scored: rows drawn at random become traces, which people can label."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+from mlflow.genai.judges import Judge
+
+from workbench.judging.assessment import as_feedback, earlier_verdict
+from workbench.judging.layout import Layout
+from workbench.judging.verdict_folder import VerdictFolder
+from workbench.judging.verdicts import Verdict
+from workbench.store.assessments import log_assessments
+from workbench.store.files import read_partitions
+from workbench.store.importing import import_traces
+from workbench.store.traces import fetch_traces
+
+PROBABILITY_TAG: Final = "workbench.selection_probability"
+"""Tag of an imported trace: the probability with which its row was drawn from the table."""
+
+ROWS_AT_ONCE: Final = 1000
+"""Rows of the table that are read at once."""
+
+
+def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], float]:
+    """Draw a share or a number of rows by the seed; return them and the probability of each.
+
+    A larger sample by the same seed holds the smaller one.
+    """
+    places = np.random.default_rng(seed).random(max(rows, default=-1) + 1)[list(rows)]
+    number = int((places < sample).sum()) if sample < 1 else int(sample)
+    drawn = sorted(rows[k] for k in np.argsort(places)[:number])
+    return drawn, sample if sample < 1 else min(1.0, sample / max(len(rows), 1))
+
+
+def import_sample(
+    judge: Judge, table: Any, layout: Layout, folder: VerdictFolder, sample: float, seed: int
+) -> None:
+    """Import randomly drawn rows as traces, and log their verdicts, each once."""
+    import pyarrow.dataset as ds
+
+    known = folder.read(columns=["row", "error", "calls"]).to_pandas()
+    askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
+    drawn, probability = draw(askable.tolist(), sample, seed)
+    if not drawn:
+        return
+    wanted = set(drawn)
+    every = itertools.chain.from_iterable(read_partitions(table, layout.columns, ROWS_AT_ONCE))
+    records = [record for row, record in enumerate(every) if row in wanted]
+    outputs = layout.sides["outputs"]
+    imported = import_traces(
+        pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
+        inputs=layout.sides["inputs"],
+        outputs=next(iter(outputs.values())) if layout.single else outputs,
+        expectations=layout.sides["expectations"] or None,
+        tags=PROBABILITY_TAG,
+        progress=False,
+    )
+    trace_of = dict(zip(drawn, imported.trace_ids, strict=True))
+    traces = {trace.info.trace_id: trace for trace in fetch_traces(imported, spans=False)}
+    new = []
+    for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
+        trace = traces[trace_of[row["row"]]]
+        names = ("rationale", "error", "fingerprint", "input_tokens", "output_tokens", "cost")
+        known = {name: row[name] for name in names}
+        abstained = row["verdict"] is None and row["error"] is None
+        value = "N/A" if abstained else row["verdict"]
+        before = earlier_verdict(trace, judge.name, row["fingerprint"])
+        # A row that was asked again may have a verdict in place of an error.
+        if before is None or (before.error is not None and before.error != row["error"]):
+            new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
+    log_assessments(new, progress=False)
+    columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
+    folder.write_sample(pd.DataFrame(columns).assign(probability=probability))

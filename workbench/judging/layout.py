@@ -1,0 +1,88 @@
+"""Layout of a table that is scored: which columns hold what, and its rows as items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import ArgumentError, TableError
+from workbench.judging.verdict_folder import COLUMNS
+from workbench.store.files import Record
+from workbench.store.tables import columns_by_key, plain, read_row
+from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, inputs: Any, outputs: Any, expectations: Any, keep: Any, time: Any) -> Layout:
+        given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": None}
+        sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
+                "themselves. Rename it in the table."
+            )
+        return cls(sides, not isinstance(outputs, (list, tuple, Mapping)), keep, time)
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def read(self, number: int, record: Record) -> tuple[Record, Example]:
+        """What is known of a row before it is judged (an error bars it), and the item."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
+        beside = self.copied(number, record)
+        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
+        time = self._time(number, beside[-1]) if self.time else None
+        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
+        return row | {"error": "; ".join(problems) or None}, item
+
+    def copied(self, number: int, record: Record) -> list[Any]:
+        """The plain cells of what is copied, and the time; a decimal number is text."""
+        cells = []
+        for column in self.beside:
+            cell = record[column]
+            try:
+                cells.append(plain(str(cell) if isinstance(cell, Decimal) else cell))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
+                    "leave it out of keep and time."
+                ) from None
+        return cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
+        if is_missing(given):
+            return None
+        when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
+        if when is None or pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date. Give dates, "
+                "or texts such as 2026-03-31, or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
