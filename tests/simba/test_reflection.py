@@ -151,6 +151,15 @@ def test_a_rule_that_cannot_be_followed_is_dropped(useless: str) -> None:
     assert request().usable_rules([useless, rule]) == [rule]
 
 
+def test_a_rule_that_speaks_of_a_single_item_is_dropped() -> None:
+    """Six words in a row that one item has tell of no kind; words of several items may."""
+    said = ["Sorry, I can not help you with that.", "Drill a hole into the brick wall first."]
+    texts = [said[0], said[0], said[1]]
+    cases = tuple(case(i, text, "poor", "good") for i, text in enumerate(texts))
+    rules = [f"Rate good whatever says: {text}" for text in said]
+    assert replace(request(), disagreements=cases).usable_rules(rules) == rules[:1]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

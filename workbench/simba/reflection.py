@@ -32,6 +32,9 @@ MAX_RULES: Final = 6
 MAX_WORDS: Final = 60
 """Words of a rule; what is longer has run on."""
 
+QUOTED_WORDS: Final = 6
+"""Words in a row that a rule shares with a single item only by speaking of it."""
+
 _HIDDEN: Final = re.compile(
     r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
     r"|\bjudge(?:['’]s)?[ _](?:verdict|rat(?:ing|ionale)|label)|\bthe (?:dis)?agreements?\b"
@@ -141,19 +144,21 @@ class Request:
     def usable_rules(self, stated: Iterable[str]) -> list[str]:
         """Drop rules that are empty, repeated, run on, or copied from what was shown.
 
-        And those that go by what the judge cannot see, such as the human label. People's rationales
-        may be repeated: they name the criteria.
+        And those that speak of a single item, or go by what the judge cannot see, such as the human
+        label. People's rationales may be repeated: they name the criteria.
         """
-        texts = [self.task, self.instructions]
-        for case in (*self.disagreements, *self.agreements):
-            texts += [case.verdict.rationale]
-            texts += map(one_line_json, case.item.values(self.fields).values())
-        shown = " ".join(f" {words_of(text)} " for text in texts)
+        cases = (*self.disagreements, *self.agreements)
+        items = [
+            " ".join(map(words_of, map(one_line_json, case.item.values(self.fields).values())))
+            for case in cases
+        ]
+        texts = [self.task, self.instructions, *(case.verdict.rationale for case in cases)]
+        shown = " ".join(f" {words} " for words in (*map(words_of, texts), *items))
         kept: dict[frozenset[str], str] = {}
         for rule in stated:
             words = words_of(rule)
             is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
-            if is_new and len(words.split()) <= MAX_WORDS:
+            if is_new and len(words.split()) <= MAX_WORDS and not _quotes_one(words, items):
                 kept.setdefault(frozenset(words.split()), rule.strip())
         return list(kept.values())[:MAX_RULES]
 
@@ -180,6 +185,13 @@ class Request:
             shown["human_rationale"] = case.item.rationale
         short = {name: json.loads(shortened_json(value, limit)) for name, value in shown.items()}
         return one_line_json(short)
+
+
+def _quotes_one(words: str, items: Sequence[str]) -> bool:
+    """Whether a rule repeats so many words in a row that a single item has."""
+    said = words.split()
+    runs = (" ".join(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1))
+    return any(sum(run in item for item in items) == 1 for run in runs)
 
 
 def _most_telling(cases: Sequence[Case], lines: Sequence[str], room: float) -> list[str]:
