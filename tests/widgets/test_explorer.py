@@ -15,7 +15,8 @@ from made_pairs import GRADES, make_pairs
 import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.annotations import without_spans
-from workbench.labeling.exploration import NOTE, PAGE, Items
+from workbench.labeling.exploration import NOTE, PAGE
+from workbench.labeling.query import Items
 from workbench.metrics.slices import fields_of
 from workbench.scale import Scale
 from workbench.store.labels import AFTER_VERDICT_KEY, label_records

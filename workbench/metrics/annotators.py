@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -38,12 +38,20 @@ from workbench.metrics.intervals import (
     figure_table,
     full_agreement,
     mean_interval,
+    proportion,
     ratio,
     wilson,
     with_ends,
 )
+from workbench.metrics.votes import (
+    coded_votes,
+    counts_of,
+    distinct_rows,
+    equally_rated,
+    within_items,
+)
 from workbench.pairing.pairs import Pairs
-from workbench.scale import ABSTAIN, MOST_CATEGORIES, Scale
+from workbench.scale import MOST_CATEGORIES, Scale
 from workbench.vocabulary import is_missing
 
 LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
@@ -172,14 +180,14 @@ def annotator_agreement(
     """
     check_confidence(confidence)
     votes, scale = _read(pairs_or_votes, scale)
-    values, codes = _coded(votes, scale)
+    values, codes = coded_votes(votes, scale)
     positions = np.array([scale.rank(v) if scale else 0.0 for v in values] or [0.0])
     level = LEVELS.get(scale.kind, "nominal") if scale else "nominal"
     names, labels = tuple(map(str, votes.columns)), (codes >= 0).sum(axis=1)
-    within = _within_items(codes)
+    within = within_items(codes)
     credits = _against_others(within)
     # Items with the same labels by the same annotators fall into one cell.
-    first, times = _distinct(codes)
+    first, times = distinct_rows(codes)
     alpha = _alpha(codes[first], positions, level)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
     bootstrap = Bootstrap(times, **options)
@@ -189,7 +197,7 @@ def annotator_agreement(
         intervals = _intervals(credits[first], statistic, bootstrap)
     else:
         intervals = _of_full_agreement(codes[labels >= 2], confidence)
-    equal = _equally_rated(codes)
+    equal = equally_rated(codes)
     fleiss = _fleiss(equal, len(positions), options)
     has_bias = level != "nominal" or len(values) <= 2
     return AnnotatorAgreement(
@@ -227,36 +235,9 @@ def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None]:
     return given, scale or (Scale.from_values(seen) if len(set(seen)) > 1 else None)
 
 
-def _coded(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
-    """The categories in order, and the number of each vote's, shape (items, annotators)."""
-
-    @lru_cache(maxsize=None, typed=True)  # each writing once
-    def read(raw: Any) -> Any:
-        if raw is ABSTAIN or is_missing(raw):
-            return ABSTAIN
-        return scale.normalise(raw) if scale else raw
-
-    given = [read(raw) for raw in votes.to_numpy(dtype=object).ravel().tolist()]
-    values = list(scale.values) if scale else []
-    values = values or sorted(set(given) - {ABSTAIN})
-    number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
-    return values, np.array([number[v] for v in given], dtype=int).reshape(votes.shape)
-
-
-def _counts_of(codes: Array, size: int) -> Array:
-    """How many annotators gave each item each category, shape (items, categories)."""
-    return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
-
-
-def _within_items(codes: Array) -> Array:
-    """Codes that count from 0 within each item: equal ones stay equal."""
-    votes = pd.DataFrame(np.where(codes < 0, math.nan, codes))
-    return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
-
-
 def _against_others(within: Array) -> Array:
     """Each label's accuracy against the others' majority, (items, annotators); nan for no label."""
-    found, counts = np.full(within.shape, math.nan), _counts_of(within, within.max(initial=0) + 1)
+    found, counts = np.full(within.shape, math.nan), counts_of(within, within.max(initial=0) + 1)
     for a, given in enumerate(within.T):
         items = np.flatnonzero(given >= 0)
         label = (np.arange(len(items)), given[items])
@@ -268,34 +249,14 @@ def _against_others(within: Array) -> Array:
     return found
 
 
-def _equally_rated(codes: Array) -> Array:
-    """Codes of the items that `AnnotatorAgreement.fleiss` covers, two labels at least."""
-    given = codes >= 0
-    labels = given.sum(axis=1)
-    if len(set(labels.tolist()) - {0, 1}) <= 1:
-        return np.asarray(codes[labels >= 2])
-    by_activity = np.argsort(-given.sum(axis=0), kind="stable")
-    groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
-    group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
-    return np.asarray(codes[np.ix_(given[:, group].all(axis=1), group)])
-
-
-def _distinct(codes: Array) -> tuple[Array, Array]:
-    """The first of the rows of each kind, and how many there are of it."""
-    if not codes.size:
-        return np.arange(len(codes)), np.ones(len(codes), dtype=int)
-    _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
-    return first, times
-
-
 def _fleiss(codes: Array, size: int, options: dict[str, Any]) -> tuple[float, Interval]:
     """Fleiss' kappa of equally rated items, and its interval; of many numbers hardly two agree."""
-    first, times = _distinct(codes)
+    first, times = distinct_rows(codes)
     if not len(first) or len(first) * size > MOST_COMPARED:
         return math.nan, UNDEFINED
-    statistic = partial(fleiss_kappa, _counts_of(codes[first], size))
+    statistic = partial(fleiss_kappa, counts_of(codes[first], size))
     value = float(statistic(times))
-    if math.isnan(value) or (_within_items(codes) > 0).any():
+    if math.isnan(value) or (within_items(codes) > 0).any():
         return value, Bootstrap(times, **options).interval(statistic)
     return value, _of_full_agreement(codes, options["confidence"])[0]
 
@@ -304,7 +265,7 @@ def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
     """Krippendorff's alpha as a statistic of how often each row occurs."""
     if level == "interval":
         return interval_alpha(np.where(codes >= 0, positions[codes], math.nan))
-    counts = _counts_of(codes, len(positions))
+    counts = counts_of(codes, len(positions))
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
 
 
@@ -340,11 +301,11 @@ def _pairwise(
     weighted = ["kappa (quadratic)"] * known.ordered
     for a, b in combinations(range(len(names)), 2):
         one, two = codes[(codes[:, a] >= 0) & (codes[:, b] >= 0)][:, [a, b]].T
-        sample = Sample(Coded(known, values, one, two, np.arange(len(one))), **options)
+        coded = Coded(known, values, one, two, np.arange(len(one)))
+        sample, right = Sample(coded, **options), one == two
         statistics = sample.statistics("quadratic" if weighted else None)
-        right = wilson(int((one == two).sum()), len(one), options["confidence"])
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        row |= with_ends("accuracy", ratio(float((one == two).sum()), len(one)), right)
+        row |= with_ends("accuracy", *proportion(right, coded.groups, options["confidence"]))
         for column, name in zip(("kappa", "weighted_kappa"), ["kappa", *weighted], strict=False):
             row |= with_ends(column, *sample.figure(name, statistics[name]))
         rows.append(row)

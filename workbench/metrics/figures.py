@@ -50,20 +50,18 @@ ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
 
 
 class Rated(Protocol):
-    """What can be coded, such as `Pairs`; its table has the columns ``human`` and ``judge``."""
+    """What can be coded, such as `Pairs`, without what these need to be split or shown.
 
-    @property
-    def name(self) -> str: ...
+    The table has the columns ``trace_id``, ``human`` and ``judge``; what is equal in ``content``,
+    by trace id, repeats itself.
+    """
+
     @property
     def scale(self) -> Scale: ...
     @property
     def table(self) -> pd.DataFrame: ...
     @property
-    def trace_ids(self) -> list[str]: ...
-    @property
-    def content(self) -> Mapping[str, Any]:
-        """Digest of each trace's content, where it is known."""
-        ...
+    def content(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Coded:
         off = [(side, v) for side in sides for v in pairs.table[side] if v not in position]
         if off:
             raise ArgumentError(
-                f"The pairs of {pairs.name!r} hold the {off[0][0]} value {off[0][1]!r}, which is "
+                f"The pairs hold the {off[0][0]} value {off[0][1]!r}, which is "
                 f"not on their scale ({scale.describe()}). workbench.pair gives canonical values."
             )
         human, judge = (
@@ -98,7 +96,7 @@ class Coded:
         )
         # Repetitions of an item are no more evidence.
         content = pairs.content
-        groups = numbered(content.get(i, i) for i in pairs.trace_ids)
+        groups = numbered(content.get(i, i) for i in pairs.table["trace_id"])
         return cls(scale, values, human, judge, groups)
 
     def where(self, rows: Array) -> Coded:

@@ -15,7 +15,7 @@ from workbench.formatting import counted, html_lines, html_table, html_text, wit
 from workbench.pairing.splits import Groups, groups_of, joined, stratified
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import digest
-from workbench.store.traces import whole
+from workbench.store.traces import complete_previews
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
@@ -69,7 +69,7 @@ class Pairs:
     @property
     def content(self) -> dict[str, tuple[str, str]]:
         """Those of `previews` that hold the whole of a trace: what is equal here repeats itself."""
-        return whole(self.previews)
+        return complete_previews(self.previews)
 
     @property
     def votes(self) -> pd.DataFrame:

@@ -129,8 +129,9 @@ def render(
         "instructions": instructions(alignment),
         "evidence": evidence(alignment),
         "groups": groups(alignment),
-        "certificate": certificate
-        and certified(certificate.headline, certificate.table, certificate.notes),
+        "certificate": certified(certificate.headline, certificate.table, certificate.notes)
+        if certificate
+        else None,
         "slices": slices(alignment),
         "alternative": stand_in(alignment),
         "pairwise": pairwise(alignment),

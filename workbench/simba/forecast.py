@@ -23,14 +23,7 @@ from workbench.simba.reflection import (
     Request,
     tokens_in,
 )
-from workbench.simba.settings import (
-    FEW,
-    MAX_PRUNED,
-    MAX_RACING,
-    SECOND_RUNG,
-    Settings,
-    first_rung,
-)
+from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
 
 
 @dataclass(frozen=True)
@@ -96,9 +89,8 @@ def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tupl
     items = train + dev
     selected = items if items < FEW else min(settings.max_dev, items)
     batch = min(settings.batch_size, items - selected)
-    first = first_rung(selected)
-    second = min(math.ceil(selected * SECOND_RUNG), selected - first)
-    a_race = MAX_RACING * first + MAX_RACING // 2 * second + selected - first - second
+    first, second, rest = rung_sizes(selected)
+    a_race = MAX_RACING * first + MAX_RACING // 2 * second + rest
     learned = rules + MAX_RULES * settings.max_steps
     # At the end, and at first where there are rules already.
     pruned = [learned, *([rules] if rules else [])]

@@ -33,7 +33,7 @@ MAX_WORDS: Final = 60
 """Words of a rule; what is longer has run on."""
 
 QUOTED_WORDS: Final = 6
-"""Words in a row that a rule shares with a single item only by speaking of it."""
+"""Words in a row by which a rule that shares them with one item alone speaks of that item."""
 
 _HIDDEN: Final = re.compile(
     r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
@@ -158,7 +158,7 @@ class Request:
         for rule in stated:
             words = words_of(rule)
             is_new = words and f" {words} " not in shown and not _HIDDEN.search(rule)
-            if is_new and len(words.split()) <= MAX_WORDS and not _quotes_one(words, items):
+            if is_new and len(words.split()) <= MAX_WORDS and not _speaks_of_one(words, items):
                 kept.setdefault(frozenset(words.split()), rule.strip())
         return list(kept.values())[:MAX_RULES]
 
@@ -187,8 +187,8 @@ class Request:
         return one_line_json(short)
 
 
-def _quotes_one(words: str, items: Sequence[str]) -> bool:
-    """Whether a rule repeats so many words in a row that a single item has."""
+def _speaks_of_one(words: str, items: Sequence[str]) -> bool:
+    """Whether some `QUOTED_WORDS` words of a rule stand in exactly one of the items."""
     said = words.split()
     runs = (" ".join(said[i : i + QUOTED_WORDS]) for i in range(len(said) - QUOTED_WORDS + 1))
     return any(sum(run in item for item in items) == 1 for run in runs)

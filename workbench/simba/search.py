@@ -32,14 +32,7 @@ from workbench.simba.proposals import (
 from workbench.simba.pruning import doubtful
 from workbench.simba.reflection import Request
 from workbench.simba.selection import Ask, Scoreboard
-from workbench.simba.settings import (
-    FEW,
-    MAX_PRUNED,
-    MAX_RACING,
-    SECOND_RUNG,
-    Settings,
-    first_rung,
-)
+from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
 
 FEW_NOTE: Final = (
     "Learned from {} labels and selected on the same ones, which proves nothing: "
@@ -298,6 +291,8 @@ class Search:
         candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
         if not candidates:
             return False
+        # What won was not judged on the items that the one before it showed.
+        self.board.judge((best, item) for item in self.board.items)
         rungs = self.rungs()
         alive = self.affordable(candidates, [len(rung) for rung in rungs])
         seen: list[Item] = []
@@ -315,7 +310,6 @@ class Search:
         top = max(alive, key=lambda c: (self.board.lead(c, best), -len(c.text)), default=best)
         if self.board.is_better(top, best):
             self.best = top
-            self.board.judge((top, item) for item in self.board.items)
         for candidate in candidates:
             self.record(step, candidate, scored=candidate in alive)
         return self.best is not best
@@ -338,13 +332,13 @@ class Search:
     def rungs(self) -> list[list[Item]]:
         """Split the items to select on into rungs, half of the first one wrong by the best."""
         items = self.board.hidden_from([self.best])  # on the others nothing is compared
-        size = first_rung(len(items))
+        size, next_size, _ = rung_sizes(len(items))
         wrong = [case.item for case in self.board.cases(self.best, items)[0]]
         first = sample(wrong, math.ceil(size / 2), self.rng)
         right = [item for item in items if item not in wrong]
         first += sample(right, size - len(first), self.rng)
         rest = [item for item in items if item not in first]
-        second = sample(rest, math.ceil(len(items) * SECOND_RUNG), self.rng)
+        second = sample(rest, next_size, self.rng)
         third = [item for item in rest if item not in second]
         return [rung for rung in (first, second, third) if rung]
 

@@ -42,6 +42,8 @@ class Settings:
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 
-def first_rung(items: int) -> int:
-    """Number of items in the first rung of a race on so many items."""
-    return min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
+def rung_sizes(items: int) -> tuple[int, int, int]:
+    """Numbers of items in the rungs of a race on so many items."""
+    first = min(items, max(MIN_RUNG, math.ceil(items * FIRST_RUNG)))
+    second = min(items - first, math.ceil(items * SECOND_RUNG))
+    return first, second, items - first - second

@@ -221,7 +221,7 @@ def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
     return {i.trace_id: (i.request_preview or "", i.response_preview or "") for i in infos}
 
 
-def whole(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def complete_previews(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """Return the previews that hold all of a trace's inputs and outputs, by trace id.
 
     MLflow cuts long ones, and of a conversation it keeps the last message alone, which is no JSON
