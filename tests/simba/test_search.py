@@ -28,7 +28,7 @@ from stubs import (
 from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
-from workbench.simba.candidate import Candidate
+from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.forecast import most_calls
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
@@ -151,6 +151,25 @@ def test_all_that_was_asked_for_in_the_first_step_takes_part() -> None:
         "strongest rules: all disagreements", "strongest rules: what people go by",
         "rules: what people go by",
     }  # fmt: skip
+
+
+def test_a_candidate_is_asked_only_about_items_that_count_in_its_race() -> None:
+    """Those that the best one shows do not; the winner is asked about them before another race."""
+    asked: list[tuple[str, str]] = []
+
+    def ask(questions: Questions) -> list[Verdict]:
+        asked.extend((candidate.key, item.trace_id) for candidate, item in questions)
+        return always_good(questions)
+
+    train, dev = items(20), items(10, start=100)
+    search = Search(BASE, train, dev, SCALE, ("outputs",), ask, Reflecting())
+    search.best = BASE.with_examples([WorkedExample.of(one, ("outputs",)) for one in train[:4]], 4)
+    shown = {one.trace_id for one in train[:4]}
+    won, lost = BASE.with_rules([RULE], "x"), BASE.with_rules(["Think of pigs."], "x")
+    assert search.race(1, [won])
+    assert not {i for key, i in asked if key == won.key} & shown
+    search.race(2, [lost])
+    assert {i for key, i in asked if key == won.key} > shown
 
 
 def test_useless_rules_change_nothing() -> None:
