@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mlflow
 import nbformat
@@ -346,6 +346,34 @@ def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="0 of 2 runs are complete"):
         workbench.sweep(notebook, {"seed": range(2)}, executor=executor, progress=False)
     assert executor.seen == {""}
+
+
+def test_ctrl_c_while_the_runs_are_started_leaves_none_behind(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is met as it is started is not one of its pool, which would wait for it."""
+    start, begun = threading.Thread.start, list[threading.Thread]()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("ThreadPoolExecutor"):
+            begun.append(thread)
+            if len(begun) == 2:
+                raise KeyboardInterrupt
+
+    class Noting(Executor):
+        runs: ClassVar[list[int]] = []
+
+        def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+            self.runs.append(task.position)
+            raise OSError
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="0 of 3 runs are complete"):
+        workbench.sweep(notebook, {"seed": range(3)}, executor=Noting(), progress=False)
+    for thread in begun:
+        thread.join(10)
+    assert Noting.runs == []
 
 
 def test_the_command_sweeps_and_tells_of_failures(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pandas as pd
 import pytest
+from running import active_store
 
 import workbench
 from workbench.labeling.sessions import AdjudicationSession
@@ -254,3 +257,15 @@ def test_the_table_in_its_place_holds_no_html_of_the_labels(ids: list[str]) -> N
     assert ids[0] in told
     assert "onerror" in told
     assert "<img" not in told
+
+
+def test_the_table_is_not_read_from_another_store(ids: list[str], tmp_path: Path) -> None:
+    """It stays as it was where another store has become active meanwhile."""
+    panel = workbench.AdjudicationPanel(NAME, by="dora")
+    panel._table = shown = SimpleNamespace(tables=[])
+    shown.update = lambda bundle, raw: shown.tables.append(bundle["text/html"])
+    with active_store(f"sqlite:///{tmp_path}/other.db"):
+        panel._renew_table()
+    assert shown.tables == []
+    panel._renew_table()
+    assert ids[0] in shown.tables[0]

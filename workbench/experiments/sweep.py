@@ -198,6 +198,9 @@ class _Sweep:
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
         self.pools = ExitStack()
+        # A pool does not wait for a thread that Ctrl-C met as it was started: that one must not
+        # begin a run, so none does before all are started.
+        self.started = threading.Event()
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
@@ -215,12 +218,14 @@ class _Sweep:
             with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
                 try:
                     left = {pool.submit(self._run, task, executor) for task in waiting}
+                    self.started.set()
                     while left:
                         done, left = wait(left, timeout=1.0)
                         _ = [future.result() for future in done]
                         self._show(waiting)
                 except BaseException:
                     self._end("the sweep was stopped", kill=True)
+                    self.started.set()
                     raise
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
@@ -231,6 +236,7 @@ class _Sweep:
         return [self.found[task.key] for task in self.tasks]
 
     def _run(self, task: Task, executor: Executor | None) -> None:
+        self.started.wait()
         with self.lock:
             left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
             if self.budget.is_limited and min(left) <= 0 and not self.over:

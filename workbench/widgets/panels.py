@@ -155,7 +155,8 @@ class SessionPanel(View):
 
     def _renew_table(self) -> None:
         self._timer = None
-        self._table.update(self._table_bundle(), raw=True)
+        if self.session.store.is_active:  # which a table is read from
+            self._table.update(self._table_bundle(), raw=True)
 
     def _tables(self) -> list[pd.DataFrame]:
         raise NotImplementedError
