@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import inspect
+import json
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -344,14 +346,13 @@ def _invoke(sender: Sender, original: Any, given: Mapping[str, Any]) -> Any:
 # -- prices and context windows -------------------------------------------------------------
 
 
-def token_prices(model: str, *, load: bool = False) -> tuple[float, float] | None:
+def token_prices(model: str) -> tuple[float, float] | None:
     """US dollars for a token read and a token written by a model URI; None where not known.
 
-    From the catalog that MLflow bundles, then from litellm's, which is loaded for it only with
-    ``load`` since that takes seconds.
+    From the catalog that MLflow bundles, then from litellm's.
     """
     found = _catalog_entry(model)
-    if not found.get("input_cost_per_token") and (load or "litellm" in sys.modules):
+    if not found.get("input_cost_per_token"):
         found = _litellm_entry(model)
     prices = [found.get(f"{side}_cost_per_token") or 0.0 for side in ("input", "output")]
     return (prices[0], prices[1]) if sum(prices) > 0 else None
@@ -373,12 +374,21 @@ def _catalog_entry(model: str) -> Mapping[str, Any]:
     return {}
 
 
-@functools.lru_cache(maxsize=256)
 def _litellm_entry(model: str) -> Mapping[str, Any]:
-    import litellm
+    provider, _, name = model.replace(":/", "/", 1).partition("/")
+    listed = getattr(sys.modules.get("litellm"), "model_cost", None) or _litellm_prices()
+    found: Mapping[str, Any] = listed.get(f"{provider}/{name}") or listed.get(name) or {}
+    return found if str(found.get("litellm_provider")).startswith(provider) else {}
 
-    with suppress(Exception):  # it raises plain exceptions for what it does not know
-        return dict(litellm.get_model_info(model.replace(":/", "/", 1)))
+
+@functools.cache
+def _litellm_prices() -> Mapping[str, Any]:
+    """Read litellm 1.110.2's list from its file, since to import litellm takes seconds."""
+    spec = find_spec("litellm")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        with suppress(OSError, ValueError):
+            listed = Path(folder, "model_prices_and_context_window_backup.json")
+            return dict(json.loads(listed.read_text("utf-8")))
     return {}
 
 

@@ -74,20 +74,19 @@ def usd_per_1000(model: str, usages: Sequence[Usage]) -> float | None:
     """US dollars for 1,000 answers like these; None where no tokens or no price are known."""
     known = [u for u in usages if u.read is not None or model.startswith(FREE)]
     used = sum(known, UNPAID)
-    each = cost(model, used.read or 0, used.written or 0, load=True) if known else None
+    each = cost(model, used.read or 0, used.written or 0) if known else None
     return None if each is None else 1000 * each / len(known)
 
 
-def cost(model: str, read: int, written: int, *, load: bool = False) -> float | None:
+def cost(model: str, read: int, written: int) -> float | None:
     """US dollars for one answer of a model (a URI such as ``openai:/gpt-4.1-mini``).
 
     None where no price is known. The embedded model costs nothing. It is the list price: discounts
-    for repeated prompts are not counted. ``load`` loads litellm's list where MLflow's lacks the
-    model, which takes seconds.
+    for repeated prompts are not counted.
     """
     if model.startswith(FREE):
         return 0.0
-    prices = token_prices(model, load=load)
+    prices = token_prices(model)
     return None if prices is None else read * prices[0] + written * prices[1]
 
 
@@ -186,7 +185,7 @@ class Budget:
     def check(self, *models: str) -> None:
         """Raise `BudgetError` where money is limited and the price of a model is not known."""
         for model in models if self.usd is not None else ():
-            if cost(model, 1, 1, load=True) is None:
+            if cost(model, 1, 1) is None:
                 raise BudgetError(
                     f"A budget in money cannot be kept: MLflow and litellm know no price of "
                     f"{model}. Nothing was spent. Set the budget in tokens or calls instead: "
@@ -230,7 +229,7 @@ class Budget:
         read, written = (0, 0)
         if self.measures:
             read, written = most_tokens(payload or {}, self._assumed_output)
-        usd = 0.0 if self.usd is None else cost(model, read, written, load=True) or 0.0
+        usd = 0.0 if self.usd is None else cost(model, read, written) or 0.0
         wanted = Reservation(1, read, written, usd, model=model)
         with self._changed:
             while not self._fits(wanted, self._under_way):

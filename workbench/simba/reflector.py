@@ -253,6 +253,9 @@ class Reflector:
         }
         if provider == "openai" and os.environ.get("OPENAI_API_BASE"):
             options.setdefault("api_base", os.environ["OPENAI_API_BASE"])
+        if provider == "openai" and options.keys() <= {"api_base", *_OF_CONNECTION}:
+            # Else dspy imports litellm where the variable is set, which takes seconds.
+            options["engine"] = "lm15"
         with self._lock:
             if self._connected is None:
                 if self.model.startswith(SCHEME):
