@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -152,3 +156,22 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
         recorded = read_records(read_notebook(folder / source.name), folder / "figures")
     seconds = time.monotonic() - begun
     return task.result(*[*ending, outcome][0], seconds=seconds, started=started, recorded=recorded)
+
+
+def start_process(stop: Path) -> None:
+    """Let a process of a pool end with the sweep: Python leaves it alone when its parent is killed.
+
+    Ctrl-C reaches all processes of a terminal; the sweep itself stops the runs.
+    """
+    signal.signal(signal.SIGINT, lambda *_: None)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        with suppress(OSError):
+            stop.write_text("")
+        time.sleep(2.0)  # for the kernel to be stopped
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -8,9 +8,7 @@ import multiprocessing
 import os
 import re
 import secrets
-import signal
 import threading
-import time
 from collections import Counter
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, WorkbenchError
 from workbench.experiments.execution import (
@@ -30,6 +27,7 @@ from workbench.experiments.execution import (
     execute,
     notebook_digest,
     read_result,
+    start_process,
 )
 from workbench.experiments.notebook import without_secrets, writable
 from workbench.experiments.parameters import (
@@ -205,28 +203,13 @@ class _Sweep:
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
         logged, stop = self.log.logged(), Path(self.tasks[0].stop)
-        for task in self.tasks if not self.tasks[0].force else ():
-            both = (read_result(task.folder), logged.get(task.key))
-            if known := next((one for one in both if one and one.status == "complete"), None):
-                self._take(known, log=known != both[1])
-        waiting = [task for task in self.tasks if task.key not in self.found]
-        with writable(stop.parent):
-            for path in {task.empty_store for task in waiting if task.empty_store}:
-                prepare_database(f"sqlite:///{path}")  # which takes seconds; runs copy it
-        threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
         try:
-            with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
-                try:
-                    left = {pool.submit(self._run, task, executor) for task in waiting}
-                    self.started.set()
-                    while left:
-                        done, left = wait(left, timeout=1.0)
-                        _ = [future.result() for future in done]
-                        self._show(waiting)
-                except BaseException:
-                    self._end("the sweep was stopped", kill=True)
-                    self.started.set()
-                    raise
+            with ThreadPoolExecutor(1) as self.logging:
+                for task in self.tasks if not self.tasks[0].force else ():
+                    both = (read_result(task.folder), logged.get(task.key))
+                    if known := next((r for r in both if r and r.status == "complete"), None):
+                        self._take(known, log=known != both[1])
+                self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
@@ -235,7 +218,27 @@ class _Sweep:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
 
+    def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
+        threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
+        with self.pools, ThreadPoolExecutor(max(1, threads)) as pool:
+            try:
+                left = {pool.submit(self._run, task, executor) for task in waiting}
+                with writable(Path(self.tasks[0].stop).parent):
+                    for path in {task.empty_store for task in waiting if task.empty_store}:
+                        prepare_database(f"sqlite:///{path}")  # which takes seconds; runs copy it
+                self.started.set()
+                while left:
+                    done, left = wait(left, timeout=1.0)
+                    _ = [future.result() for future in done]
+                    self._show(waiting)
+            except BaseException:
+                self._end("the sweep was stopped", kill=True)
+                self.started.set()
+                raise
+
     def _run(self, task: Task, executor: Executor | None) -> None:
+        if executor is None:
+            self._process()  # which takes seconds to start
         self.started.wait()
         with self.lock:
             left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
@@ -269,7 +272,7 @@ class _Sweep:
         if anew or not hasattr(self.own, "pool"):
             # Processes that are forked would share connections and locks of this one.
             spawn, stop = multiprocessing.get_context("spawn"), Path(self.tasks[0].stop)
-            pool = ProcessPoolExecutor(1, spawn, _start_process, (stop,))
+            pool = ProcessPoolExecutor(1, spawn, start_process, (stop,))
             self.own.pool = self.pools.enter_context(pool)
             try:
                 pool.submit(os.getpid).result()
@@ -289,7 +292,7 @@ class _Sweep:
             write_whole(Path(self.tasks[0].stop), "" if self.killed else why)
 
     def _take(self, result: Result, *, log: bool) -> None:
-        """Count a run that has ended, and log it."""
+        """Count a run that has ended, and log it while others go on."""
         spent = {name: result.recorded.get(name) for name in ("calls", "tokens", "cost")}
         known = {name: n for name, n in spent.items() if isinstance(n, (int, float))}
         limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
@@ -305,11 +308,15 @@ class _Sweep:
                 )
                 self._end("the budget cannot be kept")
             self.shown.update()
+        if log:
+            self.logging.submit(self._log, result)
+
+    def _log(self, result: Result) -> None:
         try:
             # A store that does not answer is not waited for again.
-            if log and not isinstance(self.fault, StoreError):
+            if not isinstance(self.fault, StoreError):
                 self.log.write(result)
-        except (MlflowException, OSError) as error:
+        except Exception as error:
             self.fault = self.fault or StoreError(f"MLflow did not take all of it: {error}")
 
     def _show(self, tasks: list[Task]) -> None:
@@ -324,22 +331,3 @@ class _Sweep:
         complete = sum(result.status == "complete" for result in self.found.values())
         total = counted(len(self.tasks), "run")
         return f"{complete} of {total} are complete and kept; the same call goes on with the rest."
-
-
-def _start_process(stop: Path) -> None:
-    """End with the sweep: Python leaves the processes of a pool alone when their parent is killed.
-
-    Ctrl-C reaches all processes of a terminal; the sweep itself stops the runs.
-    """
-    signal.signal(signal.SIGINT, lambda *_: None)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        with suppress(OSError):
-            stop.write_text("")
-        time.sleep(2.0)  # for the kernel to be stopped
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()

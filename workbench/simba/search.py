@@ -285,7 +285,7 @@ class Search:
     def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
         """Score candidates by successive halving; return whether one of them replaces the best.
 
-        After each rung the worse half drops out, and those that can't beat the best any more.
+        After each rung the worse half drops out, and those that can't replace the best any more.
         """
         best = self.best
         candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
@@ -306,7 +306,7 @@ class Search:
             if rungs:
                 alive.sort(key=lambda c: self.board.lead(c, best, seen), reverse=True)
                 alive = alive[: max(1, len(alive) // 2)]
-                alive = [c for c in alive if self.board.can_lead(c, best, seen)]
+                alive = [c for c in alive if self.board.is_better(c, best, seen)]
         top = max(alive, key=lambda c: (self.board.lead(c, best), -len(c.text)), default=best)
         if self.board.is_better(top, best):
             self.best = top

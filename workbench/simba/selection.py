@@ -199,31 +199,29 @@ class Scoreboard:
         lead = self.score(one, both)[0] - self.score(other, both)[0]
         return -math.inf if math.isnan(lead) else lead
 
-    def can_lead(self, one: Candidate, other: Candidate, seen: Sequence[Item]) -> bool:
-        """Whether one may still come to lead over the other, which was judged on all items."""
-        both = self.hidden_from([one, other])
-        return self.upper_bound(one, seen, both) > self.score(other, both)[0] + 1e-9
+    def is_better(
+        self, one: Candidate, other: Candidate, seen: Sequence[Item] | None = None
+    ) -> bool:
+        """Whether one scores higher than the other by `STEADY` standard errors of its gains.
 
-    def upper_bound(
-        self, candidate: Candidate, seen: Sequence[Item], items: Sequence[Item] | None = None
-    ) -> float:
-        """The score if all items but those seen come out right; -inf without a score on these."""
-        items = self.hidden_from([candidate], items)
-        ids = {item.trace_id for item in seen}
-        seen = [item for item in items if item.trace_id in ids]
-        score, _ = self.score(candidate, seen)
-        if math.isnan(score):
-            return -math.inf
-        penalty = length_penalty(candidate)
-        total, known = sum(map(self.weight, items)), sum(map(self.weight, seen))
-        return ((score + penalty) * known + total - known) / total - penalty
-
-    def is_better(self, one: Candidate, other: Candidate) -> bool:
-        """Whether one scores higher than the other by `STEADY` standard errors of its gains."""
+        With ``seen``, the items that one was judged on: whether it may still come to do so, which
+        is if all the others come out right. The other was judged on all items.
+        """
         both = self.hidden_from([one, other])
-        gains = [self.gain(one, other, item) for item in both]
-        gain = self.lead(one, other) * sum(map(self.weight, both))
+        judged = both if seen is None else self.hidden_from([one, other], seen)
+        ids = {item.trace_id for item in judged}
+        if math.isnan(self.score(one, judged)[0]):
+            return False
+        gains = [self.gain(one, other, item) for item in judged]
+        gains += [self._most(other, item) for item in both if item.trace_id not in ids]
+        longer = length_penalty(one) - length_penalty(other)
+        gain = sum(gains) - longer * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
+
+    def _most(self, other: Candidate, item: Item) -> float:
+        """The most that a candidate can gain over another on an item."""
+        earned = self.earned(other, item)
+        return 0.0 if earned is None else self.weight(item) * (1.0 - earned)
 
     def is_flawless(self, candidate: Candidate) -> bool:
         return self.score(candidate)[0] >= 1.0 - length_penalty(candidate) - 1e-9
