@@ -28,6 +28,7 @@ from workbench.experiments.notebook import run_notebook
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OTHERS = ("1_quickstart", "2_label", "3_agreement", "5_compare", "6_experiments")
+LESS = {"6_experiments": {"seeds": 1, "max_steps": 1}}
 NAME = "answer_quality"
 
 # -- form -----------------------------------------------------------------------------------
@@ -93,7 +94,10 @@ def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with ThreadPoolExecutor() as pool:
             others = {
-                name: pool.submit(run_notebook, name, output=isolated / name, progress=False)
+                name: pool.submit(
+                    run_notebook, name, parameters=LESS.get(name), output=isolated / name,
+                    progress=False,
+                )  # fmt: skip
                 for name in OTHERS
             }
             executed = {name: other.result().notebook for name, other in others.items()}

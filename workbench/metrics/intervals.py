@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from statistics import NormalDist
@@ -101,7 +102,9 @@ def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
     if tested.any():
         from statsmodels.stats.multitest import multipletests
 
+        gc.freeze()  # else it looks for garbage in all that is in memory
         found[tested] = multipletests(p_values[tested], method=method)[1]
+        gc.unfreeze()
     return found
 
 
