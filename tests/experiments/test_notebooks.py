@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,9 @@ def runs(isolated: Path, main_run: MainRun) -> dict[str, Path]:
         # MLflow puts the URI of the active store there, which the kernels would inherit.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         with ThreadPoolExecutor() as pool:
+            run = partial(run_notebook, progress=False)
             others = {
-                name: pool.submit(
-                    run_notebook, name, parameters=LESS.get(name), output=isolated / name,
-                    progress=False,
-                )  # fmt: skip
+                name: pool.submit(run, name, parameters=LESS.get(name), output=isolated / name)
                 for name in OTHERS
             }
             executed = {name: other.result().notebook for name, other in others.items()}

@@ -74,8 +74,8 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has n
 
     def set_widgets_metadata(self) -> None:
         super().set_widgets_metadata()
-        # Let the kernel end by itself: interrupted first, as nbclient does it, it takes seconds, and
-        # so it does where Python looks through all that is in memory once more before it ends.
+        # Let the kernel end by itself: interrupted first, as nbclient does it, it takes seconds. So
+        # it does where Python looks through all that is in memory once more before it ends.
         self.kc.execute("import gc; gc.freeze()", silent=True, store_history=False)
         # Over the control channel one of ten kernels of ipykernel 7.4 would wait for itself.
         end = self.kc.session.msg("shutdown_request", {"restart": False})
