@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,6 +61,13 @@ def notebook(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return write(tmp_path / "works.ipynb", WORK, RECORDS, parameters=PARAMETERS)
 
 
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    """What runs are given to where it does not matter that each has a process of its own."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
 def executed(folder: Path) -> list[str]:
     """What ran, in the order of its beginning."""
     log = folder / "log" / "ran"
@@ -89,13 +97,13 @@ def test_runs_are_apart_recorded_and_not_repeated(notebook: Path, tmp_path: Path
     assert len(workbench.runs("works")) == 3
 
 
-def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path) -> None:
+def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path, threads: Executor) -> None:
     """Data, cells and model make another run; outputs of cells do not."""
     grid = {"log": str(tmp_path / "log")}
 
     def ran() -> int:
         before = len(executed(tmp_path))
-        workbench.sweep(notebook, grid, jobs=1, progress=False)
+        workbench.sweep(notebook, grid, executor=threads, progress=False)
         return len(executed(tmp_path)) - before
 
     assert ran() == 1
@@ -111,18 +119,22 @@ def test_what_a_run_is_identified_by(notebook: Path, tmp_path: Path) -> None:
     assert len(workbench.runs("works")) == 1  # the latest
 
 
-def test_a_run_that_is_complete_in_mlflow_is_not_run_again(notebook: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_complete_in_mlflow_is_not_run_again(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
     grid = {"log": str(tmp_path / "log")}
-    table = workbench.sweep(notebook, grid, jobs=1, progress=False, output="one")
-    again = workbench.sweep(notebook, grid, jobs=1, progress=False, output="two")
+    table = workbench.sweep(notebook, grid, executor=threads, progress=False, output="one")
+    again = workbench.sweep(notebook, grid, executor=threads, progress=False, output="two")
     pd.testing.assert_frame_equal(again, table)
     assert len(executed(tmp_path)) == 1
 
 
-def test_mlflow_has_a_parent_and_a_child_for_each_run(notebook: Path, tmp_path: Path) -> None:
+def test_mlflow_has_a_parent_and_a_child_for_each_run(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
     """With parameters, metrics, tags and the executed notebook; a failed one is failed there."""
     grid = [{"seed": 3}, {"kind": "raise", "log": str(tmp_path / "log")}]
-    table = workbench.sweep(notebook, grid, jobs=2, progress=False, name="two runs")
+    table = workbench.sweep(notebook, grid, executor=threads, progress=False, name="two runs")
     parent = mlflow.get_run(table.attrs["sweep"])
     assert parent.info.run_name == "two runs"
     assert parent.info.status == "FAILED"
@@ -141,11 +153,13 @@ def test_mlflow_has_a_parent_and_a_child_for_each_run(notebook: Path, tmp_path: 
     )
 
 
-def test_what_fails_is_told_and_the_others_go_on(notebook: Path, tmp_path: Path) -> None:
+def test_what_fails_is_told_and_the_others_go_on(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
     """A notebook that raises, kills its kernel, prints 100 MB, lacks a package, or exits."""
     kinds = ["raise", "dies", "prints", "missing", "exits", "works"]
     grid = {"kind": kinds, "log": str(tmp_path / "log")}
-    table = workbench.sweep(notebook, grid, jobs=2, progress=False).set_index("kind")
+    table = workbench.sweep(notebook, grid, executor=threads, progress=False).set_index("kind")
     status = dict(table["status"])
     assert status == {
         **dict.fromkeys(kinds, "failed"),
@@ -163,17 +177,19 @@ def test_what_fails_is_told_and_the_others_go_on(notebook: Path, tmp_path: Path)
     assert "no <b>luck</b>" in kept["raise"].read_text()
     assert kept["prints"].stat().st_size < 1_000_000
     assert "printed further is left out" in kept["prints"].read_text()
-    again = workbench.sweep(notebook, {**grid, "kind": ["raise", "works"]}, jobs=2, progress=False)
+    again = workbench.sweep(
+        notebook, {**grid, "kind": ["raise", "works"]}, executor=threads, progress=False
+    )
     assert list(again["status"]) == ["failed", "complete"]
     assert executed(tmp_path).count("0 raise") == 2
     assert executed(tmp_path).count("0 works") == 1
     assert len(workbench.runs("works")) == 6
 
 
-def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path) -> None:
+def test_a_run_has_a_time_limit(notebook: Path, tmp_path: Path, threads: Executor) -> None:
     """The kernel and the processes that it started are killed; what it printed is kept."""
     grid = {"kind": "hang", "log": str(tmp_path / "log")}
-    table = workbench.sweep(notebook, grid, jobs=1, timeout=3, progress=False)
+    table = workbench.sweep(notebook, grid, executor=threads, timeout=3, progress=False)
     assert list(table["status"]) == ["timeout"]
     assert table["error"][0] == "It ran longer than 3 s and was stopped."
     kept = nbformat.read(Path(table["folder"][0]) / "works.ipynb", as_version=4)
@@ -212,13 +228,15 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
         workbench.sweep(notebook, grid, jobs=1, budget=100, progress=False)
 
 
-def test_secrets_among_the_parameters_are_not_written(store: str, tmp_path: Path) -> None:
+def test_secrets_among_the_parameters_are_not_written(
+    store: str, tmp_path: Path, threads: Executor
+) -> None:
     source = write(
         tmp_path / "n.ipynb",
         "assert api_key == 'hidden' + '-one'\nprint(api_key)",
         parameters="api_key = None",
     )
-    table = workbench.sweep(source, {"api_key": "hidden-one"}, jobs=1, progress=False)
+    table = workbench.sweep(source, {"api_key": "hidden-one"}, executor=threads, progress=False)
     assert list(table["status"]) == ["complete"]
     assert table["api_key"][0] == "***"
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
@@ -226,21 +244,23 @@ def test_secrets_among_the_parameters_are_not_written(store: str, tmp_path: Path
 
 
 def test_runs_that_only_secrets_tell_apart_are_runs_of_their_own(
-    store: str, tmp_path: Path
+    store: str, tmp_path: Path, threads: Executor
 ) -> None:
     """Numbers too, whose digits say nothing of other numbers."""
     source = write(
         tmp_path / "n.ipynb", "record('half', key // 2 + 0.100000)", parameters="key = 0\nx = 0.0"
     )
     grid = {"key": [100000, 200000], "x": 0.1000001}
-    table = workbench.sweep(source, grid, jobs=2, progress=False)
+    table = workbench.sweep(source, grid, executor=threads, progress=False)
     assert list(table["status"]) == ["complete"] * 2
     assert list(table["half"]) == [50000.1, 100000.1]
     assert list(table["key"]) == ["***"] * 2
     assert list(table["x"]) == [0.1000001] * 2
 
 
-def test_papermills_own_features_keep_working(store: str, tmp_path: Path) -> None:
+def test_papermills_own_features_keep_working(
+    store: str, tmp_path: Path, threads: Executor
+) -> None:
     """Tags of cells, time limits of cells, and paths relative to the current folder."""
     (tmp_path / "near.txt").write_text("read")
     source = write(tmp_path / "sub" / "n.ipynb", "record('read', open('near.txt').read())",
@@ -248,7 +268,9 @@ def test_papermills_own_features_keep_working(store: str, tmp_path: Path) -> Non
     content: Any = nbformat.read(source, as_version=4)
     content.cells[3].metadata["tags"] = ["skip-execution"]
     nbformat.write(content, source)
-    table = workbench.sweep(source, {"seed": [0, 50]}, jobs=2, cell_timeout=4, progress=False)
+    table = workbench.sweep(
+        source, {"seed": [0, 50]}, executor=threads, cell_timeout=4, progress=False
+    )
     assert list(table["read"]) == ["read", "read"]
     assert list(table["status"]) == ["complete", "failed"]
     assert table["error"][1] == "A cell of n.ipynb ran longer than 4 s."
@@ -272,7 +294,7 @@ def test_a_kernel_that_does_not_start_is_started_again(
     assert (tmp_path / "starts").read_text() == "xxx"
 
 
-def test_values_and_figures_are_recorded(store: str, tmp_path: Path) -> None:
+def test_values_and_figures_are_recorded(store: str, tmp_path: Path, threads: Executor) -> None:
     """As they are; a figure becomes a file and an artifact, and is shown once."""
     source = write(
         tmp_path / "n.ipynb",
@@ -281,7 +303,7 @@ def test_values_and_figures_are_recorded(store: str, tmp_path: Path) -> None:
         "\n    workbench.record(name, value)\nworkbench.record('a', 4)",
         "workbench.record('curve', plt.plot([1, 2])[0].axes)\nworkbench.record('seed', 'mine')",
     )
-    table = workbench.sweep(source, {"seed": 1}, jobs=1, progress=False)
+    table = workbench.sweep(source, {"seed": 1}, executor=threads, progress=False)
     (row,) = table.to_dict("records")
     assert (row["a"], row["c"], row["d"]) == (4, "text", True)
     assert pd.isna(row["b"])

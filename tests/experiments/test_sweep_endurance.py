@@ -74,14 +74,14 @@ def test_a_sweep_that_is_killed_or_stopped_goes_on(
     notebook: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     """Its kernels end with it, and what was complete is not run again."""
-    words = ["-p", "seed=0,1,10,11", "--jobs", "2"]
+    words = ["-p", "seed=0,10,11", "--jobs", "2"]
     first = command(notebook, *words)
-    until(lambda: {0, 1, 10, 11} == begun(tmp_path).keys())
+    until(lambda: {0, 10, 11} == begun(tmp_path).keys())
     os.kill(first.pid, how)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), said
     if how == signal.SIGINT:
-        assert "Stopped. 2 of 4 runs are complete and kept" in said
+        assert "Stopped. 1 of 3 runs are complete and kept" in said
     kernels = [kernel for seed in (10, 11) for kernel in begun(tmp_path)[seed]]
     until(lambda: not any(map(lives, kernels)))
     (tmp_path / "log" / "go").touch()
@@ -89,9 +89,9 @@ def test_a_sweep_that_is_killed_or_stopped_goes_on(
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 0, said
     assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == {
-        0: 1, 1: 1, 10: 2, 11: 2,
+        0: 1, 10: 2, 11: 2,
     }  # fmt: skip
-    assert sorted(workbench.runs("n")["after"]) == [0, 1, 10, 11]
+    assert sorted(workbench.runs("n")["after"]) == [0, 10, 11]
 
 
 def kill_one(folder: Path) -> None:
@@ -129,17 +129,17 @@ def test_a_run_that_always_kills_its_process_is_found(store: str, tmp_path: Path
 def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) -> None:
     """They share a store and a folder; MLflow has each run once."""
     (tmp_path / "log" / "go").touch()
-    both = [command(notebook, "-p", "seed=0..5", "--jobs", "2") for _ in range(2)]
+    both = [command(notebook, "-p", "seed=0..3", "--jobs", "2") for _ in range(2)]
     said = [one.communicate(timeout=180)[0] for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert {seed: len(kernels) for seed, kernels in begun(tmp_path).items()} == dict.fromkeys(
-        range(6), 1
+        range(4), 1
     )
     import mlflow
 
     children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
     assert sorted(children["params.seed"]) == list("012345")
-    assert list(workbench.runs("n")["seed"]) == list(range(6))
+    assert list(workbench.runs("n")["seed"]) == list(range(4))
 
 
 def test_a_full_disk_is_told_and_what_was_done_stays(notebook: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import os
@@ -33,8 +32,6 @@ from workbench.experiments.parameters import (
 from workbench.formatting import counted, write_whole
 from workbench.models.recording import Player, Recorder
 from workbench.models.recording import variables as recording_variables
-from workbench.store.dataset import parse_names, parse_raters
-from workbench.store.files import read_table
 
 
 @dataclass(frozen=True)
@@ -129,13 +126,13 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
     """Check the values given and add those that depend on where the notebook runs.
 
     These are the output folder, and the files that defaults name relative to the notebook. Where
-    other ``data`` are given, which lack columns that defaults name, all such defaults are None.
+    ``data`` are given, defaults that name columns are None.
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
     columns = {p.name: p.default for p in declared if p.name in COLUMNS and p.name not in given}
-    if "data" in given and not _has_columns(given["data"], given.get("encoding"), columns):
+    if "data" in given:
         values |= dict.fromkeys(columns)
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":
@@ -144,21 +141,6 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
             file = source.parent / default
             values |= {name: str(file.resolve())} if file.is_file() else {}
     return values
-
-
-def _has_columns(data: Any, encoding: Any, named: Mapping[str, Any]) -> bool:
-    """Whether a file has all the columns that the values of parameters name."""
-    wanted: set[str | None] = set()
-    try:
-        for name, value in named.items():
-            if name in ("annotators", "verdicts"):
-                wanted.update(*parse_raters(name, value).values())
-            else:
-                wanted.update(parse_names(name, value))
-        with contextlib.redirect_stdout(io.StringIO()):  # the notebook will say it
-            return wanted - {None} <= set(read_table(data, encoding).columns)
-    except WorkbenchError:  # which the notebook will tell
-        return False
 
 
 def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
