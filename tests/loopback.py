@@ -27,6 +27,8 @@ from typing import Any
 
 ENDPOINT = "/v1/chat/completions"
 UNKNOWN_MODEL = "no-such-model"
+LOST = 0
+"""A scripted status: the connection is broken off instead."""
 
 _REASONS = {
     200: "OK",
@@ -285,6 +287,8 @@ class _Connection(asyncio.Protocol):
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         assert self.transport is not None
+        if status == LOST:
+            self.transport.abort()
         if not self.transport.is_closing():
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
 
