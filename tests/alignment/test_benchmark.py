@@ -81,7 +81,7 @@ def test_the_majority_label_is_that_of_train(judge: Any) -> None:
     found = run(judge, Proposing(TEXT))
     value = found.table.loc["majority label", "reason"].split("'")[1]
     counts = found.split.train.table["human"].value_counts()
-    assert counts[value] == counts.max()
+    assert value == min(counts.index[counts == counts.max()])  # as the gate takes it
     share = (found.split.test.table["human"] == value).mean()
     assert found.table.loc["majority label", "accuracy"] == pytest.approx(share)
     assert found.table.loc["majority label", "kappa"] == pytest.approx(0.0)
