@@ -51,7 +51,10 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 # The files that take longest come first, so that no process is left alone with one at the end.
-_FIRST = ("test_readme.py", "test_labelling_in_a_notebook.py", "test_alignment.py")
+_FIRST = (
+    "test_readme.py", "test_labelling_in_a_notebook.py", "test_alignment.py",
+    "test_sweep_endurance.py", "test_notebooks.py", "test_sweep.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

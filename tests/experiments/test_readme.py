@@ -156,7 +156,9 @@ def fewer(folder: Path) -> str:
     """Parameters to add to a command: the first rows of the sample are enough."""
     lines = (ROOT / "data" / "shop_answers.csv").read_text("utf-8").splitlines(keepends=True)
     (folder / "fewer.csv").write_text("".join(lines[:61]), "utf-8")
-    return " -p data fewer.csv -p max_steps 1"
+    annotators = ", ".join(f"{who}: rating_{who}" for who in ("ana", "ben", "chloe"))
+    columns = f"-p inputs query -p outputs answer -p annotators '{annotators}' -p groups query_id"
+    return f" -p data fewer.csv {columns} -p max_steps 1"
 
 
 def test_a_model_is_named_on_the_command_line(
