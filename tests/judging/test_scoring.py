@@ -253,7 +253,9 @@ def test_a_budget_is_kept_to_within_a_partition(
     assert score(judge, answers(100), tmp_path / "v").rows == server.requests == 100
 
 
-def test_requests_that_got_lost_count_as_much_as_the_others(tmp_path: Path, loopback: Start) -> None:
+def test_requests_that_got_lost_count_as_much_as_the_others(
+    tmp_path: Path, loopback: Start
+) -> None:
     """What they used is not known; after ten clean rows nearly all need a second request."""
     server = loopback(script="200x10," + "0x1,200x1," * 90, retry_after=0)
     budget = workbench.Budget(tokens=3000)

@@ -21,7 +21,7 @@ from papermill.translators import PythonTranslator
 
 from workbench import errors
 from workbench.credentials import secret_params, withhold
-from workbench.errors import NotebookError, WorkbenchError
+from workbench.errors import NotebookError
 from workbench.experiments.engine import ENGINE, headings
 from workbench.experiments.parameters import (
     check_parameters,

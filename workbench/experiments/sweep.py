@@ -237,7 +237,7 @@ class _Sweep:
                 raise
 
     def _run(self, task: Task, executor: Executor | None) -> None:
-        if executor is None:
+        if executor is None and not self.over:
             self._process()  # which takes seconds to start
         self.started.wait()
         with self.lock:
