@@ -83,16 +83,17 @@ def _run_one(options: argparse.Namespace, server: Simulation) -> list[dict[str, 
     by_id = {trace.info.trace_id: trace for trace in mlflow.search_traces(return_type="list")}
     traces = [by_id[trace_id] for trace_id in imported.trace_ids]
     judge = _judge(INSTRUCTIONS)
-    _warm_up(judge)
+    if not options.cold:
+        _warm_up(judge)
     if options.optimizers == ["few-shot"]:
         told = "\n".join([INSTRUCTIONS + ".", *(f"- {rule.text(0)}" for rule in RUBRIC)])
         rows = [("original", judge), ("rubric told", _judge(told))]
         rows.append(("few-shot", _judge(_few_shot(labelled))))
         return [{"optimizer": name, **_scored(one, server)} for name, one in rows]
 
-    optimizer = _optimizer(options)
     server.control(latency=options.latency, failures=options.failures)
     started = time.perf_counter()
+    optimizer = _optimizer(options)
     try:
         aligned = judge.align(traces, optimizer)
     except Exception as error:
@@ -210,7 +211,7 @@ def measure(options: argparse.Namespace, **chosen: Any) -> list[dict[str, Any]]:
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "TQDM_DISABLE": "1",
         }
-        command = [sys.executable, __file__, "--one", str(sim.port)]
+        command = [sys.executable, __file__, "--one", str(sim.port), *["--cold"] * asked.cold]
         for name in ("n", "latency", "judges", "failures", "optimizers", "seed"):
             value = getattr(asked, name)
             command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
@@ -281,6 +282,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only N = 50, where nothing fails")
     parser.add_argument("--seed", type=int, default=0, help="of items and failures")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds a run may take")
+    parser.add_argument("--cold", action="store_true", help="no warm-up: imports count")
     parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
