@@ -1,7 +1,7 @@
-"""Draw the pictures of README anew: python docs/pictures.py
+"""Draw the picture of README anew: python docs/pictures.py
 
-They come from the main job on the sample data with the embedded model and seed 0. The
-``Description`` of each file holds the figures that it shows; a test compares them with a run's.
+It replays a recorded run of a real model. The ``Description`` of the file holds the figures that it
+shows; a test compares them with those of a replay.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "img"
+PICTURE = Path(__file__).parent / "img" / "before_after.png"
+RECORDING = "data/recordings/refusals-qwen2.5-coder-1.5b.jsonl.gz"
 
 
 def description(summary: dict) -> str:
@@ -36,19 +37,18 @@ def main() -> None:
         os.environ.pop(variable, None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WORKBENCH_CACHE"] = f"{folder}/cache"
-        ran = run_notebook("4_align", output=f"{folder}/out")
+        os.chdir(PICTURE.parents[2])  # where the recording's data are
+        ran = run_notebook("4_align", output=f"{folder}/out", replay=RECORDING)
         cells = nbformat.read(ran.notebook, as_version=4).cells
     (cell,) = [c for c in cells if "plot_before_after" in c.source]
     picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
     metadata = PngInfo()
     metadata.add_text("Description", description(ran.summary))
-    target = FOLDER / "before_after.png"
-    target.parent.mkdir(exist_ok=True)
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
     image.thumbnail((980, 980))  # the width of a page
     image = image.quantize(128)
-    image.save(target, pnginfo=metadata, optimize=True)
-    print(f"{target}: {description(ran.summary)}")
+    image.save(PICTURE, pnginfo=metadata, optimize=True)
+    print(f"{PICTURE}: {description(ran.summary)}")
 
 
 if __name__ == "__main__":

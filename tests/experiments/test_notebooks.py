@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ import nbformat
 import pandas as pd
 import pytest
 from mlflow.genai.scorers import get_scorer
-from PIL import Image
 from running import SECRET, MainRun, active_store, run_here, summary
 
 import workbench
@@ -223,14 +221,6 @@ def assessments() -> Counter[tuple[str, str]]:
         found["traces", ""] += 1
         found.update((a.name, a.source.source_id or "") for a in trace.info.assessments)
     return found
-
-
-def test_the_picture_of_readme_shows_what_the_main_job_gives(main_run: MainRun) -> None:
-    docs = FOLDER.parent / "docs"
-    pictures = runpy.run_path(str(docs / "pictures.py"))
-    said = Image.open(docs / "img" / "before_after.png").info["Description"]
-    hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
-    assert said == pictures["description"](main_run.summary), hint
 
 
 def test_the_comparison_is_logged_with_a_row_for_each_judge(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from running import shell, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDINGS = sorted((ROOT / "data" / "recordings").iterdir())
+PICTURES = runpy.run_path(str(ROOT / "docs" / "pictures.py"))
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
 def test_a_replay_gives_the_figures_that_are_stated(recording: Path, tmp_path: Path) -> None:
     """Without model and key: items, accuracy and kappa before and after, and the status."""
+    (tmp_path / "data").symlink_to(ROOT / "data")  # files are named from the project's folder
     ran = shell(f"workbench run --replay '{recording}' --output out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     found = summary(tmp_path / "out")
@@ -30,3 +34,7 @@ def test_a_replay_gives_the_figures_that_are_stated(recording: Path, tmp_path: P
     assert stated == [str(comparison["n"]), *figures, found["status"]]
     assert (tmp_path / "out" / "report.html").stat().st_size > 0
     assert recording.stat().st_size < 1_000_000
+    if recording.name in PICTURES["RECORDING"]:
+        said = Image.open(PICTURES["PICTURE"]).info["Description"]
+        hint = "the figures have changed: draw the picture anew with `python docs/pictures.py`"
+        assert said == PICTURES["description"](found), hint

@@ -103,6 +103,13 @@ def test_both_sides_of_true_and_false_are_drawn() -> None:
     assert len(plot_balance(pairs, ax=axes()).patches) == 2
 
 
+def test_tilted_labels_are_not_broken_within_a_word() -> None:
+    values = ["full_compliance", "full_refusal", "partial_refusal"]
+    pairs = make_pairs(values * 2, values * 2, Scale.of(values))
+    ax = plot_confusion(pairs)
+    assert [label.get_text() for label in ax.get_xticklabels()] == values
+
+
 def test_before_after_draws_both_with_intervals() -> None:
     comparison = compare(BEFORE, AFTER)
     drawn = plot_before_after(comparison)

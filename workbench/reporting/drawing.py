@@ -123,11 +123,11 @@ def write(ax: Axes, x: float, y: float, text: str, **look: Any) -> None:
     ax.text(x, y, text, **{"ha": "center", "va": "center", **look})
 
 
-def literal(value: Any, width: int) -> str:
-    """Return a label as it is drawn: at most two lines, no control characters, ``$`` as itself."""
+def literal(value: Any, width: int, lines: int = 2) -> str:
+    """Return a label as it is drawn: few lines at most, no control characters, ``$`` as itself."""
     text = "".join(c if c.isprintable() else " " for c in str(value))
-    lines = textwrap.wrap(text, width, max_lines=2, placeholder=" …")
-    return "\n".join(lines).replace("$", r"\$")
+    found = textwrap.wrap(text, width, max_lines=lines, placeholder=" …")
+    return "\n".join(found).replace("$", r"\$")
 
 
 def order_of(found: Any) -> list[Any]:
@@ -135,13 +135,17 @@ def order_of(found: Any) -> list[Any]:
     return list(found.scale.shown or found.confusion.index)
 
 
-def tilt_where_long(ax: Axes, labels: Sequence[str]) -> None:
-    """Tilt the labels of columns that would run into each other, each then in one line."""
+def tilt_where_long(ax: Axes, labels: Sequence[str], values: Sequence[Any] = ()) -> None:
+    """Tilt the labels of columns that would run into each other, each then in one line.
+
+    ``values`` are what the labels say, where these may break a word into two lines.
+    """
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     if longest * len(labels) > 38 and len(labels) > 2:
         for label in ax.get_xticklabels():
             label.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
-        ax.set_xticklabels([label.replace("\n", " ") for label in labels])
+        whole = [literal(value, 2 * longest, lines=1) for value in values]
+        ax.set_xticklabels(whole or [label.replace("\n", " ") for label in labels])
 
 
 def legend_above(ax: Axes, handles: Mapping[str, Any], ncols: int = 2) -> None:
@@ -232,7 +236,7 @@ def draw_matrix(
     ax.spines[:].set_visible(False)
     tints, opacity = np.where(shares < 0, BELOW, TINT), np.abs(shares)
     if is_small:
-        tilt_where_long(ax, columns)
+        tilt_where_long(ax, columns, names)
         for at in np.ndindex(size, size):
             # Above 0.78 white has more contrast on the tint than black, by WCAG 2.2.
             colour = "white" if shares[at] > 0.78 else ink()

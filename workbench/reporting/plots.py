@@ -309,7 +309,7 @@ def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
         names = [literal(value, 16) for value in scale.values]
         ax.set_xticks(levels, names)
         ax.set_yticks(levels, names)
-        tilt_where_long(ax, names)
+        tilt_where_long(ax, names, scale.values)
     elif are_few and (levels % 1 == 0).all():
         ax.locator_params(integer=True)
     ends = (low - margin, high + margin)
