@@ -138,7 +138,7 @@ def test_two_sweeps_at_once_run_nothing_twice(notebook: Path, tmp_path: Path) ->
     import mlflow
 
     children = mlflow.search_runs().dropna(subset="tags.workbench.run_key")
-    assert sorted(children["params.seed"]) == list("012345")
+    assert sorted(children["params.seed"]) == list("0123")
     assert list(workbench.runs("n")["seed"]) == list(range(4))
 
 
