@@ -280,3 +280,12 @@ def test_a_replay_takes_notebook_and_parameters_from_the_recording(
     assert "seed 7 http://127.0.0.1:1/v1" in capfd.readouterr().err
     main([*command, "-p", "seed", "8"], standalone_mode=False)
     assert "seed 8 http://127.0.0.1:1/v1" in capfd.readouterr().err
+
+
+def test_a_kernel_ends_by_itself(folder: Path) -> None:
+    """What a notebook leaves to do at the end, such as sending what waits, is done."""
+    source = write(
+        folder / "n.ipynb", "import atexit, pathlib\natexit.register(pathlib.Path('ended').touch)"
+    )
+    run_notebook(source, progress=False)
+    assert (folder / "ended").exists()

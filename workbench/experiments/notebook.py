@@ -131,9 +131,8 @@ def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> 
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
-    columns = {p.name: p.default for p in declared if p.name in COLUMNS and p.name not in given}
     if "data" in given:
-        values |= dict.fromkeys(columns)
+        values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":
             values[name] = str(output)

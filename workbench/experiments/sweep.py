@@ -195,7 +195,7 @@ class _Sweep:
         self.fault: WorkbenchError | None = None
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
-        self.pools = ExitStack()
+        self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
         # A pool does not wait for a thread that Ctrl-C met as it was started: that one must not
         # begin a run, so none does before all are started.
         self.started = threading.Event()
@@ -204,7 +204,7 @@ class _Sweep:
         """Execute what is not complete; return the results in the order of the tasks."""
         logged, stop = self.log.logged(), Path(self.tasks[0].stop)
         try:
-            with ThreadPoolExecutor(1) as self.logging:
+            with self.logging:
                 for task in self.tasks if not self.tasks[0].force else ():
                     both = (read_result(task.folder), logged.get(task.key))
                     if known := next((r for r in both if r and r.status == "complete"), None):

@@ -103,8 +103,10 @@ def adjusted(p_values: pd.Series[float], method: str) -> pd.Series[float]:
         from statsmodels.stats.multitest import multipletests
 
         gc.freeze()  # else it looks for garbage in all that is in memory
-        found[tested] = multipletests(p_values[tested], method=method)[1]
-        gc.unfreeze()
+        try:
+            found[tested] = multipletests(p_values[tested], method=method)[1]
+        finally:
+            gc.unfreeze()
     return found
 
 
