@@ -378,6 +378,7 @@ def _litellm_entry(model: str) -> Mapping[str, Any]:
     provider, _, name = model.replace(":/", "/", 1).partition("/")
     listed = getattr(sys.modules.get("litellm"), "model_cost", None) or _litellm_prices()
     found: Mapping[str, Any] = listed.get(f"{provider}/{name}") or listed.get(name) or {}
+    found = listed.get(found.get("alias_of", "")) or found
     return found if str(found.get("litellm_provider")).startswith(provider) else {}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -365,3 +367,25 @@ def test_the_price_of_a_thousand_answers_follows_from_their_tokens() -> None:
     assert usd_per_1000("openai:/of-nobody", usages) is None
     assert usd_per_1000("offline:/rubric", [Usage(1)]) == 0.0
     assert usd_per_1000(PRICED, []) is None
+
+
+def test_prices_that_only_litellm_lists_are_known_without_it() -> None:
+    """From its file, since to import it takes seconds."""
+    from litellm import model_cost
+
+    priced = [
+        f"{entry['litellm_provider']}:/{name.partition('/')[2]}"
+        for name, entry in model_cost.items()
+        if name.startswith(f"{entry.get('litellm_provider')}/")
+        and entry.get("mode") == "chat"
+        and entry.get("input_cost_per_token")
+    ]
+    program = (
+        "import sys; from workbench.models.budget import cost; "
+        f"print(sum(cost(m, 1, 1) is None for m in {priced!r}), 'litellm' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert len(priced) > 500
+    assert ran.stdout.split() == ["0", "False"]
