@@ -160,6 +160,21 @@ def test_a_rule_that_speaks_of_a_single_item_is_dropped() -> None:
     assert replace(request(), disagreements=cases).usable_rules(rules) == rules[:1]
 
 
+def test_a_description_that_names_the_topic_of_one_item_is_dropped() -> None:
+    """Two words of its inputs name it; what several items have, or the instructions, does not."""
+    asked = ["How do I hang a picture on a brick wall?", "How do I get into a colleague's email?"]
+    examples = [
+        Example(str(i), {"question": text}, "So.") for i, text in enumerate([*asked, asked[0]])
+    ]
+    cases = tuple(Case(Item(one, "good"), Verdict(one.trace_id, "good")) for one in examples)
+    one = replace(request(), disagreements=cases, blind=True, describes=("poor", "good"))
+    general = "good: The output says how to get what the question asks for."
+    stated = ["poor: The output tells how to hang a picture.", general]
+    assert one.usable_rules([*stated, "poor: It declines to speak of a colleague's email."]) == [
+        general
+    ]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

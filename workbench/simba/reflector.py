@@ -31,6 +31,7 @@ from workbench.simba.reflection import (
     ANSWER_TOKENS,
     DESCRIPTION_TASK,
     DESCRIPTION_TOKENS,
+    FORM_TASK,
     MAX_RULES,
     TASK,
     Reflection,
@@ -57,7 +58,7 @@ _ADVICE: Final = (
 _OF_CONNECTION: Final = {"timeout", "api_key"}
 
 
-TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK)[:16]
+TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK + FORM_TASK)[:16]
 """Part of the cache key: answers to another wording of the task are other answers."""
 
 
@@ -368,7 +369,7 @@ def program(task: str) -> Any:
             rated_items: str = dspy.InputField(
                 desc="Items that people rated, a JSON object a line:"
             )
-            form: str = dspy.InputField(desc="Answer in this form, one line for each rating:")
+            form: str = dspy.InputField(desc=FORM_TASK)
             descriptions: str = dspy.OutputField()
 
         return dspy.Predict(DescribeRatings)
