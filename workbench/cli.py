@@ -169,12 +169,11 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
 @click.option("--kappa", type=float, help="Least Cohen's kappa.")
 @click.option("--sensitivity", type=float, help="Least share of people's positives found.")
 @click.option("--specificity", type=float, help="Least share of people's negatives found.")
+@click.option("--groups", help="Tag or input of what belongs together, such as a question's id.")
 @click.option("--experiment", help="Name or id; the active one by default.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
 @click.option("--budget", type=int, help="Model calls at most, for traces not judged yet.")
-def check(
-    name: str, experiment: str | None, version: int | None, budget: int | None, **thresholds: Any
-) -> None:
+def check(name: str, experiment: str | None, version: int | None, **options: Any) -> None:
     """Check the registered judge NAME against the labelled traces that it did not learn from.
 
     It passes if the lower end of each 95 % interval is above its threshold. Without a threshold,
@@ -188,7 +187,7 @@ def check(
         from workbench.store.database import find_experiment_id
 
         mlflow.set_experiment(experiment_id=find_experiment_id(experiment, create=False))
-        certificate = check_registered(name, version, budget=budget, **thresholds)
+        certificate = check_registered(name, version, **options)
     click.echo(str(certificate))
     raise SystemExit(0 if certificate.passed else 1)
 

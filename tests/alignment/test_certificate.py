@@ -59,6 +59,13 @@ def test_a_lower_threshold_never_fails_where_a_higher_one_passes(
     assert workbench.certify(pairs, accuracy=threshold / 2).passed or not high.passed
 
 
+def test_rows_that_belong_together_prove_less() -> None:
+    pairs = make_pairs(["yes", "no"] * 100, ["yes", "no"] * 100)
+    assert workbench.certify(pairs).passed
+    found = workbench.certify(pairs, groups={i: k // 100 for k, i in enumerate(pairs.trace_ids)})
+    assert not found.passed
+
+
 def test_it_says_why_not_and_what_it_is_not() -> None:
     """Too few items, a figure below, one that is undefined; and one test set only."""
     few = workbench.certify(from_confusion([[5, 0], [0, 5]]), accuracy=0.8, kappa=0.5)

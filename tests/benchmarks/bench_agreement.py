@@ -68,7 +68,7 @@ def made_pairs(n: int) -> Pairs:
     )
     texts = {i: (f'{{"question": "{i}"}}', f"answer {i}") for i in table["trace_id"]}
     nothing = pd.DataFrame(columns=["trace_id", "reason"])
-    return Pairs("quality", table, nothing, Scale.of(["no", "yes"]), previews=texts)
+    return Pairs("quality", table, nothing, Scale.of(["no", "yes"]), content=texts)
 
 
 def sklearn_figures(pairs: Pairs) -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     pairs = made_pairs(given.pairs)
     slice_of = {i: k % 12 for k, i in enumerate(pairs.trace_ids)}
     groups = {i: k // 3 for k, i in enumerate(pairs.trace_ids)}
-    plain = replace(pairs, previews={})
+    plain = replace(pairs, content={})
     rows: dict[str, tuple[float, float | None]] = {
         "figures": (
             seconds(lambda: agreement(plain, resamples=2)), seconds(lambda: sklearn_figures(pairs)),

@@ -31,6 +31,7 @@ from workbench.errors import ArgumentError
 from workbench.metrics.agreement import agreement
 from workbench.metrics.comparison import compare
 from workbench.scale import Scale
+from workbench.store.traces import contents
 
 
 def test_two_by_two_example_by_hand() -> None:
@@ -259,6 +260,13 @@ def test_groups_widen_the_intervals() -> None:
         assert two.high - two.low > 1.5 * (one.high - one.low)
 
 
+def test_one_away_is_one_away_whatever_the_rounding() -> None:
+    """0.1 + 1 is no number that a computer holds."""
+    human = [round(1 + k / 10, 1) for k in range(60)]
+    found = agreement(make_pairs(human, [round(v + 1, 1) for v in human], Scale("numeric")))
+    assert found.within_one == 1.0
+
+
 def test_numbers_without_end_are_measured_without_comparing_each_value() -> None:
     rng = np.random.default_rng(0)
     human = rng.normal(size=6000)
@@ -356,7 +364,7 @@ def test_repetitions_of_an_item_are_no_more_evidence() -> None:
     rows = pd.concat([once.table] * 10, ignore_index=True)
     rows["trace_id"] = [f"t{i:03}" for i in range(len(rows))]
     texts = {i: (f'{{"question": {k % 20}}}', "answer") for k, i in enumerate(rows["trace_id"])}
-    repeated = replace(once, table=rows, previews=texts)
+    repeated = replace(once, table=rows, content=contents(texts))
     one, ten = agreement(once), agreement(repeated)
     assert (ten.n, ten.distinct, ten.accuracy) == (200, 20, one.accuracy)
     assert ten.accuracy_interval == pytest.approx(one.accuracy_interval)
@@ -367,8 +375,7 @@ def test_repetitions_of_an_item_are_no_more_evidence() -> None:
         ('{"text": "Once upon a ...', "yes"),
         ("{}", "a..."),
     ):
-        unknown = replace(once, table=rows, previews=dict.fromkeys(rows["trace_id"], cut))
-        assert unknown.distinct == 200
+        assert not contents({"t1": cut})
     worse = replace(repeated, table=rows.assign(judge="yes"))
     assert compare(worse, repeated).p_value == pytest.approx(
         compare(replace(once, table=once.table.assign(judge="yes")), once).p_value

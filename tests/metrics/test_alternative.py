@@ -129,7 +129,7 @@ def test_verdicts_that_do_not_fit_the_table_are_refused() -> None:
     verdicts = [0, 1] * 20
     with pytest.raises(ArgumentError, match="no row in common"):
         alternative_annotator_test(table, pd.Series(verdicts))
-    with pytest.raises(ArgumentError, match="40 rows, got 3"):
+    with pytest.raises(ArgumentError, match="40 rows, got list of shape"):
         alternative_annotator_test(table, [1, 0, 1])
     foreign = alternative_annotator_test(table, ["yes"] * 40)
     assert (foreign.winning_rate, foreign.notes[0][:27]) == (0, "No verdict equals any label")
@@ -167,6 +167,22 @@ def test_what_cannot_be_tested_is_nan_and_said() -> None:
     empty = alternative_annotator_test(pd.DataFrame(), [])
     assert (empty.items, len(empty.table)) == (0, 0)
     assert math.isnan(empty.winning_rate)
+
+
+def test_copies_of_an_item_and_words_for_none_are_no_evidence() -> None:
+    votes = [{"ana": "yes", "ben": "yes", "cleo": "no"}] * 40
+    pairs = make_pairs(["yes"] * 40, ["yes"] * 40, votes=votes)
+    copies = replace(pairs, content=dict.fromkeys(pairs.trace_ids, ("one", "answer")))
+    assert alternative_annotator_test(pairs).table["n"].tolist() == [40] * 3
+    found = alternative_annotator_test(copies)
+    assert found.table["n"].tolist() == [1] * 3
+    assert math.isnan(found.winning_rate)
+    words = pairs.votes
+    words.iloc[:20] = "N/A"
+    assert alternative_annotator_test(words, ["N/A"] * 20 + ["yes"] * 20).items == 20
+    twice = pd.Series(["yes"] * 2, index=[words.index[0]] * 2)
+    with pytest.raises(ArgumentError, match="twice"):
+        alternative_annotator_test(words, twice)
 
 
 def test_equal_on_every_item_wins_unless_epsilon_is_zero() -> None:

@@ -148,6 +148,34 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
         annotator_agreement(pd.DataFrame(), confidence=2)
 
 
+def test_an_item_that_repeats_itself_is_one() -> None:
+    """Copies of three items tell of three, whose ids are no annotator."""
+    votes = [{"ana": a, "ben": b} for a, b in [("yes", "yes"), ("no", "no"), ("yes", "no")] * 10]
+    pairs = make_pairs(["yes"] * 30, ["yes"] * 30, votes=votes)
+    same = {i: (str(k % 3), "") for k, i in enumerate(pairs.trace_ids)}
+    loose, tied = (annotator_agreement(p) for p in (pairs, replace(pairs, content=same)))
+    assert (tied.alpha, tied.ceiling) == (loose.alpha, loose.ceiling)
+    for name in ("alpha_interval", "ceiling_interval", "fleiss_interval"):
+        wide, narrow = getattr(tied, name), getattr(loose, name)
+        assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low), name
+    table = annotator_agreement(pairs.votes.reset_index(), scale=YES_NO)
+    assert (table.annotators, table.alpha) == (("ana", "ben"), loose.alpha)
+
+
+def test_full_disagreement_is_no_certainty() -> None:
+    """Nor is an alpha ever outside its interval; words for nothing are no labels."""
+    found = annotator_agreement(pd.DataFrame({"a": ["x", "y"] * 5, "b": ["y", "x"] * 5}))
+    assert (found.ceiling, found.ceiling_interval.low) == (0, 0)
+    assert found.ceiling_interval.high == pytest.approx(0.2775, abs=1e-4)
+    for value, interval in (
+        (found.alpha, found.alpha_interval),
+        (found.fleiss, found.fleiss_interval),
+    ):
+        assert math.isnan(interval.low) or (value in interval and interval.high > interval.low)
+    missing = pd.DataFrame({"a": ["x", "y", "nan"] * 5, "b": ["x", "y", "x"] * 5})
+    assert annotator_agreement(missing).shared_items == 10
+
+
 def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:
     """9,000 different labels: nothing is made that is as large as items times values."""
     rng = np.random.default_rng(0)

@@ -80,6 +80,21 @@ def test_how_sure_a_change_is_is_said() -> None:
     assert "The gain may be luck: p = 0.29 is not below 0.05." in str(found)
 
 
+def test_what_belongs_together_is_exchanged_together() -> None:
+    """Three of ten questions are mended, and of each all answers: that is a chance of 1 in 4."""
+    before, after = (make_pairs(["yes"] * 200, ["yes"] * k + ["no"] * (200 - k)) for k in (0, 60))
+    groups = {i: k // 20 for k, i in enumerate(before.trace_ids)}
+    loose, tied = compare(before, after), compare(before, after, groups=groups)
+    assert loose.p_value < 1e-15
+    assert tied.p_value == pytest.approx(0.25)
+    assert tied.accuracy_change == loose.accuracy_change == pytest.approx(0.3)
+    assert tied.accuracy_change_interval.low < 0.05 < loose.accuracy_change_interval.low
+    again = compare(before.grouped(groups), after)
+    assert (again.p_value, str(again.table)) == (tied.p_value, str(tied.table))
+    same = dict.fromkeys(before.trace_ids[:60], ("one", "answer"))
+    assert compare(replace(before, content=same), after).p_value == 1.0
+
+
 def test_other_human_labels_scales_or_traces_are_errors() -> None:
     one = make_pairs(["yes", "no"], ["yes", "yes"])
     with pytest.raises(ArgumentError, match="t001: 'no' and 'yes'"):

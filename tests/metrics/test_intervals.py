@@ -23,6 +23,7 @@ from workbench.metrics.intervals import (
     full_agreement,
     mean_interval,
     paired_difference,
+    proportion,
     wilson,
 )
 
@@ -116,14 +117,34 @@ def test_the_effective_size_follows_from_a_cluster_robust_variance(
     assert alone == len(rows)
 
 
+@pytest.mark.parametrize(("among", "least"), [(2, 0.9), (4, 0.93), (10, 0.92)])
+def test_few_groups_are_covered(among: int, least: float) -> None:
+    """Shares that vary from group to group, as answers to a question or labels of a person do."""
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(among), 20)
+    covered = []
+    for _ in range(400):
+        shares = rng.beta(1.5, 1.5, size=among)
+        _, interval = proportion(rng.random(len(groups)) < shares[groups], groups, 0.95)
+        covered.append(0.5 in interval)
+    assert np.mean(covered) >= least
+
+
+def test_one_group_is_worth_one_item() -> None:
+    hits, group = np.array([True, False] * 50), np.zeros(100, dtype=int)
+    assert proportion(hits, group, 0.95)[1] == wilson(0.5, 1)
+    assert math.isnan(mean_interval(hits.astype(float), 0.95, group).low)
+
+
 def test_the_interval_of_a_mean_is_students() -> None:
     values = np.array([1.0, 2.0, 4.0, 7.0])
     reference = DescrStatsW(values).tconfint_mean()
     assert mean_interval(values, 0.95) == pytest.approx(reference)
-    narrow, wide = mean_interval(values, 0.95), mean_interval(values, 0.95, size=3)
+    together = np.array([0, 0, 1, 2])
+    narrow, wide = mean_interval(values, 0.95), mean_interval(values, 0.95, together)
     assert wide.high - wide.low > narrow.high - narrow.low
     assert math.isnan(mean_interval(values[:1], 0.95).low)
     assert math.isnan(mean_interval(np.ones(5), 0.95).low)
+    assert math.isnan(mean_interval(np.array([0.3 - 0.1, 0.4 - 0.2]), 0.95).low)  # but for rounding
 
 
 def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:

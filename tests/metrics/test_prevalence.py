@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,17 @@ def test_it_is_the_same_seen_from_the_other_side(
     else:
         assert math.isnan(value)
         assert math.isnan(other)
+
+
+def test_repeated_items_are_no_more_evidence_and_no_verdict_is_no_share() -> None:
+    """Two items fifty times over are two; words for nothing are left out."""
+    once = make_pairs(["yes", "no"] * 50, ["yes", "no"] * 50)
+    same = {i: (str(k % 2), "") for k, i in enumerate(once.trace_ids)}
+    verdicts = ["yes", "nan", "no"] * 100
+    loose, tied = (prevalence(p, verdicts) for p in (once, replace(once, content=same)))
+    assert (tied.n, tied.skipped, tied.corrected) == (200, 100, loose.corrected)
+    assert tied.interval.high - tied.interval.low > 3 * (loose.interval.high - loose.interval.low)
+    assert math.isnan(prevalence(once, []).corrected)
 
 
 def test_rogan_gladen_is_refused_with_the_reason_and_the_rest_stands() -> None:

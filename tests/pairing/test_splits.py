@@ -105,6 +105,29 @@ def test_a_trace_without_the_tag_is_a_group_of_its_own(store: str) -> None:
         pairs.split(groups="rare")
 
 
+def test_long_texts_that_are_equal_stay_on_one_side(store: str) -> None:
+    """MLflow keeps the beginning of a text beside the trace, which does not tell."""
+    table = pd.DataFrame(
+        {
+            "q": [f"question {k % 8 // 2}" for k in range(40)],
+            "a": ["word " * 400 + str(k % 8) for k in range(40)],
+            "r": ["yes", "no"] * 20,
+        }
+    )
+    made = import_traces(
+        table, inputs="q", outputs="a", labels={"ana": "r"}, label_name="good", progress=False
+    )
+    log_verdicts(
+        table.assign(trace_id=made.trace_ids), name="good", source="m", value="r", progress=False
+    )
+    pairs = pair("good")
+    assert pairs.distinct == 8
+    split = pairs.split(seed=1)
+    of = dict(zip(made.trace_ids, table["a"], strict=True))
+    parts = [{of[i] for i in part.trace_ids} for part in (split.train, split.dev, split.test)]
+    assert sum(map(len, parts)) == 8
+
+
 def test_splits_that_cannot_be_made_are_errors() -> None:
     """Shares out of range, too few groups, a mapping with gaps, no pairs."""
     for shares in ({"test_size": 0}, {"test_size": 1}, {"dev_size": 1}, {"dev_size": -0.1}):

@@ -28,6 +28,7 @@ from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, dataset_digest
+from workbench.pairing.splits import Groups
 from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
@@ -98,6 +99,7 @@ def certify(
     specificity: float | None = None,
     kappa: float | None = None,
     accuracy: float | None = None,
+    groups: Groups = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Certificate:
@@ -118,6 +120,8 @@ def certify(
         scales; both are 0.8 if no threshold is given.
     kappa, accuracy
         Least Cohen's kappa, and least share of equal values.
+    groups
+        What belongs together, as in `agreement`; of an alignment, what its split kept together.
     confidence
         Of the two-sided intervals, in (0, 1).
     seed
@@ -161,7 +165,7 @@ def certify(
     if lost:
         said = "Not passed: the" if too_many else "The"
         notes.append(f"{said} judge gave no usable verdict on {counted(lost, 'other item')}.")
-    measured = agreement(pairs, confidence=confidence, seed=seed)
+    measured = agreement(pairs, groups=groups, confidence=confidence, seed=seed)
     table = _table(measured, least)
     passed = bool(table["passed"].all()) and not too_many
     why = [_why(name, row) for name, row in table.iterrows() if not row["passed"]]
@@ -185,12 +189,18 @@ def _unusable(pairs: Pairs) -> int:
 
 
 def check_registered(
-    name: str, version: int | None = None, *, budget: Budget | int | None = None, **thresholds: Any
+    name: str,
+    version: int | None = None,
+    *,
+    groups: Groups = None,
+    budget: Budget | int | None = None,
+    **thresholds: Any,
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. ``thresholds`` are those of `certify`.
+    given no verdict on them, within ``budget``. ``groups`` and ``thresholds``
+    are those of `certify`.
     """
     judge = load_judge(name, version)
     _demands(scale_of(judge), **thresholds)  # before anything is paid
@@ -203,7 +213,7 @@ def check_registered(
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
     assess(judge, fresh, budget=budget, progress=False)
     # Without a label, pair says why there is none.
-    return certify(pair(judge, fresh or None), **thresholds)
+    return certify(pair(judge, fresh or None), groups=groups, **thresholds)
 
 
 def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float]:

@@ -23,7 +23,8 @@ from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.metrics.agreement import agreement
-from workbench.metrics.comparison import ROUNDING, Comparison, compare
+from workbench.metrics.comparison import Comparison, compare
+from workbench.metrics.figures import ROUNDING
 from workbench.metrics.intervals import figure
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache

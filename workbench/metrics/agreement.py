@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.judging.verdicts import why_unusable
-from workbench.metrics.coefficients import Weights, numbered
+from workbench.metrics.coefficients import Weights
 from workbench.metrics.figures import (
     Coded,
     Figures,
@@ -287,13 +287,10 @@ def agreement(
             "another. Leave weights out."
         )
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
-    coded, together = Coded.of(pairs), None
-    if groups is not None:
-        group_of = pairs.groups_of(groups)
-        together = numbered(group_of[i] for i in pairs.trace_ids)
-        coded = replace(coded, groups=together)
+    pairs = pairs.grouped(groups)
     if by is not None:
-        return sliced(pairs, by, together, **options)
+        return sliced(pairs, by, **options)
+    coded = Coded.of(pairs)
     weights = (weights or "quadratic") if coded.scale.ordered else None
     found, n = figures_of(coded, weights, **options), len(coded.human)
     left_out = Counter(map(why_unusable, pairs.excluded["reason"]))

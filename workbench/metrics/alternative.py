@@ -25,8 +25,8 @@ from workbench.metrics.intervals import (
     wilson,
 )
 from workbench.pairing.pairs import Pairs
-from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import fold, is_missing, number
+from workbench.scale import Scale, is_abstention, no_rating
+from workbench.vocabulary import fold, number
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -137,6 +137,9 @@ def alternative_annotator_test(
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
     wins, losses = _advantages(human, judge, score)
+    if isinstance(pairs_or_table, Pairs):  # rows that belong together are one item
+        groups = pd.Series(numbered(pairs_or_table.clusters))[usable].to_numpy()
+        wins, losses = (pd.DataFrame(w).groupby(groups).mean().to_numpy() for w in (wins, losses))
     table = _tests(wins, losses, epsilon, min_items, confidence)
     table.index = pd.Index([str(who) for who in labels.columns], name="annotator")
     tested = (table["n"] >= min_items).to_numpy()
@@ -165,6 +168,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
             return table.drop(columns=verdicts), list(table[verdicts]), None
         if isinstance(verdicts, (pd.Series, Mapping)):
             verdicts = pd.Series(verdicts, dtype=object)
+            if twice := verdicts.index[verdicts.index.duplicated()].tolist():
+                raise ArgumentError(f"The verdicts' index holds {twice[0]!r} twice: one a row.")
             if len(table) and not verdicts.index.isin(table.index).any():
                 raise ArgumentError(
                     "The verdicts' index has no row in common with the table's: "
@@ -174,8 +179,8 @@ def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | N
             return table, list(verdicts.reindex(table.index)), None
         if np.ndim(verdicts) != 1 or len(verdicts) != len(table):
             raise ArgumentError(
-                f"verdicts must hold one verdict for each of the {len(table)} rows, got "
-                f"{len(verdicts) if np.ndim(verdicts) else repr(verdicts)}."
+                f"verdicts must be a list of one verdict for each of the {len(table)} rows, got "
+                f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
             )
         return table, list(verdicts), None
     if not isinstance(given, Pairs):
@@ -198,7 +203,7 @@ def _coded(
 ) -> tuple[Array, Array]:
     """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
     given = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
-    there = np.array([not (v is ABSTAIN or is_missing(v)) for v in given], dtype=bool)
+    there = np.array([not (is_abstention(v, scale) or no_rating(v, scale)) for v in given], bool)
     values = [v for v, is_there in zip(given, there, strict=True) if is_there]
     codes = np.full(len(given), math.nan)
     codes[there] = numbered(map(fold, values)) if score == "accuracy" else _numbers(values, scale)

@@ -25,6 +25,7 @@ from workbench.metrics.coefficients import (
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
+    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -34,6 +35,8 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     check_confidence,
+    counts_by_group,
+    effective_share,
     figure,
     figure_table,
     full_agreement,
@@ -51,8 +54,7 @@ from workbench.metrics.votes import (
     within_items,
 )
 from workbench.pairing.pairs import Pairs
-from workbench.scale import MOST_CATEGORIES, Scale
-from workbench.vocabulary import is_missing
+from workbench.scale import MOST_CATEGORIES, Scale, no_rating
 
 LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
 """Kind of scale -> level of measurement, where it is not nominal."""
@@ -179,7 +181,7 @@ def annotator_agreement(
         For a value outside the scale.
     """
     check_confidence(confidence)
-    votes, scale = _read(pairs_or_votes, scale)
+    votes, scale, groups = _read(pairs_or_votes, scale)
     values, codes = coded_votes(votes, scale)
     positions = np.array([scale.rank(v) if scale else 0.0 for v in values] or [0.0])
     level = LEVELS.get(scale.kind, "nominal") if scale else "nominal"
@@ -187,26 +189,26 @@ def annotator_agreement(
     within = within_items(codes)
     credits = _against_others(within)
     # Items with the same labels by the same annotators fall into one cell.
-    first, times = distinct_rows(codes)
+    first, times, kind = distinct_rows(codes)
     alpha = _alpha(codes[first], positions, level)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
-    bootstrap = Bootstrap(times, **options)
+    bootstrap = Bootstrap(times, members=counts_by_group(groups, kind, len(first)), **options)
     if (within > 0).any():
         # With so many categories its resamples would take long.
         statistic = alpha if level == "interval" or len(positions) <= MOST_CATEGORIES else None
-        intervals = _intervals(credits[first], statistic, bootstrap)
+        intervals = _intervals(credits[first], times, statistic, bootstrap)
     else:
-        intervals = _of_full_agreement(codes[labels >= 2], confidence)
-    equal = equally_rated(codes)
-    fleiss = _fleiss(equal, len(positions), options)
+        intervals = _of_full_agreement(codes[labels >= 2], groups[labels >= 2], confidence)
+    equal, those = equally_rated(codes)
+    fleiss = _fleiss(equal, groups[those], len(positions), options)
     has_bias = level != "nominal" or len(values) <= 2
     return AnnotatorAgreement(
         annotators=names,
         items=int((labels >= 1).sum()),
         shared_items=int((labels >= 2).sum()),
-        pairwise=_pairwise(names, codes, values, scale, options),
+        pairwise=_pairwise(names, codes, groups, values, scale, options),
         by_annotator=_by_annotator(
-            names, codes, credits, positions if has_bias else None, confidence
+            names, codes, groups, credits, positions if has_bias else None, confidence
         ),
         contested=_contested(votes.index, values, codes, within, positions, level),
         alpha=float(alpha(times)),
@@ -222,17 +224,20 @@ def annotator_agreement(
     )
 
 
-def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None]:
-    """The votes, and their scale; None where all are one value, on which nothing can differ."""
+def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None, Array]:
+    """The votes, their scale, None where all are one value, and the number of each item's group."""
     if isinstance(given, Pairs):
-        return given.votes, scale or given.scale
+        votes = given.votes
+        return votes, scale or given.scale, numbered(given.clusters_of(votes.index))
     if not isinstance(given, pd.DataFrame):
         raise ArgumentError(
             "annotator_agreement takes Pairs or a table of votes, got "
             f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
         )
-    seen = [v for v in given.to_numpy().ravel().tolist() if not is_missing(v)]
-    return given, scale or (Scale.from_values(seen) if len(set(seen)) > 1 else None)
+    given = given.set_index("trace_id") if "trace_id" in given.columns else given
+    seen = [v for v in given.to_numpy().ravel().tolist() if not no_rating(v, scale)]
+    scale = scale or (Scale.from_values(seen) if len(set(seen)) > 1 else None)
+    return given, scale, np.arange(len(given))
 
 
 def _against_others(within: Array) -> Array:
@@ -249,16 +254,19 @@ def _against_others(within: Array) -> Array:
     return found
 
 
-def _fleiss(codes: Array, size: int, options: dict[str, Any]) -> tuple[float, Interval]:
+def _fleiss(
+    codes: Array, groups: Array, size: int, options: dict[str, Any]
+) -> tuple[float, Interval]:
     """Fleiss' kappa of equally rated items, and its interval; of many numbers hardly two agree."""
-    first, times = distinct_rows(codes)
+    first, times, kind = distinct_rows(codes)
     if not len(first) or len(first) * size > MOST_COMPARED:
         return math.nan, UNDEFINED
     statistic = partial(fleiss_kappa, counts_of(codes[first], size))
     value = float(statistic(times))
     if math.isnan(value) or (within_items(codes) > 0).any():
-        return value, Bootstrap(times, **options).interval(statistic)
-    return value, _of_full_agreement(codes, options["confidence"])[0]
+        members = counts_by_group(groups, kind, len(first))
+        return value, _around(value, Bootstrap(times, members=members, **options), statistic)
+    return value, _of_full_agreement(codes, groups, options["confidence"])[0]
 
 
 def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
@@ -269,21 +277,33 @@ def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
 
 
+def _around(value: float, bootstrap: Bootstrap, statistic: Statistic) -> Interval:
+    """The bootstrap interval of a statistic, which holds its value."""
+    low, high = bootstrap.interval(statistic, spread=True)
+    return UNDEFINED if math.isnan(low) else Interval(min(low, value), max(high, value))
+
+
 def _intervals(
-    credits: Array, alpha: Statistic | None, bootstrap: Bootstrap
+    credits: Array, times: Array, alpha: Statistic | None, bootstrap: Bootstrap
 ) -> tuple[Interval, Interval]:
     """The bootstrap intervals of alpha, where it is given as a statistic, and of the ceiling."""
     credit, compared = np.nansum(credits, axis=1), np.isfinite(credits).sum(axis=1)
-    ceiling = bootstrap.interval(lambda times: (times @ credit) / (times @ compared))
-    return bootstrap.interval(alpha) if alpha else UNDEFINED, ceiling
+
+    def share(times: Array) -> Array:
+        return np.asarray((times @ credit) / (times @ compared))
+
+    ceiling = _around(float(share(times)), bootstrap, share)
+    if not credit.any():  # in no resample either
+        ceiling = wilson(0, bootstrap.n, bootstrap.confidence)
+    return _around(float(alpha(times)), bootstrap, alpha) if alpha else UNDEFINED, ceiling
 
 
-def _of_full_agreement(codes: Array, confidence: float) -> tuple[Interval, Interval]:
+def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[Interval, Interval]:
     """The intervals of alpha and of the ceiling on items whose labels are all equal."""
     if not len(codes):
         return UNDEFINED, UNDEFINED
     shares = np.bincount(codes[codes >= 0]) / (codes >= 0).sum()
-    by_chance, n = 1 - float(shares @ shares), len(codes)
+    by_chance, n = 1 - float(shares @ shares), len(np.unique(groups))
     ceiling = Interval(wilson(n, n, confidence).low, 1.0)
     return full_agreement(by_chance, n, confidence), ceiling
 
@@ -291,6 +311,7 @@ def _of_full_agreement(codes: Array, confidence: float) -> tuple[Interval, Inter
 def _pairwise(
     names: tuple[str, ...],
     codes: Array,
+    groups: Array,
     values: list[Any],
     scale: Scale | None,
     options: dict[str, Any],
@@ -300,8 +321,9 @@ def _pairwise(
     values = values if scale else [*known.values]  # all labels are equal
     weighted = ["kappa (quadratic)"] * known.ordered
     for a, b in combinations(range(len(names)), 2):
-        one, two = codes[(codes[:, a] >= 0) & (codes[:, b] >= 0)][:, [a, b]].T
-        coded = Coded(known, values, one, two, np.arange(len(one)))
+        both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
+        one, two = codes[both][:, [a, b]].T
+        coded = Coded(known, values, one, two, groups[both])
         sample, right = Sample(coded, **options), one == two
         statistics = sample.statistics("quadratic" if weighted else None)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
@@ -316,6 +338,7 @@ def _pairwise(
 def _by_annotator(
     names: tuple[str, ...],
     codes: Array,
+    groups: Array,
     credits: Array,
     positions: Array | None,
     confidence: float,
@@ -329,13 +352,14 @@ def _by_annotator(
         share, spread = ratio(credit.sum(), n), float(credit.var()) if n else 0.0
         # A tie counts as half, so that credits vary less than what is only right or wrong.
         size = n * share * (1 - share) / spread if spread else n
+        size *= effective_share(credit, groups[shared], confidence) if n else 1
         row = {"annotator": name, "labels": int((codes[:, a] >= 0).sum()), "n": n}
         row |= with_ends("accuracy", share, wilson(share * size, size, confidence))
         if positions is not None:
             own, total = at[shared, a], at[shared].sum(axis=1)
             gap = own - (total - own) / (labels[shared] - 1)
             bias = float(gap.mean()) if n else math.nan
-            row |= with_ends("bias", bias, mean_interval(gap, confidence))
+            row |= with_ends("bias", bias, mean_interval(gap, confidence, groups[shared]))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 

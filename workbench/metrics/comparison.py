@@ -13,19 +13,20 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
-from workbench.metrics.coefficients import Statistic, Weights, mcnemar
-from workbench.metrics.figures import ERROR_RATES, Coded, Sample
+from workbench.metrics.coefficients import Statistic, Weights, exchanged
+from workbench.metrics.figures import ERROR_RATES, ROUNDING, Coded, Sample
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
     Interval,
     Result,
+    effective_share,
     figure,
     paired_difference,
 )
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import Groups
 
-ROUNDING = 1e-9  # what sums of the same distances in another order may differ by
 ENOUGH_PAIRS = 30  # fewer cannot tell two judges apart by anything but luck
 
 
@@ -48,7 +49,8 @@ class Comparison(Result):
         ``trace_id``, ``human``, ``before``, ``after``. On a numeric scale, where hardly a verdict
         equals its label, fixed and broken mean nearer to it and farther from it.
     p_value
-        McNemar's exact test of fixed against broken (on a numeric scale this is the sign test).
+        McNemar's exact test of fixed against broken (on a numeric scale this is the sign test);
+        where items belong together, whole groups are exchanged.
     improved
         Whether more items are right than before; where as many are, whether the mean distance
         fell. On a numeric scale, whether the mean distance fell.
@@ -168,6 +170,7 @@ def compare(
     before: Pairs,
     after: Pairs,
     *,
+    groups: Groups = None,
     weights: Weights | None = None,
     confidence: float = 0.95,
     seed: int = 0,
@@ -179,8 +182,8 @@ def compare(
     ----------
     before, after
         Pairs of two judges, joined on ``trace_id``.
-    weights, confidence, seed, resamples
-        As in `agreement`.
+    groups, weights, confidence, seed, resamples
+        As in `agreement`. What a split kept together is together here as well.
 
     Raises
     ------
@@ -189,11 +192,12 @@ def compare(
     """
     ids = [set(each.trace_ids) for each in (before, after)]
     before, after = _same_items(before, after, ids[0] & ids[1])
+    before = before.grouped(groups)
+    after = replace(after, group_of=before.group_of)
     options: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     first, second = (agreement(each, weights=weights, **options) for each in (before, after))
     one, two = Coded.of(before, after), Coded.of(after, before)
-    share = before.distinct / len(before) if len(before) else 1.0  # of repetitions one counts
-    changes = _changes(first, second, Sample(one, two, **options), share)
+    changes = _changes(first, second, one, two, **options)
     gap_before, gap_after = (each.distances(each.human, each.judge) for each in (one, two))
     improved = second.mean_distance < first.mean_distance - ROUNDING
     if one.scale.kind == "numeric":
@@ -202,7 +206,7 @@ def compare(
         fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
-    p_value = mcnemar(round(fixed.sum() * share), round(broken.sum() * share))
+    p_value = exchanged(np.bincount(one.groups, fixed * 1.0 - broken))
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
@@ -259,20 +263,22 @@ def _same_items(before: Pairs, after: Pairs, common: set[str]) -> list[Pairs]:
 
 
 def _changes(
-    first: Agreement, second: Agreement, sample: Sample, share: float
+    first: Agreement, second: Agreement, before: Coded, after: Coded, **options: Any
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
+    sample = Sample(before, after, **options)
+    of_share = partial(_change_of_share, before, after, options["confidence"])
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
     changes = {}
     for name, (value, _) in first.figures.items():
         change, interval = second.figures[name][0] - value, UNDEFINED
         if name == "accuracy":
-            interval = _change_of_share(sample, sample.human >= 0, share)
+            interval = of_share()
         elif name in ERROR_RATES:
-            low, high = _change_of_share(sample, sample.human == ERROR_RATES[name], share)
+            low, high = of_share(before.human == ERROR_RATES[name])
             interval = Interval(-high, -low)
         elif name == "within one" and not math.isnan(change):
-            interval = _change_of_share(sample, sample.human >= 0, share, within=1)
+            interval = of_share(within=1)
         elif name in old and not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
             difference = partial(_difference, old[name], new[name])
@@ -285,16 +291,19 @@ def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
     return new(counts) - old(counts)
 
 
-def _change_of_share(sample: Sample, where: Array, share: float, within: float = 0) -> Interval:
-    """Interval of the change in the share of items right, or nearly so, in some cells."""
-    at = sample.coded.positions
-    before, after = (np.abs(at[sample.human] - at[judge]) <= within for judge in sample.judges)
-    both, only_before, only_after, neither = (
-        float(sample.counts[where & group].sum()) * share
-        for group in (before & after, before & ~after, ~before & after, ~before & ~after)
-    )
-    confidence = sample.bootstrap.confidence
-    return paired_difference(both, only_before, only_after, neither, confidence)
+def _change_of_share(
+    before: Coded, after: Coded, confidence: float, where: Any = slice(None), within: float = 0
+) -> Interval:
+    """Interval of the change in the share of items right, or nearly so, of some items."""
+    at, human = before.positions, before.human[where]
+    gaps = (np.abs(at[human] - at[each.judge[where]]) for each in (before, after))
+    old, new = (gap <= within + ROUNDING for gap in gaps)
+    if not len(human):
+        return UNDEFINED
+    share = effective_share(new * 1.0 - old, before.groups[where], confidence)
+    sides = (old & new, old & ~new, ~old & new, ~old & ~new)
+    both, only_old, only_new, neither = (float(side.sum()) * share for side in sides)
+    return paired_difference(both, only_old, only_new, neither, confidence)
 
 
 def _power_note(n: int, differing: int, p_value: float, alpha: float, change: Interval) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
 from scipy.stats import spearmanr
 
 from workbench.errors import ArgumentError
@@ -34,7 +33,7 @@ from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
     correlation_interval,
-    effective_size,
+    counts_by_group,
     full_agreement,
     mean_interval,
     proportion,
@@ -45,6 +44,8 @@ from workbench.scale import MOST_CATEGORIES, Scale
 Figures = Mapping[str, tuple[float, Interval]]
 """Name of a figure -> (value, interval)."""
 
+ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
+
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
 
@@ -52,8 +53,8 @@ ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
 class Rated(Protocol):
     """What can be coded, such as `Pairs`, without what these need to be split or shown.
 
-    The table has the columns ``trace_id``, ``human`` and ``judge``; what is equal in ``content``,
-    by trace id, repeats itself.
+    The table has the columns ``trace_id``, ``human`` and ``judge``; rows that are equal in
+    ``clusters`` belong together.
     """
 
     @property
@@ -61,14 +62,14 @@ class Rated(Protocol):
     @property
     def table(self) -> pd.DataFrame: ...
     @property
-    def content(self) -> Mapping[str, Any]: ...
+    def clusters(self) -> Sequence[Hashable]: ...
 
 
 @dataclass(frozen=True)
 class Coded:
     """Pairs as numbers: each side is the position of its value in ``values``.
 
-    Rows with the same number in ``groups`` belong together: by default those with the same content.
+    Rows with the same number in ``groups`` belong together: repetitions are no more evidence.
     """
 
     scale: Scale
@@ -94,10 +95,7 @@ class Coded:
         human, judge = (
             np.array([position[v] for v in pairs.table[side]], dtype=int) for side in sides
         )
-        # Repetitions of an item are no more evidence.
-        content = pairs.content
-        groups = numbered(content.get(i, i) for i in pairs.table["trace_id"])
-        return cls(scale, values, human, judge, groups)
+        return cls(scale, values, human, judge, numbered(pairs.clusters))
 
     def where(self, rows: Array) -> Coded:
         """Return some of the rows."""
@@ -154,11 +152,7 @@ class Sample:
             at, prior = one.human * size + one.judge, 1 / size**2  # all cells are worth one item
             self.human, self.judges[0] = np.divmod(np.arange(size**2), size)
             self.counts = np.bincount(at, minlength=size**2)
-        members, labels = None, np.unique(one.groups)
-        if len(labels) < len(at):
-            rows = np.searchsorted(labels, one.groups)
-            shape = (len(labels), len(self.counts))
-            members = coo_array((np.ones_like(at), (rows, at)), shape).tocsr()
+        members = counts_by_group(one.groups, at, len(self.counts))
         self.bootstrap = Bootstrap(self.counts, members=members, prior=prior, **options)
 
     def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
@@ -242,11 +236,11 @@ def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[st
         error = coded.positions[coded.judge] - coded.positions[coded.human]
         for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
             if not right.all():
-                size = effective_size(values, coded.groups)
-                found[name] = found[name][0], mean_interval(values, confidence, size)
+                found[name] = found[name][0], mean_interval(values, confidence, coded.groups)
         found["within one"] = (math.nan, UNDEFINED)
         if coded.span > 1:
-            found["within one"] = proportion(np.abs(error) <= 1, coded.groups, confidence)
+            near = np.abs(error) <= 1 + ROUNDING
+            found["within one"] = proportion(near, coded.groups, confidence)
         if coded.scale.kind == "numeric":
             found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
     return found

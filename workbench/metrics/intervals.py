@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import coo_array
 from scipy.stats import t
 
 from workbench.errors import ArgumentError
@@ -138,14 +139,13 @@ def effective_size(values: Array, groups: Array) -> float:
     """Return how many independent values are worth as much as these, of which some belong together.
 
     Their number over the design effect of their mean: Rao and Scott (1992), Biometrics 48, 577-585.
+    One group is worth one.
     """
-    n, members = len(values), np.bincount(groups)
-    if (members <= 1).all():
-        return float(n)
-    away = values - values.mean()
+    n, among = len(values), len(np.unique(groups))
+    away = values - values.mean() if n else values
     apart = float(away @ away)
-    if apart < 1e-12:
-        return float((members > 0).sum())
+    if among == n or among < 2 or apart < 1e-12:
+        return float(among)
     together = float((np.bincount(groups, away) ** 2).sum())
     return n * min(1.0, apart / together) if together else float(n)
 
@@ -154,19 +154,37 @@ def proportion(hits: Array, groups: Array, confidence: float) -> tuple[float, In
     """Return the share of ``hits`` with Wilson's interval of as many as `effective_size` says."""
     if not len(hits):
         return math.nan, UNDEFINED
-    share, size = float(hits.mean()), effective_size(hits.astype(float), groups)
+    share, size = float(hits.mean()), effective_share(hits, groups, confidence) * len(hits)
     return share, wilson(share * size, size, confidence)
 
 
-def mean_interval(values: Array, confidence: float, size: float | None = None) -> Interval:
-    """Return Student's interval of a mean, as of ``size`` independent values; all by default.
+def effective_share(values: Array, groups: Array, confidence: float) -> float:
+    """Return `effective_size` as a share of the values, less what few groups leave uncertain.
 
-    Undefined for fewer than two, and where all are equal.
+    A variance that is estimated from G groups is G / (G - 1) times as large, and known no better
+    than by Student's distribution with G - 1 degrees of freedom. It is no less than if all values
+    of a group were one (Kish 1965, Survey Sampling, section 11.7).
     """
-    size = len(values) if size is None else size
-    if size < 2 or not np.ptp(values):
+    n, members = len(values), np.unique(groups, return_counts=True)[1]
+    free = len(members) - 1
+    if free + 1 == n or not free:
+        return 1.0 if free else 1 / n
+    wider = float(t.ppf((1 + confidence) / 2, free)) / normal_quantile(confidence)
+    size = effective_size(values.astype(float), groups) * free / (free + 1) / wider**2
+    return max(size / n, n / float((members**2).sum()))
+
+
+def mean_interval(values: Array, confidence: float, groups: Array | None = None) -> Interval:
+    """Return Student's interval of a mean; values of the same group belong together.
+
+    Undefined for fewer than two values or groups, and where all are equal.
+    """
+    groups = np.arange(len(values)) if groups is None else groups
+    among = len(np.unique(groups))
+    if among < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return UNDEFINED
-    half = t.ppf((1 + confidence) / 2, size - 1) * values.std(ddof=1) / math.sqrt(size)
+    error = values.std(ddof=1) / math.sqrt(effective_size(values, groups))
+    half = t.ppf((1 + confidence) / 2, among - 1) * error
     return Interval(float(values.mean() - half), float(values.mean() + half))
 
 
@@ -223,6 +241,17 @@ def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
     if by_chance <= 0:
         return UNDEFINED
     return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
+
+
+def counts_by_group(groups: Array, at: Array, size: int) -> Any:
+    """Return how many rows of each group are in each cell, as `Bootstrap` takes it as ``members``.
+
+    Shape (groups, ``size``); ``at`` holds the cell of each row. None where no rows belong together.
+    """
+    labels, rows = np.unique(groups, return_inverse=True)
+    if len(labels) == len(at):
+        return None
+    return coo_array((np.ones_like(at), (rows, at)), (len(labels), size)).tocsr()
 
 
 # -- the bootstrap --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     check_confidence,
+    effective_share,
     figure,
     figure_table,
     normal_quantile,
@@ -27,9 +28,8 @@ from workbench.metrics.intervals import (
     wilson,
 )
 from workbench.pairing.pairs import Pairs
-from workbench.scale import ABSTAIN
+from workbench.scale import ABSTAIN, no_rating
 from workbench.store.tables import require_columns
-from workbench.vocabulary import is_missing
 
 
 def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
@@ -42,7 +42,7 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
     >>> round(rogan_gladen(0.29, tpr=0.8, tnr=0.9), 4)
     0.2714
     """
-    if not tpr + tnr > 1:  # also where one of them is nan
+    if not tpr + tnr > 1 or math.isnan(rate):  # also where one of the two is nan
         return math.nan
     return _within((rate + tnr - 1) / (tpr + tnr - 1))
 
@@ -86,7 +86,7 @@ def prediction_powered(
     Their interval is too narrow where the judge makes few errors, so its variance is that of the
     cells with half an item added to each.
     """
-    labelled = int(cells.sum())
+    labelled = float(cells.sum())
     if not labelled or not n:
         return math.nan, UNDEFINED
     human, judge, others = cells[1].sum() / labelled, cells[:, 1].sum() / labelled, positive / n
@@ -200,10 +200,12 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
             f"({pairs.scale.describe()}). Map its values to yes and no first."
         )
     raw = list(verdicts)
-    read = [pairs.scale.normalise(v) for v in raw if not is_missing(v)]
+    read = [pairs.scale.normalise(v) for v in raw if not no_rating(v, pairs.scale)]
     read = [v for v in read if v is not ABSTAIN]
     positive, n = sum(v == pairs.scale.positive for v in read), len(read)
-    cells = confusion_of(Coded.of(pairs)).to_numpy()
+    coded = Coded.of(pairs)
+    share = effective_share(coded.human == coded.judge, coded.groups, confidence)
+    cells = confusion_of(coded).to_numpy() * share
     tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
     observed = ratio(positive, n)
     reason = ""

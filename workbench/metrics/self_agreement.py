@@ -36,7 +36,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
-from workbench.store.traces import complete_previews, examples
+from workbench.store.traces import contents, examples
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +155,7 @@ def self_agreement(
     changed = [float(value != answers[i][0]) for i, value in known.items()]
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
-    seen = complete_previews(assessed.previews)
+    seen = contents(assessed.previews)
     distinct = len({seen.get(i, i) for i in answers})
     return SelfAgreement(
         name=assessed.name,

@@ -81,7 +81,7 @@ class Slices(Result):
         )
 
 
-def sliced(pairs: Pairs, by: By, groups: Array | None, **options: Any) -> Slices:
+def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
     """Return the agreement by slice; see `workbench.agreement` for the arguments."""
     rows = by_annotator(pairs) if by == "annotator" else pairs
     if by == "annotator" and not len(rows):
@@ -90,9 +90,6 @@ def sliced(pairs: Pairs, by: By, groups: Array | None, **options: Any) -> Slices
             "workbench.pair(judge) keeps them."
         )
     coded = Coded.of(rows)
-    if groups is not None:
-        number = dict(zip(pairs.trace_ids, groups.tolist(), strict=True))
-        coded = replace(coded, groups=np.array([number[i] for i in rows.trace_ids], dtype=int))
     names = pooled(pd.Series(slice_names(_values(rows, by)), dtype=object))
     found = {
         name: _row(coded, (names == name).to_numpy(), options)

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.metrics.intervals import Array
-from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import is_missing
+from workbench.scale import ABSTAIN, Scale, no_rating
 
 
 def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
@@ -19,7 +18,7 @@ def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Ar
 
     @lru_cache(maxsize=None, typed=True)  # each writing once
     def read(raw: Any) -> Any:
-        if raw is ABSTAIN or is_missing(raw):
+        if raw is ABSTAIN or no_rating(raw, scale):
             return ABSTAIN
         return scale.normalise(raw) if scale else raw
 
@@ -41,21 +40,24 @@ def within_items(codes: Array) -> Array:
     return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
 
 
-def equally_rated(codes: Array) -> Array:
-    """Codes of the items that `AnnotatorAgreement.fleiss` covers, two labels at least."""
+def equally_rated(codes: Array) -> tuple[Array, Array]:
+    """Which items `AnnotatorAgreement.fleiss` covers, two labels at least: codes and a mask."""
     given = codes >= 0
     labels = given.sum(axis=1)
     if len(set(labels.tolist()) - {0, 1}) <= 1:
-        return np.asarray(codes[labels >= 2])
+        return np.asarray(codes[labels >= 2]), labels >= 2
     by_activity = np.argsort(-given.sum(axis=0), kind="stable")
     groups = [by_activity[:k] for k in range(2, len(by_activity) + 1)]
     group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
-    return np.asarray(codes[np.ix_(given[:, group].all(axis=1), group)])
+    items = np.asarray(given[:, group].all(axis=1))
+    return np.asarray(codes[np.ix_(items, group)]), items
 
 
-def distinct_rows(codes: Array) -> tuple[Array, Array]:
-    """The first of the rows of each kind, and how many there are of it."""
+def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
+    """The first of the rows of each kind, how many there are of it, and the kind of each row."""
     if not codes.size:
-        return np.arange(len(codes)), np.ones(len(codes), dtype=int)
-    _, first, times = np.unique(codes, axis=0, return_index=True, return_counts=True)
-    return first, times
+        return np.arange(len(codes)), np.ones(len(codes), dtype=int), np.arange(len(codes))
+    _, first, kind, times = np.unique(
+        codes, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    return first, times, kind.ravel()

@@ -35,7 +35,7 @@ from workbench.pairing.consensus import (
 from workbench.pairing.pairs import COLUMNS, Pairs
 from workbench.scale import Scale
 from workbench.store.labels import folded, near_misses, other_kinds
-from workbench.store.traces import collector_paused, fetch_traces, previews
+from workbench.store.traces import collector_paused, contents, fetch_traces, previews
 
 
 @collector_paused()
@@ -116,6 +116,7 @@ def pair(
         for i in sorted(recorded)
     }
     table, excluded = _join(human, chosen, recorded, scale)
+    texts = previews(fetched)
     return Pairs(
         name=name,
         table=table,
@@ -124,7 +125,8 @@ def pair(
         fingerprint=version,
         notes=(*notes, *_notes(name, human, scale), *near),
         all_votes={i: one.votes for i, one in human.items() if one.votes},
-        previews=previews(fetched),
+        previews=texts,
+        content=contents({i: texts[i] for i in table["trace_id"]}),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from workbench.formatting import counted, html_lines, html_table, html_text, wit
 from workbench.pairing.splits import Groups, groups_of, joined, stratified
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import digest
-from workbench.store.traces import complete_previews
 
 COLUMNS = ["trace_id", "human", "judge", "human_rationale", "judge_rationale", "votes", "blind"]
 
@@ -39,8 +38,11 @@ class Pairs:
         The judge version that gave the verdicts, "" where unknown; what a reader should know.
     all_votes
         Trace id -> annotator -> value, for every labelled trace, paired or not.
-    previews
-        Trace id -> the beginnings of its inputs and outputs, of the paired traces.
+    previews, content
+        Trace id -> the beginnings of its inputs and outputs; and what tells whether these are
+        equal to another trace's, as far as that is known.
+    group_of
+        Trace id -> group, where rows belong together: see `grouped`.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Pairs:
     notes: tuple[str, ...] = ()
     all_votes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     previews: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    content: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    group_of: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,13 +67,7 @@ class Pairs:
     @property
     def distinct(self) -> int:
         """How many of the pairs differ in inputs or outputs, as far as that is known."""
-        content = self.content
-        return len({content.get(i, i) for i in self.trace_ids})
-
-    @property
-    def content(self) -> dict[str, tuple[str, str]]:
-        """Those of `previews` that hold the whole of a trace: what is equal here repeats itself."""
-        return complete_previews(self.previews)
+        return len({self.content.get(i, i) for i in self.trace_ids})
 
     @property
     def votes(self) -> pd.DataFrame:
@@ -100,6 +98,22 @@ class Pairs:
     def groups_of(self, groups: Groups) -> dict[str, str]:
         """Return the group of each trace: see `split`. Those of equal content are always joined."""
         return joined(groups_of(self.table, groups), self.content)
+
+    def grouped(self, groups: Groups) -> Pairs:
+        """Return the pairs with what belongs together, as `split` takes it; None changes nothing.
+
+        Intervals and tests then take the rows of a group for less than as many independent ones.
+        """
+        return self if groups is None else replace(self, group_of=self.groups_of(groups))
+
+    @property
+    def clusters(self) -> list[Hashable]:
+        """The group of each row, or else its content: those of other rows are independent."""
+        return self.clusters_of(self.table["trace_id"])
+
+    def clusters_of(self, trace_ids: Iterable[str]) -> list[Hashable]:
+        """Return the same of traces, in their order."""
+        return [self.group_of.get(i, self.content.get(i, i)) for i in trace_ids]
 
     def with_verdicts(self, verdicts: Mapping[str, tuple[Any, str]], fingerprint: str) -> Pairs:
         """Return the labels with other verdicts: trace_id -> (canonical value, rationale)."""
@@ -171,11 +185,12 @@ class Pairs:
                 f"{counted(len(apart), 'input')} of test also in train or dev, with another "
                 "output: group by what identifies the input to keep them on one side.",
             )
+        grouped = replace(self, group_of=group_of)
         return Split(
             notes=notes,
-            train=self.subset(parts["train"]),
-            dev=self.subset(parts.get("dev", ())),
-            test=self.subset(parts["test"]),
+            train=grouped.subset(parts["train"]),
+            dev=grouped.subset(parts.get("dev", ())),
+            test=grouped.subset(parts["test"]),
             seed=seed,
             groups=groups if isinstance(groups, str) else ("mapping" if groups else None),
             group_of=group_of,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,17 +222,24 @@ def previews(traces: Iterable[Trace]) -> dict[str, tuple[str, str]]:
     return {i.trace_id: (i.request_preview or "", i.response_preview or "") for i in infos}
 
 
-def complete_previews(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Return the previews that hold all of a trace's inputs and outputs, by trace id.
+def contents(previews: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Return what tells whether two traces have the same inputs, and outputs, by trace id.
 
-    MLflow cuts long ones, and of a conversation it keeps the last message alone, which is no JSON
-    object as the inputs of a function are.
+    These are the previews where they hold all: MLflow cuts long ones, and of a conversation it
+    keeps the last message alone, which is no JSON object as the inputs of a function are. Such
+    traces are read if their previews are equal; one that is alone with its preview is left out.
     """
-    return {
+    found = {
         i: (inputs, outputs)
         for i, (inputs, outputs) in previews.items()
         if inputs.startswith("{") and inputs.endswith("}") and not outputs.endswith("...")
     }
+    times = Counter(preview for i, preview in previews.items() if i not in found)
+    alike = [i for i, cut in previews.items() if any(cut) and times[cut] > 1 and i not in found]
+    with suppress(StoreError):  # of traces that are in no store it is not known
+        for one in examples(alike) if alike else ():
+            found[one.trace_id] = digest(one.inputs), digest(one.outputs)
+    return found
 
 
 def item_digest(
