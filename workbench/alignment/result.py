@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
 
@@ -13,7 +14,7 @@ from workbench.alignment.runs import AlignmentRun, Status
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.coefficients import mcnemar
+from workbench.metrics.coefficients import exchanged, numbered
 from workbench.metrics.comparison import Comparison
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -231,7 +232,9 @@ class OptimizerComparison:
         wrong = [{*c.broken["trace_id"], *c.still_wrong["trace_id"]} for c in found]
         if len(found) == 1:  # the other one is the original
             wrong.append({*found[0].fixed["trace_id"], *found[0].still_wrong["trace_id"]})
-        return mcnemar(len(wrong[0] - wrong[1]), len(wrong[1] - wrong[0]))
+        test = self.split.test
+        gains = [(i in wrong[0]) - (i in wrong[1]) for i in test.trace_ids]
+        return exchanged(np.bincount(numbered(test.clusters), gains))
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)
