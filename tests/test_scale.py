@@ -280,6 +280,11 @@ def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
         ([True, "false", 1], "binary", (False, True)),
         (["mäßig", "ma\u0308ßig", "gut"], "binary", None),
         (["3,5", "4,0", "4"], "binary", (3.5, 4)),
+        (["bad", "ok", "good"], "ordinal", ("bad", "ok", "good")),
+        (["bad", "acceptable", "good"], "ordinal", ("bad", "acceptable", "good")),
+        (["good", "bad", "unacceptable"], "nominal", ("bad", "good", "unacceptable")),
+        (["wrong", "incorrect", "correct"], "ordinal", ("incorrect", "wrong", "correct")),
+        (["good", "ok"], "binary", None),
     ],
 )
 def test_observed_values_give_a_scale(
@@ -297,6 +302,26 @@ def test_observed_values_give_a_scale(
 def test_what_makes_no_scale_says_how_to_get_one(seen: list[Any]) -> None:
     with pytest.raises(ScaleError, match="Give the judge a feedback_value_type"):
         Scale.from_values(seen)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["good", "Bad", "ok", "correct", "wrong", "pass", "no", "ja", True, 1, "4", "unsafe"]
+        ),
+        min_size=2,
+    )
+)
+def test_what_was_seen_is_on_the_scale_of_what_was_seen(seen: list[Any]) -> None:
+    try:
+        scale = Scale.from_values(seen)
+    except ScaleError:
+        return
+    read = [scale.normalise(value) for value in seen]
+    words = {str(value).lower() for value in seen}
+    assert len(set(map(str, read))) == (
+        2 if words <= {"pass", "no", "ja", "true", "1"} else len(words)
+    )
 
 
 @given(

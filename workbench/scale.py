@@ -201,7 +201,8 @@ class Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
-        alphabet decides; more, if all are numbers, a numeric scale. What stands for a missing
+        alphabet decides, and words for yes and for no are one value each; more, if all are numbers,
+        a numeric scale. What stands for a missing
         rating (``nan``, ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than
         20 that are not all numbers, are a `ScaleError`.
         """
@@ -211,18 +212,22 @@ class Scale:
         writings = sorted(
             given, key=lambda raw: (-times[str(raw)], str(raw), type(raw).__name__), reverse=True
         )
-        seen = {fold(raw): normal_form(raw) if isinstance(raw, str) else raw for raw in writings}
+        bools = [raw for raw in writings if type(raw).__name__ in ("bool", "bool_")]
+        texts = (str, *map(type, bools))  # True equals 1 in Python
+        seen = {
+            fold(raw): normal_form(str(raw)) if isinstance(raw, texts) else raw for raw in writings
+        }
         for word in no_ratings(seen):
             del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
         numbers = sorted(size for value in distinct if (size := number(value)) is not None)
         if numbers and len(numbers) == len(distinct):
             distinct = [int(size) if size.is_integer() else size for size in numbers]
-        sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
+        sides = {truth_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
-            # "Yes" and "true" are one value; the first writing of each side stays.
+            # "Yes" and "true" are one value, "good" and "ok" are not; the first writing stays.
             distinct = [sides[side] for side in (0, 1) if side in sides]
-            if any(type(raw).__name__ in ("bool", "bool_") for raw in writings):
+            if bools:
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
         if len(numbers) == len(distinct) > MOST_CATEGORIES:
             scale = cls("numeric", low=numbers[0], high=numbers[-1])

@@ -50,8 +50,8 @@ _POSITIVE: Final = _TRUE | _words(
 _LADDERS: Final = (
     ("terrible", "very poor", "poor", "weak", "fair", "average", "acceptable", "ok", "good",
      "very good", "great", "excellent", "outstanding"),
-    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "ok", "good", "very good",
-     "excellent", "perfect"),
+    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "acceptable", "ok", "good",
+     "very good", "excellent", "perfect"),
     ("none", "very low", "low", "medium", "high", "very high"),
     ("low", "moderate", "high"),
     ("strongly disagree", "disagree", "neutral", "agree", "strongly agree"),

@@ -335,6 +335,17 @@ def test_the_scale_comes_from_the_judge_or_from_what_is_seen(store: str) -> None
     assert (pair(number).scale.low, pair(number).scale.high) == (2, 5)
 
 
+def test_verdicts_in_other_words_never_take_the_place_of_the_labels(store: str) -> None:
+    """Good is no other word for correct: the labels are the scale, the verdicts lie off it."""
+    ids = traces(2)
+    for trace_id, value, verdict in zip(ids, ("good", "bad"), ("correct", "bad"), strict=True):
+        say(trace_id, value, "ana")
+        say(trace_id, verdict)
+    pairs = pair("quality")
+    assert (pairs.scale.values, len(pairs)) == (("bad", "good"), 1)
+    assert reasons(pairs)[ids[0]].startswith("verdict outside the scale: 'correct'")
+
+
 def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
     """Which of spam and ham makes a false positive is nobody's secret."""
     ids = traces(2)
