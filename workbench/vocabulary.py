@@ -108,7 +108,7 @@ def no_ratings(folded: Collection[str]) -> set[str]:
     ``none`` is a value beside low and high, and ``-`` is one beside other signs.
     """
     found = _NO_RATING & set(folded)
-    others = set(folded) - found - ABSTENTIONS
+    others = set(folded) - found - ABSTENTIONS - {""}
     if others and any(others | {"none"} <= set(ladder) for ladder in _LADDERS):
         found -= {"none"}
     return set(found - {"-"} if others & _MARKS else found)

@@ -177,9 +177,25 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
     imported = import_traces(table, inputs="q", outputs="o", labels={"ana": "ana"}, label_name="l")
     assert (len(imported.trace_ids), imported.labels) == (2, 1)
     assert imported.notes == (
-        "2 empty rows left out: 1, 3", "1 cell without a rating: 'NaN' 1",
+        "2 empty rows left out: 1, 3",
+        "1 cell without a rating: 'NaN' 1 (pass values=..., the ratings that there are, if it is "
+        "one)",
     )  # fmt: skip
     assert "2 empty rows left out" in repr(imported)
+
+
+def test_words_for_no_rating_are_ratings_where_the_values_say_so(store: str) -> None:
+    """Whether a word is one is decided for all columns together, as check_data does it."""
+    table = pd.DataFrame({"q": list("abcd"), "o": "x", "r": ["none", "mild", "severe", "-"]})
+    roles = {"inputs": "q", "outputs": "o", "labels": {"ana": "r"}}
+    assert import_traces(table, **roles, label_name="a").labels == 2
+    kept = import_traces(table, **roles, label_name="b", values="none, mild, severe")
+    assert (kept.labels, "'-' 1 (pass values" in kept.notes[0]) == (3, True)
+    signs = table.assign(r=["+", "-", "+", "-"], s="-")
+    roles["labels"] = {"ana": "r", "ben": "s"}
+    assert import_traces(signs, **roles, label_name="c").labels == 8
+    low = table.assign(r=["none", "low", "high", ""])
+    assert import_traces(low, **roles | {"labels": {"ana": "r"}}, label_name="d").labels == 3
 
 
 def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:

@@ -21,6 +21,7 @@ from mlflow.entities import (
 )
 from mlflow.entities.trace_location import TraceLocation
 
+import workbench
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.store.assessments import log_feedback_table, log_labels
 from workbench.store.importing import import_traces
@@ -77,6 +78,19 @@ def test_rows_without_a_value_or_trace_are_listed(trace_ids: list[str]) -> None:
     assert stored() == [("good", "because")]
     assert "2 without a value" in repr(logged)
     assert "without a trace_id" in logged._repr_html_()
+
+
+def test_words_for_no_rating_are_labels_where_the_values_say_so(trace_ids: list[str]) -> None:
+    table = pd.DataFrame({"trace_id": trace_ids, "rating": ["none", "mild", "none"]})
+    logged = log(table)
+    assert (logged.written, set(logged.skipped["reason"])) == (
+        1,
+        {"without a value: 'none' (pass values=..., the ratings that there are, if it is one)"},
+    )
+    assert log(table, values=["none", "mild", "severe"]).written == 2
+    given = {"name": "other", "value": "rating", "values": "none, mild"}
+    assert log_labels(table, annotator="ana", **given).written == 3
+    assert workbench.log_verdicts(table, source="m", **given).written == 3
 
 
 def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:

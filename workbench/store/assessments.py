@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,11 @@ from workbench.compat import has_transactions, one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar, html_result
 from workbench.store.database import not_written, retrying
+from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
+    KEEP_WORDS,
     check_text,
     digest,
     raise_bad_rows,
@@ -216,6 +218,7 @@ def log_labels(
     annotator: str,
     value: str,
     rationale: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
@@ -235,6 +238,8 @@ def log_labels(
         Columns with the labels and the annotator's reasons. Values are kept as given, also
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
         on one trace all but the last.
+    values
+        The rating values, as in `import_traces`, where one looks like a missing rating.
     encoding
         Of a file that is not UTF-8, such as ``cp1252``.
 
@@ -249,7 +254,7 @@ def log_labels(
     warn_of_name(frame, annotator, str(value))
     source = AssessmentSource("HUMAN", annotator)
     return log_feedback_table(
-        frame, source, name=name, value=value, rationale=rationale, progress=progress
+        frame, source, name=name, value=value, rationale=rationale, values=values, progress=progress
     )
 
 
@@ -260,13 +265,15 @@ def log_feedback_table(
     name: str,
     value: str,
     rationale: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     metadata: dict[str, str] | None = None,
     progress: bool = True,
 ) -> Logged:
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
     check_text("source", source.source_id)
-    ratings, skipped = _read_ratings(read_table(table), value, rationale)
+    keep = parse_names("values", values)
+    ratings, skipped = _read_ratings(read_table(table), value, rationale, keep)
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0
@@ -290,7 +297,7 @@ def log_feedback_table(
 
 
 def _read_ratings(
-    table: pd.DataFrame, value: str, rationale: str | None
+    table: pd.DataFrame, value: str, rationale: str | None, values: Iterable[Any]
 ) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
     """Return (value, rationale) by trace id, and the rows that are not to be written."""
     roles = {"trace_id": "trace_id", "value": str(value)}
@@ -301,12 +308,14 @@ def _read_ratings(
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
     columns = [table[column].tolist() for column in roles.values()]
-    words = no_ratings({fold(raw) for raw in columns[1]})
+    words = no_ratings({fold(raw) for raw in columns[1]}) - set(map(fold, values))
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
         if is_missing(trace_id):
             skipped.append((row, "without a trace_id"))
-        elif is_missing(raw) or fold(raw) in words:
+        elif is_missing(raw):
             skipped.append((row, "without a value"))
+        elif fold(raw) in words:
+            skipped.append((row, f"without a value: {str(raw)!r} ({KEEP_WORDS})"))
         elif str(trace_id) in ratings:
             skipped.append((row, "followed by another on the same trace"))
         else:

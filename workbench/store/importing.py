@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from workbench.store.assessments import (
     signature,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
+from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import in_order
 from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
@@ -90,6 +91,7 @@ def import_traces(
     expectations: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
     label_name: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     tags: ColumnSpec | None = None,
     experiment: str | None = None,
     encoding: str | None = None,
@@ -111,6 +113,9 @@ def import_traces(
     labels, label_name
         Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
         filled rating becomes human feedback under ``label_name``, which is the judge's name.
+    values
+        The rating values, as in `check_data`, where one looks like a missing rating: ``"none,
+        mild, severe"`` keeps ``none``. Ratings that are not among them are kept as well.
     tags
         Columns kept as trace tags, such as an id to group by.
     experiment
@@ -148,6 +153,7 @@ def import_traces(
         expectations=expectations,
         tags=tags,
         labels=labels,
+        values=parse_names("values", values),
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)

@@ -35,6 +35,8 @@ LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
 
+KEEP_WORDS = "pass values=..., the ratings that there are, if it is one"
+
 _MOST_LEVELS = 200  # of lists and dicts in a cell: Python's own JSON ends at a thousand
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -118,8 +120,12 @@ def read_rows(
     expectations: ColumnSpec | None = None,
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
+    values: Iterable[Any] = (),
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
+    """Return the rows in plain values, and what was left out; bad ones are a `TableError`.
+
+    Words for a missing rating that are among ``values`` are ratings.
+    """
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
@@ -129,7 +135,9 @@ def read_rows(
         require_columns(table, argument, columns)
     _check_names(table, sides["tags"], raters)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
-    unrated = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
+    rated = list(dict.fromkeys(column for column, _ in raters.values()))
+    unrated = no_ratings({fold(cell) for column in rated for cell in table[column]})
+    unrated -= set(map(fold, values))
     is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
@@ -142,7 +150,7 @@ def read_rows(
             continue
         replaced += sum(map(_unstorable_in, cells))
         raw = dict(zip(used, cells, strict=True))
-        for column in [c for c, without in unrated.items() if fold(raw[c]) in without]:
+        for column in [column for column in rated if fold(raw[column]) in unrated]:
             words[str(raw[column])] += 1
             raw[column] = None
         row, problems = read_row(number, raw, sides, raters)
@@ -156,7 +164,7 @@ def read_rows(
     listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
-        f"{counted(words.total(), 'cell')} without a rating: {listed}": words,
+        f"{counted(words.total(), 'cell')} without a rating: {listed} ({KEEP_WORDS})": words,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     return rows, [note for note, found in notes.items() if found]
