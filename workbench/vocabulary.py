@@ -6,11 +6,11 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from workbench.errors import ScaleError
+from workbench.errors import ArgumentError, ScaleError
 
 
 def _words(text: str) -> frozenset[str]:
@@ -77,6 +77,23 @@ def normal_form(text: str) -> str:
     Unicode's composed form (NFC), without invisible characters, with single spaces.
     """
     return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
+
+
+def folded(name: object) -> str:
+    """Return the name of a person, group or slice as it is compared: as text, without case."""
+    return normal_form(str(name)).casefold()
+
+
+def check_people(argument: str, names: Iterable[object]) -> None:
+    """Raise `ArgumentError` where two of the names are one person's."""
+    seen: dict[str, object] = {}
+    for name in names:
+        if (key := folded(name)) in seen:
+            raise ArgumentError(
+                f"{argument} names one person twice: {seen[key]!r} and {name!r}, since case and "
+                "spaces do not count. Rename one, or put their ratings into one column."
+            )
+        seen[key] = name
 
 
 def fold(value: object) -> str:

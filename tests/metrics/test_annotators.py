@@ -15,6 +15,7 @@ import pytest
 from made_pairs import COLOURS, GRADES, YES_NO, make_pairs
 
 from workbench.errors import ArgumentError
+from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.scale import ABSTAIN, Scale
 
@@ -146,6 +147,14 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
         annotator_agreement(["yes"])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="confidence"):
         annotator_agreement(pd.DataFrame(), confidence=2)
+
+
+def test_two_columns_of_one_person_are_refused() -> None:
+    table = pd.DataFrame({"Ana": ["a", "b"], "ana": ["a", "a"], "ben": ["b", "b"]})
+    with pytest.raises(ArgumentError, match="one person twice: 'Ana' and 'ana'"):
+        annotator_agreement(table)
+    with pytest.raises(ArgumentError, match="one person twice: 'Ana' and 'ana'"):
+        alternative_annotator_test(table, ["a", "b"])
 
 
 def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:

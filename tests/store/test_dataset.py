@@ -153,7 +153,16 @@ def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, 
 
 @pytest.mark.parametrize(
     "given",
-    ["ana:", ": rating", "ana: rating +", "ana, ana: other", "ana: a + b + c", "{broken", ","],
+    [
+        "ana:",
+        ": rating",
+        "ana: rating +",
+        "ana, ana: other",
+        "ana, Ana: other",
+        "ana: a + b + c",
+        "{broken",
+        ",",
+    ],
 )
 def test_raters_that_cannot_be_read_are_named(given: str) -> None:
     with pytest.raises(ArgumentError, match=r"^annotators"):

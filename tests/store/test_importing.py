@@ -283,6 +283,15 @@ def test_annotators_can_be_imported_one_after_another(store: str, table: pd.Data
     assert len(votes()) == 5
 
 
+def test_an_annotator_is_known_by_any_writing_of_the_name(store: str, table: pd.DataFrame) -> None:
+    """Two columns of one person are an error; another import under another writing adds nothing."""
+    with pytest.raises(ArgumentError, match="names one person twice: 'ana' and 'Ana '"):
+        labelled(table, labels={"ana": "ana", "Ana ": "bo"})
+    labelled(table)
+    again = labelled(table, labels={"Ana": ("ana", "why"), "BO": "cy"})
+    assert (again.labels, again.differing["annotator"].tolist()) == (0, ["BO"])
+
+
 def test_an_import_never_changes_a_label(store: str, table: pd.DataFrame) -> None:
     """What was logged, edited or overridden since stays, and is listed beside the table's."""
     ids = labelled(table).trace_ids

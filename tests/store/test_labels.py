@@ -106,6 +106,19 @@ def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     assert log(table, metadata=AFTER).written == 0
 
 
+def test_a_person_is_the_same_in_any_writing(trace_ids: list[str]) -> None:
+    """A label under another one replaces the first, and is stored under the name there is."""
+    log(pd.DataFrame({"trace_id": trace_ids[:2], "rating": ["good", "bad"]}), source_id="Ana")
+    table = pd.DataFrame({"trace_id": trace_ids, "rating": ["good", "good", "bad"]})
+    logged = log(table, source_id=" ana")
+    assert (logged.written, logged.present, logged.replaced) == (2, 1, 1)
+    given = {a.source.source_id for t in fetch_traces(spans=False) for a in t.info.assessments}
+    assert given == {"Ana"}
+    verdicts = {"name": "other", "value": "rating"}
+    for source in ("M", "m"):  # models are no people
+        assert workbench.log_verdicts(table, source=source, **verdicts).written == 3
+
+
 def test_numpy_values_are_stored_as_plain_ones(trace_ids: list[str]) -> None:
     """Numbers and booleans keep their type; 4 and 4.0 are one value, 1 and True two."""
     log(pd.DataFrame({"trace_id": trace_ids, "rating": [1, 2, 4]}))

@@ -26,7 +26,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import fold, is_missing, number
+from workbench.vocabulary import check_people, fold, is_missing, number
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -133,6 +133,7 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
+    check_people("The table", labels.columns)
     human, judge = _coded(labels, judged, score, scale)
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())

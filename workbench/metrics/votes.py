@@ -11,11 +11,12 @@ import pandas as pd
 
 from workbench.metrics.intervals import Array
 from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import is_missing
+from workbench.vocabulary import check_people, is_missing
 
 
 def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     """The categories in order, and the number of each vote's, shape (items, annotators)."""
+    check_people("The table", votes.columns)
 
     @lru_cache(maxsize=None, typed=True)  # each writing once
     def read(raw: Any) -> Any:

@@ -34,7 +34,7 @@ from workbench.store.tables import (
     warn_of_name,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, is_missing, no_ratings, scalar
+from workbench.vocabulary import fold, folded, is_missing, no_ratings, scalar
 
 _BATCH = 50
 
@@ -108,6 +108,17 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
         json.dumps(value, sort_keys=True, default=str),
         assessment.rationale or "",
     )
+
+
+def place(assessment: Assessment) -> tuple[str, str, str, str]:
+    """Return kind, name, source type and source id, where the writing of a person's is no matter.
+
+    Of valid assessments with one place the latest counts.
+    """
+    source = assessment.source
+    who = source.source_id or ""
+    who = folded(who) if source.source_type == "HUMAN" else who
+    return type(assessment).__name__, assessment.name, str(source.source_type), who
 
 
 def log_assessments(
@@ -277,8 +288,13 @@ def log_feedback_table(
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0
-    for trace in fetch_traces(list(ratings), spans=False):
-        info = trace.info
+    infos = [trace.info for trace in fetch_traces(list(ratings), spans=False)]
+    # Under the writing of a person's name that the store has.
+    mine = place(Feedback(name, 0, source=source))
+    writings = Counter(a.source.source_id for i in infos for a in i.assessments if place(a) == mine)
+    who = max(writings, key=lambda each: (writings[each], each), default=source.source_id)
+    source = AssessmentSource(source.source_type, who)
+    for info in infos:
         rating, why = ratings[info.trace_id]
         made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
         stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
@@ -331,7 +347,7 @@ def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
     """Whether a stored assessment is valid feedback that ``new`` would replace."""
     before = stored.metadata or {}
     return (
-        signature(stored)[:4] == signature(new)[:4]
+        place(stored) == place(new)
         and stored.valid is not False
         and stored.feedback.error is None
         # A decision of the same person is no label of theirs, and a label given after its author

@@ -27,7 +27,7 @@ from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
-from workbench.vocabulary import fold, is_missing, normal_form, number, scalar
+from workbench.vocabulary import fold, folded, is_missing, normal_form, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -232,7 +232,7 @@ def _one_row_an_item(
     joined: dict[tuple[str, int], dict[str, Any]] = {}
     times: Counter[tuple[str, str]] = Counter()
     for row, cells in zip(table.index, table.to_dict("records"), strict=True):
-        who = people.setdefault(fold(cells[each]), normal_form(str(cells[each])))
+        who = people.setdefault(folded(cells[each]), normal_form(str(cells[each])))
         item = digest([cells[column] for column in content])
         times[item, who] += 1
         own = {"": row, **{column: cells[column] for column in content}}

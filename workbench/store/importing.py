@@ -23,6 +23,7 @@ from workbench.store.assessments import (
     log_assessments,
     make_feedback,
     now_ms,
+    place,
     signature,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
@@ -236,8 +237,8 @@ def _compare(
     differing: list[tuple[str, Any, Any]] = []
     for one in given:
         # An annotator has one label, and a trace one expectation of a name.
-        place = slice(0, 4 if one.feedback else 2)
-        there = [a for a in in_order(stored) if signature(a)[place] == signature(one)[place]]
+        parts = 4 if one.feedback else 2
+        there = [a for a in in_order(stored) if place(a)[:parts] == place(one)[:parts]]
         there = [a for a in there if a.feedback is None or a.feedback.error is None]
         if not there:
             missing.append(one)

@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, storable, unstorable
-from workbench.vocabulary import fold, is_missing, no_ratings, scalar
+from workbench.vocabulary import check_people, fold, is_missing, no_ratings, scalar
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
@@ -87,6 +87,7 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
         )
     for who in pairs:
         check_text(f"{argument}: the annotator", who)
+    check_people(argument, pairs)
     both = {who: (*pair, None)[:2] for who, pair in pairs.items()}
     return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
