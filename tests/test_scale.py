@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_abstention
-from workbench.vocabulary import is_missing
+from workbench.vocabulary import fold, is_missing
 
 QUALITY = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
 YES_NO = Scale.from_type(Literal["yes", "no"])
@@ -337,6 +337,18 @@ def test_the_order_in_which_values_were_seen_does_not_matter(seen: list[Any], ra
     shuffled = list(seen)
     random.shuffle(shuffled)
     assert repr(Scale.from_values(shuffled)) == repr(Scale.from_values(seen))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1234567890123456789", "1234567890123456788", False), (2**53, 2**53 + 1, False),
+        (1, "1.0", True), ("1.10", 1.1, True), (".50", "0,5", True), ("-0.0", 0, True),
+        ("-7", 7, False), ("100", "1", False), (10, "+10", True), ("007", 7, False),
+    ],
+)  # fmt: skip
+def test_numbers_are_compared_digit_by_digit(one: Any, other: Any, same: bool) -> None:
+    assert (fold(one) == fold(other)) is same
 
 
 # -- laws -----------------------------------------------------------------------------------

@@ -84,6 +84,11 @@ def folded(name: object) -> str:
     return normal_form(str(name)).casefold()
 
 
+def is_unnamed(key: object) -> bool:
+    """Whether the key of a group holds nothing, or a word for it."""
+    return is_missing(key) or folded(key) in _NO_RATING | {"n/a"}
+
+
 def check_people(argument: str, names: Iterable[object]) -> None:
     """Raise `ArgumentError` where two of the names are one person's."""
     seen: dict[str, object] = {}
@@ -112,8 +117,9 @@ def _fold(text: str) -> str:
     if _DECIMAL_COMMA.fullmatch(text):
         text = text.replace(",", ".")
     if _NUMERAL.fullmatch(text):
-        size = float(text)
-        return str(int(size)) if size.is_integer() else repr(size)
+        whole, _, decimals = text.lstrip("+-").partition(".")  # a float would round long ones
+        size = f"{whole or 0}.{decimals}".rstrip("0").rstrip(".")
+        return f"-{size}" if text.startswith("-") and size != "0" else size
     text = text.strip("\"'`.“”„«»").strip() or text
     text = unicodedata.normalize("NFC", text.casefold()).replace("’", "'")
     return _BETWEEN_WORDS.sub(" ", text)

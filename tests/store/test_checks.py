@@ -78,7 +78,7 @@ def test_what_makes_the_rest_pointless_is_an_error(
 
 
 def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
-    frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1.0", " 1", *range(2, 18), None])
+    frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1 ", " 1", *range(2, 18), None])
     frame.loc[3, ["q", "a"]] = frame.loc[2, ["q", "a"]]
     frame.loc[5, "q"] = frame.loc[4, "q"]
     frame.loc[19, "a"] = ""

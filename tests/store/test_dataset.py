@@ -199,6 +199,13 @@ def test_one_row_a_label_becomes_one_row_an_item() -> None:
         read(data=LONG.replace("ben", ""), annotators="each who: rating")
 
 
+def test_people_with_long_numbers_for_names_are_not_taken_for_one() -> None:
+    who = ["1234567890123456789", "1234567890123456788"]
+    table = pd.DataFrame({"q": "a?", "a": "A", "who": who, "r": ["yes", "no"]})
+    data = workbench.read_dataset(table, inputs="q", outputs="a", annotators="each who: r")
+    assert (len(data), list(data.labels)) == (1, who)
+
+
 def test_the_words_that_read_one_row_a_label() -> None:
     """The check gives them, be the column taken for a person or left out, and they work."""
     rows = pd.concat([LONG.assign(question=f"{n}?")[:2] for n in range(10)], ignore_index=True)

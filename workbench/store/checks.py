@@ -15,7 +15,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import digest, empty_rows, plain
-from workbench.vocabulary import fold, is_missing, revealed, scalar
+from workbench.vocabulary import folded, is_missing, is_unnamed, revealed, scalar
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -272,11 +272,11 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     if not data.groups:
         return
     raw = data.table[data.groups].tolist()
-    keys = Counter(fold(key) for key in raw if not is_missing(key))
+    keys = Counter(folded(key) for key in raw if not is_unnamed(key))
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
-    advice, without = "", data.table.index[[is_missing(key) for key in raw]].tolist()
+    advice, without = "", data.table.index[[is_unnamed(key) for key in raw]].tolist()
     lacking = 2 * len(without) >= len(raw)
     if without:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
@@ -284,7 +284,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     yield Finding("groups", text, advice, lacking)
     seen: dict[str, set[str]] = {}
     for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
-        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(fold(key))
+        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(folded(key))
     if apart := sum(len(each) > 1 for each in seen.values()):
         yield Finding(
             "groups",
