@@ -11,6 +11,7 @@ import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from workbench.errors import ArgumentError, ScaleError
@@ -281,16 +282,27 @@ class Scale:
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.
 
-        On a nominal scale the rank is only the position in `values`.
+        Numbers of which the lowest is the best count downwards. On a nominal scale the rank is only
+        the position in `values`.
         """
-        return float(value) if self.kind == "numeric" else float(self.values.index(value))
+        return float(value) if self.kind == "numeric" else self._ranks[self.values.index(value)]
+
+    @cached_property
+    def _ranks(self) -> list[float]:
+        sizes = [size for v in self.values if (size := number(v)) is not None]
+        if self.kind == "ordinal" and len(sizes) == len(self.values):
+            for ranks in (sizes, [-size for size in sizes]):
+                if ranks == sorted(ranks):
+                    return ranks
+        return [float(k) for k in range(len(self.values))]
 
     def distance(self, a: Any, b: Any) -> float:
         """Return how far two canonical values lie apart, in [0, 1].
 
         0 where they are equal. On nominal and binary scales 1 otherwise; on ordinal scales the
-        steps between them over the most steps possible; on numeric scales the difference over
-        ``high - low`` (the larger of the two magnitudes where the ends are not known), cut at 1.
+        steps between them over the most steps possible, of numbers their difference over the
+        largest one; on numeric scales the difference over ``high - low`` (the larger of the two
+        magnitudes where the ends are not known), cut at 1.
         """
         if a == b:
             return 0.0
@@ -298,7 +310,7 @@ class Scale:
             return 1.0
         gap = abs(self.rank(a) - self.rank(b))
         if self.kind == "ordinal":
-            return gap / (len(self.values) - 1)
+            return gap / (self._ranks[-1] - self._ranks[0])
         unit = max(abs(self.rank(a)), abs(self.rank(b)), 1.0)
         if self.low is not None and self.high is not None and self.high > self.low:
             unit = self.high - self.low
