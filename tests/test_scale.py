@@ -189,6 +189,7 @@ def test_two_values_are_shown_in_the_order_in_which_they_were_declared() -> None
         (QUALITY, "Rating: good", "good"),
         (QUALITY, "The final verdict is __poor__.", "poor"), (STARS, "4/5", 4),
         (STARS, "Score: 4 out of 5", 4), (Scale("numeric", low=0, high=10), "7.5/10", 7.5),
+        (STARS, "★★★☆☆", 3), (STARS, "4 stars", 4), (Scale("numeric", high=100), "85%", 85.0),
         (COLOURS, "re\u200bd", "red"), (Scale.of(["mäßig", "gut"]), "ma\u0308ßig", "mäßig"),
         (Scale.of(["very good", "good", "bad"]), "very\u00a0good", "very good"),
     ],
@@ -216,6 +217,7 @@ def test_a_writing_is_mapped_to_the_one_value(scale: Scale, raw: Any, value: Any
         (NUMBER, "inf", "numbers"),
         (NUMBER, "1,000", "numbers"),
         (STARS, "4/10", "1, 2, 3, 4, 5"),
+        (NUMBER, "85%", "numbers"),
         (COLOURS, ["red"], "A rating is one value, and this is a list"),
         (STARS, '[{"rating": 4}]', "A rating is one value, and this is a list"),
         (COLOURS, {"choices": ["red"]}, "A rating is one value, and this is a dict"),
@@ -285,6 +287,15 @@ def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
         (["good", "bad", "unacceptable"], "nominal", ("bad", "good", "unacceptable")),
         (["wrong", "incorrect", "correct"], "ordinal", ("incorrect", "wrong", "correct")),
         (["good", "ok"], "binary", None),
+        (["4/5", "3/5", 4, "5/5"], "ordinal", (3, 4, 5)),
+        (["4/5", " 1 / 5", "**2**"], "ordinal", (1, 2, 4, 5)),
+        (["5 stars", "3 Stars", "1 star"], "ordinal", (1, 3, 5)),
+        (["★★☆", "★☆☆", "☆☆☆"], "ordinal", (0, 1, 2, 3)),
+        (["85%", "60 %", "7,5%"], "ordinal", (7.5, 60, 85, 100)),
+        (["\u22121", "0", "+1"], "ordinal", (-1, 0, 1)),
+        (["4/5", "3/4"], "binary", ("4/5", "3/4")),
+        (["4/5", "6/5", "1"], "nominal", ("1", "4/5", "6/5")),
+        (["007", "7", "8"], "binary", (7, 8)),
     ],
 )
 def test_observed_values_give_a_scale(
@@ -302,6 +313,11 @@ def test_observed_values_give_a_scale(
 def test_what_makes_no_scale_says_how_to_get_one(seen: list[Any]) -> None:
     with pytest.raises(ScaleError, match="Give the judge a feedback_value_type"):
         Scale.from_values(seen)
+
+
+def test_a_word_among_many_numbers_is_named() -> None:
+    with pytest.raises(ScaleError, match=r"seen: 31 \(.*; all are numbers but 'x'\)"):
+        Scale.from_values([*range(30), "x"])
 
 
 @given(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union
 from workbench.errors import ArgumentError, ScaleError
 from workbench.vocabulary import (
     ABSTENTIONS,
+    as_numbers,
     binary_order,
     binary_side,
     fold,
@@ -27,7 +28,7 @@ from workbench.vocabulary import (
     number,
     scalar,
     truth_side,
-    without_decoration,
+    undecorated,
 )
 
 if TYPE_CHECKING:
@@ -203,9 +204,10 @@ class Scale:
 
         Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
         alphabet decides, and words for yes and for no are one value each; more, if all are numbers,
-        a numeric scale. What stands for a missing
-        rating (``nan``, ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than
-        20 that are not all numbers, are a `ScaleError`.
+        a numeric scale. Where all can be read as numbers they are, such as 4/5 or ``5 stars``, and
+        the 5 that others are out of is on the scale. What stands for a missing rating (``nan``,
+        ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than 20 that are not
+        all numbers, are a `ScaleError`.
         """
         given = [scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)]
         times = Counter(map(str, given))
@@ -221,8 +223,7 @@ class Scale:
         for word in no_ratings(seen):
             del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
-        numbers = sorted(size for value in distinct if (size := number(value)) is not None)
-        if numbers and len(numbers) == len(distinct):
+        if numbers := as_numbers(distinct):
             distinct = [int(size) if size.is_integer() else size for size in numbers]
         sides = {truth_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
@@ -230,12 +231,15 @@ class Scale:
             distinct = [sides[side] for side in (0, 1) if side in sides]
             if bools:
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
-        if len(numbers) == len(distinct) > MOST_CATEGORIES:
+        if numbers and len(distinct) > MOST_CATEGORIES:
             scale = cls("numeric", low=numbers[0], high=numbers[-1])
         elif 2 <= len(distinct) <= MOST_CATEGORIES:
             scale = replace(cls.of(distinct), declared=())
         else:
             shown = ", ".join(map(repr, distinct[:5])) + ", …" * (len(distinct) > 5)
+            words = [repr(value) for value in distinct if not as_numbers([value])]
+            if 0 < len(words) < len(distinct) / 2:
+                shown += f"; all are numbers but {', '.join(words[:5])}"
             raise ScaleError(
                 f"Distinct values seen: {len(distinct)} ({shown or 'none'}). They make no rating "
                 "scale. Give the judge a feedback_value_type, for instance Literal['yes', 'no'] or "
@@ -258,7 +262,8 @@ class Scale:
         if (found := self._read(scalar(raw))) is None and isinstance(raw, str):
             # The highest number of the scale, which may stand behind a rating, as in 4/5.
             top = self.high if self.kind == "numeric" else number(self.values[-1])
-            found = self._read(without_decoration(raw, top))
+            text, out_of = undecorated(raw)
+            found = self._read(text) if out_of in (None, top) else None
         if found is None:
             raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
         return found
@@ -274,6 +279,8 @@ class Scale:
         word = fold(raw)
         if word in folded:
             return self.values[folded.index(word)]
+        if (size := number(word)) is not None and size in (sizes := list(map(number, self.values))):
+            return self.values[sizes.index(size)]
         sides = [binary_side(value) for value in folded]
         if self.kind == "binary" and set(sides) == {0, 1} and truth_side(word) is not None:
             return self.values[sides.index(truth_side(word))]

@@ -74,9 +74,11 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)|\s+")
 def normal_form(text: str) -> str:
     """Return a text in the one form in which names and values are compared.
 
-    Unicode's composed form (NFC), without invisible characters, with single spaces.
+    Unicode's composed form (NFC), without invisible characters, with single spaces. The minus sign
+    is a hyphen.
     """
-    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\u2212", "-")))
+    return " ".join(text.split())
 
 
 def folded(name: object) -> str:
@@ -222,12 +224,31 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 
-_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
+_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:(?:/|out of)\s*(\d+)|(%)|stars?)", re.IGNORECASE)
 
 
-def without_decoration(raw: str, top: float | None) -> str:
-    """Return a rating without emphasis, a name before it, or ``top``, the scale's, behind it."""
-    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", raw)))
-    if found := _OUT_OF.fullmatch(text):
-        return found[1] if top == float(found[2]) else text
-    return text
+def undecorated(raw: str) -> tuple[str, float | None]:
+    """Return a rating without emphasis and a name before it, and the highest one if it says so.
+
+    ``4/5``, ``85%`` and ``★★☆`` do: 5, 100 and 3.
+    """
+    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", normal_form(raw))))
+    if text and set(text) <= set("★☆⭐"):
+        text = f"{len(text) - text.count('☆')}" + (f"/{len(text)}" if "☆" in text else " stars")
+    if not (found := _OUT_OF.fullmatch(text)):
+        return text, None
+    top = 100.0 if found[3] else float(found[2]) if found[2] else None
+    return (text, None) if top is not None and (number(found[1]) or 0) > top else (found[1], top)
+
+
+def as_numbers(values: Iterable[object]) -> list[float]:
+    """Return the numbers that the values are, sorted, with the highest one that they are out of.
+
+    None unless all are numbers, and those that say out of how many say the same.
+    """
+    read = [undecorated(value) if isinstance(value, str) else (value, None) for value in values]
+    tops = {top for _, top in read if top is not None}
+    sizes = {number(value) for value, _ in read}
+    found = sorted(tops | {size for size in sizes if size is not None})
+    is_clear = not tops or (len(tops) == 1 and found[-1] in tops)
+    return found if is_clear and None not in sizes else []

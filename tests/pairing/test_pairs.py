@@ -346,6 +346,16 @@ def test_verdicts_in_other_words_never_take_the_place_of_the_labels(store: str) 
     assert reasons(pairs)[ids[0]].startswith("verdict outside the scale: 'correct'")
 
 
+def test_ratings_out_of_five_are_numbers(store: str) -> None:
+    ids = traces(3)
+    for trace_id, label, verdict in zip(ids, ("4/5", "1/5", "3/5"), (4, 1, 5), strict=True):
+        say(trace_id, label, "ana")
+        say(trace_id, verdict)
+    pairs = pair("quality")
+    assert (pairs.scale.kind, pairs.scale.values) == ("ordinal", (1, 3, 4, 5))
+    assert agreement(pairs).accuracy == pytest.approx(2 / 3)
+
+
 def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
     """Which of spam and ham makes a false positive is nobody's secret."""
     ids = traces(2)

@@ -99,6 +99,26 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
     assert len(found.doubts) == 7
 
 
+@pytest.mark.parametrize(
+    ("ratings", "doubt"),
+    [
+        ([1, 2, 3, 4, 5] * 12 + ["x"] * 4, "Numbers mixed with words: 'x', rows 60, 61, 62, 63."),
+        (
+            ["4/5", "1/5"] * 10 + ["3/4"] * 4,
+            "mixed with words: '1/5', '3/4', '4/5', rows 0",
+        ),
+        ([pd.Timestamp("2024-01-01"), pd.Timestamp("2024-02-01")] * 6, "Some ratings are dates."),
+    ],
+)
+def test_numbers_among_words_and_dates_are_doubtful(ratings: list[Any], doubt: str) -> None:
+    assert any(doubt in one for one in check(table(ratings)).doubts)
+
+
+def test_words_among_many_numbers_are_named_with_their_rows() -> None:
+    with pytest.raises(ScaleError, match=r"all are numbers but 'x'.*No number: row 30, 31\."):
+        check(table([*range(30), "x", "x"]))
+
+
 def test_clean_data_have_no_doubts() -> None:
     frame = table(["yes", "no"] * 30)
     assert check(frame, labels={"ana": "ana"}, annotators=None).doubts == ()

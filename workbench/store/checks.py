@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import ScaleError, TableError
@@ -15,7 +18,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import digest, empty_rows, plain
-from workbench.vocabulary import folded, is_missing, is_unnamed, revealed, scalar
+from workbench.vocabulary import folded, is_missing, is_unnamed, number, revealed, scalar
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -112,6 +115,7 @@ def check_data(
     found = [
         *_about_rows(data, content),
         *_about_scale(data, cells),
+        *_about_kinds(data, cells),
         *_about_ratings(data, cells),
         *_about_groups(data),
         *_about_enough(data, cells, content),
@@ -214,6 +218,23 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         )
 
 
+def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+    """What looks like numbers or dates and is none on the scale."""
+    raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
+    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
+        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
+    values = () if data.scale.ordered else data.scale.values
+    words = [value for value in values if number(value) is None]
+    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
+        rows = cells.loc[[v in words for v in cells["value"]], "row"].tolist()
+        listed = ", ".join(map(_short, words[:5]))
+        yield Finding(
+            "numbers and words",
+            f"Numbers mixed with words: {listed}, rows {_listed(rows)}.",
+            "So they have no order. Mend them, or give values without the words.",
+        )
+
+
 def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     scale, rated = data.scale, cells[cells["value"].notna()]
     counts = Counter(rated["value"])
@@ -248,7 +269,7 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     kinds = {
         "mapped": ("written otherwise", ""),
         "empty": ("no rating", ""),
-        "none": ("no rating", "They count as missing."),
+        "none": ("no rating", "They count as missing; values=... names one that is a rating."),
         "abstention": ("can't judge", ""),
         "off": ("off the scale", f"{on} values names others, or translates them."),
         "several": ("no single value", "Take the rating out of the list or object first."),

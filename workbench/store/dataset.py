@@ -27,7 +27,7 @@ from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
-from workbench.vocabulary import fold, folded, is_missing, normal_form, number, scalar
+from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -316,16 +316,18 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     for column in columns:
         for row, raw in table[column].items():
             try:
-                cells += [] if is_missing(scalar(raw)) else [raw]
+                cells += [] if is_missing(scalar(raw)) else [(row, raw)]
             except ScaleError as error:
                 raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
     try:
-        found = Scale.from_values(cells)
+        found = Scale.from_values(raw for _, raw in cells)
     except ScaleError as error:
+        odd = [str(row) for row, raw in cells if not as_numbers([raw])]
+        rows = f"No number: row {', '.join(odd[:10])}. " * (0 < len(odd) < len(cells) / 2)
         raise ScaleError(
-            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
+            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} {rows}Check "
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in cells))
+        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for _, v in cells))
     return found
