@@ -25,6 +25,7 @@ from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, fetch_traces
+from workbench.vocabulary import is_missing
 
 BATCH = 200
 """Traces that are written in one transaction."""
@@ -131,8 +132,8 @@ def test_any_cell_survives(store: str, rows: list[tuple[Any, Any, str]]) -> None
     columns = {
         "q": [row[0] for row in rows],
         "o": [{"kept": row[1]} for row in rows],
-        "text": ["x" if row[1] is None else row[1] for row in rows],
-        "model": [row[2] for row in rows],
+        "text": ["x" if is_missing(row[1]) else row[1] for row in rows],
+        "model": ["m" if is_missing(row[2]) else row[2] for row in rows],
     }
     table = pd.DataFrame({name: pd.Series(c, dtype=object) for name, c in columns.items()})
     for outputs in ("o", "text"):

@@ -243,7 +243,7 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def parse_names(parameter: str, given: Names) -> list[str]:
+def parse_names(parameter: str, given: Names | Mapping[str, Any]) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 

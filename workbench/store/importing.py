@@ -140,7 +140,7 @@ def import_traces(
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
-        output and at least one input. Dates become ISO text.
+        output and at least one input that is not blank. Dates become ISO text.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(

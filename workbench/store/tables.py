@@ -218,7 +218,7 @@ def read_row(
                 cells[key] = plain(raw[column])
             except ValueError as error:
                 problems.append(f"column {column!r} holds {error}")
-        if needed and len(cells) == len(by_key) and all(cell is None for cell in cells.values()):
+        if needed and len(cells) == len(by_key) and all(map(is_missing, cells.values())):
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
         read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
