@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,25 @@ def test_numbers_among_words_and_dates_are_doubtful(ratings: list[Any], doubt: s
 def test_words_among_many_numbers_are_named_with_their_rows() -> None:
     with pytest.raises(ScaleError, match=r"all are numbers but 'x'.*No number: row 30, 31\."):
         check(table([*range(30), "x", "x"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"ana": [float("inf"), *[1, 2] * 10]}, {}, "row 0: label of 'ana'.*infinite"),
+        ({"ana": [10**30, *[1, 2] * 10]}, {}, "row 0: label of 'ana'.*beyond 64 bits"),
+        ({"q": [{"a"}, *["b"] * 20]}, {}, "1 cell cannot be imported: row 0: column 'q'.*type set"),
+        ({"ana": [["good"], *["good", "poor"] * 10]}, {"values": "good, poor"}, "row 0.* a list"),
+        ({}, {"annotators": "ana: ana, ben: ana"}, "'ana' is named for several annotators"),
+        ({}, {"inputs": "q, ana"}, "Column 'ana' is the annotators', and the judge is shown it"),
+    ],
+)
+def test_what_the_import_would_refuse_is_an_error(
+    change: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    frame = table([1, 2, *[1, 2] * 9, 1]).assign(**change)
+    (error,) = check(frame, strict=False, **options).errors
+    assert re.search(message, error)
 
 
 def test_clean_data_have_no_doubts() -> None:

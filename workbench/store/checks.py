@@ -17,7 +17,7 @@ from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import digest, empty_rows, plain
+from workbench.store.tables import columns_by_key, digest, empty_rows, plain, read_row
 from workbench.vocabulary import folded, is_missing, is_unnamed, number, revealed, scalar
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -113,6 +113,7 @@ def check_data(
         )  # fmt: skip
     cells, content = _cells(data), _content(data)
     found = [
+        *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
         *_about_kinds(data, cells),
@@ -190,6 +191,29 @@ def _plain(cell: Any) -> Any:
 
 
 # -- findings -------------------------------------------------------------------------------
+
+
+def _about_columns(data: Dataset) -> Iterable[Finding]:
+    """What columns cannot be, and what `import_traces` would refuse."""
+    sides = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
+    keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
+    shown = {column for by_key in keyed.values() for column in by_key}
+    keyed["tags"] = columns_by_key("groups", data.groups)
+    rated = Counter(column for pair in data.labels.values() for column in pair if column)
+    for column in [column for column in rated if column in shown]:
+        text = f"Column {column!r} is the annotators', and the judge is shown it."
+        yield Finding("shown", text, "It would only have to repeat what it sees.", True)
+    for column in [column for column, people in rated.items() if people > 1]:
+        text = f"Column {column!r} is named for several annotators."
+        yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
+    columns = list(dict.fromkeys([*shown, *keyed["tags"], *rated]))
+    bad = []
+    for row, *cells in data.table[columns].itertuples(name=None):
+        _, problems = read_row(row, dict(zip(columns, cells, strict=True)), keyed, data.labels)
+        bad += [f"row {row}: {why}" for why in problems if not why.startswith("no ")]  # told below
+    if bad:
+        text = f"{counted(len(bad), 'cell')} cannot be imported: {'; '.join(bad[:_SHOWN])}."
+        yield Finding("unreadable", text, "Mend or drop these rows.", True)
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
@@ -286,7 +310,7 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
         check, advice = kinds[str(kind)]
-        yield Finding(check, f"{listed} in column {columns}.", advice, kind == "several")
+        yield Finding(check, f"{listed} in column {columns}.", advice)
 
 
 def _about_groups(data: Dataset) -> Iterable[Finding]:
