@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -83,7 +84,7 @@ def normal_form(text: str) -> str:
 
 def folded(name: object) -> str:
     """Return the name of a person, group or slice as it is compared: as text, without case."""
-    return normal_form(str(name)).casefold()
+    return normal_form(as_text(name)).casefold()
 
 
 def is_unnamed(key: object) -> bool:
@@ -110,7 +111,7 @@ def fold(value: object) -> str:
     value do not count, nor do the plus and the zeros of a number: 4.0 and 4,0 are 4, but 007 is
     a name. Signs do: ``-``, ``--`` and ``A-`` are values of their own.
     """
-    return _fold(str(value))
+    return _fold(as_text(value))
 
 
 @lru_cache(4096)
@@ -194,23 +195,31 @@ def is_missing(raw: object) -> bool:
     """Whether a cell holds nothing at all: None, nan or blank text."""
     if isinstance(raw, float):
         return math.isnan(raw)
-    if isinstance(raw, (list, tuple, dict)):  # whose text may be long, or too deep to make
-        return False
-    return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
+    return raw is None or as_text(raw).strip() in ("", "<NA>", "NaT")
+
+
+def is_several(raw: object) -> bool:
+    """Whether a cell holds a list, a dict or an array, and not one value."""
+    return isinstance(raw, (list, tuple, set, frozenset, Mapping)) or getattr(raw, "ndim", 0) > 0
+
+
+def as_text(raw: object) -> str:
+    """Return the text of a cell; of a list or the like, which may be long or deep, a short one."""
+    return reprlib.repr(raw) if is_several(raw) else str(raw)
 
 
 def scalar(raw: Any) -> Any:
-    """Return a rating as it is; lists and dicts, also as JSON, are a `ScaleError`."""
+    """Return a rating as it is; lists, arrays and dicts, also as JSON, are a `ScaleError`."""
     found = raw
     if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
         try:
             found = json.loads(raw)
         except (ValueError, RecursionError):
             return raw
-    if isinstance(found, (list, tuple, set, frozenset, Mapping)):
+    if is_several(found):
         raise ScaleError(
-            f"A rating is one value, and this is a {type(found).__name__}: {str(raw)[:80]}. Take "
-            "the value out of it first."
+            f"A rating is one value, and this is a {type(found).__name__}: {as_text(raw)[:80]}. "
+            "Take the value out of it first."
         )
     return raw
 

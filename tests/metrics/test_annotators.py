@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from made_pairs import COLOURS, GRADES, YES_NO, make_pairs
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, ScaleError
 from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.scale import ABSTAIN, Scale
@@ -147,6 +147,24 @@ def test_one_annotator_or_one_value_leaves_agreement_undefined() -> None:
         annotator_agreement(["yes"])  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="confidence"):
         annotator_agreement(pd.DataFrame(), confidence=2)
+
+
+@pytest.mark.parametrize("votes", [["Yes", "yes", "true"], ["good", "Good ", "GOOD"]])
+def test_one_value_in_several_writings_is_full_agreement(votes: list[str]) -> None:
+    table = pd.DataFrame({"ana": [*votes, "n/a"], "ben": [*votes[::-1], votes[0]]})
+    found = annotator_agreement(table)
+    assert (found.shared_items, found.ceiling, found.pairwise["accuracy"].item()) == (3, 1.0, 1.0)
+    assert (math.isnan(found.alpha), len(found.contested)) == (True, 0)
+
+
+def test_a_list_is_no_vote() -> None:
+    for votes in ([["a"], ["b"]], [["a"], "b"]):
+        table = pd.DataFrame({"ana": votes, "ben": ["a", "b"]})
+        for scale in (None, YES_NO):
+            with pytest.raises(ScaleError, match="this is a list"):
+                annotator_agreement(table, scale=scale)
+        with pytest.raises(ScaleError, match="this is a list"):
+            alternative_annotator_test(table, ["a", "b"])
 
 
 def test_two_columns_of_one_person_are_refused() -> None:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -137,6 +138,22 @@ def test_what_the_import_would_refuse_is_an_error(
     frame = table([1, 2, *[1, 2] * 9, 1]).assign(**change)
     (error,) = check(frame, strict=False, **options).errors
     assert re.search(message, error)
+
+
+def test_a_table_without_rows_says_so() -> None:
+    with pytest.raises(TableError, match="table has no rows"):
+        check(table(["good"])[:0])
+
+
+def test_arrays_and_deep_lists_as_ratings_are_named_with_their_row() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    for cell in (np.array(["good"]), deep):
+        with pytest.raises(ScaleError, match="Column 'ana', row 1: A rating is one value"):
+            check(table(["good", cell]))
+        with pytest.raises(TableError, match=r"row 1: label of 'ana'.*one value"):
+            check(table(["good", cell]), values={"good": "yes", "bad": "no"})
 
 
 def test_clean_data_have_no_doubts() -> None:

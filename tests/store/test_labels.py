@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -104,6 +105,12 @@ def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     for other in others:
         assert log(table, **other).written == 3
     assert log(table, metadata=AFTER).written == 0
+
+
+def test_an_array_is_no_label(trace_ids: list[str]) -> None:
+    cells = pd.Series([np.array(["good"]), "good", "bad"], dtype=object)
+    with pytest.raises(TableError, match="row 0: A rating is one value, and this is a ndarray"):
+        log(pd.DataFrame({"trace_id": trace_ids, "rating": cells}))
 
 
 def test_a_person_is_the_same_in_any_writing(trace_ids: list[str]) -> None:

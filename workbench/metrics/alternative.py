@@ -26,7 +26,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import check_people, fold, is_missing, number
+from workbench.vocabulary import check_people, fold, is_missing, number, scalar
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -200,7 +200,7 @@ def _coded(
     """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
     given = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
     there = np.array([not (v is ABSTAIN or is_missing(v)) for v in given], dtype=bool)
-    values = [v for v, is_there in zip(given, there, strict=True) if is_there]
+    values = [scalar(v) for v, is_there in zip(given, there, strict=True) if is_there]
     codes = np.full(len(given), math.nan)
     codes[there] = numbered(map(fold, values)) if score == "accuracy" else _numbers(values, scale)
     return codes[: labels.size].reshape(labels.shape), codes[labels.size :]

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.metrics.intervals import Array
-from workbench.scale import ABSTAIN, Scale
-from workbench.vocabulary import check_people, is_missing
+from workbench.scale import ABSTAIN, Scale, is_abstention, no_rating
+from workbench.vocabulary import check_people
 
 
 def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
@@ -20,9 +20,9 @@ def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Ar
 
     @lru_cache(maxsize=None, typed=True)  # each writing once
     def read(raw: Any) -> Any:
-        if raw is ABSTAIN or is_missing(raw):
+        if no_rating(raw, scale) or (scale is None and is_abstention(raw)):
             return ABSTAIN
-        return scale.normalise(raw) if scale else raw
+        return scale.normalise(raw) if scale else "the one value"
 
     given = [read(raw) for raw in votes.to_numpy(dtype=object).ravel().tolist()]
     values = list(scale.values) if scale else []

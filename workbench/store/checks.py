@@ -18,7 +18,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import columns_by_key, digest, empty_rows, plain, read_row
-from workbench.vocabulary import folded, is_missing, is_unnamed, number, revealed, scalar
+from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed, scalar
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -146,7 +146,7 @@ def _cells(data: Dataset) -> pd.DataFrame:
     found = []
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
-            text = "" if is_missing(raw) else str(raw)
+            text = "" if is_missing(raw) else as_text(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
     columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
@@ -212,7 +212,8 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
         _, problems = read_row(row, dict(zip(columns, cells, strict=True)), keyed, data.labels)
         bad += [f"row {row}: {why}" for why in problems if not why.startswith("no ")]  # told below
     if bad:
-        text = f"{counted(len(bad), 'cell')} cannot be imported: {'; '.join(bad[:_SHOWN])}."
+        listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
+        text = f"{counted(len(bad), 'cell')} cannot be imported: {listed}."
         yield Finding("unreadable", text, "Mend or drop these rows.", True)
 
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError
+from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale
 from workbench.store.files import read_table
@@ -166,8 +166,9 @@ def read_dataset(
     }
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
-    table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
-    rows = len(table)
+    table = table.set_axis(range(len(table))).loc[[k for k, no in enumerate(empty) if not no]]
+    if not (rows := len(table)):
+        raise TableError(f"{source} has no rows: nothing stands in the columns that are named.")
     if each is not None:
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
