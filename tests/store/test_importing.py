@@ -183,6 +183,11 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
         "one)",
     )  # fmt: skip
     assert "2 empty rows left out" in repr(imported)
+    for index in (table.index, [7, 3, 5, 1], list("abba")):
+        again = import_traces(table.set_index(pd.Index(index)), inputs="q", outputs="o")
+        assert again.by_row == [imported.trace_ids[0], None, imported.trace_ids[1], None]
+    joined = table.assign(trace_id=imported.by_row)
+    assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
 
 
 def test_words_for_no_rating_are_ratings_where_the_values_say_so(store: str) -> None:

@@ -239,7 +239,7 @@ def log_labels(
     ----------
     table
         DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column, such as
-        ``table.assign(trace_id=imported.trace_ids)``.
+        ``table.assign(trace_id=imported.by_row)``.
     name
         The judge's name, exactly.
     annotator

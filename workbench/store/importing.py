@@ -6,7 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -30,7 +30,7 @@ from workbench.store.database import check_not_deleted, find_experiment_id, not_
 from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import in_order
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
+from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, row_numbers
 from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
@@ -48,6 +48,8 @@ class Imported:
     ----------
     trace_ids
         One a row that is not empty, in row order, also for rows that were there already.
+    by_row
+        One a row of the table, None for empty ones: ``table.assign(trace_id=imported.by_row)``.
     skipped
         The rows that were there already: ``row`` (counted from 0), ``trace_id``, ``reason``.
     created, labels
@@ -67,6 +69,7 @@ class Imported:
     experiment_id: str
     differing: pd.DataFrame
     notes: tuple[str, ...] = ()
+    by_row: list[str | None] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.trace_ids)
@@ -127,11 +130,12 @@ def import_traces(
     Returns
     -------
     Imported
-        ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
-        other columns. A row is known by its inputs, outputs and expectations, and by how many
-        equal rows precede it. Rows that the experiment has already are not written again, but
-        tags, and labels that they lack, are added: an import that was interrupted can simply be
-        run again. A label in the store is never changed, see ``.differing``; `log_labels` does.
+        ``.trace_ids`` is in row order, without empty rows, and ``.by_row`` has one a row, so that
+        ``table.assign(trace_id=imported.by_row)`` joins other columns. A row is known by its
+        inputs, outputs and expectations, and by how many equal rows precede it. Rows that the
+        experiment has already are not written again, but tags, and labels that they lack, are
+        added: an import that was interrupted can simply be run again. A label in the store is never
+        changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
@@ -147,8 +151,9 @@ def import_traces(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
+    frame = read_table(table, encoding)
     rows, notes = read_rows(
-        read_table(table, encoding),
+        frame,
         inputs=inputs,
         outputs=outputs,
         expectations=expectations,
@@ -158,6 +163,7 @@ def import_traces(
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
+    id_of = dict(zip((row.number for row in rows), trace_ids, strict=True))
     new: list[tuple[Row, str, int]] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
@@ -196,6 +202,7 @@ def import_traces(
             differing, columns=["row", "trace_id", "annotator", "label", "stored"]
         ),
         notes=tuple(notes),
+        by_row=list(map(id_of.get, row_numbers(frame))),
     )
 
 

@@ -139,13 +139,11 @@ def read_rows(
     rated = list(dict.fromkeys(column for column, _ in raters.values()))
     unrated = no_ratings({fold(cell) for column in rated for cell in table[column]})
     unrated -= set(map(fold, values))
-    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     empty: list[int] = []
     words, replaced = Counter[str](), 0
-    for index, cells in enumerate(table[used].itertuples(index=False)):
-        number = int(table.index[index]) if is_count else index
+    for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
             continue
@@ -169,6 +167,12 @@ def read_rows(
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     return rows, [note for note, found in notes.items() if found]
+
+
+def row_numbers(table: pd.DataFrame) -> list[int]:
+    """Return the number of each row: that of the index where it counts rows, else from 0."""
+    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+    return [int(number) for number in table.index] if is_count else list(range(len(table)))
 
 
 def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> None:
