@@ -156,6 +156,14 @@ def test_arrays_and_deep_lists_as_ratings_are_named_with_their_row() -> None:
             check(table(["good", cell]), values={"good": "yes", "bad": "no"})
 
 
+def test_what_is_read_as_one_row_a_label_is_not_advised_again() -> None:
+    frame = table(["yes", "no"] * 8).assign(q=["a", "b"] * 8, a="x", who="ana")
+    advice = "annotators='each COLUMN: RATING'"
+    assert advice in repr(check(frame))
+    assert advice not in repr(check(frame, annotators="each who: ana"))
+    assert "repeat another" in repr(check(frame, annotators="each who: ana"))
+
+
 def test_clean_data_have_no_doubts() -> None:
     frame = table(["yes", "no"] * 30)
     assert check(frame, labels={"ana": "ana"}, annotators=None).doubts == ()

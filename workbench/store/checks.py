@@ -235,11 +235,13 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
         yield Finding("incomplete", text, "Mend or drop them.")
     if again := int(content.dropna().duplicated().sum()):
+        is_read_so = all(column.endswith(f": {who}") for who, (column, _) in data.labels.items())
+        advice = "If each row is a label and a column says whose: annotators='each COLUMN: RATING'."
         yield Finding(
             "duplicates",
             f"Rows that repeat another one in all that the judge sees: {again}.",
-            "They stay on one side of a split, and are less evidence than their number says. If "
-            "each row is a label and a column says whose: annotators='each COLUMN: RATING'.",
+            "They stay on one side of a split, and are less evidence than their number says."
+            + f" {advice}" * (not is_read_so),
         )
 
 
