@@ -7,6 +7,7 @@ import math
 import re
 import reprlib
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -94,14 +95,12 @@ def is_unnamed(key: object) -> bool:
 
 def check_people(argument: str, names: Iterable[object]) -> None:
     """Raise `ArgumentError` where two of the names are one person's."""
-    seen: dict[str, object] = {}
-    for name in names:
-        if (key := folded(name)) in seen:
-            raise ArgumentError(
-                f"{argument} names one person twice: {seen[key]!r} and {name!r}, since case and "
-                "spaces do not count. Rename one, or put their ratings into one column."
-            )
-        seen[key] = name
+    times = Counter(map(folded, names := list(names)))
+    if twice := [repr(name) for name in names if times[folded(name)] > 1]:
+        raise ArgumentError(
+            f"{argument} names one person twice: {' and '.join(twice)}, since case and spaces do "
+            "not count. Rename one, or put their ratings into one column."
+        )
 
 
 def fold(value: object) -> str:

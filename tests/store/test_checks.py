@@ -66,7 +66,7 @@ def test_few_labels_have_no_odd_ones() -> None:
             "8 rows with a rating on the scale. Alignment needs at least 10",
         ),
         (["good", "bad"] * 20, {"values": "yes, no"}, "0 rows with a rating on the scale"),
-        (["good", "poor"] * 9 + [["good"]], {"values": "good, poor"}, "no single value"),
+        (["good", "poor"] * 9 + [["good"]], {"values": "good, poor"}, "one value"),
         (["good"] * 20 + ["so-so"], {"values": "good, poor"}, "All have the same rating"),
     ],
 )

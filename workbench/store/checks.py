@@ -18,7 +18,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
 from workbench.store.tables import columns_by_key, digest, empty_rows, plain, read_row
-from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed, scalar
+from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -159,10 +159,6 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
     if no_rating(raw, scale):
         return None, "none", "no rating"
     try:
-        scalar(raw)
-    except ScaleError:
-        return None, "several", "no single value"
-    try:
         value = scale.normalise(raw)
     except ScaleError:
         return None, "off", "off the scale"
@@ -199,11 +195,11 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
     keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
     shown = {column for by_key in keyed.values() for column in by_key}
     keyed["tags"] = columns_by_key("groups", data.groups)
-    rated = Counter(column for pair in data.labels.values() for column in pair if column)
+    rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
     for column in [column for column in rated if column in shown]:
         text = f"Column {column!r} is the annotators', and the judge is shown it."
         yield Finding("shown", text, "It would only have to repeat what it sees.", True)
-    for column in [column for column, people in rated.items() if people > 1]:
+    for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
     columns = list(dict.fromkeys([*shown, *keyed["tags"], *rated]))
@@ -299,7 +295,6 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         "none": ("no rating", "They count as missing; values=... names one that is a rating."),
         "abstention": ("can't judge", ""),
         "off": ("off the scale", f"{on} values names others, or translates them."),
-        "several": ("no single value", "Take the rating out of the list or object first."),
     }
     for kind, own in cells.groupby("kind"):
         if kind not in kinds:

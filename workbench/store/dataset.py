@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table, html_text
-from workbench.scale import Scale
+from workbench.scale import Scale, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
 from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
@@ -323,7 +323,7 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     try:
         found = Scale.from_values(raw for _, raw in cells)
     except ScaleError as error:
-        odd = [str(row) for row, raw in cells if not as_numbers([raw])]
+        odd = [str(row) for row, raw in cells if not (no_rating(raw, None) or as_numbers([raw]))]
         rows = f"No number: row {', '.join(odd[:10])}. " * (0 < len(odd) < len(cells) / 2)
         raise ScaleError(
             f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} {rows}Check "
