@@ -199,6 +199,8 @@ def is_missing(raw: object) -> bool:
 
 def is_several(raw: object) -> bool:
     """Whether a cell holds a list, a dict or an array, and not one value."""
+    if isinstance(raw, (str, int, float)):  # nearly all cells
+        return False
     return isinstance(raw, (list, tuple, set, frozenset, Mapping)) or getattr(raw, "ndim", 0) > 0
 
 

@@ -246,6 +246,7 @@ def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
     if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
         yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
+        return
     values = () if data.scale.ordered else data.scale.values
     words = [value for value in values if number(value) is None]
     if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
