@@ -111,14 +111,9 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
 
 
 def place(assessment: Assessment) -> tuple[str, str, str, str]:
-    """Return kind, name, source type and source id, where the writing of a person's is no matter.
-
-    Of valid assessments with one place the latest counts.
-    """
-    source = assessment.source
-    who = source.source_id or ""
-    who = folded(who) if source.source_type == "HUMAN" else who
-    return type(assessment).__name__, assessment.name, str(source.source_type), who
+    """Return kind, name, source type and source in any writing, of whose ratings one counts."""
+    kind, name, by, who = signature(assessment)[:4]
+    return kind, name, by, folded(who) if by == "HUMAN" else who
 
 
 def log_assessments(

@@ -123,10 +123,7 @@ def read_rows(
     labels: LabelSpec | None = None,
     values: Iterable[Any] = (),
 ) -> tuple[list[Row], list[str]]:
-    """Return the rows in plain values, and what was left out; bad ones are a `TableError`.
-
-    Words for a missing rating that are among ``values`` are ratings.
-    """
+    """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
     sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
