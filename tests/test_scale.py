@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.scale import ABSTAIN, Scale, is_abstention
-from workbench.vocabulary import is_missing
+from workbench.vocabulary import fold, is_missing
 
 QUALITY = Scale.from_type(Literal["excellent", "good", "fair", "poor"])
 YES_NO = Scale.from_type(Literal["yes", "no"])
@@ -189,6 +189,7 @@ def test_two_values_are_shown_in_the_order_in_which_they_were_declared() -> None
         (QUALITY, "Rating: good", "good"),
         (QUALITY, "The final verdict is __poor__.", "poor"), (STARS, "4/5", 4),
         (STARS, "Score: 4 out of 5", 4), (Scale("numeric", low=0, high=10), "7.5/10", 7.5),
+        (STARS, "★★★☆☆", 3), (STARS, "4 stars", 4), (Scale("numeric", high=100), "85%", 85.0),
         (COLOURS, "re\u200bd", "red"), (Scale.of(["mäßig", "gut"]), "ma\u0308ßig", "mäßig"),
         (Scale.of(["very good", "good", "bad"]), "very\u00a0good", "very good"),
     ],
@@ -216,6 +217,7 @@ def test_a_writing_is_mapped_to_the_one_value(scale: Scale, raw: Any, value: Any
         (NUMBER, "inf", "numbers"),
         (NUMBER, "1,000", "numbers"),
         (STARS, "4/10", "1, 2, 3, 4, 5"),
+        (NUMBER, "85%", "numbers"),
         (COLOURS, ["red"], "A rating is one value, and this is a list"),
         (STARS, '[{"rating": 4}]', "A rating is one value, and this is a list"),
         (COLOURS, {"choices": ["red"]}, "A rating is one value, and this is a dict"),
@@ -280,6 +282,20 @@ def test_a_word_for_abstention_that_is_on_the_scale_is_a_value() -> None:
         ([True, "false", 1], "binary", (False, True)),
         (["mäßig", "ma\u0308ßig", "gut"], "binary", None),
         (["3,5", "4,0", "4"], "binary", (3.5, 4)),
+        (["bad", "ok", "good"], "ordinal", ("bad", "ok", "good")),
+        (["bad", "acceptable", "good"], "ordinal", ("bad", "acceptable", "good")),
+        (["good", "bad", "unacceptable"], "nominal", ("bad", "good", "unacceptable")),
+        (["wrong", "incorrect", "correct"], "ordinal", ("incorrect", "wrong", "correct")),
+        (["good", "ok"], "binary", None),
+        (["4/5", "3/5", 4, "5/5"], "ordinal", (3, 4, 5)),
+        (["4/5", " 1 / 5", "**2**"], "ordinal", (1, 2, 4, 5)),
+        (["5 stars", "3 Stars", "1 star"], "ordinal", (1, 3, 5)),
+        (["★★☆", "★☆☆", "☆☆☆"], "ordinal", (0, 1, 2, 3)),
+        (["85%", "60 %", "7,5%"], "ordinal", (7.5, 60, 85, 100)),
+        (["\u22121", "0", "+1"], "ordinal", (-1, 0, 1)),
+        (["4/5", "3/4"], "binary", ("4/5", "3/4")),
+        (["4/5", "6/5", "1"], "nominal", ("1", "4/5", "6/5")),
+        (["007", "7", "8"], "binary", (7, 8)),
     ],
 )
 def test_observed_values_give_a_scale(
@@ -299,6 +315,31 @@ def test_what_makes_no_scale_says_how_to_get_one(seen: list[Any]) -> None:
         Scale.from_values(seen)
 
 
+def test_a_word_among_many_numbers_is_named() -> None:
+    with pytest.raises(ScaleError, match=r"seen: 31 \(.*; all are numbers but 'x'\)"):
+        Scale.from_values([*range(30), "x"])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["good", "Bad", "ok", "correct", "wrong", "pass", "no", "ja", True, 1, "4", "unsafe"]
+        ),
+        min_size=2,
+    )
+)
+def test_what_was_seen_is_on_the_scale_of_what_was_seen(seen: list[Any]) -> None:
+    try:
+        scale = Scale.from_values(seen)
+    except ScaleError:
+        return
+    read = [scale.normalise(value) for value in seen]
+    words = {str(value).lower() for value in seen}
+    assert len(set(map(str, read))) == (
+        2 if words <= {"pass", "no", "ja", "true", "1"} else len(words)
+    )
+
+
 @given(
     st.lists(st.sampled_from(["Yes", "yes", "no", "No ", True, 1, "0"]), min_size=2).filter(
         lambda seen: {str(v).strip().lower() in ("yes", "true", "1") for v in seen} == {True, False}
@@ -312,6 +353,18 @@ def test_the_order_in_which_values_were_seen_does_not_matter(seen: list[Any], ra
     shuffled = list(seen)
     random.shuffle(shuffled)
     assert repr(Scale.from_values(shuffled)) == repr(Scale.from_values(seen))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("1234567890123456789", "1234567890123456788", False), (2**53, 2**53 + 1, False),
+        (1, "1.0", True), ("1.10", 1.1, True), (".50", "0,5", True), ("-0.0", 0, True),
+        ("-7", 7, False), ("100", "1", False), (10, "+10", True), ("007", 7, False),
+    ],
+)  # fmt: skip
+def test_numbers_are_compared_digit_by_digit(one: Any, other: Any, same: bool) -> None:
+    assert (fold(one) == fold(other)) is same
 
 
 # -- laws -----------------------------------------------------------------------------------
@@ -358,6 +411,10 @@ def test_known_distances() -> None:
     assert math.isclose(QUALITY.distance("poor", "fair"), 1 / 3)
     assert STARS.distance(4, 5) == 0.25
     assert YES_NO.distance("no", "yes") == 1.0
+    assert Scale.from_values([1, 2, 5]).distance(2, 5) == 0.75
+    assert Scale.of(["0.5", "1", "3"]).distance("0.5", "1") == 0.2
+    grades = Scale.of([6, 4, 1], ordered=True)  # 6 is the worst
+    assert (grades.distance(6, 4), grades.rank(1) - grades.rank(4)) == (0.4, 3)
     assert COLOURS.distance("red", "blue") == 1.0
     assert Scale("numeric", low=0, high=10).distance(2.5, 5) == 0.25
     assert Scale("numeric", low=0, high=10).distance(0, 20) == 1.0

@@ -11,11 +11,13 @@ import typing
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from workbench.errors import ArgumentError, ScaleError
 from workbench.vocabulary import (
     ABSTENTIONS,
+    as_numbers,
     binary_order,
     binary_side,
     fold,
@@ -26,7 +28,7 @@ from workbench.vocabulary import (
     number,
     scalar,
     truth_side,
-    without_decoration,
+    undecorated,
 )
 
 if TYPE_CHECKING:
@@ -201,9 +203,11 @@ class Scale:
         """Return the scale of observed raw values, for judges whose type is plain str.
 
         Up to 20 distinct values make categories, as in `of`, but that of two unknown words the
-        alphabet decides; more, if all are numbers, a numeric scale. What stands for a missing
-        rating (``nan``, ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than
-        20 that are not all numbers, are a `ScaleError`.
+        alphabet decides, and words for yes and for no are one value each; more, if all are numbers,
+        a numeric scale. Where all can be read as numbers they are, such as 4/5 or ``5 stars``, and
+        the 5 that others are out of is on the scale. What stands for a missing rating (``nan``,
+        ``NULL``, ``?``) is left out. Fewer than two distinct values, or more than 20 that are not
+        all numbers, are a `ScaleError`.
         """
         given = [scalar(raw) for raw in observed if not is_missing(raw) and not is_abstention(raw)]
         times = Counter(map(str, given))
@@ -211,25 +215,31 @@ class Scale:
         writings = sorted(
             given, key=lambda raw: (-times[str(raw)], str(raw), type(raw).__name__), reverse=True
         )
-        seen = {fold(raw): normal_form(raw) if isinstance(raw, str) else raw for raw in writings}
+        bools = [raw for raw in writings if type(raw).__name__ in ("bool", "bool_")]
+        texts = (str, *map(type, bools))  # True equals 1 in Python
+        seen = {
+            fold(raw): normal_form(str(raw)) if isinstance(raw, texts) else raw for raw in writings
+        }
         for word in no_ratings(seen):
             del seen[word]
         distinct = [seen[word] for word in sorted(seen)]
-        numbers = sorted(size for value in distinct if (size := number(value)) is not None)
-        if numbers and len(numbers) == len(distinct):
+        if numbers := as_numbers(distinct):
             distinct = [int(size) if size.is_integer() else size for size in numbers]
-        sides = {binary_side(word): seen[word] for word in sorted(seen, reverse=True)}
+        sides = {truth_side(word): seen[word] for word in sorted(seen, reverse=True)}
         if set(sides) <= {0, 1}:
-            # "Yes" and "true" are one value; the first writing of each side stays.
+            # "Yes" and "true" are one value, "good" and "ok" are not; the first writing stays.
             distinct = [sides[side] for side in (0, 1) if side in sides]
-            if any(type(raw).__name__ in ("bool", "bool_") for raw in writings):
+            if bools:
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
-        if len(numbers) == len(distinct) > MOST_CATEGORIES:
+        if numbers and len(distinct) > MOST_CATEGORIES:
             scale = cls("numeric", low=numbers[0], high=numbers[-1])
         elif 2 <= len(distinct) <= MOST_CATEGORIES:
             scale = replace(cls.of(distinct), declared=())
         else:
             shown = ", ".join(map(repr, distinct[:5])) + ", …" * (len(distinct) > 5)
+            words = [repr(value) for value in distinct if not as_numbers([value])]
+            if 0 < len(words) < len(distinct) / 2:
+                shown += f"; all are numbers but {', '.join(words[:5])}"
             raise ScaleError(
                 f"Distinct values seen: {len(distinct)} ({shown or 'none'}). They make no rating "
                 "scale. Give the judge a feedback_value_type, for instance Literal['yes', 'no'] or "
@@ -252,7 +262,8 @@ class Scale:
         if (found := self._read(scalar(raw))) is None and isinstance(raw, str):
             # The highest number of the scale, which may stand behind a rating, as in 4/5.
             top = self.high if self.kind == "numeric" else number(self.values[-1])
-            found = self._read(without_decoration(raw, top))
+            text, out_of = undecorated(raw)
+            found = self._read(text) if out_of in (None, top) else None
         if found is None:
             raise ScaleError(f"{raw!r} is not on the scale. Allowed: {self.describe()}.")
         return found
@@ -268,6 +279,8 @@ class Scale:
         word = fold(raw)
         if word in folded:
             return self.values[folded.index(word)]
+        if (size := number(word)) is not None and size in (sizes := list(map(number, self.values))):
+            return self.values[sizes.index(size)]
         sides = [binary_side(value) for value in folded]
         if self.kind == "binary" and set(sides) == {0, 1} and truth_side(word) is not None:
             return self.values[sides.index(truth_side(word))]
@@ -276,16 +289,27 @@ class Scale:
     def rank(self, value: Any) -> float:
         """Return the position of a canonical value: 0 for the worst; a number is its own rank.
 
-        On a nominal scale the rank is only the position in `values`.
+        Numbers of which the lowest is the best count downwards. On a nominal scale the rank is only
+        the position in `values`.
         """
-        return float(value) if self.kind == "numeric" else float(self.values.index(value))
+        return float(value) if self.kind == "numeric" else self._ranks[self.values.index(value)]
+
+    @cached_property
+    def _ranks(self) -> list[float]:
+        sizes = [size for v in self.values if (size := number(v)) is not None]
+        if self.kind == "ordinal" and len(sizes) == len(self.values):
+            for ranks in (sizes, [-size for size in sizes]):
+                if ranks == sorted(ranks):
+                    return ranks
+        return [float(k) for k in range(len(self.values))]
 
     def distance(self, a: Any, b: Any) -> float:
         """Return how far two canonical values lie apart, in [0, 1].
 
         0 where they are equal. On nominal and binary scales 1 otherwise; on ordinal scales the
-        steps between them over the most steps possible; on numeric scales the difference over
-        ``high - low`` (the larger of the two magnitudes where the ends are not known), cut at 1.
+        steps between them over the most steps possible, of numbers their difference over the
+        largest one; on numeric scales the difference over ``high - low`` (the larger of the two
+        magnitudes where the ends are not known), cut at 1.
         """
         if a == b:
             return 0.0
@@ -293,7 +317,7 @@ class Scale:
             return 1.0
         gap = abs(self.rank(a) - self.rank(b))
         if self.kind == "ordinal":
-            return gap / (len(self.values) - 1)
+            return gap / (self._ranks[-1] - self._ranks[0])
         unit = max(abs(self.rank(a)), abs(self.rank(b)), 1.0)
         if self.low is not None and self.high is not None and self.high > self.low:
             unit = self.high - self.low

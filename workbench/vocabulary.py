@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from workbench.errors import ScaleError
+from workbench.errors import ArgumentError, ScaleError
 
 
 def _words(text: str) -> frozenset[str]:
@@ -50,8 +52,8 @@ _POSITIVE: Final = _TRUE | _words(
 _LADDERS: Final = (
     ("terrible", "very poor", "poor", "weak", "fair", "average", "acceptable", "ok", "good",
      "very good", "great", "excellent", "outstanding"),
-    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "ok", "good", "very good",
-     "excellent", "perfect"),
+    ("very bad", "bad", "poor", "fair", "neutral", "mediocre", "acceptable", "ok", "good",
+     "very good", "excellent", "perfect"),
     ("none", "very low", "low", "medium", "high", "very high"),
     ("low", "moderate", "high"),
     ("strongly disagree", "disagree", "neutral", "agree", "strongly agree"),
@@ -74,9 +76,31 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)[\s_\-‐‑–—]+(?=\w)|\s+")
 def normal_form(text: str) -> str:
     """Return a text in the one form in which names and values are compared.
 
-    Unicode's composed form (NFC), without invisible characters, with single spaces.
+    Unicode's composed form (NFC), without invisible characters, with single spaces. The minus sign
+    is a hyphen.
     """
-    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).split())
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\u2212", "-")))
+    return " ".join(text.split())
+
+
+def folded(name: object) -> str:
+    """Return the name of a person, group or slice as it is compared: as text, without case."""
+    return normal_form(as_text(name)).casefold()
+
+
+def is_unnamed(key: object) -> bool:
+    """Whether the key of a group holds nothing, or a word for it."""
+    return is_missing(key) or folded(key) in _NO_RATING | {"n/a"}
+
+
+def check_people(argument: str, names: Iterable[object]) -> None:
+    """Raise `ArgumentError` where two of the names are one person's."""
+    times = Counter(map(folded, names := list(names)))
+    if twice := [repr(name) for name in names if times[folded(name)] > 1]:
+        raise ArgumentError(
+            f"{argument} names one person twice: {' and '.join(twice)}, since case and spaces do "
+            "not count. Rename one, or put their ratings into one column."
+        )
 
 
 def fold(value: object) -> str:
@@ -86,7 +110,7 @@ def fold(value: object) -> str:
     value do not count, nor do the plus and the zeros of a number: 4.0 and 4,0 are 4, but 007 is
     a name. Signs do: ``-``, ``--`` and ``A-`` are values of their own.
     """
-    return _fold(str(value))
+    return _fold(as_text(value))
 
 
 @lru_cache(4096)
@@ -95,8 +119,9 @@ def _fold(text: str) -> str:
     if _DECIMAL_COMMA.fullmatch(text):
         text = text.replace(",", ".")
     if _NUMERAL.fullmatch(text):
-        size = float(text)
-        return str(int(size)) if size.is_integer() else repr(size)
+        whole, _, decimals = text.lstrip("+-").partition(".")  # a float would round long ones
+        size = f"{whole or 0}.{decimals}".rstrip("0").rstrip(".")
+        return f"-{size}" if text.startswith("-") and size != "0" else size
     text = text.strip("\"'`.“”„«»").strip() or text
     text = unicodedata.normalize("NFC", text.casefold()).replace("’", "'")
     return _BETWEEN_WORDS.sub(" ", text)
@@ -108,7 +133,7 @@ def no_ratings(folded: Collection[str]) -> set[str]:
     ``none`` is a value beside low and high, and ``-`` is one beside other signs.
     """
     found = _NO_RATING & set(folded)
-    others = set(folded) - found - ABSTENTIONS
+    others = set(folded) - found - ABSTENTIONS - {""}
     if others and any(others | {"none"} <= set(ladder) for ladder in _LADDERS):
         found -= {"none"}
     return set(found - {"-"} if others & _MARKS else found)
@@ -169,23 +194,33 @@ def is_missing(raw: object) -> bool:
     """Whether a cell holds nothing at all: None, nan or blank text."""
     if isinstance(raw, float):
         return math.isnan(raw)
-    if isinstance(raw, (list, tuple, dict)):  # whose text may be long, or too deep to make
+    return raw is None or as_text(raw).strip() in ("", "<NA>", "NaT")
+
+
+def is_several(raw: object) -> bool:
+    """Whether a cell holds a list, a dict or an array, and not one value."""
+    if isinstance(raw, (str, int, float)):  # nearly all cells
         return False
-    return raw is None or str(raw).strip() in ("", "<NA>", "NaT")
+    return isinstance(raw, (list, tuple, set, frozenset, Mapping)) or getattr(raw, "ndim", 0) > 0
+
+
+def as_text(raw: object) -> str:
+    """Return the text of a cell; of a list or the like, which may be long or deep, a short one."""
+    return reprlib.repr(raw) if is_several(raw) else str(raw)
 
 
 def scalar(raw: Any) -> Any:
-    """Return a rating as it is; lists and dicts, also as JSON, are a `ScaleError`."""
+    """Return a rating as it is; lists, arrays and dicts, also as JSON, are a `ScaleError`."""
     found = raw
     if isinstance(raw, str) and raw.strip()[:1] in ("[", "{"):
         try:
             found = json.loads(raw)
         except (ValueError, RecursionError):
             return raw
-    if isinstance(found, (list, tuple, set, frozenset, Mapping)):
+    if is_several(found):
         raise ScaleError(
-            f"A rating is one value, and this is a {type(found).__name__}: {str(raw)[:80]}. Take "
-            "the value out of it first."
+            f"A rating is one value, and this is a {type(found).__name__}: {as_text(raw)[:80]}. "
+            "Take the value out of it first."
         )
     return raw
 
@@ -199,12 +234,31 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 
-_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:/|out of)\s*(\d+)", re.IGNORECASE)
+_OUT_OF = re.compile(r"([+-]?\d+(?:[.,]\d+)?)\s*(?:(?:/|out of)\s*(\d+)|(%)|stars?)", re.IGNORECASE)
 
 
-def without_decoration(raw: str, top: float | None) -> str:
-    """Return a rating without emphasis, a name before it, or ``top``, the scale's, behind it."""
-    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", raw)))
-    if found := _OUT_OF.fullmatch(text):
-        return found[1] if top == float(found[2]) else text
-    return text
+def undecorated(raw: str) -> tuple[str, float | None]:
+    """Return a rating without emphasis and a name before it, and the highest one if it says so.
+
+    ``4/5``, ``85%`` and ``★★☆`` do: 5, 100 and 3.
+    """
+    text = _DECORATION.sub("", _NAMED.sub("", _DECORATION.sub("", normal_form(raw))))
+    if text and set(text) <= set("★☆⭐"):
+        text = f"{len(text) - text.count('☆')}" + (f"/{len(text)}" if "☆" in text else " stars")
+    if not (found := _OUT_OF.fullmatch(text)):
+        return text, None
+    top = 100.0 if found[3] else float(found[2]) if found[2] else None
+    return (text, None) if top is not None and (number(found[1]) or 0) > top else (found[1], top)
+
+
+def as_numbers(values: Iterable[object]) -> list[float]:
+    """Return the numbers that the values are, sorted, with the highest one that they are out of.
+
+    None unless all are numbers, and those that say out of how many say the same.
+    """
+    read = [undecorated(value) if isinstance(value, str) else (value, None) for value in values]
+    tops = {top for _, top in read if top is not None}
+    sizes = {number(value) for value, _ in read}
+    found = sorted(tops | {size for size in sizes if size is not None})
+    is_clear = not tops or (len(tops) == 1 and found[-1] in tops)
+    return found if is_clear and None not in sizes else []

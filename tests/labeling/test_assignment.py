@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import workbench
 from workbench.errors import ArgumentError
 from workbench.labeling.assignment import Assignment, assign
-from workbench.store.labels import folded
+from workbench.vocabulary import folded
 
 IDS = st.lists(st.text(min_size=1, max_size=8), unique=True, max_size=40)
 NAMES = st.lists(

@@ -349,7 +349,7 @@ def test_all_of_it_over_a_server(server: str) -> None:
         ({}, "There is no review queue 'pilot' .*give its questions"),
         ({"questions": ["nothing"]}, "there is no label schema 'nothing'"),
         ({"questions": [NAME], "annotators": ["ana"], "each": 2}, "from 1 to 1"),
-        ({"questions": [NAME], "annotators": ["ana", "Ana"]}, "names someone twice"),
+        ({"questions": [NAME], "annotators": ["ana", "Ana"]}, "names one person twice"),
         ({"questions": [NAME], "annotators": "ana"}, "one text"),
         ({"questions": [NAME], "each": 0}, "at least 1"),
         ({"questions": [NAME], "share": 0.5}, "needs annotators"),

@@ -51,6 +51,17 @@ def test_two_by_two_example_by_hand() -> None:
     assert found.per_class.loc["yes"].tolist() == pytest.approx([0.75, 0.6, 2 / 3, 25])
 
 
+def test_numbers_with_gaps_are_as_far_apart_as_their_difference() -> None:
+    """As scikit-learn has it of the numbers 1 to 5; the confusion matrix shows those in use."""
+    human, judge = [5, 5, 5, 1, 2], [2, 2, 2, 1, 1]
+    found = agreement(make_pairs(human, judge, Scale.from_values([1, 2, 5])), weights="quadratic")
+    assert (found.mae, found.within_one) == (2.0, 0.4)
+    assert found.bias == pytest.approx(-2.0)
+    known = cohen_kappa_score(human, judge, labels=[1, 2, 3, 4, 5], weights="quadratic")
+    assert found.weighted_kappa == pytest.approx(known)
+    assert list(found.confusion.index) == [1, 2, 5]
+
+
 def test_confusion_follows_the_scale_from_worst_to_best_and_shows_unused_classes() -> None:
     found = agreement(make_pairs(["good", "poor"], ["excellent", "poor"], GRADES))
     assert list(found.confusion.index) == ["poor", "fair", "good", "excellent"]

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from made_pairs import COLOURS, GRADES, YES_NO, make_pairs
 
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, ScaleError
+from workbench.metrics.alternative import alternative_annotator_test
 from workbench.metrics.annotators import annotator_agreement
 from workbench.scale import ABSTAIN, Scale
 
@@ -174,6 +175,32 @@ def test_full_disagreement_is_no_certainty() -> None:
         assert math.isnan(interval.low) or (value in interval and interval.high > interval.low)
     missing = pd.DataFrame({"a": ["x", "y", "nan"] * 5, "b": ["x", "y", "x"] * 5})
     assert annotator_agreement(missing).shared_items == 10
+
+
+@pytest.mark.parametrize("votes", [["Yes", "yes", "true"], ["good", "Good ", "GOOD"]])
+def test_one_value_in_several_writings_is_full_agreement(votes: list[str]) -> None:
+    table = pd.DataFrame({"ana": [*votes, "n/a"], "ben": [*votes[::-1], votes[0]]})
+    found = annotator_agreement(table)
+    assert (found.shared_items, found.ceiling, found.pairwise["accuracy"].item()) == (3, 1.0, 1.0)
+    assert (math.isnan(found.alpha), len(found.contested)) == (True, 0)
+
+
+def test_a_list_is_no_vote() -> None:
+    for votes in ([["a"], ["b"]], [["a"], "b"]):
+        table = pd.DataFrame({"ana": votes, "ben": ["a", "b"]})
+        for scale in (None, YES_NO):
+            with pytest.raises(ScaleError, match="this is a list"):
+                annotator_agreement(table, scale=scale)
+        with pytest.raises(ScaleError, match="this is a list"):
+            alternative_annotator_test(table, ["a", "b"])
+
+
+def test_two_columns_of_one_person_are_refused() -> None:
+    table = pd.DataFrame({"Ana": ["a", "b"], "ana": ["a", "a"], "ben": ["b", "b"]})
+    with pytest.raises(ArgumentError, match="one person twice: 'Ana' and 'ana'"):
+        annotator_agreement(table)
+    with pytest.raises(ArgumentError, match="one person twice: 'Ana' and 'ana'"):
+        alternative_annotator_test(table, ["a", "b"])
 
 
 def test_numbers_that_all_differ_cost_no_more_than_their_number() -> None:

@@ -61,6 +61,8 @@ def test_small_slices_are_pooled_and_writings_of_a_name_are_one() -> None:
     found = by_position(pairs, lambda k: names[k])
     assert found.table["n"].to_dict() == {"GPT 4": 40, "other model": 20, "other (4 slices)": 10}
     assert len(found.table) == 3
+    versions = by_position(pairs, lambda k: ["1.1", "1.10"][k % 2])
+    assert versions.table["n"].to_dict() == {"1.1": 35, "1.10": 35}
     single = by_position(pairs, lambda k: "few" if k < 5 else "many")
     assert single.table["n"].to_dict() == {"many": 65, "few": 5}
 

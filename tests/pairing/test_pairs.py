@@ -335,6 +335,27 @@ def test_the_scale_comes_from_the_judge_or_from_what_is_seen(store: str) -> None
     assert (pair(number).scale.low, pair(number).scale.high) == (2, 5)
 
 
+def test_verdicts_in_other_words_never_take_the_place_of_the_labels(store: str) -> None:
+    """Good is no other word for correct: the labels are the scale, the verdicts lie off it."""
+    ids = traces(2)
+    for trace_id, value, verdict in zip(ids, ("good", "bad"), ("correct", "bad"), strict=True):
+        say(trace_id, value, "ana")
+        say(trace_id, verdict)
+    pairs = pair("quality")
+    assert (pairs.scale.values, len(pairs)) == (("bad", "good"), 1)
+    assert reasons(pairs)[ids[0]].startswith("verdict outside the scale: 'correct'")
+
+
+def test_ratings_out_of_five_are_numbers(store: str) -> None:
+    ids = traces(3)
+    for trace_id, label, verdict in zip(ids, ("4/5", "1/5", "3/5"), (4, 1, 5), strict=True):
+        say(trace_id, label, "ana")
+        say(trace_id, verdict)
+    pairs = pair("quality")
+    assert (pairs.scale.kind, pairs.scale.values) == ("ordinal", (1, 3, 4, 5))
+    assert agreement(pairs).accuracy == pytest.approx(2 / 3)
+
+
 def test_the_positive_value_of_unknown_words_is_said_and_may_be_named(store: str) -> None:
     """Which of spam and ham makes a false positive is nobody's secret."""
     ids = traces(2)
@@ -504,6 +525,18 @@ def test_two_writings_of_a_name_are_one_person(store: str) -> None:
     workbench.log_labels(table[1:], name="quality", annotator="zo\u00eb", value="r")
     pairs = workbench.pair("quality", consensus="ZOË", ties="error")
     assert (len(pairs), pairs.votes.shape) == (2, (2, 1))
+
+
+def test_labels_under_two_writings_of_a_name_are_told(store: str) -> None:
+    """Of labels of the same moment, the same writing counts on every trace."""
+    ids = traces(12)
+    for trace_id in ids:
+        say(trace_id, "good")
+        say(trace_id, "good", "Ana", 1)
+        say(trace_id, "poor", "ana", 1)
+    pairs = pair("quality")
+    assert set(pairs.table["human"]) == {"poor"}
+    assert "'Ana' and 'ana' are taken as one person, whose latest label counts." in pairs.notes
 
 
 def test_what_is_stored_under_the_name_and_is_no_label_is_told(store: str) -> None:

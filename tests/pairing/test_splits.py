@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pandas as pd
@@ -126,6 +127,17 @@ def test_long_texts_that_are_equal_stay_on_one_side(store: str) -> None:
     of = dict(zip(made.trace_ids, table["a"], strict=True))
     parts = [{of[i] for i in part.trace_ids} for part in (split.train, split.dev, split.test)]
     assert sum(map(len, parts)) == 8
+
+
+def test_words_for_nothing_are_no_group() -> None:
+    """In a column, a mapping or a tag; long numbers and versions that differ are two groups."""
+    pairs = many(12)
+    keys = ["nan", None, "NULL", "", math.nan, "a", " A", "1.1", "1.10", 2**60, 2**60 + 1, "b"]
+    for groups in (dict(zip(pairs.trace_ids, keys, strict=True)), "key"):
+        pairs.table["key"] = keys
+        found = pairs.groups_of(groups)
+        assert len(set(found.values())) == 11
+        assert found["t005"] == found["t006"] == "a"
 
 
 def test_splits_that_cannot_be_made_are_errors() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -64,7 +66,7 @@ def test_few_labels_have_no_odd_ones() -> None:
             "8 rows with a rating on the scale. Alignment needs at least 10",
         ),
         (["good", "bad"] * 20, {"values": "yes, no"}, "0 rows with a rating on the scale"),
-        (["good", "poor"] * 9 + [["good"]], {"values": "good, poor"}, "no single value"),
+        (["good", "poor"] * 9 + [["good"]], {"values": "good, poor"}, "one value"),
         (["good"] * 20 + ["so-so"], {"values": "good, poor"}, "All have the same rating"),
     ],
 )
@@ -78,7 +80,7 @@ def test_what_makes_the_rest_pointless_is_an_error(
 
 
 def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
-    frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1.0", " 1", *range(2, 18), None])
+    frame = table(["spam"] * 17 + ["ham"] * 3, g=[1, "1 ", " 1", *range(2, 18), None])
     frame.loc[3, ["q", "a"]] = frame.loc[2, ["q", "a"]]
     frame.loc[5, "q"] = frame.loc[4, "q"]
     frame.loc[19, "a"] = ""
@@ -97,6 +99,69 @@ def test_doubts_about_rows_groups_balance_and_the_positive_side() -> None:
         assert part in text
     assert "check_data" not in found._repr_html_()
     assert len(found.doubts) == 7
+
+
+@pytest.mark.parametrize(
+    ("ratings", "doubt"),
+    [
+        ([1, 2, 3, 4, 5] * 12 + ["x"] * 4, "Numbers mixed with words: 'x', rows 60, 61, 62, 63."),
+        (
+            ["4/5", "1/5"] * 10 + ["3/4"] * 4,
+            "mixed with words: '1/5', '3/4', '4/5', rows 0",
+        ),
+        ([pd.Timestamp("2024-01-01"), pd.Timestamp("2024-02-01")] * 6, "Some ratings are dates."),
+    ],
+)
+def test_numbers_among_words_and_dates_are_doubtful(ratings: list[Any], doubt: str) -> None:
+    assert any(doubt in one for one in check(table(ratings)).doubts)
+
+
+def test_words_among_many_numbers_are_named_with_their_rows() -> None:
+    with pytest.raises(ScaleError, match=r"all are numbers but 'x'.*No number: row 30, 31\."):
+        check(table([*range(30), "x", "x"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"ana": [float("inf"), *[1, 2] * 10]}, {}, "row 0: label of 'ana'.*infinite"),
+        ({"ana": [10**30, *[1, 2] * 10]}, {}, "row 0: label of 'ana'.*beyond 64 bits"),
+        ({"q": [{"a"}, *["b"] * 20]}, {}, "1 cell cannot be imported: row 0: column 'q'.*type set"),
+        ({"ana": [["good"], *["good", "poor"] * 10]}, {"values": "good, poor"}, "row 0.* a list"),
+        ({}, {"annotators": "ana: ana, ben: ana"}, "'ana' is named for several annotators"),
+        ({}, {"inputs": "q, ana"}, "Column 'ana' is the annotators', and the judge is shown it"),
+    ],
+)
+def test_what_the_import_would_refuse_is_an_error(
+    change: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    frame = table([1, 2, *[1, 2] * 9, 1]).assign(**change)
+    (error,) = check(frame, strict=False, **options).errors
+    assert re.search(message, error)
+
+
+def test_a_table_without_rows_says_so() -> None:
+    with pytest.raises(TableError, match="table has no rows"):
+        check(table(["good"])[:0])
+
+
+def test_arrays_and_deep_lists_as_ratings_are_named_with_their_row() -> None:
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    for cell in (np.array(["good"]), deep):
+        with pytest.raises(ScaleError, match="Column 'ana', row 1: A rating is one value"):
+            check(table(["good", cell]))
+        with pytest.raises(TableError, match=r"row 1: label of 'ana'.*one value"):
+            check(table(["good", cell]), values={"good": "yes", "bad": "no"})
+
+
+def test_what_is_read_as_one_row_a_label_is_not_advised_again() -> None:
+    frame = table(["yes", "no"] * 8).assign(q=["a", "b"] * 8, a="x", who="ana")
+    advice = "annotators='each COLUMN: RATING'"
+    assert advice in repr(check(frame))
+    assert advice not in repr(check(frame, annotators="each who: ana"))
+    assert "repeat another" in repr(check(frame, annotators="each who: ana"))
 
 
 def test_clean_data_have_no_doubts() -> None:

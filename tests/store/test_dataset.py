@@ -153,7 +153,16 @@ def test_raters_are_read_from_text_dicts_and_json(given: Any, raters: dict[str, 
 
 @pytest.mark.parametrize(
     "given",
-    ["ana:", ": rating", "ana: rating +", "ana, ana: other", "ana: a + b + c", "{broken", ","],
+    [
+        "ana:",
+        ": rating",
+        "ana: rating +",
+        "ana, ana: other",
+        "ana, Ana: other",
+        "ana: a + b + c",
+        "{broken",
+        ",",
+    ],
 )
 def test_raters_that_cannot_be_read_are_named(given: str) -> None:
     with pytest.raises(ArgumentError, match=r"^annotators"):
@@ -188,6 +197,13 @@ def test_one_row_a_label_becomes_one_row_an_item() -> None:
     assert (table.index.tolist(), dataset.merged) == ([0, 2, 3, 4], 1)
     with pytest.raises(ArgumentError, match=r"it is empty in rows \[1\]"):
         read(data=LONG.replace("ben", ""), annotators="each who: rating")
+
+
+def test_people_with_long_numbers_for_names_are_not_taken_for_one() -> None:
+    who = ["1234567890123456789", "1234567890123456788"]
+    table = pd.DataFrame({"q": "a?", "a": "A", "who": who, "r": ["yes", "no"]})
+    data = workbench.read_dataset(table, inputs="q", outputs="a", annotators="each who: r")
+    assert (len(data), list(data.labels)) == (1, who)
 
 
 def test_the_words_that_read_one_row_a_label() -> None:

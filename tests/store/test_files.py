@@ -43,6 +43,10 @@ def test_csv_may_have_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
         ("a.jsonl", '{"q": 1}\n{"q": ' + "[" * 100_000, "line 2 is nested too deeply"),
         ("a.jsonl", "[1, 2]", "record 1 is no JSON object"),
         ("a.csv", "q|a;b\nx|y;z\n", "may be separated by semicolon or pipe"),
+        ("a.csv", "q, in short;a\nx, y;z\n", "may be separated by comma or semicolon"),
+        ("a.json", '{"q": ["x", "y"], "a": ["u", "v"]}', "holds columns, and not rows"),
+        ("a.json", '{"q": {"0": "x"}, "a": {"0": "u"}}', "holds columns, and not rows"),
+        ("a.jsonl", '{"q": {"0": "x", "1": "y"}}', "holds columns, and not rows"),
         ("a.jsonl", "\n", "empty"),
         ("a.parquet", "no parquet", "cannot be read"),
     ],
@@ -126,8 +130,11 @@ def test_the_words_that_read_a_file_do(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("q,a,ana\ntrès,да,no\n".encode("cp1251", "replace"))
     assert read_table(path, "cp1251")["a"].tolist() == ["да"]
+    path.write_bytes("q,a\nx,y\n".encode("utf-8-sig"))
+    assert read_table(path, "utf-8").columns.tolist() == ["q", "a"]
     with pytest.raises(ArgumentError, match="unknown encoding"):
         read_table(path, "cp12")
+    path.write_bytes(b"q,a\nx,\xff\n")
     with pytest.raises(TableError, match="cannot be read"):
         read_table(path, "ascii")
 

@@ -25,6 +25,7 @@ from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records
 from workbench.store.tables import digest
 from workbench.store.traces import Example, examples, fetch_traces
+from workbench.vocabulary import is_missing
 
 BATCH = 200
 """Traces that are written in one transaction."""
@@ -131,8 +132,8 @@ def test_any_cell_survives(store: str, rows: list[tuple[Any, Any, str]]) -> None
     columns = {
         "q": [row[0] for row in rows],
         "o": [{"kept": row[1]} for row in rows],
-        "text": ["x" if row[1] is None else row[1] for row in rows],
-        "model": [row[2] for row in rows],
+        "text": ["x" if is_missing(row[1]) else row[1] for row in rows],
+        "model": ["m" if is_missing(row[2]) else row[2] for row in rows],
     }
     table = pd.DataFrame({name: pd.Series(c, dtype=object) for name, c in columns.items()})
     for outputs in ("o", "text"):
@@ -177,9 +178,30 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
     imported = import_traces(table, inputs="q", outputs="o", labels={"ana": "ana"}, label_name="l")
     assert (len(imported.trace_ids), imported.labels) == (2, 1)
     assert imported.notes == (
-        "2 empty rows left out: 1, 3", "1 cell without a rating: 'NaN' 1",
+        "2 empty rows left out: 1, 3",
+        "1 cell without a rating: 'NaN' 1 (pass values=..., the ratings that there are, if it is "
+        "one)",
     )  # fmt: skip
     assert "2 empty rows left out" in repr(imported)
+    for index in (table.index, [7, 3, 5, 1], list("abba")):
+        again = import_traces(table.set_index(pd.Index(index)), inputs="q", outputs="o")
+        assert again.by_row == [imported.trace_ids[0], None, imported.trace_ids[1], None]
+    joined = table.assign(trace_id=imported.by_row)
+    assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
+
+
+def test_words_for_no_rating_are_ratings_where_the_values_say_so(store: str) -> None:
+    """Whether a word is one is decided for all columns together, as check_data does it."""
+    table = pd.DataFrame({"q": list("abcd"), "o": "x", "r": ["none", "mild", "severe", "-"]})
+    roles = {"inputs": "q", "outputs": "o", "labels": {"ana": "r"}}
+    assert import_traces(table, **roles, label_name="a").labels == 2
+    kept = import_traces(table, **roles, label_name="b", values="none, mild, severe")
+    assert (kept.labels, "'-' 1 (pass values" in kept.notes[0]) == (3, True)
+    signs = table.assign(r=["+", "-", "+", "-"], s="-")
+    roles["labels"] = {"ana": "r", "ben": "s"}
+    assert import_traces(signs, **roles, label_name="c").labels == 8
+    low = table.assign(r=["none", "low", "high", ""])
+    assert import_traces(low, **roles | {"labels": {"ana": "r"}}, label_name="d").labels == 3
 
 
 def test_other_tags_are_given_to_the_trace_that_is_there(store: str) -> None:
@@ -265,6 +287,15 @@ def test_annotators_can_be_imported_one_after_another(store: str, table: pd.Data
     added = labelled(table, labels={"ana": "ana", "bo": "bo"})
     assert (added.created, added.labels) == (0, 3)
     assert len(votes()) == 5
+
+
+def test_an_annotator_is_known_by_any_writing_of_the_name(store: str, table: pd.DataFrame) -> None:
+    """Two columns of one person are an error; another import under another writing adds nothing."""
+    with pytest.raises(ArgumentError, match="names one person twice: 'ana' and 'Ana '"):
+        labelled(table, labels={"ana": "ana", "Ana ": "bo"})
+    labelled(table)
+    again = labelled(table, labels={"Ana": ("ana", "why"), "BO": "cy"})
+    assert (again.labels, again.differing["annotator"].tolist()) == (0, ["BO"])
 
 
 def test_an_import_never_changes_a_label(store: str, table: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from mlflow.entities import (
 )
 from mlflow.entities.trace_location import TraceLocation
 
+import workbench
 from workbench.errors import ArgumentError, StoreError, TableError
 from workbench.store.assessments import log_feedback_table, log_labels
 from workbench.store.importing import import_traces
@@ -79,6 +81,19 @@ def test_rows_without_a_value_or_trace_are_listed(trace_ids: list[str]) -> None:
     assert "without a trace_id" in logged._repr_html_()
 
 
+def test_words_for_no_rating_are_labels_where_the_values_say_so(trace_ids: list[str]) -> None:
+    table = pd.DataFrame({"trace_id": trace_ids, "rating": ["none", "mild", "none"]})
+    logged = log(table)
+    assert (logged.written, set(logged.skipped["reason"])) == (
+        1,
+        {"without a value: 'none' (pass values=..., the ratings that there are, if it is one)"},
+    )
+    assert log(table, values=["none", "mild", "severe"]).written == 2
+    given = {"name": "other", "value": "rating", "values": "none, mild"}
+    assert log_labels(table, annotator="ana", **given).written == 3
+    assert workbench.log_verdicts(table, source="m", **given).written == 3
+
+
 def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     """Only a row that says exactly the same is present, also from a file."""
     table = pd.DataFrame({"trace_id": trace_ids, "rating": ["good", "bad", "good"], "why": "so"})
@@ -90,6 +105,25 @@ def test_a_row_is_written_once(trace_ids: list[str], tmp_path: Path) -> None:
     for other in others:
         assert log(table, **other).written == 3
     assert log(table, metadata=AFTER).written == 0
+
+
+def test_an_array_is_no_label(trace_ids: list[str]) -> None:
+    cells = pd.Series([np.array(["good"]), "good", "bad"], dtype=object)
+    with pytest.raises(TableError, match="row 0: A rating is one value, and this is a ndarray"):
+        log(pd.DataFrame({"trace_id": trace_ids, "rating": cells}))
+
+
+def test_a_person_is_the_same_in_any_writing(trace_ids: list[str]) -> None:
+    """A label under another one replaces the first, and is stored under the name there is."""
+    log(pd.DataFrame({"trace_id": trace_ids[:2], "rating": ["good", "bad"]}), source_id="Ana")
+    table = pd.DataFrame({"trace_id": trace_ids, "rating": ["good", "good", "bad"]})
+    logged = log(table, source_id=" ana")
+    assert (logged.written, logged.present, logged.replaced) == (2, 1, 1)
+    given = {a.source.source_id for t in fetch_traces(spans=False) for a in t.info.assessments}
+    assert given == {"Ana"}
+    verdicts = {"name": "other", "value": "rating"}
+    for source in ("M", "m"):  # models are no people
+        assert workbench.log_verdicts(table, source=source, **verdicts).written == 3
 
 
 def test_numpy_values_are_stored_as_plain_ones(trace_ids: list[str]) -> None:

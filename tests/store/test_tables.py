@@ -110,7 +110,7 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
     table = pd.DataFrame(
         {
             "q": ["a", None, b"x", "d", "e", {"n": math.inf}],
-            "o": ["x", "y", "z", math.nan, "", "w"],
+            "o": ["x", "y", "z", math.nan, " ", "w"],
             "tag": ["t", "t", "t", "t", "t" * 8001, "\ud800"],
             "ana": ["good", "good", "good", "good", object(), "good"],
             "why": ["", "", "", "", "", "\ud800"],
@@ -123,6 +123,7 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
         (1, "no inputs (column 'q' is empty)"),
         (2, "column 'q' holds a value of type bytes"),
         (3, "no outputs (column 'o' is empty)"),
+        (4, "no outputs (column 'o' is empty)"),
         (4, "tag 'tag' is longer than 8000 characters"),
         (4, "label of 'ana', column 'ana': the value is a value of type object"),
         (5, "column 'q' holds an infinite number"),

@@ -34,6 +34,7 @@ from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.store.assessments import AssessmentWriter, Logged, log_feedback_table, verdict_id
 from workbench.store.database import check_not_deleted
+from workbench.store.dataset import Names
 from workbench.store.files import read_table
 from workbench.store.traces import Example, as_example, fetch_traces, previews
 
@@ -217,6 +218,7 @@ def log_verdicts(
     source: str,
     value: str,
     rationale: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
@@ -232,6 +234,8 @@ def log_verdicts(
         Who judged, for instance the model's name.
     value, rationale
         Names of the columns that hold them.
+    values
+        The rating values, as in `import_traces`, where one looks like a missing rating.
     encoding
         Of a file that is not UTF-8, such as ``cp1252``.
 
@@ -246,6 +250,7 @@ def log_verdicts(
         name=name,
         value=value,
         rationale=rationale,
+        values=values,
         metadata={RECORDED_KEY: "true"},
         progress=progress,
     )

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, Validat
 from workbench.errors import ArgumentError, ScaleError
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
-from workbench.store.labels import Label, folded, label_records, same_person
+from workbench.store.labels import Label, label_records, same_person
 from workbench.store.rubrics import RubricHistory
 from workbench.store.traces import as_example
+from workbench.vocabulary import folded
 
 # Metadata of labels: the action that made one, how long it took, the browser's clock in
 # milliseconds since the epoch, and how the item was chosen.

@@ -21,8 +21,8 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, html_text
-from workbench.store.labels import folded
 from workbench.store.traces import fetch_traces
+from workbench.vocabulary import check_people
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,8 +147,7 @@ def assign(
     names = tuple(annotators)
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise ArgumentError(f"annotators={list(names)!r} must be names, at least one.")
-    if len({folded(name) for name in names}) < len(names):
-        raise ArgumentError(f"annotators={list(names)!r} names someone twice; case does not count.")
+    check_people(f"annotators={list(names)!r}", names)
     if not isinstance(each, int) or not 1 <= each <= len(names):
         raise ArgumentError(
             f"each={each!r} must be a whole number from 1 to {len(names)}, the number of "

@@ -18,7 +18,8 @@ from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.review_queue import QueueItem, ReviewQueue
 from workbench.labeling.writer import TraceStore
 from workbench.scale import ABSTAIN
-from workbench.store.labels import folded, same_person
+from workbench.store.labels import same_person
+from workbench.vocabulary import folded
 
 Assign = Assignment | Callable[[list[str]], Iterable[str]]
 """Who labels what: an assignment, or a function from all trace ids to the annotator's."""

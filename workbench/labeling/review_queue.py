@@ -31,11 +31,12 @@ from workbench.labeling.assignment import Assignment, assign
 from workbench.labeling.questions import LabelQuestion, as_question, with_rubric
 from workbench.scale import Scale
 from workbench.store.database import all_pages, find_experiment_id, store_errors
-from workbench.store.labels import folded, label_records, same_person
+from workbench.store.labels import label_records, same_person
 from workbench.store.rubrics import rubric_history
 from workbench.store.schemas import asks_for_feedback, every_schema, make_schema, supported
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces, trace_infos
+from workbench.vocabulary import folded
 
 _MAX_USERS: Final = 10  # as users of a queue in MLflow; larger teams are kept beside it only
 

@@ -100,9 +100,9 @@ class Agreement(Result):
     matthews
         On binary scales: Matthews' correlation coefficient, in [-1, 1] (bootstrap).
     mae, bias, within_one
-        On ordinal (in steps) and numeric scales (in their unit): mean absolute error; mean of
-        verdict minus label, positive where the judge rates higher than people (Student); share of
-        verdicts at most one off (Wilson).
+        On ordinal and numeric scales, of words in steps, of numbers in their unit: mean absolute
+        error; mean of verdict minus label, positive where the judge rates higher than people
+        (Student); share of verdicts at most one off (Wilson).
     pearson, spearman
         On numeric scales: correlations, which are blind to a constant offset (Fisher's interval,
         widened for ranks and for numbers that are not normal).

@@ -26,7 +26,7 @@ from workbench.metrics.intervals import (
 )
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale, is_abstention, no_rating
-from workbench.vocabulary import fold, number
+from workbench.vocabulary import check_people, fold, number, scalar
 
 Score = Literal["accuracy", "neg_rmse"]
 
@@ -133,6 +133,7 @@ def alternative_annotator_test(
     if not 0 <= epsilon < 1:
         raise ArgumentError(f"epsilon={epsilon!r} must lie in [0, 1), for instance 0.2.")
     labels, judged, scale = _read(pairs_or_table, verdicts)
+    check_people("The table", labels.columns)
     human, judge = _coded(labels, judged, score, scale)
     usable = (np.isfinite(human).sum(axis=1) >= 2) & np.isfinite(judge)
     human, judge, left_out = human[usable], judge[usable], int((~usable).sum())
@@ -204,7 +205,7 @@ def _coded(
     """Labels (items, annotators) and verdicts (items,) as numbers; nan for none."""
     given = [*labels.to_numpy(dtype=object).ravel(), *verdicts]
     there = np.array([not (is_abstention(v, scale) or no_rating(v, scale)) for v in given], bool)
-    values = [v for v, is_there in zip(given, there, strict=True) if is_there]
+    values = [scalar(v) for v, is_there in zip(given, there, strict=True) if is_there]
     codes = np.full(len(given), math.nan)
     codes[there] = numbered(map(fold, values)) if score == "accuracy" else _numbers(values, scale)
     return codes[: labels.size].reshape(labels.shape), codes[labels.size :]

@@ -54,7 +54,8 @@ from workbench.metrics.votes import (
     within_items,
 )
 from workbench.pairing.pairs import Pairs
-from workbench.scale import MOST_CATEGORIES, Scale, no_rating
+from workbench.scale import MOST_CATEGORIES, Scale, is_abstention, no_rating
+from workbench.vocabulary import fold, scalar, truth_side
 
 LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
 """Kind of scale -> level of measurement, where it is not nominal."""
@@ -235,8 +236,11 @@ def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None, 
             f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
         )
     given = given.set_index("trace_id") if "trace_id" in given.columns else given
-    seen = [v for v in given.to_numpy().ravel().tolist() if not no_rating(v, scale)]
-    scale = scale or (Scale.from_values(seen) if len(set(seen)) > 1 else None)
+    cells = map(scalar, given.to_numpy(dtype=object).ravel().tolist())
+    seen = [cell for cell in cells if not no_rating(cell, scale) and not is_abstention(cell)]
+    sides = [(truth_side(word), word) for word in map(fold, seen)]
+    several = {word if side is None else side for side, word in sides}
+    scale = scale or (Scale.from_values(seen) if len(several) > 1 else None)
     return given, scale, np.arange(len(given))
 
 

@@ -30,7 +30,7 @@ from workbench.metrics.intervals import (
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN
 from workbench.store.traces import Example, examples, fetch_traces
-from workbench.vocabulary import fold, is_missing
+from workbench.vocabulary import fold, folded, is_missing, number
 
 By = str | Mapping[str, Hashable]
 
@@ -133,7 +133,9 @@ def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
     texts = [nothing if is_missing(value) else _as_text(value) for value in values]
-    return [first.setdefault(fold(text), text) for text in texts]
+    # Versions 1.1 and 1.10 are two.
+    keys = [fold(text) if number(text) is None else folded(text) for text in texts]
+    return [first.setdefault(key, text) for key, text in zip(keys, texts, strict=True)]
 
 
 def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:

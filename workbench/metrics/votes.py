@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 
 from workbench.metrics.intervals import Array
-from workbench.scale import ABSTAIN, Scale, no_rating
+from workbench.scale import ABSTAIN, Scale, is_abstention, no_rating
+from workbench.vocabulary import check_people
 
 
 def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
     """The categories in order, and the number of each vote's, shape (items, annotators)."""
+    check_people("The table", votes.columns)
 
     @lru_cache(maxsize=None, typed=True)  # each writing once
     def read(raw: Any) -> Any:
-        if raw is ABSTAIN or no_rating(raw, scale):
+        if no_rating(raw, scale) or (scale is None and is_abstention(raw)):
             return ABSTAIN
-        return scale.normalise(raw) if scale else raw
+        return scale.normalise(raw) if scale else "the one value"
 
     given = [read(raw) for raw in votes.to_numpy(dtype=object).ravel().tolist()]
     values = list(scale.values) if scale else []

@@ -12,7 +12,7 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.store.traces import Example, examples, item_digest
-from workbench.vocabulary import fold
+from workbench.vocabulary import folded, is_unnamed
 
 Groups = str | Mapping[str, Hashable] | None
 
@@ -22,8 +22,8 @@ LARGEST_GROUP = 0.3  # of a larger share in one group, grouping by inputs leaves
 def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     """Return the group of each trace of a table of pairs (see `Pairs.split` for ``groups``).
 
-    Keys are compared as ratings are: "1", "1.0" and " 1" are one group. Where most traces have the
-    tag or input, one that lacks it is a group of its own.
+    Keys are compared as text without case: "1" and " 1" are one group, "1.1" and "1.10" two. Where
+    most traces have one, those without (None, nan, "", "NULL") are each a group of their own.
     """
     ids, exist = list(table["trace_id"]), ""
     if groups is None:
@@ -41,16 +41,19 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
             if groups in one.tags:
                 found[one.trace_id] = str(one.tags[groups])
             elif groups in inputs:
-                found[one.trace_id] = json.dumps(inputs[groups], sort_keys=True, default=str)
+                key = inputs[groups]
+                key = key if isinstance(key, str) else json.dumps(key, sort_keys=True, default=str)
+                found[one.trace_id] = key
         exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(keys)))}."
-    missing = [i for i in ids if i not in found]
-    if missing and (isinstance(groups, Mapping) or 2 * len(missing) >= len(ids)):
+    missing = [i for i in ids if is_unnamed(found.get(i))]
+    has_gaps = isinstance(groups, Mapping) and len(found) < len(ids)
+    if missing and (has_gaps or 2 * len(missing) >= len(ids)):
         shown = f"={groups!r}" if isinstance(groups, str) else ""
         raise ArgumentError(
             f"groups{shown} names no group for {len(missing)} of {len(ids)} traces, e.g. "
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
-    return {i: fold(found.get(i, i)) for i in ids}
+    return {i: folded(found.get(i, i)) for i in ids} | {i: i for i in missing}
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +21,11 @@ from workbench.compat import has_transactions, one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar, html_result
 from workbench.store.database import not_written, retrying
+from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
+    KEEP_WORDS,
     check_text,
     digest,
     raise_bad_rows,
@@ -32,7 +34,7 @@ from workbench.store.tables import (
     warn_of_name,
 )
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import fold, is_missing, no_ratings, scalar
+from workbench.vocabulary import fold, folded, is_missing, no_ratings, scalar
 
 _BATCH = 50
 
@@ -106,6 +108,12 @@ def signature(assessment: Assessment) -> tuple[str, str, str, str, str, str]:
         json.dumps(value, sort_keys=True, default=str),
         assessment.rationale or "",
     )
+
+
+def place(assessment: Assessment) -> tuple[str, str, str, str]:
+    """Return kind, name, source type and source in any writing, of whose ratings one counts."""
+    kind, name, by, who = signature(assessment)[:4]
+    return kind, name, by, folded(who) if by == "HUMAN" else who
 
 
 def log_assessments(
@@ -216,6 +224,7 @@ def log_labels(
     annotator: str,
     value: str,
     rationale: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     encoding: str | None = None,
     progress: bool = True,
 ) -> Logged:
@@ -225,7 +234,7 @@ def log_labels(
     ----------
     table
         DataFrame, or CSV, JSONL or Parquet file, with a ``trace_id`` column, such as
-        ``table.assign(trace_id=imported.trace_ids)``.
+        ``table.assign(trace_id=imported.by_row)``.
     name
         The judge's name, exactly.
     annotator
@@ -235,6 +244,8 @@ def log_labels(
         Columns with the labels and the annotator's reasons. Values are kept as given, also
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
         on one trace all but the last.
+    values
+        The rating values, as in `import_traces`, where one looks like a missing rating.
     encoding
         Of a file that is not UTF-8, such as ``cp1252``.
 
@@ -249,7 +260,7 @@ def log_labels(
     warn_of_name(frame, annotator, str(value))
     source = AssessmentSource("HUMAN", annotator)
     return log_feedback_table(
-        frame, source, name=name, value=value, rationale=rationale, progress=progress
+        frame, source, name=name, value=value, rationale=rationale, values=values, progress=progress
     )
 
 
@@ -260,18 +271,25 @@ def log_feedback_table(
     name: str,
     value: str,
     rationale: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     metadata: dict[str, str] | None = None,
     progress: bool = True,
 ) -> Logged:
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
     check_text("source", source.source_id)
-    ratings, skipped = _read_ratings(read_table(table), value, rationale)
+    keep = parse_names("values", values)
+    ratings, skipped = _read_ratings(read_table(table), value, rationale, keep)
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0
-    for trace in fetch_traces(list(ratings), spans=False):
-        info = trace.info
+    infos = [trace.info for trace in fetch_traces(list(ratings), spans=False)]
+    # Under the writing of a person's name that the store has.
+    mine = place(Feedback(name, 0, source=source))
+    writings = Counter(a.source.source_id for i in infos for a in i.assessments if place(a) == mine)
+    who = max(writings, key=lambda each: (writings[each], each), default=source.source_id)
+    source = AssessmentSource(source.source_type, who)
+    for info in infos:
         rating, why = ratings[info.trace_id]
         made = make_feedback(info.trace_id, name, rating, source, why, metadata=metadata)
         stored = [a for a in in_order(info.assessments) if _is_replaced_by(made, a)]
@@ -290,7 +308,7 @@ def log_feedback_table(
 
 
 def _read_ratings(
-    table: pd.DataFrame, value: str, rationale: str | None
+    table: pd.DataFrame, value: str, rationale: str | None, values: Iterable[Any]
 ) -> tuple[dict[str, tuple[Any, str | None]], list[tuple[int, str]]]:
     """Return (value, rationale) by trace id, and the rows that are not to be written."""
     roles = {"trace_id": "trace_id", "value": str(value)}
@@ -301,12 +319,14 @@ def _read_ratings(
     skipped: list[tuple[int, str]] = []
     bad: list[tuple[int, str]] = []
     columns = [table[column].tolist() for column in roles.values()]
-    words = no_ratings({fold(raw) for raw in columns[1]})
+    words = no_ratings({fold(raw) for raw in columns[1]}) - set(map(fold, values))
     for row, (trace_id, raw, *why) in reversed(list(enumerate(zip(*columns, strict=True)))):
         if is_missing(trace_id):
             skipped.append((row, "without a trace_id"))
-        elif is_missing(raw) or fold(raw) in words:
+        elif is_missing(raw):
             skipped.append((row, "without a value"))
+        elif fold(raw) in words:
+            skipped.append((row, f"without a value: {str(raw)!r} ({KEEP_WORDS})"))
         elif str(trace_id) in ratings:
             skipped.append((row, "followed by another on the same trace"))
         else:
@@ -322,7 +342,7 @@ def _is_replaced_by(new: Feedback, stored: Assessment) -> bool:
     """Whether a stored assessment is valid feedback that ``new`` would replace."""
     before = stored.metadata or {}
     return (
-        signature(stored)[:4] == signature(new)[:4]
+        place(stored) == place(new)
         and stored.valid is not False
         and stored.feedback.error is None
         # A decision of the same person is no label of theirs, and a label given after its author

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import digest, empty_rows, plain
-from workbench.vocabulary import fold, is_missing, revealed, scalar
+from workbench.store.tables import columns_by_key, digest, empty_rows, plain, read_row
+from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -110,8 +113,10 @@ def check_data(
         )  # fmt: skip
     cells, content = _cells(data), _content(data)
     found = [
+        *_about_columns(data),
         *_about_rows(data, content),
         *_about_scale(data, cells),
+        *_about_kinds(data, cells),
         *_about_ratings(data, cells),
         *_about_groups(data),
         *_about_enough(data, cells, content),
@@ -141,7 +146,7 @@ def _cells(data: Dataset) -> pd.DataFrame:
     found = []
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
-            text = "" if is_missing(raw) else str(raw)
+            text = "" if is_missing(raw) else as_text(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
     columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
@@ -153,10 +158,6 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
         return None, "empty", ""
     if no_rating(raw, scale):
         return None, "none", "no rating"
-    try:
-        scalar(raw)
-    except ScaleError:
-        return None, "several", "no single value"
     try:
         value = scale.normalise(raw)
     except ScaleError:
@@ -188,6 +189,30 @@ def _plain(cell: Any) -> Any:
 # -- findings -------------------------------------------------------------------------------
 
 
+def _about_columns(data: Dataset) -> Iterable[Finding]:
+    """What columns cannot be, and what `import_traces` would refuse."""
+    sides = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
+    keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
+    shown = {column for by_key in keyed.values() for column in by_key}
+    keyed["tags"] = columns_by_key("groups", data.groups)
+    rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
+    for column in [column for column in rated if column in shown]:
+        text = f"Column {column!r} is the annotators', and the judge is shown it."
+        yield Finding("shown", text, "It would only have to repeat what it sees.", True)
+    for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
+        text = f"Column {column!r} is named for several annotators."
+        yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
+    columns = list(dict.fromkeys([*shown, *keyed["tags"], *rated]))
+    bad = []
+    for row, *cells in data.table[columns].itertuples(name=None):
+        _, problems = read_row(row, dict(zip(columns, cells, strict=True)), keyed, data.labels)
+        bad += [f"row {row}: {why}" for why in problems if not why.startswith("no ")]  # told below
+    if bad:
+        listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
+        text = f"{counted(len(bad), 'cell')} cannot be imported: {listed}."
+        yield Finding("unreadable", text, "Mend or drop these rows.", True)
+
+
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
     joined = f", made of {len(content) + data.merged} that are a label each" * bool(data.merged)
     yield Finding("rows", f"{counted(len(content), 'row')} in {data.source}{joined}.")
@@ -206,11 +231,31 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
         text = f"{counted(len(blank), 'row')} without inputs or outputs: {_listed(blank)}."
         yield Finding("incomplete", text, "Mend or drop them.")
     if again := int(content.dropna().duplicated().sum()):
+        is_read_so = all(column.endswith(f": {who}") for who, (column, _) in data.labels.items())
+        advice = "If each row is a label and a column says whose: annotators='each COLUMN: RATING'."
         yield Finding(
             "duplicates",
             f"Rows that repeat another one in all that the judge sees: {again}.",
-            "They stay on one side of a split, and are less evidence than their number says. If "
-            "each row is a label and a column says whose: annotators='each COLUMN: RATING'.",
+            "They stay on one side of a split, and are less evidence than their number says."
+            + f" {advice}" * (not is_read_so),
+        )
+
+
+def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
+    """What looks like numbers or dates and is none on the scale."""
+    raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
+    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
+        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
+        return
+    values = () if data.scale.ordered else data.scale.values
+    words = [value for value in values if number(value) is None]
+    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
+        rows = cells.loc[[v in words for v in cells["value"]], "row"].tolist()
+        listed = ", ".join(map(_short, words[:5]))
+        yield Finding(
+            "numbers and words",
+            f"Numbers mixed with words: {listed}, rows {_listed(rows)}.",
+            "So they have no order. Mend them, or give values without the words.",
         )
 
 
@@ -248,10 +293,9 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     kinds = {
         "mapped": ("written otherwise", ""),
         "empty": ("no rating", ""),
-        "none": ("no rating", "They count as missing."),
+        "none": ("no rating", "They count as missing; values=... names one that is a rating."),
         "abstention": ("can't judge", ""),
         "off": ("off the scale", f"{on} values names others, or translates them."),
-        "several": ("no single value", "Take the rating out of the list or object first."),
     }
     for kind, own in cells.groupby("kind"):
         if kind not in kinds:
@@ -265,18 +309,18 @@ def _about_ratings(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         listed = ", ".join(texts[:8]) + f" and {len(texts) - 8} more" * (len(texts) > 8)
         columns = ", ".join(map(repr, own["column"].unique()))
         check, advice = kinds[str(kind)]
-        yield Finding(check, f"{listed} in column {columns}.", advice, kind == "several")
+        yield Finding(check, f"{listed} in column {columns}.", advice)
 
 
 def _about_groups(data: Dataset) -> Iterable[Finding]:
     if not data.groups:
         return
     raw = data.table[data.groups].tolist()
-    keys = Counter(fold(key) for key in raw if not is_missing(key))
+    keys = Counter(folded(key) for key in raw if not is_unnamed(key))
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
-    advice, without = "", data.table.index[[is_missing(key) for key in raw]].tolist()
+    advice, without = "", data.table.index[[is_unnamed(key) for key in raw]].tolist()
     lacking = 2 * len(without) >= len(raw)
     if without:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
@@ -284,7 +328,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     yield Finding("groups", text, advice, lacking)
     seen: dict[str, set[str]] = {}
     for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
-        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(fold(key))
+        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(folded(key))
     if apart := sum(len(each) > 1 for each in seen.values()):
         yield Finding(
             "groups",

@@ -22,12 +22,12 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError
+from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table, html_text
-from workbench.scale import Scale
+from workbench.scale import Scale, no_rating
 from workbench.store.files import read_table
 from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
-from workbench.vocabulary import fold, is_missing, normal_form, number, scalar
+from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
 RaterText: TypeAlias = str | Mapping[str, "str | Sequence[str]"] | None
@@ -166,8 +166,9 @@ def read_dataset(
     }
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
-    table = table.set_axis(range(len(table)))[[not blank for blank in empty]]
-    rows = len(table)
+    table = table.set_axis(range(len(table))).loc[[k for k, no in enumerate(empty) if not no]]
+    if not (rows := len(table)):
+        raise TableError(f"{source} has no rows: nothing stands in the columns that are named.")
     if each is not None:
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
@@ -232,7 +233,7 @@ def _one_row_an_item(
     joined: dict[tuple[str, int], dict[str, Any]] = {}
     times: Counter[tuple[str, str]] = Counter()
     for row, cells in zip(table.index, table.to_dict("records"), strict=True):
-        who = people.setdefault(fold(cells[each]), normal_form(str(cells[each])))
+        who = people.setdefault(folded(cells[each]), normal_form(str(cells[each])))
         item = digest([cells[column] for column in content])
         times[item, who] += 1
         own = {"": row, **{column: cells[column] for column in content}}
@@ -243,7 +244,7 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def parse_names(parameter: str, given: Names) -> list[str]:
+def parse_names(parameter: str, given: Names | Mapping[str, Any]) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 
@@ -316,16 +317,18 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
     for column in columns:
         for row, raw in table[column].items():
             try:
-                cells += [] if is_missing(scalar(raw)) else [raw]
+                cells += [] if is_missing(scalar(raw)) else [(row, raw)]
             except ScaleError as error:
                 raise ScaleError(f"Column {column!r}, row {row}: {error}") from None
     try:
-        found = Scale.from_values(cells)
+        found = Scale.from_values(raw for _, raw in cells)
     except ScaleError as error:
+        odd = [str(row) for row, raw in cells if not (no_rating(raw, None) or as_numbers([raw]))]
+        rows = f"No number: row {', '.join(odd[:10])}. " * (0 < len(odd) < len(cells) / 2)
         raise ScaleError(
-            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} Check "
+            f"The ratings in {', '.join(map(repr, columns))} make no scale: {error} {rows}Check "
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for v in cells))
+        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for _, v in cells))
     return found

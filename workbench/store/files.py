@@ -110,7 +110,15 @@ def _records(path: Path, encoding: str | None) -> list[dict[str, Any]]:
     if isinstance(found, dict):
         lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         is_row = path.suffix.lower() != ".json" or any(isinstance(v, str) for v in found.values())
-        found = lists[0] if len(lists) == 1 and not is_row else [found]
+        cells, is_table = list(found.values()), len(lists) == 1 and not is_row
+        indexed = all(isinstance(v, dict) and v and all(map(str.isdigit, v)) for v in cells)
+        listed = path.suffix.lower() == ".json" and all(isinstance(v, list) for v in cells)
+        if cells and not is_table and (indexed or listed):
+            raise ValueError(
+                "it holds columns, and not rows. Write it with df.to_json(path, orient='records'), "
+                "or read it with pandas and give the DataFrame"
+            )
+        found = lists[0] if is_table else [found]
     if found is None:
         found = []
         for number, line in enumerate(text.split("\n"), start=1):
@@ -134,7 +142,7 @@ def _text(path: Path, encoding: str | None) -> str:
     if marked is None and max(even, odd) > len(content) / 8:  # no other text holds NUL
         marked = "utf-16-le" if odd > even else "utf-16-be"
     try:
-        return content.decode(encoding or marked or "utf-8")
+        return content.decode(encoding or marked or "utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if encoding or marked:
             raise
@@ -164,13 +172,13 @@ def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
             faults.append(error)
     if not fits:
         raise faults[0]
-    if len(fits) > 1 and "," not in fits:
+    if len(fits) > 1:
         names = " or ".join(_SEPARATORS[sep] for sep in fits)
         raise ValueError(
             f"its cells may be separated by {names}. Name it in a first line such as sep=; or use "
             "pandas.read_csv(path, sep=..., dtype=str, keep_default_na=False) and give the result"
         )
-    return fits.get(",", next(iter(fits.values())))
+    return next(iter(fits.values()))
 
 
 def _table(text: str, separator: str) -> pd.DataFrame:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -23,12 +23,14 @@ from workbench.store.assessments import (
     log_assessments,
     make_feedback,
     now_ms,
+    place,
     signature,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
+from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import in_order
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows
+from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, row_numbers
 from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
@@ -46,6 +48,8 @@ class Imported:
     ----------
     trace_ids
         One a row that is not empty, in row order, also for rows that were there already.
+    by_row
+        One a row of the table, None for empty ones: ``table.assign(trace_id=imported.by_row)``.
     skipped
         The rows that were there already: ``row`` (counted from 0), ``trace_id``, ``reason``.
     created, labels
@@ -65,6 +69,7 @@ class Imported:
     experiment_id: str
     differing: pd.DataFrame
     notes: tuple[str, ...] = ()
+    by_row: list[str | None] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.trace_ids)
@@ -90,6 +95,7 @@ def import_traces(
     expectations: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
     label_name: str | None = None,
+    values: Names | Mapping[str, Any] = None,
     tags: ColumnSpec | None = None,
     experiment: str | None = None,
     encoding: str | None = None,
@@ -111,6 +117,9 @@ def import_traces(
     labels, label_name
         Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
         filled rating becomes human feedback under ``label_name``, which is the judge's name.
+    values
+        The rating values, as in `check_data`, where one looks like a missing rating: ``"none,
+        mild, severe"`` keeps ``none``. Ratings that are not among them are kept as well.
     tags
         Columns kept as trace tags, such as an id to group by.
     experiment
@@ -121,11 +130,12 @@ def import_traces(
     Returns
     -------
     Imported
-        ``.trace_ids`` is in row order, so ``table.assign(trace_id=imported.trace_ids)`` joins
-        other columns. A row is known by its inputs, outputs and expectations, and by how many
-        equal rows precede it. Rows that the experiment has already are not written again, but
-        tags, and labels that they lack, are added: an import that was interrupted can simply be
-        run again. A label in the store is never changed, see ``.differing``; `log_labels` does.
+        ``.trace_ids`` is in row order, without empty rows, and ``.by_row`` has one a row, so that
+        ``table.assign(trace_id=imported.by_row)`` joins other columns. A row is known by its
+        inputs, outputs and expectations, and by how many equal rows precede it. Rows that the
+        experiment has already are not written again, but tags, and labels that they lack, are
+        added: an import that was interrupted can simply be run again. A label in the store is never
+        changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
@@ -134,23 +144,26 @@ def import_traces(
     TableError
         For a table without rows, and for cells that cannot be stored, with all row numbers;
         nothing is written then. Missing values (None, nan) are stored as null; a row needs an
-        output and at least one input. Dates become ISO text.
+        output and at least one input that is not blank. Dates become ISO text.
     """
     if bool(labels) != bool(label_name):
         raise ArgumentError(
             f"labels={labels!r} and label_name={label_name!r} go together: labels are stored "
             "under the name of the judge that they are compared with."
         )
+    frame = read_table(table, encoding)
     rows, notes = read_rows(
-        read_table(table, encoding),
+        frame,
         inputs=inputs,
         outputs=outputs,
         expectations=expectations,
         tags=tags,
         labels=labels,
+        values=parse_names("values", values),
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     trace_ids, stored = _find(rows, where)
+    id_of = dict(zip((row.number for row in rows), trace_ids, strict=True))
     new: list[tuple[Row, str, int]] = []
     added: list[Assessment] = []
     skipped: list[tuple[int, str, str]] = []
@@ -189,6 +202,7 @@ def import_traces(
             differing, columns=["row", "trace_id", "annotator", "label", "stored"]
         ),
         notes=tuple(notes),
+        by_row=list(map(id_of.get, row_numbers(frame))),
     )
 
 
@@ -230,8 +244,8 @@ def _compare(
     differing: list[tuple[str, Any, Any]] = []
     for one in given:
         # An annotator has one label, and a trace one expectation of a name.
-        place = slice(0, 4 if one.feedback else 2)
-        there = [a for a in in_order(stored) if signature(a)[place] == signature(one)[place]]
+        parts = 4 if one.feedback else 2
+        there = [a for a in in_order(stored) if place(a)[:parts] == place(one)[:parts]]
         there = [a for a in there if a.feedback is None or a.feedback.error is None]
         if not there:
             missing.append(one)

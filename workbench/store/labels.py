@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from mlflow.entities import Assessment, Feedback, Trace
 
 from workbench.formatting import counted
-from workbench.vocabulary import is_missing, normal_form, revealed
+from workbench.vocabulary import folded, is_missing, revealed
 
 AFTER_VERDICT_KEY: Final = "workbench.after_verdict"
 """Metadata key, ``"true"`` on a label whose author had seen the judge's verdict."""
@@ -65,11 +65,6 @@ class Decision(Label):
 Kind = TypeVar("Kind", bound=Label)
 
 
-def folded(name: str) -> str:
-    """Return a person's name as it is compared: without case, in one form of Unicode."""
-    return normal_form(str(name)).casefold()
-
-
 def same_person(one: str, other: str) -> bool:
     """Whether two names are one person's: "Ben" in the notebook is "ben" in MLflow's page."""
     return folded(one) == folded(other)
@@ -87,6 +82,7 @@ def label_records(traces: Iterable[Trace], name: str, *, latest: bool = False) -
     for trace in traces:
         given = [one for one, decides in _given(trace, name) if not decides]
         labels = [_record(Label, trace, one) for one in given if _counts(one, given)]
+        labels.sort(key=lambda label: (label.created_ms, label.annotator))
         if not latest:
             labels.sort(key=lambda label: not label.after_verdict)  # of equals the later stays last
         chosen = {folded(label.annotator): label for label in labels}
@@ -124,6 +120,19 @@ def near_misses(traces: Iterable[Trace], name: str) -> list[str]:
         f"Name the judge so, or log them again: workbench.log_labels(table, name={name!r}, ...)."
         for other, count in counts.most_common()
         if difflib.SequenceMatcher(None, letters(other), letters(name)).ratio() >= 0.75
+    ]
+
+
+def spellings(traces: Iterable[Trace], name: str) -> list[str]:
+    """Return what to say of people whose name is written in several ways."""
+    found: dict[str, set[str]] = {}
+    for one in [one for trace in traces for one in _human(trace) if one.name == name]:
+        who = one.source.source_id or "default"
+        found.setdefault(folded(who), set()).add(f"'{revealed(who)}'")
+    return [
+        f"{' and '.join(sorted(each))} are taken as one person, whose latest label counts."
+        for each in found.values()
+        if len(each) > 1
     ]
 
 

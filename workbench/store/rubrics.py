@@ -23,9 +23,10 @@ from mlflow.exceptions import MlflowException
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table
 from workbench.store.database import all_pages, find_experiment_id, retrying, store_errors
-from workbench.store.labels import Label, folded, label_records
+from workbench.store.labels import Label, label_records
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
+from workbench.vocabulary import folded
 
 _AUTHOR_TAG = "workbench.by"
 

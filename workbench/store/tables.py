@@ -24,7 +24,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, storable, unstorable
-from workbench.vocabulary import fold, is_missing, no_ratings, scalar
+from workbench.vocabulary import check_people, fold, is_missing, no_ratings, scalar
 
 ColumnSpec: TypeAlias = str | Sequence[str] | Mapping[str, str]
 """A column, several, or {key: column}."""
@@ -34,6 +34,8 @@ LabelSpec: TypeAlias = Mapping[str, str | tuple[str, str | None]]
 
 Raters: TypeAlias = dict[str, tuple[str, str | None]]
 """{annotator: (column of ratings, column of rationales or None)}."""
+
+KEEP_WORDS = "pass values=..., the ratings that there are, if it is one"
 
 _MOST_LEVELS = 200  # of lists and dicts in a cell: Python's own JSON ends at a thousand
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -85,6 +87,7 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
         )
     for who in pairs:
         check_text(f"{argument}: the annotator", who)
+    check_people(argument, pairs)
     both = {who: (*pair, None)[:2] for who, pair in pairs.items()}
     return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
@@ -118,6 +121,7 @@ def read_rows(
     expectations: ColumnSpec | None = None,
     tags: ColumnSpec | None = None,
     labels: LabelSpec | None = None,
+    values: Iterable[Any] = (),
 ) -> tuple[list[Row], list[str]]:
     """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
     given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
@@ -129,20 +133,20 @@ def read_rows(
         require_columns(table, argument, columns)
     _check_names(table, sides["tags"], raters)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
-    unrated = {c: no_ratings({fold(cell) for cell in table[c]}) for c, _ in raters.values()}
-    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+    rated = list(dict.fromkeys(column for column, _ in raters.values()))
+    unrated = no_ratings({fold(cell) for column in rated for cell in table[column]})
+    unrated -= set(map(fold, values))
     rows: list[Row] = []
     bad: list[tuple[int, str]] = []
     empty: list[int] = []
     words, replaced = Counter[str](), 0
-    for index, cells in enumerate(table[used].itertuples(index=False)):
-        number = int(table.index[index]) if is_count else index
+    for number, cells in zip(row_numbers(table), table[used].itertuples(index=False), strict=True):
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
             continue
         replaced += sum(map(_unstorable_in, cells))
         raw = dict(zip(used, cells, strict=True))
-        for column in [c for c, without in unrated.items() if fold(raw[c]) in without]:
+        for column in [column for column in rated if fold(raw[column]) in unrated]:
             words[str(raw[column])] += 1
             raw[column] = None
         row, problems = read_row(number, raw, sides, raters)
@@ -156,10 +160,16 @@ def read_rows(
     listed = ", ".join(f"{word!r} {n}" for word, n in words.most_common(8))
     notes = {
         f"{counted(len(empty), 'empty row')} left out: {', '.join(map(str, empty[:20]))}": empty,
-        f"{counted(words.total(), 'cell')} without a rating: {listed}": words,
+        f"{counted(words.total(), 'cell')} without a rating: {listed} ({KEEP_WORDS})": words,
         f"{counted(replaced, 'character')} that cannot be stored replaced by U+FFFD": replaced,
     }
     return rows, [note for note, found in notes.items() if found]
+
+
+def row_numbers(table: pd.DataFrame) -> list[int]:
+    """Return the number of each row: that of the index where it counts rows, else from 0."""
+    is_count = pd.api.types.is_integer_dtype(table.index) and table.index.is_unique
+    return [int(number) for number in table.index] if is_count else list(range(len(table)))
 
 
 def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> None:
@@ -209,7 +219,7 @@ def read_row(
                 cells[key] = plain(raw[column])
             except ValueError as error:
                 problems.append(f"column {column!r} holds {error}")
-        if needed and len(cells) == len(by_key) and all(cell is None for cell in cells.values()):
+        if needed and len(cells) == len(by_key) and all(map(is_missing, cells.values())):
             names = ", ".join(map(repr, by_key.values()))
             problems.append(f"no {argument} (column {names} is empty)")
         read[argument] = {k: v for k, v in cells.items() if needed or not is_missing(v)}
