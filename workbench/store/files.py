@@ -282,13 +282,23 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return a column of plain values; in one of text, what is no text is written as JSON."""
+    """Return a column of plain values; in one of text, what is no text is written as JSON.
+
+    `TableError` where the type does not hold a value as it is.
+    """
     import pyarrow as pa
 
     if pa.types.is_string(kind):
         given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
         return pa.array(given, kind)
-    return pa.array(values, kind)
+    try:
+        column = pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise TableError(str(error)) from error
+    for value, kept in zip(values, column.to_pylist(), strict=True):
+        if kept != value:  # pyarrow cuts off decimal places
+            raise TableError(f"{value!r} would be {kept!r}")
+    return column
 
 
 def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
