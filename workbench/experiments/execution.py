@@ -52,6 +52,16 @@ class Result:
             return cls(**{one.name: data[one.name] for one in dataclasses.fields(cls)})
         return None
 
+    def moved(self, folder: str) -> Result:
+        """Return it with its paths as they are where its files lie in ``folder``."""
+        recorded = {
+            name: value.replace(self.folder, folder, 1)
+            if isinstance(value, str) and value.startswith(self.folder + os.sep)
+            else value
+            for name, value in self.recorded.items()
+        }
+        return dataclasses.replace(self, folder=folder, recorded=recorded)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -89,9 +99,10 @@ def notebook_digest(source: Path) -> str:
 
 
 def read_result(folder: str) -> Result | None:
-    """Return how the run in a folder ended; None where none did."""
+    """Return how the run in a folder, wherever that was then, ended; None where none did."""
     with suppress(OSError, ValueError):
-        return Result.read((Path(folder) / RESULT).read_text("utf-8"))
+        found = Result.read((Path(folder) / RESULT).read_text("utf-8"))
+        return found and found.moved(folder)
     return None
 
 
