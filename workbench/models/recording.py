@@ -98,8 +98,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 class Recorder:
     """Collects the answers of a run, and writes them to a file or adds them to one.
 
-    Raises `ArgumentError` where the file cannot be written, and `ReplayError` where the path holds
-    something else.
+    Raises `ArgumentError` where the file cannot be written or records another ``run`` of a
+    notebook, and `ReplayError` where the path holds something else.
     """
 
     def __init__(self, path: str | os.PathLike[str], **run: Any) -> None:
@@ -113,8 +113,19 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if self.path.exists():
-            _read_file(self.path)
+        if not self.path.exists():
+            return
+        before = _read_file(self.path)[0]
+        if before.notebook and not run:
+            self.head = before
+        elif before.notebook and (before.notebook, before.parameters) != (
+            self.head.notebook,
+            self.head.parameters,
+        ):
+            raise ArgumentError(
+                f"{self.path} records {before.notebook} with the parameters {before.parameters}, "
+                f"and this is {self.head.notebook} with {self.head.parameters}. Name another file."
+            )
 
     def __len__(self) -> int:
         return len(self._entries)
