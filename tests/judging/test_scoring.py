@@ -268,6 +268,11 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
         with pytest.raises(kind, match=said):
             score(judge, table, tmp_path / "v", **options)
     answers(2).to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "parts").mkdir()
+    answers(2).to_parquet(tmp_path / "parts" / "a.parquet")
+    answers(2).drop(columns="q").to_parquet(tmp_path / "parts" / "b.parquet")
+    with pytest.raises(ArgumentError, match=r"b\.parquet: the table has no column 'q'"):
+        score(judge, tmp_path / "parts", tmp_path / "v")
     for inside in (tmp_path, tmp_path / "verdicts" / "new"):
         with pytest.raises(ArgumentError, match="is the table itself, or in it"):
             score(judge, tmp_path, inside)

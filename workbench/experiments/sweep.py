@@ -152,7 +152,7 @@ def check_limits(*, timeout: Any = None, **whole: Any) -> None:
 
     None is no limit.
     """
-    if timeout is not None and not (isinstance(timeout, Real) and timeout > 0):
+    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
         raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
     for name, limit in whole.items():
         if limit is not None:

@@ -189,8 +189,8 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
         )
     parent = found[0].info
     logged = _logged(client, parent.experiment_id, parent.run_id)
-    latest = {key: each[-1][0] for key, each in logged.items()}
-    results = sorted(latest.values(), key=lambda one: one.position)
+    last = {key: each[-1][0] for key, each in logged.items()}
+    results = sorted(last.values(), key=lambda one: one.position)
     if folders:
-        results = [latest[key].moved(place) for key, place in folders.items() if key in latest]
+        results = [last[key].moved(place) for key, place in folders.items() if key in last]
     return table_of(results, parent.run_id)

@@ -240,7 +240,9 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
         parts = (table.partitions[k].compute() for k in range(table.npartitions))
     elif _is_parquet(table):
         dataset = _dataset(table)
-        require_columns(pd.DataFrame(columns=dataset.schema.names), "table", columns)
+        for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
+            names = pd.DataFrame(columns=file.physical_schema.names)
+            require_columns(names, f"table: in {file.path}", columns)
         # Little is read ahead: the model is what takes long.
         batches = dataset.to_batches(
             columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
