@@ -210,7 +210,7 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["x"], "value": ["yes"]}))
     with pytest.raises(ArgumentError, match="several labels of one trace"):
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["t1"] * 2, "value": ["yes"] * 2}))
-    with pytest.raises(ArgumentError, match="verdicts are of 'q', and judge='zzz' is asked"):
+    with pytest.raises(ArgumentError, match=r"verdicts are of \['q'\] .* and 'zzz' with any one"):
         workbench.monitor("zzz", one)
     with pytest.raises(NoVerdictsError, match="no usable verdict"):
         workbench.monitor(JUDGE, folder(tmp_path / "failed", [[None] * 3]))

@@ -54,13 +54,10 @@ class Result:
 
     def moved(self, folder: str) -> Result:
         """Return it with its paths as they are where its files lie in ``folder``."""
-        recorded = {
-            name: value.replace(self.folder, folder, 1)
-            if isinstance(value, str) and value.startswith(self.folder + os.sep)
-            else value
-            for name, value in self.recorded.items()
-        }
-        return dataclasses.replace(self, folder=folder, recorded=recorded)
+        was, now = self.folder + os.sep, folder + os.sep
+        paths = {k: v for k, v in self.recorded.items() if str(v).startswith(was)}
+        moved = {k: v.replace(was, now, 1) for k, v in paths.items()}
+        return dataclasses.replace(self, folder=folder, recorded=self.recorded | moved)
 
 
 @dataclass(frozen=True)

@@ -148,10 +148,7 @@ def sweep(
 
 
 def check_limits(*, timeout: Any = None, **whole: Any) -> None:
-    """Raise `ArgumentError` unless a limit of time is positive, and the others are whole as well.
-
-    None is no limit.
-    """
+    """Raise `ArgumentError` unless each limit that is not None is positive."""
     if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
         raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
     for name, limit in whole.items():
@@ -241,17 +238,17 @@ class _Sweep:
 
     def _recall(self, task: Task, logged: list[Logged]) -> None:
         """Charge what a run has paid until now, and take it where it is complete."""
-        known = read_result(task.folder)
+        here = read_result(task.folder)
         before = {one.started: one for one, _ in logged}
-        for one in (before | ({known.started: known} if known else {})).values():
+        for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        if task.force:
+        there, run_id = logged[-1] if logged else (None, "")
+        known = next((one for one in (here, there) if one and one.status == "complete"), None)
+        if task.force or not known:
             return
-        if (not known or known.status != "complete") and logged:
-            latest, run_id = logged[-1]
-            if latest.status == "complete":
-                self.log.restore(run_id, Path(task.folder))
-                known = read_result(task.folder)
+        if known is there:
+            self.log.restore(run_id, Path(task.folder))
+            known = read_result(task.folder)
         if known and known.status == "complete":
             self._take(known, log=known.started not in before)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import filelock
 import pandas as pd
 
-from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.errors import ArgumentError, StoreError
 from workbench.formatting import counted, html_table, html_text, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
@@ -122,7 +122,7 @@ class VerdictFolder:
         for name, kind in types.items():
             try:
                 columns[name] = as_column([row[name] for row in rows], kind)
-            except TableError as error:
+            except (ValueError, TypeError) as error:
                 raise ArgumentError(
                     f"keep: column {name!r} begins with values of type {kind}, and rows from "
                     f"{rows[0]['row']} hold another ({error}). Make it text."

@@ -117,17 +117,12 @@ def monitor(
     given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
     opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
     folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
-    names = {one.name for one in folders}
-    if names != {name_of(judge)}:
-        raise ArgumentError(
-            f"scored: the verdicts are of {', '.join(map(repr, sorted(names))) or 'no judge'}, and "
-            f"judge={name_of(judge)!r} is asked for. Name the judge that scored."
-        )
     mark, marks = fingerprint_of(judge), {one.fingerprint for one in folders}
-    if len(marks) != 1 or (mark and mark not in marks):
+    name, names = name_of(judge), sorted({one.name for one in folders})
+    if names != [name] or len(marks) != 1 or (mark and mark not in marks):
         raise ArgumentError(
-            f"scored: the verdicts are of judges with fingerprints {sorted(marks)}, and "
-            f"{mark or 'one judge'} is asked for. Monitor each version of a judge by itself."
+            f"scored: the verdicts are of {names} with fingerprints {sorted(marks)}, and {name!r} "
+            f"with {mark or 'any one'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat(map(_dated, folders), ignore_index=True)
     if verdicts.empty:

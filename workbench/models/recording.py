@@ -113,19 +113,14 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if not self.path.exists():
-            return
-        before = _read_file(self.path)[0]
-        if before.notebook and not run:
-            self.head = before
-        elif before.notebook and (before.notebook, before.parameters) != (
-            self.head.notebook,
-            self.head.parameters,
-        ):
-            raise ArgumentError(
-                f"{self.path} records {before.notebook} with the parameters {before.parameters}, "
-                f"and this is {self.head.notebook} with {self.head.parameters}. Name another file."
-            )
+        if self.path.exists() and (before := _read_file(self.path)[0]).notebook:
+            same = before.model_copy(update={"default_model": model})
+            if run and same != self.head:
+                raise ArgumentError(
+                    f"{self.path} records {same.notebook} with the parameters {same.parameters}, "
+                    f"and not {self.head.notebook} with {self.head.parameters}. Name another file."
+                )
+            self.head = same
 
     def __len__(self) -> int:
         return len(self._entries)

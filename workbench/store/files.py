@@ -286,20 +286,16 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return a column of plain values; in one of text, what is no text is written as JSON.
 
-    `TableError` where the type does not hold a value as it is.
+    ValueError or TypeError where the type does not hold a value as it is.
     """
     import pyarrow as pa
 
     if pa.types.is_string(kind):
         given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
         return pa.array(given, kind)
-    try:
-        column = pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise TableError(str(error)) from error
-    for value, kept in zip(values, column.to_pylist(), strict=True):
-        if kept != value:  # pyarrow cuts off decimal places
-            raise TableError(f"{value!r} would be {kept!r}")
+    column = pa.array(values, kind)
+    if cut := [v for v, kept in zip(values, column.to_pylist(), strict=True) if kept != v]:
+        raise ValueError(f"the decimal places of {cut[0]!r} would be cut off")
     return column
 
 
