@@ -146,6 +146,7 @@ def test_a_number_is_no_text() -> None:
     with pytest.raises(NotebookError, match="name=5 is no text; the default is 'x'"):
         check_parameters(known(name="x"), {"name": 5})
     check_parameters(known(columns=["a"], name="x"), {"columns": ["b", "c"], "name": None})
+    check_parameters(known(inputs="a, b"), {"inputs": ["a", "b"]})  # as `import_traces` takes them
 
 
 def test_what_names_no_file_is_no_notebook() -> None:

@@ -80,6 +80,8 @@ def test_a_metric_is_drawn_under_its_own_name_or_refused() -> None:
     passed = one.assign(passed=[True, None, False, True])
     ax = plot_learning_curve(passed, metric="passed", ax=axes())
     assert ax.get_ylabel() == "passed"
+    both = plot_learning_curve(RUNS.assign(kappa=0.25), metric="kappa", ax=axes())
+    assert set(both.lines[0].get_ydata()) == {0.25}
     lists = one.assign(n_labels=[["x"], ["x", "y"]] * 2)
     drawn = plot_sweep(lists, "after", "n_labels", ax=axes())
     assert [label.get_text() for label in drawn.get_xticklabels()] == ["['x', 'y']", "['x']"]

@@ -136,7 +136,7 @@ def check_parameters(parameters: Known, values: Mapping[str, Any]) -> None:
             problem = "neither True nor False"
         elif type(default) in (int, float) and not _is_number(value):
             problem = "no number"
-        elif isinstance(default, str) and not isinstance(value, (str, Path)):
+        elif isinstance(default, str) and isinstance(value, (bool, int, float)):
             problem = "no text"
         elif isinstance(default, (list, tuple)) and isinstance(value, str):
             problem = "no list, which workbench.sweep can give and a command line cannot"

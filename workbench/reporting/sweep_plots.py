@@ -66,8 +66,8 @@ def plot_learning_curve(
     ax
         Axes to draw on; new ones by default.
     """
-    column = "value" if "value" in table else metric
-    column = "after" if column == "held-out accuracy" else column
+    default = "value" if "value" in table else "after" if metric == "held-out accuracy" else metric
+    column = metric if metric in table else default
     require_columns(table, "table", ["n_labels", column])
     numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
     known = table.assign(**numbers)

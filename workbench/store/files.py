@@ -294,7 +294,7 @@ def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
         return pa.array(given, kind)
     column = pa.array(values, kind)
-    if cut := [v for v, kept in zip(values, column.to_pylist(), strict=True) if kept != v]:
+    if cut := [v for v, kept in zip(values, column.to_pylist(), strict=True) if kept != v == v]:
         raise ValueError(f"the decimal places of {cut[0]!r} would be cut off")
     return column
 
