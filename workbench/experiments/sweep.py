@@ -20,14 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.errors import (
-    ArgumentError,
-    BudgetError,
-    NotebookError,
-    StoreError,
-    WorkbenchError,
-    check_whole,
-)
+from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, check_whole
 from workbench.experiments.execution import (
     RESULT,
     Result,
@@ -212,7 +205,7 @@ class _Sweep:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
         self.found: dict[str, Result] = {}
         self.over = ""  # why no further run is begun
-        self.fault: WorkbenchError | None = None
+        self.fault: BudgetError | NotebookError | StoreError | None = None
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
         self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
