@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from workbench import errors
-from workbench.errors import ArgumentError, TableError, WorkbenchError, one_of
+from workbench.errors import ArgumentError, TableError, WorkbenchError, check_whole, one_of
 
 KINDS = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
@@ -34,6 +35,14 @@ def test_a_table_error_holds_rows_and_reasons() -> None:
         (7, "no text"),
     ]
     assert TableError("no rows").rows == []
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, 2.0, "3", None, True, float("nan")])
+def test_a_whole_number_is_checked_by_name(value: object) -> None:
+    with pytest.raises(ArgumentError, match=r"jobs=.* must be a whole number of 1 or more"):
+        check_whole("jobs", value)
+    check_whole("jobs", np.int64(1))
+    check_whole("seed", 0, least=0)
 
 
 def test_a_choice_is_checked_by_name() -> None:

@@ -145,11 +145,13 @@ def sweep(notebook: str, given: Any, output: Path, experiment: str, **options: A
     MLflow store is that of MLFLOW_TRACKING_URI, else a file in the output folder. Exit status: 0
     all runs are complete, 1 some are not, 2 the parameters are wrong.
     """
-    from workbench.experiments.parameters import parse_grid
+    from workbench.experiments.parameters import expand, parse_grid
+    from workbench.experiments.sweep import check_limits
 
     with _errors(exit_code=2):
         source, known = _declared(notebook)
-        grid = parse_grid(known, given)
+        grid = expand(parse_grid(known, given))
+        check_limits(timeout=options["timeout"], cell_timeout=options["cell_timeout"])
     with _errors(exit_code=1):
         import workbench
 
@@ -181,15 +183,20 @@ def check(name: str, experiment: str | None, version: int | None, **options: Any
     Exit status: 0 passed, 1 not passed, 2 could not be checked.
     """
     with _errors(exit_code=2):
-        import mlflow
-
         from workbench.alignment.certificate import check_registered
-        from workbench.store.database import find_experiment_id
 
-        mlflow.set_experiment(experiment_id=find_experiment_id(experiment, create=False))
+        _use_experiment(experiment)
         certificate = check_registered(name, version, **options)
     click.echo(str(certificate))
     raise SystemExit(0 if certificate.passed else 1)
+
+
+def _use_experiment(experiment: str | None) -> None:
+    import mlflow
+
+    from workbench.store.database import find_experiment_id
+
+    mlflow.set_experiment(experiment_id=find_experiment_id(experiment, create=False))
 
 
 @main.command()
@@ -202,7 +209,9 @@ def check(name: str, experiment: str | None, version: int | None, **options: Any
 @click.option("--time", help="Column of dates.")
 @_folder("--to", "verdicts", "Folder of the verdicts.")
 @click.option("--version", type=int, help="Of the judge; the newest by default.")
+@click.option("--experiment", help="Name or id; the active one by default.")
 @click.option("--budget", type=int, help="Model calls at most.")
+@click.option("--partition-rows", type=int, default=1000, show_default=True, help="Rows of a file.")
 @click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
@@ -224,6 +233,7 @@ def score(
             from distributed import Client
 
             options["client"] = stack.enter_context(Client(scheduler))
+        _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         scored = workbench.score(judge, table, **options)
     click.echo(repr(scored)[1:-1])
@@ -245,3 +255,7 @@ def _errors(*, exit_code: int) -> Iterator[None]:
         # Python would end with 1, which may mean something else.
         traceback.print_exc()
         raise SystemExit(exit_code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ passed on as they are.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class WorkbenchError(Exception):
@@ -87,3 +88,9 @@ def one_of(argument: str, value: object, allowed: Iterable[object]) -> None:
     if value not in options:
         known = ", ".join(map(repr, options))
         raise ArgumentError(f"{argument}={value!r} is not known. Use one of: {known}.")
+
+
+def check_whole(argument: str, value: object, least: int = 1) -> None:
+    """Raise `ArgumentError` unless ``value`` is a whole number of ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ArgumentError(f"{argument}={value!r} must be a whole number of {least} or more.")

@@ -139,6 +139,14 @@ def test_help_and_version_are_there_at_once() -> None:
     assert "params" in call("--help").output
 
 
+def test_the_module_is_the_command_too() -> None:
+    """With its exit status, which a check in CI relies on."""
+    words = [sys.executable, "-m", "workbench.cli", "run", "no-such"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "There is no notebook 'no-such'" in done.stderr
+
+
 def test_the_command_is_the_console_script() -> None:
     from importlib.metadata import entry_points
 

@@ -21,6 +21,7 @@ from workbench.experiments.parameters import (
     Parameter,
     check_parameters,
     expand,
+    find_notebook,
     notebook_parameters,
     parse_grid,
     parse_parameters,
@@ -121,6 +122,7 @@ def test_an_unknown_parameter_names_the_known_ones() -> None:
         (0.5, "nan", "no number"),
         (0.4, "True", "no number"),
         (True, "maybe", "neither True"),
+        (["a"], "a,b", "p='a,b' is no list"),
     ],
 )
 def test_values_that_do_not_fit_the_default_are_refused(default: Any, text: str, said: str) -> None:
@@ -137,6 +139,19 @@ def test_values_written_as_python_are_read_back(value: Any) -> None:
 def test_any_text_is_a_value_of_a_text_parameter(text: str) -> None:
     wanted = None if text == "None" else text
     assert parse_parameters(known(p=""), [("p", text)]) == {"p": wanted}
+
+
+def test_a_number_is_no_text() -> None:
+    """In Python; on a command line it is the text that was written."""
+    with pytest.raises(NotebookError, match="name=5 is no text; the default is 'x'"):
+        check_parameters(known(name="x"), {"name": 5})
+    check_parameters(known(columns=["a"], name="x"), {"columns": ["b", "c"], "name": None})
+    check_parameters(known(inputs="a, b"), {"inputs": ["a", "b"]})  # as `import_traces` takes them
+
+
+def test_what_names_no_file_is_no_notebook() -> None:
+    with pytest.raises(NotebookError, match=r"no notebook '\.'"):
+        find_notebook(".")
 
 
 def test_none_and_unknown_defaults_take_anything() -> None:
@@ -205,6 +220,18 @@ def test_a_single_value_stands_by_itself() -> None:
 @pytest.mark.parametrize("grid", [{"seed": []}, [], pd.DataFrame({"seed": []})])
 def test_no_point_is_an_error(grid: Any) -> None:
     with pytest.raises(ArgumentError, match="no point"):
+        expand(grid)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        [1, 2], "seed", None, 5, pd.Series([1]), [{"seed": 1}, 2],
+        pd.DataFrame([[1, 2]], columns=["seed", "seed"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_grid_is_told(grid: Any) -> None:
+    with pytest.raises(ArgumentError, match="a list of dicts, or a table"):
         expand(grid)
 
 

@@ -217,7 +217,9 @@ def test_a_judge_scores_a_table_after_the_run(main_copy: Path) -> None:
     """The guide's command, likewise."""
     line = command("workbench score").replace("output/mlflow.db", f"{main_copy.name}/mlflow.db")
     (main_copy.parent / "data").symlink_to(ROOT / "data")
-    ran = shell(line, main_copy.parent)
+    named = summary(main_copy)["experiment"]
+    assert "--experiment shop" in line
+    ran = shell(line.replace("--experiment shop", f"--experiment '{named}'"), main_copy.parent)
     assert ran.returncode == 0, ran.stderr
     with (ROOT / "data" / "shop_answers.csv").open(encoding="utf-8", newline="") as file:
         rows = len(list(csv.DictReader(file)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -125,8 +126,61 @@ def test_a_run_that_is_complete_in_mlflow_is_not_run_again(
     grid = {"log": str(tmp_path / "log")}
     table = workbench.sweep(notebook, grid, executor=threads, progress=False, output="one")
     again = workbench.sweep(notebook, grid, executor=threads, progress=False, output="two")
-    pd.testing.assert_frame_equal(again, table)
+    there = ["folder", "temporary"]
+    pd.testing.assert_frame_equal(again.drop(columns=there), table.drop(columns=there))
+    assert Path(again["folder"][0]).is_relative_to(tmp_path / "two")
+    assert (Path(again["folder"][0]) / "works.ipynb").is_file()
     assert len(executed(tmp_path)) == 1
+
+
+CURVE = """
+publish_display_data({
+    'application/vnd.judge-workbench.record+json': {'name': 'curve'}, 'image/png': 'iVBORw=='
+})
+open(f'{log}/ran', 'a').write('ran\\n')
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "removed", "moved", "removed in MLflow too"])
+def test_what_is_complete_has_its_files_where_the_table_says(
+    store: str, tmp_path: Path, threads: Executor, how: str
+) -> None:
+    """Whatever became of the folder: files come from MLflow, or the run is run again."""
+    (tmp_path / "log").mkdir()
+    source = write(tmp_path / "n.ipynb", CURVE, parameters="log = ''")
+    grid, output = {"log": str(tmp_path / "log")}, tmp_path / "out"
+    table = workbench.sweep(source, grid, executor=threads, output=output, progress=False)
+    folder = Path(table["folder"][0])
+    if how == "killed":  # a run that was forced, before its end
+        result = json.loads((folder / "run.json").read_text())
+        shutil.rmtree(folder / "figures")
+        (folder / "run.json").write_text(json.dumps({**result, "status": "cancelled"}))
+    elif how == "moved":
+        output = output.rename(tmp_path / "out2")
+    else:
+        shutil.rmtree(folder)
+    if how == "removed in MLflow too":
+        shutil.rmtree(Path(mlflow.get_experiment_by_name("test").artifact_location))
+    again = workbench.sweep(source, grid, executor=threads, output=output, progress=False)
+    assert list(again["status"]) == ["complete"]
+    now = Path(again["folder"][0])
+    assert now.parent == output / "n"
+    assert Path(again["curve"][0]) == now / "figures" / "curve.png"
+    assert Path(again["curve"][0]).read_bytes() == b"\x89PNG"
+    assert (now / "n.ipynb").is_file()
+    assert len(executed(tmp_path)) == (2 if how == "removed in MLflow too" else 1)
+    pd.testing.assert_frame_equal(workbench.runs(again), again)
+
+
+def test_the_runs_of_a_table_are_those_in_it(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
+    """And those of a name all that it ever had, whatever grid each call had."""
+    grid = {"log": str(tmp_path / "log")}
+    workbench.sweep(notebook, {**grid, "seed": [5, 6]}, executor=threads, progress=False)
+    table = workbench.sweep(notebook, {**grid, "seed": [2, 1]}, executor=threads, progress=False)
+    pd.testing.assert_frame_equal(workbench.runs(table), table)
+    assert sorted(workbench.runs("works")["seed"]) == [1, 2, 5, 6]
 
 
 def test_mlflow_has_a_parent_and_a_child_for_each_run(
@@ -226,6 +280,43 @@ def test_a_budget_ends_the_sweep_and_earlier_runs_count(notebook: Path, tmp_path
     assert len(executed(tmp_path)) == 2
     with pytest.raises(BudgetError, match="does not record calls"):
         workbench.sweep(notebook, grid, jobs=1, budget=100, progress=False)
+
+
+def test_a_budget_counts_what_failed_and_was_run_again(
+    notebook: Path, tmp_path: Path, threads: Executor
+) -> None:
+    """Three attempts at a run that fails cost 1.50, and a forced one pays beside the first."""
+    kinds = {"kind": "raise", "log": str(tmp_path / "log")}
+    usd: dict[str, Any] = {"budget": workbench.Budget(usd=1.2), "executor": threads}
+    status = [
+        workbench.sweep(notebook, kinds, progress=False, **usd)["status"][0] for _ in range(4)
+    ]
+    assert status == ["failed"] * 3 + ["cancelled"]
+    assert executed(tmp_path) == ["0 raise"] * 3
+    works = {"kind": "works", "log": str(tmp_path / "log")}
+    usd["budget"] = workbench.Budget(usd=0.4)
+    status = [
+        workbench.sweep(notebook, works, progress=False, force=True, **usd)["status"][0]
+        for _ in range(3)
+    ]
+    assert status == ["complete", "complete", "cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "values"),
+    [
+        ("timeout", ["2", 0, -1, float("nan")]),
+        ("cell_timeout", [0, -5, "x", 1.5]),
+        ("jobs", [0, -1, "2"]),
+    ],
+)
+def test_limits_are_checked_before_anything_starts(
+    notebook: Path, tmp_path: Path, limit: str, values: list[Any]
+) -> None:
+    for value in values:
+        with pytest.raises(ArgumentError, match=f"{limit}="):
+            workbench.sweep(notebook, {"seed": 1}, progress=False, **{limit: value})
+    assert not (tmp_path / "output").exists()
 
 
 def test_secrets_among_the_parameters_are_not_written(
@@ -419,4 +510,10 @@ def test_the_command_sweeps_and_tells_of_failures(
     status, said = run("-p", "sead=0..1")
     assert status == 2
     assert "Did you mean 'seed'?" in said
+    for words in (
+        ["-p", "seed=4..0"], ["--timeout", "nan"], ["--timeout", "0"], ["--cell-timeout", "-5"],
+    ):  # fmt: skip
+        status, said = run(*words)
+        assert status == 2, words
+        assert "Traceback" not in said
     assert json.loads(next((tmp_path / "output/works").glob("*/run.json")).read_text())["key"]

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 import workbench
+from workbench.errors import StoreError
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,12 @@ def test_the_store_is_a_file_in_the_folder(tmp_path: Path) -> None:
     assert workspace.tracking_uri == f"sqlite:///{tmp_path}/new/out/mlflow.db"
     assert mlflow.get_tracking_uri() == workspace.tracking_uri
     assert (tmp_path / "new" / "out" / "mlflow.db").is_file()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file/out cannot be made: .*Name another"):
+        workbench.use_workspace(tmp_path / "file" / "out", experiment="align")
 
 
 def test_artifacts_stay_in_the_folder(tmp_path: Path) -> None:

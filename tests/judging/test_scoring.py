@@ -140,6 +140,51 @@ def test_decimals_and_dates_are_kept_as_text(tmp_path: Path, loopback: Start) ->
     assert again.asked == 0
 
 
+@pytest.mark.parametrize("later", [1.5, "x", True])
+def test_kept_cells_are_as_they_were_or_refused_before_they_are_paid(
+    tmp_path: Path, loopback: Start, later: Any
+) -> None:
+    """What the type of the first partition cannot hold costs no call, however often it is tried."""
+    server = loopback()
+    judge, table = judge_at(server.url), answers(40)
+    table["k"] = pd.Series([1] * 10 + [later] * 30, dtype=object)
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match="'k' begins with values of type int64, and rows"):
+            score(judge, table, tmp_path / "v", keep=["k"])
+    assert server.requests == workbench.Scored.open(tmp_path / "v").rows == 10
+    whole = table.assign(k=pd.Series([1.5] * 10 + [2] * 30, dtype=object))
+    assert list(score(judge, whole, tmp_path / "w", keep=["k"]).table["k"]) == list(whole["k"])
+
+
+@pytest.mark.parametrize("text", ["01/04/2026", "now", "today", "2026", "31.03.2026", "2026-02-30"])
+def test_dates_are_never_guessed(tmp_path: Path, loopback: Start, text: str) -> None:
+    """Text that is no ISO 8601 is refused with its row: 01/04 would be January, 28/04 April."""
+    table, server = answers(3).assign(at=["2026-03-31", text, text]), loopback()
+    with pytest.raises(TableError, match=f"row 1 holds '{text}', which is no date of ISO 8601"):
+        score(judge_at(server.url), table, tmp_path / "v", time="at")
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("concurrency", [0, -1, "8", 1.5]),
+        ("partition_rows", ["10", 1.5, None, 0, True]),
+        ("seed", [-1, "0"]),
+        ("sample", [float("inf"), float("nan"), "10", 0, 1.5]),
+    ],
+)
+def test_a_wrong_number_is_told_before_anything_is_read(
+    tmp_path: Path, loopback: Start, argument: str, values: list[Any]
+) -> None:
+    """Also for a cluster, which would wait for ever."""
+    judge = judge_at(loopback().url)
+    for value in values:
+        with pytest.raises(ArgumentError, match=f"{argument}="):
+            score(judge, answers(3), tmp_path / "v", client=object(), **{argument: value})
+    assert score(judge, answers(3), tmp_path / "v", keep=None).rows == 3
+
+
 # -- failures ---------------------------------------------------------------------------------
 
 
@@ -206,6 +251,7 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
     (tmp_path / "bad.csv").write_text("q,a,id\n1,2\n")
     for table, options, kind, said in (
         (answers(2), {"inputs": "question"}, ArgumentError, "no column 'question'"),
+        (answers(2), {"inputs": None}, ArgumentError, "inputs=None: name the columns"),
         (answers(2), {"partition_rows": 0}, ArgumentError, "1 or more"),
         (answers(2).assign(row=1), {"keep": "row"}, ArgumentError, "Rename it"),
         (answers(0), {}, ArgumentError, "no rows"),
@@ -222,8 +268,14 @@ def test_what_cannot_be_scored_is_told_before_a_call(tmp_path: Path, loopback: S
         with pytest.raises(kind, match=said):
             score(judge, table, tmp_path / "v", **options)
     answers(2).to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ArgumentError, match="is the table itself"):
-        score(judge, tmp_path, tmp_path)
+    (tmp_path / "parts").mkdir()
+    answers(2).to_parquet(tmp_path / "parts" / "a.parquet")
+    answers(2).drop(columns="q").to_parquet(tmp_path / "parts" / "b.parquet")
+    with pytest.raises(ArgumentError, match=r"b\.parquet: the table has no column 'q'"):
+        score(judge, tmp_path / "parts", tmp_path / "v")
+    for inside in (tmp_path, tmp_path / "verdicts" / "new"):
+        with pytest.raises(ArgumentError, match="is the table itself, or in it"):
+            score(judge, tmp_path, inside)
     traced = judge_at(server.url, instructions="Look at {{ trace }}.")
     with pytest.raises(ArgumentError, match="are no traces"):
         score(traced, answers(2), tmp_path / "v")
@@ -383,6 +435,15 @@ def test_a_sample_becomes_traces_with_verdicts_once(
     smaller = set(scored.trace_ids)
     larger = score(judge, answers(200), tmp_path / "v", sample=0.5, seed=7)
     assert smaller < set(larger.trace_ids)
+    assert larger.notes == ()
+    before = larger.trace_ids
+    other = score(judge, answers(200), tmp_path / "v", sample=20, seed=8)
+    now = other.trace_ids
+    lost = len(set(before) - set(now))
+    assert f"{lost} of {len(before)} traces are no longer part" in repr(other)
+    none = score(judge, answers(200), tmp_path / "v", sample=1e-6)
+    assert "drew none of 200 rows" in repr(none)
+    assert none.trace_ids == now
 
 
 @pytest.mark.parametrize("sample", [0.2, 40])

@@ -20,7 +20,7 @@ import pytest
 from made_pairs import YES_NO
 
 import workbench
-from workbench.errors import ArgumentError
+from workbench.errors import ArgumentError, NoVerdictsError
 from workbench.judging.judge import fingerprint
 from workbench.judging.verdict_folder import COLUMNS, VerdictFolder
 from workbench.scale import Scale
@@ -48,7 +48,7 @@ def folder(
         for n, (week, value) in enumerate(values)
     ]
     made = VerdictFolder(path)
-    made.write(0, rows, scale, {"judge": "q", "fingerprint": mark})
+    made.write(0, rows, made.types(rows, scale), {"judge": "q", "fingerprint": mark})
     ids = list(range(0, len(rows), every))
     sample = pd.DataFrame({"row": ids, "trace_id": [f"t{n}" for n in ids]})
     made.write_sample(sample.assign(probability=1 / every))
@@ -210,6 +210,12 @@ def test_folders_of_several_months_are_one_and_of_several_judges_none(tmp_path: 
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["x"], "value": ["yes"]}))
     with pytest.raises(ArgumentError, match="several labels of one trace"):
         workbench.monitor(JUDGE, one, pd.DataFrame({"trace_id": ["t1"] * 2, "value": ["yes"] * 2}))
+    with pytest.raises(ArgumentError, match=r"verdicts are of \['q'\] .* and 'zzz' with any one"):
+        workbench.monitor("zzz", one)
+    with pytest.raises(NoVerdictsError, match="no usable verdict"):
+        workbench.monitor(JUDGE, folder(tmp_path / "failed", [[None] * 3]))
+    twice = workbench.monitor(JUDGE, [one, tmp_path / "one"], labels(one, [0.9]))
+    assert list(twice.table["verdicts"]) == [400]
     two = folder(tmp_path / "two", [[], [], HALF])
     found = workbench.monitor(JUDGE, [one, tmp_path / "two"], labels(one, [0.9]))
     assert list(found.table["verdicts"]) == [400, 400]

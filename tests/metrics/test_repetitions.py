@@ -41,6 +41,27 @@ def test_all_parameters_but_the_seed_are_kept_apart() -> None:
     assert len(over_seeds(two.drop(columns="status"), by="n_labels")) == 3
 
 
+def test_truth_values_and_objects_that_are_numbers_are_numbers() -> None:
+    """True is 1; what failed is missing; a text of digits is no number."""
+    for values in ([True, False, None], pd.array([True, False, None], "boolean"), [1, 0.0, None]):
+        table = pd.DataFrame({"seed": [0, 1, 2], "passed": values}).astype({"passed": object})
+        found = over_seeds(table, "passed", [])
+        assert (found["mean"][0], found["n"][0], found["missing"][0]) == (0.5, 2, 1)
+    with pytest.raises(ArgumentError, match="'passed' holds no numbers: '1'"):
+        over_seeds(pd.DataFrame({"seed": [0], "passed": ["1"]}), "passed", [])
+
+
+def test_lists_are_kept_apart_by_their_text() -> None:
+    columns = [["a"], ["a"], ["a", "b"]]
+    table = pd.DataFrame({"seed": [0, 1, 0], "columns": columns, "status": "", "after": [1, 3, 5]})
+    found = over_seeds(table)
+    assert list(found["columns"]) == ["['a', 'b']", "['a']"]
+    assert list(found["mean"]) == [5, 2]
+    assert table["columns"][0] == ["a"]
+    with pytest.raises(ArgumentError, match="'columns' varies"):
+        over_seeds(table, by=[])
+
+
 def test_what_is_no_number_or_no_column_is_an_error() -> None:
     with pytest.raises(ArgumentError, match="holds no numbers"):
         over_seeds(SWEEP, "status", "n_labels")

@@ -70,6 +70,23 @@ def test_a_sweep_has_its_own_ceiling_and_baseline() -> None:
     assert ax.get_ylabel() == "held-out accuracy"
 
 
+def test_a_metric_is_drawn_under_its_own_name_or_refused() -> None:
+    """One that the table lacks is not another one under its label."""
+    one = SWEEP[SWEEP["model"] == "a"]
+    with pytest.raises(ArgumentError, match="no column 'after_kapa'"):
+        plot_learning_curve(one, metric="after_kapa")
+    with pytest.raises(ArgumentError, match="'after' holds no numbers: 'x'"):
+        plot_learning_curve(one.assign(after="x"))
+    passed = one.assign(passed=[True, None, False, True])
+    ax = plot_learning_curve(passed, metric="passed", ax=axes())
+    assert ax.get_ylabel() == "passed"
+    both = plot_learning_curve(RUNS.assign(kappa=0.25), metric="kappa", ax=axes())
+    assert set(both.lines[0].get_ydata()) == {0.25}
+    lists = one.assign(n_labels=[["x"], ["x", "y"]] * 2)
+    drawn = plot_sweep(lists, "after", "n_labels", ax=axes())
+    assert [label.get_text() for label in drawn.get_xticklabels()] == ["['x', 'y']", "['x']"]
+
+
 def test_other_parameters_are_no_repetitions() -> None:
     for draw in (plot_learning_curve, plot_frontier, lambda table: plot_sweep(table, by="model")):
         with pytest.raises(ArgumentError, match=r"parameter '(model|n_labels)' varies as well"):
@@ -98,8 +115,11 @@ def test_the_frontier_joins_what_nothing_cheaper_excels() -> None:
     assert np.array(step.get_xydata()) == pytest.approx(np.array([[1.0, 0.45], [3.0, 0.55]]))
     assert [text.get_text() for text in ax.texts] == ["a", "c", "b"]
     assert "1 run without a value left out" in ax.get_xlabel()
-    with pytest.raises(ArgumentError, match="holds no value"):
+    with pytest.raises(ArgumentError, match="holds no value of 'usd_per_1000':"):
         plot_frontier(known.assign(usd_per_1000=math.nan))
+    never = known.assign(after=[1.0, math.nan] * 3, usd_per_1000=[math.nan, 1.0] * 3)
+    with pytest.raises(ArgumentError, match="no value of 'after' beside 'usd_per_1000'"):
+        plot_frontier(never)
 
 
 ONE_MODEL = SWEEP[SWEEP["model"] == "a"]

@@ -52,6 +52,13 @@ class Result:
             return cls(**{one.name: data[one.name] for one in dataclasses.fields(cls)})
         return None
 
+    def moved(self, folder: str) -> Result:
+        """Return it with its paths as they are where its files lie in ``folder``."""
+        was, now = self.folder + os.sep, folder + os.sep
+        paths = {k: v for k, v in self.recorded.items() if str(v).startswith(was)}
+        moved = {k: v.replace(was, now, 1) for k, v in paths.items()}
+        return dataclasses.replace(self, folder=folder, recorded=self.recorded | moved)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -89,9 +96,10 @@ def notebook_digest(source: Path) -> str:
 
 
 def read_result(folder: str) -> Result | None:
-    """Return how the run in a folder ended; None where none did."""
+    """Return how the run in a folder, wherever that was then, ended; None where none did."""
     with suppress(OSError, ValueError):
-        return Result.read((Path(folder) / RESULT).read_text("utf-8"))
+        found = Result.read((Path(folder) / RESULT).read_text("utf-8"))
+        return found and found.moved(folder)
     return None
 
 

@@ -81,6 +81,12 @@ def run_notebook(
             f"output={str(output)!r} is the folder of the notebook itself, which the executed "
             "copy would replace. Choose another folder."
         )
+    recorder = None
+    if record:
+        # A replay's own folder and store are no part of the recording.
+        kept = {k: v for k, v in given.items() if k not in ("output_dir", "tracking_uri")}
+        told = without_secrets(kept, given)
+        recorder = Recorder(record, notebook=source.stem, parameters=told)
     summary = folder / "summary.json"
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,11 +101,8 @@ def run_notebook(
             environment=variables, folder=str(cwd or Path.cwd()),
         )  # fmt: skip
     finally:
-        if record:
-            # A replay's own folder and store are no part of the recording.
-            kept = {k: v for k, v in given.items() if k not in ("output_dir", "tracking_uri")}
-            told = without_secrets(kept, given)
-            Recorder(record, notebook=source.stem, parameters=told).save()
+        if recorder is not None:
+            recorder.save()
     found = json.loads(summary.read_text("utf-8")) if summary.exists() else {}
     return Ran(copy.target, passed, time.monotonic() - started, found)
 

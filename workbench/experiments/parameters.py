@@ -51,7 +51,8 @@ def find_notebook(name: str | Path) -> Path:
     That folder is looked for in the current one, and beside a package run from its repository.
     """
     given = Path(name)
-    file = given if given.suffix == ".ipynb" else given.with_name(given.name + ".ipynb")
+    is_path = given.suffix == ".ipynb" or not given.name
+    file = given if is_path else given.with_name(given.name + ".ipynb")
     folders = [Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks"]
     is_name = given.parent in (Path(), Path("notebooks"))
     for place in [file, *(folder / file.name for folder in folders if is_name)]:
@@ -135,6 +136,10 @@ def check_parameters(parameters: Known, values: Mapping[str, Any]) -> None:
             problem = "neither True nor False"
         elif type(default) in (int, float) and not _is_number(value):
             problem = "no number"
+        elif isinstance(default, str) and isinstance(value, (bool, int, float)):
+            problem = "no text"
+        elif isinstance(default, (list, tuple)) and isinstance(value, str):
+            problem = "no list, which workbench.sweep can give and a command line cannot"
         if problem and value is not None:
             raise NotebookError(
                 f"{name}={value!r} is {problem}; the default is {known[name].source}."
@@ -216,8 +221,8 @@ def expand(grid: Grid) -> list[Point]:
     >>> expand({"seed": range(2), "model": "m"})
     [{'seed': 0, 'model': 'm'}, {'seed': 1, 'model': 'm'}]
     """
-    points: Iterable[Mapping[str, Any]]
-    if isinstance(grid, pd.DataFrame):
+    points: list[Any]
+    if isinstance(grid, pd.DataFrame) and grid.columns.is_unique:
         # Whole numbers beside an empty cell are floats in pandas.
         rows = grid.convert_dtypes().astype(object).to_dict("records")
         points = [{str(k): v for k, v in row.items() if not _is_empty(v)} for row in rows]
@@ -228,7 +233,12 @@ def expand(grid: Grid) -> list[Point]:
         ]
         points = [dict(zip(grid, each, strict=True)) for each in itertools.product(*values)]
     else:
-        points = grid
+        points = list(grid) if isinstance(grid, Iterable) else [grid]
+    if not all(isinstance(point, Mapping) for point in points):
+        raise ArgumentError(
+            f"grid={grid!r} must be a dict {{parameter: values}}, a list of dicts, or a table with "
+            "a column of its own for each parameter."
+        )
     unique: dict[str, Point] = {}
     for point in points:
         plain = {name: _plain(name, value) for name, value in point.items()}

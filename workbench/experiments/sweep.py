@@ -14,12 +14,13 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, WorkbenchError
+from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, check_whole
 from workbench.experiments.execution import (
     RESULT,
     Result,
@@ -40,7 +41,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
-from workbench.experiments.tracking import SweepRun, table_of
+from workbench.experiments.tracking import Logged, SweepRun, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.store.database import prepare_database
@@ -66,7 +67,8 @@ def sweep(
     Each run has a process, a kernel and a folder of its own. One that fails keeps its executed
     notebook, and the others go on. A run that is complete, here or in MLflow, is not run again
     while the notebook's cells, its parameters, the files that these name, ``WORKBENCH_MODEL`` and
-    the version of the package are the same; so the same call continues what was interrupted.
+    the version of the package are the same; so the same call continues what was interrupted. What
+    its folder lacks then is fetched from MLflow.
 
     The sweep is a run in the active MLflow experiment, and each run a child of it, with its
     parameters, what the notebook recorded (`record`), its executed copy, and its pictures.
@@ -92,8 +94,9 @@ def sweep(
         Seconds that a run, and each of its cells, may take.
     budget
         Of the whole sweep: calls, or a `Budget`. It needs a notebook that records ``calls``,
-        ``tokens`` or ``cost``. What complete runs have paid counts; once it is spent, no further
-        run is begun, and those under way are finished.
+        ``tokens`` or ``cost``. What earlier calls have paid for these runs counts, those that
+        failed or were run again included; once it is spent, no further run is begun, and those
+        under way are finished.
     force
         Run what is complete again.
     progress
@@ -114,6 +117,7 @@ def sweep(
         At the end, where the output folder or MLflow took not all, or the notebook does not record
         what is limited. What ran is complete all the same.
     """
+    check_limits(jobs=jobs, timeout=timeout, cell_timeout=cell_timeout)
     source, points = find_notebook(notebook), expand(grid)
     declared = notebook_parameters(source)
     name = name or source.stem
@@ -134,6 +138,15 @@ def sweep(
     finally:
         log.end(status)
     return table_of(results, log.run_id)
+
+
+def check_limits(*, timeout: Any = None, **whole: Any) -> None:
+    """Raise `ArgumentError` unless each limit that is not None is positive."""
+    if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
+        raise ArgumentError(f"timeout={timeout!r} must be a number of seconds above 0, or None.")
+    for name, limit in whole.items():
+        if limit is not None:
+            check_whole(name, limit)
 
 
 def _check(name: str, declared: list[Parameter], points: list[Point]) -> None:
@@ -192,7 +205,7 @@ class _Sweep:
         self.tasks, self.log, self.budget, self.shown = tasks, log, budget, shown
         self.found: dict[str, Result] = {}
         self.over = ""  # why no further run is begun
-        self.fault: WorkbenchError | None = None
+        self.fault: BudgetError | NotebookError | StoreError | None = None
         self.killed = False
         self.lock, self.own = threading.RLock(), threading.local()
         self.pools, self.logging = ExitStack(), ThreadPoolExecutor(1)
@@ -205,10 +218,8 @@ class _Sweep:
         logged, stop = self.log.logged(), Path(self.tasks[0].stop)
         try:
             with self.logging:
-                for task in self.tasks if not self.tasks[0].force else ():
-                    both = (read_result(task.folder), logged.get(task.key))
-                    if known := next((r for r in both if r and r.status == "complete"), None):
-                        self._take(known, log=known != both[1])
+                for task in self.tasks:
+                    self._recall(task, logged.get(task.key, []))
                 self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
@@ -217,6 +228,22 @@ class _Sweep:
         if self.fault:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
+
+    def _recall(self, task: Task, logged: list[Logged]) -> None:
+        """Charge what a run has paid until now, and take it where it is complete."""
+        here = read_result(task.folder)
+        before = {one.started: one for one, _ in logged}
+        for one in (before | ({here.started: here} if here else {})).values():
+            self._charge(one)
+        there, run_id = logged[-1] if logged else (None, "")
+        known = next((one for one in (here, there) if one and one.status == "complete"), None)
+        if task.force or not known:
+            return
+        if known is there:
+            self.log.restore(run_id, Path(task.folder))
+            known = read_result(task.folder)
+        if known and known.status == "complete":
+            self._take(known, log=known.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
@@ -259,6 +286,7 @@ class _Sweep:
         except Exception as error:  # of the process; those of the run are in its result
             died = "The process that ran it died: it was killed, or memory ran out."
             result = task.result("failed", f"{died} ({type(error).__name__}: {error})")
+        self._charge(result)
         self._take(result, log=bool(result.started))
 
     def _here(self, task: Task) -> Result:
@@ -291,14 +319,13 @@ class _Sweep:
             self.over, self.killed = self.over or why, self.killed or kill
             write_whole(Path(self.tasks[0].stop), "" if self.killed else why)
 
-    def _take(self, result: Result, *, log: bool) -> None:
-        """Count a run that has ended, and log it while others go on."""
+    def _charge(self, result: Result) -> None:
+        """Charge the budget with what a run recorded that it paid."""
         spent = {name: result.recorded.get(name) for name in ("calls", "tokens", "cost")}
         known = {name: n for name, n in spent.items() if isinstance(n, (int, float))}
         limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
         calls, tokens = int(known.get("calls", 0)), int(known.get("tokens", 0))
         with self.lock:
-            self.found[result.key] = result
             self.budget.charge(Usage(calls, tokens, None, known.get("cost")))
             lacking = [n for n, limit in limits.items() if limit is not None and n not in known]
             if lacking and result.status == "complete":
@@ -307,6 +334,11 @@ class _Sweep:
                     f"{', '.join(lacking)} as a number (workbench.record)"
                 )
                 self._end("the budget cannot be kept")
+
+    def _take(self, result: Result, *, log: bool) -> None:
+        """Keep how a run ended, and log it while others go on."""
+        with self.lock:
+            self.found[result.key] = result
             self.shown.update()
         if log:
             self.logging.submit(self._log, result)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlflow
 import pandas as pd
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
@@ -20,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.experiments.execution import Result
+from workbench.experiments.records import TAKEN
 from workbench.store.database import address, all_pages, find_experiment_id, retrying, store_errors
 
 NAME_TAG = "workbench.sweep"
@@ -33,6 +35,10 @@ PIECE = 4500
 _MLFLOW_STATUS = {"complete": "FINISHED", "cancelled": "KILLED"}
 _KEPT = {".ipynb", ".html", ".json", ".csv", ".png", ".svg", ".pdf"}
 """Files that are logged; not a notebook's own store, nor what it downloads."""
+
+
+Logged: TypeAlias = tuple[Result, str]
+"""How a run ended, and the id of its MLflow run."""
 
 
 class SweepRun:
@@ -53,15 +59,25 @@ class SweepRun:
             self.run_id = found[0].info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def logged(self, key: str = "") -> dict[str, Result]:
-        """Return the latest result of each run, or of one, by its key."""
-        return _results(self.client, self.experiment_id, self.run_id, key)
+    def logged(self, key: str = "") -> dict[str, list[Logged]]:
+        """Return what was logged of each run, or of one, by its key: the latest last."""
+        return _logged(self.client, self.experiment_id, self.run_id, key)
+
+    def restore(self, run_id: str, folder: Path) -> None:
+        """Fetch what was logged of a run into its folder, all of it or nothing."""
+        with suppress(Timeout), FileLock(self.lock.with_name(folder.name), timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                folder.mkdir(parents=True)
+                self.client.download_artifacts(run_id, "", str(folder))
+            except (MlflowException, OSError):  # no longer there either
+                shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, result: Result) -> None:
         """Log a run below the sweep, unless it is there."""
         with FileLock(self.lock):
-            known = self.logged(result.key).get(result.key)
-            if known is None or known.started != result.started:
+            known = [one.started for one, _ in self.logged(result.key).get(result.key, [])]
+            if result.started not in known:
                 retrying(self._write, result)
 
     def _write(self, result: Result) -> None:
@@ -101,17 +117,18 @@ class SweepRun:
             self.client.set_terminated(self.run_id, status)
 
 
-def _results(client: Any, experiment_id: str, parent: str, key: str = "") -> dict[str, Result]:
-    """Return the latest result of each key; a child that has no row was not written to its end."""
+def _logged(client: Any, experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
+    """Return the results of each key; a child that has no row was not written to its end."""
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
     children = all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
-    found: dict[str, Result] = {}
-    for tags in (child.data.tags for child in children):
+    found: dict[str, list[Logged]] = {}
+    for child in children:
+        tags = child.data.tags
         result = Result.read("".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags))))
-        if result and (result.key not in found or found[result.key].started < result.started):
-            found[result.key] = result
-    return found
+        if result:
+            found.setdefault(result.key, []).append((result, child.info.run_id))
+    return {key: sorted(each, key=lambda one: one[0].started) for key, each in found.items()}
 
 
 def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
@@ -124,7 +141,7 @@ def table_of(results: Sequence[Result], run_id: str) -> pd.DataFrame:
             for name, v in one.recorded.items()
         }
         rows.append({**one.parameters, **own, **recorded, "folder": one.folder})
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=None if rows else [*TAKEN])
     names = list(dict.fromkeys(name for one in results for name in one.parameters))
     for name in names:
         given = [one.parameters.get(name) for one in results]
@@ -143,8 +160,8 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     sweep
-        The name of a sweep in the active experiment, of which the latest counts; the id of its
-        MLflow run; or a table that `sweep` returned.
+        The name of a sweep in the active experiment, of which the latest counts, or the id of its
+        MLflow run: all runs that it ever had. Or a table that `sweep` returned: the runs in it.
 
     Raises
     ------
@@ -153,9 +170,11 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
     StoreError
         Where there is no such sweep.
     """
+    folders: dict[str, str] = {}
     if isinstance(sweep, pd.DataFrame):
         if "sweep" not in sweep.attrs:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
+        folders = {Path(folder).name: folder for folder in sweep.get("folder", ())}
         sweep = str(sweep.attrs["sweep"])
     client = mlflow.MlflowClient()
     named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
@@ -169,5 +188,9 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             "and the experiment (mlflow.set_experiment)."
         )
     parent = found[0].info
-    results = _results(client, parent.experiment_id, parent.run_id).values()
-    return table_of(sorted(results, key=lambda one: one.position), parent.run_id)
+    logged = _logged(client, parent.experiment_id, parent.run_id)
+    last = {key: each[-1][0] for key, each in logged.items()}
+    results = sorted(last.values(), key=lambda one: one.position)
+    if folders:
+        results = [last[key].moved(place) for key, place in folders.items() if key in last]
+    return table_of(results, parent.run_id)

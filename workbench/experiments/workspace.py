@@ -15,6 +15,7 @@ import mlflow
 from workbench.alignment.registry import Registered
 from workbench.alignment.result import Alignment
 from workbench.credentials import without_credentials
+from workbench.errors import StoreError
 from workbench.formatting import counted, html_text
 from workbench.metrics.agreement import agreement
 from workbench.metrics.intervals import figure
@@ -107,10 +108,13 @@ def use_workspace(
     Raises
     ------
     StoreError
-        If the experiment was deleted, or the file is no SQLite database.
+        If the folder cannot be made, the experiment was deleted, or the file is no SQLite database.
     """
     place = Path(folder).expanduser().resolve()
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"The folder {place} cannot be made: {error}. Name another.") from error
     chosen = os.environ.get(_VARIABLE)
     uri = tracking_uri or chosen or f"sqlite:///{place}/mlflow.db"
     mlflow.set_tracking_uri(uri)

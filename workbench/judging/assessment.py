@@ -18,7 +18,7 @@ from mlflow.entities.assessment_error import AssessmentError
 from mlflow.genai.judges import Judge
 from mlflow.tracing.constant import AssessmentMetadataKey
 
-from workbench.errors import ArgumentError, BudgetError
+from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import counted, html_table, html_text, with_content
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import Asker, judge_many
@@ -149,8 +149,7 @@ def assess(
         While a file of answers is replayed (`workbench.replaying`) that lacks one.
     """
     started = time.monotonic()
-    if samples < 1:
-        raise ArgumentError(f"samples={samples!r} must be 1 or more: how often to judge a trace.")
+    check_whole("samples", samples)
     check_single(judge)
     limit, mark = Budget.of(budget), fingerprint(judge)
     limit.check(str(getattr(judge, "model", None) or ""))

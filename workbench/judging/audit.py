@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
 
+from workbench.formatting import counted
 from workbench.judging.assessment import as_feedback, earlier_verdict
 from workbench.judging.layout import Layout
 from workbench.judging.verdict_folder import VerdictFolder
@@ -39,16 +40,19 @@ def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], floa
 
 def import_sample(
     judge: Judge, table: Any, layout: Layout, folder: VerdictFolder, sample: float, seed: int
-) -> None:
-    """Import randomly drawn rows as traces, and log their verdicts, each once."""
+) -> tuple[str, ...]:
+    """Import randomly drawn rows as traces, and log their verdicts, each once.
+
+    Notes are returned where none was drawn, and where an earlier sample is replaced.
+    """
     import pyarrow.dataset as ds
 
     known = folder.read(columns=["row", "error", "calls"]).to_pandas()
     askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
     drawn, probability = draw(askable.tolist(), sample, seed)
     if not drawn:
-        return
-    wanted = set(drawn)
+        return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
+    wanted, former = set(drawn), folder.sample()
     every = itertools.chain.from_iterable(read_partitions(table, layout.columns, ROWS_AT_ONCE))
     records = [record for row, record in enumerate(every) if row in wanted]
     outputs = layout.sides["outputs"]
@@ -76,3 +80,10 @@ def import_sample(
     log_assessments(new, progress=False)
     columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
     folder.write_sample(pd.DataFrame(columns).assign(probability=probability))
+    lost = former["trace_id"][~former["trace_id"].isin(imported.trace_ids)]
+    note = (
+        f"sample={sample}, seed={seed} replaces an earlier sample, of which {len(lost)} of "
+        f"{counted(len(former), 'trace')} are no longer part: their labels stay in MLflow and are "
+        "not monitored. The earlier seed with as many rows or more keeps them"
+    )
+    return (note,) if len(lost) else ()

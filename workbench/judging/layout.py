@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,8 +31,11 @@ class Layout:
     @classmethod
     def of(cls, inputs: Any, outputs: Any, expectations: Any, keep: Any, time: Any) -> Layout:
         given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": None}
+        for argument in ("inputs", "outputs"):
+            if given[argument] is None:
+                raise ArgumentError(f"{argument}=None: name the columns that hold them.")
         sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
-        keep = (keep,) if isinstance(keep, str) else tuple(keep)
+        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
         if taken := set(keep) & set(COLUMNS):
             raise ArgumentError(
                 f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
@@ -78,11 +82,14 @@ class Layout:
     def _time(self, number: int, given: Any) -> datetime | None:
         if is_missing(given):
             return None
-        when = pd.to_datetime(given, utc=True, errors="coerce") if isinstance(given, str) else None
-        if when is None or pd.isna(when):
+        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
+        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
+        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
+        if pd.isna(when):
             raise TableError(
-                f"time={self.time!r}: row {number} holds {given!r}, which is no date. Give dates, "
-                "or texts such as 2026-03-31, or leave time out."
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
+                "Give dates (pandas.to_datetime(column, format=...) reads others), texts such as "
+                "2026-03-31 or 2026-03-31T10:00:00+02:00, or leave time out."
             )
         at: datetime = when.to_pydatetime()
         return at

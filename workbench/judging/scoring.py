@@ -7,13 +7,14 @@ import time as clock
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError
+from workbench.errors import ArgumentError, BudgetError, check_whole
 from workbench.formatting import bar, counted, say
 from workbench.judging.assessment import check_single
 from workbench.judging.audit import import_sample
@@ -69,11 +70,11 @@ def score(
     inputs, outputs, expectations
         Columns, as `workbench.import_traces` takes them.
     keep
-        Columns that are copied beside the verdicts, such as ids; one that begins with numbers must
-        hold no text.
+        Columns that are copied beside the verdicts, such as ids. One that begins with whole
+        numbers must hold no others, and one of numbers no text.
     time
-        A column of dates, by which `workbench.monitor` tells weeks. Rows without one, and all where
-        it is None, are dated by when they were judged.
+        A column of dates, or of texts in ISO 8601 (2026-03-31), by which `workbench.monitor` tells
+        weeks. Rows without one, and all where it is None, are dated by when they were judged.
     to
         The folder; it holds one judge's verdicts on one table.
     client
@@ -113,9 +114,11 @@ def score(
     """
     started = clock.monotonic()
     layout = Layout.of(inputs, outputs, expectations, keep, time)
-    if partition_rows < 1:
-        raise ArgumentError(f"partition_rows={partition_rows!r} must be 1 or more.")
-    if sample is not None and not (0 < sample < 1 or (sample >= 1 and sample == int(sample))):
+    check_whole("partition_rows", partition_rows)
+    check_whole("concurrency", concurrency)
+    check_whole("seed", seed, 0)
+    is_number = isinstance(sample, Real) and math.isfinite(sample)
+    if sample is not None and not (is_number and (0 < sample < 1 or 1 <= sample == int(sample))):
         raise ArgumentError(
             f"sample={sample!r} must be a share of the rows in (0, 1), or a whole number."
         )
@@ -125,8 +128,9 @@ def score(
     if limit.measures:
         check_measurable(judge)
     folder = VerdictFolder(Path(to).expanduser().resolve())
-    if isinstance(table, (str, Path)) and Path(table).expanduser().resolve() == folder.path:
-        raise ArgumentError(f"to={str(to)!r} is the table itself. Name another folder.")
+    given = Path(table).expanduser().resolve() if isinstance(table, (str, Path)) else None
+    if given in (folder.path, *folder.path.parents):
+        raise ArgumentError(f"to={str(to)!r} is the table itself, or in it. Name another folder.")
     expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
     expected |= {"choice of columns to keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
@@ -147,10 +151,11 @@ def score(
                 "Run again with a larger budget for the rest, or, where not a single partition "
                 "fits, with fewer partition_rows in a new folder."
             )
+        notes: tuple[str, ...] = ()
         if sample is not None:
-            import_sample(judge, table, layout, folder, sample, seed)
-    seconds = clock.monotonic() - started
-    return replace(Scored.open(folder.path), asked=run.asked, paid=run.paid, seconds=seconds)
+            notes = import_sample(judge, table, layout, folder, sample, seed)
+    seconds, found = clock.monotonic() - started, Scored.open(folder.path)
+    return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
 
 
 def _ask_here(
@@ -194,6 +199,7 @@ class _Run:
     charged: Budget = field(default_factory=Budget)  # what is known of it
     refused: int = 0
     failed: int = 0
+    types: dict[str, Any] = field(default_factory=dict)  # of the columns of all files
 
     def tasks(self, table: Any, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
@@ -233,11 +239,14 @@ class _Run:
         about, path = {**self.about, "table": content}, self.folder.part(number)
         if not path.exists():
             rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
+            self.types = self.types or self.folder.types(rows, self.scale)
+            self.folder.columns(rows, self.types)  # what cannot be written is not paid for
             return Task(number, rows, items, about)
         failed = self.folder.check(path, {"table": content})["failed"]
         if not retry_failed or not failed:
             return None
         rows = self.folder.records(number)
+        self.types = self.types or self.folder.types(rows, self.scale)
         again = {k: item for k, item in items.items() if rows[k]["error"] is not None}
         return Task(number, rows, again, about) if again else None
 
@@ -266,7 +275,7 @@ class _Run:
                 budget.charge(self._assumed(used))
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
-        self.folder.write(task.number, task.rows, self.scale, task.about)
+        self.folder.write(task.number, task.rows, self.types, task.about)
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
         self.shown.update(len(task.rows))

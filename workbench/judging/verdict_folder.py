@@ -105,26 +105,31 @@ class VerdictFolder:
         return rows
 
     def write(
-        self, number: int, rows: Sequence[Record], scale: Scale | None, about: dict[str, Any]
+        self, number: int, rows: Sequence[Record], types: dict[str, Any], about: dict[str, Any]
     ) -> None:
         """Write the verdicts on a partition, and count them in the file's footer."""
+        table = self.columns(rows, types)
+        failed = sum(row["error"] is not None for row in rows)
+        abstained = sum(row["verdict"] is None for row in rows) - failed
+        counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
+        write_parquet(self.part(number), table, {**about, **counts})
+
+    def columns(self, rows: Sequence[Record], types: dict[str, Any]) -> pa.Table:
+        """Return rows as they are written; `ArgumentError` where a type would change a value."""
         import pyarrow as pa
 
         columns = {}
-        for name, kind in self._types(rows, scale).items():
+        for name, kind in types.items():
             try:
                 columns[name] = as_column([row[name] for row in rows], kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            except (ValueError, TypeError) as error:
                 raise ArgumentError(
                     f"keep: column {name!r} begins with values of type {kind}, and rows from "
                     f"{rows[0]['row']} hold another ({error}). Make it text."
                 ) from error
-        failed = sum(row["error"] is not None for row in rows)
-        abstained = sum(row["verdict"] is None for row in rows) - failed
-        counts = {"rows": len(rows), "failed": failed, "abstained": abstained}
-        write_parquet(self.part(number), pa.table(columns), {**about, **counts})
+        return pa.table(columns)
 
-    def _types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
+    def types(self, rows: Sequence[Record], scale: Scale | None) -> dict[str, Any]:
         """The type of each column: that of the first file, so that all agree."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -171,6 +176,8 @@ class Scored:
         abstained, and files.
     asked, paid
         Rows that the judge was asked about now, and what that took: requests, tokens, US dollars.
+    notes
+        On the sample: that none was drawn, or that it replaces an earlier one.
     """
 
     name: str
@@ -183,6 +190,7 @@ class Scored:
     asked: int = 0
     paid: Usage = UNPAID
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> Scored:
@@ -240,7 +248,7 @@ class Scored:
             f"<Scored {self.name!r}: {counted(self.rows, 'row')} in {str(self.folder)!r}, "
             f"{counted(self.failed, 'failure')}, {counted(self.abstained, 'abstention')}; now "
             f"{counted(self.asked, 'row')} asked, {counted(self.paid.requests, 'call')}, "
-            f"{self.seconds:.1f} s{money}>"
+            f"{self.seconds:.1f} s{money}{'. '.join(['', *self.notes])}>"
         )
 
     def _repr_html_(self) -> str:

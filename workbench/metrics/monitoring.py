@@ -14,7 +14,7 @@ from mlflow.genai.judges import Judge
 from scipy.stats import chi2_contingency, ks_2samp, linregress
 from scipy.stats.contingency import expected_freq
 
-from workbench.errors import ArgumentError, NoLabelsError
+from workbench.errors import ArgumentError, NoLabelsError, NoVerdictsError
 from workbench.formatting import counted, html_lines, html_table
 from workbench.judging.judge import fingerprint_of
 from workbench.judging.verdict_folder import Scored
@@ -110,17 +110,26 @@ def monitor(
     ------
     ArgumentError
         For verdicts of another judge, and for labels on other traces than those of the sample.
+    NoVerdictsError
+        Where no row has a usable verdict.
     """
     check_confidence(confidence)
-    given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored)
-    folders = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
+    given = [scored] if isinstance(scored, (Scored, str, Path)) else list(scored or ())
+    opened = [one if isinstance(one, Scored) else Scored.open(one) for one in given]
+    folders = list({one.folder.resolve(): one for one in opened}.values())  # each counts once
     mark, marks = fingerprint_of(judge), {one.fingerprint for one in folders}
-    if len(marks) != 1 or (mark and mark not in marks):
+    name, names = name_of(judge), sorted({one.name for one in folders})
+    if names != [name] or len(marks) != 1 or (mark and mark not in marks):
         raise ArgumentError(
-            f"scored: the verdicts are of judges with fingerprints {sorted(marks)}, and "
-            f"{mark or 'one judge'} is asked for. Monitor each version of a judge by itself."
+            f"scored: the verdicts are of {names} with fingerprints {sorted(marks)}, and {name!r} "
+            f"with {mark or 'any one'} is asked for. Monitor each version of a judge by itself."
         )
     verdicts = pd.concat(map(_dated, folders), ignore_index=True)
+    if verdicts.empty:
+        raise NoVerdictsError(
+            "scored holds no usable verdict: each of its rows failed (scored.failures), or the "
+            "judge abstained. Mend that and ask again: workbench.score(..., retry_failed=True)."
+        )
     # What is equal in several months is one trace.
     sample = verdicts[verdicts["trace_id"].notna()].drop_duplicates("trace_id", keep="last")
     undefined: dict[str, str] = {}

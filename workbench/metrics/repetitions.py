@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -26,9 +28,11 @@ def over_seeds(
     table
         A row a run.
     metric
-        Column with numbers; what is missing, as for a run that failed, is left out and counted.
+        Column with numbers, True being 1; what is missing, as for a run that failed, is left out
+        and counted.
     by
-        Columns whose values are kept apart; by default all parameters of a sweep but ``over``.
+        Columns whose values are kept apart, lists by their text; by default all parameters of a
+        sweep but ``over``.
     over
         Column that is aggregated over, the seed.
     confidence
@@ -58,18 +62,30 @@ def over_seeds(
     by = [name for name in parameters if name != over] if by is None else by
     by = [by] if isinstance(by, str) else list(by)
     require_columns(table, "table", [metric, *by])
+    table = table.copy()
+    for name in {*parameters, *by}:  # lists can neither be counted nor grouped
+        if table[name].dtype == object:
+            table[name] = [str(v) if isinstance(v, (list, dict)) else v for v in table[name]]
     for name in parameters:
         if name not in (over, *by) and table[name].nunique(dropna=False) > 1:
             raise ArgumentError(
                 f"by={by!r}: the parameter {name!r} varies as well, and its values are no "
                 f"repetitions. Name it in by=, or give the rows of one value of it."
             )
-    if not pd.api.types.is_numeric_dtype(table[metric]) and table[metric].notna().any():
-        raise ArgumentError(f"metric={metric!r} holds no numbers: {table[metric].iloc[0]!r}.")
+    table[metric] = as_numbers(table[metric], metric)
     rows = []
     for key, runs in table.groupby(by, dropna=False) if by else [((), table)]:
-        values = runs[metric].dropna().astype(float)
+        values = runs[metric].dropna()
         figures = (values.mean(), values.min(), values.max())
         ends = mean_interval(values.to_numpy(), confidence)
         rows.append((*key, len(values), len(runs) - len(values), *figures, *ends))
     return pd.DataFrame(rows, columns=[*by, "n", "missing", "mean", "min", "max", "low", "high"])
+
+
+def as_numbers(values: pd.Series[Any], name: str) -> pd.Series[float]:
+    """Return a column as floats, nan where it is missing; `ArgumentError` for what is no number."""
+    known = values.astype(object).where(values.notna(), math.nan)
+    for value in known:
+        if not (pd.api.types.is_number(value) or pd.api.types.is_bool(value)):
+            raise ArgumentError(f"Column {name!r} holds no numbers: {value!r}.")
+    return known.astype(float)

@@ -98,8 +98,8 @@ def _lines(path: Path) -> Iterator[bytes]:
 class Recorder:
     """Collects the answers of a run, and writes them to a file or adds them to one.
 
-    Raises `ArgumentError` where the file cannot be written, and `ReplayError` where the path holds
-    something else.
+    Raises `ArgumentError` where the file cannot be written or records another ``run`` of a
+    notebook, and `ReplayError` where the path holds something else.
     """
 
     def __init__(self, path: str | os.PathLike[str], **run: Any) -> None:
@@ -113,8 +113,14 @@ class Recorder:
         self.head = Head(file="workbench answers", format=3, default_model=model, **run)
         self._entries: dict[str, Entry] = {}
         self._lock = threading.Lock()
-        if self.path.exists():
-            _read_file(self.path)
+        if self.path.exists() and (before := _read_file(self.path)[0]).notebook:
+            same = before.model_copy(update={"default_model": model})
+            if run and same != self.head:
+                raise ArgumentError(
+                    f"{self.path} records {same.notebook} with the parameters {same.parameters}, "
+                    f"and not {self.head.notebook} with {self.head.parameters}. Name another file."
+                )
+            self.head = same
 
     def __len__(self) -> int:
         return len(self._entries)

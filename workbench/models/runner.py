@@ -18,7 +18,7 @@ from typing import Any, Final
 import tenacity
 
 from workbench.compat import intercepted
-from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelError, StoreError
+from workbench.errors import BudgetError, CancelledError, ModelError, StoreError, check_whole
 from workbench.formatting import bar
 from workbench.models import recording
 from workbench.models.budget import UNPAID, Budget, Usage, cost
@@ -65,8 +65,7 @@ class Runner:
         proven: bool = False,
         throttle: Throttle | None = None,
     ) -> None:
-        if concurrency < 1:
-            raise ArgumentError(f"concurrency={concurrency} must be at least 1.")
+        check_whole("concurrency", concurrency)
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
-from workbench.metrics.repetitions import over_seeds
+from workbench.metrics.repetitions import as_numbers, over_seeds
 from workbench.reporting.drawing import (
     blue,
     ink,
@@ -66,9 +66,11 @@ def plot_learning_curve(
     ax
         Axes to draw on; new ones by default.
     """
-    column = "value" if "value" in table else metric if metric in table else "after"
-    require_columns(table, "table", ["n_labels", "value" if column not in table else column])
-    known = table.astype({"n_labels": float, column: float})
+    default = "value" if "value" in table else "after" if metric == "held-out accuracy" else metric
+    column = metric if metric in table else default
+    require_columns(table, "table", ["n_labels", column])
+    numbers = {name: as_numbers(table[name], name) for name in ("n_labels", column)}
+    known = table.assign(**numbers)
     if "labels" in table:  # where all were used, so many were
         used = known.loc[known["n_labels"].isna(), "labels"].astype(float).mean()
         known["n_labels"] = known["n_labels"].fillna(np.round(used))
@@ -201,10 +203,13 @@ def plot_frontier(
 
 def _known(table: pd.DataFrame, metric: str, *others: str) -> pd.DataFrame:
     """Return the runs that have all these values; raise `ArgumentError` where none has."""
-    known = table.dropna(subset=[metric, *others])
+    names = [metric, *others]
+    known = table.dropna(subset=names)
     if known.empty:
+        lacking = [name for name in names if table[name].isna().all()] or names
         raise ArgumentError(
-            f"table holds no value of {metric!r}: every run of it failed, or there is none."
+            f"table holds no value of {' beside '.join(map(repr, lacking))}: every run of it "
+            "failed, or there is none."
         )
     return known
 

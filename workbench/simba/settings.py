@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from workbench.errors import ArgumentError, one_of
+from workbench.errors import check_whole, one_of
 
 FEW: Final = 30
 """Labels below which all of them are learned from, and none is kept apart for selection."""
@@ -37,8 +37,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "patience", "max_dev"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1.")
+            check_whole(name, getattr(self, name))
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 

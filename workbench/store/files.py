@@ -248,7 +248,9 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
         parts = (table.partitions[k].compute() for k in range(table.npartitions))
     elif _is_parquet(table):
         dataset = _dataset(table)
-        require_columns(pd.DataFrame(columns=dataset.schema.names), "table", columns)
+        for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
+            names = pd.DataFrame(columns=file.physical_schema.names)
+            require_columns(names, f"table: in {file.path}", columns)
         # Little is read ahead: the model is what takes long.
         batches = dataset.to_batches(
             columns=columns, batch_size=1000, batch_readahead=1, fragment_readahead=1
@@ -290,13 +292,19 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return a column of plain values; in one of text, what is no text is written as JSON."""
+    """Return a column of plain values; in one of text, what is no text is written as JSON.
+
+    ValueError or TypeError where the type does not hold a value as it is.
+    """
     import pyarrow as pa
 
     if pa.types.is_string(kind):
         given = [v if isinstance(v, str) or v is None else json.dumps(plain(v)) for v in values]
         return pa.array(given, kind)
-    return pa.array(values, kind)
+    column = pa.array(values, kind)
+    if cut := [v for v, kept in zip(values, column.to_pylist(), strict=True) if kept != v == v]:
+        raise ValueError(f"the decimal places of {cut[0]!r} would be cut off")
+    return column
 
 
 def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None:
