@@ -348,6 +348,9 @@ def test_nothing_is_written_when_something_is_wrong(store: str, table: pd.DataFr
     for argument in ("label_name", "labels"):
         with pytest.raises(ArgumentError, match="go together"):
             labelled(table, **{argument: None})
+    for argument in ("inputs", "outputs"):
+        with pytest.raises(ArgumentError, match=f"{argument}=None: name the columns"):
+            labelled(table, **{argument: None})
     with pytest.raises(TableError, match="no rows"):
         labelled(table[:0])
     table["o"] = pd.Series(["x", b"bytes", None], dtype=object)

@@ -31,9 +31,6 @@ class Layout:
     @classmethod
     def of(cls, inputs: Any, outputs: Any, expectations: Any, keep: Any, time: Any) -> Layout:
         given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": None}
-        for argument in ("inputs", "outputs"):
-            if given[argument] is None:
-                raise ArgumentError(f"{argument}=None: name the columns that hold them.")
         sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
         keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
         if taken := set(keep) & set(COLUMNS):

@@ -64,6 +64,8 @@ def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object])
 def columns_by_key(argument: str, spec: ColumnSpec | None) -> dict[str, str]:
     """Return {key: column} of a column, a list of columns or a dict."""
     if spec is None:
+        if argument in ("inputs", "outputs"):
+            raise ArgumentError(f"{argument}=None: name the columns that hold them.")
         return {}
     columns: Sequence[Any] = spec if isinstance(spec, (list, tuple)) else [spec]
     keyed = dict(spec) if isinstance(spec, Mapping) else {str(column): column for column in columns}
