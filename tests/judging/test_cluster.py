@@ -108,11 +108,11 @@ def test_a_model_that_cannot_answer_ends_the_run_everywhere(
 def test_rate_limits_slow_the_whole_cluster_down(
     tmp_path: Path, cluster: Client, loopback: Start
 ) -> None:
-    """A server that takes 60 a second gets all rows answered, and few are refused."""
-    server = loopback(rate=60, retry_after=0.5)
-    done = score(judge_at(server.url), answers(300), tmp_path / "v", client=cluster, concurrency=32)
-    assert (done.rows, done.failed) == (300, 0)
-    assert server.stats()["statuses"]["429"] < 150
+    """A server that takes 30 a second gets all rows answered, and few are refused."""
+    server = loopback(rate=30, retry_after=0.5)
+    done = score(judge_at(server.url), answers(150), tmp_path / "v", client=cluster, concurrency=32)
+    assert (done.rows, done.failed) == (150, 0)
+    assert server.stats()["statuses"].get("429", 0) < 75
 
 
 def test_what_one_worker_meets_the_others_hear(cluster: Client) -> None:
