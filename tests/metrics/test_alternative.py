@@ -177,6 +177,14 @@ def test_copies_of_an_item_and_words_for_none_are_no_evidence() -> None:
     found = alternative_annotator_test(copies)
     assert found.table["n"].tolist() == [1] * 3
     assert math.isnan(found.winning_rate)
+    assert found.items == 1
+    # Where all say yes and the judge does so for half of the copies, it is as good on half of one.
+    agreed = make_pairs(
+        ["yes"] * 40, ["yes", "no"] * 20, votes=[dict.fromkeys(votes[0], "yes")] * 40
+    )
+    half = alternative_annotator_test(replace(agreed, content=copies.content), min_items=1)
+    assert half.table["judge_advantage"].tolist() == [0.5] * 3
+    assert half.advantage_probability == 0.5
     words = pairs.votes
     words.iloc[:20] = "N/A"
     assert alternative_annotator_test(words, ["N/A"] * 20 + ["yes"] * 20).items == 20

@@ -199,8 +199,7 @@ def check_registered(
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. ``groups`` and ``thresholds``
-    are those of `certify`.
+    given no verdict on them, within ``budget``. ``groups`` and ``thresholds`` are as in `certify`.
     """
     judge = load_judge(name, version)
     _demands(scale_of(judge), **thresholds)  # before anything is paid

@@ -14,7 +14,7 @@ from workbench.alignment.runs import AlignmentRun, Status
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.coefficients import exchanged, numbered
+from workbench.metrics.coefficients import mcnemar, numbered
 from workbench.metrics.comparison import Comparison
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
@@ -234,7 +234,7 @@ class OptimizerComparison:
             wrong.append({*found[0].fixed["trace_id"], *found[0].still_wrong["trace_id"]})
         test = self.split.test
         gains = [(i in wrong[0]) - (i in wrong[1]) for i in test.trace_ids]
-        return exchanged(np.bincount(numbered(test.clusters), gains))
+        return mcnemar(np.bincount(numbered(test.clusters), gains))
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)

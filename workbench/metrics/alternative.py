@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_lines, html_table
-from workbench.metrics.coefficients import cells, numbered
+from workbench.metrics.coefficients import numbered
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -152,7 +152,7 @@ def alternative_annotator_test(
         advantage_probability=probability,
         advantage_interval=interval,
         table=table,
-        items=len(judge),
+        items=len(wins),
         left_out=left_out,
         score=score,
         epsilon=epsilon,
@@ -284,9 +284,9 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     """The mean over annotators of the judge's advantage, with its interval over items."""
     if not wins.size:
         return math.nan, UNDEFINED
-    kinds, counts, _ = cells(*np.nan_to_num(wins, nan=-1).T.astype(int))
-    won = np.stack([kind == 1 for kind in kinds], axis=1).astype(float)
-    there = np.stack([kind >= 0 for kind in kinds], axis=1).astype(float)
+    kinds, counts = np.unique(np.nan_to_num(wins, nan=-1), axis=0, return_counts=True)
+    there = (kinds >= 0).astype(float)
+    won = kinds * there  # a share, where copies of an item differ
 
     def mean(counts: Array) -> Array:
         return np.asarray(((counts @ won) / (counts @ there)).mean(axis=-1))

@@ -298,7 +298,8 @@ def _intervals(
 
     ceiling = _around(float(share(times)), bootstrap, share)
     if not credit.any():  # in no resample either
-        ceiling = wilson(0, bootstrap.n, bootstrap.confidence)
+        n = min(bootstrap.n, int(times[compared > 0].sum()))
+        ceiling = wilson(0, n, bootstrap.confidence)
     return _around(float(alpha(times)), bootstrap, alpha) if alpha else UNDEFINED, ceiling
 
 

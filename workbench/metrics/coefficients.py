@@ -38,26 +38,15 @@ def cells(*codes: Array) -> tuple[list[Array], Array, Array]:
     return [unique[:, i] for i in range(len(codes))], counts, at.ravel()
 
 
-def mcnemar(fixed: int, broken: int) -> float:
+def mcnemar(gains: Array) -> float:
     """Return the exact two-sided p-value of McNemar's test: are items fixed as often as broken?
 
-    In (0, 1]; 1 where there are none. Source: McNemar (1947), Psychometrika 12, 153-157.
+    ``gains`` has an integer for each item, or each group of items that belong together: fixed minus
+    broken. If two judges are equally good, each would as often have gone the other way. In (0, 1];
+    1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups Fisher
+    (1935), The Design of Experiments, section 21.
 
-    >>> mcnemar(6, 0)
-    0.03125
-    """
-    return exchanged(np.repeat([1, -1], [fixed, broken]))
-
-
-def exchanged(gains: Array) -> float:
-    """Return the exact two-sided p-value of a gain that whole groups of items add up to.
-
-    ``gains`` has an integer for each group: items fixed minus items broken. As often as not a group
-    would have gone the other way if the two judges were equally good. Of groups of one item this
-    is McNemar's test. In (0, 1]; 1 where nothing changed. Source: Fisher (1935), The Design of
-    Experiments, section 21.
-
-    >>> exchanged(np.ones(6)), exchanged(np.array([6]))
+    >>> mcnemar(np.ones(6)), mcnemar(np.array([6]))
     (0.03125, 1.0)
     """
     sizes, times = np.unique(np.abs(gains), return_counts=True)

@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
-from workbench.metrics.coefficients import Statistic, Weights, exchanged
+from workbench.metrics.coefficients import Statistic, Weights, mcnemar
 from workbench.metrics.figures import ERROR_RATES, ROUNDING, Coded, Sample
 from workbench.metrics.intervals import (
     UNDEFINED,
@@ -206,7 +206,7 @@ def compare(
         fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
-    p_value = exchanged(np.bincount(one.groups, fixed * 1.0 - broken))
+    p_value = mcnemar(np.bincount(one.groups, fixed * 1.0 - broken))
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )

@@ -167,8 +167,10 @@ def effective_share(values: Array, groups: Array, confidence: float) -> float:
     """
     n, members = len(values), np.unique(groups, return_counts=True)[1]
     free = len(members) - 1
-    if free + 1 == n or not free:
-        return 1.0 if free else 1 / n
+    if len(members) == n:
+        return 1.0
+    if not free:
+        return 1 / n
     wider = float(t.ppf((1 + confidence) / 2, free)) / normal_quantile(confidence)
     size = effective_size(values.astype(float), groups) * free / (free + 1) / wider**2
     return max(size / n, n / float((members**2).sum()))

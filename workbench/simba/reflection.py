@@ -175,9 +175,11 @@ class Request:
 
     def _names_a_topic(self, words: str) -> bool:
         """Whether a description has `TOPIC_WORDS` words that the inputs of one item alone have."""
+        if not self.describes:
+            return False
         inputs = {words_of(one_line_json(case.item.example.inputs)) for case in self.disagreements}
-        if not self.describes or 2 * len(inputs) <= len(self.disagreements):
-            return False  # or all items are on few topics
+        if 2 * len(inputs) <= len(self.disagreements):
+            return False  # all items are on few topics
         said = {word for word in words.split() if len(word) >= TOPIC_LETTERS}
         said -= set(words_of(self.instructions).split())
         shared = [said & set(text.split()) for text in inputs]
