@@ -22,7 +22,7 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     adjusted,
-    effective_size,
+    effective_share,
     figure,
     proportion,
     with_ends,
@@ -246,10 +246,11 @@ def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
     notes += ["kappa undefined: one value throughout"] * math.isnan(row["kappa"])
     numeric = coded.scale.kind == "numeric"
     values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
+    confidence = options["confidence"]
     sides = [
-        (values[part].astype(float), effective_size(values[part].astype(float), coded.groups[part]))
-        for part in (here, ~here)
-        if part.any()
+        (own, len(own) * effective_share(own, coded.groups[part], confidence))
+        for part, own in ((part, values[part].astype(float)) for part in (here, ~here))
+        if len(own)
     ]
     difference = p_value = math.nan
     if len(sides) == 2:
