@@ -269,7 +269,7 @@ def _fleiss(
     value = float(statistic(times))
     if math.isnan(value) or (within_items(codes) > 0).any():
         members = counts_by_group(groups, kind, len(first))
-        return value, _around(value, Bootstrap(times, members=members, **options), statistic)
+        return value, Bootstrap(times, members=members, **options).around(value, statistic)
     return value, _of_full_agreement(codes, groups, options["confidence"])[0]
 
 
@@ -281,12 +281,6 @@ def _alpha(codes: Array, positions: Array, level: Level) -> Statistic:
     return lambda times: krippendorff_alpha(coincidences(counts, times), level)
 
 
-def _around(value: float, bootstrap: Bootstrap, statistic: Statistic) -> Interval:
-    """The bootstrap interval of a statistic, which holds its value."""
-    low, high = bootstrap.interval(statistic, spread=True)
-    return UNDEFINED if math.isnan(low) else Interval(min(low, value), max(high, value))
-
-
 def _intervals(
     credits: Array, times: Array, alpha: Statistic | None, bootstrap: Bootstrap
 ) -> tuple[Interval, Interval]:
@@ -296,11 +290,11 @@ def _intervals(
     def share(times: Array) -> Array:
         return np.asarray((times @ credit) / (times @ compared))
 
-    ceiling = _around(float(share(times)), bootstrap, share)
+    ceiling = bootstrap.around(float(share(times)), share)
     if not credit.any():  # in no resample either
         n = min(bootstrap.n, int(times[compared > 0].sum()))
         ceiling = wilson(0, n, bootstrap.confidence)
-    return _around(float(alpha(times)), bootstrap, alpha) if alpha else UNDEFINED, ceiling
+    return bootstrap.around(float(alpha(times)), alpha) if alpha else UNDEFINED, ceiling
 
 
 def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[Interval, Interval]:

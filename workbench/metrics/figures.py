@@ -200,8 +200,7 @@ class Sample:
         if math.isnan(value):
             return value, UNDEFINED
         if self.counts[self.human != self.judges[0]].any():
-            low, high = self.bootstrap.interval(statistic, spread=True)
-            return value, Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED
+            return value, self.bootstrap.around(value, statistic)
         shares, worst = self.counts / n, wilson(0, size, confidence).high
         if name.startswith(("kappa", "Matthews")):
             return value, full_agreement(1 - float(shares @ shares), size, confidence)

@@ -321,3 +321,8 @@ class Bootstrap:
         tail = NormalDist().cdf(-wider)
         low, high = np.quantile(defined, [tail, 1 - tail])
         return Interval(float(low), float(high))
+
+    def around(self, value: float, statistic: Callable[[Array], Array]) -> Interval:
+        """Return the interval of a statistic that varies, so that it holds the ``value`` seen."""
+        low, high = self.interval(statistic, spread=True)
+        return Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED
