@@ -34,7 +34,7 @@ from workbench.errors import (
     WorkbenchError,
 )
 from workbench.judging.judge import fingerprint, with_instructions
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, Usage
 from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
@@ -540,6 +540,29 @@ def test_the_provider_sees_no_more_than_the_budget_of_align(
     # A call for the first verdict and those of the held-out test are reserved.
     assert optimizer.last.judge_calls + optimizer.last.reflection_calls <= budget - 1 - 24
     assert served["judge"] - before == alignment.calls
+
+
+def test_what_a_budget_cut_short_is_counted(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """A request was paid for, whatever became of the others of its batch."""
+    labelled(40, remote)
+    optimizer = workbench.SIMBA(budget=1, progress=False)
+    workbench.align(remote, optimizer=optimizer, progress=False)
+    last: Any = optimizer.last
+    assert (last.judge_calls, last.reflection_calls) == (0, served["reflect"]) == (0, 1)
+    assert last.usage.tokens == 120
+
+
+def test_what_others_spend_of_a_shared_budget_is_not_the_alignments(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """Each counts its own requests, whoever spends meanwhile."""
+    labelled(40, remote)
+    before, budget, optimizer = served["judge"], Budget(500), workbench.SIMBA(progress=False)
+    optimizer.on_step = lambda step: budget.charge(Usage(7))
+    alignment = workbench.align(remote, None, optimizer, budget=budget, progress=False)
+    assert served["judge"] - before == alignment.calls < budget.spent
 
 
 @pytest.mark.parametrize("kind", ["nominal", "ordinal"])

@@ -51,7 +51,7 @@ class Runner:
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
     gives up after ``patience`` seconds of rate limits without a success. A model that is ``proven``
     is known to answer: all calls go at once, and unusable answers end no run. ``throttle`` has the
-    slots where they are not this runner's alone.
+    slots where they are not this runner's alone. ``used`` is what all requests so far have cost.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Runner:
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
-        self.answered, self.unusable = int(proven), 0
+        self.answered, self.unusable, self.used = int(proven), 0, UNPAID
         if proven:
             self.throttle.speed_up()
         self.last_progress = time.monotonic()
@@ -188,6 +188,7 @@ class Runner:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
+            self.used += outcome.usage
             self.answered += fault is None
             self.unusable += fault is not None and fault.kind == "answer"
         if fault is None:
@@ -256,6 +257,7 @@ class _Run:
             if entry is None or not (entry.answer is None or request.is_usable(entry.answer)):
                 continue
             self.runner.budget.charge(entry.paid)
+            self.runner.used += entry.paid
             if entry.failed is not None and entry.failed.kind == "budget":
                 ended = entry.failed.message
                 continue
