@@ -49,9 +49,10 @@ class Runner:
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
     keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
-    gives up after ``patience`` seconds of rate limits without a success. A model that is ``proven``
-    is known to answer: all calls go at once, and unusable answers end no run. ``throttle`` has the
-    slots where they are not this runner's alone.
+    gives up after ``patience`` seconds of rate limits without a success. A model that has
+    ``answered`` so often before is known to answer: requests that it refuses and answers that are
+    unusable end no run. To one that is ``proven`` all calls go at once as well. ``throttle`` has
+    the slots where they are not this runner's alone.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Runner:
         concurrency: int = 64,
         stop: threading.Event | None = None,
         patience: float = PATIENCE,
+        answered: int = 0,
         proven: bool = False,
         throttle: Throttle | None = None,
     ) -> None:
@@ -69,7 +71,7 @@ class Runner:
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
-        self.answered, self.unusable = int(proven), 0
+        self.answered, self.unusable = answered + proven, 0
         if proven:
             self.throttle.speed_up()
         self.last_progress = time.monotonic()
@@ -135,6 +137,8 @@ class Runner:
         paid = stored.pop("paid", None) if stored is not None else None
         if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
             return None
+        with self._lock:
+            self.answered += 1
         read, written = paid.get("read"), paid.get("written")
         price = None if read is None or written is None else cost(request.model, read, written)
         usage = Usage(paid.get("calls", 1), read, written, price)
@@ -338,6 +342,8 @@ class _Run:
             self._settle(index, outcome)
             if runner.unkept is not None:
                 raise runner.unkept
+        elif fault.kind == "request" and runner.answered:
+            self._settle(index, outcome)  # refused for what is in it, since others are answered
         elif fault.kind == "budget":
             self._record(index, outcome)
             raise BudgetError(fault.message)
