@@ -66,6 +66,8 @@ def test_a_wait_that_is_asked_for_is_kept() -> None:
     )
     too_long = classify(refused(429, wait=LONGEST_WAIT + 1))
     assert (too_long.kind, too_long.permanent) == ("refused", True)
+    lost = classify(refused(500, wait=LONGEST_WAIT + 1))
+    assert (lost.kind, lost.retry_after) == ("transient", None)
 
 
 def test_a_spent_quota_is_no_rate_limit() -> None:

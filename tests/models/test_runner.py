@@ -127,6 +127,13 @@ def test_a_rate_limit_slows_all_calls_and_loses_none(loopback: Start) -> None:
     assert sum(v.calls for v in verdicts) == 52
 
 
+def test_a_pause_longer_than_one_is_patient_is_waited_for(loopback: Start) -> None:
+    """Patience begins when the pause ends that the provider asked for."""
+    server = loopback(script="200x1,429x3", retry_after=2)
+    verdicts = run(judge_at(server.url), items(8), concurrency=4, patience=0.5)
+    assert [v.error for v in verdicts] == [None] * 8
+
+
 def test_a_standing_rate_limit_is_lived_with(loopback: Start) -> None:
     """More threads than the provider bears: slower, but complete, and not by brute force."""
     server = loopback(rate=20, retry_after=0.5)

@@ -160,8 +160,8 @@ def _of_status(status: int, message: str, wait: float | None) -> Fault:
         (k for those, words, k in _BY_STATUS if status in those and _has(message, words or ("",))),
         "request",
     )
-    if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
-        kind = "refused"
+    if wait is not None and wait > LONGEST_WAIT:
+        kind, wait = "refused" if kind == "rate_limit" else kind, None
     return Fault(kind, message, wait, status)
 
 

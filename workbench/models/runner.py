@@ -49,10 +49,10 @@ class Runner:
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
     keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
-    gives up after ``patience`` seconds of rate limits without a success. A model that has
-    ``answered`` so often before is known to answer: requests that it refuses and answers that are
-    unusable end no run. To one that is ``proven`` all calls go at once as well. ``throttle`` has
-    the slots where they are not this runner's alone.
+    gives up after ``patience`` seconds of rate limits without a success, and a pause that was asked
+    for. A model that has ``answered`` so often before is known to answer: requests that it refuses
+    and answers that are unusable end no run. To one that is ``proven`` all calls go at once as
+    well. ``throttle`` has the slots where they are not this runner's alone.
     """
 
     def __init__(
@@ -166,10 +166,9 @@ class Runner:
             return outcome
 
         def in_vain(state: tenacity.RetryCallState) -> bool:
-            fault = _fault(state)
-            silence = time.monotonic() - max(begun, self.last_progress) + (fault.retry_after or 0)
-            limited = fault.kind == "rate_limit" and silence > self.patience
-            return limited or state.attempt_number >= ATTEMPTS[fault.kind]
+            kind = _fault(state).kind
+            limited = kind == "rate_limit" and self.is_silent(begun)
+            return limited or state.attempt_number >= ATTEMPTS[kind]
 
         def slow_down(state: tenacity.RetryCallState) -> None:
             # All calls wait together, so a limit that one met is not met by every other.
@@ -187,6 +186,11 @@ class Runner:
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )(attempt)
         return replace(outcome, usage=usage)
+
+    def is_silent(self, since: float = 0.0) -> bool:
+        """Whether there was no answer for as long as one is patient, since then at least."""
+        silence = time.monotonic() - max(since, self.last_progress)
+        return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
@@ -350,12 +354,11 @@ class _Run:
         else:
             self.failed.append((index, outcome))
             in_a_row.append(fault)
-        silence = time.monotonic() - runner.last_progress
         if fault is not None and (
             self.stopped.is_set()  # by the very first calls
             or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
             or len(in_a_row) >= FAILURES_TO_STOP
-            or (fault.kind == "rate_limit" and silence > runner.patience)
+            or (fault.kind == "rate_limit" and runner.is_silent())
         ):
             raise _no_answer(self.requests[index], fault, runner)
 
