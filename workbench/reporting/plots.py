@@ -183,7 +183,8 @@ def plot_slices(
     estimates = table[columns].to_numpy(dtype=float)
     left = max(-1.0, float(np.nanmin(estimates, initial=0)))
     tested = "p_adjusted" in table
-    luck = ~(table["p_adjusted"] < 0.05) if tested else [False] * len(table)
+    alpha = 1 - getattr(slices, "confidence", 0.95)
+    luck = ~(table["p_adjusted"] < alpha) if tested else [False] * len(table)
     for row, (one, hollow) in enumerate(zip(estimates, luck, strict=True)):
         draw_estimate(ax, row, one, hollow=hollow, left=left, color=blue())
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
@@ -218,7 +219,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     measure = "mean_distance" if "mean_distance" in table else "accuracy"
     values, low, high = (table[f"{measure}{end}"] for end in ("", "_low", "_high"))
     ax.vlines(places, low.astype(float), high.astype(float), color=colour, lw=2)
-    luck = ~(table["p_adjusted"] < 0.05).to_numpy()
+    luck = ~(table["p_adjusted"] < 1 - monitored.confidence).to_numpy()
     look: dict[str, Any] = {"ls": "", "marker": "o", "color": colour, "mew": 1.5, "ms": 6}
     (points,) = ax.plot(places[~luck], values[~luck], **look)
     ax.plot(places[luck], values[luck], mfc=paper(), **look)
