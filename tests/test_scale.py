@@ -130,6 +130,14 @@ def test_whether_words_tell_the_positive_value(values: list[Any], known: bool) -
     assert Scale.of(values).positive_is_known is known
 
 
+def test_values_of_a_table_become_plain() -> None:
+    """Those of pandas and numpy are stored as Python's are."""
+    table = pd.DataFrame({"stars": [3, 1, 2], "ok": [True, False, True], "x": [0.5, 1.0, 1.5]})
+    for column, kind in (("stars", int), ("ok", bool), ("x", float)):
+        scale = Scale.of(sorted(table[column].unique()))
+        assert {type(value) for value in scale.values} == {kind}
+
+
 def test_the_order_may_be_given() -> None:
     assert Scale.of(["b", "a", "c"], ordered=True).values == ("b", "a", "c")
     assert Scale.of(["b", "a", "b", "c"], ordered=True).values == ("b", "a", "c")

@@ -95,6 +95,8 @@ class Scale:
         Whether a numeric scale takes whole numbers only.
     declared
         The two values of a binary scale in the order in which they were declared, see `shown`.
+    observed
+        Whether ``low`` and ``high`` are only those of values seen, see `limits`.
 
     Examples
     --------
@@ -111,6 +113,7 @@ class Scale:
     high: float | None = None
     integer: bool = False
     declared: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    observed: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind != "numeric" and len({fold(v) for v in self.values}) < 2:
@@ -180,7 +183,8 @@ class Scale:
         no is not), and where no word is known to the first one listed. Fewer than two values, and
         values that are read as one (``yes`` and ``Yes``), are an `ArgumentError`.
         """
-        unique = list(dict.fromkeys(values))
+        # What numpy holds is not stored by MLflow.
+        unique = list(dict.fromkeys(v.item() if hasattr(v, "item") else v for v in values))
         by_word: dict[str, Any] = {}
         for value in unique:
             if (other := by_word.setdefault(fold(scalar(value)), value)) is not value:
@@ -232,7 +236,7 @@ class Scale:
             if bools:
                 distinct = [bool(side) for side in sorted(s for s in sides if s is not None)]
         if numbers and len(distinct) > MOST_CATEGORIES:
-            scale = cls("numeric", low=numbers[0], high=numbers[-1])
+            scale = cls("numeric", low=numbers[0], high=numbers[-1], observed=True)
         elif 2 <= len(distinct) <= MOST_CATEGORIES:
             scale = replace(cls.of(distinct), declared=())
         else:
@@ -375,7 +379,12 @@ class Scale:
         numbers = [float(v) for v in observed] if self.kind == "numeric" else []
         if not numbers or (self.low is not None and self.high is not None):
             return self
-        return Scale("numeric", low=min(numbers), high=max(numbers), integer=self.integer)
+        return replace(self, low=min(numbers), high=max(numbers), observed=True)
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """The ends that a new label may not pass; None where they are not known."""
+        return (None, None) if self.observed else (self.low, self.high)
 
     def describe(self) -> str:
         """Return the allowed values as text, for messages."""

@@ -234,6 +234,89 @@ def test_traces_that_join_leave_the_item_where_it_is(wire: Wire) -> None:
     wire.panel.at(4)
 
 
+def test_a_change_of_mind_is_that_of_its_question(browser: Browser, store: str) -> None:
+    """The others are not said again, and each shows the reason that was given last."""
+    imported(0, 2)
+    asked = [workbench.LabelQuestion(name, SCALE) for name in ("quality", "tone")]
+    with wired(browser, questions=asked, reveal=True) as wire:
+        reasons = wire.panel.root.locator(".wb-rationale")
+        wire.panel.press("1", "1")
+        for field in (0, 1):
+            reasons.nth(field).fill("too short")
+        wire.panel.press("Enter")
+        wire.carry()
+        wire.panel.press("3")
+        reasons.nth(0).fill("I missed it")
+        wire.panel.press("Enter")
+        for _ in range(2):
+            wire.panel.at(1)
+            wire.panel.press("ArrowLeft")
+            expect(reasons.nth(0)).to_have_value("I missed it")
+            expect(reasons.nth(1)).to_have_value("too short")
+            wire.panel.press("ArrowRight")
+            wire.carry()
+        changed = wire.session.labels.set_index("question")["changed_to"]
+        assert changed.to_dict() == {"quality": "good", "tone": None}
+
+
+def test_what_is_erased_or_no_number_is_not_passed_over(browser: Browser, store: str) -> None:
+    """A saved answer is not taken back by an empty field; 1,000 may be two numbers."""
+    imported(0, 2)
+    asked = [workbench.LabelQuestion("quality", SCALE)]
+    points = workbench.Scale.from_type(float)
+    asked += [workbench.LabelQuestion("points", points, required=False)]
+    with wired(browser, questions=asked) as wire:
+        field, hint = wire.panel.root.locator(".wb-input"), wire.panel.root.locator(".wb-hint")
+        wire.panel.press("1")
+        for typed, told in (("1,000", "Not rated yet"), ("1,5", "")):
+            field.fill(typed)
+            wire.panel.press("Enter")
+            expect(hint).to_contain_text(told)
+        wire.carry()
+        wire.panel.press("ArrowLeft")
+        wire.panel.at(0)
+        field.fill("")
+        wire.panel.press("Enter")
+        expect(hint).to_contain_text("A saved answer is not taken back")
+        assert list(wire.session.labels["value"]) == ["poor", 1.5]
+
+
+def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:
+    """The empty fields that stood in its place are no change of it."""
+    second = wire.session.trace_ids[1]
+    table = pd.DataFrame({"trace_id": [second], "v": ["good"], "why": ["since so"]})
+    workbench.log_labels(table, name="quality", annotator="ana", value="v", rationale="why")
+    imported(6, 7)
+    wire.session.reread()
+    wire.tell()
+    wire.panel.press("2", "Enter")  # the items are not here again
+    expect(wire.panel.root).to_have_attribute("data-trace", "")
+    wire.carry()
+    wire.panel.at(2)
+    wire.panel.press("ArrowLeft")
+    wire.panel.at(1)
+    expect(wire.panel.root.locator(".wb-rationale")).to_have_value("since so")
+    expect(wire.panel.root.locator(".wb-where")).not_to_contain_text("changed")
+
+
+def test_what_others_have_done_is_not_what_one_has_skipped(browser: Browser, store: str) -> None:
+    queue = workbench.review_queue("pilot", [workbench.LabelQuestion("quality", SCALE)])
+    queue.add(imported(0, 3))
+    with wired(browser, traces=queue) as wire:
+        table = pd.DataFrame({"trace_id": wire.session.trace_ids[1:2], "v": ["good"]})
+        workbench.log_labels(table, name="quality", annotator="ben", value="v")
+        wire.session.reread()
+        wire.carry()
+        for position in (2, "done"):
+            wire.panel.press("2", "Enter")
+            wire.carry()
+            wire.panel.at(position)
+        expect(wire.panel.root.locator(".wb-counts")).to_have_text("2 of 2 labelled")
+        expect(wire.page.get_by_role("button", name="Look at what you skipped")).to_be_hidden()
+        wire.panel.press("ArrowLeft", "ArrowLeft")
+        expect(wire.panel.root.locator(".wb-where")).to_contain_text("not needed any more")
+
+
 def test_a_deleted_trace_does_not_keep_one_from_the_end(browser: Browser, store: str) -> None:
     """In a queue that is longer than what the page holds, which is gone through once."""
     ids = imported(0, 800)
@@ -365,6 +448,18 @@ def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
         assert [one["type"] for one in explorer.evaluate("sent.splice(0)")] == asked
     tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
     expect(note).to_have_value("")  # the draft is gone; this item tells of no note
+
+
+def test_a_reason_stands_until_it_is_changed(explorer: Page) -> None:
+    """It is in its field, so another label does not drop it."""
+    row = {"trace_id": "t000", "human": "no", "judge": "yes", "inputs": "", "outputs": ""}
+    found = {"rows": [row], "matrix": [[0, 1], [0, 0]], "total": 1, "left": 1, "start": 0}
+    tell(explorer, type="page", ask=1, **found)
+    explorer.locator(".wbx-row").click()
+    done = {"answers": {"q": {"value": "no"}}, "changed": {}, "rationale": {"q": "since so"}}
+    item = {"trace_id": "t000", "blocks": {}, "voices": [], "done": done}
+    tell(explorer, type="items", items=[item])
+    expect(explorer.get_by_label("Reason for your label")).to_have_value("since so")
 
 
 def test_why_there_is_no_page_stays_in_sight(explorer: Page) -> None:

@@ -236,6 +236,19 @@ def test_the_same_failure_is_logged_once(store: str, loopback: Start) -> None:
     assert len(pair(judge)) == 3
 
 
+@pytest.mark.parametrize(("refused", "count"), [(403, 1), (400, 12)])
+def test_what_is_always_refused_ends_no_later_run(
+    store: str, loopback: Start, refused: int, count: int
+) -> None:
+    """The verdicts in the store show that the model answers, without a cache as well."""
+    script = f"200x4,{refused}x{count},200x{16 - count},{refused}x{count}"
+    traces(20)
+    judge = judge_at(loopback(script=script).url)
+    for paid in (20, count):
+        done = run(judge, concurrency=1, cache=False)
+        assert (done.calls, len(done.failures)) == (paid, count)
+
+
 def test_a_value_off_the_scale_is_a_failure(store: str, loopback: Start) -> None:
     """The error names the value and what is allowed."""
     traces(3)

@@ -105,14 +105,14 @@ def test_a_model_that_cannot_answer_ends_the_run_everywhere(
     assert server.requests < 10
 
 
-def test_rate_limits_slow_the_whole_cluster_down(
+def test_rate_limits_on_a_cluster_lose_no_row(
     tmp_path: Path, cluster: Client, loopback: Start
 ) -> None:
-    """A server that takes 30 a second gets all rows answered, and few are refused."""
+    """A server that takes 30 a second refuses some requests, and all rows get their answers."""
     server = loopback(rate=30, retry_after=0.5)
     done = score(judge_at(server.url), answers(150), tmp_path / "v", client=cluster, concurrency=32)
     assert (done.rows, done.failed) == (150, 0)
-    assert server.stats()["statuses"].get("429", 0) < 75
+    assert server.stats()["statuses"]["429"]
 
 
 def test_what_one_worker_meets_the_others_hear(cluster: Client) -> None:

@@ -206,6 +206,15 @@ def test_failures_are_rows_and_asked_again_when_wanted(tmp_path: Path, loopback:
     assert second.table[kept]["verdict"].equals(first.table[kept]["verdict"])
 
 
+def test_rows_that_are_always_refused_hold_up_no_others(tmp_path: Path, loopback: Start) -> None:
+    """Where the folder holds answers, failures are those of their rows, in each later run."""
+    server = loopback(script="200x8,400x12,200x8,400x2,403x1,400x13")
+    judge, table = judge_at(server.url), answers(30)
+    assert score(judge, table, tmp_path / "v", concurrency=1).failed == 14
+    again = score(judge, table, tmp_path / "v", concurrency=1, retry_failed=True)
+    assert (again.asked, again.failed) == (14, 14)
+
+
 def test_a_row_that_cannot_be_asked_about_says_why(tmp_path: Path, loopback: Start) -> None:
     """No output, or a cell that cannot be stored: an error of the row, and no call."""
     table, server = answers(12).astype(object), loopback()

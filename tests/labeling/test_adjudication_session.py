@@ -13,6 +13,8 @@ import pytest
 from running import active_store
 
 import workbench
+from workbench.labeling.annotations import revealed_tag
+from workbench.labeling.questions import LabelQuestion
 from workbench.labeling.sessions import AdjudicationSession
 from workbench.labeling.writer import TraceStore
 from workbench.store.labels import decision_feedback, decision_records
@@ -236,6 +238,39 @@ def test_labels_under_an_earlier_rubric_are_marked(ids: list[str]) -> None:
     one = session()
     assert one.setup()["questions"][0]["rubric"] == "Says the *fact*."
     assert [voice["earlier_rubric"] for voice in shown(one)[0]["voices"]] == [True, True]
+
+
+def test_a_decision_is_confirmed_under_a_new_rubric(ids: list[str]) -> None:
+    """The same answer is written once more, with the new version, and is not offered again."""
+    workbench.set_rubric(NAME, "one")
+    one = session()
+    send(one, action(ids[0]))
+    workbench.set_rubric(NAME, "two")
+    (queue,) = one.receive({"type": "offer_again"})
+    assert (queue["position"], one.progress["again"]) == (0, 1)
+    send(one, action(ids[0]))
+    assert one.progress["again"] == 0
+    assert [one.rubric_version for one in decision_records(fetch_traces(ids[:1]), NAME)] == [2]
+    assert session().progress["earlier"] == 0
+
+
+def test_who_has_seen_the_verdict_decides_after_it(ids: list[str]) -> None:
+    """As it is for labels, wherever the verdict was seen."""
+    tag = revealed_tag("Dora", LabelQuestion(NAME, None))
+    mlflow.MlflowClient().set_trace_tag(ids[0], tag, "1")
+    send(session(), action(ids[0]), action(ids[1]))
+    made = decision_records(fetch_traces(ids[:2]), NAME)
+    assert {one.trace_id: one.after_verdict for one in made} == {ids[0]: True, ids[1]: False}
+
+
+def test_a_panel_reads_no_other_store(ids: list[str], tmp_path: Path) -> None:
+    """Where another one is active meanwhile, that is said and nothing changes."""
+    one = session()
+    with active_store(f"sqlite:///{tmp_path}/other.db"):
+        for kind in ("refresh", "offer_again"):
+            (told,) = one.receive({"type": kind})
+            assert "another store is active" in told["error"]
+    assert len(shown(one)) == 2
 
 
 def test_the_panel_writes_what_the_browser_sends(ids: list[str]) -> None:

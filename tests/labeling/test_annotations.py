@@ -14,8 +14,8 @@ SAVE = {"id": "a", "kind": "save", "trace_id": "tr", "answers": {"q": {"value": 
 
 def test_half_an_emoji_in_a_reason_does_not_keep_it_from_being_saved() -> None:
     """A text field that is cut at its limit may end so."""
-    action = parsed(Action, {**SAVE, "rationale": {"q": "fine \ud83d"}})
-    assert action.reason("q") == "fine ?"
+    action = parsed(Action, {**SAVE, "rationale": {"q": " fine\0 \ud83d"}})
+    assert action.reason("q") == "fine\ufffd \ufffd"
 
 
 @pytest.mark.parametrize(

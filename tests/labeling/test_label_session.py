@@ -413,6 +413,52 @@ def test_each_question_is_of_the_rubric_of_its_own_latest_answer(ids: list[str])
     assert earlier_labels("tone").empty
 
 
+def test_that_labels_of_an_earlier_rubric_are_left_is_counted(ids: list[str]) -> None:
+    """Of the whole queue, whatever part of it the page holds."""
+    set_rubric("quality", "Facts first.")
+    view = begin()
+    view.act(view.save(0, "yes"), view.save(1, "yes"))
+    assert view.session.progress["earlier"] == 0
+    set_rubric("quality", "Facts first, and no promises.")
+    view.session.refresh()
+    assert view.session.progress["earlier"] == 2
+    view.act(view.save(0, "yes"))
+    assert view.session.progress["earlier"] == 1
+
+
+def test_the_reason_is_that_of_the_latest_answer(ids: list[str]) -> None:
+    """What was said after the verdict is what is shown, and what is said next replaces."""
+    view = begin()
+    view.act(view.save(0, "no", "too short"))
+    view.act(view.save(0, "yes", "I missed it", after_reveal=True))
+    done = view.items()[0]["done"]
+    assert (done["changed"]["quality"]["value"], done["rationale"]["quality"]) == (
+        "yes", "I missed it",
+    )  # fmt: skip
+
+
+def test_free_text_has_no_balance(ids: list[str]) -> None:
+    """Each text is another value, and all of them would go out with every message."""
+    view = View(LabelSession(annotator="ana", questions=[LabelQuestion("quality", None)]))
+    view.act(view.save(0, "something " * 50))
+    assert view.session.progress["balance"] == {}
+    assert view.session.progress["labelled"] == 1
+
+
+def test_numbers_of_earlier_labels_are_no_limit(ids: list[str]) -> None:
+    """Nor do those of verdicts tell their range before a blind label."""
+    table = pd.DataFrame({"trace_id": ids, "v": range(8)})
+    for source, more in (("m", 12), ("n", 40), ("o", 80)):
+        given = table.assign(v=table["v"] + more)
+        log_verdicts(given, name="points", source=source, value="v", progress=False)
+    view = View(LabelSession("points", annotator="ana"))
+    (asked,) = view.session.setup()["questions"]
+    assert (asked["kind"], asked["low"], asked["high"]) == ("numeric", None, None)
+    answers = {"points": {"value": 100, "abstain": False}}
+    view.act(view.action("save", 0, answers=answers))
+    assert view.session.progress["labelled"] == 1
+
+
 # -- a store that fails ---------------------------------------------------------------------
 
 

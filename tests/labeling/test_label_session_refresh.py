@@ -22,7 +22,7 @@ from labeling_helpers import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas, review_queues
-from mlflow.genai.label_schemas import InputPassFail, InputText
+from mlflow.genai.label_schemas import InputCategorical, InputPassFail, InputText
 
 import workbench
 from workbench import LabelQuestion
@@ -89,6 +89,21 @@ def test_a_store_that_fails_meanwhile_is_read_again() -> None:
     view.send(type="hello", pending=[])
     wait_until(lambda: store.reads > 4)
     view.session.close()
+
+
+def test_a_cell_that_is_run_again_reads_for_one(store: str) -> None:
+    """The session that it has made before is no longer on the page, and stops."""
+    imported(1)
+    first, other, again = (
+        begin(refresh_every=9),
+        begin(annotator="ben", refresh_every=9),
+        begin(refresh_every=9),
+    )
+    for view in (first, other, again):
+        view.send(type="hello", pending=[])
+    assert [view.session._closed.is_set() for view in (first, other, again)] == [True, False, False]
+    for view in (other, again):
+        view.session.close()
 
 
 def test_of_traces_that_were_named_one_may_be_deleted_meanwhile(store: str) -> None:
@@ -205,7 +220,9 @@ def test_what_is_on_the_page_stays_there_whatever_others_do(store: str) -> None:
     assert ben.session.trace_ids == order
     (told,) = ben.told[before:]
     assert told == {"type": "queue", "total": 6, "position": 1, "stay": True}
-    assert [n for n, item in enumerate(ben.items()) if item["skipped"]] == [0, 2, 5]
+    assert [n for n, item in enumerate(ben.items()) if item["taken"]] == [0, 2, 5]
+    assert not any(item["skipped"] for item in ben.items())
+    assert ben.session.summary().set_index("value")["labels"]["not labelled"] == 3
     # The one on the page may be rated all the same, and then what is left comes.
     ben.act(ben.save(0, "no"))
     assert ben.session.position == 1
@@ -341,6 +358,25 @@ def test_a_label_schema_is_asked_in_its_own_words(store: str) -> None:
         LabelSession(None, ids, annotator="ana", questions=["nothing"])
     with pytest.raises(ArgumentError, match="questions holds 7"):
         LabelSession(None, ids, annotator="ana", questions=[7])  # type: ignore[list-item]
+
+
+def test_a_question_of_several_values_leaves_the_others_askable(store: str) -> None:
+    """It is asked in MLflow's page only, and that is said."""
+    ids = imported(1)
+    tags = InputCategorical(["a", "b"], multi_select=True)
+    schemas = [
+        label_schemas.create_label_schema("safe", type="feedback", input=InputPassFail("A", "B")),
+        label_schemas.create_label_schema("tags", type="feedback", input=tags),
+    ]
+    made = review_queues.create_review_queue(
+        "mixed", queue_type="custom", schema_ids=[one.schema_id for one in schemas]
+    )
+    review_queues.add_items_to_review_queue(made.queue_id, item_ids=ids)
+    queue = workbench.review_queue("mixed")
+    assert queue.open_for("ana") == ids
+    session = LabelSession(None, queue, annotator="ana")
+    assert [q.name for q in session.questions] == ["safe"]
+    assert "'tags'" in session.state()["message"]
 
 
 def test_expectations_are_not_asked_and_that_is_said(store: str) -> None:

@@ -120,6 +120,13 @@ def test_several_questions_at_once(store: str) -> None:
     assert find_schema(NAME).instruction == "Says the fact *first*."
 
 
+def test_one_question_needs_no_list(store: str) -> None:
+    """A judge, a name or a `LabelQuestion` by itself."""
+    question = LabelQuestion("grade", Scale.from_type(LADDER))
+    for name, one in (("a", question), ("b", judge()), ("c", "grade"), ("d", iter([question]))):
+        assert len(workbench.review_queue(name, one).questions) == 1
+
+
 def test_an_item_that_one_finished_still_reaches_the_others(store: str) -> None:
     """Where it is to be labelled twice: in the notebook at once, and in MLflow's page after
     `sync`."""

@@ -391,3 +391,11 @@ def test_repetitions_of_an_item_are_no_more_evidence() -> None:
     assert compare(worse, repeated).p_value == pytest.approx(
         compare(replace(once, table=once.table.assign(judge="yes")), once).p_value
     )
+
+
+def test_a_mean_of_distances_is_never_negative() -> None:
+    """Student's interval of few errors would begin below 0."""
+    found = agreement(make_pairs(["good"] * 30, ["good"] * 29 + ["fair"], GRADES))
+    low, high = found.figures["mean absolute error"][1]
+    assert low == 0 < 1 / 30 < high
+    assert found.figures["bias"][1].low < -1 / 30

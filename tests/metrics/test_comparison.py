@@ -80,6 +80,18 @@ def test_how_sure_a_change_is_is_said() -> None:
     assert "The gain may be luck: p = 0.29 is not below 0.05." in str(found)
 
 
+def test_groups_count_and_not_their_rows() -> None:
+    """Five groups can show nothing at p < 0.05, however many rows they have."""
+    people = ["yes"] * 40
+    before, after = make_pairs(people, ["no"] * 40), make_pairs(people, people)
+    groups = {i: n % 5 for n, i in enumerate(before.trace_ids)}
+    found = compare(before, after, groups=groups)
+    assert (found.p_value, found.enough) == (pytest.approx(0.0625), False)
+    assert "5 groups of pairs are too few to tell" in found.power_note
+    many = {i: n % 35 for n, i in enumerate(before.trace_ids)}
+    assert compare(before, after, groups=many).enough
+
+
 def test_what_belongs_together_is_exchanged_together() -> None:
     """Three of ten questions are mended, and of each all answers: that is a chance of 1 in 4."""
     before, after = (make_pairs(["yes"] * 200, ["yes"] * k + ["no"] * (200 - k)) for k in (0, 60))

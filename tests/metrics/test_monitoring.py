@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_pairs import YES_NO
+from loopback import Loopback
+from made_pairs import YES_NO, from_confusion
 
 import workbench
 from workbench.errors import ArgumentError, NoVerdictsError
@@ -35,7 +38,7 @@ JUDGE = workbench.make_judge(
 def folder(
     path: Path,
     weeks: list[list[Any]],
-    scale: Scale = YES_NO,
+    scale: Scale | None = YES_NO,
     mark: str = fingerprint(JUDGE),
     every: int = 1,
 ) -> workbench.Scored:
@@ -142,6 +145,63 @@ def test_too_few_labels_of_the_latest_week_ask_for_more(tmp_path: Path) -> None:
     assert (found.action, "has 20 labels" in found.advice) == ("label", True)
 
 
+def test_weeks_with_few_labels_keep_their_own(tmp_path: Path) -> None:
+    """However few, they are counted and have their agreement: no week is pooled with another."""
+    scored = folder(tmp_path / "v", [HALF] * 4, every=44)
+    found = workbench.monitor(JUDGE, scored, labels(scored, [1.0] * 4))
+    assert list(found.table["labelled"]) == [10, 9, 9, 9]
+    assert list(found.table["accuracy"]) == [1.0] * 4
+    assert "Label 21 more of 2026, week 05, which has 9 labels" in found.advice
+
+
+def test_the_agreement_is_that_of_the_version_that_scored(
+    store: str, tmp_path: Path, loopback: Callable[..., Loopback]
+) -> None:
+    """Pairs of another one are refused, also where the name stands for it."""
+    one, two = (
+        workbench.make_judge(
+            "q", "Is {{ outputs }} right?", model="openai:/m", feedback_value_type=bool,
+            base_url=loopback(says=json.dumps({"result": answer, "rationale": ""})).url,
+        )
+        for answer in (True, False)
+    )  # fmt: skip
+    table = pd.DataFrame({"q": [f"q{n}" for n in range(30)], "a": "x"})
+    columns: dict[str, Any] = {"inputs": "q", "outputs": "a", "progress": False}
+    scored = workbench.score(one, table, **columns, to=tmp_path / "v", sample=30)
+    workbench.assess(two, scored.trace_ids, progress=False)
+    made = pd.DataFrame({"trace_id": scored.trace_ids, "value": True})
+    workbench.log_labels(made, name="q", annotator="ana", value="value", progress=False)
+    found = workbench.monitor(one, scored).agreement
+    assert found is not None
+    assert found.accuracy == 1.0
+    for judge, pairs in ((one, workbench.pair(two)), ("q", None)):
+        with pytest.raises(ArgumentError, match="labels: the pairs are of the version"):
+            workbench.monitor(judge, scored, pairs)
+
+
+def test_labels_outside_the_sample_are_told(tmp_path: Path) -> None:
+    """A note counts them, beside what the pairs have to say themselves."""
+    scored = folder(tmp_path / "v", [HALF], every=4)
+    more = pd.DataFrame({"trace_id": ["t1", "t2"], "value": "yes"})
+    found = workbench.monitor(JUDGE, scored, pd.concat([labels(scored, [0.9]), more]))
+    assert found.notes == ("2 traces of labels have no verdict in the sample and are left out.",)
+    pairs = replace(from_confusion([[20, 5], [5, 20]]), notes=("Known.",))
+    pairs.table["trace_id"] = [f"t{2 * n}" for n in range(50)]
+    found = workbench.monitor(JUDGE, scored, pairs)
+    assert [note[:8] for note in found.notes] == ["Known.", "25 trace"]
+
+
+def test_percentages_are_numbers(tmp_path: Path) -> None:
+    """A judge that answers in text, with more than 20 different ones, is one of numbers."""
+    weeks = [[f"{at + n % 40}%" for n in range(200)] for at in (20, 60)]
+    scored = folder(tmp_path / "v", weeks, None, "m", every=4)
+    table = scored.verdicts.set_index("row").loc[scored.sample["row"]]
+    made = pd.DataFrame({"trace_id": scored.trace_ids, "value": list(table["verdict"])})
+    found = workbench.monitor("q", scored, made)
+    assert list(found.table["shift"]) == [1.0, 1.0]
+    assert list(found.table["mean_distance"]) == [0.0, 0.0]
+
+
 def test_what_is_undefined_is_nan_with_its_reason(tmp_path: Path) -> None:
     """One week, no labels, one verdict throughout."""
     one = folder(tmp_path / "one", [HALF], every=4)
@@ -230,5 +290,8 @@ def test_the_picture_shows_each_week(tmp_path: Path) -> None:
     ax = workbench.plot_monitor(found)
     assert [bar.get_height() for bar in ax.patches] == pytest.approx(list(found.table["shift"]))
     assert ax.get_xticklabels()[0].get_text() == "2026, week 02 (100)"
+    assert [len(line.get_xdata()) for line in ax.lines[:2]] == [3, 0]  # sure, and maybe luck
+    sure = workbench.monitor(JUDGE, scored, labels(scored, [0.9, 0.9, 0.5]), confidence=1 - 1e-12)
+    assert [len(line.get_xdata()) for line in workbench.plot_monitor(sure).lines[:2]] == [0, 3]
     ax.figure.savefig(tmp_path / "monitor.png")
     plt.close("all")

@@ -64,6 +64,14 @@ def test_prevalence_undoes_the_judges_bias_and_skips_abstentions() -> None:
         prevalence(pairs, ["perhaps"])
 
 
+def test_a_rate_that_no_share_of_positives_explains_is_refused() -> None:
+    """Labels tell of more false alarms than there are positive verdicts: no certain 0, but why."""
+    found = prevalence(from_confusion([[180, 20], [20, 180]]), ["yes"] * 250 + ["no"] * 4750)
+    assert math.isnan(found.interval.low)
+    assert "contradict" in found.reason
+    assert found.reason in repr(found)
+
+
 # -- prediction-powered inference -------------------------------------------------------------
 
 

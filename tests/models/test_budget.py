@@ -198,6 +198,18 @@ def test_a_prompt_has_no_more_tokens_than_is_thought(text: str, most: int) -> No
             (5, 7, 3),
         ),
         ({"usageMetadata": {"promptTokenCount": 5, "candidatesTokenCount": 7}}, (5, 7, None)),
+        (  # as MLflow's gateway and litellm tell Anthropic's
+            {
+                "usage": {
+                    "prompt_tokens": 12,
+                    "completion_tokens": 7,
+                    "cache_creation_input_tokens": 3,
+                    "cache_read_input_tokens": 4,
+                    "prompt_tokens_details": {"cached_tokens": 4},
+                }
+            },
+            (12, 7, 4),
+        ),
         ({"usage": None}, (None, None, None)),
         (None, (None, None, None)),
         ({"usage": {"prompt_tokens": "many"}}, (None, None, None)),

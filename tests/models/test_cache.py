@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -116,6 +117,19 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match=r"file.* does not work.*WORKBENCH_CACHE.*cache=False"):
         AnswerCache(tmp_path / "file" / "answers")
+
+
+def test_a_folder_without_locks_is_told(
+    cache: AnswerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on network file systems that have run out of them."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("workbench.models.cache.fcntl.lockf", refused)
+    with pytest.raises(StoreError, match="No locks available"), cache.asking("key", lambda: False):
+        pass
 
 
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:

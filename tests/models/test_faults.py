@@ -66,10 +66,13 @@ def test_a_wait_that_is_asked_for_is_kept() -> None:
     )
     too_long = classify(refused(429, wait=LONGEST_WAIT + 1))
     assert (too_long.kind, too_long.permanent) == ("refused", True)
+    lost = classify(refused(500, wait=LONGEST_WAIT + 1))
+    assert (lost.kind, lost.retry_after) == ("transient", None)
 
 
 def test_a_spent_quota_is_no_rate_limit() -> None:
-    """429 for an account without credit would never pass."""
+    """429 for an account without credit would never pass, and 400 is not for what was sent."""
+    assert classify(refused(400, "Your credit balance is too low to go on")).kind == "refused"
     assert classify(refused(429, "You exceeded your current quota")).kind == "refused"
 
 

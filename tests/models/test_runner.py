@@ -127,6 +127,13 @@ def test_a_rate_limit_slows_all_calls_and_loses_none(loopback: Start) -> None:
     assert sum(v.calls for v in verdicts) == 52
 
 
+def test_a_pause_longer_than_one_is_patient_is_waited_for(loopback: Start) -> None:
+    """Patience begins when the pause ends that the provider asked for."""
+    server = loopback(script="200x1,429x3", retry_after=2)
+    verdicts = run(judge_at(server.url), items(8), concurrency=4, patience=0.5)
+    assert [v.error for v in verdicts] == [None] * 8
+
+
 def test_a_standing_rate_limit_is_lived_with(loopback: Start) -> None:
     """More threads than the provider bears: slower, but complete, and not by brute force."""
     server = loopback(rate=20, retry_after=0.5)
@@ -216,6 +223,29 @@ def test_refusals_of_single_items_do_not_end_a_run(loopback: Start) -> None:
     script = ",".join(["200x8,400x1,403x1"] * 8)
     verdicts = run(judge_at(loopback(script=script, latency=0.1).url), items(80), concurrency=20)
     assert sum(v.error is not None for v in verdicts) == 16
+
+
+def test_a_block_of_refused_items_ends_no_run(loopback: Start) -> None:
+    """However many come in a row, they are failures of their items where others were answered."""
+    settled: list[Verdict] = []
+    verdicts = run(
+        judge_at(loopback(script="200x4,400x30").url), items(40), concurrency=1,
+        on_verdict=settled.append,
+    )  # fmt: skip
+    assert [n for n, v in enumerate(verdicts) if v.error is not None] == list(range(4, 34))
+    assert settled == verdicts
+
+
+def test_answers_from_the_cache_count_as_answers(loopback: Start, cache: AnswerCache) -> None:
+    """One item is refused each time; a key that was changed meanwhile still ends the run early."""
+    server = loopback(script="200x3,403x1,200x8,403x1,401x99")
+    judge = judge_at(server.url)
+    for _ in range(2):
+        verdicts = run(judge, items(12), concurrency=1, cache=cache)
+        assert [n for n, v in enumerate(verdicts) if v.error is not None] == [3]
+    with pytest.raises(CredentialError):
+        run(judge, items(60), cache=cache)
+    assert server.requests <= 13 + 3 + FIRST_CALLS
 
 
 def test_a_dead_port_is_found_out_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

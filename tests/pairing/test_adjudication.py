@@ -106,6 +106,19 @@ def test_a_decision_records_the_rubric_that_it_was_made_under(ids: list[str]) ->
     assert workbench.rubric_history(NAME).version_of(made) == 2
 
 
+def test_the_same_decision_is_recorded_again_under_a_new_rubric(ids: list[str]) -> None:
+    """And where the verdict is said to have been seen; a value of pandas is a plain one."""
+    rows = pd.Series([1, 2])
+    workbench.set_rubric("grade", "First thoughts.")
+    for seen, version in ((False, 1), (False, 2), (True, 2), (True, 2)):
+        if version == 2:
+            workbench.set_rubric("grade", "Says the fact.")
+        made = workbench.adjudicate(ids[2], rows[1], name="grade", by="Ana", after_verdict=seen)
+        assert (made.value, made.rubric_version, made.after_verdict) == (2, version, seen)
+    (trace,) = fetch_traces([ids[2]], spans=False)
+    assert len(decision_feedback(trace, "grade")) == 3
+
+
 def test_a_later_decision_replaces_the_earlier(ids: list[str]) -> None:
     """Even when the later one's clock is behind; back and forth each counts."""
     ahead = Feedback(

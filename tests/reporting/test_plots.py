@@ -165,6 +165,8 @@ def test_slices_show_n_interval_and_the_overall_line() -> None:
     )
     with pytest.raises(ArgumentError, match="kappa"):
         plot_slices(SLICES, metric="kappa")
+    strict = SimpleNamespace(table=SLICES, by="model", confidence=0.99)
+    assert legend(plot_slices(strict, ax=axes())) == ["differs (p < 0.01, adjusted)", "may be luck"]
     alone = plot_slices(SLICES.head(1).assign(p_adjusted=math.nan), ax=axes())
     (dot,) = [line for line in alone.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert dot.get_markerfacecolor() == "white"  # a single slice differs from nothing

@@ -41,6 +41,13 @@ def test_it_says_what_happened_to_each_cell() -> None:
     assert "'so-so' (1: row 24)" in repr(found)
 
 
+def test_many_different_percentages_are_numbers() -> None:
+    """As they are for `pair`, with whatever else is a number."""
+    found = check(table([f"{n}%" for n in range(30)] + ["12.5 %"]))
+    assert (found.errors, found.scale.kind, found.scale.integer) == ((), "numeric", False)
+    assert found.counts["ana"].sum() == 31
+
+
 @pytest.mark.parametrize(
     ("ratings", "odd"),
     [

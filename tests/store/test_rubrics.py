@@ -128,4 +128,6 @@ def test_labels_under_an_earlier_rubric_are_told(trace_ids: list[str]) -> None:
     assert told[["trace_id", "annotator", "value", "rubric_version"]].values.tolist() == [
         [second, "ben", "poor", 1]
     ]
+    assert len(workbench.earlier_labels(NAME, annotator="Ben")) == 1
+    assert workbench.earlier_labels(NAME, annotator="ana").empty
     assert workbench.earlier_labels(NAME, annotator="ana").empty

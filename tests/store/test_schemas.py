@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
+from mlflow.genai import label_schemas
+from mlflow.genai.label_schemas import InputText
 from mlflow.tracing.client import TracingClient
 
 from workbench.errors import ArgumentError, StoreError
@@ -53,6 +55,9 @@ def test_what_no_schema_can_be_is_refused(store: str) -> None:
         make_schema("quality", SCALES[1])
     with pytest.raises(ArgumentError, match="11 values"):
         make_schema("other", Scale.of([f"class {n}" for n in range(11)]))
+    label_schemas.create_label_schema("answer", type="expectation", input=InputText())
+    with pytest.raises(ArgumentError, match=r"'answer' is there already.*expectation"):
+        make_schema("answer", None)
 
 
 def test_a_store_without_schemas_says_so(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

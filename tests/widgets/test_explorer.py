@@ -192,6 +192,24 @@ def test_items_are_sent_to_the_label_queue(traces: list[str]) -> None:
     assert "each=2" in told[-1]["text"]
 
 
+@pytest.mark.parametrize(("kind", "values", "other"), [(int, [2, 3, 4], 1), (float, [0.2, 0.9], 1)])
+def test_numbers_that_were_seen_do_not_limit_those_to_come(
+    traces: list[str], kind: type, values: list[Any], other: int
+) -> None:
+    """Neither a label given here nor the queue's question; the ends of a schema do."""
+    table = pd.DataFrame({"trace_id": traces, "v": (values * 3)[:6]})
+    workbench.log_labels(table, name="n", annotator="ben", value="v")
+    workbench.log_verdicts(table, name="n", source="m", value="v")
+    pairs = workbench.pair("n", scale=workbench.Scale.from_type(kind))
+    made = workbench.Explorer(pairs, annotator="ana")
+    (asked, _) = made.session.setup()["questions"]
+    assert (asked["low"], asked["high"]) == (None, None)
+    assert made.session.questions[0].answer(other) == other
+    receive(made, type="send", trace_id=traces[0])
+    schema = workbench.review_queue("n").schemas[0].input
+    assert (schema.min_value, schema.max_value) == (None, None)
+
+
 def test_what_cannot_be_done_is_told(traces: list[str]) -> None:
     """No label without an annotator; malformed queries; deleted traces; a store that is left."""
     made, told = explorer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -14,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 from comm import create_comm
+from running import active_store
 
 import workbench
 from workbench.labeling.questions import LabelQuestion
@@ -70,6 +72,20 @@ def test_a_label_that_cannot_be_saved_is_listed(trace_ids: list[str]) -> None:
     rate(shown, trace_ids[1], "yes")
     assert shown.unsaved["trace_id"].tolist() == [trace_ids[1]]
     assert "1 could not be saved" in repr(shown)
+
+
+def test_two_folders_with_stores_of_one_name_share_nothing_in_the_browser(
+    trace_ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits in the browser is of the database's file, wherever the notebook lies."""
+    keys = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "mlflow.db", tmp_path / folder)
+        monkeypatch.chdir(tmp_path / folder)
+        with active_store("sqlite:///mlflow.db", "test"):
+            keys.append(panel().setup["panel_key"])
+    assert len(set(keys)) == 2
 
 
 def test_new_traces_join_the_queue(trace_ids: list[str]) -> None:

@@ -165,7 +165,8 @@ def assess(
     with ExitStack() as stack:
         answers = stack.enter_context(AnswerCache()) if cache else None
         writer = stack.enter_context(AssessmentWriter()) if log else None
-        runner = stack.enter_context(Runner(cache=answers, budget=limit, concurrency=concurrency))
+        shared: dict[str, Any] = {"cache": answers, "budget": limit, "concurrency": concurrency}
+        runner = stack.enter_context(Runner(answered=len(known), **shared))
 
         def keep(verdict: Verdict) -> None:
             verdicts[verdict.trace_id, verdict.sample] = verdict

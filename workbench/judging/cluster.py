@@ -35,7 +35,7 @@ HEARD_EVERY: Final = 0.25
 
 
 def ask_on_cluster(
-    tasks: Iterator[Task], judge: Judge, client: Any, concurrency: int
+    tasks: Iterator[Task], judge: Judge, client: Any, concurrency: int, answered: int
 ) -> Generator[tuple[Task, list[Verdict]]]:
     """Have the workers of a ``distributed.Client`` judge partitions, and give them as they come.
 
@@ -60,8 +60,8 @@ def ask_on_cluster(
                     break
                 future = client.submit(
                     _ask, name, max(1, concurrency // len(workers)), judge,
-                    list(upcoming.items.values()), workers=[worker], allow_other_workers=True,
-                    pure=False,
+                    list(upcoming.items.values()), answered, workers=[worker],
+                    allow_other_workers=True, pure=False,
                 )  # fmt: skip
                 under_way[future] = upcoming, worker
                 upcoming = next(tasks, None)  # read while the workers are busy
@@ -127,7 +127,7 @@ _runner: tuple[tuple[str, int], Runner] | None = None
 _asking = threading.Lock()  # a worker of several threads has one partition at a time as well
 
 
-def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verdict]:
+def _ask(name: str, share: int, judge: Judge, items: list[Example], answered: int) -> list[Verdict]:
     """Judge a partition on this worker, with the connections that it has for the run."""
     from distributed import Variable, get_client
 
@@ -142,5 +142,6 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example]) -> list[Verd
                 _runner[1].close()
             stop = threading.Event()
             throttle = SharedThrottle(share, Variable(name, client=get_client()), stop.set)
-            _runner = (name, share), Runner(concurrency=share, stop=stop, throttle=throttle)
+            own: dict[str, Any] = {"stop": stop, "throttle": throttle, "answered": answered}
+            _runner = (name, share), Runner(concurrency=share, **own)
         return judge_examples(judge, items, _runner[1])

@@ -134,11 +134,12 @@ def score(
     expected = {"fingerprint": fingerprint(judge), "size of partitions": partition_rows}
     expected |= {"choice of columns to keep": list(layout.keep)}
     shown = bar(total=known_length(table), desc=f"scoring with {judge.name}", disable=not progress)
-    with shown, folder.writing(expected):
+    with shown, folder.writing(expected) as answered:
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
         ask = _ask_here if client is None else ask_on_cluster
+        tasks = run.tasks(table, retry_failed)
         try:
-            with closing(ask(run.tasks(table, retry_failed), judge, client, concurrency)) as asked:
+            with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
                 for task, verdicts in asked:
                     run.settle(task, verdicts)
         except KeyboardInterrupt:
@@ -159,9 +160,9 @@ def score(
 
 
 def _ask_here(
-    tasks: Iterator[Task], judge: Judge, client: None, concurrency: int
+    tasks: Iterator[Task], judge: Judge, client: None, concurrency: int, answered: int
 ) -> Generator[tuple[Task, list[Verdict]]]:
-    with Runner(concurrency=concurrency) as runner:
+    with Runner(concurrency=concurrency, answered=answered) as runner:
         for task in tasks:
             yield task, judge_examples(judge, list(task.items.values()), runner)
 

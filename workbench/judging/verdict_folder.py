@@ -56,8 +56,11 @@ class VerdictFolder:
         return sorted(self.path.glob("part-*.parquet"))
 
     @contextmanager
-    def writing(self, expected: dict[str, Any]) -> Iterator[None]:
-        """Hold the folder, whose files must all be of the ``expected`` judge and partitions."""
+    def writing(self, expected: dict[str, Any]) -> Iterator[int]:
+        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
+
+        Gives the number of rows that the judge has answered.
+        """
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -70,9 +73,8 @@ class VerdictFolder:
         except OSError as error:
             raise StoreError(f"The folder {self.path} cannot be written: {error}.") from error
         try:
-            for path in self.parts():
-                self.check(path, expected)
-            yield
+            footers = [self.check(path, expected) for path in self.parts()]
+            yield sum(one["rows"] - one["failed"] for one in footers)
         finally:
             lock.release()
 

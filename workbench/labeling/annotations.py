@@ -13,6 +13,7 @@ from mlflow.entities import Feedback, Trace, TraceData, TraceInfo
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from workbench.errors import ArgumentError, ScaleError
+from workbench.formatting import storable
 from workbench.labeling.questions import LabelQuestion
 from workbench.scale import ABSTAIN
 from workbench.store.labels import Label, label_records, same_person
@@ -69,9 +70,7 @@ class Action(BaseModel):
 
     def reason(self, question: str) -> str:
         """Return the rationale given with the answer to a question."""
-        # A text field that cuts an emoji in two leaves a half that cannot be stored.
-        text = str(self.rationale.get(question) or "")
-        return text.encode("utf-8", "replace").decode().strip()
+        return storable(str(self.rationale.get(question) or "")).strip()
 
 
 def parsed(model: type[Model], raw: Any) -> Model:
@@ -161,6 +160,15 @@ class Annotations:
     revealed: frozenset[str] = frozenset()
     draw: Draw | None = None
     done: bool = False
+
+    @property
+    def latest(self) -> dict[str, Label]:
+        """The answers as they are now: those of a change of mind where there is one."""
+        return {**self.answers, **self.changed}
+
+    def is_earlier(self, rubrics: Mapping[str, RubricHistory]) -> bool:
+        """Whether some question has no answer under its current rubric."""
+        return any(rubrics[name].is_earlier(one) for name, one in self.latest.items())
 
     @property
     def labelled_ms(self) -> int:
@@ -273,8 +281,8 @@ def item_json(
         "done": answers if is_done else None,
         "partial": None if is_done else answers,
         "again": item.again,
-        # To a view what others have done is like what was put off: it is not offered.
-        "skipped": item.status in ("skipped", "taken"),
+        "skipped": item.status == "skipped",
+        "taken": item.status == "taken",
         "gone": item.gone,
         "voices": item.voices,
     }
@@ -285,12 +293,12 @@ def answers_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, 
     answers, changed = item.annotations.answers, item.annotations.changed
     if not answers:
         return None
-    latest = {**answers, **changed}
+    latest = item.annotations.latest
     return {
         "answers": {name: _answer(one) for name, one in answers.items()},
-        "rationale": {name: one.rationale or "" for name, one in answers.items()},
+        "rationale": {name: one.rationale or "" for name, one in latest.items()},
         "changed": {name: _answer(one) for name, one in changed.items()},
-        "earlier_rubric": any(rubrics[name].is_earlier(one) for name, one in latest.items()),
+        "earlier_rubric": item.annotations.is_earlier(rubrics),
         "elsewhere": item.annotations.actions == {None},
         "decided_by": next(iter(answers.values())).annotator,
     }

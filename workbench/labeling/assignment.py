@@ -21,8 +21,9 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, html_text
+from workbench.store.labels import same_person
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import check_people
+from workbench.vocabulary import check_people, folded
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,17 +39,18 @@ class Assignment:
 
     def of(self, annotator: str, *, batch: int | None = None) -> list[str]:
         """Return the traces of one annotator, in order; with ``batch`` those of one, from 0."""
-        one_of("annotator", annotator, self.annotators)
+        named = next((who for who in self.annotators if same_person(who, annotator)), annotator)
+        one_of("annotator", named, self.annotators)
         if batch is not None and batch not in range(self.batches):
             raise ArgumentError(
                 f"batch={batch!r} does not exist. There are {self.batches} batches, from 0."
             )
-        table = self.table[self.table["annotator"] == annotator]
+        table = self.table[self.table["annotator"] == named]
         return list(table["trace_id"] if batch is None else table["trace_id"][table.batch == batch])
 
     def annotators_of(self, trace_id: str) -> tuple[str, ...]:
         """Return who labels a trace, by rank."""
-        ranked = sorted(self.annotators, key=lambda who: (_hash(self.seed, trace_id, who), who))
+        ranked = sorted(self.annotators, key=lambda who: _hash(self.seed, trace_id, folded(who)))
         # A number in [0, 1) that the trace and the seed determine.
         chance = int.from_bytes(_hash("all", self.seed, trace_id)[:7], "big") / 2**56
         return tuple(ranked if chance < self.share else ranked[: self.each])

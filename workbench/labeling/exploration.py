@@ -20,7 +20,7 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.entities import Trace, TraceData, TraceInfo
 
-from workbench.errors import ArgumentError, StoreError
+from workbench.errors import ArgumentError
 from workbench.formatting import counted, excerpt
 from workbench.labeling.annotations import (
     Action,
@@ -128,7 +128,7 @@ class Exploration(Session):
     def _read_texts(self) -> None:
         problem = ""
         try:
-            self._check_store()
+            self.check_store()
             infos = list(self.store.infos(list(self.found.place), missing_ok=True).values())
             self.found.read(self._examples(infos))
             if lost := len(self.found.place) - len(infos):
@@ -211,7 +211,7 @@ class Exploration(Session):
 
     def send(self, trace_id: str) -> Message:
         """Put a trace into the label queue, and tell what came of it."""
-        self._check_store()
+        self.check_store()
         queue = self._label_queue()
         told = "Now in" if queue.add([trace_id]) else "Already in"
         told += f" the queue {queue.name!r}."
@@ -220,13 +220,6 @@ class Exploration(Session):
             more = f"workbench.review_queue({queue.name!r}, each={given + 1})"
             told += f" It has {counted(given, 'label')}, which is all that is asked for: {more}."
         return {"type": "sent", "trace_id": trace_id, "text": told}
-
-    def _check_store(self) -> None:
-        if not self.store.is_active:
-            raise StoreError(
-                f"These pairs are of {self.store.address}, and another store is active now. "
-                "Activate theirs again (mlflow.set_tracking_uri)."
-            )
 
     def _label_queue(self) -> ReviewQueue:
         """The queue; one that is made here asks for a label more than any trace has."""

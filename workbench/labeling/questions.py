@@ -97,6 +97,7 @@ class LabelQuestion:
         """Return the question as the view needs it."""
         scale = self.scale
         values = scale.values if scale else ()
+        low, high = scale.limits if scale else (None, None)
         return {
             "name": self.name,
             "kind": self.kind,
@@ -104,8 +105,8 @@ class LabelQuestion:
             "rubric": self.rubric,
             "rubric_version": self.rubric_version,
             "values": [{"value": value, "label": self.shown(value)} for value in values],
-            "low": scale.low if scale else None,
-            "high": scale.high if scale else None,
+            "low": low,
+            "high": high,
             "integer": bool(scale and scale.integer),
             "required": self.required,
         }
@@ -128,8 +129,8 @@ class LabelQuestion:
             raise ScaleError(f"{self.name}: {value!r:.80} is no single value.")
         canonical = self.read(value)
         if self.scale is not None and self.kind == "numeric" and canonical is not ABSTAIN:
-            low = -math.inf if self.scale.low is None else self.scale.low
-            high = math.inf if self.scale.high is None else self.scale.high
+            low, high = self.scale.limits
+            low, high = -math.inf if low is None else low, math.inf if high is None else high
             if not low <= canonical <= high:
                 raise ScaleError(f"{self.name}: {canonical} does not lie in [{low}, {high}].")
         return canonical

@@ -33,7 +33,7 @@ from workbench.scale import Scale
 from workbench.store.database import all_pages, find_experiment_id, store_errors
 from workbench.store.labels import label_records, same_person
 from workbench.store.rubrics import rubric_history
-from workbench.store.schemas import asks_for_feedback, every_schema, make_schema, supported
+from workbench.store.schemas import asks_for_one, every_schema, make_schema, supported
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces, trace_infos
 from workbench.vocabulary import folded
@@ -112,11 +112,11 @@ class ReviewQueue:
 
     @property
     def schemas(self) -> list[LabelSchema]:
-        """The label schemas of its questions that ask for feedback."""
-        return [one for one in self.every_schema() if asks_for_feedback(one)]
+        """The label schemas of its questions that ask for feedback, a single value each."""
+        return [one for one in self.every_schema() if asks_for_one(one)]
 
     def every_schema(self) -> list[LabelSchema]:
-        """Return its label schemas; those that ask for expectations are not asked in panels."""
+        """Return its label schemas, also those that panels do not ask (see `schemas`)."""
         found = every_schema(experiment=self.experiment_id)
         queue = review_queues.get_review_queue(self.queue_id)
         if str(queue.queue_type) == "user":  # a person's own list asks all of the experiment's
@@ -288,7 +288,7 @@ def _required(schemas: Iterable[LabelSchema]) -> list[str]:
 @store_errors()
 def review_queue(
     name: str,
-    questions: Iterable[Judge | LabelQuestion | str] | None = None,
+    questions: Iterable[Judge | LabelQuestion | str] | Judge | LabelQuestion | None = None,
     *,
     annotators: Iterable[str] | None = None,
     each: int | None = None,
@@ -337,7 +337,7 @@ def review_queue(
     if annotators:
         assign([], annotators)  # checks the names
     team = None if annotators is None else tuple(annotators)
-    several = [questions] if isinstance(questions, str) else questions
+    several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
     schema_ids = tuple(_schema_id(one, where) for one in several or ())
     with supported("review queues"):
         found = _in_mlflow(name, where, schema_ids, team)

@@ -17,8 +17,9 @@ with a smaller ``stamp`` than the ``saved`` of their trace were read before it.
 Of an item, ``done`` is what the store holds, never what waits: None or ``{"answers": {question:
 {"value", "abstain"}}, "rationale": {question: text}, "changed": {question: {"value", "abstain"}},
 "earlier_rubric", "elsewhere", "decided_by"}``. ``partial`` is the same where a required question
-is open. ``changed`` is what was said otherwise after the reveal. ``earlier_rubric``: some question
-has no answer under its current rubric. ``voices`` are the labels that are decided on.
+is open. ``changed`` is what was said otherwise after the reveal, and ``rationale`` is that of the
+latest answers. ``earlier_rubric``: some question has no answer under its current rubric. ``taken``:
+others have done it. ``voices`` are the labels that are decided on.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 from mlflow.entities import TraceInfo
 
-from workbench.errors import ArgumentError, WorkbenchError
+from workbench.errors import ArgumentError, StoreError, WorkbenchError
 from workbench.labeling.annotations import (
     Action,
     Item,
@@ -74,6 +76,9 @@ class Session:
         self.lock = threading.RLock()
         self.writer = Writer()
         self._epoch = uuid.uuid4().hex
+        # Two folders may each have a store of the same relative address.
+        _, sqlite, path = store.address.rpartition("sqlite:///")
+        self._address = f"{sqlite}{Path(path).absolute()}" if sqlite else store.address
         self.waiting: dict[str, Action] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
         self._seconds: deque[float] = deque(maxlen=_RECENT)
@@ -111,9 +116,10 @@ class Session:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``waiting``
-        (not in the store yet), ``balance`` (labels of the first question by value), ``per_hour``
-        and ``seconds_left`` (None where not known)."""
+        """Counts: ``labelled`` and ``skipped`` of ``total``, ``again`` (offered again), ``earlier``
+        (labelled under an earlier rubric), ``waiting`` (not in the store yet), ``balance`` (labels
+        of the first question by value), ``per_hour`` and ``seconds_left`` (None where not known).
+        """
         with self.lock:
             items, first = self.items.values(), self.questions[0]
             status = Counter(item.status for item in items)
@@ -123,9 +129,13 @@ class Session:
                 "labelled": sum(item.annotations.done for item in items),
                 "skipped": status["skipped"],
                 "again": sum(item.again for item in items),
+                "earlier": sum(map(self._is_earlier, items)),
                 "total": len(items) - status["taken"],
                 "waiting": len(self.waiting),
-                "balance": {first.shown(value): n for value, n in self.balance(first).items()},
+                # Of free text each answer is a value of its own.
+                "balance": {first.shown(v): n for v, n in self.balance(first).items()}
+                if first.scale
+                else {},
                 "per_hour": round(3600 / seconds, 1) if seconds else None,
                 "seconds_left": round(left * seconds, 1) if seconds else None,
             }
@@ -151,7 +161,7 @@ class Session:
 
     def setup(self) -> Message:
         """Return what does not change; a browser keeps what is not saved under ``panel_key``."""
-        where = [self.store.address, self.store.experiment, *self.scope, self.annotator]
+        where = [self._address, self.store.experiment, *self.scope, self.annotator]
         return {
             "panel_key": annotator_key(json.dumps(where), self.questions),
             "epoch": self._epoch,
@@ -205,6 +215,7 @@ class Session:
 
     def refresh(self) -> list[Message]:
         """Read the store again, with the latest rubrics, and return the messages to send."""
+        self.check_store()
         with self.writer.busy:
             self.reload()
         return [self.queue_message()]
@@ -220,14 +231,23 @@ class Session:
     def offer_again(self, trace_ids: Iterable[str] | None = None) -> list[Message]:
         """Open labelled items again, until each has a newer answer, by default those that were
         labelled under an earlier rubric; return the messages to send."""
+        self.check_store()
         self.ask(self.questions)
         chosen = None if trace_ids is None else set(trace_ids)
         with self.lock:
             for trace_id, item in self.items.items():
-                done = self._done(item)
-                if done and (done["earlier_rubric"] if chosen is None else trace_id in chosen):
+                is_chosen = self._is_earlier(item) if chosen is None else trace_id in chosen
+                if is_chosen and item.annotations.done:
                     item.again = True
             return [self.queue_message()]
+
+    def check_store(self) -> None:
+        """Raise `StoreError` where another store is active than the session's."""
+        if not self.store.is_active:
+            raise StoreError(
+                f"This is read from {self.store.address}, and another store is active now. "
+                "Activate that one again (mlflow.set_tracking_uri)."
+            )
 
     def queue_message(self, **more: Any) -> Message:
         """Return the message that the items have changed."""
@@ -254,6 +274,9 @@ class Session:
                 if i in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
+
+    def _is_earlier(self, item: Item) -> bool:
+        return item.annotations.done and item.annotations.is_earlier(self.rubrics)
 
     def _done(self, item: Item) -> Message | None:
         return answers_json(item, self.rubrics) if item.annotations.done else None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pandas as pd
 from mlflow.entities import Feedback, TraceInfo
@@ -41,7 +42,7 @@ from workbench.scale import ABSTAIN, Scale
 from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.labels import Label, decision_records, label_records, same_person
-from workbench.store.schemas import asks_for_feedback
+from workbench.store.schemas import asks_for_one
 from workbench.store.tables import check_text
 
 _DRAW = ["chosen", "probability", "draw", "pool"]
@@ -51,6 +52,9 @@ _COLUMNS = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
+
+_reading: WeakValueDictionary[str, LabelSession] = WeakValueDictionary()
+"""The sessions that read the store by themselves, by the key of their panel."""
 
 
 class LabelSession(Session):
@@ -91,7 +95,7 @@ class LabelSession(Session):
             experiment = experiment or traces.experiment_id
             if judge_or_name is None and questions is None:
                 questions = traces.questions
-                left_out = [s.name for s in traces.every_schema() if not asks_for_feedback(s)]
+                left_out = [s.name for s in traces.every_schema() if not asks_for_one(s)]
         super().__init__(annotator, store or TraceStore(experiment))
         self._read = partial(read_workload, self.store, annotator, traces, assign)
         work = self._read()
@@ -107,7 +111,7 @@ class LabelSession(Session):
         self.notes = list(self._queue.notes)
         if left_out:
             names = ", ".join(map(repr, left_out))
-            told = f"Not asked here, since they ask for expectations: {names}."
+            told = f"Not asked here, since they ask for several values or expectations: {names}."
             self.notes.append(f"{told} Use MLflow's page.")
 
     def answer(self, kind: Any, message: Any) -> list[Message]:
@@ -116,6 +120,11 @@ class LabelSession(Session):
             return []
         if kind == "hello" and self._refresh_every is not None:
             every, self._refresh_every = self._refresh_every, None
+            # A cell that is run again makes another session, and the older one is out of sight.
+            key = self.setup()["panel_key"]
+            if (older := _reading.get(key)) is not None:
+                older.close()
+            _reading[key] = self
             threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
 
@@ -266,7 +275,7 @@ class LabelSession(Session):
         abstention; below them the counts of abstentions and of open items."""
         rows = []
         with self.lock:
-            present = sum(not item.gone for item in self.items.values())
+            present = sum(one.status not in ("gone", "taken") for one in self.items.values())
             for question in self.questions:
                 counts = self.balance(question)
                 abstained = counts.pop(ABSTAIN, 0)
@@ -363,6 +372,7 @@ class AdjudicationSession(Session):
                 name=name,
                 by=self.annotator,
                 rationale=action.reason(name),
+                after_verdict=revealed_tag(self.annotator, question) in info.tags,
                 rubric_version=version,
             )
             return [made] if made else []

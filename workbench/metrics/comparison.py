@@ -206,7 +206,8 @@ def compare(
         fixed, broken = (gap_before > 0) & (gap_after == 0), (gap_before == 0) & (gap_after > 0)
         gain = fixed.sum() - broken.sum()
         improved = bool(gain > 0 or (gain == 0 and improved))
-    p_value = mcnemar(np.bincount(one.groups, fixed * 1.0 - broken))
+    gains = np.bincount(one.groups, fixed * 1.0 - broken)
+    p_value = mcnemar(gains)
     items = before.table[["trace_id", "human"]].assign(
         before=before.table["judge"], after=after.table["judge"]
     )
@@ -224,9 +225,7 @@ def compare(
         still_wrong=changed[2],
         p_value=p_value,
         improved=improved,
-        power_note=_power_note(
-            len(items), int((fixed | broken).sum()), p_value, 1 - confidence, changes["accuracy"][1]
-        ),
+        power_note=_power_note(gains, len(items), p_value, 1 - confidence, changes["accuracy"][1]),
         only_before=tuple(sorted(ids[0] - ids[1])),
         only_after=tuple(sorted(ids[1] - ids[0])),
         confidence=confidence,
@@ -306,23 +305,28 @@ def _change_of_share(
     return paired_difference(both, only_old, only_new, neither, confidence)
 
 
-def _power_note(n: int, differing: int, p_value: float, alpha: float, change: Interval) -> str:
-    """Why there is too little to tell the two judges apart; "" where there is enough."""
+def _power_note(gains: Array, items: int, p_value: float, alpha: float, change: Interval) -> str:
+    """Why there is too little to tell the two judges apart; "" where there is enough.
+
+    ``gains`` are those of the groups that the test exchanges, which may be single items.
+    """
+    n, differing = len(gains), np.count_nonzero(gains)
+    pairs = f"{n} pairs" if n == items else f"{n} groups of pairs"
     # k items that all changed one way have the two-sided p-value 2 * 0.5**k.
     needed = math.ceil(math.log2(2 / alpha) + 1e-9)
     if n < ENOUGH_PAIRS and p_value < alpha:
         note = (
-            f"{n} pairs are few: that there is a difference is hardly luck, but how large it is "
+            f"{pairs} are few: that there is a difference is hardly luck, but how large it is "
             "remains wide open."
         )
     elif n < ENOUGH_PAIRS:
         note = (
-            f"{n} pairs are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
+            f"{pairs} are too few to tell: with fewer than {ENOUGH_PAIRS}, a gain or a "
             "loss may be luck."
         )
     elif differing < needed:
         note = (
-            f"The two judges differ on {differing} of {n} pairs only; even if all of them "
+            f"The two judges differ on {differing} of {pairs} only; even if all of them "
             f"went one way, fewer than {needed} cannot show a difference at p < {alpha:.2g}."
         )
     else:

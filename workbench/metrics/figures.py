@@ -235,7 +235,9 @@ def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[st
         error = coded.positions[coded.judge] - coded.positions[coded.human]
         for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
             if not right.all():
-                found[name] = found[name][0], mean_interval(values, confidence, coded.groups)
+                low, high = mean_interval(values, confidence, coded.groups)
+                low = low if name == "bias" else max(low, 0.0)  # which keeps nan
+                found[name] = found[name][0], Interval(low, high)
         found["within one"] = (math.nan, UNDEFINED)
         if coded.span > 1:
             near = np.abs(error) <= 1 + ROUNDING

@@ -66,6 +66,7 @@ class Monitored(Result):
     advice: str
     undefined: Mapping[str, str]
     notes: tuple[str, ...]
+    confidence: float = 0.95
 
     def __repr__(self) -> str:
         found = "no labels"
@@ -102,14 +103,15 @@ def monitor(
         one, say. Weeks are those of its column ``time``.
     labels
         People's labels on the sample: `workbench.Pairs`, or a table with one row a trace,
-        ``trace_id`` and ``value``. None: those in the store under the judge's name.
+        ``trace_id`` and ``value``. None: those in the store under the judge's name. Others than
+        those of the sample are left out, and counted in ``.notes``.
     confidence
         Of intervals and tests, in (0, 1).
 
     Raises
     ------
     ArgumentError
-        For verdicts of another judge, and for labels on other traces than those of the sample.
+        For verdicts or pairs of another judge, and where no label is on a trace of the sample.
     NoVerdictsError
         Where no row has a usable verdict.
     """
@@ -136,12 +138,15 @@ def monitor(
     pairs: Pairs | None = None
     by_week: Slices | None = None
     try:
-        pairs = _paired(judge, labels, sample)
+        pairs = _paired(judge, labels, sample, folders[0].fingerprint)
         by_week = agreement(pairs, by="week", confidence=confidence)
     except NoLabelsError as error:
         undefined["agreement"] = str(error)
     scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
-    shifts = _shifts(verdicts, numeric=scale is not None and scale.kind == "numeric")
+    if numeric := scale is not None and scale.kind == "numeric":
+        read = {value: scale.normalise(value) for value in set(verdicts["verdict"])}
+        verdicts["verdict"] = verdicts["verdict"].map(read).astype(float)
+    shifts = _shifts(verdicts, numeric=numeric)
     table = _with_agreement(shifts, by_week)
     trend, trend_p = math.nan, math.nan
     if pairs is not None:
@@ -157,7 +162,7 @@ def monitor(
     action, advice = _advised(table, agreement_p, trend, falling, verdict_p, 1 - confidence)
     return Monitored(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
-        action, advice, undefined, () if pairs is None else pairs.notes,
+        action, advice, undefined, () if pairs is None else pairs.notes, confidence,
     )  # fmt: skip
 
 
@@ -170,20 +175,30 @@ def _dated(scored: Scored) -> pd.DataFrame:
     return table.assign(week=days.map(weeks), trace_id=table["row"].map(traces))
 
 
-def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame) -> Pairs:
+def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) -> Pairs:
     """The labels joined with the verdicts on the sample, with the ``week`` of each."""
     ids = set(sample["trace_id"])
     if not ids:
         raise NoLabelsError("No row was imported as a trace: workbench.score(..., sample=200).")
-    pairs = pair(judge, sorted(ids)) if labels is None else labels
-    if isinstance(labels, pd.DataFrame):
-        pairs = _joined(judge, labels, sample)
+    if labels is None:
+        labels = pair(judge, sorted(ids))
+    pairs = _joined(judge, labels, sample) if isinstance(labels, pd.DataFrame) else labels
+    if pairs.fingerprint not in ("", mark):
+        raise ArgumentError(
+            f"labels: the pairs are of the version with fingerprint {pairs.fingerprint!r}, and "
+            f"{mark!r} scored. Give the judge that scored in place of its name, which stands for "
+            "the version that judged last, and its pairs: workbench.pair(judge, scored)."
+        )
     if not ids & set(pairs.trace_ids):
         raise ArgumentError(
             "labels: none of them is on a trace of the sample. Label scored.trace_ids "
             "(LabelPanel(judge, scored, annotator=...))."
         )
-    pairs = pairs if set(pairs.trace_ids) <= ids else pairs.subset(ids)
+    given = labels["trace_id"] if isinstance(labels, pd.DataFrame) else labels.trace_ids
+    if outside := set(given) - ids:
+        left_out = f"{counted(len(outside), 'trace')} of labels have no verdict in the sample"
+        notes = (*pairs.notes, f"{left_out} and are left out.")
+        pairs = replace(pairs.subset(ids), notes=notes)
     week = pairs.table["trace_id"].map(sample.set_index("trace_id")["week"])
     return replace(pairs, table=pairs.table.assign(week=week))
 
@@ -228,7 +243,7 @@ def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
     values, week = verdicts["verdict"], verdicts["week"]
     distinct = values.unique()
     names = dict(zip(distinct, slice_names(distinct), strict=True))
-    values = values.astype(float) if numeric else values.map(names)
+    values = values if numeric else values.map(names)
     counts = pd.crosstab(week, values) if not numeric else pd.DataFrame()
     rows = {}
     for one in sorted(set(week)):

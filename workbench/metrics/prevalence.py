@@ -50,9 +50,9 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
 def lang_reiczigel(cells: Array, positive: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the interval of the Rogan-Gladen prevalence that includes the error of tpr and tnr.
 
-    The arguments are those of `prediction_powered`. Within [0, 1]; undefined where the judge does
-    no better than chance or one side has no human label. Source: Lang and Reiczigel (2014),
-    Preventive Veterinary Medicine 113, 13-22, equations 6, 7 and 17.
+    The arguments are those of `prediction_powered`. Cut to [0, 1]; undefined where all of it lies
+    outside, where the judge does no better than chance, or one side has no human label. Source:
+    Lang and Reiczigel (2014), Preventive Veterinary Medicine 113, 13-22, equations 6, 7 and 17.
     """
     negatives, positives = cells.sum(axis=1)
     if n == 0 or not positives or not negatives:
@@ -69,6 +69,8 @@ def lang_reiczigel(cells: Array, positive: int, n: int, confidence: float = 0.95
     centre = prevalence + 2 * z * z * (prevalence * of_tpr - (1 - prevalence) * of_tnr)
     variance = rate * (1 - rate) / n_rate + prevalence**2 * of_tpr + (1 - prevalence) ** 2 * of_tnr
     margin = z * math.sqrt(variance) / gain
+    if centre + margin < 0 or centre - margin > 1:
+        return UNDEFINED
     return Interval(_within(centre - margin), _within(centre + margin))
 
 
@@ -127,7 +129,7 @@ class Prevalence(Result):
     true_positive_rate, true_negative_rate, labelled
         The judge's rates on the labelled pairs, and the number of these.
     reason
-        Why the correction is refused; "" where it is not.
+        Why the correction, or its interval, is refused; "" where it is not.
     """
 
     n: int
@@ -208,6 +210,8 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
     cells = confusion_of(coded).to_numpy() * share
     tnr, tpr = (ratio(cells[k, k], cells[k].sum()) for k in (0, 1))
     observed = ratio(positive, n)
+    corrected = rogan_gladen(observed, tpr, tnr)
+    interval = lang_reiczigel(cells, positive, n, confidence)
     reason = ""
     if not n:
         reason = "There is no verdict to correct."
@@ -221,10 +225,16 @@ def prevalence(pairs: Pairs, verdicts: Iterable[Any], *, confidence: float = 0.9
             f"No correction: sensitivity {tpr:.3f} and specificity {tnr:.3f} add up to no more "
             "than 1, so that the verdicts tell no more than chance. Align the judge first."
         )
+    elif corrected in (0, 1) and math.isnan(interval.low):
+        reason = (
+            f"No interval: sensitivity {tpr:.3f} and specificity {tnr:.3f} on the pairs contradict "
+            f"the rate {observed:.3f} of positive verdicts, which no share of positives explains. "
+            "Label items like those judged."
+        )
     return Prevalence(
         n, positive, len(raw) - n, observed, wilson(positive, n, confidence),
-        rogan_gladen(observed, tpr, tnr), lang_reiczigel(cells, positive, n, confidence),
-        tpr, tnr, len(pairs), *prediction_powered(cells, positive, n, confidence), reason,
+        corrected, interval, tpr, tnr, len(pairs),
+        *prediction_powered(cells, positive, n, confidence), reason,
     )  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class Slices(Result):
         Index slice; ``n``, ``accuracy`` and ``kappa`` with the ends of their intervals
         (``accuracy_low``, ...), ``difference`` (accuracy here minus accuracy on all other pairs),
         ``p_value`` of that, ``p_adjusted`` (Holm) and ``note``. Slices of fewer than 10 pairs are
-        pooled in one row, ``other (k slices)``. On a numeric scale ``mean_distance`` is there as
-        well, and the difference and its test are in that.
+        pooled in one row, ``other (k slices)``, but weeks are not. On a numeric scale
+        ``mean_distance`` is there as well, and the difference and its test are in that.
     accuracy, accuracy_interval, kappa, kappa_interval
         Over all pairs.
     """
@@ -90,7 +90,8 @@ def sliced(pairs: Pairs, by: By, **options: Any) -> Slices:
             "workbench.pair(judge) keeps them."
         )
     coded = Coded.of(rows)
-    names = pooled(pd.Series(slice_names(_values(rows, by)), dtype=object))
+    names = pd.Series(slice_names(_values(rows, by)), dtype=object)
+    names = names if by == "week" else pooled(names)
     found = {
         name: _row(coded, (names == name).to_numpy(), options)
         for name in _in_order(names, natural=by in ("length", "week"))

@@ -316,14 +316,17 @@ def _left(limit: float | None, used: float) -> float:
 
 # -- sizes ----------------------------------------------------------------------------------
 
+# Names that are added up; the first group of which one is known counts. Anthropic's `input_tokens`
+# are those that were not in the prompt cache, and all others' names hold both.
 _READ: Final = (
-    "prompt_tokens", "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
-    "promptTokenCount",
-)  # fmt: skip
+    ("prompt_tokens",),
+    ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"),
+    ("promptTokenCount",),
+)
 _WRITTEN: Final = (
-    "completion_tokens", "output_tokens", "candidatesTokenCount", "thoughtsTokenCount",
+    ("completion_tokens",), ("output_tokens",), ("candidatesTokenCount", "thoughtsTokenCount"),
 )  # fmt: skip
-_REPEATED: Final = ("cache_read_input_tokens", "cachedContentTokenCount")
+_REPEATED: Final = (("cache_read_input_tokens",), ("cachedContentTokenCount",))
 _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
@@ -333,14 +336,15 @@ def tokens_used(answer: Any) -> tuple[int | None, int | None, int | None]:
     As providers report them; None where they do not.
     """
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
-    details = [_part(found, name) for name in ("prompt_tokens_details", "input_tokens_details")]
+    details = _part(found, "prompt_tokens_details") or _part(found, "input_tokens_details")
 
-    def count(whole: Any, names: Sequence[str]) -> Any:
-        counts = (_part(whole, name) for name in names)
-        return total(*(n for n in counts if isinstance(n, int) and n >= 0))
+    def count(groups: Sequence[Sequence[str]], whole: Any = found) -> Any:
+        counts = ([_part(whole, name) for name in names] for names in groups)
+        sums = (total(*(n for n in one if isinstance(n, int) and n >= 0)) for one in counts)
+        return next((n for n in sums if n is not None), None)
 
-    repeated = total(count(found, _REPEATED), *(count(one, ["cached_tokens"]) for one in details))
-    return count(found, _READ), count(found, _WRITTEN), repeated
+    cached = count([["cached_tokens"]], details)
+    return count(_READ), count(_WRITTEN), count(_REPEATED) if cached is None else cached
 
 
 def _part(whole: Any, name: str) -> Any:

@@ -86,12 +86,14 @@ class AnswerCache:
         if fcntl is None:
             yield
             return
-        with self._database():
-            lock = _lock_file(self.directory)
         # Of the byte of the file that stands for the question.
-        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")
-        while not (held := _lock(lock, place)) and not is_over():
-            time.sleep(0.05)
+        place, held = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"), False
+        while not held and not is_over():
+            with self._database():
+                lock = _lock_file(self.directory)
+                held = _lock(lock, place)
+            if not held:
+                time.sleep(0.05)
         try:
             yield
         finally:

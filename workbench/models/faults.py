@@ -84,11 +84,12 @@ ADVICE: Final = {
 """What to do about calls of which none can be expected to succeed, by kind of fault."""
 
 _SERVER: Final = range(500, 600)
+_NO_CREDIT: Final = "your credit balance is too low"  # Anthropic's, with 400
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
 # gives 500 to calls that never reached a server.
 _BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
-    ((429,), ("insufficient_quota", "exceeded your current quota"), "refused"),
+    ((400, 429), ("insufficient_quota", "exceeded your current quota", _NO_CREDIT), "refused"),
     ((429,), (), "rate_limit"),
     ((401, 403, 407), (), "credential"),
     ((402, 404, 405), (), "refused"),
@@ -160,8 +161,8 @@ def _of_status(status: int, message: str, wait: float | None) -> Fault:
         (k for those, words, k in _BY_STATUS if status in those and _has(message, words or ("",))),
         "request",
     )
-    if kind == "rate_limit" and wait is not None and wait > LONGEST_WAIT:
-        kind = "refused"
+    if wait is not None and wait > LONGEST_WAIT:
+        kind, wait = "refused" if kind == "rate_limit" else kind, None
     return Fault(kind, message, wait, status)
 
 

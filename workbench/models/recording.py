@@ -143,6 +143,12 @@ class Recorder:
                 lines = [self.head, *(entries[key] for key in sorted(entries))]
                 dumped = (one.model_dump(exclude_defaults=True) for one in lines)
                 text = "".join(f"{json.dumps(one, sort_keys=True)}\n" for one in dumped).encode()
+                if len(text) > LARGEST_FILE:
+                    raise ReplayError(
+                        f"With {len(entries):,} answers {self.path} would have more than "
+                        f"{LARGEST_FILE:,} bytes, and could not be read again. It is left as it "
+                        "was. Record to another file, or less in one."
+                    )
                 packed = self.path.suffix == ".gz"
                 beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
                 beside.replace(self.path)

@@ -49,9 +49,11 @@ class Runner:
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
     keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
-    gives up after ``patience`` seconds of rate limits without a success. A model that is ``proven``
-    is known to answer: all calls go at once, and unusable answers end no run. ``throttle`` has the
-    slots where they are not this runner's alone. ``used`` is what all requests so far have cost.
+    gives up after ``patience`` seconds of rate limits without a success, and a pause that was asked
+    for. A model that has ``answered`` so often before is known to answer: requests that it refuses
+    and answers that are unusable end no run. To one that is ``proven`` all calls go at once as
+    well. ``throttle`` has the slots where they are not this runner's alone. ``used`` is what all
+    requests so far have cost.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Runner:
         concurrency: int = 64,
         stop: threading.Event | None = None,
         patience: float = PATIENCE,
+        answered: int = 0,
         proven: bool = False,
         throttle: Throttle | None = None,
     ) -> None:
@@ -69,7 +72,7 @@ class Runner:
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
-        self.answered, self.unusable, self.used = int(proven), 0, UNPAID
+        self.answered, self.unusable, self.used = answered + proven, 0, UNPAID
         if proven:
             self.throttle.speed_up()
         self.last_progress = time.monotonic()
@@ -135,6 +138,8 @@ class Runner:
         paid = stored.pop("paid", None) if stored is not None else None
         if stored is None or not isinstance(paid, dict) or not request.is_usable(stored):
             return None
+        with self._lock:
+            self.answered += 1
         read, written = paid.get("read"), paid.get("written")
         price = None if read is None or written is None else cost(request.model, read, written)
         usage = Usage(paid.get("calls", 1), read, written, price)
@@ -162,10 +167,9 @@ class Runner:
             return outcome
 
         def in_vain(state: tenacity.RetryCallState) -> bool:
-            fault = _fault(state)
-            silence = time.monotonic() - max(begun, self.last_progress) + (fault.retry_after or 0)
-            limited = fault.kind == "rate_limit" and silence > self.patience
-            return limited or state.attempt_number >= ATTEMPTS[fault.kind]
+            kind = _fault(state).kind
+            limited = kind == "rate_limit" and self.is_silent(begun)
+            return limited or state.attempt_number >= ATTEMPTS[kind]
 
         def slow_down(state: tenacity.RetryCallState) -> None:
             # All calls wait together, so a limit that one met is not met by every other.
@@ -183,6 +187,11 @@ class Runner:
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )(attempt)
         return replace(outcome, usage=usage)
+
+    def is_silent(self, since: float = 0.0) -> bool:
+        """Whether there was no answer for as long as one is patient, since then at least."""
+        silence = time.monotonic() - max(since, self.last_progress)
+        return silence > self.patience + self.throttle.longest_pause
 
     def _note(self, outcome: Outcome, stopped: threading.Event, asked_at: float) -> None:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
@@ -340,18 +349,19 @@ class _Run:
             self._settle(index, outcome)
             if runner.unkept is not None:
                 raise runner.unkept
+        elif fault.kind == "request" and runner.answered:
+            self._settle(index, outcome)  # refused for what is in it, since others are answered
         elif fault.kind == "budget":
             self._record(index, outcome)
             raise BudgetError(fault.message)
         else:
             self.failed.append((index, outcome))
             in_a_row.append(fault)
-        silence = time.monotonic() - runner.last_progress
         if fault is not None and (
             self.stopped.is_set()  # by the very first calls
             or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
             or len(in_a_row) >= FAILURES_TO_STOP
-            or (fault.kind == "rate_limit" and silence > runner.patience)
+            or (fault.kind == "rate_limit" and runner.is_silent())
         ):
             raise _no_answer(self.requests[index], fault, runner)
 

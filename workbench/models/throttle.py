@@ -38,6 +38,7 @@ class Throttle:
         self._sent_at = math.inf
         self._active = 0
         self._resume_at = self._slowed_at = 0.0
+        self.longest_pause = 0.0  # seconds
         self._changed = threading.Condition()
 
     @property
@@ -78,6 +79,7 @@ class Throttle:
                 self._limit = max(1.0, self._limit / 2)
                 self._slowed_at = now
             self._resume_at = max(self._resume_at, now + seconds)
+            self.longest_pause = max(self.longest_pause, seconds)
 
     def speed_up(self, asked_at: float = math.inf) -> None:
         """Open slots after a usable answer to what was asked then; fewer if it took too long.

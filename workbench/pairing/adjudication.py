@@ -161,7 +161,7 @@ def adjudicate(
     """Record what was decided about a trace, by whom and why.
 
     `workbench.pair` takes the decision in place of the consensus; the labels stay. The same
-    decision again writes nothing; another one overrides the earlier.
+    decision again writes nothing; another one, or one under a newer rubric, overrides the earlier.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def adjudicate(
     where = trace.info.experiment_id
     scale = scale or schema_scale(name, experiment=where)
     try:
-        read_rating(value, rationale)
+        value, rationale = read_rating(value, rationale)
         if scale is not None:
             scale.normalise(value)
     except ValueError as error:
@@ -228,7 +228,11 @@ def new_decision(
     source, why = AssessmentSource("HUMAN", by), (rationale or "").strip()
     made = make_feedback(trace_id, name, value, source, why, metadata=metadata, at_ms=at_ms)
     for current in [one for one in earlier if one.valid is not False][-1:]:
-        if signature(current) == signature(made):
+        recorded = [
+            [(one.metadata or {}).get(key) for key in (RUBRIC_KEY, AFTER_VERDICT_KEY)]
+            for one in (current, made)
+        ]
+        if signature(current) == signature(made) and recorded[0] == recorded[1]:
             return None
         made.overrides = current.assessment_id
     # Its own kind of id: the same person's label may have the same content.

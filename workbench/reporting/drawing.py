@@ -189,11 +189,11 @@ def draw_estimate(
     return ax.plot(value, row, marker, ms=6, **look)[0]
 
 
-def tested_handles(ax: Axes) -> dict[str, Any]:
+def tested_handles(ax: Axes, alpha: float) -> dict[str, Any]:
     """Return entries of a legend for what differs by a test, and what may not."""
     look: dict[str, Any] = {"color": blue(), "ms": 6, "mew": 1.5}
     return {
-        "differs (p < 0.05, adjusted)": ax.plot([], [], "o", **look)[0],
+        f"differs (p < {alpha:.2g}, adjusted)": ax.plot([], [], "o", **look)[0],
         "may be luck": ax.plot([], [], "o", mfc=paper(), **look)[0],
     }
 

@@ -119,21 +119,21 @@ def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) 
         said = "failed" if row["status"] == "failed" else "undefined"
         draw_estimate(ax, place, estimate, hollow=hollow, color=colour, undefined=said)
         labels.append("\n".join(filter(None, [literal(name, 30), literal(_effort(row), 60)])))
-    _finish_rows(ax, labels, ("original judge", table["accuracy"].iloc[0]), tested=True)
+    _finish_rows(ax, labels, ("original judge", table["accuracy"].iloc[0]), alpha=0.05)
     ax.set_xlim(0, 1.01)
     ax.set_xlabel(f"accuracy on {len(comparison.split.test)} held-out pairs, 95 % interval")
     return ax
 
 
 def _finish_rows(
-    ax: Axes, labels: list[str], reference: tuple[str, float | None], *, tested: bool
+    ax: Axes, labels: list[str], reference: tuple[str, float | None], *, alpha: float | None
 ) -> None:
     """Label rows with estimates, draw what they are compared with, and add the legend."""
     name, level = reference
     handles = {}
     if level is not None and not math.isnan(level):
         handles[name] = ax.axvline(level, color=ink(), lw=1, ls="--", zorder=0)
-    legend_above(ax, {**handles, **(tested_handles(ax) if tested else {})}, ncols=3)
+    legend_above(ax, {**handles, **(tested_handles(ax, alpha) if alpha else {})}, ncols=3)
     bare_rows(ax, labels)
 
 
@@ -182,13 +182,13 @@ def plot_slices(
     ax = ax or new_axes(6.8, 1.3 + 0.34 * len(table))[0]
     estimates = table[columns].to_numpy(dtype=float)
     left = max(-1.0, float(np.nanmin(estimates, initial=0)))
-    tested = "p_adjusted" in table
-    luck = ~(table["p_adjusted"] < 0.05) if tested else [False] * len(table)
+    alpha = 1 - getattr(slices, "confidence", 0.95) if "p_adjusted" in table else None
+    luck = ~(table["p_adjusted"] < alpha) if alpha else [False] * len(table)
     for row, (one, hollow) in enumerate(zip(estimates, luck, strict=True)):
         draw_estimate(ax, row, one, hollow=hollow, left=left, color=blue())
     overall = getattr(slices, metric, None) if overall is None and table is not slices else overall
     labels = [f"{literal(name, 30)} ({n:,})" for name, n in table["n"].items()]
-    _finish_rows(ax, labels, ("all pairs", overall), tested=tested)
+    _finish_rows(ax, labels, ("all pairs", overall), alpha=alpha)
     ax.set_xlim(left - 0.02, 1.02)
     by = getattr(slices, "by", None)
     of = f" by {literal(by, 40)}" if by else ""
@@ -218,7 +218,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     measure = "mean_distance" if "mean_distance" in table else "accuracy"
     values, low, high = (table[f"{measure}{end}"] for end in ("", "_low", "_high"))
     ax.vlines(places, low.astype(float), high.astype(float), color=colour, lw=2)
-    luck = ~(table["p_adjusted"] < 0.05).to_numpy()
+    luck = ~(table["p_adjusted"] < 1 - monitored.confidence).to_numpy()
     look: dict[str, Any] = {"ls": "", "marker": "o", "color": colour, "mew": 1.5, "ms": 6}
     (points,) = ax.plot(places[~luck], values[~luck], **look)
     ax.plot(places[luck], values[luck], mfc=paper(), **look)

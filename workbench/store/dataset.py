@@ -330,5 +330,6 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
             "annotators, or give values."
         ) from None
     if found.kind == "numeric":
-        return Scale("numeric", integer=all((number(v) or 0.0).is_integer() for _, v in cells))
+        sizes = [size for _, raw in cells for size in as_numbers([raw])]
+        return Scale("numeric", high=found.high, integer=all(map(float.is_integer, sizes)))
     return found

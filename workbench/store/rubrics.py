@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import html_table
 from workbench.store.database import all_pages, find_experiment_id, retrying, store_errors
-from workbench.store.labels import Label, label_records
+from workbench.store.labels import Label, label_records, same_person
 from workbench.store.tables import check_text
 from workbench.store.traces import fetch_traces
 from workbench.vocabulary import folded
@@ -76,8 +76,9 @@ class RubricHistory:
     def is_earlier(self, label: Label) -> bool:
         """Whether a label was made under a text that differs from the current one."""
         version, current = self.version_of(label), self.current
-        texts = {one.version: one.text for one in self}
-        return bool(current and version < current.version and texts.get(version) != current.text)
+        if current is None or version >= current.version:
+            return False
+        return {one.version: one.text for one in self}.get(version) != current.text
 
     @property
     def table(self) -> pd.DataFrame:
@@ -193,7 +194,7 @@ def earlier_labels(
         (one.trace_id, one.annotator, one.value, one.rationale, history.version_of(one))
         for one in label_records(fetched, name)
         if history.is_earlier(one) and (one.trace_id, folded(one.annotator)) not in answered_again
-        if annotator in (None, one.annotator)
+        if annotator is None or same_person(annotator, one.annotator)
     ]
     columns = ["trace_id", "annotator", "value", "rationale", "rubric_version"]
     return pd.DataFrame(rows, columns=columns).astype({"value": object})

@@ -53,6 +53,11 @@ def asks_for_feedback(schema: LabelSchema) -> bool:
     return str(schema.type) == "feedback"
 
 
+def asks_for_one(schema: LabelSchema) -> bool:
+    """Whether it asks for feedback that is a single value, which a panel can ask for."""
+    return asks_for_feedback(schema) and not getattr(schema.input, "multi_select", False)
+
+
 def schema_scale(name: str, *, experiment: str | None = None) -> Scale | None:
     """Return the rating scale of the label schema of a name; None where there is none."""
     schema = find_schema(name, experiment=experiment)
@@ -89,10 +94,13 @@ def make_schema(
             )
         old = Scale.from_schema(schema)
         there, wanted = (one and sorted(map(fold, one.values)) for one in (old, scale))
+        found = f"with another scale: {old.describe() if old else 'free text'}"
+        if not asks_for_feedback(schema):
+            found, there = "and asks for an expectation", ["no rating"]
         if there != wanted:  # none for free text, no values for numbers
             raise ArgumentError(
-                f"The label schema {name!r} is there already, with another scale: "
-                f"{old.describe() if old else 'free text'}. Use another name, or delete it with "
+                f"The label schema {name!r} is there already, {found}. Use another "
+                "name, or delete it with "
                 f"mlflow.genai.label_schemas.delete_label_schema(schema_id={schema.schema_id!r})."
             )
         if text and text != (schema.instruction or ""):
@@ -105,7 +113,8 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     if scale is None:
         return label_schemas.InputText()
     if scale.kind == "numeric":
-        return label_schemas.InputNumeric(min_value=scale.low, max_value=scale.high)
+        low, high = scale.limits
+        return label_schemas.InputNumeric(min_value=low, max_value=high)
     if scale.values == (False, True):
         return label_schemas.InputPassFail(positive_label="Yes", negative_label="No")
     options = [str(value) for value in scale.values]

@@ -28,6 +28,8 @@ const key = (name) => h("kbd", null, name);
 const quiet = (...children) => h("span", { class: "wb-quiet" }, children);
 const number = (n) => n.toLocaleString("en");
 const count = (n, word, plural) => `${number(n)} ${n === 1 ? word : (plural ?? `${word}s`)}`;
+/** The number that someone has typed, NaN where it is none; "1,000" may be one or a thousand. */
+const typedNumber = (typed) => Number(/^[-+]?[1-9]\d*,\d{3}$/.test(typed.trim()) ? NaN : typed.trim().replace(",", "."));
 const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
 
 // -- text -------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ class Explorer {
     const first = done?.answers[question.name];
     const now = done?.changed[question.name] ?? first;
     const drafts = (what) => this.drafts.get(`${item.trace_id} ${what}`);
-    const draft = { answer: now ? this.key(question, now) : "", reason: "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
+    const draft = { answer: now ? this.key(question, now) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
     const field = (tag, key, label, props, ...inner) => {
       const what = key === "note" ? "note" : "label";
       return h(tag, { "aria-label": label, ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
@@ -346,8 +346,8 @@ class Explorer {
   saveLabel(question, { value: typed }, { value: reason }) {
     if (!typed.trim()) return this.tell("Choose a label first.");
     if (typed === "x") return this.save(question.name, { value: null, abstain: true }, reason, "label");
-    const value = question.choices.length ? question.choices[Number(typed)].value : Number(typed.replace(",", "."));
-    if (Number.isNaN(value)) return this.tell(`${typed} is not a number.`);
+    const value = question.choices.length ? question.choices[Number(typed)].value : typedNumber(typed);
+    if (Number.isNaN(value)) return this.tell(`${typed} cannot be read as a number.`);
     return this.save(question.name, { value, abstain: false }, reason, "label");
   }
 

@@ -126,13 +126,15 @@ class Form {
       show(input, answer && !answer.abstain ? String(answer.value ?? "") : "");
       show(reason, draft.rationale[question.name] ?? "");
     });
+    if (fields) this.shown = panel.item?.trace_id;
     panel.paintItemState();
   }
 
   /** Take over what stands in the fields, where it is something else than before. */
   read() {
     const { panel } = this;
-    if (!panel.item) return;
+    // An item that has just come is not what the fields were filled for.
+    if (!panel.item || panel.item.trace_id !== this.shown) return;
     const before = panel.draft();
     const draft = structuredClone(before);
     this.questions.forEach((question, n) => {
@@ -151,7 +153,7 @@ class Form {
 
   /** A typed number, or null where it is none that the question takes. */
   readNumber({ low, high, integer }, typed) {
-    const value = Number(typed.trim().replace(",", "."));
+    const value = typedNumber(typed);
     const fits = (integer ? Number.isInteger(value) : Number.isFinite(value)) && value >= (low ?? -Infinity) && value <= (high ?? Infinity);
     return fits ? value : null;
   }

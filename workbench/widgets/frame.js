@@ -156,7 +156,7 @@ class Frame extends Store {
     if (!item) return this.where.replaceChildren(this.total ? place : "");
     const { done, skipped } = this.statusOf(item);
     const isWaiting = this.local.has(item.trace_id);
-    const isChanged = done && this.isChanged(item);
+    const isChanged = this.changesOf(item).length > 0;
     const chips = [
       [isChanged, "changed, not saved", "warn"],
       [done && !isChanged, isWaiting ? "not saved yet" : "saved", isWaiting ? "warn" : "good"],
@@ -165,6 +165,7 @@ class Frame extends Store {
       [done && this.isOfferedAgain(item), "offered again: Enter confirms", "warn"],
       [done?.elsewhere, "labelled elsewhere", "plain"],
       [!done && skipped, isWaiting ? "skipped, not saved yet" : "skipped", "plain"],
+      [!done && item.taken, "not needed any more", "plain"],
       [item.gone, "deleted", "warn"],
     ].filter(([holds]) => holds).flatMap(([, text, kind]) => [" ", h("span", { class: `wb-chip wb-${kind}` }, text)]);
     const short = item.trace_id.length > 14 ? `${item.trace_id.slice(0, 11)}…` : item.trace_id;
@@ -291,7 +292,7 @@ class Frame extends Store {
     this.figures.replaceChildren(...rows.map(([name, n]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, number(n)))));
     this.through.replaceChildren(this.outbox.size ? "You are through; the last ratings are still being saved" : "You are through");
     this.skippedButton.hidden = this.skippedAt() === null;
-    this.againButton.hidden = !this.hasEarlierLabels();
+    this.againButton.hidden = !progress.earlier;
   }
 
   /** Show something, and have it read out unless what is read out says it already. */

@@ -81,15 +81,25 @@ class Panel extends Frame {
   save() {
     const { item } = this;
     if (this.done || !item) return;
-    const isSettled = this.statusOf(item).done && !this.isChanged(item) && !this.isOfferedAgain(item);
+    const { done } = this.statusOf(item);
+    const changes = this.changesOf(item);
+    const isSettled = done && !changes.length && !this.isOfferedAgain(item);
     if (item.gone || isSettled) return this.forward(this.position + 1);
     this.form.read();
     const { answers, rationale } = structuredClone(this.draft());
-    const open = this.questions.findIndex((each) => each.required !== false && !answers[each.name]);
+    const former = latest(done ?? item.partial ?? {});
+    const open = this.questions.findIndex(({ name, required }, n) =>
+      !answers[name] && (required !== false || former[name] || this.form.rows[n].input?.value.trim()));
     if (open >= 0 || !Object.keys(answers).length) {
       this.form.setActive(Math.max(open, 0));
-      this.say("Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
+      const isErased = former[this.questions[open]?.name];
+      this.say(isErased ? "A saved answer is not taken back: give another one, or say that you can't judge (x)."
+        : "Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
       return;
+    }
+    if (done && this.revealed.has(item.trace_id) && !this.isOfferedAgain(item)) {
+      // What is said again after the verdict is no change of mind.
+      for (const { name } of this.questions) if (!changes.includes(name)) delete answers[name];
     }
     const written = Object.entries(rationale).filter(([, text]) => text.trim());
     const action = this.actOnItem("save", { answers, rationale: Object.fromEntries(written) });
@@ -145,7 +155,7 @@ class Panel extends Frame {
       const item = this.items.get(at);
       if (item) {
         const { done, skipped } = this.statusOf(item);
-        if ((!done || this.isOfferedAgain(item)) && !skipped && !item.gone) return this.go(at, said);
+        if ((!done || this.isOfferedAgain(item)) && !skipped && !item.taken && !item.gone) return this.go(at, said);
       } else if (n === 0 || !this.isEverythingDone()) {
         // Not here: it is asked for, and passed over if it turns out to be done.
         this.go(at, said);

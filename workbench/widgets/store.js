@@ -309,8 +309,9 @@ class Store {
     let done = before?.done ?? null;
     if (kind === "skip") done = null;
     // An answer given after a look at the verdict stands beside the first label, which is kept.
-    if (kind === "save" && action.after_reveal && done) done = { ...done, changed: action.answers };
-    else if (kind === "save") done = { answers: action.answers, rationale: action.rationale };
+    if (kind === "save" && action.after_reveal && done) {
+      done = { ...done, changed: { ...done.changed, ...action.answers }, rationale: action.rationale };
+    } else if (kind === "save") done = { answers: action.answers, rationale: action.rationale };
     const skipped = kind === "skip" || (kind === "undo" && !!before?.skipped);
     this.local.set(trace, { id, done, skipped });
   }
@@ -331,19 +332,14 @@ class Store {
     return draft;
   }
 
-  isChanged(item) {
+  /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
+  changesOf(item) {
     const { done } = this.statusOf(item);
     const draft = this.drafts.get(item.trace_id);
-    if (!draft) return false;
-    if (!done) return Object.keys(draft.answers).length > 0;
-    const written = (texts) => Object.fromEntries(Object.entries(texts ?? {}).filter(([, text]) => text?.trim()));
-    const plain = (answers) => Object.fromEntries(Object.entries(answers ?? {}).sort().map(([name, a]) => [name, [a.value ?? null, !!a.abstain]]));
-    return !same(plain(draft.answers), plain(latest(done))) || !same(written(draft.rationale), written(done.rationale));
-  }
-
-  /** Whether some label here was made under an earlier rubric and may be gone through again. */
-  hasEarlierLabels() {
-    return [...this.items.values()].some((item) => this.statusOf(item).done?.earlier_rubric);
+    if (!draft || !done) return [];
+    const said = ({ value = null, abstain = false } = {}, text = "") => [value, abstain, text.trim()];
+    return this.questions.map(({ name }) => name).filter((name) =>
+      !same(said(draft.answers[name], draft.rationale[name]), said(latest(done)[name], done.rationale[name])));
   }
 
   /** The position of the first item that was skipped, or null. */
