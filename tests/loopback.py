@@ -75,6 +75,10 @@ class Loopback:
         """
         return self._request("GET", "/stats")
 
+    def control(self, **changes: float) -> None:
+        """Change options, such as ``latency``; a `Simulation` also counts from zero again."""
+        self._request("POST", "/control", changes)
+
     def _request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):

@@ -7,6 +7,7 @@ import json
 import threading
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ from workbench.errors import (
     WorkbenchError,
 )
 from workbench.judging.judge import fingerprint, with_instructions
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, Usage
 from workbench.models.offline import MODEL
 from workbench.models.offline.provider import answer
 from workbench.pairing.pairs import Pairs
@@ -84,8 +85,10 @@ def test_fewer_labels_are_learned_from_and_tested_on_the_same(store: str, judge:
     assert set(found[10].train.table["human"]) == set(found[None].train.table["human"])
     assert "20 of 36 labels that could be learned from" in found[20].notes[-1]
     assert found[500].notes == found[None].notes
-    with pytest.raises(ArgumentError, match="n_labels=9"):
-        workbench.align(judge, None, Noting(), n_labels=9, progress=False)
+    wrong: Any
+    for wrong in (9, 20.5, "20"):
+        with pytest.raises(ArgumentError, match=f"n_labels={wrong!r} must be a whole number"):
+            workbench.align(judge, None, Noting(), n_labels=wrong, progress=False)
 
 
 def test_figures_compare_alignments(store: str, judge: Any) -> None:
@@ -127,6 +130,9 @@ def test_what_a_judge_learned_on_is_never_tested_on(store: str, judge: Any) -> N
     assert not learned & set(second.split.test.trace_ids)
     with pytest.raises(TooFewPairsError, match="aligned on these traces before"):
         workbench.align(first.judge, sorted(learned), progress=False)
+    for wrong in (0, 1.2):
+        with pytest.raises(ArgumentError, match=f"test_size={wrong} must lie in"):
+            workbench.align(first.judge, ids, test_size=wrong, progress=False)
 
 
 class Shy(Proposing):
@@ -542,6 +548,29 @@ def test_the_provider_sees_no_more_than_the_budget_of_align(
     assert served["judge"] - before == alignment.calls
 
 
+def test_what_a_budget_cut_short_is_counted(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """A request was paid for, whatever became of the others of its batch."""
+    labelled(40, remote)
+    optimizer = workbench.SIMBA(budget=1, progress=False)
+    workbench.align(remote, optimizer=optimizer, progress=False)
+    last: Any = optimizer.last
+    assert (last.judge_calls, last.reflection_calls) == (0, served["reflect"]) == (0, 1)
+    assert last.usage.tokens == 120
+
+
+def test_what_others_spend_of_a_shared_budget_is_not_the_alignments(
+    store: str, served: dict[str, Any], remote: Any
+) -> None:
+    """Each counts its own requests, whoever spends meanwhile."""
+    labelled(40, remote)
+    before, budget, optimizer = served["judge"], Budget(500), workbench.SIMBA(progress=False)
+    optimizer.on_step = lambda step: budget.charge(Usage(7))
+    alignment = workbench.align(remote, None, optimizer, budget=budget, progress=False)
+    assert served["judge"] - before == alignment.calls < budget.spent
+
+
 @pytest.mark.parametrize("kind", ["nominal", "ordinal"])
 def test_the_announced_calls_are_an_upper_bound(store: str, kind: str) -> None:
     """The preflight never promises fewer calls than are made."""
@@ -584,6 +613,17 @@ def test_a_dead_endpoint_is_found_before_anything_is_done(
     with pytest.raises(ModelError, match=r"127\.0\.0\.1"):
         workbench.align(gone, own, progress=False)
     assert mlflow.search_runs().empty
+
+
+def test_failures_of_a_kind_are_one_row_of_the_preflight_table(store: str, judge: Any) -> None:
+    """Whatever the model said each time."""
+    labelled(20, judge)
+    pairs = workbench.pair(judge)
+    failed = [f"the judge failed: not one of ...: '{number}'" for number in range(50)]
+    lost = pd.DataFrame({"trace_id": [f"tr-{n}" for n in range(50)], "reason": failed})
+    alignment = workbench.align(judge, replace(pairs, excluded=lost), Noting(), progress=False)
+    checks = alignment.preflight
+    assert checks.loc[checks["check"].str.contains("failed"), "finding"].tolist() == ["50 traces"]
 
 
 def test_nothing_unusable_makes_an_improvement(store: str, judge: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
-from clarity import CURED, NAME, WORSE, Proposing, biased_judge, labelled
+from clarity import CURED, NAME, TEXT, WORSE, Proposing, biased_judge, labelled
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +20,12 @@ from made_pairs import COLOURS, from_confusion, make_pairs
 from statsmodels.stats.proportion import proportion_confint
 
 import workbench
+from workbench.alignment.certificate import check_registered
 from workbench.alignment.registry import load_judge
 from workbench.cli import main
 from workbench.errors import ArgumentError, TooFewPairsError
 from workbench.judging.judge import fingerprint, with_instructions
+from workbench.simba.candidate import Candidate
 
 GOOD = [[190, 10], [15, 185]]  # specificity 190/200, sensitivity 185/200
 
@@ -95,6 +97,9 @@ def test_wrong_demands_are_errors_that_say_what_to_demand() -> None:
     with pytest.raises(ArgumentError, match=r"kappa=0\.6"):
         workbench.certify(colours)
     assert workbench.certify(colours, kappa=0.6, accuracy=0.9).passed
+    nothing: Any = None
+    with pytest.raises(ArgumentError, match="takes an Alignment or Pairs, got NoneType"):
+        workbench.certify(nothing)
     with pytest.raises(TooFewPairsError, match="No pair is left"):
         workbench.certify(pairs.subset([]), accuracy=0.5)
 
@@ -163,6 +168,10 @@ def test_of_pairs_those_learned_from_are_left_out(store: str) -> None:
     assert found.n == len(alignment.split.test)
     learned = len(alignment.split.train) + len(alignment.split.dev)
     assert f"learned from them: {learned} traces" in " ".join(found.notes)
+    # What the judge fails on now says nothing either where it has learned from it.
+    lost = alignment.split.train.table[["trace_id"]].assign(reason="the judge failed: no answer")
+    pairs = replace(alignment.test_after, excluded=lost)
+    assert workbench.certify(pairs, accuracy=0.5).passed
     with pytest.raises(TooFewPairsError, match="learned from them"):
         workbench.certify(alignment.pairs.subset(alignment.split.train.trace_ids).with_verdicts(
             dict.fromkeys(alignment.split.train.trace_ids, ("yes", "")), found.fingerprint
@@ -180,6 +189,31 @@ def test_a_certificate_of_the_original_does_not_spoil_a_later_alignment(store: s
     workbench.assess(third, ids, progress=False)
     assert workbench.certify(workbench.pair(third), accuracy=0.1).looks == 3
     assert workbench.certify(alignment, accuracy=0.1).looks == 3
+
+
+def test_rules_of_unknown_origin_are_told_of(store: str) -> None:
+    """As those of a judge that was aligned in another store: no run says what it learned from."""
+    rule = "Rate it no unless it gives a number."
+    learned = with_instructions(biased_judge(), Candidate(TEXT).with_rules([rule], "").text)
+    labelled(20, learned)
+    workbench.register(learned)
+    found = check_registered(NAME, accuracy=0.1)
+    assert "no run in this store tells" in found.notes[0]
+    workbench.register(biased_judge())
+    assert "no run in this store" not in str(check_registered(NAME, accuracy=0.1))
+
+
+def test_a_wrong_demand_is_found_before_a_trace_is_judged(store: str, loopback: Any) -> None:
+    """A mistyped threshold and a wrong confidence cost nothing."""
+    server = loopback()
+    judge: Any = biased_judge(model="openai:/any", base_url=server.url)
+    labelled(10, biased_judge())
+    workbench.register(judge)
+    wrong: Any
+    for wrong, said in (({"kapa": 0.6}, "kapa"), ({"kappa": 0.6, "confidence": 2}, "confidence=2")):
+        with pytest.raises((TypeError, ArgumentError), match=said):
+            check_registered(NAME, **wrong)
+    assert server.requests == 0
 
 
 # -- the command ----------------------------------------------------------------------------
@@ -249,6 +283,10 @@ def test_a_check_without_labels_or_within_too_small_a_budget_ends_with_2(store: 
     short = in_this_process(NAME, *at, "--budget", "5")
     assert short.exit_code == 2
     assert "BudgetError" in short.stderr
+    mlflow.set_tracking_uri("sqlite:///mistyped.db")
+    mistyped = in_this_process(NAME, *at)
+    assert (mistyped.exit_code, Path("mistyped.db").exists()) == (2, False)
+    assert "There is no database mistyped.db" in mistyped.stderr
     mlflow.set_tracking_uri("nowhere://at.all")
     broken = in_this_process(NAME, *at)
     mlflow.set_tracking_uri(store)

@@ -262,6 +262,31 @@ def test_unusable_answers_count_as_failures(
         assert any("could not be used" in note for note in found.notes)
 
 
+def test_a_resumed_run_counts_what_it_lost_against_all_answers(store: str, loopback: Any) -> None:
+    """Only lost answers are asked for again; those that are known are usable all the same."""
+    server = loopback(junk_share=0.25)
+    judge = made(model="openai:/any", base_url=server.url)
+    split = judged(judge, 40)
+    proposal(judge, Asking(1), split, max_failure_share=0.6)
+    server.control(junk_share=1.0)
+    again = proposal(judge, Asking(1), split, max_failure_share=0.6)
+    assert again.known > again.calls > 0
+
+
+def test_ctrl_c_is_no_lost_answer(store: str, loopback: Any) -> None:
+    """Whatever was lost before, an interrupt stays one, so that nothing goes on and pays."""
+
+    class Interrupted(Asking):
+        def align(self, judge: Any, traces: list[Any]) -> Any:
+            super().align(judge, traces)
+            raise KeyboardInterrupt
+
+    judge = made(model="openai:/any", base_url=loopback(junk_share=0.25).url)
+    split = judged(judge, 40)
+    with pytest.raises(KeyboardInterrupt):
+        proposal(judge, Interrupted(), split)
+
+
 def test_a_model_that_takes_no_schema_is_asked_without_one(store: str, loopback: Any) -> None:
     """Its refusals are no losses, and what it is asked then are judge calls all the same."""
     judge = made(model="openai:/any", base_url=loopback(no_schema=True).url)

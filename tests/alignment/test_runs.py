@@ -23,9 +23,11 @@ def judge(name: str) -> Any:
     return workbench.make_judge("q", f"Be {name} with {{{{ inputs }}}}.", model="offline:/rubric")
 
 
-def data(numbers: Sequence[int] = range(10), *, prefix: str = "tr", name: str = "q") -> Any:
+def data(
+    numbers: Sequence[int] = range(10), *, prefix: str = "tr", name: str = "q", **expected: str
+) -> Any:
     """Labelled items of the given numbers; the same number is the same content."""
-    items = [Example(f"{prefix}-{i}", {"q": i}, f"answer {i}", {}) for i in numbers]
+    items = [Example(f"{prefix}-{i}", {"q": i}, f"answer {i}", expected) for i in numbers]
     table = pd.DataFrame(
         {
             "trace_id": [item.trace_id for item in items],
@@ -103,6 +105,26 @@ def test_a_store_that_refuses_a_run_raises_nothing(store: str) -> None:
     assert "no such experiment" in run.fault
 
 
+def test_a_run_whose_files_are_refused_has_failed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Artifact stores have errors of their own, which end no alignment; nor does its run go on."""
+
+    class Refused(Exception):
+        """As botocore's, which is no OSError."""
+
+    def refuse(*_: Any) -> None:
+        raise Refused
+
+    run = AlignmentRun()
+    monkeypatch.setattr(run.client, "log_dict", refuse)
+    with run:
+        run.begin("test", data())
+        run.finish({}, {"a": 1.0}, {})
+    assert run.fault_notes("It") == ("It could not be logged as an MLflow run: Refused",)
+    assert mlflow.get_run(run.run_id).info.status == "FAILED"
+
+
 # -- looks at held-out items ----------------------------------------------------------------
 
 
@@ -143,6 +165,12 @@ def test_items_count_by_content_in_all_active_experiments(store: str) -> None:
     assert looks(range(10), "b", prefix="copy")[0] == 2
     mlflow.delete_experiment(mlflow.get_experiment_by_name("test").experiment_id)
     assert looks(range(10), "b")[0] == 1
+
+
+def test_an_expectation_that_is_added_makes_no_new_item(store: str) -> None:
+    """The judge of the first look gave its verdict on the same inputs and outputs."""
+    score(range(10), "a")
+    assert count_looks(AlignmentRun(), data(answer="42"), fingerprint(judge("b")))[0] == 2
 
 
 def test_a_large_test_set_is_kept_whole(store: str) -> None:

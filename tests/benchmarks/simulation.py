@@ -861,10 +861,6 @@ class Simulation(Loopback):
 
     script = Path(__file__).resolve()
 
-    def control(self, **changes: float) -> None:
-        """Change ``latency`` or ``failures``, and count from zero again."""
-        self._request("POST", "/control", changes)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import pytest
@@ -334,6 +335,16 @@ def test_what_is_kept_back_is_for_later() -> None:
         budget.keeping(calls=80),
     ):
         pass
+
+
+def test_who_shares_a_budget_gives_back_what_was_kept_for_them() -> None:
+    """In whatever order they end."""
+    budget = Budget(100)
+    with ExitStack() as later:
+        with budget.keeping(calls=40):
+            later.enter_context(budget.keeping(calls=44))
+        assert budget.left == 56
+    assert budget.left == 100
 
 
 def test_what_was_spent_is_told_as_far_as_it_is_known() -> None:

@@ -8,6 +8,7 @@ import pytest
 from stubs import BASE, SCALE, case, items
 
 import workbench
+from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.simba.forecast import Forecast, forecast, most_calls
@@ -39,3 +40,9 @@ def test_the_announcement_is_limited_by_the_budget() -> None:
     limited = found.told(Budget(calls=50))
     assert limited.startswith("at most 50 calls")
     assert "never exceeded" in limited
+
+
+def test_a_setting_out_of_range_is_named() -> None:
+    """When the optimizer is made."""
+    with pytest.raises(ArgumentError, match="max_examples=-1 must be a whole number of 0 or more"):
+        workbench.SIMBA(max_examples=-1)

@@ -16,11 +16,17 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 
 from workbench.alignment.external import propose
-from workbench.alignment.heldout import HeldOutTest, decide, read_data, score_held_out, usable
+from workbench.alignment.heldout import (
+    HeldOutTest,
+    decide,
+    origin_note,
+    read_data,
+    score_held_out,
+    usable,
+)
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, finish_run
 from workbench.alignment.runs import AlignmentData, Gate, Learned, Watch, count_looks
-from workbench.compat import options
 from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, say
 from workbench.judging.judge import fingerprint
@@ -33,7 +39,6 @@ from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate
 from workbench.simba.labelled import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import FEW, Settings
@@ -241,8 +246,8 @@ def _result(
     status, reason = decide(gate, tested, data.split.train, learned.stopped)
     if status == "improved" and len(data.pairs) < FEW:
         reason += f" With {len(data.pairs)} pairs in all this is a hint and no proof."
-    notes = [*data.pairs.notes, *data.split.notes, _origin_note(data), *learned.notes]
-    notes += [*tested.notes, earlier_looks]
+    notes = [*data.pairs.notes, *data.split.notes, origin_note(data.judge, data.lineage)]
+    notes += [*learned.notes, *tested.notes, earlier_looks]
     verdicts = (probe, *tested.verdicts)
     return Alignment(
         judge=learned.judge if status == "improved" else data.judge,
@@ -272,17 +277,6 @@ def _result(
         reflection_failures=learned.reflection_failures,
         notes=tuple(note for note in notes if note),
         **known,
-    )
-
-
-def _origin_note(data: AlignmentData) -> str:
-    """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
-    candidate = Candidate.from_instructions(options(data.judge)["instructions"])
-    if data.lineage.seen or not (candidate.rules or candidate.examples):
-        return ""
-    return (
-        "This judge's instructions hold learned rules or examples, but no run in this store tells "
-        "from which traces. These may be among the held-out ones: test on traces new to it."
     )
 
 

@@ -122,7 +122,7 @@ def compare_optimizers(
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(),
+            time.monotonic() - started, bench.all_notes(), tested=bench.tested,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         run.finish(
@@ -143,6 +143,7 @@ class _Benchmark:
         self.comparisons: dict[str, Comparison] = {}
         self.notes: list[str] = []
         test, seed = data.split.test, data.split.seed
+        self.tested = {"original": test}
         # Of equally frequent labels the first by its text, as at the gate.
         most = Counter(sorted(data.split.train.table["human"], key=str)).most_common(1)[0][0]
         majority = test.with_verdicts(dict.fromkeys(test.trace_ids, (most, "")), "majority")
@@ -194,7 +195,7 @@ class _Benchmark:
             metrics = {re.sub(r"\W+", "_", key): value for key, value in numbers.items()}
             run.finish({"workbench.status": row["status"]}, metrics, {})
         self.rows[name], self.judges[name] = row, judge
-        self.comparisons[name] = tested.comparison
+        self.comparisons[name], self.tested[name] = tested.comparison, tested.after
         self.notes += [*learned.notes, *(f"{name}: {note}" for note in tested.notes)]
         self.notes += run.fault_notes(name)
 

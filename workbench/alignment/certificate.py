@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from workbench.alignment.heldout import MOST_LOST
+from workbench.alignment.heldout import MOST_LOST, origin_note
 from workbench.alignment.registry import load_judge
 from workbench.alignment.result import Alignment
 from workbench.alignment.runs import (
@@ -23,7 +23,7 @@ from workbench.formatting import counted, html_lines, html_table, html_text, pla
 from workbench.judging.assessment import assess
 from workbench.judging.judge import fingerprint
 from workbench.metrics.agreement import Agreement, agreement
-from workbench.metrics.intervals import Interval, figure
+from workbench.metrics.intervals import Interval, check_confidence, figure
 from workbench.models.budget import Budget
 from workbench.pairing.consensus import decisions_by_trace, labels_by_trace
 from workbench.pairing.joining import pair
@@ -137,6 +137,8 @@ def certify(
         Where the active store does not hold the traces of the pairs.
     """
     test = alignment_or_pairs
+    if not isinstance(test, (Alignment, Pairs)):
+        raise ArgumentError(f"certify takes an Alignment or Pairs, got {type(test).__name__}.")
     least = _demands(
         (test.pairs if isinstance(test, Alignment) else test).scale,
         sensitivity=sensitivity, specificity=specificity, kappa=kappa, accuracy=accuracy,
@@ -147,14 +149,14 @@ def certify(
         lost = judged - len(pairs)
         if test.status != "improved":
             notes.append(f"The alignment was {test.status}: this is about the original judge.")
-            pairs, lost = test.split.test, _unusable(test.pairs)
+            pairs, lost = test.split.test, len(_unusable(test.pairs))
             judged = len(test.pairs) + lost
     else:
-        known = examples(test.trace_ids) if test.fingerprint else []
+        known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
         pairs, note = _not_learned(test, by_id)
         notes += [note] if note else []
-        lost = _unusable(test)
+        lost = len(_unusable(pairs))
         judged = len(pairs) + lost
     if not len(pairs):
         raise TooFewPairsError(
@@ -183,36 +185,50 @@ def certify(
     )
 
 
-def _unusable(pairs: Pairs) -> int:
-    """On how many labelled items the judge gave no usable verdict."""
-    return int(pairs.excluded["reason"].astype(str).str.match(UNUSABLE).sum())
+def _unusable(pairs: Pairs) -> list[str]:
+    """Ids of the labelled traces on which the judge gave no usable verdict."""
+    left_out = pairs.excluded
+    return list(left_out["trace_id"][left_out["reason"].astype(str).str.match(UNUSABLE)])
 
 
 def check_registered(
     name: str,
     version: int | None = None,
     *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+    kappa: float | None = None,
+    accuracy: float | None = None,
     groups: Groups = None,
     budget: Budget | int | None = None,
-    **thresholds: Any,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Certificate:
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. ``groups`` and ``thresholds`` are as in `certify`.
+    given no verdict on them, within ``budget``. The rest is as in `certify`. Where the judge's
+    rules were learned in another store, or at another address, a note says that these traces may
+    be among those that it learned from.
     """
     judge = load_judge(name, version)
-    _demands(scale_of(judge), **thresholds)  # before anything is paid
+    least = {"sensitivity": sensitivity, "specificity": specificity}
+    least |= {"kappa": kappa, "accuracy": accuracy}
+    _demands(scale_of(judge), **least)  # before anything is paid
+    check_confidence(confidence)
     found = fetch_traces(spans=False)
     labelled = [*{**labels_by_trace(found, judge.name), **decisions_by_trace(found, judge.name)}]
     by_id = {one.trace_id: one for one in examples(labelled)}
-    learned = read_lineage(fingerprint(judge), {}, by_id).learned
-    fresh = [i for i in labelled if i not in learned]
+    lineage = read_lineage(fingerprint(judge), {}, by_id)
+    fresh = [i for i in labelled if i not in lineage.learned]
     if labelled and not fresh:
         raise TooFewPairsError(f"Judge {name!r} learned from all labelled traces. Label new ones.")
     assess(judge, fresh, budget=budget, progress=False)
     # Without a label, pair says why there is none.
-    return certify(pair(judge, fresh or None), groups=groups, **thresholds)
+    pairs = pair(judge, fresh or None)
+    made = certify(pairs, groups=groups, confidence=confidence, seed=seed, **least)
+    note = origin_note(judge, lineage)
+    return replace(made, notes=(*[note] * bool(note), *made.notes))
 
 
 def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float]:
@@ -240,7 +256,8 @@ def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, str
         )
     learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
-    return pairs.subset(by_id.keys() - learned), note * bool(learned)
+    left_out = pairs.excluded[~pairs.excluded["trace_id"].isin(learned)]
+    return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), note * bool(learned)
 
 
 def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:

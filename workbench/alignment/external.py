@@ -83,8 +83,10 @@ def propose(
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
             proposed = _run(judge, optimizer, traces, meter)
-        finally:
+        except Exception:  # an interrupt is passed on as it is
             meter.raise_for_losses(who)
+            raise
+        meter.raise_for_losses(who)
     return Learned(
         proposed,
         calls=meter.requests["judge"],
@@ -158,8 +160,7 @@ def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[
         return
     own, dimensions = embedder.model, embedder.default_kwargs.get("dimensions")
     with metering(judge, budget, dimensions=dimensions) as meter:
-        metered = meter.model("embedding", own.replace("/", ":/", 1))
-        embedder.model = metered.replace(":/", "/", 1)
+        embedder.model = meter.model("embedding", own.replace("/", ":/", 1)).replace(":/", "/", 1)
         try:
             yield meter.requests
         finally:
@@ -206,12 +207,12 @@ class Meter:
         self.id = uuid.uuid4().hex[:12]
         self.requests: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
+        self.answering: set[str] = set()  # kinds whose model has answered now
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
         self.cached, self.usage = 0, UNPAID
         self.ended = threading.Event()
-        self._exhausted = ""
-        self._schema_refused = False
+        self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -324,12 +325,14 @@ class Meter:
         fault = outcome.fault
         with self._lock:
             self.cached += outcome.cached
+            # Of an earlier run too: what it lost is asked again, and is no larger share for that.
+            self.answers[kind] += fault is None
             if outcome.cached:
                 return
             self.requests[kind] += outcome.usage.requests
             self.usage += outcome.usage
             if fault is None:
-                self.answers[kind] += 1
+                self.answering.add(kind)
             elif fault.kind == "budget":
                 self._exhausted = fault.message
                 self.ended.set()
@@ -339,7 +342,7 @@ class Meter:
             else:
                 self.faults[kind] = fault
                 self.failed[kind] += 1
-                in_vain = fault.permanent and not self.answers[kind]
+                in_vain = fault.permanent and kind not in self.answering
                 many = self.failed[kind] >= FAILURES_TO_STOP
                 if in_vain or (many and self.lost_more_than(2 * self.max_failure_share, kind)):
                     self.ended.set()

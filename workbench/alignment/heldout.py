@@ -18,7 +18,13 @@ from mlflow.genai.judges import Judge
 from workbench.alignment.external import metered_embeddings
 from workbench.alignment.runs import AlignmentData, Gate, Lineage, Status, read_lineage
 from workbench.compat import options
-from workbench.errors import ArgumentError, BudgetError, PairingError, TooFewPairsError
+from workbench.errors import (
+    ArgumentError,
+    BudgetError,
+    PairingError,
+    TooFewPairsError,
+    check_whole,
+)
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -33,6 +39,7 @@ from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
 from workbench.scale import Scale, is_abstention
+from workbench.simba.candidate import Candidate
 from workbench.simba.labelled import MINIMUM_LABELS
 from workbench.store.traces import Example, examples, item_digest
 
@@ -49,8 +56,10 @@ def read_data(
     n_labels: int | None = None,
 ) -> AlignmentData:
     """Read and split the pairs of a judge that is made from instructions."""
-    if n_labels is not None and n_labels < MINIMUM_LABELS:
-        raise ArgumentError(f"n_labels={n_labels!r} must be {MINIMUM_LABELS} or more, or None.")
+    if n_labels is not None:
+        check_whole("n_labels", n_labels, MINIMUM_LABELS)
+    if not 0 < size < 1:
+        raise ArgumentError(f"test_size={size!r} must lie in (0, 1).")
     pairs = pairs_or_traces
     if not isinstance(pairs, Pairs):
         pairs = pair(judge, pairs_or_traces)
@@ -102,6 +111,17 @@ def split_pairs(
             "it came from."
         ) from None
     return replace(split, groups=groups if isinstance(groups, str) else None)
+
+
+def origin_note(judge: Judge, lineage: Lineage) -> str:
+    """Return a warning about rules of unknown origin, as of a judge aligned in another store."""
+    candidate = Candidate.from_instructions(str(getattr(judge, "instructions", "")))
+    if lineage.seen or not (candidate.rules or candidate.examples):
+        return ""
+    return (
+        "This judge's instructions hold learned rules or examples, but no run in this store tells "
+        "from which traces. These may be among the held-out ones: test on traces new to it."
+    )
 
 
 def limited(split: Split, n_labels: int | None) -> Split:

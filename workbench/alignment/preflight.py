@@ -80,7 +80,7 @@ def preflight(
 def _of_pairs(pairs: Pairs, annotators: AnnotatorAgreement | None) -> Iterator[Row]:
     few = "" if len(pairs) >= 50 else "50 to 100 are advised"
     yield "usable pairs", str(len(pairs)), few
-    for reason, traces in Counter(pairs.excluded["reason"].tolist()).most_common():
+    for reason, traces in pairs.reasons.itertuples(index=False):
         yield f"left out: {reason}", counted(traces, "trace"), ""
 
     counts = Counter(sorted(map(str, pairs.table["human"])))

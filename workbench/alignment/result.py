@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 from mlflow.genai.judges import Judge
 
@@ -14,8 +13,7 @@ from workbench.alignment.runs import AlignmentRun, Status
 from workbench.formatting import html_lines, html_table, html_text
 from workbench.metrics.agreement import Agreement
 from workbench.metrics.annotators import AnnotatorAgreement
-from workbench.metrics.coefficients import mcnemar, numbered
-from workbench.metrics.comparison import Comparison
+from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import Usage
 from workbench.pairing.pairs import Pairs, Split
 from workbench.store.traces import Example
@@ -187,8 +185,9 @@ class OptimizerComparison:
         dollars. What a later judgement takes: ``later calls``, ``later tokens`` (mean of the
         held-out items), and ``words more`` of instructions than the original's. Finally ``reason``.
         nan where unknown or undefined.
-    judges, comparisons
-        Name -> the judge that was put to the test, and its comparison with the original.
+    judges, comparisons, tested
+        Name -> the judge that was put to the test, its comparison with the original, and the
+        held-out pairs with its usable verdicts.
     split
         What was learned from and tested on.
     notes
@@ -205,36 +204,34 @@ class OptimizerComparison:
     seconds: float
     notes: tuple[str, ...]
     run_id: str | None = None
+    tested: Mapping[str, Pairs] = field(default_factory=dict)
 
     @property
     def conclusion(self) -> str:
         """What the held-out pairs can tell about who is best, in a sentence or two."""
-        rated = self.table.loc[list(self.judges)].query("n > 0")
+        rated = self.table.loc[list(self.tested)].query("n > 0")
         if len(rated) < 2:
             return "There is nothing to compare the original judge with."
-        ranked = rated.sort_values("accuracy", ascending=False, kind="stable")
+        measure, most, test = "accuracy", "highest", "McNemar's test"
+        if numeric := self.pairs.scale.kind == "numeric":  # hardly a verdict equals its label
+            measure, most, test = "mean distance", "lowest", "the sign test"
+        ranked = rated.sort_values(measure, ascending=numeric, kind="stable")
         best, *others = ranked.index
-        lead = f"{best} has the highest accuracy, {ranked['accuracy'].iloc[0]:.3f}"
-        # Each against the best on the same items, with all of these tests counted in (Bonferroni).
-        close = [one for one in others if self._p_value(best, one) * len(others) >= 0.05]
+        lead = f"{best} has the {most} {measure}, {ranked[measure].iloc[0]:.3f}"
+        # Each against the best on the items of both, with all tests counted in (Bonferroni).
+        close = [one for one in others if not self._is_better(best, one, 1 - 0.05 / len(others))]
         if not close:
-            return f"{lead}, and McNemar's test tells it from each of the others."
+            return f"{lead}, and {test} tells it from each of the others."
         return (
-            f"{lead}, but McNemar's test does not tell it from {', '.join(close)}: which of them "
+            f"{lead}, but {test} does not tell it from {', '.join(close)}: which of them "
             "is best cannot be told on these pairs."
         )
 
-    def _p_value(self, one: str, other: str) -> float:
-        """McNemar's exact test of two judges; 1 where they were not rated on the same items."""
-        if len({int(self.table["n"][name]) for name in (one, other)}) > 1:
-            return 1.0
-        found = [self.comparisons[name] for name in (one, other) if name in self.comparisons]
-        wrong = [{*c.broken["trace_id"], *c.still_wrong["trace_id"]} for c in found]
-        if len(found) == 1:  # the other one is the original
-            wrong.append({*found[0].fixed["trace_id"], *found[0].still_wrong["trace_id"]})
-        test = self.split.test
-        gains = [(i in wrong[0]) - (i in wrong[1]) for i in test.trace_ids]
-        return mcnemar(np.bincount(numbered(test.clusters), gains))
+    def _is_better(self, one: str, other: str, confidence: float) -> bool:
+        """Whether one is better than the other on items that both rated, and hardly by luck."""
+        before, after = self.tested[other], self.tested[one]
+        shared = {*before.trace_ids} & {*after.trace_ids}
+        return bool(shared) and compare(before, after, confidence=confidence, resamples=2).certain
 
     def __repr__(self) -> str:
         shown = self._shown.to_string(na_rep="", float_format=_figure)

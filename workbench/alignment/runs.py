@@ -162,14 +162,18 @@ class AlignmentRun:
         """Keep what the store refuses within this context, the first of several."""
         try:
             yield
-        except (MlflowException, OSError) as error:
-            self.fault = self.fault or str(error)
+        except Exception as error:  # artifact stores have errors of any kind
+            self.fault = self.fault or str(error) or type(error).__name__
 
     def _log(self, files: Mapping[str, Any], **batch: Any) -> None:
         self.client.log_batch(str(self.run_id), **batch)
-        for path, content in files.items():
-            log = self.client.log_text if isinstance(content, str) else self.client.log_dict
-            log(str(self.run_id), content, path)
+        try:
+            for path, content in files.items():
+                log = self.client.log_text if isinstance(content, str) else self.client.log_dict
+                log(str(self.run_id), content, path)
+        except Exception:
+            self.client.set_terminated(str(self.run_id), "FAILED")  # that the store still takes
+            raise
 
     def __enter__(self) -> AlignmentRun:
         return self
@@ -215,9 +219,10 @@ def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
 
 
 def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> list[str]:
-    """Return what identifies the held-out items: their content, and the name of the labels."""
+    """Return what identifies the held-out items: what was judged, and the name of the labels."""
     # A collision of 8 digits within 10,000 items hardly matters.
-    return sorted({digest([test.name, item_digest(by_id[i])])[:8] for i in test.trace_ids})
+    judged = {i: item_digest(by_id[i], ("inputs", "outputs")) for i in test.trace_ids}
+    return sorted({digest([test.name, content])[:8] for content in judged.values()})
 
 
 # -- what was logged --------------------------------------------------------------------------

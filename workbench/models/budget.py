@@ -146,7 +146,7 @@ class Budget:
         self.limit, self.tokens, self.usd = calls, tokens, usd
         self.spent, self.spent_tokens, self.spent_usd = 0, 0, 0.0
         self._unknown: set[str] = set()
-        self._kept_back: Sequence[float] = (0, 0, 0)
+        self._kept_back: list[tuple[float, float, float]] = []  # by each that shares it
         self._under_way: list[Reservation] = []
         self._assumed_output = ASSUMED_OUTPUT
         self._changed = threading.Condition()
@@ -162,15 +162,15 @@ class Budget:
 
     @property
     def left(self) -> float:
-        return _left(self.limit, self.spent + self._kept_back[0])
+        return _left(self.limit, self.spent + sum(kept[0] for kept in self._kept_back))
 
     @property
     def left_tokens(self) -> float:
-        return _left(self.tokens, self.spent_tokens + self._kept_back[1])
+        return _left(self.tokens, self.spent_tokens + sum(kept[1] for kept in self._kept_back))
 
     @property
     def left_usd(self) -> float:
-        return _left(self.usd, self.spent_usd + self._kept_back[2])
+        return _left(self.usd, self.spent_usd + sum(kept[2] for kept in self._kept_back))
 
     @property
     def is_limited(self) -> bool:
@@ -198,18 +198,20 @@ class Budget:
 
         Raises `BudgetError` when there is not so much left, or nothing beside it.
         """
-        if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
-            raise BudgetError(
-                f"The budget is too small: {self} are used, and {calls} calls, {tokens:,} tokens "
-                f"and ${usd:.2f} are kept back for the held-out test, so that nothing is left to "
-                "learn with. Raise budget=."
-            )
-        before = self._kept_back
-        self._kept_back = (before[0] + calls, before[1] + tokens, before[2] + usd)
+        kept = (calls, tokens, usd)
+        with self._changed:
+            if self.left <= calls or self.left_tokens <= tokens or self.left_usd <= usd:
+                raise BudgetError(
+                    f"The budget is too small: {self} are used, and {calls} calls, {tokens:,} "
+                    f"tokens and ${usd:.2f} are kept back for the held-out test, so that nothing "
+                    "is left to learn with. Raise budget=."
+                )
+            self._kept_back.append(kept)
         try:
             yield
         finally:
-            self._kept_back = before
+            with self._changed:
+                self._kept_back.remove(kept)
 
     # -- one request ------------------------------------------------------------------------
 

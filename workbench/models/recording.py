@@ -263,13 +263,11 @@ def recording(path: str | os.PathLike[str]) -> Iterator[Recorder]:
         The file, gzip-compressed where the name ends in ``.gz``. One that is there is added to.
 
     Answers of judges and of the reflection model are recorded, be they fresh, from the cache or
-    verdicts in the store; failures as well, since they decide results too. Of another library's
-    optimizer the resulting instructions are, but no judge that holds more, as MemAlign's do. No
-    prompt, key, header or address is written; what models answered may quote what they were shown.
-    The file is written after each batch of calls and at the end, also after an error or Ctrl-C.
-    Alignments in the background and processes started within the context are recorded too.
-
-    What optimizers other than `SIMBA` ask is not recorded.
+    verdicts in the store; failures as well, since they decide results too. What optimizers other
+    than `SIMBA` ask is not recorded. No prompt, key, header or address is written; what models
+    answered may quote what they were shown. The file is written after each batch of calls and at
+    the end, also after an error or Ctrl-C. Alignments in the background and processes started
+    within the context are recorded too.
 
     Raises
     ------

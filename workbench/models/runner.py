@@ -52,7 +52,8 @@ class Runner:
     gives up after ``patience`` seconds of rate limits without a success, and a pause that was asked
     for. A model that has ``answered`` so often before is known to answer: requests that it refuses
     and answers that are unusable end no run. To one that is ``proven`` all calls go at once as
-    well. ``throttle`` has the slots where they are not this runner's alone.
+    well. ``throttle`` has the slots where they are not this runner's alone. ``used`` is what all
+    requests so far have cost.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Runner:
         self.cache, self.budget, self.concurrency = cache, budget or Budget(), concurrency
         self.stop, self.patience = stop or threading.Event(), patience
         self.client, self.throttle = Client(concurrency), throttle or Throttle(concurrency)
-        self.answered, self.unusable = answered + proven, 0
+        self.answered, self.unusable, self.used = answered + proven, 0, UNPAID
         if proven:
             self.throttle.speed_up()
         self.last_progress = time.monotonic()
@@ -196,6 +197,7 @@ class Runner:
         """Open slots after a usable answer; stop where the very first calls were in vain."""
         fault = outcome.fault
         with self._lock:
+            self.used += outcome.usage
             self.answered += fault is None
             self.unusable += fault is not None and fault.kind == "answer"
         if fault is None:
@@ -264,6 +266,7 @@ class _Run:
             if entry is None or not (entry.answer is None or request.is_usable(entry.answer)):
                 continue
             self.runner.budget.charge(entry.paid)
+            self.runner.used += entry.paid
             if entry.failed is not None and entry.failed.kind == "budget":
                 ended = entry.failed.message
                 continue

@@ -229,7 +229,6 @@ class SIMBA(AlignmentOptimizer):
         original = Candidate.from_instructions(told["instructions"])
         original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
         budget = Budget.of(self.budget) if budget is None else budget
-        spent_before = budget.spent
         model = str(getattr(judge, "model", None) or "")
         budget.check(model, self.model or model)
         if budget.measures:
@@ -243,8 +242,8 @@ class SIMBA(AlignmentOptimizer):
             def on_step(state: dict[str, Any]) -> None:
                 limit = "" if budget.limit is None else f" of {budget.limit}"
                 shown.set_postfix_str(
-                    f"dev {state['best_score']:.3f}, {budget.spent - spent_before}{limit} "
-                    f"calls, {state['failures']} failed",
+                    f"dev {state['best_score']:.3f}, {models.used.requests}{limit} calls, "
+                    f"{state['failures']} failed",
                     refresh=False,
                 )
                 shown.update()
@@ -262,8 +261,8 @@ class SIMBA(AlignmentOptimizer):
             shown.update(steps_made)
         self.last = replace(
             found,
-            # A batch that the budget cut short was paid for all the same.
-            judge_calls=budget.spent - spent_before - found.reflection_calls,
+            judge_calls=models.runner.used.requests,
+            reflection_calls=models.reflector.runner.used.requests,
             known=models.cached,
             usage=models.used,
         )
@@ -304,8 +303,13 @@ class _Models:
             max_failure_share=simba.settings.max_failure_share,
         )
         stack.callback(self.reflector.close)
-        self.used = self.used_by_judge = Usage()
+        self.used_by_judge = Usage()  # for answers of which that is known
         self.cached = 0
+
+    @property
+    def used(self) -> Usage:
+        """What was paid for, a batch that the budget cut short included."""
+        return self.runner.used + self.reflector.runner.used
 
     def judge_of(self, candidate: Candidate) -> Judge:
         """The judge with the candidate's instructions."""
@@ -328,7 +332,6 @@ class _Models:
         for verdict in fresh:
             if verdict.usage.tokens:  # else what is left could not be told
                 self.used_by_judge += verdict.usage
-            self.used += verdict.paid
             self.cached += verdict.cached
         rest = iter(fresh)
         return [
@@ -341,7 +344,6 @@ class _Models:
         answers = self.reflector.propose(requests, step)
         for answer in answers:
             self.cached += answer.paid.requests == 0 and not answer.error
-            self.used += answer.paid
         return answers
 
     def calls_left(self) -> float:

@@ -38,6 +38,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "patience", "max_dev"):
             check_whole(name, getattr(self, name))
+        check_whole("max_examples", self.max_examples, 0)
         one_of("class_weight", self.class_weight, [None, "balanced"])
 
 

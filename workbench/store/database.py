@@ -117,10 +117,9 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
     ``NAME.incomplete`` and made again. Stores that are no SQLite file, and databases that hold
     data, are left to MLflow. A file that is no database is a `StoreError`.
     """
-    database = (make_url(uri).database or ":memory:") if uri.startswith("sqlite") else ":memory:"
-    if database == ":memory:" or database.startswith("file:"):
+    path = _file_of(uri)
+    if path is None:
         return
-    path = Path(database)
     while (half_made := _is_half_made(path)) and time.time() - path.stat().st_mtime < 5:
         time.sleep(0.2)  # another process may still be making its tables
     if path.exists() and not half_made:
@@ -135,6 +134,13 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
             path.replace(aside)
         if not path.exists():  # unless another process was faster
             made.rename(path)
+
+
+def _file_of(uri: str) -> Path | None:
+    """Return the SQLite file of a store; None where it is no file."""
+    database = make_url(uri).database if uri.startswith("sqlite") else None
+    in_memory = database in (None, "", ":memory:") or str(database).startswith("file:")
+    return None if in_memory else Path(str(database))
 
 
 def _is_half_made(path: Path) -> bool:
@@ -163,8 +169,15 @@ def _is_half_made(path: Path) -> bool:
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """Return the id of an experiment: the active one for None, else by its name or id.
 
-    A name that does not exist is created, or with ``create=False`` a `StoreError`.
+    A name that does not exist is created, or with ``create=False`` a `StoreError`, as is an SQLite
+    file that does not exist.
     """
+    file = None if create else _file_of(mlflow.get_tracking_uri())
+    if file is not None and not file.exists():  # which MLflow would make
+        raise StoreError(
+            f"There is no database {file}. Check the path in MLFLOW_TRACKING_URI "
+            "(mlflow.set_tracking_uri)."
+        )
     if experiment is None:
         return compat.active_experiment_id()
     name = str(experiment)
