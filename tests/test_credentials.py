@@ -38,7 +38,7 @@ def opts(**changes: Any) -> dict[str, Any]:
     [
         "api_key", "apiKey", "API-KEY", "openai_api_key", "key", "token", "access_token",
         "auth_token", "aws_session_token", "password", "client_secret", "Authorization",
-        "credentials", "Cookie",
+        "credentials", "Cookie", "azure_ad_token", "aws_web_identity_token", "hf_token",
     ],
 )  # fmt: skip
 def test_parameters_named_like_credentials_are_withheld(name: str) -> None:
@@ -48,7 +48,7 @@ def test_parameters_named_like_credentials_are_withheld(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "stop_token",
-     "prompt_cache_retention", "keyword", "n", "seed"],
+     "load_token", "prompt_cache_retention", "keyword", "n", "seed"],
 )  # fmt: skip
 def test_other_parameters_are_kept(name: str) -> None:
     assert without_secret_params({name: 5}) == {name: 5}
@@ -193,6 +193,7 @@ def test_a_url_is_shown_without_credentials(url: str, bare: str) -> None:
         ("postgresql://me:pw-4711@db.example:5432/mlflow", "postgresql://db.example:5432/mlflow"),
         ("mysql+pymysql://me:p/w?#:4711@db/mlflow?ssl=pw-4711", "mysql+pymysql://db/mlflow"),
         ("postgresql://me:p@w-4711@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://me:4711/ab@db:5432/mlflow", "postgresql://db:5432/mlflow"),
         ("postgresql://db/mlflow?user=me&password=pw-4711", "postgresql://db/mlflow"),
         ("mssql+pyodbc:///?odbc_connect=PWD%3Dpw-4711", "mssql+pyodbc:///"),
         ("https://me:pw-4711@mlflow.example", "https://mlflow.example"),

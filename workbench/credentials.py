@@ -32,7 +32,8 @@ Path = tuple[str | int, ...]
 
 _SECRET_NAME = re.compile(
     r"api_?key|secret|passw(or)?d|passphrase|authorization|credential|cookie"
-    r"|(^|_)(access|auth|api|bearer|id|refresh|session|security|private)_?(key|token)($|_)"
+    r"|(^|_)(access|ad|api|auth|bearer|hf|id|identity|private|refresh|security|session)_?"
+    r"(key|token)($|_)"
     r"|^(key|token)$"
 )
 
@@ -90,8 +91,10 @@ def _split_query(query: str) -> tuple[list[str], list[str]]:
     return public, [each for each in given if each not in public]
 
 
-# User and password as databases take them: a password may hold any sign but ``@``.
-_USER = re.compile(r"[^:/@?]*(?::(?!\d+(?:[/?#]|$))[^@]*)?@")
+# User and password as databases take them: a password may hold any sign but ``@``. In web
+# addresses digits and a slash are a port and a path.
+_USER = re.compile(r"[^:/@?]*(?::[^@]*)?@")
+_PORT = re.compile(r"[^:/@?]*:\d+(?:[/?#]|$)")
 
 _URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
 
@@ -101,9 +104,10 @@ def without_credentials(address: str) -> str:
     scheme, mark, rest = address.partition("://")
     if not mark:
         return address
-    user = _USER.match(rest)
+    is_web = scheme.lower() in ("http", "https")
+    user = None if is_web and _PORT.match(rest) else _USER.match(rest)
     rest = rest[user.end() if user else 0 :].partition("?")[0]
-    if scheme.lower() in ("http", "https"):
+    if is_web:
         rest = rest.partition("#")[0]
     authority, slash, path = rest.partition("/")
     # What is left of a password that itself holds the at sign goes too.

@@ -112,6 +112,11 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
         prepare_database(uri(path), create=never)
 
 
+def test_a_database_that_cannot_be_opened_now_is_not_called_broken(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot be opened: unable to open.* and try again"):
+        prepare_database(uri(tmp_path), create=never)
+
+
 def test_a_database_that_another_process_made_meanwhile_is_kept(
     tmp_path: Path, create: Callable[[Path], None]
 ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import workbench
-from workbench.errors import ArgumentError, ScaleError
+from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.store.dataset import parse_names, parse_raters
 
 TABLE = pd.DataFrame(
@@ -220,3 +222,28 @@ def test_the_words_that_read_one_row_a_label() -> None:
     found = workbench.check_data(rows, inputs="question", outputs="answer", annotators=spec)
     assert found.counts.sum().to_dict() == {"ana": 10, "ben": 10}
     assert not [doubt for doubt in found.doubts if "annotators=" in doubt]
+
+
+def test_rows_of_equal_content_are_one_item_in_whatever_form_they_come(tmp_path: Path) -> None:
+    """Null and a missing key are the same, long lists are compared whole, odd cells are told."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"q": "a?", "c": null, "a": "x", "who": "ana", "r": "yes"}\n'
+        '{"q": "a?", "a": "x", "who": "ben", "r": "no"}\n'
+    )
+    roles = {"inputs": "q, c", "outputs": "a", "annotators": "each who: r"}
+    assert len(read(data=path, **roles)) == 1
+    long = [np.array([*range(600), k, *range(600)]) for k in (0, 1)]
+    cells: list[Any] = [*long, {"a": 1, 2: 3}]
+    table = pd.DataFrame({"q": cells, "c": "", "a": "x", "who": [*"aba"], "r": [*"yny"]})
+    assert len(read(data=table, **roles)) == 3
+    found = workbench.check_data(table, **roles, strict=False)
+    assert "row 2: column 'q' holds a dict with a key of type int" in found.errors[0]
+
+
+def test_rows_that_were_joined_keep_their_numbers_in_the_import(store: str) -> None:
+    """An error names the row of the source, as `check_data` does."""
+    table = LONG.assign(answer=["1", "1", b"2", "1", "1"])
+    data = read(data=table, annotators="each who: rating")
+    with pytest.raises(TableError, match=r"row 2: column 'answer'"):
+        workbench.import_traces(data.table, inputs="question", outputs="answer")

@@ -228,3 +228,34 @@ def test_other_files_are_refused_in_words(tmp_path: Path, text: str, message: st
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TableError, match=message):
         workbench.read_labels(path)
+
+
+def test_scores_are_found_wherever_they_stand_in_the_file(tmp_path: Path) -> None:
+    """Traces with ids of scores come first, and an observation does not take a trace's place."""
+    scores = [
+        {"id": who, "traceId": "t7", "name": "quality", "value": 1, "authorUserId": who}
+        for who in ("Ana", "ben")
+    ]
+    traces = [
+        {"id": f"t{n}", "input": {"question": n}, "output": "a", "scores": ["Ana", "ben"]}
+        for n in range(60)
+    ]
+    step = {"id": "o", "traceId": "t7", "type": "SPAN", "input": {"step": 1}, "output": "b"}
+    for records in ([*traces, step, *scores], [step, *traces, *scores]):
+        found = read(tmp_path, records, lines=True)
+        assert (len(found), found.columns["inputs"]) == (60, ["question"])
+        assert found.table["label: Ana"].dropna().tolist() == [1]
+    bare = [{k: v for k, v in trace.items() if k != "scores"} for trace in traces]
+    assert len(read(tmp_path, [*bare, *scores], lines=True)) == 60
+
+
+def test_writings_of_a_name_are_one_person(tmp_path: Path, store: str) -> None:
+    """As everywhere else, so that what was read can be imported."""
+    records = [
+        {"id": who, "input": f"q {who}", "output": "a",
+         "scores": [{"name": "quality", "value": 1, "authorUserId": who}]}
+        for who in ("Ana", "ana", "ANA")
+    ]  # fmt: skip
+    found = read(tmp_path, records)
+    assert list(found.columns["labels"]) == ["Ana"]
+    assert workbench.import_traces(found.table, **found.columns, label_name="quality").labels == 3

@@ -112,6 +112,7 @@ ROWS = {"q": ["a, b", "c"], "a": ["3,5", "4"]}
         ("a.csv", "q\ta\r\na, b\t3,5\r\nc\t4\r\n", "utf-8"),
         ("a.csv", "q|a\na, b|3,5\nc|4\n", "utf-8"),
         ("a.csv", "sep=;\r\nq;a\r\na, b;3,5\r\nc;4\r\n", "utf-8-sig"),
+        ("a.csv", "sep=\t\r\nq\ta\r\na, b\t3,5\r\nc\t4\r\n", "utf-8"),
         ("a.tsv", "q\ta\na, b\t3,5\nc\t4\n", "utf-8"),
         ("a.jsonl", '[{"q": "a, b", "a": "3,5"},\n{"q": "c", "a": "4"}]', "utf-8"),
         ("a.json", '{"rows": [{"q": "a, b", "a": "3,5"}, {"q": "c", "a": "4"}]}', "utf-8"),

@@ -6,6 +6,7 @@ import json
 import traceback
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import mlflow
 import pandas as pd
@@ -16,10 +17,13 @@ from mlflow.entities import AssessmentSource, Span, TraceInfo, TraceState
 from mlflow.entities.trace_location import TraceLocation
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from workbench.errors import ArgumentError, StoreError, TableError
+from workbench.pairing.adjudication import adjudicate
 from workbench.store.assessments import log_labels
-from workbench.store.database import find_experiment_id
+from workbench.store.database import find_experiment_id, retrying
 from workbench.store.files import read_table
 from workbench.store.importing import Imported, import_traces
 from workbench.store.labels import label_records
@@ -85,6 +89,12 @@ def say(trace_id: str, value: str, annotator: str) -> None:
     log_labels(table, name="quality", annotator=annotator, value="r")
 
 
+def put(trace_id: str, where: str) -> None:
+    """Store a trace without content, under an id of an earlier version."""
+    place = TraceLocation.from_experiment_id(where)
+    TracingClient().start_trace(TraceInfo(trace_id, place, request_time=0, state=TraceState.OK))
+
+
 # -- rows become traces ---
 
 
@@ -137,7 +147,10 @@ def test_any_cell_survives(store: str, rows: list[tuple[Any, Any, str]]) -> None
     }
     table = pd.DataFrame({name: pd.Series(c, dtype=object) for name, c in columns.items()})
     for outputs in ("o", "text"):
-        imported = import_traces(table, inputs=["q", "model"], outputs=outputs, progress=False)
+        # Apart from the other examples, whose 0 is the same as 0.0.
+        imported = import_traces(
+            table, inputs=["q", "model"], outputs=outputs, experiment=uuid4().hex, progress=False
+        )
         found = examples(imported)
         for record, example in zip(table.to_dict("records"), found, strict=True):
             expected = [{"q": record["q"], "model": record["model"]}, record[outputs]]
@@ -147,6 +160,10 @@ def test_any_cell_survives(store: str, rows: list[tuple[Any, Any, str]]) -> None
 def test_characters_that_cannot_be_stored_are_replaced_and_counted(store: str) -> None:
     """Half a surrogate pair in a text, a tag or a label is no error that every repetition meets."""
     half = "\ud83d cut off"
+    imported = import_traces(
+        pd.DataFrame({"q": ["a\0"], "o": "b", "t": "\0"}), inputs="q", outputs="o", tags="t"
+    )
+    assert (examples(imported)[0].inputs, imported.notes[0][:12]) == ({"q": "a\0"}, "1 character ")
     table = pd.DataFrame(
         {
             "q": [[{"content": f"{half} \0"}]],
@@ -163,10 +180,10 @@ def test_characters_that_cannot_be_stored_are_replaced_and_counted(store: str) -
     imported = import_traces(table, **roles)
     assert imported.notes == ("6 characters that cannot be stored replaced by U+FFFD",)
     whole = half.replace("\ud83d", "\ufffd")
-    (example,) = examples()
+    (example,) = examples(imported)
     assert example.inputs == {"q": [{"content": f"{whole} \0"}]}
     assert (example.outputs, example.expectations["g"], example.tags["t"]) == (whole,) * 3
-    (label,) = label_records(fetch_traces(), "quality")
+    (label,) = label_records(fetch_traces(imported), "quality")
     assert (label.value, label.rationale) == (whole, whole)
     assert len(import_traces(table, **roles).skipped) == 1
 
@@ -218,15 +235,7 @@ def test_traces_of_version_0_1_are_known_by_their_tags(store: str) -> None:
     table = pd.DataFrame({"q": ["a"], "o": "x", "topic": "1"})
     where = find_experiment_id(None)
     content = digest([where, {"q": "a"}, "x", {}, {"topic": "1"}])
-    old = f"tr-{digest([content, 0])[:32]}"
-    TracingClient().start_trace(
-        TraceInfo(
-            trace_id=old,
-            trace_location=TraceLocation.from_experiment_id(where),
-            request_time=0,
-            state=TraceState.OK,
-        )
-    )
+    put(old := f"tr-{digest([content, 0])[:32]}", where)
     assert import_traces(table, inputs="q", outputs="o", tags="topic").trace_ids == [old]
 
 
@@ -235,6 +244,47 @@ def test_long_texts_survive(store: str) -> None:
     table = pd.DataFrame({"q": ["a", "b"], "o": ["✓ " * 2_500_000, "z"]})
     import_traces(table, inputs="q", outputs="o")
     assert [e.outputs for e in examples()] == table["o"].tolist()
+
+
+def test_a_batch_is_as_large_as_its_own_rows(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few long rows after many short ones are no transaction of their sum."""
+    real, sizes = TracingClient.log_spans, []
+
+    def counting(self: TracingClient, location: str, spans: list[Span]) -> Any:
+        sizes.append(sum(len(span.outputs) for span in spans))
+        return real(self, location, spans)
+
+    monkeypatch.setattr(TracingClient, "log_spans", counting)
+    table = pd.DataFrame({"q": range(BATCH), "o": ["x"] * (BATCH - 3) + ["y" * 1_900_000] * 3})
+    import_traces(table, inputs="q", outputs="o", progress=False)
+    assert (len(sizes), max(sizes) < 4_000_000) == (2, True)
+
+
+def test_a_number_that_became_a_float_is_the_same_row(store: str) -> None:
+    """As pandas makes them of whole numbers where a later row has none."""
+    table = pd.DataFrame({"q": ["a", "b"], "n": [1, 2], "o": "x", "gold": [[1], [2]]})
+    roles: dict[str, Any] = {"inputs": ["q", "n"], "outputs": "o", "expectations": "gold"}
+    first = import_traces(table, **roles)
+    longer = pd.concat([table, pd.DataFrame({"q": ["c"], "o": "x"})], ignore_index=True)
+    again = import_traces(longer, **roles)
+    assert (again.created, again.trace_ids[:2]) == (1, first.trace_ids)
+    back = import_traces(longer[2:].assign(n=3.0), **roles).trace_ids
+    assert import_traces(longer[2:].assign(n=3), **roles).trace_ids == back
+    both = pd.DataFrame({"q": "d", "n": pd.Series([4.0, 4, 4.0], dtype=object), "o": "x"})
+    one = import_traces(both[:1], inputs=["q", "n"], outputs="o").trace_ids
+    ids = import_traces(both, inputs=["q", "n"], outputs="o").trace_ids
+    assert (ids[:1], len(set(ids))) == (one, 3)
+    assert import_traces(both, inputs=["q", "n"], outputs="o").trace_ids == ids
+
+
+def test_floats_are_known_as_they_were_in_earlier_stores(store: str) -> None:
+    where, ids = find_experiment_id(None), []
+    for n in (3.0, 3):
+        content = digest([where, {"n": n}, "x", {}, {}])
+        put(f"tr-{digest([content, 0])[:32]}", where)
+        ids.append(f"tr-{digest([content, 0])[:32]}")
+    table = pd.DataFrame({"n": pd.Series([3.0, 3], dtype=object), "o": "x"})
+    assert import_traces(table, inputs="n", outputs="o").trace_ids == ids
 
 
 def test_tags_keep_their_text(store: str) -> None:
@@ -338,6 +388,17 @@ def test_another_rationale_is_another_label(store: str, table: pd.DataFrame) -> 
     assert labelled(table, labels={"ana": "ana"}).differing.empty
 
 
+@pytest.mark.parametrize("decided", ["good", "poor"])
+def test_a_decision_is_no_label(store: str, table: pd.DataFrame, decided: str) -> None:
+    """The label of who decided is written beside the decision, and compared with no decision."""
+    (first, *_) = import_traces(table, inputs="q", outputs="o", expectations="gold").trace_ids
+    adjudicate(first, decided, name="quality", by="ana", rationale="because")
+    again = labelled(table)
+    assert (again.labels, len(again.differing)) == (6, 0)
+    assert (first, "ana", "good", "because") in votes()
+    assert labelled(table).differing.empty
+
+
 # -- what goes wrong ---
 
 
@@ -421,6 +482,24 @@ def test_a_failure_names_what_to_do_and_no_credentials(
     with pytest.raises(StoreError, match=r"disk full.*run the same call again") as caught:
         import_traces(pd.DataFrame({"q": ["a", "b"], "o": "x"}), inputs="q", outputs="o")
     assert "4711" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_tags_that_are_not_taken_are_an_error_like_others(store: str) -> None:
+    """In words, and without being tried again where that cannot help."""
+    table = pd.DataFrame({"q": ["a"], "o": "x", "topic": "1"})
+    import_traces(table, inputs="q", outputs="o")
+
+    def read_only(connection: Any, *_: object) -> None:
+        connection.execute("PRAGMA query_only=ON")
+
+    event.listen(Pool, "checkout", read_only)
+    try:
+        with pytest.raises(StoreError, match=r"The tags could .*readonly database") as caught:
+            import_traces(table, inputs="q", outputs="o", tags="topic")
+    finally:
+        event.remove(Pool, "checkout", read_only)
+    assert "UPDATE" not in str(caught.value)
+    assert retrying.statistics["attempt_number"] == 1
 
 
 def test_a_server_takes_the_same_import(server: str) -> None:

@@ -48,6 +48,13 @@ def test_a_schema_is_made_once_and_its_instruction_follows(store: str) -> None:
     assert [one.name for one in every_schema()] == ["quality"]
 
 
+def test_zero_and_one_are_numbers_and_not_pass_and_fail(store: str) -> None:
+    scale = Scale.from_type(Literal[0, 1])
+    first = make_schema("quality", scale)
+    assert make_schema("quality", scale).schema_id == first.schema_id
+    assert schema_scale("quality").shown == ("1", "0")
+
+
 def test_what_no_schema_can_be_is_refused(store: str) -> None:
     """Another scale under the same name, and more values than MLflow takes."""
     make_schema("quality", Scale.from_type(bool))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -53,6 +55,9 @@ def test_plain_values_stay_as_they_are(value: Any) -> None:
         (pd.NA, None),
         (np.float64("nan"), None),
         ([math.nan, {"a": np.int8(1)}], [None, {"a": 1}]),
+        (Decimal("1.50"), "1.50"),
+        (Decimal("nan"), None),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
     ],
 )
 def test_numpy_and_pandas_types_become_plain(cell: Any, expected: Any) -> None:
@@ -109,15 +114,15 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
     """Each cell that cannot be stored is named by row and column, all in one error."""
     table = pd.DataFrame(
         {
-            "q": ["a", None, b"x", "d", "e", {"n": math.inf}],
-            "o": ["x", "y", "z", math.nan, " ", "w"],
-            "tag": ["t", "t", "t", "t", "t" * 8001, "\ud800"],
-            "ana": ["good", "good", "good", "good", object(), "good"],
-            "why": ["", "", "", "", "", "\ud800"],
+            "q": ["a", None, b"x", "d", "e", {"n": math.inf}, {datetime.date(2024, 1, 2): 1}],
+            "o": ["x", "y", "z", math.nan, " ", "w", {(1, 2): 1}],
+            "tag": ["t", "t", "t", "t", "t" * 8001, "\ud800", "t"],
+            "ana": ["good", "good", "good", "good", object(), "good", "good"],
+            "why": ["", "", "", "", "", "\ud800", ""],
         },
         dtype=object,
     )
-    with pytest.raises(TableError, match="5 of 6 rows") as caught:
+    with pytest.raises(TableError, match="6 of 7 rows") as caught:
         read_rows(table, inputs="q", outputs="o", tags="tag", labels={"ana": ("ana", "why")})
     assert caught.value.rows == [
         (1, "no inputs (column 'q' is empty)"),
@@ -127,6 +132,8 @@ def test_all_bad_rows_are_listed_with_their_reasons() -> None:
         (4, "tag 'tag' is longer than 8000 characters"),
         (4, "label of 'ana', column 'ana': the value is a value of type object"),
         (5, "column 'q' holds an infinite number"),
+        (6, "column 'q' holds a dict with a key of type date"),
+        (6, "column 'o' holds a dict with a key of type tuple"),
     ]
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -63,12 +62,12 @@ class Layout:
         return row | {"error": "; ".join(problems) or None}, item
 
     def copied(self, number: int, record: Record) -> list[Any]:
-        """The plain cells of what is copied, and the time; a decimal number is text."""
+        """The plain cells of what is copied, and the time."""
         cells = []
         for column in self.beside:
             cell = record[column]
             try:
-                cells.append(plain(str(cell) if isinstance(cell, Decimal) else cell))
+                cells.append(plain(cell))
             except ValueError as error:
                 raise TableError(
                     f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "

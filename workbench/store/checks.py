@@ -13,11 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from workbench.errors import ScaleError, TableError
+from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import columns_by_key, digest, empty_rows, plain, read_row
+from workbench.store.tables import (
+    check_keys,
+    columns_by_key,
+    comparable,
+    digest,
+    empty_rows,
+    read_row,
+)
 from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -174,16 +181,9 @@ def _content(data: Dataset) -> pd.Series[Any]:
     columns = [*data.inputs, *outputs, *(data.expectations or [])]
     missing = [empty_rows(data.table, side) for side in (data.inputs, outputs)]
     cells = data.table[columns].itertuples(index=False, name=None)
-    digests = [digest([_plain(cell) for cell in row]) for row in cells]
+    digests = [digest(list(map(comparable, row))) for row in cells]
     found = [None if any(blank) else d for d, *blank in zip(digests, *missing, strict=True)]
     return pd.Series(found, data.table.index, dtype=object)
-
-
-def _plain(cell: Any) -> Any:
-    try:
-        return plain(cell)
-    except ValueError as error:
-        return f"{error} {id(cell)}"  # the import tells it
 
 
 # -- findings -------------------------------------------------------------------------------
@@ -195,6 +195,10 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
     keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
     shown = {column for by_key in keyed.values() for column in by_key}
     keyed["tags"] = columns_by_key("groups", data.groups)
+    try:
+        check_keys(keyed["tags"])
+    except ArgumentError as error:
+        yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
     rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
     for column in [column for column in rated if column in shown]:
         text = f"Column {column!r} is the annotators', and the judge is shown it."
@@ -271,6 +275,10 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
         other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
         how = f"pair(..., positive={_short(other)}) takes the other one"
         yield Finding("positive side", f"{_short(scale.positive)} is positive; {how}.", advice)
+    typed = Scale.from_type(data.value_type)
+    if scale.ordered and typed and not typed.ordered:
+        text = "The order of the ratings is that of the column's categories."
+        yield Finding("order", text, "No judge's type holds it; pair(..., scale=data.scale) does.")
     if scale.kind == "numeric" or not len(rated):
         return
     for value, n in sorted(counts.items(), key=lambda each: (each[1], str(each[0]))):
@@ -328,7 +336,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     yield Finding("groups", text, advice, lacking)
     seen: dict[str, set[str]] = {}
     for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
-        seen.setdefault(digest([_plain(c) for c in cells]), set()).add(folded(key))
+        seen.setdefault(digest(list(map(comparable, cells))), set()).add(folded(key))
     if apart := sum(len(each) > 1 for each in seen.values()):
         yield Finding(
             "groups",

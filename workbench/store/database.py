@@ -93,7 +93,9 @@ def store_errors() -> Iterator[None]:
 def _may_pass(error: BaseException) -> bool:
     """Whether trying again may help: a locked database, a lost connection."""
     if isinstance(error, MlflowException):
-        text = str(error).lower()
+        text = str(error).lower().partition("[sql:")[0]  # without the values that were written
+        if re.search("readonly database|disk is full|no space left|no such (table|column)", text):
+            return False  # though MLflow calls all of them temporary
         return error.error_code == "TEMPORARILY_UNAVAILABLE" or "database is locked" in text
     return isinstance(error, (ConnectionError, requests.ConnectionError))
 
@@ -158,6 +160,11 @@ def _is_half_made(path: Path) -> bool:
             # MLflow makes the first experiment once all tables are there.
             used = database.execute("SELECT 1 FROM experiments").fetchone()
             return list(found) != [(compat.latest_schema(),)] and not used
+    except sqlite3.OperationalError as error:
+        raise StoreError(
+            f"{path} cannot be opened: {error}. Check that it is a file that this user may read "
+            "and write and that no other program holds, and try again."
+        ) from None
     except sqlite3.DatabaseError as error:
         raise StoreError(
             f"{path} cannot be read as an SQLite database: {error}. Give another folder or "

@@ -26,7 +26,14 @@ from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale, no_rating
 from workbench.store.files import read_table
-from workbench.store.tables import Raters, columns_by_rater, digest, empty_rows, require_columns
+from workbench.store.tables import (
+    Raters,
+    columns_by_rater,
+    comparable,
+    digest,
+    empty_rows,
+    require_columns,
+)
 from workbench.vocabulary import as_numbers, fold, folded, is_missing, normal_form, number, scalar
 
 Names: TypeAlias = str | Sequence[str] | None
@@ -234,12 +241,13 @@ def _one_row_an_item(
     times: Counter[tuple[str, str]] = Counter()
     for row, cells in zip(table.index, table.to_dict("records"), strict=True):
         who = people.setdefault(folded(cells[each]), normal_form(str(cells[each])))
-        item = digest([cells[column] for column in content])
+        item = digest([comparable(cells[column]) for column in content])
         times[item, who] += 1
         own = {"": row, **{column: cells[column] for column in content}}
         one = joined.setdefault((item, times[item, who]), own)
         one |= {f"{column}: {who}": cells[column] for column in (rating, why) if column}
     found = pd.DataFrame(list(joined.values()), dtype=object).set_index("")
+    found.index = found.index.astype("int64")  # which counts rows
     whys = {who: f"{why}: {who}" if why else None for who in people.values()}
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,6 +21,7 @@ from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, html_result
 from workbench.store.files import read_records
 from workbench.store.tables import Raters, digest
+from workbench.vocabulary import folded
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -158,12 +159,13 @@ def _table(
 ) -> tuple[pd.DataFrame, dict[str, Any], list[Answer]]:
     """Return a row an item, the roles of the columns, and the answers that a later one replaced."""
     rows: dict[str, dict[str, Any]] = {key: {} for key in items}
-    people: Raters = {}
+    people, names = Raters(), dict[str, str]()
     replaced = []
     for a in given:
         if a.question not in (question, rationale):
             continue
-        people[a.annotator] = columns = (f"label: {a.annotator}", f"rationale: {a.annotator}")
+        who = names.setdefault(folded(a.annotator), a.annotator)
+        people[who] = columns = (f"label: {who}", f"rationale: {who}")
         row = rows[a.item]
         if a.question == rationale:
             row[columns[1]] = a.value
@@ -175,10 +177,9 @@ def _table(
         row[columns[1]] = a.rationale or row.get(columns[1])
     fields = list(dict.fromkeys(name for item in items.values() for name in item.fields))
     answered = _outputs(items.values(), fields, outputs)
-    labels = [column for pair in people.values() for column in pair if column]
     table = pd.DataFrame(
         [{"item": key} | item.fields | rows[key] for key, item in items.items()],
-        columns=[*dict.fromkeys(["item", *fields]), *labels],
+        columns=[*dict.fromkeys(["item", *fields]), *chain.from_iterable(people.values())],
         dtype=object,
     )
     inputs = [f for f in fields if f not in answered] or ["item"]
@@ -315,16 +316,16 @@ _SCORE = {"trace_id", "name", "value"}
 
 def _langfuse(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
     records = [_snake(record) for record in records]
-    for number, record in enumerate(records):
+    # Observations have an input as well, and the id of their trace, which comes first.
+    for number, record in sorted(enumerate(records), key=lambda one: bool(one[1].get("trace_id"))):
         if "input" in record:
             key = str(record.get("trace_id") or record.get("id") or number)
-            items[key] = _item(record["input"], record.get("output"), "input", "output")
+            items.setdefault(key, _item(record["input"], record.get("output"), "input", "output"))
     for number, record in enumerate(records):
-        alone = [record] if {*record} >= _SCORE else []
-        for score in map(_snake, record.get("scores") or alone):
+        given = record.get("scores") or [record] * ({*record} >= _SCORE)
+        for score in (_snake(one) for one in given if isinstance(one, dict)):  # and no id
             key = str(score.get("trace_id") or record.get("id") or number)
-            value, text = score.get("value"), score.get("string_value")
-            value = value if text is None else text
+            value = score.get("value") if (text := score.get("string_value")) is None else text
             if score.get("data_type") == "BOOLEAN":
                 value = str(value).lower() in ("1", "1.0", "true")
             who = score.get("author_user_name") or score.get("author_user_id")
@@ -388,10 +389,9 @@ _TOOLS: dict[str, tuple[Callable[[Record], bool], Callable[..., Iterator[Answer]
 
 
 def _tool_of(records: Sequence[Record], file: str) -> str:
-    for record in records[:50]:
-        for tool, (is_one, _) in _TOOLS.items():
-            if is_one(record):
-                return tool
+    told = (tool for r in records for tool, (is_one, _) in _TOOLS.items() if is_one(r))
+    if tool := next(told, ""):
+        return tool
     found = ", ".join(map(repr, list(records[0])[:12]))
     raise TableError(
         f"{file!r} looks like no export of {', '.join(_TOOLS)}: its records have the fields "

@@ -159,8 +159,8 @@ def _text(path: Path, encoding: str | None) -> str:
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     text = _text(path, encoding)
     first, _, rest = text.partition("\n")
-    if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # as Excel writes it
-        return _table(rest, first.strip()[4])
+    if named := re.fullmatch(r"sep=([^\r\n])\s*", first, re.IGNORECASE):  # as Excel writes it
+        return _table(rest, named[1])
     header = text.lstrip("\r\n").partition("\n")[0]
     separators = [sep for sep in _SEPARATORS if sep in header] or [","]
     fits: dict[str, pd.DataFrame] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -29,7 +30,7 @@ from workbench.store.assessments import (
 from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
 from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
-from workbench.store.labels import in_order
+from workbench.store.labels import DECISION_KEY, has_mark, in_order
 from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, row_numbers
 from workbench.store.traces import trace_infos
 
@@ -132,10 +133,10 @@ def import_traces(
     Imported
         ``.trace_ids`` is in row order, without empty rows, and ``.by_row`` has one a row, so that
         ``table.assign(trace_id=imported.by_row)`` joins other columns. A row is known by its
-        inputs, outputs and expectations, and by how many equal rows precede it. Rows that the
-        experiment has already are not written again, but tags, and labels that they lack, are
-        added: an import that was interrupted can simply be run again. A label in the store is never
-        changed, see ``.differing``; `log_labels` does.
+        inputs, outputs and expectations (4 and 4.0 are equal), and by how many equal rows precede
+        it. Rows that the experiment has already are not written again, but tags, and labels that
+        they lack, are added: an import that was interrupted can simply be run again. A label in the
+        store is never changed, see ``.differing``; `log_labels` does.
 
     Raises
     ------
@@ -187,8 +188,7 @@ def import_traces(
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
-        for trace_id, key, value in tagged:
-            retrying(TracingClient().set_trace_tag, trace_id, key, value)
+        _write_tags(tagged)
     except KeyboardInterrupt:
         say("Interrupted. Run the same import again to add what is missing.")
         raise
@@ -209,21 +209,33 @@ def import_traces(
 def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceInfo]]:
     """Return the id of each row's trace, and the infos of those that the experiment holds.
 
-    An id follows from the experiment, what the judge sees, and the count of equal rows before. In
-    stores of the first days tags were part of it.
+    An id follows from the experiment, what the judge sees, and the count of equal rows before.
+    pandas makes floats of whole numbers where one is missing, so 4 and 4.0 are equal in it. In
+    earlier stores they were not, and in those of the first days tags were part of it.
     """
     ids: list[list[str]] = []
-    for with_tags in (False, True):
+    for whole, with_tags in ((False, False), (True, False), (False, True)):
         seen: Counter[str] = Counter()
         ids.append([])
         for r in rows:
+            parts = [r.inputs, r.outputs, r.expectations]
             tags = r.tags if with_tags else {}
-            content = digest([where, r.inputs, r.outputs, r.expectations, tags])
+            content = digest([where, *(map(_whole, parts) if whole else parts), tags])
             ids[-1].append(f"tr-{digest([content, seen[content]])[:32]}")
             seen[content] += 1
-    stored = trace_infos(list(dict.fromkeys([*ids[0], *ids[1]])), experiment=where, elsewhere=False)
-    pairs = zip(*ids, strict=True)
-    return [old if old in stored and one not in stored else one for one, old in pairs], stored
+    every = list(dict.fromkeys(itertools.chain(*ids)))
+    stored = trace_infos(every, experiment=where, elsewhere=False)
+    known: dict[str, None] = {}  # each is one row's, though 4 and 4.0 may both have it
+    for each in zip(*ids, strict=True):
+        known[next((i for i in each if i in stored and i not in known), each[1])] = None
+    return list(known), stored
+
+
+def _whole(value: Any) -> Any:
+    """Return cells in which a float that is a whole number is an int."""
+    if isinstance(value, dict):
+        return {key: _whole(cell) for key, cell in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _assessments(row: Row, trace_id: str, label_name: str | None, now: int) -> Iterator[Assessment]:
@@ -247,6 +259,7 @@ def _compare(
         parts = 4 if one.feedback else 2
         there = [a for a in in_order(stored) if place(a)[:parts] == place(one)[:parts]]
         there = [a for a in there if a.feedback is None or a.feedback.error is None]
+        there = [a for a in there if not has_mark(a, DECISION_KEY)]  # which is no label
         if not there:
             missing.append(one)
         elif one.feedback is not None:
@@ -262,17 +275,37 @@ def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: 
     """Write traces of one span each, batch by batch."""
     client = TracingClient()
     hidden = not progress or len(new) <= _BATCH_TRACES
-    size = sum(len(json.dumps([row.inputs, row.outputs])) for row, *_ in new)
-    # As many as are usually in so many characters.
-    many = max(1, min(_BATCH_TRACES, _BATCH_CHARACTERS * len(new) // max(size, 1)))
     with bar(total=len(new), desc="import", disable=hidden) as shown:
-        for k in range(0, len(new), many):
-            spans = [_span(*one) for one in new[k : k + many]]
+        for batch in _batches(new):
+            spans = [_span(*one) for one in batch]
             try:
                 retrying(client.log_spans, where, spans)
             except Exception as error:
                 raise not_written("The traces", error) from None
             shown.update(len(spans))
+
+
+def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
+    batch: list[tuple[Row, str, int]] = []
+    size = 0
+    for one in new:
+        length = len(json.dumps([one[0].inputs, one[0].outputs]))
+        if batch and (len(batch) == _BATCH_TRACES or size + length > _BATCH_CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(one)
+        size += length
+    if batch:
+        yield batch
+
+
+def _write_tags(tagged: Iterable[tuple[str, str, str]]) -> None:
+    client = TracingClient()
+    try:
+        for trace_id, key, value in tagged:
+            retrying(client.set_trace_tag, trace_id, key, value)
+    except Exception as error:
+        raise not_written("The tags", error) from None
 
 
 def _span(row: Row, trace_id: str, start_ms: int) -> Span:

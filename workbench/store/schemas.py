@@ -115,7 +115,7 @@ def _input_of(name: str, scale: Scale | None) -> Any:
     if scale.kind == "numeric":
         low, high = scale.limits
         return label_schemas.InputNumeric(min_value=low, max_value=high)
-    if scale.values == (False, True):
+    if scale.values == (False, True) and isinstance(scale.values[0], bool):
         return label_schemas.InputPassFail(positive_label="Yes", negative_label="No")
     options = [str(value) for value in scale.values]
     if len(options) > 10 or max(map(len, options)) > 64:

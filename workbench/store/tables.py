@@ -17,7 +17,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -133,8 +135,11 @@ def read_rows(
     named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
     for argument, columns in named.items():
         require_columns(table, argument, columns)
-    _check_names(table, sides["tags"], raters)
+    check_keys(sides["tags"])
+    for who, (column, _) in raters.items():
+        warn_of_name(table, who, column)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
+    texts = {*named["tags"], *named["labels"]}
     rated = list(dict.fromkeys(column for column, _ in raters.values()))
     unrated = no_ratings({fold(cell) for column in rated for cell in table[column]})
     unrated -= set(map(fold, values))
@@ -146,7 +151,7 @@ def read_rows(
         if all(is_missing(cell) for cell in cells):
             empty.append(number)
             continue
-        replaced += sum(map(_unstorable_in, cells))
+        replaced += sum(map(_unstorable_in, cells, [column in texts for column in used]))
         raw = dict(zip(used, cells, strict=True))
         for column in [column for column in rated if fold(raw[column]) in unrated]:
             words[str(raw[column])] += 1
@@ -174,16 +179,14 @@ def row_numbers(table: pd.DataFrame) -> list[int]:
     return [int(number) for number in table.index] if is_count else list(range(len(table)))
 
 
-def _check_names(table: pd.DataFrame, tags: Iterable[str], raters: Raters) -> None:
-    """Check keys of tags, and warn of an annotator that is a column."""
+def check_keys(tags: Iterable[str]) -> None:
+    """Raise `ArgumentError` for a key of a tag that MLflow does not take."""
     for key in tags:
         if key.startswith("mlflow.") or not re.fullmatch(r"[\w.:/ -]{1,250}", key):
             raise ArgumentError(
                 f"tags: MLflow does not take {key!r} as a key. A key has at most 250 letters, "
                 "digits, spaces and characters of '_.:/-', and never begins with 'mlflow.'."
             )
-    for who, (column, _) in raters.items():
-        warn_of_name(table, who, column)
 
 
 def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
@@ -199,10 +202,10 @@ def warn_of_name(table: pd.DataFrame, who: str, column: str) -> None:
         )
 
 
-def _unstorable_in(cell: Any) -> int:
-    with suppress(RecursionError):  # which `plain` tells
-        if isinstance(cell, (list, dict)):
-            cell = json.dumps(cell, ensure_ascii=False, default=str)
+def _unstorable_in(cell: Any, is_text: bool) -> int:
+    with suppress(RecursionError, TypeError, ValueError):  # which `plain` tells
+        if isinstance(cell, (list, dict)) or (isinstance(cell, str) and not is_text):
+            cell = json.dumps(cell, ensure_ascii=False, default=str)  # where NUL is escaped
         return unstorable(cell) if isinstance(cell, str) else 0
     return 0
 
@@ -258,7 +261,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 
 def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line for each type
-    """Return a cell as a plain value: missing ones as None, dates as ISO text.
+    """Return a cell as a plain value: missing ones as None, dates as ISO text, decimals as text.
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.
     """
@@ -283,6 +286,8 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
         if math.isinf(cell):
             raise ValueError("an infinite number")
         return float(cell)
+    if isinstance(cell, (Decimal, UUID)):
+        return str(cell)
     if isinstance(cell, (datetime.date, datetime.time, pd.Timedelta)):
         return cell.isoformat()
     if depth > _MOST_LEVELS:
@@ -294,6 +299,14 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
             raise ValueError(f"a dict with a key of type {wrong[0]}")
         return {str(plain(key)): plain(value, depth + 1) for key, value in cell.items()}
     raise ValueError(f"a value of type {type(cell).__name__}")
+
+
+def comparable(cell: Any) -> Any:
+    """Return a cell as a plain value; one that JSON cannot hold as a text that equals no other."""
+    try:
+        return plain(cell)
+    except ValueError as error:
+        return f"{error} {id(cell)}"  # the import tells it
 
 
 def check_text(argument: str, given: Any) -> None:
