@@ -21,6 +21,7 @@ import nbformat
 import pandas as pd
 import pytest
 from small_notebooks import lives, write
+from tqdm import std
 
 import workbench
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError
@@ -513,6 +514,25 @@ def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="0 of 2 runs are complete"):
         workbench.sweep(notebook, {"seed": range(2)}, executor=executor, progress=False)
     assert executor.seen == {""}
+
+
+def test_ctrl_c_while_the_bar_is_drawn_ends_the_sweep(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tqdm keeps its lock where drawing is interrupted, and runs would wait for it for good."""
+    draw, once = std.tqdm.display, [1]
+
+    def interrupted(bar: Any, *given: Any, **options: Any) -> Any:
+        if "running" in str(bar.postfix) and once:
+            once.pop()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        return draw(bar, *given, **options)
+
+    monkeypatch.setattr(std.tqdm, "display", interrupted)
+    grid = {"kind": "hang", "log": str(tmp_path / "log")}
+    with pytest.raises(KeyboardInterrupt, match="0 of 1 run"):
+        workbench.sweep(notebook, grid, executor=threads)
 
 
 def test_ctrl_c_while_the_runs_are_started_leaves_none_behind(

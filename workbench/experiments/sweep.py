@@ -263,7 +263,8 @@ class _Sweep:
                 while left:
                     done, left = wait(left, timeout=1.0)
                     _ = [future.result() for future in done]
-                    self._show(waiting)
+                    # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
+                    self.logging.submit(self._show, waiting)
             except BaseException:
                 self._end("the sweep was stopped", kill=True)
                 self.started.set()
