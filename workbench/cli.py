@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import shlex
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,7 +103,7 @@ def closing_words(summary: dict[str, Any], notebook: Path, seconds: float) -> st
     lines += [f"{name + ':':<14}{value}" for name, value in places.items() if value]
     if store:
         is_server = store.startswith(("http://", "https://", "databricks"))
-        browse = store if is_server else f"mlflow ui --backend-store-uri {store}"
+        browse = store if is_server else f"mlflow ui --backend-store-uri {shlex.quote(store)}"
         lines += ["", f"Browse the store:  {browse}"]
     return "\n".join(lines)
 

@@ -114,6 +114,11 @@ def without_credentials(address: str) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
+def urls_without_credentials(text: str) -> str:
+    """Return a text in which every URL has lost user, password and query."""
+    return _URL.sub(lambda url: without_credentials(url[0]), text)
+
+
 _PAGE = re.compile(r"<(!doctype|html)\b.*", re.IGNORECASE | re.DOTALL)
 
 
@@ -123,8 +128,7 @@ def scrubbed(text: str, uri: str) -> str:
     A page that came in place of an answer is named, and not quoted.
     """
     text = _PAGE.sub("a page of HTML", text)
-    text = text.replace(uri, without_credentials(uri))
-    text = _URL.sub(lambda url: without_credentials(url[0]), text)
+    text = urls_without_credentials(text.replace(uri, without_credentials(uri)))
     # Drivers may repeat a password by itself. Very short ones would blot out ordinary words.
     return redact(text, _secrets(uri, None, None), shortest=6)
 

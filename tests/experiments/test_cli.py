@@ -120,6 +120,11 @@ def test_a_password_in_the_uri_of_a_store_is_not_shown() -> None:
     assert "postgresql://host/db" in words
 
 
+def test_the_command_that_browses_a_store_can_be_pasted() -> None:
+    words = closing_words({"tracking_uri": "sqlite:////tmp/my files/mlflow.db"}, Path("n"), 1)
+    assert "--backend-store-uri 'sqlite:////tmp/my files/mlflow.db'" in words
+
+
 def test_a_server_is_named_by_its_address() -> None:
     words = closing_words({"tracking_uri": "http://127.0.0.1:5000"}, Path("n"), 1)
     assert "Browse the store:  http://127.0.0.1:5000" in words

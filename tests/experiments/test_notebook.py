@@ -17,7 +17,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from workbench.errors import NotebookError
-from workbench.experiments.notebook import Ran, run_notebook
+from workbench.experiments.notebook import Ran, resolve_parameters, run_notebook, without_secrets
 from workbench.experiments.parameters import find_notebook
 
 PARAMETERS = 'seed = 0\noutput_dir = "output"\ndata = "data/table.csv"\nother = "no/such.csv"'
@@ -219,6 +219,26 @@ def test_a_secret_is_found_however_it_is_written(folder: Path, secret: str | int
     assert not [part for part in parts if part in ran.notebook.read_text().replace("0.7654321", "")]
 
 
+def test_what_is_no_secret_stays() -> None:
+    """Texts that quote a URL, and names of fields, also where a secret is the same word."""
+    given = {"instructions": "Does it follow https://acme.org/style? Answer Yes or No."}
+    assert without_secrets(given, given) == given
+    data = {"source": "", "cell_type": "code", "tok-1234": 1}
+    assert without_secrets(data, {"key": "source"}) == data
+    assert "tok-1234" not in without_secrets(data, {"key": "tok-1234"})
+
+
+def test_defaults_stay_as_they_are(folder: Path) -> None:
+    """Texts too long to be a path, and columns unless it is the sample that they belong to."""
+    parameters = "data = 'own.csv'\ngroups = 'customer'\ntext = 'long' * 1"
+    parameters = parameters.replace("'long' * 1", repr("long" * 100))
+    source = write(folder / "n.ipynb", parameters=parameters)
+    given = {"data": "other.csv"}
+    assert resolve_parameters(source, given, folder) == given
+    sample = write(folder / "n.ipynb", parameters=parameters.replace("own", "../data/shop_answers"))
+    assert resolve_parameters(sample, given, folder) == {**given, "groups": None}
+
+
 def test_the_notebook_itself_is_never_replaced(folder: Path) -> None:
     source = write(folder / "n.ipynb")
     with pytest.raises(NotebookError, match="Choose another folder"):
@@ -280,6 +300,27 @@ def test_a_replay_takes_notebook_and_parameters_from_the_recording(
     assert "seed 7 http://127.0.0.1:1/v1" in capfd.readouterr().err
     main([*command, "-p", "seed", "8"], standalone_mode=False)
     assert "seed 8 http://127.0.0.1:1/v1" in capfd.readouterr().err
+
+
+def test_a_recording_names_a_notebook_of_ones_own_by_its_path(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where ``notebooks/`` has one of the same name."""
+    from workbench.cli import main
+
+    write(folder / "notebooks" / "n.ipynb", "print('that of the project')")
+    source = write(folder / "sub" / "n.ipynb", "print('my own')")
+    run_notebook(source, output="out", record="answers.jsonl", progress=False)
+    main(["run", "--replay", "answers.jsonl", "--output", "again"], standalone_mode=False)
+    assert "my own" in capfd.readouterr().err
+
+
+def test_an_output_folder_that_is_lost_meanwhile_is_told(folder: Path) -> None:
+    source = write(
+        folder / "n.ipynb", "import shutil\nshutil.rmtree(output_dir)", parameters=PARAMETERS
+    )
+    with pytest.raises(NotebookError, match="cannot be written to"):
+        run_notebook(source, output="out", progress=False)
 
 
 def test_a_kernel_ends_by_itself(folder: Path) -> None:

@@ -19,9 +19,10 @@ import pandas as pd
 import pytest
 from mlflow.genai.scorers import get_scorer
 from running import SECRET, MainRun, active_store, run_here, summary
+from small_notebooks import write
 
 import workbench
-from workbench.errors import TableError
+from workbench.errors import ArgumentError, TableError
 from workbench.experiments.notebook import run_notebook
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -29,6 +30,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 OTHERS = ("1_quickstart", "2_label", "3_agreement", "5_compare", "6_experiments")
 LESS = {"6_experiments": {"seeds": 1, "max_steps": 1}}
 NAME = "answer_quality"
+
 
 # -- form -----------------------------------------------------------------------------------
 
@@ -341,3 +343,12 @@ def test_papermill_in_another_folder_is_told_where_paths_start(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TableError, match="papermill --cwd notebooks"):
         workbench.read_dataset("../data/shop_answers.csv", inputs="query", outputs="answer")
+
+
+@pytest.mark.usefixtures("store")
+def test_a_sweep_that_failed_shows_why(tmp_path: Path) -> None:
+    """The cell with its table passes; the next one says that there is nothing to draw."""
+    names = ("seed", "n_labels", "model", "base_url", "max_steps")
+    write(tmp_path / "bad.ipynb", "1 / 0", parameters="\n".join(f"{n} = None" for n in names))
+    with pytest.raises(ArgumentError, match="after"):
+        run_here("workbench run 6_experiments -p notebook bad.ipynb -p seeds 1 -p jobs 1")

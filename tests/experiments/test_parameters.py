@@ -254,7 +254,9 @@ def test_a_grid_is_read_from_a_command_line() -> None:
     assert expand(parse_grid(KNOWN, [])) == [{}]
 
 
-@pytest.mark.parametrize("text", ["seed", "seed=x", "other=1", "quick=0..1", "other=0..1"])
+@pytest.mark.parametrize(
+    "text", ["seed", "seed=x", "other=1", "quick=0..1", "other=0..1", "columns=a\nb"]
+)
 def test_what_cannot_be_read_is_an_error(text: str) -> None:
     with pytest.raises(NotebookError):
         parse_grid(KNOWN, [text])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import nbformat
 import pandas as pd
 import pytest
 from small_notebooks import lives, write
+from tqdm import std
 
 import workbench
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError
@@ -349,6 +352,58 @@ def test_runs_that_only_secrets_tell_apart_are_runs_of_their_own(
     assert list(table["x"]) == [0.1000001] * 2
 
 
+def test_runs_use_the_active_store(
+    store: str, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And experiment, whatever the environment says; no secret of its address is written."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    uri = f"{store}?timeout=1234567"
+    active = workbench.use_workspace("output", experiment="shop", tracking_uri=uri)
+    source = write(
+        tmp_path / "n.ipynb",
+        "import mlflow\nrecord('shown', mlflow.get_tracking_uri())",
+        "with mlflow.start_run() as run:\n    record('experiment', run.info.experiment_id)",
+    )
+    table = workbench.sweep(source, {"seed": 0}, executor=threads, progress=False)
+    assert list(table["error"]) == [""]
+    assert (table["experiment"][0], table["shown"][0]) == (active.experiment_id, store)
+    for file in (path for path in Path(table["folder"][0]).rglob("*") if path.is_file()):
+        assert b"1234567" not in file.read_bytes(), file
+
+
+def test_in_a_store_of_its_own_a_run_begins_with_the_default_experiment(
+    store: str, tmp_path: Path, threads: Executor
+) -> None:
+    """The active one is not there."""
+    (tmp_path / "output" / "n").mkdir(parents=True)
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "output" / "n" / ".empty.db")
+    source = write(
+        tmp_path / "n.ipynb",
+        "import mlflow\nmlflow.set_tracking_uri(tracking_uri)",
+        "with mlflow.start_run() as run:\n    record('experiment', run.info.experiment_id)",
+        parameters="tracking_uri = None\nseed = 0",
+    )
+    table = workbench.sweep(source, {"seed": 1}, executor=threads, progress=False)
+    assert list(table["experiment"]) == ["0"]
+
+
+class BreaksStore(Executor):
+    """Takes a table from the store while a run is under way."""
+
+    def submit(self, fn: Any, /, task: Any, **_: Any) -> Future[Any]:  # type: ignore[override]
+        with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
+            database.execute("DROP TABLE params")
+        future = Future[Any]()
+        future.set_result(task.result("complete", started=1.0))
+        return future
+
+
+def test_a_store_that_fails_is_told_without_sql(notebook: Path) -> None:
+    with pytest.raises(StoreError, match="MLflow did not take all of it: the database") as told:
+        workbench.sweep(notebook, {"seed": 0}, executor=BreaksStore(), progress=False)
+    assert "INSERT" not in str(told.value)
+
+
 def test_papermills_own_features_keep_working(
     store: str, tmp_path: Path, threads: Executor
 ) -> None:
@@ -459,6 +514,25 @@ def test_after_ctrl_c_no_run_is_left_to_finish(notebook: Path) -> None:
     with pytest.raises(KeyboardInterrupt, match="0 of 2 runs are complete"):
         workbench.sweep(notebook, {"seed": range(2)}, executor=executor, progress=False)
     assert executor.seen == {""}
+
+
+def test_ctrl_c_while_the_bar_is_drawn_ends_the_sweep(
+    notebook: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tqdm keeps its lock where drawing is interrupted, and runs would wait for it for good."""
+    draw, once = std.tqdm.display, [1]
+
+    def interrupted(bar: Any, *given: Any, **options: Any) -> Any:
+        if "running" in str(bar.postfix) and once:
+            once.pop()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.1)
+        return draw(bar, *given, **options)
+
+    monkeypatch.setattr(std.tqdm, "display", interrupted)
+    grid = {"kind": "hang", "log": str(tmp_path / "log")}
+    with pytest.raises(KeyboardInterrupt, match="0 of 1 run"):
+        workbench.sweep(notebook, grid, executor=threads)
 
 
 def test_ctrl_c_while_the_runs_are_started_leaves_none_behind(

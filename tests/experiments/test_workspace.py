@@ -31,6 +31,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         workbench.use_workspace(tmp_path / "file" / "out", experiment="align")
 
 
+def test_a_folder_that_cannot_be_written_to_is_told() -> None:
+    """As /proc, in which nobody makes files."""
+    with pytest.raises(StoreError, match=r"/proc cannot be made: .*Name another"):
+        workbench.use_workspace("/proc", experiment="align")
+
+
 def test_artifacts_stay_in_the_folder(tmp_path: Path) -> None:
     workbench.use_workspace("out", experiment="align")
     with mlflow.start_run():

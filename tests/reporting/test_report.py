@@ -224,6 +224,16 @@ def test_no_secret_is_in_it(html: str, page: Page) -> None:
     assert "https://gw.example/v1" in page.text
 
 
+def test_a_judge_with_memory_can_be_reported() -> None:
+    """As MemAlign's, at the endpoint of the judge within."""
+    from mlflow.genai.judges.optimizers.memalign.optimizer import MemoryAugmentedJudge
+
+    judge = MemoryAugmentedJudge(
+        make_judge("Be kind."), "openai:/m", 3, "openai:/e", _defer_init=True
+    )
+    assert "https://gw.example/v1" in Page(render(alignment(judge=judge, proposed=judge))).text
+
+
 def test_many_items_are_cut_and_say_so() -> None:
     page = Page(render(alignment(make(["yes"] * 200), make(["yes", "no"] * 100))))
     assert "Fixed: 100" in page.text

@@ -140,6 +140,15 @@ def test_a_chat_is_shown_as_turns() -> None:
         assert [one["label"] for one in others] == rest
 
 
+def test_no_part_of_a_message_is_dropped() -> None:
+    """A refusal, or a call as it was once written, is open where there is no other content."""
+    refusal = {"role": "assistant", "content": None, "refusal": "I can't help", "annotations": []}
+    (chat,) = value_blocks([refusal, {**refusal, "content": "No."}])
+    alone, beside = (turn["blocks"][-1] for turn in chat["turns"])
+    assert alone["value"] == beside["value"] == {"refusal": "I can't help"}
+    assert (alone["closed"], beside["closed"]) == (False, True)
+
+
 def test_fields_are_shown_one_below_the_other() -> None:
     value = {"a.b": [[1]], "a": {"b": {}}, "c": None, "d": ["*e*"]}
     fields = value_blocks(value)

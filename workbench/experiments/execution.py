@@ -64,7 +64,8 @@ class Result:
 class Task:
     """A run as it is sent to the process that executes it.
 
-    Once the file ``stop`` is there, it is not begun; where that is empty, it is killed.
+    Once the file ``stop`` is there, it is not begun; where that is empty, it is killed. ``store``
+    holds the variables by which MLflow finds the active store and experiment.
     """
 
     notebook: str
@@ -79,6 +80,7 @@ class Task:
     timeout: float | None = None
     cell_timeout: int | None = None
     empty_store: str = ""
+    store: dict[str, str] = field(default_factory=dict)
 
     def result(self, status: Status, error: str = "", **more: Any) -> Result:
         """Return how this run ended, without secrets."""
@@ -86,7 +88,7 @@ class Task:
             self.key, self.parameters, status, error.partition("\n")[0],
             folder=self.folder, position=self.position, **more,
         )  # fmt: skip
-        return Result(**without_secrets(asdict(found), self.parameters))
+        return Result(**without_secrets(asdict(found), {**self.parameters, **self.store}))
 
 
 def notebook_digest(source: Path) -> str:
@@ -149,12 +151,13 @@ def _run(task: Task, parameters: dict[str, Any], folder: Path, temporary: Path) 
     try:
         run_notebook(
             source, parameters=parameters, output=folder, progress=False, cwd=task.cwd,
-            environment={"TMPDIR": str(temporary)}, cell_timeout=task.cell_timeout, ends=ends,
+            environment={**task.store, "TMPDIR": str(temporary)}, cell_timeout=task.cell_timeout,
+            ends=ends,
         )  # fmt: skip
-    except OSError:
-        raise
     except WorkbenchError as error:
         cell: Any = error.__cause__
+        if isinstance(cell, OSError) and not isinstance(cell, TimeoutError):  # of the folder
+            raise cell from None
         is_of_cell = isinstance(cell, papermill.PapermillExecutionError)
         outcome = ("failed", f"{cell.ename}: {cell.evalue}" if is_of_cell else str(error))
     except Exception as error:  # whatever it is, it is this run's alone and is told

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +24,7 @@ from workbench.credentials import secret_params, withhold
 from workbench.errors import NotebookError
 from workbench.experiments.engine import ENGINE, headings
 from workbench.experiments.parameters import (
+    FOLDERS,
     check_parameters,
     find_notebook,
     notebook_parameters,
@@ -75,7 +76,7 @@ def run_notebook(
     source, folder = find_notebook(notebook), Path(output).resolve()
     given = {**(Player(replay).head.parameters if replay else {}), **(parameters or {})}
     passed = resolve_parameters(source, given, folder)
-    copy = _Copy(folder / source.name, passed)
+    copy = _Copy(folder / source.name, {**passed, **(environment or {})})
     if copy.target == source:
         raise NotebookError(
             f"output={str(output)!r} is the folder of the notebook itself, which the executed "
@@ -86,7 +87,9 @@ def run_notebook(
         # A replay's own folder and store are no part of the recording.
         kept = {k: v for k, v in given.items() if k not in ("output_dir", "tracking_uri")}
         told = without_secrets(kept, given)
-        recorder = Recorder(record, notebook=source.stem, parameters=told)
+        is_named = source.parent in map(Path.resolve, FOLDERS)
+        name = source.stem if is_named else os.path.relpath(source)
+        recorder = Recorder(record, notebook=name, parameters=told)
     summary = folder / "summary.json"
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,7 @@ def run_notebook(
     return Ran(copy.target, passed, time.monotonic() - started, found)
 
 
-@contextlib.contextmanager
+@contextmanager
 def writable(folder: Path) -> Iterator[None]:
     """Raise what a file system refuses within it as a `NotebookError` that names the folder."""
     try:
@@ -116,7 +119,7 @@ def writable(folder: Path) -> Iterator[None]:
         raise NotebookError(
             f"The output folder {folder} cannot be written to: {error.strerror}. Name another "
             "(output=, --output)."
-        ) from None
+        ) from error
 
 
 # -- parameters -----------------------------------------------------------------------------
@@ -124,24 +127,27 @@ def writable(folder: Path) -> Iterator[None]:
 COLUMNS: Final = ("inputs", "outputs", "expectations", "annotators", "verdicts", "groups")
 """Parameters that name columns of the data."""
 
+SAMPLE: Final = "shop_answers.csv"
+
 
 def resolve_parameters(source: Path, given: Mapping[str, Any], output: Path) -> dict[str, Any]:
     """Check the values given and add those that depend on where the notebook runs.
 
     These are the output folder, and the files that defaults name relative to the notebook. Where
-    ``data`` are given, defaults that name columns are None.
+    ``data`` are given in place of the sample, defaults that name its columns are None.
     """
     declared = notebook_parameters(source)
     check_parameters(declared, given)
     values = dict(given)
-    if "data" in given:
+    if "data" in given and any(Path(str(p.default)).name == SAMPLE for p in declared):
         values |= {p.name: None for p in declared if p.name in COLUMNS and p.name not in given}
     for name, default in ((p.name, p.default) for p in declared if p.name not in values):
         if name == "output_dir":
             values[name] = str(output)
         elif isinstance(default, str) and not Path(default).is_absolute():
             file = source.parent / default
-            values |= {name: str(file.resolve())} if file.is_file() else {}
+            with suppress(OSError, ValueError):  # of a text that is too long to be a path
+                values |= {name: str(file.resolve())} if file.is_file() else {}
     return values
 
 
@@ -150,7 +156,8 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
     secrets = dict(secret_params(dict(parameters))).values()
     found = {str(value): "***" for value in secrets}
     for value in parameters.values():
-        if isinstance(value, str) and "://" in value:
+        # A text that quotes a URL, such as instructions, is none.
+        if isinstance(value, str) and "://" in value and len(value.split()) == 1:
             clean, withheld, parts = withhold({"base_url": value})
             if withheld:
                 found |= {**dict.fromkeys(parts, "***"), value: clean["base_url"]}
@@ -162,7 +169,11 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
 
     def masked(value: Any) -> Any:
         if isinstance(value, dict):
-            return {masked(key): masked(one) for key, one in value.items()}
+            # A word is a name, such as that of a cell's field, also where it equals a secret.
+            return {
+                key if str(key).replace("_", "").isalpha() else masked(key): masked(one)
+                for key, one in value.items()
+            }
         if isinstance(value, (list, tuple)):
             return [masked(one) for one in value]
         if isinstance(value, str):
@@ -197,7 +208,8 @@ class _Copy:
     def save(self, **_: Any) -> None:
         """Write the notebook as it is now."""
         shown = nbformat.from_dict(without_secrets(self.notebook, self.parameters))
-        write_whole(self.target, nbformat.writes(shown))
+        with writable(self.target.parent):
+            write_whole(self.target, nbformat.writes(shown))
 
 
 def _execute(source: Path, copy: _Copy, parameters: dict[str, Any], **options: Any) -> None:

@@ -44,21 +44,20 @@ Grid: TypeAlias = Mapping[str, Any] | Iterable[Mapping[str, Any]] | pd.DataFrame
 Point: TypeAlias = dict[str, Any]
 Known: TypeAlias = Iterable[Parameter]
 
+FOLDERS: Final = (Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks")
+"""Where notebooks have names: in the current folder, beside a package run from its repository."""
+
 
 def find_notebook(name: str | Path) -> Path:
-    """Return the notebook at a path, or of a name in ``notebooks/``.
-
-    That folder is looked for in the current one, and beside a package run from its repository.
-    """
+    """Return the notebook at a path, or of a name in one of the `FOLDERS`."""
     given = Path(name)
     is_path = given.suffix == ".ipynb" or not given.name
     file = given if is_path else given.with_name(given.name + ".ipynb")
-    folders = [Path("notebooks"), Path(__file__).resolve().parents[2] / "notebooks"]
     is_name = given.parent in (Path(), Path("notebooks"))
-    for place in [file, *(folder / file.name for folder in folders if is_name)]:
+    for place in [file, *(folder / file.name for folder in FOLDERS if is_name)]:
         if place.is_file():
             return place.resolve()
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.ipynb")})
+    known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.ipynb")})
     raise NotebookError(
         f"There is no notebook {str(name)!r}. Give a path, or one of: "
         f"{', '.join(known) or 'none was found; run from the repository'}."
@@ -198,7 +197,13 @@ def parse_grid(parameters: Known, given: Iterable[str]) -> dict[str, list[Any]]:
         if not is_there:
             raise NotebookError(f"-p {one!r} gives no value. Write NAME=VALUE or NAME=VALUE,VALUE.")
         values = grid.setdefault(name, [])
-        for value in next(csv.reader([text], skipinitialspace=True), [""]):
+        try:
+            listed = next(csv.reader([text], skipinitialspace=True), [""])
+        except csv.Error as error:  # as for a line break
+            raise NotebookError(
+                f"-p {one!r} cannot be read ({error}). Put quotes around a value of several lines."
+            ) from None
+        for value in listed:
             span = None if name in texts else _RANGE.fullmatch(value)
             if span:
                 values += range(int(span[1]), int(span[2]) + 1)

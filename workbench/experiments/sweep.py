@@ -18,6 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pandas as pd
 
 from workbench.errors import ArgumentError, BudgetError, NotebookError, StoreError, check_whole
@@ -44,7 +45,7 @@ from workbench.experiments.records import TAKEN
 from workbench.experiments.tracking import Logged, SweepRun, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
-from workbench.store.database import prepare_database
+from workbench.store.database import find_experiment_id, prepare_database, store_message
 from workbench.store.tables import digest
 
 
@@ -173,7 +174,11 @@ def _plan(
     hashes = functools.cache(lambda file: hashlib.sha256(file.read_bytes()).hexdigest())
     told = [without_secrets(point, point) for point in points]
     equal = Counter(map(digest, told))
-    tasks, data = [], set[str]()
+    tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
+    # MLflow tells its processes the active experiment, but not always the store that it is in.
+    own = {"MLFLOW_EXPERIMENT_ID": "0"} if "MLFLOW_EXPERIMENT_ID" in os.environ else {}
+    active = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    active["MLFLOW_EXPERIMENT_ID"] = find_experiment_id()
     for position, point in enumerate(points):
         files: dict[str, str] = {}  # that parameters name, the defaults included
         for name, value in {**defaults, **point}.items():
@@ -182,13 +187,14 @@ def _plan(
                 files |= {name: hashes(file)} if file.is_file() else {}
         data.update(files.values())
         # Another secret makes no other run, unless points of the grid differ in nothing else.
-        own = told[position] if equal[digest(told[position])] == 1 else point
-        key = digest([fixed, own, files])[:16]
-        own_store = "tracking_uri" in defaults and "tracking_uri" not in point
+        parameters = told[position] if equal[digest(told[position])] == 1 else point
+        key = digest([fixed, parameters, files])[:16]
+        own_store = takes_store and "tracking_uri" not in point
+        store = own if own_store else {} if takes_store else active
         tasks.append(
             Task(
                 str(source), content, point, key, position, str(place / key), str(Path.cwd()), stop,
-                empty_store=str(place / ".empty.db") if own_store else "", **options,
+                empty_store=str(place / ".empty.db") if own_store else "", store=store, **options,
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
@@ -257,7 +263,8 @@ class _Sweep:
                 while left:
                     done, left = wait(left, timeout=1.0)
                     _ = [future.result() for future in done]
-                    self._show(waiting)
+                    # Ctrl-C while this thread draws would leave tqdm's lock taken for good.
+                    self.logging.submit(self._show, waiting)
             except BaseException:
                 self._end("the sweep was stopped", kill=True)
                 self.started.set()
@@ -349,7 +356,9 @@ class _Sweep:
             if not isinstance(self.fault, StoreError):
                 self.log.write(result)
         except Exception as error:
-            self.fault = self.fault or StoreError(f"MLflow did not take all of it: {error}")
+            self.fault = self.fault or StoreError(
+                f"MLflow did not take all of it: {store_message(error)}"
+            )
 
     def _show(self, tasks: list[Task]) -> None:
         folders = [Path(task.folder) for task in tasks]

@@ -108,13 +108,10 @@ def use_workspace(
     Raises
     ------
     StoreError
-        If the folder cannot be made, the experiment was deleted, or the file is no SQLite database.
+        If the folder cannot be made or written to, the experiment was deleted, or the file is no
+        SQLite database.
     """
     place = Path(folder).expanduser().resolve()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"The folder {place} cannot be made: {error}. Name another.") from error
     chosen = os.environ.get(_VARIABLE)
     uri = tracking_uri or chosen or f"sqlite:///{place}/mlflow.db"
     mlflow.set_tracking_uri(uri)
@@ -124,7 +121,13 @@ def use_workspace(
         os.environ[_VARIABLE] = chosen
     logging.disable(logging.INFO)  # the forty migrations that make a new database
     try:
-        prepare_database(uri)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            prepare_database(uri)
+        except OSError as error:
+            raise StoreError(
+                f"The store in {place} cannot be made: {error}. Name another folder."
+            ) from error
         if mlflow.get_experiment_by_name(experiment) is None:
             local = not uri.startswith(("http://", "https://", "databricks"))
             mlflow.create_experiment(

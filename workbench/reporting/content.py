@@ -7,7 +7,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.credentials import without_credentials
+from workbench.credentials import urls_without_credentials
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.metrics.agreement import agreement
@@ -48,7 +47,7 @@ MOST_DIVISIONS = 4
 
 def sentence(alignment: Alignment) -> str:
     """Return what happened, and why; what is missing to be sure stands in a note of its own."""
-    compared, reason = alignment.comparison, without_secrets(alignment.reason)
+    compared, reason = alignment.comparison, urls_without_credentials(alignment.reason)
     reason = reason.replace(compared.power_note or "\0", "").strip()
     return reason if compared.summary in reason else f"{reason} {compared.summary}".strip()
 
@@ -63,7 +62,7 @@ def notes(alignment: Alignment) -> list[str]:
         if model.startswith(FREE)
     ]
     found = [*alignment.comparison.notes, *embedded, *alignment.notes]
-    return list(dict.fromkeys(map(without_secrets, found)))
+    return list(dict.fromkeys(map(urls_without_credentials, found)))
 
 
 def instructions(alignment: Alignment) -> dict[str, Any]:
@@ -143,11 +142,6 @@ def short(value: Any) -> str:
     return f"{text[:LONGEST_TEXT].rstrip()} … ({len(text) - LONGEST_TEXT:,} more characters)"
 
 
-def without_secrets(text: str) -> str:
-    """Text in which every URL has lost its credentials and query."""
-    return re.sub(r"https?://[^\s\"'<>]+", lambda url: without_credentials(url[0]), text)
-
-
 def grid(frame: pd.DataFrame) -> dict[str, list[Any]]:
     """A table as its columns and rows, the first ones of many."""
     columns = [str(name).replace("_", " ") for name in frame.columns]
@@ -164,7 +158,7 @@ def certified(headline: str, figures: pd.DataFrame, notes: Iterable[str]) -> dic
     return {
         "headline": headline,
         "table": with_intervals(table, ["value"], ["n", "threshold", "passed"]),
-        "notes": [*map(without_secrets, notes)],
+        "notes": [*map(urls_without_credentials, notes)],
     }
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from workbench import compat
-from workbench.credentials import without_credentials
+from workbench.credentials import urls_without_credentials, without_credentials
 from workbench.errors import ArgumentError, WorkbenchError
 from workbench.formatting import safe_html, write_whole
 from workbench.metrics.intervals import figure
@@ -34,7 +34,6 @@ from workbench.reporting.content import (
     short,
     slices,
     stand_in,
-    without_secrets,
 )
 from workbench.reporting.drawing import as_svg
 from workbench.reporting.matrices import plot_annotators, plot_confusion, title_with_intervals
@@ -116,7 +115,7 @@ def render(
         finalize=_shown,
     )
     reasons = alignment.pairs.reasons
-    url = compat.options(alignment.judge)["base_url"]
+    url, *_ = compat.endpoint(compat.base_judge(alignment.judge) or alignment.judge)
     history = alignment.history.astype(object).map(_cell)
     content = {
         "alignment": alignment,
@@ -136,7 +135,7 @@ def render(
         "alternative": stand_in(alignment),
         "pairwise": pairwise(alignment),
         "doubts": checked.doubts if checked else (),
-        "excluded": grid(reasons.assign(reason=reasons["reason"].map(without_secrets))),
+        "excluded": grid(reasons.assign(reason=reasons["reason"].map(urls_without_credentials))),
         "history": None if history.empty else grid(history),
         "endpoint": without_credentials(url) if url else None,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -39,6 +39,7 @@ _DEEPEST_JSON = 100
 _MOST_FIELDS = 20
 _MOST_LISTED = 100
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SHOWN = ("role", "name", "content", "tool_calls")
 
 RESERVED: Final = frozenset("usrxt")
 """Letters that are commands at an item (see `KEYMAP` in the view) and so choose no answer."""
@@ -136,6 +137,11 @@ def _turn(turn: dict[str, Any], levels: int) -> Block:
     blocks = [block for part in parts for block in _turn_part(part, levels)]
     if calls:
         blocks.append({"kind": "tree", "value": calls, "label": "tool calls"})
+    rest = {
+        name: one for name, one in turn.items() if name not in _SHOWN and one not in (None, [], {})
+    }
+    if rest:  # open where it is all that the message says, such as a refusal
+        blocks += [{"kind": "tree", "value": rest, "label": "other fields", "closed": bool(blocks)}]
     names = [turn["role"], turn.get("name")]
     return {
         "role": turn["role"] if turn["role"] in _ROLES else "other",
