@@ -172,6 +172,12 @@ def _is_half_made(path: Path) -> bool:
         ) from None
 
 
+def missing_file() -> Path | None:
+    """Return the active store's SQLite file where it does not exist yet, else None."""
+    file = _file_of(mlflow.get_tracking_uri())
+    return None if file is None or file.exists() else file
+
+
 @store_errors()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """Return the id of an experiment: the active one for None, else by its name or id.
@@ -179,10 +185,9 @@ def find_experiment_id(experiment: str | None = None, *, create: bool = True) ->
     A name that does not exist is created, or with ``create=False`` a `StoreError`, as is an SQLite
     file that does not exist.
     """
-    file = None if create else _file_of(mlflow.get_tracking_uri())
-    if file is not None and not file.exists():  # which MLflow would make
+    if not create and (missing := missing_file()):  # which MLflow would make
         raise StoreError(
-            f"There is no database {file}. Check the path in MLFLOW_TRACKING_URI "
+            f"There is no database {missing}. Check the path in MLFLOW_TRACKING_URI "
             "(mlflow.set_tracking_uri)."
         )
     if experiment is None:
