@@ -90,7 +90,7 @@ class Scale:
         The canonical values. Binary: negative first. Ordinal: worst first. Numeric: empty.
     low, high
         The ends of a numeric scale where they are known. They set the unit of `distance`; values
-        beyond them are allowed.
+        beyond them are read, and no new labels (see `limits`).
     integer
         Whether a numeric scale takes whole numbers only.
     declared

@@ -223,6 +223,8 @@ def test_what_is_no_secret_stays() -> None:
     """Texts that quote a URL, and names of fields, also where a secret is the same word."""
     given = {"instructions": "Does it follow https://acme.org/style? Answer Yes or No."}
     assert without_secrets(given, given) == given
+    store = {"tracking_uri": "mssql+pyodbc://me:word-of-mine@host/db?driver=ODBC Driver 17"}
+    assert "word-of-mine" not in str(without_secrets(store, store))
     data = {"source": "", "cell_type": "code", "tok-1234": 1}
     assert without_secrets(data, {"key": "source"}) == data
     assert "tok-1234" not in without_secrets(data, {"key": "tok-1234"})

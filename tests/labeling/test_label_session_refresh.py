@@ -92,17 +92,18 @@ def test_a_store_that_fails_meanwhile_is_read_again() -> None:
 
 
 def test_a_cell_that_is_run_again_reads_for_one(store: str) -> None:
-    """The session that it has made before is no longer on the page, and stops."""
-    imported(1)
-    first, other, again = (
+    """The session that it has made before is no longer on the page, and stops; others do not."""
+    one, *_ = imported(2)
+    views = [
         begin(refresh_every=9),
         begin(annotator="ben", refresh_every=9),
+        begin([one], refresh_every=9),
         begin(refresh_every=9),
-    )
-    for view in (first, other, again):
+    ]
+    for view in views:
         view.send(type="hello", pending=[])
-    assert [view.session._closed.is_set() for view in (first, other, again)] == [True, False, False]
-    for view in (other, again):
+    assert [view.session._closed.is_set() for view in views] == [True, False, False, False]
+    for view in views:
         view.session.close()
 
 

@@ -182,7 +182,7 @@ def test_the_agreement_is_that_of_the_version_that_scored(
 def test_labels_outside_the_sample_are_told(tmp_path: Path) -> None:
     """A note counts them, beside what the pairs have to say themselves."""
     scored = folder(tmp_path / "v", [HALF], every=4)
-    more = pd.DataFrame({"trace_id": ["t1", "t2"], "value": "yes"})
+    more = pd.DataFrame({"trace_id": ["t1", "t2", "t3"], "value": ["yes", "yes", None]})
     found = workbench.monitor(JUDGE, scored, pd.concat([labels(scored, [0.9]), more]))
     assert found.notes == ("2 traces of labels have no verdict in the sample and are left out.",)
     pairs = replace(from_confusion([[20, 5], [5, 20]]), notes=("Known.",))

@@ -73,7 +73,9 @@ def test_a_wait_that_is_asked_for_is_kept() -> None:
 def test_a_spent_quota_is_no_rate_limit() -> None:
     """429 for an account without credit would never pass, and 400 is not for what was sent."""
     assert classify(refused(400, "Your credit balance is too low to go on")).kind == "refused"
+    assert classify(refused(400, "Billing hard limit has been reached")).kind == "refused"
     assert classify(refused(429, "You exceeded your current quota")).kind == "refused"
+    assert classify(refused(400, "API key not valid. Please pass one")).kind == "credential"
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ from workbench.errors import (
     StoreError,
     UnreachableModelError,
 )
-from workbench.judging.requests import judge_examples
+from workbench.judging.requests import Asker, judge_examples
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache
 from workbench.models.client import Request
-from workbench.models.faults import Fault
+from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.models.throttle import FIRST_CALLS, HEAD_START, Throttle
 from workbench.scale import Scale
@@ -473,6 +473,17 @@ def test_a_stop_does_not_wait_for_a_pause(loopback: Start) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(judge_at(server.url), items(50), concurrency=4, on_verdict=interrupt)
     assert time.monotonic() - start < 15
+
+
+def test_a_single_request_does_not_wait_for_a_pause_either(loopback: Start) -> None:
+    """Those of other people's optimizers come one by one, from their own threads."""
+    judge, stop = judge_at(loopback(script="429x1000", retry_after=300).url), threading.Event()
+    with Runner(stop=stop) as runner:
+        threading.Timer(1, stop.set).start()
+        start = time.monotonic()
+        with pytest.raises(StoppedError):
+            runner.ask(Asker(judge).request(items(1)[0]), threading.Event())
+    assert time.monotonic() - start < 30
 
 
 def test_an_interrupt_is_not_held_up_by_calls_that_hang(cache: AnswerCache) -> None:

@@ -115,6 +115,7 @@ def test_the_same_decision_is_recorded_again_under_a_new_rubric(ids: list[str]) 
             workbench.set_rubric("grade", "Says the fact.")
         made = workbench.adjudicate(ids[2], rows[1], name="grade", by="Ana", after_verdict=seen)
         assert (made.value, made.rubric_version, made.after_verdict) == (2, version, seen)
+    assert workbench.adjudicate(ids[2], rows[1], name="grade", by="Ana").after_verdict
     (trace,) = fetch_traces([ids[2]], spans=False)
     assert len(decision_feedback(trace, "grade")) == 3
 

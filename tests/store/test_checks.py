@@ -45,6 +45,7 @@ def test_many_different_percentages_are_numbers() -> None:
     """As they are for `pair`, with whatever else is a number."""
     found = check(table([f"{n}%" for n in range(30)] + ["12.5 %"]))
     assert (found.errors, found.scale.kind, found.scale.integer) == ((), "numeric", False)
+    assert found.scale.limits == (None, None)
     assert found.counts["ana"].sum() == 31
 
 

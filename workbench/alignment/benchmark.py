@@ -122,7 +122,7 @@ def compare_optimizers(
                 say("{}: {status}. {reason}".format(name, **bench.rows[name]))
         found = OptimizerComparison(
             bench.table(), bench.judges, bench.comparisons, data.pairs, data.split,
-            time.monotonic() - started, bench.all_notes(), tested=bench.tested,
+            time.monotonic() - started, bench.all_notes(), bench.tested,
         )  # fmt: skip
         as_data = {"table": found.table.reset_index().astype(object), "notes": found.notes}
         run.finish(

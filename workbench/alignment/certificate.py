@@ -207,9 +207,9 @@ def check_registered(
     """Certify a registered judge on the labelled traces of the active experiment.
 
     Traces that it learned from are left out; the others are judged first where this version has
-    given no verdict on them, within ``budget``. The rest is as in `certify`. Where the judge's
-    rules were learned in another store, or at another address, a note says that these traces may
-    be among those that it learned from.
+    given no verdict on them, within ``budget``. The rest is as in `certify`. Where `SIMBA`
+    made the judge's rules in another store, or at another address, a note says that these traces
+    may be among those that it learned from.
     """
     judge = load_judge(name, version)
     least = {"sensitivity": sensitivity, "specificity": specificity}

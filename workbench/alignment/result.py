@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pandas as pd
@@ -203,8 +203,8 @@ class OptimizerComparison:
     split: Split
     seconds: float
     notes: tuple[str, ...]
+    tested: Mapping[str, Pairs]
     run_id: str | None = None
-    tested: Mapping[str, Pairs] = field(default_factory=dict)
 
     @property
     def conclusion(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -39,6 +39,7 @@ ITEMS_PER_TAG = 500
 """Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
 
 LABELS_FILE, CONTENT_FILE = "labels.json", "content.json"
+JUDGED = "inputs", "outputs"  # what makes two items the same, whatever is expected of them
 """In a run: trace id -> digest of its label, and of its item, known by it if imported anew."""
 
 Stage = Literal["preflight", "learning", "testing"]
@@ -125,7 +126,7 @@ class AlignmentRun:
             labels = zip(pairs.trace_ids, pairs.table["human"], strict=True)
             files |= {
                 LABELS_FILE: {i: digest([i, label])[:16] for i, label in labels},
-                CONTENT_FILE: {i: item_digest(data.by_id[i]) for i in pairs.trace_ids},
+                CONTENT_FILE: {i: item_digest(data.by_id[i], JUDGED) for i in pairs.trace_ids},
                 "instructions/original.txt": data.judge.instructions,
                 "instructions/proposed.txt": proposed.instructions,
             }
@@ -211,18 +212,18 @@ class Watch:
 
 def item_tags(test: Pairs, by_id: Mapping[str, Example]) -> dict[str, str]:
     """Return the tags of a run that say which items its judge is scored on."""
-    items = items_tested(test, by_id)
+    items = sorted(set(_marks(test, by_id)))
     return {
         f"{ITEMS_TAG}.{number}": ",".join(items[begin : begin + ITEMS_PER_TAG])
         for number, begin in enumerate(range(0, len(items), ITEMS_PER_TAG))
     }
 
 
-def items_tested(test: Pairs, by_id: Mapping[str, Example]) -> list[str]:
-    """Return what identifies the held-out items: what was judged, and the name of the labels."""
+def _marks(test: Pairs, by_id: Mapping[str, Example], fields: Sequence[str] = JUDGED) -> list[str]:
+    """Return what identifies each held-out item: what was judged, and the name of the labels."""
     # A collision of 8 digits within 10,000 items hardly matters.
-    judged = {i: item_digest(by_id[i], ("inputs", "outputs")) for i in test.trace_ids}
-    return sorted({digest([test.name, content])[:8] for content in judged.values()})
+    contents = [item_digest(by_id[i], fields) for i in test.trace_ids]
+    return [digest([test.name, content])[:8] for content in contents]
 
 
 # -- what was logged --------------------------------------------------------------------------
@@ -269,14 +270,18 @@ def judges_by_item(
             items = [held for key, held in tags.items() if key.startswith(f"{ITEMS_TAG}.")]
             for item in ",".join(items).split(",") if tags.get(CERTIFIED_TAG) != original else ():
                 scored[item].add(judge)
-    return [scored[item] for item in items_tested(test, by_id)]
+    # Earlier versions took expectations for a part of the item.
+    earlier = _marks(test, by_id, (*JUDGED, "expectations"))
+    marks = zip(_marks(test, by_id), earlier, strict=True)
+    return [scored[now] | scored[then] for now, then in marks]
 
 
 def read_lineage(mark: str, label_of: Mapping[str, Any], by_id: Mapping[str, Example]) -> Lineage:
     """Read the lineage of the judge with this fingerprint; ``label_of`` are today's labels."""
     same_content: dict[str, list[str]] = defaultdict(list)
     for trace_id, example in by_id.items():
-        same_content[item_digest(example)].append(trace_id)
+        for content_of in (item_digest(example, JUDGED), item_digest(example)):  # as it was logged
+            same_content[content_of].append(trace_id)
     learned: set[str] = set()
     seen: set[str] = set()
     unchanged: dict[str, bool] = {}

@@ -156,8 +156,8 @@ def without_secrets(data: Any, parameters: Mapping[str, Any]) -> Any:
     secrets = dict(secret_params(dict(parameters))).values()
     found = {str(value): "***" for value in secrets}
     for value in parameters.values():
-        # A text that quotes a URL, such as instructions, is none.
-        if isinstance(value, str) and "://" in value and len(value.split()) == 1:
+        # A text that quotes a URL, such as instructions, does not begin with one.
+        if isinstance(value, str) and re.match(r"\s*[a-z][\w+.-]*://", value, re.IGNORECASE):
             clean, withheld, parts = withhold({"base_url": value})
             if withheld:
                 found |= {**dict.fromkeys(parts, "***"), value: clean["base_url"]}

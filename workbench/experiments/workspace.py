@@ -126,7 +126,8 @@ def use_workspace(
             prepare_database(uri)
         except OSError as error:
             raise StoreError(
-                f"The store in {place} cannot be made: {error}. Name another folder."
+                f"The store {without_credentials(uri)} and its folder {place} cannot be made: "
+                f"{error}. Name another folder or tracking_uri."
             ) from error
         if mlflow.get_experiment_by_name(experiment) is None:
             local = not uri.startswith(("http://", "https://", "databricks"))

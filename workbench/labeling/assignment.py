@@ -3,7 +3,7 @@
 Each trace ranks the annotators by a hash of the seed, the trace and the annotator (rendezvous
 hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM
 Transactions on Networking 6(1), 1998), and goes to those that rank first. So everyone computes
-the same shares on any machine. New traces move no other trace, and a new annotator takes over a
+the same shares on any machine, where all write the names alike. New traces move no other trace, and a new annotator takes over a
 share of each other's work. Shares are equal on average only: of 500 traces one of five annotators
 gets 100 +- 8.9.
 """
@@ -23,7 +23,7 @@ from workbench.errors import ArgumentError, one_of
 from workbench.formatting import counted, html_table, html_text
 from workbench.store.labels import same_person
 from workbench.store.traces import fetch_traces
-from workbench.vocabulary import check_people, folded
+from workbench.vocabulary import check_people
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,7 +50,7 @@ class Assignment:
 
     def annotators_of(self, trace_id: str) -> tuple[str, ...]:
         """Return who labels a trace, by rank."""
-        ranked = sorted(self.annotators, key=lambda who: _hash(self.seed, trace_id, folded(who)))
+        ranked = sorted(self.annotators, key=lambda who: (_hash(self.seed, trace_id, who), who))
         # A number in [0, 1) that the trace and the seed determine.
         chance = int.from_bytes(_hash("all", self.seed, trace_id)[:7], "big") / 2**56
         return tuple(ranked if chance < self.share else ranked[: self.each])

@@ -31,9 +31,9 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
+import mlflow
 import pandas as pd
 from mlflow.entities import TraceInfo
 
@@ -48,7 +48,7 @@ from workbench.labeling.annotations import (
 )
 from workbench.labeling.questions import LabelQuestion, with_rubric
 from workbench.labeling.writer import Job, TraceDeletedError, TraceStore, Writer
-from workbench.store.database import store_message
+from workbench.store.database import file_of, store_message
 
 Message = dict[str, Any]
 
@@ -77,8 +77,8 @@ class Session:
         self.writer = Writer()
         self._epoch = uuid.uuid4().hex
         # Two folders may each have a store of the same relative address.
-        _, sqlite, path = store.address.rpartition("sqlite:///")
-        self._address = f"{sqlite}{Path(path).absolute()}" if sqlite else store.address
+        file = file_of(mlflow.get_tracking_uri())
+        self._address = f"sqlite:///{file.absolute()}" if file else store.address
         self.waiting: dict[str, Action] = {}
         self._refused: dict[str, tuple[Action, str]] = {}
         self._seconds: deque[float] = deque(maxlen=_RECENT)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import pandas as pd
 from mlflow.entities import Feedback, TraceInfo
@@ -53,8 +53,8 @@ _COLUMNS = [
 
 _log = logging.getLogger(__name__)
 
-_reading: WeakValueDictionary[str, LabelSession] = WeakValueDictionary()
-"""The sessions that read the store by themselves, by the key of their panel."""
+_reading: WeakSet[LabelSession] = WeakSet()
+"""The sessions that read the store by themselves."""
 
 
 class LabelSession(Session):
@@ -121,12 +121,17 @@ class LabelSession(Session):
         if kind == "hello" and self._refresh_every is not None:
             every, self._refresh_every = self._refresh_every, None
             # A cell that is run again makes another session, and the older one is out of sight.
-            key = self.setup()["panel_key"]
-            if (older := _reading.get(key)) is not None:
+            for older in [one for one in _reading if one.shows_the_same(self)]:
                 older.close()
-            _reading[key] = self
+                _reading.discard(older)
+            _reading.add(self)
             threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
+
+    def shows_the_same(self, other: LabelSession) -> bool:
+        """Whether both are of one person, with the same questions on the same items."""
+        keys = [one.setup()["panel_key"] for one in (self, other)]
+        return keys[0] == keys[1] and self.items.keys() == other.items.keys()
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         store, questions, annotator = self.store, self.questions, self.annotator

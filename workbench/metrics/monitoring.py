@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -194,7 +194,9 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
             "labels: none of them is on a trace of the sample. Label scored.trace_ids "
             "(LabelPanel(judge, scored, annotator=...))."
         )
-    given = labels["trace_id"] if isinstance(labels, pd.DataFrame) else labels.trace_ids
+    given: Iterable[str] = () if isinstance(labels, pd.DataFrame) else labels.trace_ids
+    if isinstance(labels, pd.DataFrame):
+        given = labels["trace_id"][~labels["value"].map(is_missing).astype(bool)]
     if outside := set(given) - ids:
         left_out = f"{counted(len(outside), 'trace')} of labels have no verdict in the sample"
         notes = (*pairs.notes, f"{left_out} and are left out.")

@@ -122,7 +122,8 @@ class Prevalence(Result):
         The judge's own rate of positive verdicts; Wilson interval. It knows nothing of errors.
     corrected, interval
         The rate corrected by tpr and tnr (Rogan and Gladen), in [0, 1], with an interval that
-        includes the uncertainty of these; nan where the judge does no better than chance.
+        includes the uncertainty of these; nan where the judge does no better than chance, the
+        interval also where the verdicts' rate contradicts the labels.
     prediction_powered, prediction_powered_interval
         The share by prediction-powered inference, which holds however bad the judge is. It takes
         the labelled items for a random sample of all; the former lets the two differ in prevalence.

@@ -84,12 +84,16 @@ ADVICE: Final = {
 """What to do about calls of which none can be expected to succeed, by kind of fault."""
 
 _SERVER: Final = range(500, 600)
-_NO_CREDIT: Final = "your credit balance is too low"  # Anthropic's, with 400
+_NO_CREDIT: Final = (
+    "insufficient_quota", "exceeded your current quota", "your credit balance is too low",
+    "billing_hard_limit", "billing hard limit",
+)  # fmt: skip
 
 # Statuses, words of which the message must have one, kind. The first that fits counts. litellm
 # gives 500 to calls that never reached a server.
 _BY_STATUS: Final[tuple[tuple[Any, tuple[str, ...], Kind], ...]] = (
-    ((400, 429), ("insufficient_quota", "exceeded your current quota", _NO_CREDIT), "refused"),
+    ((400, 429), _NO_CREDIT, "refused"),
+    ((400,), ("api key not valid", "api_key_invalid"), "credential"),  # Gemini's
     ((429,), (), "rate_limit"),
     ((401, 403, 407), (), "credential"),
     ((402, 404, 405), (), "refused"),

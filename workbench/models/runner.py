@@ -33,7 +33,7 @@ ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
 # Failures in a row, each after all its attempts. One permanent failure is enough where nothing was
-# answered yet; unusable answers count only where no answer was usable.
+# answered yet; unusable answers, and requests that are refused each for itself, count only then.
 PERMANENT_FAILURES_TO_STOP: Final = 3
 FAILURES_TO_STOP: Final = 10
 
@@ -177,13 +177,18 @@ class Runner:
                 seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
                 self.throttle.slow_down(seconds, asked_at)
 
+        def rest(seconds: float) -> None:
+            end = time.monotonic() + seconds
+            while not is_over() and (left := end - time.monotonic()) > 0:
+                stopped.wait(min(left, 0.5))  # `stop` is not heard while it waits
+
         outcome: Outcome = tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
             # Where the provider does not say how long to wait, it is by chance and ever longer.
             wait=lambda state: _fault(state).retry_after or _backoff(state),
             stop=in_vain,
             before_sleep=slow_down,
-            sleep=tenacity.sleep_using_event(stopped),
+            sleep=rest,
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )(attempt)
         return replace(outcome, usage=usage)

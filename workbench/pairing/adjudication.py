@@ -40,6 +40,7 @@ from workbench.store.labels import (
     Label,
     decision_feedback,
     decision_records,
+    has_mark,
     label_records,
 )
 from workbench.store.rubrics import rubric_history
@@ -161,7 +162,7 @@ def adjudicate(
     """Record what was decided about a trace, by whom and why.
 
     `workbench.pair` takes the decision in place of the consensus; the labels stay. The same
-    decision again writes nothing; another one, or one under a newer rubric, overrides the earlier.
+    decision under the same rubric writes nothing; any other one overrides the earlier.
 
     Parameters
     ----------
@@ -228,11 +229,10 @@ def new_decision(
     source, why = AssessmentSource("HUMAN", by), (rationale or "").strip()
     made = make_feedback(trace_id, name, value, source, why, metadata=metadata, at_ms=at_ms)
     for current in [one for one in earlier if one.valid is not False][-1:]:
-        recorded = [
-            [(one.metadata or {}).get(key) for key in (RUBRIC_KEY, AFTER_VERDICT_KEY)]
-            for one in (current, made)
-        ]
-        if signature(current) == signature(made) and recorded[0] == recorded[1]:
+        rubrics = [str((one.metadata or {}).get(RUBRIC_KEY) or 0) for one in (current, made)]
+        # That the verdict had been seen is not taken back.
+        same = rubrics[0] == rubrics[1] and after_verdict <= has_mark(current, AFTER_VERDICT_KEY)
+        if same and signature(current) == signature(made):
             return None
         made.overrides = current.assessment_id
     # Its own kind of id: the same person's label may have the same content.

@@ -119,7 +119,7 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
     ``NAME.incomplete`` and made again. Stores that are no SQLite file, and databases that hold
     data, are left to MLflow. A file that is no database is a `StoreError`.
     """
-    path = _file_of(uri)
+    path = file_of(uri)
     if path is None:
         return
     while (half_made := _is_half_made(path)) and time.time() - path.stat().st_mtime < 5:
@@ -138,7 +138,7 @@ def prepare_database(uri: str, *, create: Callable[[Path], None] = compat.create
             made.rename(path)
 
 
-def _file_of(uri: str) -> Path | None:
+def file_of(uri: str) -> Path | None:
     """Return the SQLite file of a store; None where it is no file."""
     database = make_url(uri).database if uri.startswith("sqlite") else None
     in_memory = database in (None, "", ":memory:") or str(database).startswith("file:")
@@ -172,24 +172,22 @@ def _is_half_made(path: Path) -> bool:
         ) from None
 
 
-def missing_file() -> Path | None:
-    """Return the active store's SQLite file where it does not exist yet, else None."""
-    file = _file_of(mlflow.get_tracking_uri())
-    return None if file is None or file.exists() else file
+def check_exists() -> None:
+    """Raise `StoreError` where the active store's SQLite file, which MLflow would make, is not."""
+    file = file_of(mlflow.get_tracking_uri())
+    if file is not None and not file.exists():
+        raise StoreError(
+            f"There is no database {file}. Check the path in MLFLOW_TRACKING_URI "
+            "(mlflow.set_tracking_uri)."
+        )
 
 
 @store_errors()
 def find_experiment_id(experiment: str | None = None, *, create: bool = True) -> str:
     """Return the id of an experiment: the active one for None, else by its name or id.
 
-    A name that does not exist is created, or with ``create=False`` a `StoreError`, as is an SQLite
-    file that does not exist.
+    A name that does not exist is created, or with ``create=False`` a `StoreError`.
     """
-    if not create and (missing := missing_file()):  # which MLflow would make
-        raise StoreError(
-            f"There is no database {missing}. Check the path in MLFLOW_TRACKING_URI "
-            "(mlflow.set_tracking_uri)."
-        )
     if experiment is None:
         return compat.active_experiment_id()
     name = str(experiment)

@@ -339,5 +339,5 @@ def _scale(table: pd.DataFrame, labels: Raters, values: Sequence[Any]) -> Scale:
         ) from None
     if found.kind == "numeric":
         sizes = [size for _, raw in cells for size in as_numbers([raw])]
-        return Scale("numeric", high=found.high, integer=all(map(float.is_integer, sizes)))
+        return replace(found, low=None, integer=all(map(float.is_integer, sizes)))
     return found

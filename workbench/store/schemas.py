@@ -17,13 +17,7 @@ from mlflow.genai.label_schemas import LabelSchema
 
 from workbench.errors import ArgumentError, StoreError
 from workbench.scale import Scale
-from workbench.store.database import (
-    address,
-    all_pages,
-    find_experiment_id,
-    missing_file,
-    store_errors,
-)
+from workbench.store.database import address, all_pages, find_experiment_id, store_errors
 from workbench.vocabulary import fold
 
 _CUT = " … (cut: MLflow's page takes 1,000 characters)"
@@ -32,8 +26,6 @@ _CUT = " … (cut: MLflow's page takes 1,000 characters)"
 @store_errors()
 def find_schema(name: str, *, experiment: str | None = None) -> LabelSchema | None:
     """Return the label schema of a name; None where there is none, or the store has no schemas."""
-    if missing_file():
-        return None
     where = find_experiment_id(experiment, create=False)
     try:
         return label_schemas.get_label_schema(name, experiment_id=where)
