@@ -3,9 +3,9 @@
 Each trace ranks the annotators by a hash of the seed, the trace and the annotator (rendezvous
 hashing: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", IEEE/ACM
 Transactions on Networking 6(1), 1998), and goes to those that rank first. So everyone computes
-the same shares on any machine, where all write the names alike. New traces move no other trace, and a new annotator takes over a
-share of each other's work. Shares are equal on average only: of 500 traces one of five annotators
-gets 100 +- 8.9.
+the same shares on any machine, where all write the names alike. New traces move no other trace, and
+a new annotator takes over a share of each other's work. Shares are equal on average only: of 500
+traces one of five annotators gets 100 +- 8.9.
 """
 
 from __future__ import annotations
