@@ -414,9 +414,9 @@ def test_each_question_is_of_the_rubric_of_its_own_latest_answer(ids: list[str])
 
 
 def test_that_labels_of_an_earlier_rubric_are_left_is_counted(ids: list[str]) -> None:
-    """Of the whole queue, whatever part of it the page holds."""
+    """Of the whole queue, whatever part of it the page holds, once nothing is open."""
     set_rubric("quality", "Facts first.")
-    view = begin()
+    view = begin(ids[:2])
     view.act(view.save(0, "yes"), view.save(1, "yes"))
     assert view.session.progress["earlier"] == 0
     set_rubric("quality", "Facts first, and no promises.")
