@@ -259,26 +259,59 @@ def test_a_change_of_mind_is_that_of_its_question(browser: Browser, store: str) 
         assert changed.to_dict() == {"quality": "good", "tone": None}
 
 
-def test_what_is_erased_or_no_number_is_not_passed_over(browser: Browser, store: str) -> None:
-    """A saved answer is not taken back by an empty field; 1,000 may be two numbers."""
+@pytest.fixture
+def points(browser: Browser, store: str) -> Iterator[Wire]:
+    """Two items with one question that has to be answered and an optional number."""
     imported(0, 2)
-    asked = [workbench.LabelQuestion("quality", SCALE)]
     points = workbench.Scale.from_type(float)
-    asked += [workbench.LabelQuestion("points", points, required=False)]
-    with wired(browser, questions=asked) as wire:
-        field, hint = wire.panel.root.locator(".wb-input"), wire.panel.root.locator(".wb-hint")
-        wire.panel.press("1")
-        for typed, told in (("1,000", "Not rated yet"), ("1,5", "")):
-            field.fill(typed)
-            wire.panel.press("Enter")
-            expect(hint).to_contain_text(told)
-        wire.carry()
-        wire.panel.press("ArrowLeft")
-        wire.panel.at(0)
-        field.fill("")
-        wire.panel.press("Enter")
-        expect(hint).to_contain_text("A saved answer is not taken back")
-        assert list(wire.session.labels["value"]) == ["poor", 1.5]
+    asked = [
+        workbench.LabelQuestion("quality", SCALE),
+        workbench.LabelQuestion("points", points, required=False),
+    ]
+    with wired(browser, questions=asked) as made:
+        yield made
+
+
+def test_what_is_erased_or_no_number_is_not_passed_over(points: Wire) -> None:
+    """A saved answer is not taken back by an empty field; 1,000 may be two numbers."""
+    field, hint = points.panel.root.locator(".wb-input"), points.panel.root.locator(".wb-hint")
+    points.panel.press("1")
+    for typed, told in (("1,000", "1,000 cannot be read"), ("1,5", "")):
+        field.fill(typed)
+        points.panel.press("Enter")
+        expect(hint).to_contain_text(told)
+    points.carry()
+    points.panel.press("ArrowLeft")
+    points.panel.at(0)
+    for typed, told in (("abc", "abc cannot be read"), ("", "A saved answer is not taken back")):
+        field.fill(typed)
+        points.panel.press("Enter")
+        expect(hint).to_contain_text(told)
+    assert list(points.session.labels["value"]) == ["poor", 1.5]
+
+
+def test_a_number_stands_as_it_is_typed(points: Wire) -> None:
+    """Also while another question is answered, until the question is said not to be judgeable."""
+    field = points.panel.root.locator(".wb-input")
+    for typed in ("1,000", "12."):
+        field.fill(typed)
+        points.panel.root.get_by_role("button", name="fair").click()
+        expect(field).to_have_value(typed)
+    field.fill("1,000")
+    points.panel.root.get_by_role("button", name="Can't judge").last.click()
+    expect(field).to_have_value("")
+    points.panel.press("Enter")
+    points.panel.at(1)
+    points.carry()
+    assert list(points.session.labels["value"]) == ["fair", None]
+
+
+def test_a_reason_without_an_answer_is_not_passed_over(points: Wire) -> None:
+    points.panel.press("1")
+    points.panel.root.locator(".wb-rationale").nth(1).fill("too few")
+    points.panel.press("Enter")
+    expect(points.panel.root.locator(".wb-hint")).to_contain_text("Not rated yet")
+    points.panel.at(0)
 
 
 def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:

@@ -123,7 +123,10 @@ class Form {
         if (field.value !== text) field.value = text;
         field.disabled = locked;
       };
-      show(input, answer && !answer.abstain ? String(answer.value ?? "") : "");
+      // A number that is being typed, or cannot be read, stays as it was typed.
+      const isTyped = input?.value.trim() && this.shown === panel.item?.trace_id && question.kind !== "text" &&
+        !answer?.abstain && this.readNumber(question, input.value) === (answer?.value ?? null);
+      show(input, isTyped ? input.value : answer && !answer.abstain ? String(answer.value ?? "") : "");
       show(reason, draft.rationale[question.name] ?? "");
     });
     if (fields) this.shown = panel.item?.trace_id;

@@ -89,12 +89,14 @@ class Panel extends Frame {
     const { answers, rationale } = structuredClone(this.draft());
     const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
-      !answers[name] && (required !== false || former[name] || this.form.rows[n].input?.value.trim()));
+      !answers[name] && (required !== false || former[name] || rationale[name]?.trim() || this.form.rows[n].input?.value.trim()));
     if (open >= 0 || !Object.keys(answers).length) {
       this.form.setActive(Math.max(open, 0));
+      const typed = this.form.rows[open]?.input?.value.trim();
       const isErased = former[this.questions[open]?.name];
-      this.say(isErased ? "A saved answer is not taken back: give another one, or say that you can't judge (x)."
-        : "Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
+      this.say(typed ? `${typed} cannot be read as a number that fits: type another one, or say that you can't judge (x).`
+        : isErased ? "A saved answer is not taken back: give another one, or say that you can't judge (x)."
+          : "Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
       return;
     }
     if (done && this.revealed.has(item.trace_id) && !this.isOfferedAgain(item)) {
