@@ -249,6 +249,8 @@ class Panel extends Frame {
     const presses = event.key === "Enter" || event.key === " ";
     if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;
     if (event.key === " " && target.matches(".wb-choice")) return null;
+    const scrolled = [...this.root.querySelectorAll(".wb-boxed, .wb-reveal, .wb-code")].filter((box) => box.contains(target));
+    if (/^( |Page|Arrow(Up|Down))/.test(event.key) && scrolled.some((box) => box.scrollHeight > box.clientHeight)) return null;
     if (event.repeat && !/^(Arrow|Page)/.test(event.key)) return () => {};
     const command = commandOf(event, this.done ? "end" : "item");
     if (command) return () => command.act(this, target);
@@ -300,7 +302,7 @@ class Adjudication extends Panel {
     return h("div", { class: "wb-voice wb-person", role: "listitem", style: hueStyle(choice) },
       h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who", dir: "auto" }, visible(String(annotator))), " ", h("span", { class: "wb-chip wb-said", dir: "auto" }, visible(String(value)))),
       earlier ? h("div", { class: "wb-quiet wb-earlier" }, "earlier rubric") : null,
-      rationale ? drawn(blocks) : h("div", { class: "wb-quiet" }, "no reason given"));
+      rationale ? boxed(blocks, "Reason") : h("div", { class: "wb-quiet" }, "no reason given"));
   }
 
   paintItemState() {
