@@ -380,6 +380,52 @@ def test_corrections_that_wait_are_no_items_that_are_done(browser: Browser, stor
         wire.panel.at(299)
 
 
+def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str) -> None:
+    imported(0, 2)
+    with wired(browser, reveal=True) as wire:
+        wire.panel.press("2", "Enter")
+        for message in wire.sent():
+            wire.session.receive(message)
+        assert wire.session.flush(30)
+        wire.tell()  # saved, so the verdict is asked for
+        assert [one["type"] for one in wire.sent()] == ["reveal"]  # lost
+        wire.page.clock.run_for(PATIENCE)
+        wire.carry()
+        expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
+
+
+def test_the_summary_stays_where_only_skipped_items_are_left(wire: Wire) -> None:
+    """Until something is open again."""
+    for keys in (["s"], *(["2", "Enter"] for _ in range(5))):
+        wire.panel.press(*keys)
+        wire.carry()
+    wire.panel.at("done")
+    table = pd.DataFrame({"trace_id": imported(6, 7), "v": ["good"]})
+    workbench.log_labels(table, name="quality", annotator="ana", value="v")
+    wire.session.reread()
+    assert "queue" in [message["type"] for message in wire.to_page]
+    wire.carry()
+    assert wire.panel.position == "done"
+    imported(7, 8)
+    wire.session.reread()
+    wire.carry()
+    wire.panel.at(7)
+
+
+def test_the_enter_that_ends_a_composition_saves_nothing(wire: Wire) -> None:
+    """Safari tells of it after the composition, with a code of its own."""
+    wire.panel.press("2", "r")
+    reason = wire.panel.root.locator(".wb-rationale")
+    reason.evaluate(
+        """(field) => field.dispatchEvent(
+            new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))"""
+    )
+    assert acts(wire.sent()) == []
+    wire.panel.at(0)
+    reason.press("Enter")
+    wire.panel.at(1)
+
+
 def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:
     """The empty fields that stood in its place are no change of it."""
     second = wire.session.trace_ids[1]

@@ -300,8 +300,7 @@ class Explorer {
         h("div", { class: "wbx-aside" }, item.voices.map((voice) => this.voice(voice)), this.form(item))));
     this.detail.hidden = false;
     this.detail.querySelector(".wbx-reading").scrollTop = top;
-    const again = held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
-    const focused = isNew ? this.heading : again;
+    const focused = isNew ? this.heading : held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
     focused?.focus({ preventScroll: true });
     if (focused?.matches("input, textarea")) focused.setSelectionRange(held.selectionStart, held.selectionEnd);
     if (isNew) this.detail.scrollIntoView({ block: "nearest" });
@@ -391,7 +390,7 @@ class Explorer {
     const copied = navigator.clipboard?.writeText(input.value) ?? Promise.reject(new Error("no clipboard"));
     // Without the right to write there, or over plain HTTP, the selection is copied.
     copied.then(() => true, () => document.execCommand("copy"))
-      .then((isCopied) => this.tell(isCopied ? "The id is copied." : "The id could not be copied by the button; it is selected: copy it by key."));
+      .then((isCopied) => this.tell(isCopied ? "The id is copied." : "The id could not be copied. It is selected: copy it with the keyboard."));
   }
 
   tell(text) {

@@ -123,7 +123,7 @@ class Form {
         if (field.value !== text) field.value = text;
         field.disabled = locked;
       };
-      // A number that is being typed, or cannot be read, stays as it was typed.
+      // What is typed stays while it stands for the same number, or for none.
       const isTyped = input?.value.trim() && this.shown === panel.item?.trace_id && question.kind !== "text" &&
         !answer?.abstain && this.readNumber(question, input.value) === (answer?.value ?? null);
       show(input, isTyped ? input.value : answer && !answer.abstain ? String(answer.value ?? "") : "");

@@ -137,15 +137,14 @@ class Frame extends Store {
     this.root.dataset.trace = item?.trace_id ?? "";
     if (this.done) return;
     this.rawButton.setAttribute("aria-pressed", String(this.raw));
-    // What is the same stays, with what is unfolded and the place that was come to.
-    const drawn = [this.raw, item?.blocks, item?.cuts, item?.gone];
-    if (!isSame || !same(this.drawn, drawn)) {
-      const hadFocus = this.page.contains(document.activeElement);
+    // What has not changed stays, so that the reader keeps the place and what is unfolded.
+    const contents = [this.raw, item?.blocks, item?.cuts, item?.gone];
+    if (!isSame || !same(this.contents, contents)) {
+      if (this.page.contains(document.activeElement)) this.focus();
       this.page.replaceChildren(...this.contentsOf(item));
       if (!isSame) this.text.scrollTop = 0;
-      if (hadFocus) this.focus();
     }
-    this.drawn = drawn;
+    this.contents = contents;
     this.paintItemState();
   }
 

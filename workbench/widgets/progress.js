@@ -10,11 +10,7 @@ function render({ model, el }) {
   const stage = h("span", { class: "wbp-stage", role: "status" });
   const clock = h("span", { class: "wbp-clock", title: "time since it began" });
   const onclick = () => {
-    try {
-      model.send({ type: "cancel" });
-    } catch {
-      stage.textContent = "There is no kernel: what ran in it has ended.";
-    }
+    try { model.send({ type: "cancel" }); } catch { stage.textContent = "There is no kernel: what ran in it has ended."; }
   };
   const cancel = h("button", { class: "wbp-cancel", type: "button", onclick });
   const title = h("strong", { class: "wbp-title" });

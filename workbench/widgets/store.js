@@ -233,7 +233,8 @@ class Store {
     this.total = total;
     const { item } = this;
     this.items.clear();
-    if (this.done && position < total) Object.assign(this, { position, done: false });
+    const isNew = !stay || position !== this.state.position; // else it is one that was skipped
+    if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
     this.want(this.position, Math.min(AHEAD, total - this.position));
@@ -357,7 +358,7 @@ class Store {
   /** Whether no item is open, as the kernel counts. */
   isEverythingDone() {
     const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
-    // What waits is not counted there: a correction changes nothing, and an undo opens an item.
+    // The kernel has not counted what waits: a correction changes nothing, an undo opens an item.
     const settled = (item) => Number(!!item && ((!!item.done && !item.again) || !!item.skipped));
     const waiting = [...this.local].map(([trace, local]) => settled(local) - settled(this.byTrace(trace)));
     return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
