@@ -61,7 +61,7 @@ class View(anywidget.AnyWidget):
     def close(self) -> None:
         """Close the channel; what is shown from then on is the table."""
         super().close()
-        vars(self).pop("_repr_mimebundle_", None)  # ipywidgets leaves a None there
+        self.__dict__.pop("_repr_mimebundle_", None)  # ipywidgets leaves a None there
 
     def _repr_html_(self) -> str:
         raise NotImplementedError
