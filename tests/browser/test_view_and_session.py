@@ -24,6 +24,7 @@ from workbench.labeling.sessions import LabelSession
 from workbench.widgets.content import prepared, prepared_setup
 from workbench.widgets.explorer import Explorer
 from workbench.widgets.panels import LabelPanel
+from workbench.widgets.progress import AlignmentView
 
 PATIENCE = 16_000  # milliseconds after which the view sends again what was not answered
 
@@ -33,7 +34,7 @@ async ({code, setup, state}) => {
     const address = URL.createObjectURL(new Blob([code], {type: 'text/javascript'}));
     const handlers = {};
     window.sent = [];
-    const held = {setup, state};
+    const held = {setup, state, parts: []};
     const model = {
         get: (name) => held[name],
         on: (name, handler) => (handlers[name] ??= []).push(handler),
@@ -63,6 +64,7 @@ class Wire:
         address = "http://127.0.0.1/panel"
         self.page.route(address, lambda route: route.fulfill(body="", content_type="text/html"))
         self.page.goto(address)
+        self.page.add_style_tag(content=str(LabelPanel._css))
         self.page.evaluate(STAND_IN, {"code": str(LabelPanel._esm), **self.news()})
         self.panel = Panel(self.page.locator(".wb"))
         self.carry()
@@ -259,26 +261,169 @@ def test_a_change_of_mind_is_that_of_its_question(browser: Browser, store: str) 
         assert changed.to_dict() == {"quality": "good", "tone": None}
 
 
-def test_what_is_erased_or_no_number_is_not_passed_over(browser: Browser, store: str) -> None:
-    """A saved answer is not taken back by an empty field; 1,000 may be two numbers."""
+@pytest.fixture
+def points(browser: Browser, store: str) -> Iterator[Wire]:
+    """Two items with one question that has to be answered and an optional number."""
     imported(0, 2)
-    asked = [workbench.LabelQuestion("quality", SCALE)]
     points = workbench.Scale.from_type(float)
-    asked += [workbench.LabelQuestion("points", points, required=False)]
-    with wired(browser, questions=asked) as wire:
-        field, hint = wire.panel.root.locator(".wb-input"), wire.panel.root.locator(".wb-hint")
-        wire.panel.press("1")
-        for typed, told in (("1,000", "Not rated yet"), ("1,5", "")):
-            field.fill(typed)
-            wire.panel.press("Enter")
-            expect(hint).to_contain_text(told)
+    asked = [
+        workbench.LabelQuestion("quality", SCALE),
+        workbench.LabelQuestion("points", points, required=False),
+    ]
+    with wired(browser, questions=asked) as made:
+        yield made
+
+
+def test_what_is_erased_or_no_number_is_not_passed_over(points: Wire) -> None:
+    """A saved answer is not taken back by an empty field; 1,000 may be two numbers."""
+    field, hint = points.panel.root.locator(".wb-input"), points.panel.root.locator(".wb-hint")
+    points.panel.press("1")
+    for typed, told in (("1,000", "1,000 cannot be read"), ("1,5", "")):
+        field.fill(typed)
+        points.panel.press("Enter")
+        expect(hint).to_contain_text(told)
+    points.carry()
+    points.panel.press("ArrowLeft")
+    points.panel.at(0)
+    for typed, told in (("abc", "abc cannot be read"), ("", "A saved answer is not taken back")):
+        field.fill(typed)
+        points.panel.press("Enter")
+        expect(hint).to_contain_text(told)
+    assert list(points.session.labels["value"]) == ["poor", 1.5]
+
+
+def test_a_number_stands_as_it_is_typed(points: Wire) -> None:
+    """Also while another question is answered, until the question is said not to be judgeable."""
+    field = points.panel.root.locator(".wb-input")
+    for typed in ("1,000", "12."):
+        field.fill(typed)
+        points.panel.root.get_by_role("button", name="fair").click()
+        expect(field).to_have_value(typed)
+    field.fill("1,000")
+    points.panel.root.get_by_role("button", name="Can't judge").last.click()
+    expect(field).to_have_value("")
+    points.panel.press("Enter")
+    points.panel.at(1)
+    points.carry()
+    assert list(points.session.labels["value"]) == ["fair", None]
+
+
+def test_a_reason_without_an_answer_is_not_passed_over(points: Wire) -> None:
+    points.panel.press("1")
+    points.panel.root.locator(".wb-rationale").nth(1).fill("too few")
+    points.panel.press("Enter")
+    expect(points.panel.root.locator(".wb-hint")).to_contain_text("Not rated yet")
+    points.panel.at(0)
+
+
+def test_keys_work_on_where_more_of_a_text_was_shown(browser: Browser, store: str) -> None:
+    """Also where the panel is painted anew: it stays open, at the place that was come to."""
+    table = pd.DataFrame({"q": ["word " * 9000] * 2, "a": "yes"})
+    workbench.import_traces(table, inputs="q", outputs="a", progress=False)
+    with wired(browser) as wire:
+        wire.panel.press("t")  # plain text, of which the beginning is shown
+        wire.page.get_by_role("button", name="more characters").press("Enter")
+        wire.page.keyboard.press("2")
+        expect(wire.panel.root.locator(".wb-choice[aria-pressed=true]")).to_contain_text("fair")
+        reading = wire.panel.root.locator(".wb-reading")
+        reading.evaluate("(box) => { box.scrollTop = box.scrollHeight; }")
+        place = reading.evaluate("(box) => box.scrollTop")
+        wire.tell()  # with a setup, after which all is painted
+        assert reading.evaluate("(box) => box.scrollTop") == place
+
+
+def test_a_rubric_and_what_others_said_scroll_by_key(browser: Browser, store: str) -> None:
+    """While they have the focus; elsewhere the keys go to the text and the questions."""
+    ids = imported(0, 2)
+    long = "\n\n".join(f"line {i}" for i in range(60))
+    workbench.set_rubric("quality", long)
+    table = pd.DataFrame({"trace_id": ids, "v": "good", "why": long})
+    workbench.log_labels(table, name="quality", annotator="ben", value="v", rationale="why")
+    with wired(browser, reveal=True) as wire:
+        for box in (".wb-rubric .wb-boxed", ".wb-reveal"):
+            scrolled = wire.panel.root.locator(box)
+            scrolled.evaluate("(box) => { box.onscroll = () => { box.dataset.moved = 'yes'; }; }")
+            scrolled.focus()
+            wire.page.keyboard.press("PageDown")
+            expect(scrolled).to_have_attribute("data-moved", "yes")
+            wire.panel.focus()
+            wire.panel.press("2", "Enter")
+            wire.carry()
+
+
+def test_why_nothing_is_saved_is_told_in_a_narrow_place(wire: Wire) -> None:
+    wire.page.set_viewport_size({"width": 400, "height": 800})
+    wire.panel.press("2", "Enter")
+    wire.page.clock.run_for(2 * PATIENCE)
+    told = wire.panel.root.locator(".wb-why-not")
+    expect(told).to_contain_text("run the cell again")
+    box, head = told.bounding_box(), wire.panel.root.locator(".wb-head").bounding_box()
+    assert box
+    assert head
+    assert head["x"] <= box["x"]
+    assert box["x"] + box["width"] <= head["x"] + head["width"]
+
+
+def test_corrections_that_wait_are_no_items_that_are_done(browser: Browser, store: str) -> None:
+    """In a queue that is longer than what the page holds, of which the last item is open."""
+    imported(0, 300)
+    with wired(browser) as wire:
+        ids = [i for n, i in enumerate(wire.session.trace_ids) if n not in (5, 299)]
+        table = pd.DataFrame({"trace_id": ids, "value": "fair"})
+        workbench.log_labels(table, name="quality", annotator="ana", value="value", progress=False)
+        wire.session.reread()
         wire.carry()
-        wire.panel.press("ArrowLeft")
-        wire.panel.at(0)
-        field.fill("")
-        wire.panel.press("Enter")
-        expect(hint).to_contain_text("A saved answer is not taken back")
-        assert list(wire.session.labels["value"]) == ["poor", 1.5]
+        wire.panel.press("3", "Enter")
+        wire.panel.at(5)
+        wire.panel.press("2", "Enter")
+        wire.carry()
+        wire.panel.at(299)
+
+
+def test_a_verdict_that_was_lost_is_asked_for_again(browser: Browser, store: str) -> None:
+    imported(0, 2)
+    with wired(browser, reveal=True) as wire:
+        wire.panel.press("2", "Enter")
+        for message in wire.sent():
+            wire.session.receive(message)
+        assert wire.session.flush(30)
+        wire.tell()  # saved, so the verdict is asked for
+        assert [one["type"] for one in wire.sent()] == ["reveal"]  # lost
+        wire.page.clock.run_for(PATIENCE)
+        wire.carry()
+        expect(wire.panel.root.locator(".wb-reveal")).to_contain_text("No one else has judged")
+
+
+def test_the_summary_stays_where_only_skipped_items_are_left(wire: Wire) -> None:
+    """Until something is open again."""
+    for keys in (["s"], *(["2", "Enter"] for _ in range(5))):
+        wire.panel.press(*keys)
+        wire.carry()
+    wire.panel.at("done")
+    table = pd.DataFrame({"trace_id": imported(6, 7), "v": ["good"]})
+    workbench.log_labels(table, name="quality", annotator="ana", value="v")
+    wire.session.reread()
+    assert "queue" in [message["type"] for message in wire.to_page]
+    wire.carry()
+    assert wire.panel.position == "done"
+    imported(7, 8)
+    wire.session.reread()
+    wire.carry()
+    wire.panel.at(7)
+
+
+def test_the_enter_that_ends_a_composition_saves_nothing(wire: Wire) -> None:
+    """Safari tells of it after the composition, with a code of its own."""
+    wire.panel.press("2", "r")
+    reason = wire.panel.root.locator(".wb-rationale")
+    reason.evaluate(
+        """(field) => field.dispatchEvent(
+            new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))"""
+    )
+    assert acts(wire.sent()) == []
+    wire.panel.at(0)
+    reason.press("Enter")
+    wire.panel.at(1)
 
 
 def test_an_item_that_comes_late_is_shown_as_it_was_labelled(wire: Wire) -> None:
@@ -412,23 +557,34 @@ def explorer(browser: Browser, store: str) -> Iterator[Page]:
     context = browser.new_context()
     context.clock.install()
     page = context.new_page()
-    setup = prepared_setup(
-        Exploration(make_pairs(["no"] * 2, ["yes"] * 2), annotator="ben").setup()
-    )
-    page.evaluate(STAND_IN, {"code": str(Explorer._esm), "setup": setup, "state": {}})
+    show(page, Exploration(make_pairs(["no"] * 2, ["yes"] * 2), annotator="ben"))
     yield page
     context.close()
+
+
+def show(page: Page, session: Exploration) -> None:
+    """Make a view of the session; where there is one, it is replaced."""
+    setup = prepared_setup(session.setup())
+    page.evaluate(STAND_IN, {"code": str(Explorer._esm), "setup": setup, "state": {}})
 
 
 def tell(page: Page, **message: Any) -> None:
     page.evaluate("(message) => tell([message], {})", message)
 
 
-def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
-    """Once that is saved too, the item is read again."""
+def find_one(page: Page) -> dict[str, Any]:
+    """Answer the first question of a view, with one item; return the answer."""
+    (ask,) = [one["ask"] for one in page.evaluate("sent") if one["type"] == "page"]
     row = {"trace_id": "t000", "human": "no", "judge": "yes", "inputs": "", "outputs": ""}
     found = {"rows": [row], "matrix": [[0, 1], [0, 0]], "total": 1, "left": 1, "start": 0}
-    tell(explorer, type="page", ask=1, **found)
+    answer = {"type": "page", "ask": ask, **found}
+    tell(page, **answer)
+    return answer
+
+
+def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
+    """Once that is saved too, the item is read again."""
+    find_one(explorer)
     explorer.locator(".wbx-row").click()
     tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
     note = explorer.get_by_label("Note", exact=True)
@@ -452,9 +608,7 @@ def test_what_is_typed_while_a_note_is_saved_stays(explorer: Page) -> None:
 
 def test_a_reason_stands_until_it_is_changed(explorer: Page) -> None:
     """It is in its field, so another label does not drop it."""
-    row = {"trace_id": "t000", "human": "no", "judge": "yes", "inputs": "", "outputs": ""}
-    found = {"rows": [row], "matrix": [[0, 1], [0, 0]], "total": 1, "left": 1, "start": 0}
-    tell(explorer, type="page", ask=1, **found)
+    find_one(explorer)
     explorer.locator(".wbx-row").click()
     done = {"answers": {"q": {"value": "no"}}, "changed": {}, "rationale": {"q": "since so"}}
     item = {"trace_id": "t000", "blocks": {}, "voices": [], "done": done}
@@ -466,3 +620,77 @@ def test_why_there_is_no_page_stays_in_sight(explorer: Page) -> None:
     tell(explorer, type="problem", about="page", error="The store is away.")
     explorer.clock.run_for(10_000)
     expect(explorer.locator(".wbx-status")).to_have_text("The store is away.")
+
+
+def test_a_view_does_not_show_what_another_one_asked_for(explorer: Page, store: str) -> None:
+    """Answers go to all views of a widget."""
+    answer = find_one(explorer)
+    show(explorer, Exploration(make_pairs(["no"] * 2, ["yes"] * 2)))
+    tell(explorer, **answer)
+    expect(explorer.locator(".wbx-row")).to_have_count(0)
+    find_one(explorer)
+    expect(explorer.locator(".wbx-row")).to_have_count(1)
+
+
+def test_no_pairs_on_a_numeric_scale_are_no_items(explorer: Page, store: str) -> None:
+    session = Exploration(make_pairs([], [], scale=workbench.Scale("numeric")))
+    show(explorer, session)
+    for message in explorer.evaluate("sent"):
+        for answer in session.receive(message):
+            tell(explorer, **answer)
+    expect(explorer.locator(".wbx-status")).to_have_text("0 items")
+    explorer.get_by_label("Search texts and reasons").press("Escape")
+
+
+def test_control_s_does_not_save_the_page(explorer: Page) -> None:
+    explorer.evaluate(
+        """document.querySelector('.wbx').addEventListener('keydown',
+           (event) => { window.isPrevented = event.defaultPrevented; })"""
+    )
+    explorer.get_by_label("Search texts and reasons").press("Control+s")
+    assert explorer.evaluate("isPrevented")
+
+
+def test_an_id_that_is_not_copied_is_not_said_to_be(explorer: Page) -> None:
+    """Over plain HTTP there is no clipboard, and a browser may refuse the command."""
+    explorer.evaluate("document.execCommand = () => false")
+    find_one(explorer)
+    explorer.locator(".wbx-row").click()
+    tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
+    explorer.get_by_role("button", name="Copy id").click()
+    expect(explorer.locator(".wbx-told")).to_contain_text("could not be copied")
+
+
+def test_the_focus_stays_where_it_is_while_an_item_is_read_again(explorer: Page) -> None:
+    find_one(explorer)
+    explorer.locator(".wbx-row").click()
+    item = {"trace_id": "t000", "blocks": {}, "voices": []}
+    tell(explorer, type="items", items=[item])
+    note = explorer.get_by_label("Note", exact=True)
+    note.fill("so far")
+    note.press("ArrowLeft")
+    tell(explorer, type="items", items=[item])
+    explorer.keyboard.type("X")
+    expect(note).to_have_value("so faXr")
+    explorer.get_by_role("button", name="Save note").focus()
+    tell(explorer, type="items", items=[item])
+    expect(explorer.get_by_role("button", name="Save note")).to_be_focused()
+
+
+def test_a_note_that_goes_nowhere_is_not_said_to_be_saved(explorer: Page) -> None:
+    find_one(explorer)
+    explorer.locator(".wbx-row").click()
+    tell(explorer, type="items", items=[{"trace_id": "t000", "blocks": {}, "voices": []}])
+    explorer.get_by_label("Note", exact=True).fill("a note")
+    explorer.evaluate("window.sent = null")  # sending fails, as it does without a kernel
+    explorer.get_by_role("button", name="Save note").click()
+    expect(explorer.locator(".wbx-told")).to_contain_text("There is no kernel")
+
+
+def test_a_cancel_that_goes_nowhere_is_not_passed_over(explorer: Page) -> None:
+    state = {"stage": "learning", "title": "clarity"}
+    view = {"code": str(AlignmentView._esm), "setup": {}, "state": state}
+    explorer.evaluate(STAND_IN, view)
+    explorer.evaluate("window.sent = null")  # sending fails, as it does without a kernel
+    explorer.get_by_role("button", name="Cancel").click()
+    expect(explorer.get_by_role("status")).to_contain_text("no kernel")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +109,31 @@ def test_the_table_in_its_place_holds_no_html_of_the_labels(trace_ids: list[str]
     assert trace_ids[0] in bundle["text/html"]
     assert HOSTILE not in bundle["text/html"]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in bundle["text/html"]
+
+
+def test_a_closed_panel_is_shown_as_its_table(trace_ids: list[str]) -> None:
+    shown = panel()
+    shown.comm = create_comm(target_name="jupyter.widget")
+    rate(shown, trace_ids[0], "yes")
+    shown.close()
+    bundle = shown._repr_mimebundle_()
+    assert VIEW not in bundle
+    assert trace_ids[0] in bundle["text/html"]
+
+
+def test_a_rating_does_not_wait_for_texts_that_are_made_ready(trace_ids: list[str]) -> None:
+    """Markdown of long items takes a while, and ratings come from the kernel's main thread."""
+    shown = panel()
+
+    def long_items() -> Iterator[dict[str, Any]]:
+        rate(shown, trace_ids[0], "yes")
+        yield from ()
+
+    message = {"type": "items", "items": long_items()}
+    sender = threading.Thread(target=shown.session.tell, args=[message], daemon=True)
+    sender.start()
+    sender.join(20)
+    assert not sender.is_alive()
 
 
 @pytest.mark.parametrize("how", ["papermill", "nbconvert"])

@@ -70,9 +70,14 @@ function plainText(text) {
   return box;
 }
 
-/** A button that is replaced by what it shows. */
+/** A button that is replaced by what it shows; the focus goes to what it stands in, where keys work on. */
 function moreButton(label, show) {
-  return h("button", { type: "button", class: "wb-more", onclick: ({ currentTarget }) => { currentTarget.remove(); show(); } }, label);
+  const onclick = ({ currentTarget }) => {
+    currentTarget.closest('[tabindex="0"]')?.focus({ preventScroll: true });
+    currentTarget.remove();
+    show();
+  };
+  return h("button", { type: "button", class: "wb-more", onclick }, label);
 }
 
 // -- Markdown ---------------------------------------------------------------------------------
@@ -179,6 +184,8 @@ const BLOCKS = {
 
 /** Elements of the blocks that `content.py` makes of a value. */
 const drawn = (blocks) => (blocks ?? []).map((block) => BLOCKS[block.kind](block));
+/** The same in a box that scrolls where they are long, also by key. */
+const boxed = (blocks, name) => h("div", { class: "wb-boxed", tabindex: 0, role: "group", "aria-label": name }, drawn(blocks));
 
 /** The parts of an item, each below its title; `load` asks for the whole of one that is cut. */
 function sections(item, load, { raw = false, level = 3 } = {}) {
@@ -203,7 +210,8 @@ function ownKeys(root, signal, actionOf) {
   for (const name of ["keyup", "keypress", "mousedown"]) root.addEventListener(name, (event) => event.stopPropagation(), { signal });
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    const act = event.isComposing || event.defaultPrevented ? null : actionOf(event);
+    // In Safari the key that ends a composition comes after it, with the code of one within.
+    const act = event.isComposing || event.keyCode === 229 || event.defaultPrevented ? null : actionOf(event);
     if (!act) return;
     event.preventDefault();
     act();

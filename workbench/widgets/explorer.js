@@ -18,7 +18,7 @@ class Explorer {
     this.model = model;
     this.setup = model.get("setup");
     this.query = { ...NOTHING, judge: this.setup.judges.length - 1 };
-    this.asked = 0;
+    this.asked = Math.random(); // the last question; answers go to all views of a widget
     this.rows = [];
     this.total = 0;
     this.at = [0, 0]; // the cell that Tab comes to
@@ -47,7 +47,7 @@ class Explorer {
     try {
       this.model.send(message);
     } catch {
-      this.status.replaceChildren("There is no kernel: run the cell again.");
+      for (const place of [this.status, this.told]) place.replaceChildren("There is no kernel: run the cell again.");
     }
   }
 
@@ -142,7 +142,7 @@ class Explorer {
 
   buildList() {
     const select = (label, key, given) => h("select", { "aria-label": label, onchange: ({ target }) => this.onSelect(key, target.value) }, options(given, ""));
-    this.search = h("input", { type: "search", placeholder: "search texts and reasons", "aria-label": "Search texts and reasons", oninput: () => {
+    this.search = h("input", { type: "search", dir: "auto", placeholder: "search texts and reasons", "aria-label": "Search texts and reasons", oninput: () => {
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.ask({ search: this.search.value }), TYPING);
     } });
@@ -174,11 +174,15 @@ class Explorer {
     this.ask({ cell: isChosen ? null : [row, column] });
   }
 
-  /** Make a cell the one that Tab comes to. */
+  /** The cell that Tab comes to; without values there is none. */
+  get cell() {
+    return this.cells[this.at[0]]?.[this.at[1]];
+  }
+
   rove(row, column) {
-    this.cells[this.at[0]][this.at[1]].tabIndex = -1;
+    this.cell?.setAttribute("tabindex", -1);
     this.at = [row, column];
-    this.cells[row][column].tabIndex = 0;
+    this.cell?.setAttribute("tabindex", 0);
   }
 
   paintMatrix({ matrix, left }) {
@@ -272,12 +276,14 @@ class Explorer {
     this.detail.hidden = true;
     const row = this.list.querySelectorAll(".wbx-row")[this.place];
     row?.setAttribute("aria-current", "false");
-    (row ?? this.cells[this.at[0]][this.at[1]]).focus();
+    (row ?? this.cell)?.focus();
   }
 
   paintItem(item) {
     const isNew = this.detail.hidden || this.detail.dataset.trace !== item.trace_id;
     const top = isNew ? 0 : this.detail.querySelector(".wbx-reading")?.scrollTop;
+    const name = (control) => control.getAttribute("aria-label") ?? control.textContent;
+    const held = this.detail.contains(document.activeElement) ? document.activeElement : null;
     this.item = item;
     const place = this.query.start + this.place + 1;
     this.heading = h("strong", { tabindex: -1, role: "heading", "aria-level": 3 }, `Item ${number(place)} of ${number(this.total)}`);
@@ -294,7 +300,9 @@ class Explorer {
         h("div", { class: "wbx-aside" }, item.voices.map((voice) => this.voice(voice)), this.form(item))));
     this.detail.hidden = false;
     this.detail.querySelector(".wbx-reading").scrollTop = top;
-    if (isNew) this.heading.focus({ preventScroll: true });
+    const focused = isNew ? this.heading : held && [...this.detail.querySelectorAll(held.tagName)].find((each) => name(each) === name(held));
+    focused?.focus({ preventScroll: true });
+    if (focused?.matches("input, textarea")) focused.setSelectionRange(held.selectionStart, held.selectionEnd);
     if (isNew) this.detail.scrollIntoView({ block: "nearest" });
   }
 
@@ -302,7 +310,7 @@ class Explorer {
     const others = votes.length ? h("div", { class: "wb-quiet" }, votes.map(([name, vote], n) => [n ? ", " : "", visible(name), ": ", visible(vote)])) : null;
     return h("div", { class: `wb-voice ${who === "people" ? "wb-person" : "wb-judge"}` },
       h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who" }, who), " ", chip(value)), others,
-      rationale ? drawn(blocks) : h("div", { class: "wb-quiet" }, "no reason given"));
+      rationale ? boxed(blocks, "Reason") : h("div", { class: "wb-quiet" }, "no reason given"));
   }
 
   // -- label, note and queue
@@ -318,14 +326,14 @@ class Explorer {
     const draft = { answer: now ? this.key(question, now) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
     const field = (tag, key, label, props, ...inner) => {
       const what = key === "note" ? "note" : "label";
-      return h(tag, { "aria-label": label, ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
+      return h(tag, { "aria-label": label, dir: "auto", ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
     };
     const answer = question.choices.length
       ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ label }, n) => [String(n), label]), ["x", "Can't judge"]], draft.answer))
       : field("input", "answer", "Your label", { inputmode: "decimal", value: draft.answer, placeholder: "a number" });
     const reason = field("textarea", "reason", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason);
     const text = field("textarea", "note", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note);
-    const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), drawn(question.rubric_blocks)) : null;
+    const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
     const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(this.word(question, first)), same(first, now) ? "" : [", after the verdict ", visible(this.word(question, now))]) : null;
     return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), said, rubric,
@@ -366,7 +374,7 @@ class Explorer {
       if (!isNewer) this.drafts.delete(`${trace} ${what}`);
       if (trace !== this.opened) continue;
       this.tell(what === "note" ? "The note is in the store." : "Your label is in the store, marked as given after the verdict. The matrix stays that of the pairs as they were read.");
-      if (!isNewer) this.send({ type: "item", trace_id: trace }); // drawn anew, fields lose the focus
+      if (!isNewer) this.send({ type: "item", trace_id: trace }); // drawn anew
     }
     for (const id of ids) this.sent.delete(id);
   }
@@ -381,7 +389,8 @@ class Explorer {
     input.select();
     const copied = navigator.clipboard?.writeText(input.value) ?? Promise.reject(new Error("no clipboard"));
     // Without the right to write there, or over plain HTTP, the selection is copied.
-    copied.catch(() => document.execCommand("copy")).finally(() => this.tell("The id is copied."));
+    copied.then(() => true, () => document.execCommand("copy"))
+      .then((isCopied) => this.tell(isCopied ? "The id is copied." : "The id could not be copied. It is selected: copy it with the keyboard."));
   }
 
   tell(text) {
@@ -391,9 +400,10 @@ class Explorer {
   // -- keys
 
   actionOf({ key: pressed, target, ctrlKey, metaKey, altKey }) {
+    if ((ctrlKey || metaKey) && pressed.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (ctrlKey || metaKey || altKey) return null;
     const inDetail = this.detail.contains(target);
-    if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cells[this.at[0]][this.at[1]].focus();
+    if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cell?.focus();
     if (target.matches("input, textarea, select")) return null;
     const sideways = { ArrowLeft: -1, ArrowRight: 1 }[pressed] ?? 0;
     const down = { ArrowUp: -1, ArrowDown: 1 }[pressed] ?? 0;

@@ -68,7 +68,7 @@ class Form {
       { class: "wb-choice", "aria-keyshortcuts": choice.keys.join(" "), style: hueStyle(choice) }, choiceFace(choice)));
     const abstain = choiceButton(null, true, { class: "wb-choice wb-abstain", "aria-keyshortcuts": "x" }, [key("x"), h("span", null, "Can't judge")]);
     const input = choices.length ? null : this.buildInput(question);
-    const reason = h("textarea", { class: "wb-rationale", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", title: "Enter saves, Shift+Enter begins a new line", oninput: () => {
+    const reason = h("textarea", { class: "wb-rationale", dir: "auto", rows: this.hasMany ? 1 : 2, "aria-label": `Reason: ${name}`, placeholder: "reason (optional)", title: "Enter saves, Shift+Enter begins a new line", oninput: () => {
       this.read();
       panel.paintItemState();
     } });
@@ -89,7 +89,7 @@ class Form {
       this.read();
       this.paint(false);
     };
-    const props = { class: "wb-input", "aria-label": title, oninput };
+    const props = { class: "wb-input", dir: "auto", "aria-label": title, oninput };
     if (kind === "text") return h("textarea", { ...props, rows: 2, placeholder: "type your answer", title: "Enter saves, Shift+Enter begins a new line" });
     const range = [low, high].every((each) => typeof each === "number") ? `${low} to ${high}` : integer ? "a whole number" : "a number";
     return h("input", { ...props, inputmode: "decimal", autocomplete: "off", placeholder: range });
@@ -99,7 +99,7 @@ class Form {
     if (!question.rubric?.trim()) return null;
     const version = typeof question.rubric_version === "number" ? ` · version ${question.rubric_version}` : "";
     return h("details", { class: "wb-rubric", open: !this.hasMany && this.panel.words.opensRubric },
-      h("summary", null, "Rubric", quiet(version)), drawn(question.rubric_blocks));
+      h("summary", null, "Rubric", quiet(version)), boxed(question.rubric_blocks, "Rubric"));
   }
 
   // -- what is shown and typed
@@ -123,7 +123,10 @@ class Form {
         if (field.value !== text) field.value = text;
         field.disabled = locked;
       };
-      show(input, answer && !answer.abstain ? String(answer.value ?? "") : "");
+      // What is typed stays while it stands for the same number, or for none.
+      const isTyped = input?.value.trim() && this.shown === panel.item?.trace_id && question.kind !== "text" &&
+        !answer?.abstain && this.readNumber(question, input.value) === (answer?.value ?? null);
+      show(input, isTyped ? input.value : answer && !answer.abstain ? String(answer.value ?? "") : "");
       show(reason, draft.rationale[question.name] ?? "");
     });
     if (fields) this.shown = panel.item?.trace_id;

@@ -31,7 +31,7 @@ class Frame extends Store {
     const small = (label, keyName, act, props) => this.button(label, keyName, act, { class: "wb-small", ...props });
     this.live = h("div", { class: "wb-sr", "aria-live": "polite" });
     this.hint = h("div", { class: "wb-hint" });
-    this.reveal = h("div", { class: "wb-reveal", "aria-live": "polite" });
+    this.reveal = h("div", { class: "wb-reveal", tabindex: 0, role: "region", "aria-label": "What others said", "aria-live": "polite" });
     this.form = new Form(this);
     this.summary = this.buildSummary();
     this.help = this.buildHelp();
@@ -137,10 +137,14 @@ class Frame extends Store {
     this.root.dataset.trace = item?.trace_id ?? "";
     if (this.done) return;
     this.rawButton.setAttribute("aria-pressed", String(this.raw));
-    const hadFocus = this.page.contains(document.activeElement);
-    this.page.replaceChildren(...this.contentsOf(item));
-    if (!isSame) this.text.scrollTop = 0;
-    if (hadFocus) this.focus();
+    // What has not changed stays, so that the reader keeps the place and what is unfolded.
+    const contents = [this.raw, item?.blocks, item?.cuts, item?.gone];
+    if (!isSame || !same(this.contents, contents)) {
+      if (this.page.contains(document.activeElement)) this.focus();
+      this.page.replaceChildren(...this.contentsOf(item));
+      if (!isSame) this.text.scrollTop = 0;
+    }
+    this.contents = contents;
     this.paintItemState();
   }
 
@@ -202,7 +206,7 @@ class Frame extends Store {
   voices(question, { judges, others }) {
     const verdict = judges[question.name];
     const voice = (kind, who, { value, rationale, rationale_blocks: blocks }) => h("div", { class: `wb-voice ${kind}${rationale ? "" : " wb-brief"}` },
-      h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), drawn(blocks));
+      h("div", null, h("span", { class: "wb-who", dir: "auto" }, visible(String(who))), " ", valueChip(question, value)), rationale ? boxed(blocks, "Reason") : null);
     const people = others.filter((other) => other.question === question.name).map((other) => voice("wb-person", other.annotator, other));
     return verdict ? [voice("wb-judge", "Judge", verdict), ...people] : people;
   }

@@ -89,12 +89,14 @@ class Panel extends Frame {
     const { answers, rationale } = structuredClone(this.draft());
     const former = latest(done ?? item.partial ?? {});
     const open = this.questions.findIndex(({ name, required }, n) =>
-      !answers[name] && (required !== false || former[name] || this.form.rows[n].input?.value.trim()));
+      !answers[name] && (required !== false || former[name] || rationale[name]?.trim() || this.form.rows[n].input?.value.trim()));
     if (open >= 0 || !Object.keys(answers).length) {
       this.form.setActive(Math.max(open, 0));
+      const typed = this.form.rows[open]?.input?.value.trim();
       const isErased = former[this.questions[open]?.name];
-      this.say(isErased ? "A saved answer is not taken back: give another one, or say that you can't judge (x)."
-        : "Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
+      this.say(typed ? `${typed} cannot be read as a number that fits: type another one, or say that you can't judge (x).`
+        : isErased ? "A saved answer is not taken back: give another one, or say that you can't judge (x)."
+          : "Not rated yet: choose an answer, or say that you can't judge (x), or skip (s).");
       return;
     }
     if (done && this.revealed.has(item.trace_id) && !this.isOfferedAgain(item)) {
@@ -247,6 +249,8 @@ class Panel extends Frame {
     const presses = event.key === "Enter" || event.key === " ";
     if (presses && target.closest("summary, a, button:not(.wb-choice)")) return null;
     if (event.key === " " && target.matches(".wb-choice")) return null;
+    const scrolled = [...this.root.querySelectorAll(".wb-boxed, .wb-reveal, .wb-code")].filter((box) => box.contains(target));
+    if (/^( |Page|Arrow(Up|Down))/.test(event.key) && scrolled.some((box) => box.scrollHeight > box.clientHeight)) return null;
     if (event.repeat && !/^(Arrow|Page)/.test(event.key)) return () => {};
     const command = commandOf(event, this.done ? "end" : "item");
     if (command) return () => command.act(this, target);
@@ -298,7 +302,7 @@ class Adjudication extends Panel {
     return h("div", { class: "wb-voice wb-person", role: "listitem", style: hueStyle(choice) },
       h("div", { class: "wb-voicehead" }, h("span", { class: "wb-who", dir: "auto" }, visible(String(annotator))), " ", h("span", { class: "wb-chip wb-said", dir: "auto" }, visible(String(value)))),
       earlier ? h("div", { class: "wb-quiet wb-earlier" }, "earlier rubric") : null,
-      rationale ? drawn(blocks) : h("div", { class: "wb-quiet" }, "no reason given"));
+      rationale ? boxed(blocks, "Reason") : h("div", { class: "wb-quiet" }, "no reason given"));
   }
 
   paintItemState() {

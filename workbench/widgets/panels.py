@@ -58,6 +58,11 @@ class View(anywidget.AnyWidget):
         if kernel and request.get("content", {}).get("allow_stdin", True):
             super().open()
 
+    def close(self) -> None:
+        """Close the channel; what is shown from then on is the table."""
+        super().close()
+        self.__dict__.pop("_repr_mimebundle_", None)  # ipywidgets leaves a None there
+
     def _repr_html_(self) -> str:
         raise NotImplementedError
 
@@ -116,11 +121,12 @@ class SessionPanel(View):
 
     def _send_all(self, *messages: dict[str, Any]) -> None:
         kinds = {message.get("type") for message in messages}
+        ready = [prepared(message) for message in messages]  # slow for long texts: not in the lock
         with self._sending:
             if "queue" in kinds:
                 self.setup = prepared_setup(self.session.setup())
-            for message in messages:
-                self.send(prepared(message))
+            for message in ready:
+                self.send(message)
             self.state = self.session.state()
             if self._table and not self._timer and kinds & {"saved", "queue"}:
                 self._timer = threading.Timer(SECONDS_UNTIL_SHOWN, self._renew_table)

@@ -9,7 +9,10 @@ const time = (s) => `${Math.floor(s / 60)}:${String(s % 60).padStart(2, "0")}`;
 function render({ model, el }) {
   const stage = h("span", { class: "wbp-stage", role: "status" });
   const clock = h("span", { class: "wbp-clock", title: "time since it began" });
-  const cancel = h("button", { class: "wbp-cancel", type: "button", onclick: () => model.send({ type: "cancel" }) });
+  const onclick = () => {
+    try { model.send({ type: "cancel" }); } catch { stage.textContent = "There is no kernel: what ran in it has ended."; }
+  };
+  const cancel = h("button", { class: "wbp-cancel", type: "button", onclick });
   const title = h("strong", { class: "wbp-title" });
   const parts = [0, 1, 2].map(() => h("div"));
   const root = h("section", { class: "wbp", "aria-label": "Alignment in the background" },

@@ -111,6 +111,7 @@ class Store {
     this.done = false; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
     this.request = null; // when items were asked for that are not here yet
+    this.revealAsked = Infinity; // when the reveal was asked for last
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
@@ -232,7 +233,8 @@ class Store {
     this.total = total;
     const { item } = this;
     this.items.clear();
-    if (this.done && position < total) Object.assign(this, { position, done: false });
+    const isNew = !stay || position !== this.state.position; // else it is one that was skipped
+    if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
     this.want(this.position, Math.min(AHEAD, total - this.position));
@@ -270,7 +272,9 @@ class Store {
     if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
     if (this.isOfferedAgain(item)) return; // first it is answered anew, then it is compared
     // Only after one's own label is in the store.
-    if (item.done && !this.local.has(item.trace_id)) this.send({ type: "reveal", trace_id: item.trace_id });
+    if (!item.done || this.local.has(item.trace_id)) return;
+    this.revealAsked = performance.now();
+    this.send({ type: "reveal", trace_id: item.trace_id });
   }
 
   onTimer() {
@@ -283,6 +287,7 @@ class Store {
       this.request = null;
       this.ask();
     }
+    if (performance.now() - this.revealAsked > RETRY_AFTER) this.askReveal();
     this.paintSaving();
   }
 
@@ -353,7 +358,10 @@ class Store {
   /** Whether no item is open, as the kernel counts. */
   isEverythingDone() {
     const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
-    return labelled - again + skipped + this.outbox.size >= total;
+    // The kernel has not counted what waits: a correction changes nothing, an undo opens an item.
+    const settled = (item) => Number(!!item && ((!!item.done && !item.again) || !!item.skipped));
+    const waiting = [...this.local].map(([trace, local]) => settled(local) - settled(this.byTrace(trace)));
+    return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
   }
 
   /** Where the page begins: not at an item that is done but not saved yet. */
