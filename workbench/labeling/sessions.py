@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
@@ -121,17 +121,15 @@ class LabelSession(Session):
         if kind == "hello" and self._refresh_every is not None:
             every, self._refresh_every = self._refresh_every, None
             # A cell that is run again makes another session, and the older one is out of sight.
-            for older in [one for one in _reading if one.shows_the_same(self)]:
+            for older in [one for one in _reading if one._shown == self._shown]:
                 older.close()
-                _reading.discard(older)
             _reading.add(self)
             threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
 
-    def shows_the_same(self, other: LabelSession) -> bool:
-        """Whether both are of one person, with the same questions on the same items."""
-        keys = [one.setup()["panel_key"] for one in (self, other)]
-        return keys[0] == keys[1] and self.items.keys() == other.items.keys()
+    @property
+    def _shown(self) -> tuple[str, Set[str]]:
+        return self.setup()["panel_key"], self.items.keys()
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         store, questions, annotator = self.store, self.questions, self.annotator
