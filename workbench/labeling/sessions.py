@@ -53,8 +53,7 @@ _COLUMNS = [
 
 _log = logging.getLogger(__name__)
 
-_reading: WeakSet[LabelSession] = WeakSet()
-"""The sessions that read the store by themselves."""
+_reading: WeakSet[LabelSession] = WeakSet()  # those that read the store by themselves
 
 
 class LabelSession(Session):
