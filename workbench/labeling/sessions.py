@@ -52,7 +52,6 @@ _COLUMNS = [
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
-
 _reading: WeakSet[LabelSession] = WeakSet()  # those that read the store by themselves
 
 
@@ -120,14 +119,15 @@ class LabelSession(Session):
         if kind == "hello" and self._refresh_every is not None:
             every, self._refresh_every = self._refresh_every, None
             # A cell that is run again makes another session, and the older one is out of sight.
-            for older in [one for one in _reading if one._shown == self._shown]:
+            for older in [one for one in _reading if one.content == self.content]:
                 older.close()
             _reading.add(self)
             threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
 
     @property
-    def _shown(self) -> tuple[str, Set[str]]:
+    def content(self) -> tuple[str, Set[str]]:
+        """What tells it from other panels in one notebook: its key, and its traces."""
         return self.setup()["panel_key"], self.items.keys()
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
