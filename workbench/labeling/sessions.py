@@ -119,14 +119,14 @@ class LabelSession(Session):
         if kind == "hello" and self._refresh_every is not None:
             every, self._refresh_every = self._refresh_every, None
             # A cell that is run again makes another session, and the older one is out of sight.
-            for older in [one for one in _reading if one.content == self.content]:
+            for older in [one for one in _reading if one.identity == self.identity]:
                 older.close()
             _reading.add(self)
             threading.Thread(target=self._keep_reading, args=[every], daemon=True).start()
         return super().answer(kind, message)
 
     @property
-    def content(self) -> tuple[str, Set[str]]:
+    def identity(self) -> tuple[str, Set[str]]:
         """What tells it from other panels in one notebook: its key, and its traces."""
         return self.setup()["panel_key"], self.items.keys()
 

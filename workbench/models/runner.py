@@ -32,8 +32,8 @@ ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
 
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
-# Failures in a row, each after all its attempts. One permanent failure is enough where nothing was
-# answered yet; unusable answers, and requests that are refused each for itself, count only then.
+# Failures in a row, each after all its attempts. Until something was answered one permanent failure
+# is enough. Unusable answers, and requests that are refused for what is in them, count until then.
 PERMANENT_FAILURES_TO_STOP: Final = 3
 FAILURES_TO_STOP: Final = 10
 
@@ -49,8 +49,8 @@ class Runner:
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
     keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
-    gives up after ``patience`` seconds of rate limits without a success, and a pause that was asked
-    for. A model that has ``answered`` so often before is known to answer: requests that it refuses
+    gives up after ``patience`` seconds of rate limits without a success, to which the longest pause
+    that the provider asked for is added. A model that has ``answered`` so often before is known to answer: requests that it refuses
     and answers that are unusable end no run. To one that is ``proven`` all calls go at once as
     well. ``throttle`` has the slots where they are not this runner's alone. ``used`` is what all
     requests so far have cost.
