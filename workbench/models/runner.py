@@ -50,10 +50,10 @@ class Runner:
     keeps answers and never failures; ``budget`` counts requests before they are made. Once ``stop``
     is set no call is begun any more, and those under way are waited for, a minute at most. A run
     gives up after ``patience`` seconds of rate limits without a success, to which the longest pause
-    that the provider asked for is added. A model that has ``answered`` so often before is known to answer: requests that it refuses
-    and answers that are unusable end no run. To one that is ``proven`` all calls go at once as
-    well. ``throttle`` has the slots where they are not this runner's alone. ``used`` is what all
-    requests so far have cost.
+    that the provider asked for is added. A model that has ``answered`` so often before is known to
+    answer: requests that it refuses and answers that are unusable end no run. To one that is
+    ``proven`` all calls go at once as well. ``throttle`` has the slots where they are not this
+    runner's alone. ``used`` is what all requests so far have cost.
     """
 
     def __init__(
