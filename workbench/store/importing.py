@@ -27,7 +27,7 @@ from workbench.store.assessments import (
     place,
     signature,
 )
-from workbench.store.database import check_not_deleted, find_experiment_id, not_written, retrying
+from workbench.store.database import check_not_deleted, find_experiment_id, write
 from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import DECISION_KEY, has_mark, in_order
@@ -188,7 +188,8 @@ def import_traces(
     try:
         _write_traces(new, where, progress=progress)
         log_assessments(added, progress=progress, desc="labels")
-        _write_tags(tagged)
+        for tag in tagged:
+            write("The tags", TracingClient().set_trace_tag, *tag)
     except KeyboardInterrupt:
         say("Interrupted. Run the same import again to add what is missing.")
         raise
@@ -210,10 +211,10 @@ def _find(rows: Sequence[Row], where: str) -> tuple[list[str], dict[str, TraceIn
     """Return the id of each row's trace, and the infos of those that the experiment holds.
 
     An id follows from the experiment, what the judge sees, and the count of equal rows before.
-    pandas makes floats of whole numbers where one is missing, so 4 and 4.0 are equal in it. In
-    earlier stores they were not, and in those of the first days tags were part of it.
     """
     ids: list[list[str]] = []
+    # pandas makes floats of whole numbers where one is missing, so 4 and 4.0 are equal in an id. In
+    # earlier stores they were not, and in those of the first days tags were part of it.
     for whole, with_tags in ((False, False), (True, False), (False, True)):
         seen: Counter[str] = Counter()
         ids.append([])
@@ -277,12 +278,8 @@ def _write_traces(new: Sequence[tuple[Row, str, int]], where: str, *, progress: 
     hidden = not progress or len(new) <= _BATCH_TRACES
     with bar(total=len(new), desc="import", disable=hidden) as shown:
         for batch in _batches(new):
-            spans = [_span(*one) for one in batch]
-            try:
-                retrying(client.log_spans, where, spans)
-            except Exception as error:
-                raise not_written("The traces", error) from None
-            shown.update(len(spans))
+            write("The traces", client.log_spans, where, [_span(*one) for one in batch])
+            shown.update(len(batch))
 
 
 def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, str, int]]]:
@@ -298,14 +295,6 @@ def _batches(new: Sequence[tuple[Row, str, int]]) -> Iterator[list[tuple[Row, st
     if batch:
         yield batch
 
-
-def _write_tags(tagged: Iterable[tuple[str, str, str]]) -> None:
-    client = TracingClient()
-    try:
-        for trace_id, key, value in tagged:
-            retrying(client.set_trace_tag, trace_id, key, value)
-    except Exception as error:
-        raise not_written("The tags", error) from None
 
 
 def _span(row: Row, trace_id: str, start_ms: int) -> Span:
@@ -331,10 +320,7 @@ def _span(row: Row, trace_id: str, start_ms: int) -> Span:
 
 
 def _attribute(value: Any) -> str:
-    """Return a span attribute that MLflow stores as the JSON of ``value``.
-
-    MLflow unwraps JSON in JSON once, since attributes that come through a server are wrapped
-    twice. Wrapped twice, an output that is itself JSON text stays text.
-    """
+    """Return a span attribute that MLflow stores as the JSON of ``value``."""
     text = json.dumps(value, ensure_ascii=False)
+    # MLflow unwraps JSON in JSON once, as a server wraps it twice: text that is JSON stays text.
     return json.dumps(text, ensure_ascii=False) if isinstance(value, (str, list, dict)) else text
