@@ -62,7 +62,6 @@ def store_message(error: BaseException) -> str:
     return f"the database reported an error ({reason}); logger {__name__!r} has it at INFO"
 
 
-
 @contextmanager
 def store_errors() -> Iterator[None]:
     """Raise a failure of the store as a `StoreError`, unless MLflow's own words can stand."""
