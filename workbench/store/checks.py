@@ -16,15 +16,8 @@ import pandas as pd
 from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
-from workbench.store.dataset import Dataset, Names, RaterText, read_dataset
-from workbench.store.tables import (
-    check_keys,
-    columns_by_key,
-    comparable,
-    digest,
-    empty_rows,
-    read_row,
-)
+from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
+from workbench.store.tables import check_keys, empty_rows, read_rows, row_digests
 from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -177,13 +170,15 @@ def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
 
 def _content(data: Dataset) -> pd.Series[Any]:
     """What the judge sees of each row, as a digest; None where inputs or outputs are missing."""
-    outputs = [data.outputs] if isinstance(data.outputs, str) else data.outputs
-    columns = [*data.inputs, *outputs, *(data.expectations or [])]
-    missing = [empty_rows(data.table, side) for side in (data.inputs, outputs)]
-    cells = data.table[columns].itertuples(index=False, name=None)
-    digests = [digest(list(map(comparable, row))) for row in cells]
+    missing = [empty_rows(data.table, side) for side in (data.inputs, as_list(data.outputs))]
+    digests = row_digests(data.table, _shown(data))
     found = [None if any(blank) else d for d, *blank in zip(digests, *missing, strict=True)]
     return pd.Series(found, data.table.index, dtype=object)
+
+
+def _shown(data: Dataset) -> list[str]:
+    """The columns that the judge sees."""
+    return [*data.inputs, *as_list(data.outputs), *as_list(data.expectations)]
 
 
 # -- findings -------------------------------------------------------------------------------
@@ -191,14 +186,12 @@ def _content(data: Dataset) -> pd.Series[Any]:
 
 def _about_columns(data: Dataset) -> Iterable[Finding]:
     """What columns cannot be, and what `import_traces` would refuse."""
-    sides = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
-    keyed = {argument: columns_by_key(argument, spec) for argument, spec in sides.items()}
-    shown = {column for by_key in keyed.values() for column in by_key}
-    keyed["tags"] = columns_by_key("groups", data.groups)
+    shown, tags = _shown(data), data.groups
     try:
-        check_keys(keyed["tags"])
+        check_keys(as_list(tags))
     except ArgumentError as error:
         yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
+        tags = None
     rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
     for column in [column for column in rated if column in shown]:
         text = f"Column {column!r} is the annotators', and the judge is shown it."
@@ -206,15 +199,15 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
     for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:
         text = f"Column {column!r} is named for several annotators."
         yield Finding("annotators", text, "Each needs a column, or annotators='each ...'.", True)
-    columns = list(dict.fromkeys([*shown, *keyed["tags"], *rated]))
-    bad = []
-    for row, *cells in data.table[columns].itertuples(name=None):
-        _, problems = read_row(row, dict(zip(columns, cells, strict=True)), keyed, data.labels)
-        bad += [f"row {row}: {why}" for why in problems if not why.startswith("no ")]  # told below
-    if bad:
+    roles: Any = {"inputs": data.inputs, "outputs": data.outputs, "expectations": data.expectations}
+    try:
+        read_rows(data.table, **roles, tags=tags, labels=data.labels)
+    except TableError as error:
+        bad = [f"row {row}: {why}" for row, why in error.rows if not why.startswith("no ")]
         listed = "; ".join(bad[:_SHOWN]).removesuffix(".")
         text = f"{counted(len(bad), 'cell')} cannot be imported: {listed}."
-        yield Finding("unreadable", text, "Mend or drop these rows.", True)
+        if bad:  # of rows without inputs or outputs it is told below
+            yield Finding("unreadable", text, "Mend or drop these rows.", True)
 
 
 def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
@@ -334,10 +327,8 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    seen: dict[str, set[str]] = {}
-    for key, *cells in zip(raw, *(data.table[c].tolist() for c in data.inputs), strict=True):
-        seen.setdefault(digest(list(map(comparable, cells))), set()).add(folded(key))
-    if apart := sum(len(each) > 1 for each in seen.values()):
+    by_input = pd.Series([folded(key) for key in raw]).groupby(row_digests(data.table, data.inputs))
+    if apart := int((by_input.nunique() > 1).sum()):
         yield Finding(
             "groups",
             f"{counted(apart, 'input')} ({', '.join(data.inputs)}) in several groups.",

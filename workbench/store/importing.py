@@ -31,7 +31,16 @@ from workbench.store.database import check_not_deleted, find_experiment_id, writ
 from workbench.store.dataset import Names, parse_names
 from workbench.store.files import read_table
 from workbench.store.labels import DECISION_KEY, has_mark, in_order
-from workbench.store.tables import ColumnSpec, LabelSpec, Row, digest, read_rows, row_numbers
+from workbench.store.tables import (
+    ColumnSpec,
+    LabelSpec,
+    Row,
+    columns_by_rater,
+    digest,
+    read_rows,
+    row_numbers,
+    warn_of_name,
+)
 from workbench.store.traces import trace_infos
 
 # A batch is one transaction and, on a server, one request.
@@ -153,6 +162,8 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     frame = read_table(table, encoding)
+    for who, (column, _) in columns_by_rater("labels", labels).items():
+        warn_of_name(frame, who, column)
     rows, notes = read_rows(
         frame,
         inputs=inputs,

@@ -136,8 +136,6 @@ def read_rows(
     for argument, columns in named.items():
         require_columns(table, argument, columns)
     check_keys(sides["tags"])
-    for who, (column, _) in raters.items():
-        warn_of_name(table, who, column)
     used = list(dict.fromkeys(column for columns in named.values() for column in columns))
     texts = {*named["tags"], *named["labels"]}
     rated = list(dict.fromkeys(column for column, _ in raters.values()))
@@ -301,12 +299,17 @@ def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line fo
     raise ValueError(f"a value of type {type(cell).__name__}")
 
 
-def comparable(cell: Any) -> Any:
-    """Return a cell as a plain value; one that JSON cannot hold as a text that equals no other."""
+def row_digests(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Return a digest of the plain values in the columns of each row."""
+    rows = table[list(columns)].itertuples(index=False, name=None)
+    return [digest([_comparable(cell) for cell in row]) for row in rows]
+
+
+def _comparable(cell: Any) -> Any:
     try:
         return plain(cell)
     except ValueError as error:
-        return f"{error} {id(cell)}"  # the import tells it
+        return f"{error} {id(cell)}"  # equals no other; the import tells it
 
 
 def check_text(argument: str, given: Any) -> None:
