@@ -61,11 +61,9 @@ class DataCheck:
     doubts: tuple[str, ...]
 
     def __repr__(self) -> str:
-        lines = [
-            f"{f}  {a}".rstrip() for f, a in zip(self.table.finding, self.table.advice, strict=True)
-        ]
-        width = max(map(len, self.table.check), default=0)
-        return "\n".join(f"{c:<{width}}  {t}" for c, t in zip(self.table.check, lines, strict=True))
+        width = max(map(len, self.table["check"]))
+        lines = self.table.itertuples(index=False, name=None)
+        return "\n".join(f"{check:<{width}}  {f}  {advice}".rstrip() for check, f, advice in lines)
 
     def _repr_html_(self) -> str:
         return html_table(self.table, index=False)
@@ -263,11 +261,10 @@ def _about_scale(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     more = f" and {len(texts) - 20} more values" * (len(texts) > 20)
     yield Finding("scale", f"{scale.kind}: {', '.join(texts[:20])}{more}.")
     if scale.kind == "binary":
-        known = scale.positive_is_known
-        advice = "" if known else "Taken, since the words do not tell. values=... names it first."
-        other = scale.shown[0] if scale.positive == scale.shown[1] else scale.shown[1]
-        how = f"pair(..., positive={_short(other)}) takes the other one"
-        yield Finding("positive side", f"{_short(scale.positive)} is positive; {how}.", advice)
+        other, positive = map(_short, scale.values)
+        text = f"{positive} is positive; pair(..., positive={other}) takes the other one."
+        advice = "Taken, since the words do not tell. values=... names it first."
+        yield Finding("positive side", text, advice * (not scale.positive_is_known))
     typed = Scale.from_type(data.value_type)
     if scale.ordered and typed and not typed.ordered:
         text = "The order of the ratings is that of the column's categories."

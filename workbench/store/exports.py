@@ -19,7 +19,7 @@ import pandas as pd
 
 from workbench.errors import ArgumentError, TableError
 from workbench.formatting import counted, html_result
-from workbench.store.files import read_records
+from workbench.store.files import file_errors, read_records
 from workbench.store.tables import Raters, digest
 from workbench.vocabulary import folded
 
@@ -101,8 +101,10 @@ def read_labels(
     ArgumentError
         When the question or the outputs must be named; the message lists them.
     """
-    records = read_records(Path(path).expanduser(), encoding)
-    tool = _tool_of(records, Path(path).name)
+    file = Path(path).expanduser()
+    with file_errors(file):
+        records = read_records(file, encoding)
+    tool = _tool_of(records, file.name)
     items: dict[str, Item] = {}
     try:
         answers = list(_TOOLS[tool][1](records, items))

@@ -78,12 +78,13 @@ def read_table(
             f"There is no file {str(path.absolute())!r}. A relative path starts in the current "
             "folder; `papermill --cwd notebooks` makes that the folder of the notebooks."
         )
-    with _errors(path):
+    with file_errors(path):
         return reader(path, encoding)
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
+    """Raise what keeps a file from being read as a `TableError` that names it."""
     try:
         yield
     except LookupError as error:
@@ -95,13 +96,8 @@ def _errors(path: Path) -> Iterator[None]:
 def read_records(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
     """Return the objects of JSON Lines, of a JSON list, or of the only list in a ``.json`` object.
 
-    An object that also holds texts is itself a record.
+    An object that also holds texts is itself a record. Call it within `file_errors`.
     """
-    with _errors(path):
-        return _records(path, encoding)
-
-
-def _records(path: Path, encoding: str | None) -> list[dict[str, Any]]:
     text = _text(path, encoding)
     try:
         found = json.loads(text) if text.lstrip()[:1] in ("[", "{") else None
@@ -158,11 +154,10 @@ def _text(path: Path, encoding: str | None) -> str:
 
 def _read_csv(path: Path, encoding: str | None) -> pd.DataFrame:
     text = _text(path, encoding)
-    first, _, rest = text.partition("\n")
+    first, _, rest = text.lstrip("\r\n").partition("\n")
     if named := re.fullmatch(r"sep=([^\r\n])\s*", first, re.IGNORECASE):  # as Excel writes it
         return _table(rest, named[1])
-    header = text.lstrip("\r\n").partition("\n")[0]
-    separators = [sep for sep in _SEPARATORS if sep in header] or [","]
+    separators = [sep for sep in _SEPARATORS if sep in first] or [","]
     fits: dict[str, pd.DataFrame] = {}
     faults: list[Exception] = []
     for separator in ["\t"] if path.suffix.lower() == ".tsv" else separators:
@@ -198,7 +193,7 @@ def _table(text: str, separator: str) -> pd.DataFrame:
 
 def _read_json(path: Path, encoding: str | None) -> pd.DataFrame:
     # Without dtype=object a whole number in a column with gaps would become a float.
-    return pd.DataFrame(_records(path, encoding), dtype=object)
+    return pd.DataFrame(read_records(path, encoding), dtype=object)
 
 
 def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
@@ -244,7 +239,6 @@ def known_length(table: Any) -> int | None:
 def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
     parts: Iterator[pd.DataFrame]
     if type(table).__module__.startswith("dask"):
-        require_columns(table, "table", columns)
         parts = (table.partitions[k].compute() for k in range(table.npartitions))
     elif _is_parquet(table):
         dataset = _dataset(table)
