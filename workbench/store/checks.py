@@ -17,7 +17,7 @@ from workbench.errors import ArgumentError, ScaleError, TableError
 from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
-from workbench.store.tables import check_keys, empty_rows, read_rows, row_digests
+from workbench.store.tables import check_keys, empty_rows, rater_columns, read_rows, row_digests
 from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
@@ -190,8 +190,7 @@ def _about_columns(data: Dataset) -> Iterable[Finding]:
     except ArgumentError as error:
         yield Finding("groups", str(error), "Rename the column, which is imported as a tag.", True)
         tags = None
-    rated = dict.fromkeys(column for pair in data.labels.values() for column in pair if column)
-    for column in [column for column in rated if column in shown]:
+    for column in [c for c in dict.fromkeys(rater_columns(data.labels)) if c in shown]:
         text = f"Column {column!r} is the annotators', and the judge is shown it."
         yield Finding("shown", text, "It would only have to repeat what it sees.", True)
     for column in [c for c, n in Counter(c for c, _ in data.labels.values()).items() if n > 1]:

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, ScaleError, TableError
+from workbench.errors import ArgumentError, ScaleError, TableError, check_whole
 from workbench.formatting import counted, html_table, html_text
 from workbench.scale import Scale, no_rating
 from workbench.store.files import read_table
@@ -30,6 +30,7 @@ from workbench.store.tables import (
     Raters,
     columns_by_rater,
     empty_rows,
+    rater_columns,
     require_columns,
     row_digests,
 )
@@ -94,10 +95,8 @@ class Dataset:
         """Return so many rows drawn at random, in their order; all where ``rows`` is None."""
         if rows is None or rows >= len(self):
             return self
-        if rows < 1:
-            raise ArgumentError(f"rows={rows} must be at least 1.")
-        drawn = self.table.sample(rows, random_state=seed).sort_index()
-        return replace(self, table=drawn)
+        check_whole("rows", rows)
+        return replace(self, table=self.table.sample(rows, random_state=seed).sort_index())
 
     def __len__(self) -> int:
         return len(self.table)
@@ -167,8 +166,8 @@ def read_dataset(
         "outputs": parse_names("outputs", outputs),
         "expectations": parse_names("expectations", expectations),
         "groups": as_list(groups),
-        "annotators": [*_columns(labels), *([] if each is None else [each])],
-        "verdicts": _columns(recorded),
+        "annotators": [*rater_columns(labels), *([] if each is None else [each])],
+        "verdicts": rater_columns(recorded),
     }
     _require(table, source, named)
     empty = empty_rows(table, [column for columns in named.values() for column in columns])
@@ -198,10 +197,6 @@ def read_dataset(
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
-
-
-def _columns(raters: Raters) -> list[str]:
-    return [column for pair in raters.values() for column in pair if column is not None]
 
 
 def _require(table: pd.DataFrame, source: str, named: Mapping[str, list[str]]) -> None:

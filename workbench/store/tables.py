@@ -44,10 +44,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def require_columns(table: pd.DataFrame, argument: str, names: Iterable[object]) -> None:
-    """Raise `ArgumentError` unless the table has each of the columns once.
-
-    The message names the columns that exist and the one that was probably meant.
-    """
+    """Raise `ArgumentError` unless the table has each of the columns once, naming likely ones."""
     columns: list[object] = list(table.columns)
     for name in names:
         found = columns.count(name)
@@ -96,6 +93,11 @@ def columns_by_rater(argument: str, spec: Mapping[str, Any] | None) -> Raters:
     return {who: (str(c), None if why is None else str(why)) for who, (c, why) in both.items()}
 
 
+def rater_columns(raters: Raters) -> list[str]:
+    """Return all columns with ratings or rationales."""
+    return [column for pair in raters.values() for column in pair if column is not None]
+
+
 def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
     """Return for each row whether all of the columns are missing or blank."""
     cells = table[list(dict.fromkeys(columns))].itertuples(index=False, name=None)
@@ -132,7 +134,7 @@ def read_rows(
     sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
     raters = columns_by_rater("labels", labels)
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
-    named["labels"] = [column for pair in raters.values() for column in pair if column is not None]
+    named["labels"] = rater_columns(raters)
     for argument, columns in named.items():
         require_columns(table, argument, columns)
     check_keys(sides["tags"])
@@ -240,8 +242,7 @@ def read_row(
                 labels[annotator] = read_rating(scalar(raw[column]), raw[why] if why else None)
         except ValueError as error:
             problems.append(f"label of {annotator!r}, column {column!r}: {error}")
-    expected = read["expectations"]
-    return Row(number, read["inputs"], read["outputs"], expected, tags, labels), problems
+    return Row(number, **(read | {"tags": tags}), labels=labels), problems
 
 
 def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
@@ -259,7 +260,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 
 def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line for each type
-    """Return a cell as a plain value: missing ones as None, dates as ISO text, decimals as text.
+    """Return a cell as a plain value: missing ones as None, dates and decimals as text.
 
     What JSON cannot hold is a ValueError whose message is the reason, without the value.
     """
@@ -321,10 +322,7 @@ def check_text(argument: str, given: Any) -> None:
 
 
 def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
-    """Return a rating as a plain value, and its rationale or None.
-
-    A ValueError says why it cannot be stored.
-    """
+    """Return a rating as a plain value, and its rationale; a ValueError says why it is none."""
     try:
         value = plain(raw)
     except ValueError as error:
@@ -335,6 +333,5 @@ def read_rating(raw: Any, rationale: Any = None) -> tuple[Any, str | None]:
 
 def digest(content: Any) -> str:
     """Return the SHA-256 of plain content, the same in every process: 64 hexadecimal digits."""
-    # Escaped to ASCII, so that halves of surrogate pairs can be hashed too.
-    text = json.dumps(content, sort_keys=True, default=str)
+    text = json.dumps(content, sort_keys=True, default=str)  # ASCII, halves of surrogates as well
     return hashlib.sha256(text.encode("ascii")).hexdigest()
