@@ -212,10 +212,8 @@ Record = dict[str, Any]
 def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[list[Record]]:
     """Read the given columns of a table in its order, ``size`` rows at a time.
 
-    ``table`` is a Parquet file, or a folder of such files in the order of their names, of which a
-    row group is in memory at a time; a frame of Dask, of which a partition is; or anything that
-    `workbench.store.files.read_table` reads, as a whole. A file that is missing or damaged is a
-    `TableError`; rows before the damage were given.
+    Of a Parquet file or folder a row group is in memory, of a frame of Dask a partition, of others
+    the whole. A file that is missing or damaged is a `TableError` once the rows before it are read.
     """
     try:
         records = _rows_of(table, list(dict.fromkeys(columns)))
@@ -231,16 +229,13 @@ def known_length(table: Any) -> int | None:
     """Return how many rows a table has, where that is known without reading it."""
     if isinstance(table, pd.DataFrame):
         return len(table)
-    with suppress(OSError, ValueError, ImportError, TypeError):
+    with suppress(OSError, ValueError, TypeError):
         return int(_dataset(table).count_rows()) if _is_parquet(table) else None
     return None
 
 
 def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
-    parts: Iterator[pd.DataFrame]
-    if type(table).__module__.startswith("dask"):
-        parts = (table.partitions[k].compute() for k in range(table.npartitions))
-    elif _is_parquet(table):
+    if _is_parquet(table):
         dataset = _dataset(table)
         for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
             names = pd.DataFrame(columns=file.physical_schema.names)
@@ -251,11 +246,11 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
         )
         yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         return
-    else:
-        parts = iter([read_table(table)])
-    for part in parts:
-        require_columns(part, "table", columns)
-        for row in part[columns].itertuples(index=False, name=None):
+    is_dask = type(table).__module__.startswith("dask")
+    for part in map(table.get_partition, range(table.npartitions)) if is_dask else [table]:
+        frame = part.compute() if is_dask else read_table(part)
+        require_columns(frame, "table", columns)
+        for row in frame[columns].itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
 
 
@@ -286,10 +281,7 @@ def column_type(values: Sequence[Any]) -> pa.DataType:
 
 
 def as_column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Return a column of plain values; in one of text, what is no text is written as JSON.
-
-    ValueError or TypeError where the type does not hold a value as it is.
-    """
+    """Return a column of plain values, as JSON in one of text; raise where a value would change."""
     import pyarrow as pa
 
     if pa.types.is_string(kind):
@@ -317,10 +309,7 @@ def write_parquet(path: Path, table: pa.Table, about: Mapping[str, Any]) -> None
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what `write_parquet` was told about a file; empty where another program wrote it.
-
-    A file that is no Parquet is a `TableError`.
-    """
+    """Return what `write_parquet` was told about a file; empty where another program wrote it."""
     import pyarrow.parquet as pq
 
     try:
