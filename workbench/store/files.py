@@ -247,7 +247,8 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
         yield from itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
         return
     is_dask = type(table).__module__.startswith("dask")
-    for part in map(table.get_partition, range(table.npartitions)) if is_dask else [table]:
+    parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
+    for part in parts:
         frame = part.compute() if is_dask else read_table(part)
         require_columns(frame, "table", columns)
         for row in frame[columns].itertuples(index=False, name=None):
