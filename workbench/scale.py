@@ -66,10 +66,7 @@ def no_rating(raw: object, scale: Scale | None) -> bool:
 
 
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
-    """Whether a value says that an item could not be judged.
-
-    A word such as ``"N/A"`` is a category, and no abstention, on a scale that has it as a value.
-    """
+    """Whether a value says that an item could not be judged, and is none of the scale's own."""
     if not isinstance(value, str):
         return value is ABSTAIN
     word = fold(value)

@@ -109,7 +109,8 @@ def check_data(
             annotators=annotators or labels, verdicts=verdicts, groups=groups, values=values,
             encoding=encoding,
         )  # fmt: skip
-    cells, content = _cells(data), _content(data)
+    content = _content(data)
+    cells = _cells(data, content)
     found = [
         *_about_columns(data),
         *_about_rows(data, content),
@@ -120,9 +121,7 @@ def check_data(
         *_about_enough(data, cells, content),
     ]
     rows = cells.loc[cells["reading"] != "", ["row", "column", "cell", "reading"]]
-    others = [(row, "", "", "no inputs or outputs") for row in content.index[content.isna()]]
-    others += [(row, "", "", "empty, left out") for row in data.empty]
-    rows = pd.concat([rows, pd.DataFrame(others, columns=rows.columns)]).sort_values("row")
+    rows = rows.sort_values("row", kind="stable")
     check = DataCheck(
         table=pd.DataFrame(found)[["check", "finding", "advice"]],
         rows=rows.reset_index(drop=True),
@@ -139,16 +138,18 @@ def check_data(
     return check
 
 
-def _cells(data: Dataset) -> pd.DataFrame:
+def _cells(data: Dataset, content: pd.Series[Any]) -> pd.DataFrame:
     """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
-    found = []
+    blank = {"no inputs or outputs": content.index[content.isna()], "empty, left out": data.empty}
+    found = [(row, "", "", "", None, "", why) for why, rows in blank.items() for row in rows]
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
             text = "" if is_missing(raw) else as_text(raw)
             shown = revealed(text if len(text) <= 60 else text[:60] + " …")
             found.append((row, column, shown, who, *_read(raw, data.scale)))
     columns = ["row", "column", "cell", "annotator", "value", "kind", "reading"]
-    return pd.DataFrame(found, columns=columns).astype({"value": object})
+    # As objects, since a missing rating would make floats of whole numbers.
+    return pd.DataFrame(found, columns=columns, dtype=object).astype({"row": int})
 
 
 def _read(raw: Any, scale: Scale) -> tuple[Any, str, str]:
@@ -238,12 +239,11 @@ def _about_rows(data: Dataset, content: pd.Series[Any]) -> Iterable[Finding]:
 def _about_kinds(data: Dataset, cells: pd.DataFrame) -> Iterable[Finding]:
     """What looks like numbers or dates and is none on the scale."""
     raw = [cell for column, _ in data.labels.values() for cell in data.table[column]]
-    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
-        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
-        return
     values = () if data.scale.ordered else data.scale.values
     words = [value for value in values if number(value) is None]
-    if words and any(re.match(r"[+-]?\d", str(value)) for value in values):
+    if any(isinstance(cell, (datetime.date, np.datetime64)) for cell in raw):
+        yield Finding("dates", "Some ratings are dates.", "Name the columns with the ratings.")
+    elif words and any(re.match(r"[+-]?\d", str(value)) for value in values):
         rows = cells.loc[[v in words for v in cells["value"]], "row"].tolist()
         listed = ", ".join(map(_short, words[:5]))
         yield Finding(

@@ -45,7 +45,6 @@ _MEANT = {
         "was written before stays"
     ),
 }
-"""What a failure with such words means."""
 
 
 def store_message(error: BaseException) -> str:

@@ -218,10 +218,8 @@ def import_traces(
 
 
 def _find(rows: Sequence[Row], where: str) -> tuple[dict[str, Row], dict[str, TraceInfo]]:
-    """Return the rows by trace id, and the infos of the traces that the experiment holds.
-
-    An id follows from the experiment, what the judge sees, and the count of equal rows before.
-    """
+    """Return the rows by trace id, and the infos of the traces that the experiment holds."""
+    # An id follows from the experiment, what the judge sees, and the count of equal rows before.
     ids: list[list[str]] = []
     seen: Counter[tuple[int, str]] = Counter()
     for row in rows:

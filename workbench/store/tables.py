@@ -106,12 +106,9 @@ def empty_rows(table: pd.DataFrame, columns: Iterable[str]) -> list[bool]:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}.
+    """One row of a table of traces, in plain values; labels are {annotator: (value, rationale)}."""
 
-    ``number`` is that of the table's index where this counts rows, else counted from 0.
-    """
-
-    number: int
+    number: int  # see `row_numbers`
     inputs: dict[str, Any]
     outputs: Any
     expectations: dict[str, Any]
@@ -260,10 +257,7 @@ def raise_bad_rows(bad: list[tuple[int, str]], total: int, what: str) -> None:
 
 
 def plain(cell: Any, depth: int = 0) -> Any:  # noqa: C901, PLR0912  # a line for each type
-    """Return a cell as a plain value: missing ones as None, dates and decimals as text.
-
-    What JSON cannot hold is a ValueError whose message is the reason, without the value.
-    """
+    """Return a cell as a plain value, dates and decimals as text; a ValueError says why not."""
     if isinstance(cell, np.datetime64):
         cell = pd.Timestamp(cell)
     elif isinstance(cell, (np.timedelta64, datetime.timedelta)):
