@@ -140,8 +140,9 @@ def check_data(
 
 def _cells(data: Dataset, content: pd.Series[Any]) -> pd.DataFrame:
     """Read each cell with a rating: ``value`` on the scale or None, and ``kind`` of reading."""
-    blank = {"no inputs or outputs": content.index[content.isna()], "empty, left out": data.empty}
-    found = [(row, "", "", "", None, "", why) for why, rows in blank.items() for row in rows]
+    blank = [(row, "no inputs or outputs") for row in content.index[content.isna()]]
+    blank += [(row, "empty, left out") for row in data.empty]
+    found: list[tuple[Any, ...]] = [(row, "", "", "", None, "", why) for row, why in blank]
     for who, (column, _) in data.labels.items():
         for row, raw in data.table[column].items():
             text = "" if is_missing(raw) else as_text(raw)
