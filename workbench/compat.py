@@ -135,19 +135,13 @@ _session: ContextVar[tuple[Any, Any] | None] = ContextVar("workbench_session", d
 _lock = threading.Lock()
 
 
-def has_transactions(store: Any) -> bool:
-    """Whether writes to this store can share a transaction, else they are made one by one."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    return isinstance(store, SqlAlchemyStore) and hasattr(store, "ManagedSessionMaker")
-
-
 @contextmanager
 def one_transaction(store: Any) -> Iterator[None]:
     """Commit what this thread writes to ``store`` within the block at its end, or nothing of it.
 
     The store asks its ``ManagedSessionMaker`` for a session at each write; here it gets the shared
-    one. Threads without a transaction of their own are not affected.
+    one. Threads without a transaction of their own are not affected. Without it, as where the store
+    is no database, this is an AttributeError before anything is written.
     """
     with _lock:
         if not getattr(store.ManagedSessionMaker, "of_workbench", False):

@@ -169,10 +169,10 @@ def _human(trace: Trace) -> list[Feedback]:
 
 
 def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
-    """Yield people's feedback under the name that holds a value, the latest last, and whether it
-    is a decision: it is marked as one, or overrides one, as MLflow's own page does."""
+    """Yield people's feedback that holds a value, the latest last, and whether it is a decision."""
     decided: set[str | None] = set()
     for one in in_order([one for one in _human(trace) if one.name == name]):
+        # MLflow's own page overrides a decision without marking what it writes.
         decides = has_mark(one, DECISION_KEY) or bool(one.overrides and one.overrides in decided)
         if decides:
             decided.add(one.assessment_id)
@@ -198,8 +198,7 @@ def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
 
 
 def _counts(label: Feedback, given: Sequence[Feedback]) -> bool:
-    """Whether a label is valid, or was given blind and overridden by its author after seeing the
-    verdict."""
+    """Whether a label is valid, or a blind one that its author overrode knowing the verdict."""
     newer = [one for one in given if one.overrides and one.overrides == label.assessment_id]
     changes = {(one.source.source_id, has_mark(one, AFTER_VERDICT_KEY)) for one in newer}
     blind = not has_mark(label, AFTER_VERDICT_KEY)
