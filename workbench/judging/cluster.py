@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from workbench.judging.requests import judge_examples
-from workbench.models.offline import SCHEME, register
+from workbench.models.offline import register
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
 from workbench.store.traces import collector_paused
@@ -132,8 +132,7 @@ def _ask(name: str, share: int, judge: Judge, items: list[Example], answered: in
     from distributed import Variable, get_client
 
     global _runner
-    if str(getattr(judge, "model", None) or "").startswith(SCHEME):
-        register()
+    register(str(getattr(judge, "model", None) or ""))
     # Before Python 3.12 a collection within ``sys._current_frames``, with which Dask's profiler
     # looks at threads, deadlocks a process of many (CPython's issue 106883).
     with _asking, collector_paused() if sys.version_info < (3, 12) else nullcontext():

@@ -23,11 +23,18 @@ __all__ = ["MODEL", "SCHEME", "VERSION", "register"]
 MODEL = "offline:/rubric"
 
 
-def register() -> None:
-    """Make ``offline:/...`` known to litellm, and so to MLflow judges and dspy. Idempotent."""
-    from workbench.models.offline.provider import register_provider
+def register(model: str) -> None:
+    """Make an embedded ``model`` known to litellm, and so to MLflow judges and dspy."""
+    if not model.startswith(SCHEME):
+        return
+    import litellm
 
-    register_provider()
+    from workbench.models.offline.provider import OfflineModel
+
+    others = [one for one in litellm.custom_provider_map if one.get("provider") != "offline"]
+    mine = {"provider": "offline", "custom_handler": OfflineModel()}
+    litellm.custom_provider_map = [*others, mine]
+    litellm.utils.custom_llm_setup()
 
 
 VERSION = 2

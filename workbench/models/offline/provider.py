@@ -154,13 +154,3 @@ class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishe
 
     async def acompletion(self, model: str, messages: list[dict[str, Any]], **more: Any) -> Any:
         return self.completion(model, messages, **more)
-
-
-_MODEL = OfflineModel()
-
-
-def register_provider() -> None:
-    """Add the handler to litellm's list of providers, beside those of the user."""
-    others = [p for p in litellm.custom_provider_map if p.get("provider") != "offline"]
-    litellm.custom_provider_map = [*others, {"provider": "offline", "custom_handler": _MODEL}]
-    litellm.utils.custom_llm_setup()
