@@ -49,19 +49,20 @@ class Layout:
         """All that are read."""
         return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
 
-    def read(self, number: int, record: Record) -> tuple[Record, Example]:
-        """What is known of a row before it is judged (an error bars it), and the item."""
+    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
+        """What is known of a row before it is judged (an error bars it), item, and content."""
         cells, problems = read_row(number, record, self.sides, {})
         outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
         expected = cells.expectations if self.sides["expectations"] else None
         item = Example(f"row {number}", cells.inputs, outputs, expected)
-        beside = self.copied(number, record)
+        beside = self._copied(number, record)
         row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
         time = self._time(number, beside[-1]) if self.time else None
         row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-        return row | {"error": "; ".join(problems) or None}, item
+        content = [item.inputs, item.outputs, item.expectations, beside]
+        return row | {"error": "; ".join(problems) or None}, item, content
 
-    def copied(self, number: int, record: Record) -> list[Any]:
+    def _copied(self, number: int, record: Record) -> list[Any]:
         """The plain cells of what is copied, and the time."""
         cells = []
         for column in self.beside:

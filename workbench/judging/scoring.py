@@ -230,26 +230,20 @@ class _Run:
     ) -> Task | None:
         """What is to be asked of a partition; None where all of it is there."""
         read = [self.layout.read(first + k, record) for k, record in enumerate(records)]
-        items = {k: item for k, (row, item) in enumerate(read) if row["error"] is None}
-        content = digest(
-            [
-                [i.inputs, i.outputs, i.expectations, self.layout.copied(row["row"], record)]
-                for (row, i), record in zip(read, records, strict=True)
-            ]
-        )
-        about, path = {**self.about, "table": content}, self.folder.part(number)
-        if not path.exists():
-            rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
-            self.types = self.types or self.folder.types(rows, self.scale)
-            self.folder.columns(rows, self.types)  # what cannot be written is not paid for
-            return Task(number, rows, items, about)
-        failed = self.folder.check(path, {"table": content})["failed"]
-        if not retry_failed or not failed:
-            return None
-        rows = self.folder.records(number)
+        items = {k: item for k, (row, item, _) in enumerate(read) if row["error"] is None}
+        about = {**self.about, "table": digest([content for _, _, content in read])}
+        path = self.folder.part(number)
+        if path.exists():
+            failed = self.folder.check(path, {"table": about["table"]})["failed"]
+            rows = self.folder.records(number) if retry_failed and failed else []
+            items = {k: i for k, i in items.items() if rows and rows[k]["error"] is not None}
+            if not items:
+                return None
+        else:
+            rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
         self.types = self.types or self.folder.types(rows, self.scale)
-        again = {k: item for k, item in items.items() if rows[k]["error"] is not None}
-        return Task(number, rows, again, about) if again else None
+        self.folder.columns(rows, self.types)  # what cannot be written is not paid for
+        return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
         """Write a partition, and count what it has cost."""
