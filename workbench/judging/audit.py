@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +12,6 @@ from mlflow.genai.judges import Judge
 
 from workbench.formatting import counted
 from workbench.judging.assessment import as_feedback, earlier_verdict
-from workbench.judging.layout import Layout
 from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.store.assessments import log_assessments
@@ -39,11 +38,18 @@ def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], floa
 
 
 def import_sample(
-    judge: Judge, table: Any, layout: Layout, folder: VerdictFolder, sample: float, seed: int
+    judge: Judge,
+    table: Any,
+    columns: Sequence[str],
+    roles: Mapping[str, Any],
+    folder: VerdictFolder,
+    sample: float,
+    seed: int,
 ) -> tuple[str, ...]:
     """Import randomly drawn rows as traces, and log their verdicts, each once.
 
-    Notes are returned where none was drawn, and where an earlier sample is replaced.
+    ``roles`` are inputs, outputs and expectations as `import_traces` takes them. Notes are returned
+    where none was drawn, and where an earlier sample is replaced.
     """
     import pyarrow.dataset as ds
 
@@ -53,14 +59,11 @@ def import_sample(
     if not drawn:
         return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
     wanted, former = set(drawn), folder.sample()
-    every = itertools.chain.from_iterable(read_partitions(table, layout.columns, ROWS_AT_ONCE))
+    every = itertools.chain.from_iterable(read_partitions(table, columns, ROWS_AT_ONCE))
     records = [record for row, record in enumerate(every) if row in wanted]
-    outputs = layout.sides["outputs"]
     imported = import_traces(
         pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),
-        inputs=layout.sides["inputs"],
-        outputs=next(iter(outputs.values())) if layout.single else outputs,
-        expectations=layout.sides["expectations"] or None,
+        **roles,
         tags=PROBABILITY_TAG,
         progress=False,
     )
@@ -78,8 +81,8 @@ def import_sample(
         if before is None or (before.error is not None and before.error != row["error"]):
             new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
     log_assessments(new, progress=False)
-    columns = {"row": list(trace_of), "trace_id": list(trace_of.values())}
-    folder.write_sample(pd.DataFrame(columns).assign(probability=probability))
+    now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
+    folder.write_sample(now.assign(probability=probability))
     lost = former["trace_id"][~former["trace_id"].isin(imported.trace_ids)]
     note = (
         f"sample={sample}, seed={seed} replaces an earlier sample, of which {len(lost)} of "
