@@ -22,7 +22,6 @@ from workbench.errors import BudgetError, ScaleError
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
-from workbench.models.budget import UNPAID
 from workbench.models.cache import question_key
 from workbench.models.client import Outcome, Request
 from workbench.models.offline import SCHEME, VERSION
@@ -146,7 +145,7 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        answer, paid = outcome.answer or {}, UNPAID if outcome.cached else outcome.usage
+        answer, paid = outcome.answer or {}, outcome.paid
         return Verdict(
             trace_id=item.trace_id,
             value=None if outcome.answer is None else self.canonical(answer.get("value")),

@@ -99,6 +99,11 @@ class Outcome:
     usage: Usage = UNPAID
     cached: bool = False
 
+    @property
+    def paid(self) -> Usage:
+        """What was paid for it now; nothing where it was paid before."""
+        return UNPAID if self.cached else self.usage
+
 
 class Client:
     """Pooled connections for up to ``connections`` simultaneous calls, from any thread."""

@@ -354,9 +354,9 @@ class _Run:
                 continue
             if outcome.answer is None:
                 self._record(index, outcome)
-                continue
-            with suppress(Exception):  # the error that ended the run is on its way already
-                self._settle(index, outcome)
+            else:
+                with suppress(Exception):  # the error that ended the run is on its way already
+                    self._settle(index, outcome)
 
     def _settle(self, index: int, outcome: Outcome) -> None:
         """Hand on the outcome of a question, and of those equal to it: they are free."""
@@ -379,14 +379,14 @@ class _Run:
         self.shown.update()
 
     def _record(self, index: int, outcome: Outcome) -> None:
-        request, fault = self.requests[index], outcome.fault
+        request = self.requests[index]
         if self.recorder is not None and request.key is not None:
             entry = recording.Entry(
                 key=request.key,
                 about=request.asker,
                 answer=outcome.answer,
-                failed=None if fault is None else fault.recorded,
-                paid=UNPAID if outcome.cached else outcome.usage,
+                failed=outcome.fault and outcome.fault.recorded,
+                paid=outcome.paid,
             )
             self.recorder.put(entry)
 
