@@ -13,7 +13,7 @@ import filelock
 import pandas as pd
 
 from workbench.errors import ArgumentError, StoreError
-from workbench.formatting import counted, html_table, html_text, write_whole
+from workbench.formatting import counted, html_result, write_whole
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
 from workbench.store.files import Record, as_column, column_type, read_about, write_parquet
@@ -254,5 +254,4 @@ class Scored:
         )
 
     def _repr_html_(self) -> str:
-        failed = html_table(self.failures, index=False, max_rows=10) if self.failed else ""
-        return f"<div>{html_text(repr(self)[1:-1])}</div>{failed}"
+        return html_result(self, *([self.failures] if self.failed else []))
