@@ -81,36 +81,32 @@ class Asker:
         base_url, _, _ = endpoint(judge)
         model = getattr(judge, "model", None)
         made = isinstance(judge, InstructionsJudge)
-        self.judge, self.model, self.scale = judge, str(model or ""), scale or scale_of(judge)
-        self.call = prepared(judge)
+        self.scale, self.call = scale or scale_of(judge), prepared(judge)
         self.mark = fingerprint(judge)
         self.portable_mark = fingerprint(judge, place=False)
-        # What else decides its answers; None where they are not kept.
-        origin = question_key(answers_from(model, base_url))
-        self.origin = origin if is_cacheable(judge) else None
         self.fields = tuple(sorted(judge.template_variables)) if made else _accepted_fields(judge)
-        self.base_url = without_credentials(base_url or "")
         self.credentials = judge_credentials(judge)
-        self.metered = not why_unmeasurable(judge)
+        # What else decides its answers; None where they are not kept.
+        origin = question_key(answers_from(model, base_url)) if is_cacheable(judge) else None
+        self._question = functools.partial(
+            Request,
+            model=str(model or ""),
+            read=self._read,
+            check=lambda answer: self.canonical(answer.get("value")),
+            sender=f"Judge {judge.name!r}",
+            place=without_credentials(base_url or ""),
+            origin=origin,
+            credentials=self.credentials,
+            metered=not why_unmeasurable(judge),
+        )
 
     def request(self, item: Example, sample: int = 0) -> Request:
         """The judge asked about an item; ``sample`` counts repeated questions from 0."""
         digest = item_digest(item, [name for name in self.fields if name != "trace"])
         if "trace" in self.fields:
             digest += _content(mlflow.get_tracking_uri(), item.trace_id)
-        return Request(
-            key=question_key("judge", self.portable_mark, digest, sample),
-            model=self.model,
-            call=lambda: self._ask(item),
-            read=self._read,
-            check=lambda answer: self.canonical(answer.get("value")),
-            sender=f"Judge {self.judge.name!r}",
-            about=f"trace {item.trace_id}",
-            place=self.base_url,
-            origin=self.origin,
-            credentials=self.credentials,
-            metered=self.metered,
-        )
+        key = question_key("judge", self.portable_mark, digest, sample)
+        return self._question(key, call=lambda: self._ask(item), about=f"trace {item.trace_id}")
 
     def _ask(self, item: Example) -> Any:
         arguments = {name: getattr(item, name) for name in self.fields if name != "trace"}
