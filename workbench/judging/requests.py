@@ -72,10 +72,7 @@ def judge_many(
 
 
 class Asker:
-    """One judge, made ready to be asked many times.
-
-    Answers off the scale, the judge's own when None, are unusable.
-    """
+    """One judge, made ready to be asked many times; the scale is its own when None."""
 
     def __init__(self, judge: Judge, scale: Scale | None = None) -> None:
         base_url, _, _ = endpoint(judge)
@@ -232,10 +229,7 @@ def _address(named: str) -> str:
 
 
 def _accepted_fields(judge: Judge) -> tuple[str, ...]:
-    """What a judge that is not made from instructions is given.
-
-    A whole trace only where it must be, since few of them are equal.
-    """
+    """What other judges are given: a whole trace, of which few are equal, only where it must be."""
     accepted = inspect.signature(type(judge).__call__).parameters
     fields = [f for f in ("inputs", "outputs", "expectations") if f in accepted]
     required = "trace" in accepted and accepted["trace"].default is inspect.Parameter.empty

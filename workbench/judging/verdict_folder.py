@@ -57,10 +57,7 @@ class VerdictFolder:
 
     @contextmanager
     def writing(self, expected: dict[str, Any]) -> Iterator[int]:
-        """Hold the folder, whose files must all be of the ``expected`` judge and partitions.
-
-        Gives the number of rows that the judge has answered.
-        """
+        """Hold the folder, all of the ``expected`` judge; gives the number of answered rows."""
         lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

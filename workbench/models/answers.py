@@ -155,10 +155,7 @@ _OPENING = re.compile(r"[{\[]")
 
 
 def _json_in(text: str) -> Iterator[Any]:
-    """Yield the JSON objects and lists in a text, outermost ones only.
-
-    A text without any may be one object as Python writes it.
-    """
+    """Yield the outermost JSON objects and lists in a text, else an object as Python writes it."""
     decoder = json.JSONDecoder(strict=False)
     at, read = 0, False
     while bracket := _OPENING.search(text, at):

@@ -339,10 +339,7 @@ _OUTPUT_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_toke
 
 
 def tokens_used(answer: Any) -> tuple[int | None, int | None, int | None]:
-    """Tokens read, written, and of those read the repeated ones, which the provider had cached.
-
-    As providers report them; None where they do not.
-    """
+    """Tokens read, written, and of those read the cached ones; None where nobody reports them."""
     found = _part(answer, "usage") or _part(answer, "usageMetadata")
     details = _part(found, "prompt_tokens_details") or _part(found, "input_tokens_details")
 

@@ -216,10 +216,7 @@ _AT_START: Final = (os.environ.get(RECORD_VARIABLE), os.environ.get(REPLAY_VARIA
 
 
 def current() -> Recorder | Player | None:
-    """Return what the innermost `recording` or `replaying` uses, else the environment's file.
-
-    Threads that run in a copy of the context (`contextvars.copy_context`) have the same.
-    """
+    """Return what this context records to or replays from, else the file of the environment."""
     found = _current.get()
     return _of_process() if found is None else found
 
