@@ -14,6 +14,7 @@ from workbench.formatting import counted
 from workbench.judging.assessment import as_feedback, earlier_verdict
 from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
+from workbench.models.budget import Usage
 from workbench.store.assessments import log_assessments
 from workbench.store.files import read_partitions
 from workbench.store.importing import import_traces
@@ -72,14 +73,15 @@ def import_sample(
     new = []
     for row in folder.read(ds.field("row").isin(drawn)).to_pylist():
         trace = traces[trace_of[row["row"]]]
-        names = ("rationale", "error", "fingerprint", "input_tokens", "output_tokens", "cost")
-        known = {name: row[name] for name in names}
+        used = Usage(row["calls"], row["input_tokens"], row["output_tokens"], row["cost"])
         abstained = row["verdict"] is None and row["error"] is None
         value = "N/A" if abstained else row["verdict"]
         before = earlier_verdict(trace, judge.name, row["fingerprint"])
         # A row that was asked again may have a verdict in place of an error.
         if before is None or (before.error is not None and before.error != row["error"]):
-            new.append(as_feedback(Verdict(trace.info.trace_id, value, **known), judge, trace.info))
+            said = value, row["rationale"], row["error"], row["fingerprint"]
+            verdict = Verdict(trace.info.trace_id, *said, usage=used)
+            new.append(as_feedback(verdict, judge, trace.info))
     log_assessments(new, progress=False)
     now = pd.DataFrame(list(trace_of.items()), columns=["row", "trace_id"])
     folder.write_sample(now.assign(probability=probability))

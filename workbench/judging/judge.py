@@ -202,10 +202,7 @@ def is_cacheable(judge: Judge) -> bool:
     A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
     sees, and one that MLflow cannot write down is not known whole either.
     """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    whole = isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
-    return whole and not _own_code(judge)
+    return _dumped(judge) is not None and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")

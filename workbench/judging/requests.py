@@ -138,7 +138,7 @@ class Asker:
 
     def verdict(self, item: Example, outcome: Outcome) -> Verdict:
         """What came back as a verdict on the item."""
-        answer, paid = outcome.answer or {}, outcome.paid
+        answer = outcome.answer or {}
         return Verdict(
             trace_id=item.trace_id,
             value=None if outcome.answer is None else self.canonical(answer.get("value")),
@@ -146,10 +146,7 @@ class Asker:
             error=None if outcome.fault is None else outcome.fault.message,
             fingerprint=self.mark,
             cached=outcome.cached,
-            input_tokens=paid.read,
-            output_tokens=paid.written,
-            cost=paid.cost,
-            calls=paid.requests,
+            calls=outcome.paid.requests,
             usage=outcome.usage,
         )
 
