@@ -14,20 +14,17 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from mlflow.genai.judges import Judge
 
 from workbench.judging.requests import judge_examples
+from workbench.judging.verdict_folder import Task
+from workbench.judging.verdicts import Verdict
 from workbench.models.offline import register
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
-from workbench.store.traces import collector_paused
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
-    from workbench.judging.verdict_folder import Task
-    from workbench.judging.verdicts import Verdict
-    from workbench.store.traces import Example
+from workbench.store.traces import Example, collector_paused
 
 WORKER_SECONDS: Final = 120  # that a worker is waited for, as clusters start them
 

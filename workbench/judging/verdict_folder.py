@@ -48,11 +48,9 @@ class VerdictFolder:
     path: Path
 
     def part(self, number: int) -> Path:
-        """Return where the verdicts on a partition are, or will be."""
         return self.path / f"part-{number:05}.parquet"
 
     def parts(self) -> list[Path]:
-        """Return the files, in the order of their rows."""
         return sorted(self.path.glob("part-*.parquet"))
 
     @contextmanager
@@ -97,7 +95,6 @@ class VerdictFolder:
         return ds.dataset(files, format="parquet").to_table(filter=chosen, columns=columns)
 
     def records(self, number: int) -> list[Record]:
-        """Return the rows of a file."""
         import pyarrow.parquet as pq
 
         rows: list[Record] = pq.read_table(self.part(number)).to_pylist()

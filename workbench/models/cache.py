@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def question_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class AnswerCache:
+class AnswerCache(AbstractContextManager["AnswerCache"]):
     """Answers by key, on disk, in ``directory`` or else `cache_directory`.
 
     A context manager that closes itself. Every method raises `StoreError` when the folder cannot be
@@ -112,9 +112,6 @@ class AnswerCache:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
-
-    def __enter__(self) -> AnswerCache:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -179,7 +179,6 @@ class Client:
         return answer
 
     def close(self) -> None:
-        """Close the connections."""
         self._session.close()
 
 

@@ -127,7 +127,6 @@ class Recorder:
         return len(self._entries)
 
     def put(self, entry: Entry) -> None:
-        """Add an answer."""
         with self._lock:
             self._entries[entry.key] = _better(self._entries.get(entry.key), entry)
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -37,13 +37,12 @@ PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 PERMANENT_FAILURES_TO_STOP: Final = 3
 FAILURES_TO_STOP: Final = 10
 
-# How long Ctrl-C, or whatever else ends a run, waits for calls under way. What they bring later is
-# kept in the cache all the same.
+# How long the end of a run waits for calls under way; what they bring later is kept in the cache.
 SECONDS_AFTER_INTERRUPT: Final = 5.0
 SECONDS_AFTER_ERROR: Final = 60.0
 
 
-class Runner:
+class Runner(AbstractContextManager["Runner"]):
     """Asks questions, in as many runs as follow each other. A context manager that closes itself.
 
     Its runs share connections, the throttle, and whether the model has answered at all. ``cache``
@@ -105,7 +104,7 @@ class Runner:
                     run.recorder.save()
         return [run.found[index] for index in range(len(requests))]
 
-    def ask(self, request: Request, stopped: threading.Event | None = None) -> Outcome:
+    def ask(self, request: Request, stopped: threading.Event) -> Outcome:
         """Get one answer, from the cache or after as many attempts as make sense.
 
         From any thread. Where the budget does not allow a request, that is the outcome's fault.
@@ -114,7 +113,7 @@ class Runner:
         """
         if (player := recording.replayed()) is not None:
             raise player.refusal()
-        stopped, key = stopped or threading.Event(), request.cache_key
+        key = request.cache_key
         if self.cache is None or key is None:
             return self._attempts(request, stopped)
         with self.cache.asking(key, lambda: stopped.is_set() or self.stop.is_set()):
@@ -197,11 +196,7 @@ class Runner:
             stopped.set()
 
     def close(self) -> None:
-        """Close the connections."""
         self.client.close()
-
-    def __enter__(self) -> Runner:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -314,12 +309,11 @@ class _Run:
 
     def _wait(self) -> None:
         """Wait for the next outcome, woken now and then to see that it was cancelled."""
-        while True:
+        arrived = False
+        while not arrived:
             arrived = self.arrived.acquire(timeout=0.2)
             if self.runner.stop.is_set():
                 raise CancelledError("This was cancelled. Answers that were paid for are kept.")
-            if arrived:
-                return
 
     def _take(self, index: int, outcome: Outcome | BaseException, in_a_row: list[Fault]) -> None:
         """Settle an outcome, or end the run where no other call can be expected to succeed."""
@@ -361,18 +355,17 @@ class _Run:
     def _settle(self, index: int, outcome: Outcome) -> None:
         """Hand on the outcome of a question, and of those equal to it: they are free."""
         self._record(index, outcome)
-        free = outcome.answer is not None
+        free: dict[str, Any] = {"usage": UNPAID} if outcome.answer is None else {"cached": True}
         for position in self.equal[index]:
             if position != index:
-                usage = outcome.usage if free else UNPAID
-                outcome = replace(outcome, cached=outcome.cached or free, usage=usage)
+                outcome = replace(outcome, **free)
             self.on_outcome(position, outcome)
             self.found[position] = outcome
             self._show(outcome)
 
     def _show(self, outcome: Outcome) -> None:
         self.counts.update(failed=outcome.fault is not None, cached=outcome.cached)
-        self.cost += 0.0 if outcome.cached else outcome.usage.cost or 0.0
+        self.cost += outcome.paid.cost or 0.0
         notes = [f"{count} {what}" for what, count in self.counts.items() if count]
         notes += [f"${self.cost:.4f}"] * bool(self.cost)
         self.shown.set_postfix_str(", ".join(notes), refresh=False)

@@ -129,8 +129,6 @@ def _filled_sections(system: str, user: str) -> str | None:
 
 
 class OfflineModel(litellm.CustomLLM):  # type: ignore[misc]  # litellm publishes no types
-    """The handler that litellm calls."""
-
     def completion(self, model: str, messages: list[dict[str, Any]], **_: Any) -> Any:
         if model.rsplit("/", 1)[-1] != "rubric":
             raise litellm.NotFoundError(
