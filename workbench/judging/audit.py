@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset as ds
 from mlflow.genai.judges import Judge
 
 from workbench.formatting import counted
@@ -52,8 +53,6 @@ def import_sample(
     ``roles`` are inputs, outputs and expectations as `import_traces` takes them. Notes are returned
     where none was drawn, and where an earlier sample is replaced.
     """
-    import pyarrow.dataset as ds
-
     known = folder.read(columns=["row", "error", "calls"]).to_pandas()
     askable = known["row"][known["error"].isna() | (known["calls"] > 0)]
     drawn, probability = draw(askable.tolist(), sample, seed)

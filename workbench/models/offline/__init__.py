@@ -5,13 +5,6 @@ the item) and answers; asked to reflect on cases, it contrasts them and writes r
 sentences that it can read. It exists so that the workbench can be tried, taught and tested
 anywhere. It is no language model: it understands nothing, and no figure obtained with it is a
 claim about a language model.
-
-==================  ==============================================================
-`offline.provider`  answers requests that litellm hands over: takes prompts apart
-`offline.rubric`    the judge: reads instructions, and rates an item by them
-`offline.reflect`   the reflection: from contrasted cases to rules
-`offline.features`  what it sees in a text, and the conditions that it can read
-==================  ==============================================================
 """
 
 from __future__ import annotations
