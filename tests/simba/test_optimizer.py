@@ -10,7 +10,7 @@ from stubs import BASE, SCALE, case, items
 import workbench
 from workbench.errors import ArgumentError
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget
+from workbench.models.budget import Budget, Usage
 from workbench.simba.forecast import Forecast, forecast, most_calls
 from workbench.simba.items import Case
 from workbench.simba.settings import Settings
@@ -27,8 +27,8 @@ def test_a_probe_makes_the_forecast_closer(n: int) -> None:
         assert found.calls == sum(most_calls(len(some), 0, Settings()))
         return found.tokens
 
-    short = tokens(Verdict("tr-000", "good", input_tokens=100, output_tokens=10))
-    long = tokens(Verdict("tr-000", "good", input_tokens=5000, output_tokens=10))
+    short = tokens(Verdict("tr-000", "good", usage=Usage(1, 100, 10)))
+    long = tokens(Verdict("tr-000", "good", usage=Usage(1, 5000, 10)))
     assert short < long
     large = [replace(c, item=replace(c.item, rationale="x" * 3000)) for c in cases]
     assert tokens(some=large) > tokens()

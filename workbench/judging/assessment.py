@@ -286,12 +286,13 @@ def _questions(
 
 def as_feedback(verdict: Verdict, judge: Judge, info: TraceInfo) -> Feedback:
     """The verdict as MLflow keeps it: feedback of an LLM judge, marked with the fingerprint."""
+    paid = verdict.paid
     figures = {
         FINGERPRINT_KEY: verdict.fingerprint,
         "guideline": getattr(judge, "instructions", None),  # MLflow's page shows it
-        AssessmentMetadataKey.JUDGE_COST: verdict.cost,
-        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: verdict.input_tokens,
-        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: verdict.output_tokens,
+        AssessmentMetadataKey.JUDGE_COST: paid.cost,
+        AssessmentMetadataKey.JUDGE_INPUT_TOKENS: paid.read,
+        AssessmentMetadataKey.JUDGE_OUTPUT_TOKENS: paid.written,
     }
     failed = verdict.error is not None
     feedback = Feedback(

@@ -24,7 +24,7 @@ from workbench.credentials import (
     without_secret_params,
 )
 from workbench.errors import ArgumentError
-from workbench.models.offline import MODEL, SCHEME, register
+from workbench.models.offline import MODEL, register
 from workbench.models.recording import MODEL_VARIABLE, replayed
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def make_judge(
     from mlflow.genai.judges import make_judge as mlflow_make_judge
 
     uri = model or default_model()
-    if uri.startswith(SCHEME):
-        register()
+    register(uri)
     if mlflow_options.get("base_url") is not None:
         api = mlflow_options.get("model_api")
         address = str(mlflow_options["base_url"]).strip()
@@ -134,8 +133,7 @@ def from_options(judge_options: dict[str, Any]) -> Judge:
     """The judge that `options` describes."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-    if str(judge_options.get("model", "")).startswith(SCHEME):
-        register()
+    register(str(judge_options.get("model", "")))
     return InstructionsJudge(**judge_options)
 
 
@@ -204,10 +202,7 @@ def is_cacheable(judge: Judge) -> bool:
     A judge of a class that is neither MLflow's nor the workbench's may hold a state that nobody
     sees, and one that MLflow cannot write down is not known whole either.
     """
-    from mlflow.genai.judges.instructions_judge import InstructionsJudge
-
-    whole = isinstance(judge, InstructionsJudge) or _dumped(judge) is not None
-    return whole and not _own_code(judge)
+    return _dumped(judge) is not None and not _own_code(judge)
 
 
 _LIBRARIES = ("mlflow", "workbench", "pydantic", "builtins", "abc", "typing")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import time as clock
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -14,21 +16,22 @@ from typing import Any, Final
 import pandas as pd
 from mlflow.genai.judges import Judge
 
-from workbench.errors import ArgumentError, BudgetError, check_whole
+from workbench.errors import ArgumentError, BudgetError, TableError, check_whole
 from workbench.formatting import bar, counted, say
 from workbench.judging.assessment import check_single
 from workbench.judging.audit import import_sample
 from workbench.judging.cluster import ask_on_cluster
 from workbench.judging.judge import fingerprint
-from workbench.judging.layout import Layout
 from workbench.judging.requests import Asker, check_measurable, judge_examples
-from workbench.judging.verdict_folder import Scored, Task, VerdictFolder
+from workbench.judging.verdict_folder import COLUMNS, Scored, Task, VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
 from workbench.store.files import Record, known_length, read_partitions
-from workbench.store.tables import ColumnSpec, digest
+from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
+from workbench.store.traces import Example
+from workbench.vocabulary import is_missing
 
 PARTITION_ROWS: Final = 1000
 """Rows of a partition: what a killed run may have to pay again."""
@@ -113,7 +116,8 @@ def score(
         Whatever is raised, partitions that were written stay.
     """
     started = clock.monotonic()
-    layout = Layout.of(inputs, outputs, expectations, keep, time)
+    roles = {"inputs": inputs, "outputs": outputs, "expectations": expectations}
+    layout = _Layout.of(roles, keep, time)
     check_whole("partition_rows", partition_rows)
     check_whole("concurrency", concurrency)
     check_whole("seed", seed, 0)
@@ -154,7 +158,7 @@ def score(
             )
         notes: tuple[str, ...] = ()
         if sample is not None:
-            notes = import_sample(judge, table, layout, folder, sample, seed)
+            notes = import_sample(judge, table, layout.columns, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
     return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
 
@@ -167,7 +171,7 @@ def _ask_here(
             yield task, judge_examples(judge, list(task.items.values()), runner)
 
 
-def _check(judge: Judge, layout: Layout) -> None:
+def _check(judge: Judge, layout: _Layout) -> None:
     check_single(judge)
     needed = Asker(judge).fields
     if "trace" in needed:
@@ -181,7 +185,81 @@ def _check(judge: Judge, layout: Layout) -> None:
         )
 
 
-# -- partitions -----------------------------------------------------------------------------
+# -- rows and partitions --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which columns hold what; ``single`` where the output is a cell, and no dict."""
+
+    sides: dict[str, dict[str, str]]
+    single: bool
+    keep: tuple[str, ...]
+    time: str | None
+
+    @classmethod
+    def of(cls, roles: Mapping[str, Any], keep: Any, time: Any) -> _Layout:
+        sides = {role: columns_by_key(role, spec) for role, spec in roles.items()} | {"tags": {}}
+        keep = (keep,) if isinstance(keep, str) else tuple(keep or ())
+        if taken := set(keep) & set(COLUMNS):
+            raise ArgumentError(
+                f"keep={list(keep)!r}: {', '.join(sorted(taken))} is a column of the verdicts "
+                "themselves. Rename it in the table."
+            )
+        single = not isinstance(roles["outputs"], (list, tuple, Mapping))
+        return cls(sides, single, keep, time)
+
+    @property
+    def beside(self) -> list[str]:
+        """What is copied, and the time."""
+        return [*self.keep, *([self.time] if self.time else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        """All that are read."""
+        return [*(c for by_key in self.sides.values() for c in by_key.values()), *self.beside]
+
+    def read(self, number: int, record: Record) -> tuple[Record, Example, list[Any]]:
+        """What is known of a row before it is judged (an error bars it), item, and content."""
+        cells, problems = read_row(number, record, self.sides, {})
+        outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
+        expected = cells.expectations if self.sides["expectations"] else None
+        item = Example(f"row {number}", cells.inputs, outputs, expected)
+        beside = self._copied(number, record)
+        row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
+        time = self._time(number, beside[-1]) if self.time else None
+        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
+        content = [item.inputs, item.outputs, item.expectations, beside]
+        return row | {"error": "; ".join(problems) or None}, item, content
+
+    def _copied(self, number: int, record: Record) -> list[Any]:
+        """The plain cells of what is copied, and the time."""
+        cells = []
+        for column in self.beside:
+            cell = record[column]
+            try:
+                cells.append(plain(cell))
+            except ValueError as error:
+                raise TableError(
+                    f"Column {column!r}, row {number}: it holds {error}. Make the column text, or "
+                    "leave it out of keep and time."
+                ) from None
+        return cells
+
+    def _time(self, number: int, given: Any) -> datetime | None:
+        if is_missing(given):
+            return None
+        # pandas guesses at others, each cell for itself, and reads "now" as ISO 8601.
+        iso = given if re.match(r"\s*\d{4}-\d\d-\d\d", str(given)) else ""
+        when = pd.to_datetime(iso, format="ISO8601", utc=True, errors="coerce")
+        if pd.isna(when):
+            raise TableError(
+                f"time={self.time!r}: row {number} holds {given!r}, which is no date of ISO 8601. "
+                "Give dates (pandas.to_datetime(column, format=...) reads others), texts such as "
+                "2026-03-31 or 2026-03-31T10:00:00+02:00, or leave time out."
+            )
+        at: datetime = when.to_pydatetime()
+        return at
 
 
 @dataclass
@@ -189,7 +267,7 @@ class _Run:
     """One `score`: which partitions are open, and what was paid."""
 
     folder: VerdictFolder
-    layout: Layout
+    layout: _Layout
     scale: Scale | None
     budget: Budget
     about: dict[str, Any]
@@ -230,26 +308,20 @@ class _Run:
     ) -> Task | None:
         """What is to be asked of a partition; None where all of it is there."""
         read = [self.layout.read(first + k, record) for k, record in enumerate(records)]
-        items = {k: item for k, (row, item) in enumerate(read) if row["error"] is None}
-        content = digest(
-            [
-                [i.inputs, i.outputs, i.expectations, self.layout.copied(row["row"], record)]
-                for (row, i), record in zip(read, records, strict=True)
-            ]
-        )
-        about, path = {**self.about, "table": content}, self.folder.part(number)
-        if not path.exists():
-            rows = [row | {"fingerprint": about["fingerprint"]} for row, _ in read]
-            self.types = self.types or self.folder.types(rows, self.scale)
-            self.folder.columns(rows, self.types)  # what cannot be written is not paid for
-            return Task(number, rows, items, about)
-        failed = self.folder.check(path, {"table": content})["failed"]
-        if not retry_failed or not failed:
-            return None
-        rows = self.folder.records(number)
+        items = {k: item for k, (row, item, _) in enumerate(read) if row["error"] is None}
+        about = {**self.about, "table": digest([content for _, _, content in read])}
+        path = self.folder.part(number)
+        if path.exists():
+            failed = self.folder.check(path, {"table": about["table"]})["failed"]
+            rows = self.folder.records(number) if retry_failed and failed else []
+            items = {k: i for k, i in items.items() if rows and rows[k]["error"] is not None}
+            if not items:
+                return None
+        else:
+            rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
         self.types = self.types or self.folder.types(rows, self.scale)
-        again = {k: item for k, item in items.items() if rows[k]["error"] is not None}
-        return Task(number, rows, again, about) if again else None
+        self.folder.columns(rows, self.types)  # what cannot be written is not paid for
+        return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
         """Write a partition, and count what it has cost."""

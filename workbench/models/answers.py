@@ -144,32 +144,28 @@ def _result_in(text: str) -> dict[str, Any] | None:
             found.append(lowered)
     if not found or any(one[RESULT] != found[0][RESULT] for one in found):
         return None
-    why = found[0].get(RATIONALE)
-    if not isinstance(why, str):
-        parts = why if isinstance(why, list) else [] if why is None else [why]
-        why = "\n".join(p if isinstance(p, str) else json.dumps(p) for p in parts)
-    value = found[0][RESULT]
+    value, why = found[0][RESULT], found[0].get(RATIONALE)
     value = storable(value) if isinstance(value, str) else value
-    return {**found[0], RESULT: value, RATIONALE: storable(why)}
+    parts = why if isinstance(why, list) else [] if why is None else [why]
+    lines = (part if isinstance(part, str) else json.dumps(part) for part in parts)
+    return {**found[0], RESULT: value, RATIONALE: storable("\n".join(lines))}
+
+
+_OPENING = re.compile(r"[{\[]")
 
 
 def _json_in(text: str) -> Iterator[Any]:
-    """Yield the JSON objects and lists in a text, outermost ones only.
-
-    A text without any may be one object as Python writes it.
-    """
+    """Yield the outermost JSON objects and lists in a text, else an object as Python writes it."""
     decoder = json.JSONDecoder(strict=False)
     at, read = 0, False
-    while at < len(text):
-        begin = min((i for i in (text.find("{", at), text.find("[", at)) if i >= 0), default=-1)
-        if begin < 0:
-            break
+    while bracket := _OPENING.search(text, at):
         try:
-            value, at = decoder.raw_decode(text, begin)
+            value, at = decoder.raw_decode(text, bracket.start())
+        except (ValueError, RecursionError):
+            at = bracket.end()
+        else:
             read = True
             yield value
-        except (ValueError, RecursionError):
-            at = begin + 1
     begin, end = text.find("{"), text.rfind("}") + 1
     if not read and 0 <= begin < end < 20_000:
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):

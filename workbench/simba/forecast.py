@@ -66,8 +66,8 @@ def forecast(
     learned = 2 * MAX_RULES * 50 + settings.max_examples * a_case
     fixed = tokens_in(instructions) + FRAME_TOKENS + learned
     used = math.ceil(fixed + a_case), 200
-    if probe is not None and probe.input_tokens:
-        used = math.ceil(probe.input_tokens + learned), 2 * (probe.output_tokens or 200)
+    if probe is not None and (read := probe.paid.read):
+        used = math.ceil(read + learned), 2 * (probe.paid.written or 200)
     most_shown = min(len(cases), 2 * settings.batch_size)
     prompt = math.ceil(tokens_in(TASK) + fixed + most_shown * a_case), ANSWER_TOKENS
     model = str(getattr(judge, "model", None) or "")

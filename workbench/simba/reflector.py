@@ -259,8 +259,7 @@ class Reflector:
             options["engine"] = "lm15"
         with self._lock:
             if self._connected is None:
-                if self.model.startswith(SCHEME):
-                    register()
+                register(self.model)
                 # The runner caches answers and retries, so that each request is counted.
                 self._connected = dspy.LM(
                     f"{provider}/{name.lstrip('/')}", cache=False, num_retries=0, **options
