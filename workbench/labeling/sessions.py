@@ -252,16 +252,15 @@ class LabelSession(Session):
                 draw = dict(zip(_DRAW, astuple(item.draw), strict=True)) if item.draw else {}
                 for name, answer in item.annotations.answers.items():
                     changed = item.annotations.changed.get(name)
-                    metadata = item.annotations.metadata[answer.assessment_id]
                     row = {
                         "question": name,
                         "value": _cell(answer.value),
                         "rationale": answer.rationale or "",
                         "annotator": self.annotator,
-                        "seconds": metadata.get(SECONDS_KEY),
+                        "seconds": answer.metadata.get(SECONDS_KEY),
                         "at": answer.created_ms,
                         "changed_to": _cell(changed.value) if changed else None,
-                        "elsewhere": ACTION_KEY not in metadata,
+                        "elsewhere": ACTION_KEY not in answer.metadata,
                     }
                     rows.append({**vars(answer), **draw, **row})
         rows.sort(key=lambda row: row["at"])
@@ -347,10 +346,9 @@ class AdjudicationSession(Session):
         answers = {}
         for made in decision_records([without_spans(info)], self._name):
             answers[self._name] = replace(made, value=canonical(self.questions[0], made.value))
-        metadata = {one.assessment_id: one.metadata or {} for one in info.assessments}
         # That one is skipped lasts as long as the session.
         skipped_ms = self._skipped.get(info.trace_id, 0.0)
-        now = Annotations(answers, {}, metadata, skipped_ms, done=bool(answers))
+        now = Annotations(answers, skipped_ms=skipped_ms, done=bool(answers))
         self.items[info.trace_id].learn(info, now)
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:

@@ -159,7 +159,7 @@ class Frame extends Store {
     const place = `Item ${number(this.position + 1)} of ${number(this.total)}`;
     if (!item) return this.where.replaceChildren(this.total ? place : "");
     const { done, skipped } = this.statusOf(item);
-    const isWaiting = this.local.has(item.trace_id);
+    const isWaiting = this.isWaiting(item);
     const isChanged = this.changesOf(item).length > 0;
     const chips = [
       [isChanged, "changed, not saved", "warn"],
@@ -225,7 +225,7 @@ class Frame extends Store {
     const { total = this.total, labelled = 0 } = progress;
     this.title.replaceChildren(h("strong", { dir: "auto" }, visible(this.shownTitle())), " ",
       quiet("as ", visible(String(this.setup.annotator ?? ""))));
-    const waiting = [...this.local.values()].filter(({ done }) => done).length;
+    const waiting = [...this.waiting.values()].filter(({ done }) => done).length;
     [labelled, waiting].forEach((n, k) => { this.bar.children[k].style.width = `${(100 * n) / Math.max(total, 1)}%`; });
     this.bar.setAttribute("aria-valuemax", String(total));
     this.bar.setAttribute("aria-valuenow", String(labelled));

@@ -11,6 +11,19 @@ const RETRY_AFTER = 15000; // ms until what was not answered is sent again
 
 /** The answers of a label as they are now: those of a change of mind where there is one. */
 const latest = (done) => ({ ...done.answers, ...done.changed });
+/** The same with their reasons, to be changed. */
+const draftOf = (done) => structuredClone({ answers: done ? latest(done) : {}, rationale: done?.rationale ?? {} });
+
+/** What an action makes of its item, until the kernel says so. `before` is what the item was, or
+ * what an undo makes it again. */
+function statusAfter({ kind, before, answers, rationale, after_reveal: isChange }) {
+  const done = before?.done ?? null;
+  if (kind === "skip") return { done: null, skipped: true };
+  if (kind === "undo") return { done, skipped: !!before?.skipped };
+  // An answer given after a look at the verdict stands beside the first label, which is kept.
+  if (isChange && done) return { done: { ...done, changed: { ...done.changed, ...answers }, rationale }, skipped: false };
+  return { done: { answers, rationale }, skipped: false };
+}
 
 /** Actions that the store has not confirmed. The browser keeps them over a reload of the page, and
  * they are sent until they are answered. */
@@ -29,6 +42,11 @@ class Outbox {
 
   list() {
     return [...this.actions.values()];
+  }
+
+  /** The last action on a trace, or undefined. */
+  last(trace) {
+    return this.list().findLast((action) => action.trace_id === trace);
   }
 
   /** Keep an action; `post` sends it. */
@@ -102,8 +120,7 @@ class Store {
     this.outbox = new Outbox(this.setup.panel_key ?? "", (message) => this.send(message));
     this.items = new Map(); // by position
     this.drafts = new Map(); // by trace: {answers, rationale} that someone has touched here
-    this.local = new Map(); // by trace: {id, done, skipped} of actions that are not saved yet
-    this.lastSaved = new Map(); // by trace: {stamp, news: what changed of its item}
+    this.lastSaved = new Map(); // by trace: {stamp, status} that the kernel told last
     this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
@@ -115,7 +132,6 @@ class Store {
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
-    for (const action of this.outbox.list()) this.overlay(action);
   }
 
   get questions() {
@@ -172,7 +188,7 @@ class Store {
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
       const later = this.lastSaved.get(item.trace_id);
-      if (later && stamp < later.stamp) Object.assign(item, later.news);
+      if (later && stamp < later.stamp) Object.assign(item, later.status);
       this.items.set(item.position, item);
     }
     for (const position of this.items.keys()) {
@@ -183,18 +199,11 @@ class Store {
     this.ask();
   }
 
-  onSaved({ ids, labelled, stamp }) {
-    const news = new Map();
-    for (const id of ids ?? []) {
-      const local = this.local.get(this.outbox.actions.get(id)?.trace_id);
-      const action = this.forget(id);
-      if (local?.id === id) news.set(action.trace_id, { done: local.done, skipped: local.skipped, again: false });
-    }
-    for (const [trace, done] of Object.entries(labelled ?? {})) news.set(trace, { ...news.get(trace), done });
-    for (const [trace, one] of news) {
-      this.lastSaved.set(trace, { stamp, news: one });
-      const item = this.byTrace(trace);
-      if (item && !this.local.has(trace)) Object.assign(item, one);
+  onSaved({ ids, statuses, stamp }) {
+    for (const id of ids) this.outbox.remove(id);
+    for (const [trace, status] of Object.entries(statuses)) {
+      this.lastSaved.set(trace, { stamp, status });
+      Object.assign(this.byTrace(trace) ?? {}, status);
     }
     this.outbox.restartClock();
     this.paintSaved();
@@ -204,18 +213,11 @@ class Store {
   onUnsaved({ ids, error, retry }) {
     // What is tried again is told by the state's message.
     for (const id of retry ? [] : (ids ?? [])) {
-      const action = this.forget(id);
+      const action = this.outbox.remove(id);
       if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
     this.paintStatus();
     this.paintItemState();
-  }
-
-  /** Drop an action that will not be saved from here; returns it, or undefined. */
-  forget(id) {
-    const action = this.outbox.remove(id);
-    if (action && this.local.get(action.trace_id)?.id === id) this.local.delete(action.trace_id);
-    return action;
   }
 
   onRevealed(message) {
@@ -272,7 +274,7 @@ class Store {
     if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
     if (this.isOfferedAgain(item)) return; // first it is answered anew, then it is compared
     // Only after one's own label is in the store.
-    if (!item.done || this.local.has(item.trace_id)) return;
+    if (!item.done || this.isWaiting(item)) return;
     this.revealAsked = performance.now();
     this.send({ type: "reveal", trace_id: item.trace_id });
   }
@@ -280,7 +282,7 @@ class Store {
   onTimer() {
     // A panel made anew, after a restart of the kernel, saves what an older view of it still holds.
     const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
-    for (const { id } of settled) this.forget(id);
+    for (const { id } of settled) this.outbox.remove(id);
     if (settled.length) this.paintSaved();
     this.outbox.retry();
     if (this.request && performance.now() - this.request > RETRY_AFTER) {
@@ -298,36 +300,32 @@ class Store {
     return null;
   }
 
+  /** Whether something was done to an item that is not saved yet. */
+  isWaiting(item) {
+    return !!this.outbox.last(item.trace_id);
+  }
+
+  /** What waits to be saved, by trace: {done, skipped}. */
+  get waiting() {
+    return new Map(this.outbox.list().map((action) => [action.trace_id, statusAfter(action)]));
+  }
+
   /** What the annotator did to an item last, as far as this page knows: {done, skipped}. */
   statusOf(item) {
-    return this.local.get(item.trace_id) ?? { done: item.done, skipped: item.skipped };
+    const action = this.outbox.last(item.trace_id);
+    return action ? statusAfter(action) : { done: item.done, skipped: item.skipped };
   }
 
   /** Whether a label is offered again and was not answered since. */
   isOfferedAgain(item) {
-    return !this.local.has(item.trace_id) && !!item.again;
-  }
-
-  /** Show an action as done until the kernel says so; `before` is the status that it changes. */
-  overlay(action, before = null) {
-    const { id, trace_id: trace, kind } = action;
-    let done = before?.done ?? null;
-    if (kind === "skip") done = null;
-    // An answer given after a look at the verdict stands beside the first label, which is kept.
-    if (kind === "save" && action.after_reveal && done) {
-      done = { ...done, changed: { ...done.changed, ...action.answers }, rationale: action.rationale };
-    } else if (kind === "save") done = { answers: action.answers, rationale: action.rationale };
-    const skipped = kind === "skip" || (kind === "undo" && !!before?.skipped);
-    this.local.set(trace, { id, done, skipped });
+    return !this.isWaiting(item) && !!item.again;
   }
 
   /** The answers to the item that is shown: those being given, else those of its label. */
   draft() {
     const { item } = this;
-    const touched = item && this.drafts.get(item.trace_id);
-    if (touched) return touched;
-    const given = item && (this.statusOf(item).done ?? item.partial);
-    return { answers: structuredClone(given ? latest(given) : {}), rationale: { ...(given?.rationale ?? {}) } };
+    if (!item) return draftOf(null);
+    return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
   }
 
   /** The same, kept as something that this person says. */
@@ -360,7 +358,7 @@ class Store {
     const { labelled = 0, skipped = 0, again = 0, total = this.total } = this.state.progress ?? {};
     // The kernel has not counted what waits: a correction changes nothing, an undo opens an item.
     const settled = (item) => Number(!!item && ((!!item.done && !item.again) || !!item.skipped));
-    const waiting = [...this.local].map(([trace, local]) => settled(local) - settled(this.byTrace(trace)));
+    const waiting = [...this.waiting].map(([trace, status]) => settled(status) - settled(this.byTrace(trace)));
     return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
   }
 
@@ -390,12 +388,10 @@ class Store {
   /** Save or skip the item that is shown; what it was before can be restored by undo. */
   actOnItem(kind, more = {}) {
     const { item } = this;
-    const before = this.statusOf(item);
     // The versions of the rubrics that are shown, 0 for none, whatever they are since.
     const rubrics = Object.fromEntries(this.questions.map((question) => [question.name, question.rubric_version ?? 0]));
-    const action = this.act(kind, item, { rubrics, ...more });
-    this.overlay(action, before);
-    this.undoable.push({ id: action.id, position: action.position, trace_id: action.trace_id, before });
+    const action = this.act(kind, item, { rubrics, before: this.statusOf(item), ...more });
+    this.undoable.push(action);
     this.drafts.delete(item.trace_id);
     return action;
   }
@@ -406,10 +402,9 @@ class Store {
     if (!last) return null;
     const held = this.items.get(last.position);
     const given = held ? this.statusOf(held).done : null;
-    const action = this.act("undo", last, { undoes: last.id, seconds: 0 });
-    this.overlay(action, last.before);
+    const action = this.act("undo", last, { undoes: last.id, seconds: 0, before: last.before });
     // What was undone is offered again, as a choice that is not saved.
-    if (given) this.drafts.set(last.trace_id, { answers: structuredClone(latest(given)), rationale: { ...(given.rationale ?? {}) } });
+    if (given) this.drafts.set(last.trace_id, draftOf(given));
     return action;
   }
 
