@@ -30,7 +30,6 @@ from workbench.labeling.annotations import (
     parsed,
     plain,
     read_annotations,
-    revealed_tag,
 )
 from workbench.labeling.query import Items, Query
 from workbench.labeling.questions import LabelQuestion, read_answers
@@ -38,7 +37,6 @@ from workbench.labeling.review_queue import ReviewQueue, review_queue
 from workbench.labeling.session import Message, Session
 from workbench.labeling.writer import TraceDeletedError, TraceStore, save
 from workbench.pairing.pairs import Pairs
-from workbench.store.assessments import now_ms
 from workbench.store.database import store_message
 from workbench.store.tables import check_text
 from workbench.store.traces import Example, as_example
@@ -160,7 +158,7 @@ class Exploration(Session):
             made = Item(info)
             if self.annotator:
                 made.annotations = read_annotations(info, self.questions, self.annotator)
-                self._record_look(info)
+                self.store.record_look(info, self.questions[:1], self.annotator)
             spans = self.store.spans([info]).get(trace_id)
             shown = item_json(made, spans, self.rubrics, full=full)
         except TraceDeletedError:
@@ -187,12 +185,6 @@ class Exploration(Session):
             }
             for who, side, one in said
         ]
-
-    def _record_look(self, info: TraceInfo) -> None:
-        """Record that the annotator has seen the verdict: a label given later is not blind."""
-        tag = revealed_tag(self.annotator, self.questions[0])
-        if tag not in info.tags:
-            self.store.client.set_trace_tag(info.trace_id, tag, str(now_ms()))
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         if not self.annotator or action.kind != "save":

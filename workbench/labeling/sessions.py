@@ -167,10 +167,7 @@ class LabelSession(Session):
         stored = read_annotations(info, self.questions, self.annotator)
         if not stored.done or stored.actions & undone_actions(info):
             raise StoreError("The verdict is shown once your own label is saved.")
-        for question in self.questions:
-            if question.name not in stored.revealed:
-                tag = revealed_tag(self.annotator, question)
-                self.store.client.set_trace_tag(trace_id, tag, str(now_ms()))
+        self.store.record_look(info, self.questions, self.annotator)
         info = self.store.get(trace_id)
         with self.lock:
             if trace_id in self.items:

@@ -127,7 +127,10 @@ class Explorer {
     const { values } = this.setup;
     const longest = Math.max(...values.map((value) => value.length));
     const kind = `${values.length > 4 || longest * values.length > 40 ? "wbx-tilted" : ""} ${values.length > 7 ? "wbx-many" : ""}`;
-    this.cells = values.map((_, row) => values.map((__, column) => h("button", { type: "button", class: "wbx-cell", tabindex: -1, onclick: () => this.choose(row, column), onfocus: () => this.rove(row, column) })));
+    this.cells = values.map((_, row) => values.map((__, column) => {
+      const onclick = () => this.ask({ cell: same(this.query.cell, [row, column]) ? null : [row, column] });
+      return h("button", { type: "button", class: "wbx-cell", tabindex: -1, onclick, onfocus: () => this.rove(row, column) });
+    }));
     this.sums = values.map(() => h("span", { class: "wb-quiet" }));
     this.caption = h("caption");
     this.outside = h("p", { class: "wb-quiet wbx-covers" });
@@ -168,11 +171,6 @@ class Explorer {
   }
 
   // -- the matrix
-
-  choose(row, column) {
-    const isChosen = same(this.query.cell, [row, column]);
-    this.ask({ cell: isChosen ? null : [row, column] });
-  }
 
   /** The cell that Tab comes to; without values there is none. */
   get cell() {

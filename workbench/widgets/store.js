@@ -177,9 +177,12 @@ class Store {
     if (type === "items") this.onItems(message);
     else if (type === "saved") this.onSaved(message);
     else if (type === "unsaved") this.onUnsaved(message);
-    else if (type === "revealed") this.onRevealed(message);
     else if (type === "queue") this.onQueue(message);
     else if (type === "problem") this.say(String(message.error));
+    else if (type === "revealed") {
+      this.revealed.set(message.trace_id, message);
+      this.paintReveal();
+    }
   }
 
   onItems({ items, stamp }) {
@@ -218,11 +221,6 @@ class Store {
     }
     this.paintStatus();
     this.paintItemState();
-  }
-
-  onRevealed(message) {
-    this.revealed.set(message.trace_id, message);
-    this.paintReveal();
   }
 
   /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
@@ -264,11 +262,6 @@ class Store {
     this.send({ type: "want", start, count: wanted });
   }
 
-  /** Ask for the whole of the item that is shown, of which only the beginning is here. */
-  askForAll() {
-    this.send({ type: "want", start: this.position, count: 1, full: true });
-  }
-
   askReveal() {
     const { item } = this;
     if (!this.setup.reveal || !item || this.done || this.revealed.has(item.trace_id)) return;
@@ -296,8 +289,7 @@ class Store {
   // -- items and their labels
 
   byTrace(trace) {
-    for (const item of this.items.values()) if (item.trace_id === trace) return item;
-    return null;
+    return [...this.items.values()].find((item) => item.trace_id === trace);
   }
 
   /** Whether something was done to an item that is not saved yet. */
