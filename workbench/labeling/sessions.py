@@ -138,8 +138,7 @@ class LabelSession(Session):
             draw = self._queue.record_draw(action.trace_id)
             return lambda: skip(store, action, questions, annotator, draw)
         item = self.items.get(action.trace_id)
-        answers = read_answers(questions, action.answers, item.annotations.answers if item else ())
-        given = [(one, answers[one.name]) for one in questions if one.name in answers]
+        given = read_answers(questions, action.answers, item.annotations.answers if item else ())
         draw = self._queue.record_draw(action.trace_id)
         return lambda: save(store, action, given, annotator, draw)
 
@@ -356,16 +355,13 @@ class AdjudicationSession(Session):
         if action.kind == "undo":
             self._skipped.pop(action.trace_id, None)
             return lambda: take_back(store, action, [], self.annotator)
-        if set(action.answers) != {name}:
-            raise ArgumentError(f"A decision answers {name!r} and nothing else.")
-        given = action.answers[name]
-        value = question.stored(question.answer(given.value, abstain=given.abstain))
+        ((_, value),) = read_answers([question], action.answers, ())
         version = action.rubrics.get(name, question.rubric_version)
 
         def make(info: TraceInfo) -> list[Feedback]:
             made = new_decision(
                 without_spans(info),
-                value,
+                question.stored(value),
                 name=name,
                 by=self.annotator,
                 rationale=action.reason(name),
