@@ -349,11 +349,11 @@ class AdjudicationSession(Session):
 
     def prepare(self, action: Action) -> Callable[[], TraceInfo]:
         store, question, name = self.store, self.questions[0], self._name
+        self._skipped.pop(action.trace_id, None)
         if action.kind == "skip":
             self._skipped[action.trace_id] = now_ms()
             return lambda: store.get(action.trace_id)
         if action.kind == "undo":
-            self._skipped.pop(action.trace_id, None)
             return lambda: take_back(store, action, [], self.annotator)
         ((_, value),) = read_answers([question], action.answers, ())
         version = action.rubrics.get(name, question.rubric_version)
@@ -370,7 +370,6 @@ class AdjudicationSession(Session):
             )
             return [made] if made else []
 
-        self._skipped.pop(action.trace_id, None)
         return lambda: write_once(store, action, make)
 
     @property

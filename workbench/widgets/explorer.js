@@ -332,7 +332,7 @@ class Explorer {
     const reason = field("textarea", "reason", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason);
     const text = field("textarea", "note", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note);
     const rubric = question.rubric?.trim() ? h("details", { class: "wb-rubric" }, h("summary", null, "Rubric"), boxed(question.rubric_blocks, "Rubric")) : null;
-    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(this.word(question, first)), same(first, now) ? "" : [", after the verdict ", visible(this.word(question, now))]) : null;
+    const said = first ? h("p", { class: "wb-quiet" }, "Yours so far: ", visible(inWords(question, first)), same(first, now) ? "" : [", after the verdict ", visible(inWords(question, now))]) : null;
     return h("div", { class: "wbx-form", role: "group", "aria-label": `As ${flat(this.setup.annotator)}` },
       h("div", { class: "wb-sectionhead", role: "heading", "aria-level": 4 }, "As ", visible(this.setup.annotator)), said, rubric,
       h("div", { class: "wbx-line" }, answer, reason, small("Save label", () => this.saveLabel(question, answer, reason))),
@@ -343,10 +343,6 @@ class Explorer {
   key(question, { value, abstain }) {
     const place = question.choices.findIndex((choice) => same(choice.value, value));
     return abstain ? "x" : place >= 0 ? String(place) : String(value);
-  }
-
-  word(question, { value, abstain }) {
-    return abstain ? "can't judge" : String(question.choices.find((choice) => same(choice.value, value))?.label ?? value);
   }
 
   saveLabel(question, { value: typed }, { value: reason }) {

@@ -93,8 +93,7 @@ class Panel extends Frame {
       // What is said again after the verdict is no change of mind.
       for (const { name } of this.questions) if (!changes.includes(name)) delete answers[name];
     }
-    const written = Object.entries(rationale).filter(([, text]) => text.trim());
-    const action = this.actOnItem("save", { answers, rationale: Object.fromEntries(written) });
+    const action = this.actOnItem("save", { answers, rationale });
     const said = `Saving ${this.spoken(answers)}.`;
     if (this.setup.reveal && !action.after_reveal) {
       this.paint();
