@@ -172,8 +172,7 @@ class Annotations:
     @property
     def labelled_ms(self) -> int:
         """When the last answer was given."""
-        given = [*self.answers.values(), *self.changed.values()]
-        return max((one.created_ms for one in given), default=0)
+        return max((one.created_ms for one in self.latest.values()), default=0)
 
     @property
     def actions(self) -> set[str | None]:
@@ -258,12 +257,16 @@ class Item:
 
 
 def item_json(
-    item: Item, spans: TraceData | None, rubrics: Mapping[str, RubricHistory], *, full: bool
+    item: Item,
+    spans: Mapping[str, TraceData],
+    rubrics: Mapping[str, RubricHistory],
+    *,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Return an item as the view needs it (see `workbench.labeling.session`)."""
-    content = _content(Trace(item.info, spans or TraceData(spans=[])), full=full)
-    status = status_json(item, rubrics)
-    return {"trace_id": item.info.trace_id, **content, **status, "voices": item.voices}
+    trace_id, status = item.info.trace_id, status_json(item, rubrics)
+    content = _content(Trace(item.info, spans.get(trace_id) or TraceData(spans=[])), full=full)
+    return {"trace_id": trace_id, **content, **status, "voices": item.voices}
 
 
 def status_json(item: Item, rubrics: Mapping[str, RubricHistory]) -> dict[str, Any]:

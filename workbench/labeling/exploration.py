@@ -156,8 +156,7 @@ class Exploration(Session):
             if self.annotator:
                 made.annotations = read_annotations(info, self.questions, self.annotator)
                 self.store.record_look(info, self.questions[:1], self.annotator)
-            spans = self.store.spans([info]).get(trace_id)
-            shown = item_json(made, spans, self.rubrics, full=full)
+            shown = item_json(made, self.store.spans([info]), self.rubrics, full=full)
         except TraceDeletedError:
             inputs, outputs = self.pairs.previews.get(trace_id, ("", ""))
             fault = "This trace is not in the store: only the beginnings of its texts are known."

@@ -269,15 +269,13 @@ class Session:
 
     def _items(self, start: int, count: int, *, full: bool = False) -> list[Message]:
         with self.lock:
-            infos = [item.info for item in [*self.items.values()][start : start + count]]
-        spans = self.store.spans(infos)
-        wanted = {info.trace_id for info in infos}
+            wanted = list(enumerate(self.items.values()))[start : start + count]
+        spans = self.store.spans([item.info for _, item in wanted])
         with self.lock:
             # The items may have changed meanwhile: they are told as they are now.
             shown = [
-                {"position": position, **item_json(item, spans.get(i), self.rubrics, full=full)}
-                for position, (i, item) in enumerate(self.items.items())
-                if i in wanted
+                {"position": position, **item_json(item, spans, self.rubrics, full=full)}
+                for position, item in wanted
             ]
             return [{"type": "items", "start": start, "items": shown, "stamp": self._stamp}]
 

@@ -321,13 +321,13 @@ class Explorer {
     const first = done?.answers[question.name];
     const now = done?.changed[question.name] ?? first;
     const drafts = (what) => this.drafts.get(`${item.trace_id} ${what}`);
-    const draft = { answer: now ? this.key(question, now) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
+    const draft = { answer: now?.abstain ? "x" : now ? JSON.stringify(now.value) : "", reason: done?.rationale[question.name] ?? "", note: done?.answers[note.name]?.value ?? "", ...drafts("label"), ...drafts("note") };
     const field = (tag, key, label, props, ...inner) => {
       const what = key === "note" ? "note" : "label";
       return h(tag, { "aria-label": label, dir: "auto", ...props, oninput: ({ target }) => this.drafts.set(`${item.trace_id} ${what}`, { ...drafts(what), [key]: target.value }) }, inner);
     };
     const answer = question.choices.length
-      ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ label }, n) => [String(n), label]), ["x", "Can't judge"]], draft.answer))
+      ? field("select", "answer", "Your label", {}, options([["", "choose …"], ...question.choices.map(({ value, label }) => [JSON.stringify(value), label]), ["x", "Can't judge"]], draft.answer))
       : field("input", "answer", "Your label", { inputmode: "decimal", value: draft.answer, placeholder: "a number" });
     const reason = field("textarea", "reason", "Reason for your label", { rows: 1, placeholder: "reason (optional)" }, draft.reason);
     const text = field("textarea", "note", "Note", { rows: 2, placeholder: "a note on this item" }, draft.note);
@@ -340,15 +340,10 @@ class Explorer {
       queue, this.told);
   }
 
-  key(question, { value, abstain }) {
-    const place = question.choices.findIndex((choice) => same(choice.value, value));
-    return abstain ? "x" : place >= 0 ? String(place) : String(value);
-  }
-
   saveLabel(question, { value: typed }, { value: reason }) {
     if (!typed.trim()) return this.tell("Choose a label first.");
     if (typed === "x") return this.save(question.name, { value: null, abstain: true }, reason, "label");
-    const value = question.choices.length ? question.choices[Number(typed)].value : typedNumber(typed);
+    const value = question.choices.length ? JSON.parse(typed) : typedNumber(typed);
     if (Number.isNaN(value)) return this.tell(`${typed} cannot be read as a number.`);
     return this.save(question.name, { value, abstain: false }, reason, "label");
   }

@@ -73,14 +73,7 @@ class Outbox {
 
   /** Something was answered, or nothing waits. */
   restartClock() {
-    this.waitingSince = this.sentAt = performance.now();
-  }
-
-  /** Send again what was not answered in time. */
-  retry() {
-    if (!this.size || performance.now() - this.sentAt <= RETRY_AFTER) return;
-    this.sentAt = performance.now();
-    this.send({ type: "act", actions: this.list() });
+    this.waitingSince = performance.now();
   }
 
   get isStuck() {
@@ -127,8 +120,7 @@ class Store {
     this.position = Math.max(0, this.state.position ?? 0);
     this.done = false; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
-    this.request = null; // when items were asked for that are not here yet
-    this.revealAsked = Infinity; // when the reveal was asked for last
+    this.sent = new Map(); // by type of message: when the last one was sent
     this.lastAt = 0; // when the last action was made: no two at the same time
     this.spent = 0; // ms spent on the item
     this.alive = performance.now(); // the last sign of life
@@ -157,6 +149,7 @@ class Store {
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
     this.send({ type: "hello", pending: this.outbox.list() });
+    this.sent.set("act", performance.now()); // with it
     this.ask();
     return () => {
       clearInterval(timer);
@@ -165,6 +158,7 @@ class Store {
   }
 
   send(message) {
+    this.sent.set(message.type, performance.now());
     try {
       this.model.send(message);
     } catch {
@@ -186,7 +180,7 @@ class Store {
   }
 
   onItems({ items, stamp }) {
-    this.request = null;
+    this.sent.delete("want");
     const current = this.item;
     for (const item of items ?? []) {
       // Read before it was said to be saved, though it comes after.
@@ -244,7 +238,7 @@ class Store {
 
   /** Ask for what is missing ahead; one request at a time. */
   ask() {
-    if (this.request) return;
+    if (this.sent.has("want")) return;
     const last = Math.min(this.position + AHEAD, this.total - 1);
     let missing = this.position;
     while (missing <= last && this.items.has(missing)) missing += 1;
@@ -257,9 +251,8 @@ class Store {
     }
   }
 
-  want(start, wanted) {
-    this.request = performance.now();
-    this.send({ type: "want", start, count: wanted });
+  want(start, count) {
+    this.send({ type: "want", start, count });
   }
 
   askReveal() {
@@ -268,7 +261,6 @@ class Store {
     if (this.isOfferedAgain(item)) return; // first it is answered anew, then it is compared
     // Only after one's own label is in the store.
     if (!item.done || this.isWaiting(item)) return;
-    this.revealAsked = performance.now();
     this.send({ type: "reveal", trace_id: item.trace_id });
   }
 
@@ -277,12 +269,14 @@ class Store {
     const settled = this.outbox.size ? this.outbox.settledElsewhere() : [];
     for (const { id } of settled) this.outbox.remove(id);
     if (settled.length) this.paintSaved();
-    this.outbox.retry();
-    if (this.request && performance.now() - this.request > RETRY_AFTER) {
-      this.request = null;
+    // What was sent and is not answered is sent again.
+    const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
+    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.list() });
+    if (isOverdue("want")) {
+      this.sent.delete("want");
       this.ask();
     }
-    if (performance.now() - this.revealAsked > RETRY_AFTER) this.askReveal();
+    if (isOverdue("reveal")) this.askReveal();
     this.paintSaving();
   }
 
