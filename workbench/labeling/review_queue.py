@@ -333,15 +333,17 @@ def review_queue(
     """
     check_text("name", name)
     where = find_experiment_id(experiment)
+    team: tuple[str, ...] | None = None if annotators is None else ()
     if annotators:
-        assign([], annotators)  # checks the names
-    team = None if annotators is None else tuple(annotators)
+        team = assign([], annotators).annotators  # which checks the names
     several = [questions] if isinstance(questions, (str, LabelQuestion, Judge)) else questions
     schema_ids = tuple(_schema_id(one, where) for one in several or ())
     with supported("review queues"):
         found = _in_mlflow(name, where, schema_ids, team)
-    tag = f"workbench.queue.{found.queue_id}"
-    stored = _stored(ReviewQueue(found.name, found.queue_id, where), tag)
+    client, tag = mlflow.MlflowClient(), f"workbench.queue.{found.queue_id}"
+    settings = json.loads((client.get_experiment(where).tags or {}).get(tag, "{}"))
+    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
+    stored = ReviewQueue(found.name, found.queue_id, where, **settings)
     given = (team, each, share, batch_size, seed, schema_ids or None)
     changes: dict[str, Any] = dict(zip(_SETTINGS, given, strict=True))
     queue = replace(stored, **{key: value for key, value in changes.items() if value is not None})
@@ -352,8 +354,8 @@ def review_queue(
             f"each={queue.each!r} must be at least 1, and share={queue.share!r} needs annotators."
         )
     if queue != stored:
-        settings = json.dumps({key: getattr(queue, key) for key in _SETTINGS}, sort_keys=True)
-        mlflow.MlflowClient().set_experiment_tag(where, tag, settings)
+        settings = {key: getattr(queue, key) for key in _SETTINGS}
+        client.set_experiment_tag(where, tag, json.dumps(settings, sort_keys=True))
     return queue
 
 
@@ -389,11 +391,3 @@ def _schema_id(given: Judge | LabelQuestion | str, experiment_id: str) -> str:
     asked = with_rubric(asked, rubric_history(asked.name, experiment=experiment_id))
     made = make_schema(asked.name, asked.scale, instruction=asked.rubric, experiment=experiment_id)
     return str(made.schema_id)
-
-
-def _stored(queue: ReviewQueue, tag: str) -> ReviewQueue:
-    """The queue with its stored settings; one made in MLflow's page is for whoever comes."""
-    tags = mlflow.MlflowClient().get_experiment(queue.experiment_id).tags or {}
-    settings = json.loads(tags.get(tag, "{}"))
-    settings |= {key: tuple(settings.get(key, ())) for key in ("annotators", "order")}
-    return replace(queue, **settings)
