@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -51,6 +51,7 @@ class Label:
     after_verdict: bool
     rubric_version: int | None = None  # None where it was not recorded
     assessment_id: str = field(default="", compare=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 class Decision(Label):
@@ -181,7 +182,8 @@ def _given(trace: Trace, name: str) -> Iterator[tuple[Feedback, bool]]:
 
 
 def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
-    version = str((given.metadata or {}).get(RUBRIC_KEY, ""))
+    metadata = given.metadata or {}
+    version = str(metadata.get(RUBRIC_KEY, ""))
     # What overrides a verdict in MLflow's own page is a label given after a look at it.
     others = [one for one in trace.info.assessments if one.source.source_type != "HUMAN"]
     overrides_verdict = given.overrides in {one.assessment_id for one in others}
@@ -194,6 +196,7 @@ def _record(kind: type[Kind], trace: Trace, given: Feedback) -> Kind:
         after_verdict=has_mark(given, AFTER_VERDICT_KEY) or overrides_verdict,
         rubric_version=int(version) if version.isdecimal() else None,
         assessment_id=given.assessment_id,
+        metadata=metadata,
     )
 
 

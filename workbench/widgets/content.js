@@ -32,6 +32,15 @@ const count = (n, word, plural) => `${number(n)} ${n === 1 ? word : (plural ?? `
 const typedNumber = (typed) => Number(/^[-+]?[1-9]\d*,\d{3}$/.test(typed.trim()) ? NaN : typed.trim().replace(",", "."));
 const same = (a, b) => JSON.stringify(a ?? null) === JSON.stringify(b ?? null);
 
+const choiceOf = (question, value) => question.choices.find((each) => same(each.value, value));
+
+/** An answer in the words of its question. */
+function inWords(question, { value, abstain = false }) {
+  if (abstain || value === null || value === undefined) return "Can't judge";
+  const words = { true: "yes", false: "no" };
+  return choiceOf(question, value)?.label ?? (typeof value === "boolean" ? words[value] : String(value));
+}
+
 // -- text -------------------------------------------------------------------------------------
 
 // Characters that do something instead of showing something: controls, those that turn the

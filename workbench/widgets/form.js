@@ -1,14 +1,6 @@
 // The questions of an item with their answers and reasons.
 
 const hueStyle = (choice) => `--wb-hue: ${choice?.hue ?? 220}`;
-const choiceOf = (question, value) => question.choices.find((each) => same(each.value, value));
-
-/** An answer in the words of its question. */
-function inWords(question, { value, abstain = false }) {
-  if (abstain || value === null || value === undefined) return "Can't judge";
-  const words = { true: "yes", false: "no" };
-  return choiceOf(question, value)?.label ?? (typeof value === "boolean" ? words[value] : String(value));
-}
 
 /** An answer in the words of its question, with its colour. */
 function valueChip(question, value) {

@@ -4,7 +4,7 @@
 // the "end" of the queue, by default at both. A key with Shift counts as itself unless it is named
 // with it. Answers have keys of their own, see `choices` in `content.py`.
 const KEYMAP = [
-  { keys: ["x"], at: "item", act: (panel) => panel.abstain(), help: "can't judge" },
+  { keys: ["x"], at: "item", act: (panel) => panel.rate(panel.form.active, { value: null, abstain: true }), help: "can't judge" },
   { keys: ["Enter"], at: "item", act: (panel) => panel.save(), help: "save and go on to the next item without a label" },
   { keys: ["Enter"], at: "end", act: (panel) => panel.leaveSummary() },
   { keys: ["ArrowLeft"], act: (panel) => panel.goBack(), shown: ["←", "→"], help: "previous, next item" },
@@ -27,12 +27,6 @@ function commandOf(event, place) {
   const pressed = event.key === " " ? "Space" : event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const named = (name) => KEYMAP.find(({ keys, at = place }) => at === place && keys.includes(name));
   return (event.shiftKey && named(`Shift+${pressed}`)) || named(pressed);
-}
-
-/** Rows of the help: the keys of a command, and what it does. */
-function keyHelp() {
-  const rows = KEYMAP.filter(({ help }) => help).map(({ keys, shown = keys, help }) => [shown, help]);
-  return [[["1", "…", "9"], "give the answer with this key; letters that are underlined work, too"], ...rows];
 }
 
 /** A panel that shows items and takes ratings. */
@@ -74,10 +68,6 @@ class Panel extends Frame {
     this.announce(`${question.title}: ${inWords(question, answer)}`);
   }
 
-  abstain() {
-    this.rate(this.form.active, { value: null, abstain: true });
-  }
-
   save() {
     const { item } = this;
     if (this.done || !item) return;
@@ -103,8 +93,7 @@ class Panel extends Frame {
       // What is said again after the verdict is no change of mind.
       for (const { name } of this.questions) if (!changes.includes(name)) delete answers[name];
     }
-    const written = Object.entries(rationale).filter(([, text]) => text.trim());
-    const action = this.actOnItem("save", { answers, rationale: Object.fromEntries(written) });
+    const action = this.actOnItem("save", { answers, rationale });
     const said = `Saving ${this.spoken(answers)}.`;
     if (this.setup.reveal && !action.after_reveal) {
       this.paint();
