@@ -18,10 +18,9 @@ from workbench.metrics.coefficients import Weights
 from workbench.metrics.figures import (
     Coded,
     Figures,
-    class_intervals,
+    class_figures,
     confusion_of,
     figures_of,
-    per_class,
     why_undefined,
 )
 from workbench.metrics.intervals import (
@@ -297,14 +296,15 @@ def agreement(
     labelled = n + sum(left_out.values()) - left_out[None]
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
+    per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
         measured=found,
         confusion=confusion,
-        per_class=None if coded.binned else per_class(confusion),
-        class_intervals=None if coded.binned else class_intervals(coded, confidence),
+        per_class=per_class,
+        class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
         distinct=pairs.distinct,

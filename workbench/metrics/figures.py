@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -39,6 +38,7 @@ from workbench.metrics.intervals import (
     proportion,
     wilson,
 )
+from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
@@ -48,21 +48,6 @@ ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
-
-
-class Rated(Protocol):
-    """What can be coded, such as `Pairs`, without what these need to be split or shown.
-
-    The table has the columns ``trace_id``, ``human`` and ``judge``; rows that are equal in
-    ``clusters`` belong together.
-    """
-
-    @property
-    def scale(self) -> Scale: ...
-    @property
-    def table(self) -> pd.DataFrame: ...
-    @property
-    def clusters(self) -> Sequence[Hashable]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ class Coded:
     groups: Array
 
     @classmethod
-    def of(cls, pairs: Rated, *more: Rated) -> Coded:
+    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
         """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
         sides = ("human", "judge")
         seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
@@ -107,6 +92,23 @@ class Coded:
     def positions(self) -> Array:
         """Rank of each value from worst to best; a number is its own rank."""
         return np.array([self.scale.rank(v) for v in self.values] or [0.0])
+
+    @property
+    def errors(self) -> Array:
+        """Verdict minus label of each row, in steps or in the numbers' unit."""
+        return np.asarray(self.positions[self.judge] - self.positions[self.human])
+
+    @property
+    def shares(self) -> dict[str, tuple[Array, Array]]:
+        """Name of a figure that is a share -> which rows it is about, and which of them count."""
+        right = self.human == self.judge
+        found = {"accuracy": (np.ones(len(right), dtype=bool), right)}
+        if self.scale.kind == "binary":
+            found |= {name: (self.human == side, ~right) for name, side in ERROR_RATES.items()}
+        if self.scale.ordered:
+            near = np.abs(self.errors) <= 1 + ROUNDING
+            found["within one"] = (np.full(len(near), self.span > 1), near)
+        return found
 
     @property
     def span(self) -> float:
@@ -163,7 +165,7 @@ class Sample:
         kinds: list[tuple[str, Weights | None]] = [("", None)]
         for name, each in kinds + [(f" ({weights})", weights)] * scale.ordered:
             if many:
-                found[f"kappa{name}"] = _not_compared
+                found[f"kappa{name}"] = lambda counts: np.full(counts.shape[:-1], math.nan)
                 continue
             matrix = disagreement(at, each)
             found[f"kappa{name}"] = partial(cohen_kappa, human, verdict, weights=matrix)
@@ -213,10 +215,6 @@ class Sample:
         return value, UNDEFINED
 
 
-def _not_compared(counts: Array) -> Array:
-    return np.full(counts.shape[:-1], math.nan)
-
-
 def _mean(values: Array, counts: Array) -> Array:
     return np.asarray(counts @ values / counts.sum(axis=-1))
 
@@ -224,26 +222,18 @@ def _mean(values: Array, counts: Array) -> Array:
 def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[str, Any]:
     """Return every figure that the scale has, by name; ``options`` are those of the bootstrap."""
     sample, confidence = Sample(coded, **options), options["confidence"]
-    right = coded.human == coded.judge
-    found = {"accuracy": proportion(right, coded.groups, confidence)}
+    found = {
+        name: proportion(counts[rows], coded.groups[rows], confidence)
+        for name, (rows, counts) in coded.shares.items()
+    }
     found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
-    if coded.scale.kind == "binary":
-        for name, side in ERROR_RATES.items():
-            of_side = coded.human == side
-            found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
-    if coded.scale.ordered:
-        error = coded.positions[coded.judge] - coded.positions[coded.human]
-        for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
-            if not right.all():
-                low, high = mean_interval(values, confidence, coded.groups)
-                low = low if name == "bias" else max(low, 0.0)  # which keeps nan
-                found[name] = found[name][0], Interval(low, high)
-        found["within one"] = (math.nan, UNDEFINED)
-        if coded.span > 1:
-            near = np.abs(error) <= 1 + ROUNDING
-            found["within one"] = proportion(near, coded.groups, confidence)
-        if coded.scale.kind == "numeric":
-            found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
+    if coded.scale.ordered and (coded.human != coded.judge).any():
+        for name, values in (("bias", coded.errors), ("mean absolute error", np.abs(coded.errors))):
+            low, high = mean_interval(values, confidence, coded.groups)
+            low = low if name == "bias" else max(low, 0.0)  # which keeps nan
+            found[name] = found[name][0], Interval(low, high)
+    if coded.scale.kind == "numeric":
+        found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
     return found
 
 
@@ -254,12 +244,12 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
     British Journal of Mathematical and Statistical Psychology 35, 208-215), and so do ranks
     (Bonett and Wright 2000, Psychometrika 65, 23-28).
     """
-    human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-    more: dict[str, Any] = {"Spearman correlation": (math.nan, UNDEFINED)}
-    if not math.isnan(r := found["Pearson correlation"][0]):
-        u, v = ((side - side.mean()) / side.std() for side in (human, judge))
+    more: dict[str, Any] = {}
+    r, rank = (found[f"{name} correlation"][0] for name in ("Pearson", "Spearman"))
+    if not math.isnan(r):
+        numbers = (coded.positions[side] for side in (coded.human, coded.judge))
+        u, v = ((side - side.mean()) / side.std() for side in numbers)
         spread = float((u * v - r * (u**2 + v**2) / 2).std()) / max(1 - r**2, 1e-12)
-        rank = float(spearmanr(human, judge).statistic)
         factors = {"Pearson": (r, max(1.0, spread)), "Spearman": (rank, math.sqrt(1 + rank**2 / 2))}
         for name, (value, factor) in factors.items():
             interval = correlation_interval(value, n, confidence, factor)
@@ -308,32 +298,24 @@ def confusion_of(coded: Coded) -> pd.DataFrame:
     )
 
 
-def per_class(confusion: pd.DataFrame) -> pd.DataFrame:
-    """Return precision, recall, F1 and support of each class; nan without a verdict or a label."""
-    table = confusion.to_numpy()
-    hits, labels, verdicts = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = {
-            "precision": hits / verdicts,
-            "recall": hits / labels,
-            "f1": 2 * hits / (labels + verdicts),
-        }
-    return pd.DataFrame(shares | {"support": labels}, index=confusion.index.rename("class"))
-
-
-def class_intervals(coded: Coded, confidence: float) -> pd.DataFrame:
-    """Return the ends of the intervals of precision, recall and F1 of each class.
+def class_figures(coded: Coded, confidence: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return precision, recall, F1 and support of each class, and the ends of their intervals.
 
     Precision and recall are shares, with Wilson's interval. F1 is ``2 J / (1 + J)`` of the share J
     of hits among the items that have the class on either side, and so are the ends of its interval.
     """
-    rows = []
+    rows, ends = [], []
     for k in range(len(coded.values)):
         labelled, judged = coded.human == k, coded.judge == k
-        ends = [
-            proportion((labelled & judged)[among], coded.groups[among], confidence)[1]
+        shares = (
+            proportion((labelled & judged)[among], coded.groups[among], confidence)
             for among in (judged, labelled, labelled | judged)
-        ]
-        rows.append([*ends[0], *ends[1], *(2 * end / (1 + end) for end in ends[2])])
-    names = [f"{name}_{end}" for name in ("precision", "recall", "f1") for end in ("low", "high")]
-    return pd.DataFrame(rows, columns=names, index=pd.Index(coded.values, name="class"))
+        )
+        precision, recall, jaccard = (np.array([value, *interval]) for value, interval in shares)
+        figures = np.stack([precision, recall, 2 * jaccard / (1 + jaccard)])
+        rows.append([*figures[:, 0], labelled.sum()])
+        ends.append(figures[:, 1:].ravel())
+    names, index = ["precision", "recall", "f1"], pd.Index(coded.values, name="class")
+    table = pd.DataFrame(rows, columns=[*names, "support"], index=index, dtype=float)
+    columns = [f"{name}_{end}" for name in names for end in ("low", "high")]
+    return table.astype({"support": int}), pd.DataFrame(ends, columns=columns, index=index)
