@@ -31,11 +31,14 @@ def numbered(keys: Iterable[Any]) -> Array:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
 
 
-def cells(*codes: Array) -> tuple[list[Array], Array, Array]:
-    """Return the distinct rows of several raters' codes, their counts, and each item's."""
-    table = np.stack(codes, axis=1) if codes[0].size else np.empty((0, len(codes)), dtype=int)
-    unique, at, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
-    return [unique[:, i] for i in range(len(codes))], counts, at.ravel()
+def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
+    """Return the first of the rows of each kind, how many are of it, and the kind of each row."""
+    if not codes.size:
+        return np.arange(len(codes)), np.ones(len(codes), dtype=int), np.arange(len(codes))
+    _, first, kind, times = np.unique(
+        codes, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    return first, times, kind.ravel()
 
 
 def mcnemar(gains: Array) -> float:

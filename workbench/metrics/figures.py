@@ -18,10 +18,10 @@ from workbench.metrics.coefficients import (
     MOST_COMPARED,
     Statistic,
     Weights,
-    cells,
     cohen_kappa,
     correlation,
     disagreement,
+    distinct_rows,
     gwet_ac,
     numbered,
     quadratic_kappa,
@@ -32,7 +32,6 @@ from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
     correlation_interval,
-    counts_by_group,
     full_agreement,
     mean_interval,
     proportion,
@@ -148,14 +147,15 @@ class Sample:
     def __init__(self, *coded: Coded, **options: Any) -> None:
         """Take judges coded on the same items and values; ``options`` are the bootstrap's."""
         self.coded = one = coded[0]
-        sides, prior, size = [one.human, *(each.judge for each in coded)], 0.0, len(one.values)
-        (self.human, *self.judges), self.counts, at = cells(*sides)
+        sides = np.stack([one.human, *(each.judge for each in coded)], axis=1)
+        prior, size = 0.0, len(one.values)
+        first, self.counts, at = distinct_rows(sides)
+        self.human, *self.judges = sides[first].T
         if len(coded) == 1 and size <= MOST_CATEGORIES and len(one.human):
             at, prior = one.human * size + one.judge, 1 / size**2  # all cells are worth one item
             self.human, self.judges[0] = np.divmod(np.arange(size**2), size)
             self.counts = np.bincount(at, minlength=size**2)
-        members = counts_by_group(one.groups, at, len(self.counts))
-        self.bootstrap = Bootstrap(self.counts, members=members, prior=prior, **options)
+        self.bootstrap = Bootstrap(self.counts, rows=(one.groups, at), prior=prior, **options)
 
     def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
         """Return the statistics of a judge by the names of `Agreement.figures`."""
