@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
@@ -28,6 +27,7 @@ from workbench.metrics.intervals import (
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import field_text
 from workbench.scale import ABSTAIN
 from workbench.store.traces import Example, examples, fetch_traces
 from workbench.vocabulary import fold, folded, is_missing, number
@@ -133,7 +133,7 @@ def _values(pairs: Pairs, by: By) -> list[Any]:
 def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
-    texts = [nothing if is_missing(value) else _as_text(value) for value in values]
+    texts = [nothing if is_missing(value) else field_text(value) for value in values]
     # Versions 1.1 and 1.10 are two.
     keys = [fold(text) if number(text) is None else folded(text) for text in texts]
     return [first.setdefault(key, text) for key, text in zip(keys, texts, strict=True)]
@@ -166,7 +166,7 @@ def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     tags: dict[str, dict[str, Any]] = defaultdict(dict)
     lengths, weeks = {}, {}
     for one in examples:
-        lengths[one.trace_id] = len(_as_text(one.outputs))
+        lengths[one.trace_id] = len(field_text(one.outputs))
         if one.requested is not None:
             weeks[one.trace_id] = week_of(one.requested)
         for name, value in one.inputs.items() if isinstance(one.inputs, dict) else ():
@@ -185,12 +185,6 @@ def short_fields(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
 
     fields = fields_of(examples)
     return {k: found for k, found in fields.items() if all(map(is_short, [k, *found.values()]))}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, sort_keys=True, default=str)
-    return str(value)
 
 
 def week_of(ms: float) -> str:
