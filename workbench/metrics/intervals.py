@@ -120,9 +120,6 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
 
     Source: Wilson (1927), JASA 22, 209-212.
-
-    >>> str(wilson(8, 10))
-    '[0.490, 0.943]'
     """
     if n == 0:
         return UNDEFINED
@@ -236,9 +233,8 @@ def correlation_interval(value: float, n: float, confidence: float, factor: floa
 def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
     """Return the interval of a chance-corrected coefficient where all of n items agree.
 
-    The lower end is the coefficient at the largest share of disagreements that Wilson's interval
-    leaves plausible, since no resample can disagree. ``by_chance`` is the share of items on which
-    chance would; undefined where that is 0.
+    No resample can disagree, so its lower end is the coefficient at the most disagreements that
+    Wilson's interval leaves plausible. By chance a share of ``by_chance`` would; undefined for 0.
     """
     if by_chance <= 0:
         return UNDEFINED
