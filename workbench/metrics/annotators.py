@@ -39,7 +39,6 @@ from workbench.metrics.intervals import (
     figure_table,
     full_agreement,
     mean_interval,
-    proportion,
     ratio,
     wilson,
     with_ends,
@@ -271,17 +270,14 @@ def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[
 def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
     names, rows = votes.annotators, []
-    weighted = ["kappa (quadratic)"] * votes.scale.ordered
+    measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
         both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
         one, two = votes.codes[both][:, [a, b]].T
         coded = Coded(votes.scale, votes.values, one, two, votes.groups[both])
-        sample = Sample(coded, **options)
-        statistics = sample.statistics("quadratic" if weighted else None)
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        row |= with_ends("accuracy", *proportion(one == two, coded.groups, options["confidence"]))
-        for column, name in zip(("kappa", "weighted_kappa"), ["kappa", *weighted], strict=False):
-            row |= with_ends(column, *sample.figure(name, statistics[name]))
+        for name, found in Sample(coded, **options).figures(*measures).items():
+            row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
     return pd.DataFrame(rows, columns=None if rows else columns)

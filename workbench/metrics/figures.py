@@ -191,8 +191,20 @@ class Sample:
         items = np.bincount(side, self.counts, minlength=len(self.coded.values))
         return np.asarray((np.cumsum(items) - (items - 1) / 2)[side])
 
-    def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
-        """Return a statistic of the first judge with its interval.
+    def figures(self, *names: str, weights: Weights | None = "quadratic") -> Figures:
+        """Return figures of the first judge, by default all shares and statistics."""
+        found, shares, statistics = {}, self.coded.shares, self.statistics(weights)
+        for name in names or (*shares, *statistics):
+            if name in shares:
+                rows, counts = shares[name]
+                groups, confidence = self.coded.groups[rows], self.bootstrap.confidence
+                found[name] = proportion(counts[rows], groups, confidence)
+            else:
+                found[name] = self._figure(name, statistics[name])
+        return found
+
+    def _figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
+        """A statistic with its interval.
 
         Where all items agree, the interval is made of the largest share of disagreements that
         Wilson's interval leaves plausible.
@@ -222,11 +234,7 @@ def _mean(values: Array, counts: Array) -> Array:
 def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[str, Any]:
     """Return every figure that the scale has, by name; ``options`` are those of the bootstrap."""
     sample, confidence = Sample(coded, **options), options["confidence"]
-    found = {
-        name: proportion(counts[rows], coded.groups[rows], confidence)
-        for name, (rows, counts) in coded.shares.items()
-    }
-    found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
+    found = dict(sample.figures(weights=weights))
     if coded.scale.ordered and (coded.human != coded.judge).any():
         for name, values in (("bias", coded.errors), ("mean absolute error", np.abs(coded.errors))):
             low, high = mean_interval(values, confidence, coded.groups)

@@ -15,7 +15,7 @@ from scipy.stats import fisher_exact, ttest_ind_from_stats
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
-from workbench.metrics.figures import Coded, Sample
+from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
     Array,
     Interval,
@@ -23,7 +23,6 @@ from workbench.metrics.intervals import (
     adjusted,
     effective_share,
     figure,
-    proportion,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
@@ -225,12 +224,9 @@ def _in_order(names: pd.Series[Any], *, natural: bool) -> list[str]:
     return sorted(sizes.index, key=place)
 
 
-def _figures(coded: Coded, options: dict[str, Any]) -> dict[str, tuple[float, Interval]]:
-    sample = Sample(coded, **options)
-    right = proportion(coded.human == coded.judge, coded.groups, options["confidence"])
-    statistics = sample.statistics("quadratic" if coded.scale.ordered else None)
-    kept = ["kappa", *["mean distance"] * (coded.scale.kind == "numeric")]
-    return {"accuracy": right} | {k: sample.figure(k, statistics[k]) for k in kept}
+def _figures(coded: Coded, options: dict[str, Any]) -> Figures:
+    names = ["accuracy", "kappa", *["mean distance"] * (coded.scale.kind == "numeric")]
+    return Sample(coded, **options).figures(*names)
 
 
 def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
