@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import multimode
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -240,11 +241,11 @@ def _table(
 
 def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
     """How right one answer and the majority are, a tie by half; None where all abstain."""
-    counts = Counter(value for value in given if value is not ABSTAIN)
-    if not counts:
+    rated = [value for value in given if value is not ABSTAIN]
+    if not rated:
         return None
-    most = [value for value, count in counts.items() if count == max(counts.values())]
-    return counts[label] / counts.total(), (label in most) / len(most)
+    most = multimode(rated)
+    return rated.count(label) / len(rated), (label in most) / len(most)
 
 
 def _mean(

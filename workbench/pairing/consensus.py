@@ -6,11 +6,11 @@ adjudicated, the decision replaces the consensus, and the labels remain the vote
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from statistics import multimode
 from typing import Any
 
 from mlflow.entities import Trace
@@ -94,9 +94,8 @@ def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[
 def _settle(votes: Sequence[Vote], rule: str, ties: str) -> tuple[Any, str | None]:
     """The value that the rule takes and None, or None and why it takes none."""
     values = [value for _, value in votes]
-    counts = Counter(values)
-    tied = [value for value in counts if counts[value] == max(counts.values())]
-    if rule == "unanimous" and len(counts) > 1:
+    tied = multimode(values)
+    if rule == "unanimous" and len(set(values)) > 1:
         return None, "annotators are not unanimous"
     if rule == "latest":
         return values[-1], None

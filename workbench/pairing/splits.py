@@ -74,20 +74,14 @@ def default_groups(items: Sequence[Example]) -> dict[str, str]:
 
 def joined(group_of: Mapping[str, str], content: Mapping[str, Hashable]) -> dict[str, str]:
     """Return the groups, those that share a trace with the same content joined."""
-    root = {group: group for group in group_of.values()}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(group: str) -> str:
-        while root[group] != group:
-            group = root[group]
-        return group
-
-    holder: dict[Hashable, str] = {}
+    sets, first = DisjointSet(group_of.values()), dict[Hashable, str]()
     for trace_id, same in content.items():
         if trace_id in group_of:
-            mine = find(group_of[trace_id])
-            other = find(holder.setdefault(same, mine))
-            root[max(mine, other)] = min(mine, other)
-    return {trace_id: find(group) for trace_id, group in group_of.items()}
+            sets.merge(group_of[trace_id], first.setdefault(same, group_of[trace_id]))
+    name = {group: min(together) for together in sets.subsets() for group in together}
+    return {trace_id: name[group] for trace_id, group in group_of.items()}
 
 
 def stratified(
