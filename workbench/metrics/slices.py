@@ -158,8 +158,7 @@ def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
 def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     """Return what items can be divided by: name -> trace id -> value.
 
-    These are the keys of the inputs, ``"length"``, ``"week"``, and tags, of which the last counts
-    where names are equal.
+    Keys of the inputs, ``"length"``, ``"week"`` and tags, of equal names the last of these.
     """
     inputs: dict[str, dict[str, Any]] = defaultdict(dict)
     tags: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -201,10 +200,7 @@ def _bands(lengths: dict[str, int]) -> dict[str, str]:
 
 
 def pooled(names: pd.Series[Any]) -> pd.Series[Any]:
-    """Return the names of slices, with one for all of those that are too small.
-
-    A single small slice keeps its own.
-    """
+    """Return the names of slices, with one for all that are too small if these are several."""
     sizes = names.value_counts()
     small = sizes.index[sizes < SMALLEST]
     if len(small) < 2:

@@ -24,7 +24,7 @@ from workbench.store.schemas import schema_scale
 RULES = ("majority", "unanimous", "latest")
 
 Vote = tuple[Label, Any]
-"""A label with its canonical value."""
+"""A label with its canonical value or `ABSTAIN`."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def read_label(
 
 
 def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[str, ScaleError]]:
-    """Return the votes, the latest last, and by annotator why a label lies off the scale.
-
-    An abstention is among the votes as `ABSTAIN`.
-    """
+    """Return the votes, the latest last, and by annotator why a label lies off the scale."""
     votes: list[Vote] = []
     off_scale: dict[str, ScaleError] = {}
     for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):

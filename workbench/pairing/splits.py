@@ -136,10 +136,7 @@ def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Coun
 
 
 def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]:
-    """Return the items in an order, drawn by ``seed``, in which every beginning is stratified.
-
-    A longer beginning has all that a shorter one has.
-    """
+    """Return the items in an order, drawn by ``seed``, in which every beginning is stratified."""
     members: dict[Hashable, list[str]] = defaultdict(list)
     for item in sorted(stratum_of, key=lambda one: _draw(seed, one)):
         members[stratum_of[item]].append(item)
