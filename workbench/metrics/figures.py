@@ -126,13 +126,13 @@ class Coded:
         gaps = [between(self.values[h], self.values[j]) for h, j in zip(human, judge, strict=True)]
         return np.array(gaps, dtype=float)
 
-    def shown(self, bins: int = 10) -> tuple[list[Any], Array, Array]:
-        """Return the rows of a confusion matrix, numbers too many to show each in ``bins`` of equal
+    def shown(self) -> tuple[list[Any], Array, Array]:
+        """Return the rows of a confusion matrix, numbers too many to show each in ten bins of equal
         width, and the row of each label and of each verdict."""
         if not self.binned:
             return self.values, self.human, self.judge
-        edges = np.linspace(self.positions[0], self.positions[-1], bins + 1)
-        bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, bins - 1)
+        edges = np.linspace(self.positions[0], self.positions[-1], 11)
+        bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, 9)
         names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
         return names, bin_of[self.human], bin_of[self.judge]
 

@@ -24,7 +24,7 @@ from workbench.metrics.intervals import Result, adjusted, check_confidence, figu
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
-from workbench.pairing.pairs import COLUMNS, Pairs
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
@@ -219,10 +219,8 @@ def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> P
         table[name] = pd.Series(map(scale.normalise, table[column]), dtype=object)
     answered = table["human"].map(lambda value: value is not ABSTAIN).astype(bool)
     table = table[answered].reset_index(drop=True)
-    table[["human_rationale", "judge_rationale", "blind"]] = "", "", True
-    table["votes"] = pd.Series([{} for _ in table.index], dtype=object)
     nothing = pd.DataFrame(columns=["trace_id", "reason"])
-    return Pairs(name_of(judge), table[COLUMNS], nothing, scale)
+    return Pairs(name_of(judge), table, nothing, scale)
 
 
 def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
