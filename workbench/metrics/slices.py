@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -231,32 +231,28 @@ def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
         row |= with_ends(name.replace(" ", "_"), value, interval)
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined: one value throughout"] * math.isnan(row["kappa"])
-    numeric = coded.scale.kind == "numeric"
+    numeric, confidence = coded.scale.kind == "numeric", options["confidence"]
     values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
-    confidence = options["confidence"]
     sides = [
         (own, len(own) * effective_share(own, coded.groups[part], confidence))
-        for part, own in ((part, values[part].astype(float)) for part in (here, ~here))
-        if len(own)
+        for part in (here, ~here)
+        if len(own := values[part].astype(float))
     ]
     difference = p_value = math.nan
     if len(sides) == 2:
         difference = float(sides[0][0].mean() - sides[1][0].mean())
-        p_value = _p_of_means(sides) if numeric else _p_of_shares(sides)
+        p_value = _p_value(sides, numeric=numeric)
     return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 
 
-Sides = list[tuple[Array, float]]
-"""Values of a slice and of the rest, each with how many independent ones they are worth."""
+def _p_value(sides: Sequence[tuple[Array, float]], *, numeric: bool) -> float:
+    """Fisher's exact test, or Welch's t-test of numbers; nan where these do not vary.
 
-
-def _p_of_shares(sides: Sides) -> float:
-    right = [(round(values.mean() * size), round(size)) for values, size in sides]
-    return float(fisher_exact([[hits, size - hits] for hits, size in right]).pvalue)
-
-
-def _p_of_means(sides: Sides) -> float:
-    """Welch's t-test; nan where one side has a single value or neither varies."""
+    Each side has its values, and how many independent ones they are worth.
+    """
+    if not numeric:
+        right = [(round(values.mean() * size), round(size)) for values, size in sides]
+        return float(fisher_exact([[hits, size - hits] for hits, size in right]).pvalue)
     if any(size < 2 for _, size in sides) or not any(np.ptp(values) for values, _ in sides):
         return math.nan
     one, two = ((values.mean(), values.std(ddof=1), size) for values, size in sides)
