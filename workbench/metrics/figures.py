@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +87,7 @@ class Coded:
             self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
         )
 
-    @property
+    @cached_property
     def positions(self) -> Array:
         """Rank of each value from worst to best; a number is its own rank."""
         return np.array([self.scale.rank(v) for v in self.values] or [0.0])
@@ -172,7 +172,7 @@ class Sample:
             if scale.kind != "numeric":  # Gwet's depend on how many categories there are
                 ac = f"AC{2 if each else 1}{name}"
                 found[ac] = partial(gwet_ac, human, verdict, weights=matrix)
-        if weights == "quadratic" and scale.ordered:
+        if "kappa (quadratic)" in found:  # which takes moments alone
             found["kappa (quadratic)"] = partial(quadratic_kappa, at[human], at[verdict])
         if scale.kind in ("binary", "numeric"):
             name = "Matthews" if scale.kind == "binary" else "Pearson"
@@ -191,7 +191,7 @@ class Sample:
         items = np.bincount(side, self.counts, minlength=len(self.coded.values))
         return np.asarray((np.cumsum(items) - (items - 1) / 2)[side])
 
-    def figures(self, *names: str, weights: Weights | None = "quadratic") -> Figures:
+    def figures(self, *names: str, weights: Weights | None = "quadratic") -> dict[str, Any]:
         """Return figures of the first judge, by default all shares and statistics."""
         found, shares, statistics = {}, self.coded.shares, self.statistics(weights)
         for name in names or (*shares, *statistics):
@@ -234,7 +234,7 @@ def _mean(values: Array, counts: Array) -> Array:
 def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[str, Any]:
     """Return every figure that the scale has, by name; ``options`` are those of the bootstrap."""
     sample, confidence = Sample(coded, **options), options["confidence"]
-    found = dict(sample.figures(weights=weights))
+    found = sample.figures(weights=weights)
     if coded.scale.ordered and (coded.human != coded.judge).any():
         for name, values in (("bias", coded.errors), ("mean absolute error", np.abs(coded.errors))):
             low, high = mean_interval(values, confidence, coded.groups)
