@@ -101,7 +101,7 @@ class Coded:
     def shares(self) -> dict[str, tuple[Array, Array]]:
         """Name of a figure that is a share -> which rows it is about, and which of them count."""
         right = self.human == self.judge
-        found = {"accuracy": (np.ones(len(right), dtype=bool), right)}
+        found: dict[str, tuple[Array, Array]] = {"accuracy": (np.ones(len(right), bool), right)}
         if self.scale.kind == "binary":
             found |= {name: (self.human == side, ~right) for name, side in ERROR_RATES.items()}
         if self.scale.ordered:
