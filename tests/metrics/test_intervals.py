@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
 from scipy.stats import beta, norm
 from scipy.stats import t as student
 from statsmodels.regression.linear_model import OLS
@@ -86,9 +85,9 @@ def test_the_bootstrap_of_two_cells_is_a_beta_distribution() -> None:
 
 def test_groups_are_weighed_as_wholes() -> None:
     """Ten groups of four that are all right or all wrong vary as ten items do."""
-    members = np.array([[4, 0]] * 7 + [[0, 4]] * 3)
+    rows = np.repeat(np.arange(10), 4), np.repeat([0, 1], [28, 12])
     options = {"resamples": 50_000, "seed": 1, "confidence": 0.95}
-    grouped = Bootstrap(members.sum(axis=0), members=csr_array(members), **options)  # type: ignore[arg-type]
+    grouped = Bootstrap(np.array([28, 12]), rows=rows, **options)  # type: ignore[arg-type]
     alone = Bootstrap(np.array([7, 3]), **options)  # type: ignore[arg-type]
     ends = [each.interval(lambda d: d[:, 0] / d.sum(axis=1)) for each in (grouped, alone)]
     assert tuple(ends[0]) == pytest.approx(tuple(ends[1]), abs=0.015)

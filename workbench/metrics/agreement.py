@@ -18,10 +18,9 @@ from workbench.metrics.coefficients import Weights
 from workbench.metrics.figures import (
     Coded,
     Figures,
-    class_intervals,
+    class_figures,
     confusion_of,
     figures_of,
-    per_class,
     why_undefined,
 )
 from workbench.metrics.intervals import (
@@ -189,12 +188,12 @@ class Agreement(Result):
     @property
     def table(self) -> pd.DataFrame:
         """The figures as a table: index statistic; ``value``, ``low``, ``high``, ``note``."""
-        rows = {name: (value, *interval) for name, (value, interval) in self.figures.items()}
-        rows["majority baseline"] = (self.baseline, *UNDEFINED)
-        rows["coverage"] = (self.coverage, *self.coverage_interval)
-        return figure_table(
-            {k: (*row, self.undefined.get(k, "")) for k, row in rows.items()}, "note"
-        )
+        figures = self.figures | {
+            "majority baseline": (self.baseline, UNDEFINED),
+            "coverage": (self.coverage, self.coverage_interval),
+        }
+        rows = {k: (v, *ends, self.undefined.get(k, "")) for k, (v, ends) in figures.items()}
+        return figure_table(rows, "note")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
@@ -294,17 +293,18 @@ def agreement(
     weights = (weights or "quadratic") if coded.scale.ordered else None
     found, n = figures_of(coded, weights, **options), len(coded.human)
     left_out = Counter(map(why_unusable, pairs.excluded["reason"]))
-    labelled = n + sum(left_out.values()) - left_out[None]
+    labelled = n + left_out.total() - left_out[None]
     confusion, baseline = confusion_of(coded), ratio(np.bincount(coded.human).max(initial=0), n)
     cells = confusion.to_numpy()
+    per_class, ends = (None, None) if coded.binned else class_figures(coded, confidence)
     return Agreement(
         name=pairs.name,
         scale=coded.scale,
         n=n,
         measured=found,
         confusion=confusion,
-        per_class=None if coded.binned else per_class(confusion),
-        class_intervals=None if coded.binned else class_intervals(coded, confidence),
+        per_class=per_class,
+        class_intervals=ends,
         baseline=baseline,
         confidence=confidence,
         distinct=pairs.distinct,

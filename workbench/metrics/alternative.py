@@ -24,6 +24,7 @@ from workbench.metrics.intervals import (
     figure,
     wilson,
 )
+from workbench.metrics.votes import votes_table
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale, is_abstention, no_rating
 from workbench.vocabulary import check_people, fold, number, scalar
@@ -162,41 +163,39 @@ def alternative_annotator_test(
 
 def _read(given: Any, verdicts: Any) -> tuple[pd.DataFrame, list[Any], Scale | None]:
     """Labels (items by annotators), a verdict for each row, and the scale where it is known."""
-    if isinstance(given, pd.DataFrame):
-        table = given.set_index("trace_id") if "trace_id" in given.columns else given
-        if isinstance(verdicts, str):
-            one_of("verdicts", verdicts, list(table.columns))
-            return table.drop(columns=verdicts), list(table[verdicts]), None
-        if isinstance(verdicts, (pd.Series, Mapping)):
-            verdicts = pd.Series(verdicts, dtype=object)
-            if twice := verdicts.index[verdicts.index.duplicated()].tolist():
-                raise ArgumentError(f"The verdicts' index holds {twice[0]!r} twice: one a row.")
-            if len(table) and not verdicts.index.isin(table.index).any():
-                raise ArgumentError(
-                    "The verdicts' index has no row in common with the table's: "
-                    f"{next(iter(verdicts.index), None)!r} and {table.index[0]!r}, for instance. "
-                    "Give them the same index, or verdicts as a list in the rows' order."
-                )
-            return table, list(verdicts.reindex(table.index)), None
-        if np.ndim(verdicts) != 1 or len(verdicts) != len(table):
+    if isinstance(given, Pairs):
+        if verdicts is not None:
             raise ArgumentError(
-                f"verdicts must be a list of one verdict for each of the {len(table)} rows, got "
-                f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
+                "verdicts= goes with a table of labels; pairs hold verdicts already."
             )
-        return table, list(verdicts), None
-    if not isinstance(given, Pairs):
+        if left_out := given.contested:
+            raise ArgumentError(
+                f"The pairs lack {counted(left_out, 'item')} on which annotators differ, and "
+                "without these any judge looks better. Keep them: workbench.pair(judge, "
+                "ties='latest')."
+            )
+        return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
+    table = votes_table("alternative_annotator_test", given)
+    if isinstance(verdicts, str):
+        one_of("verdicts", verdicts, list(table.columns))
+        return table.drop(columns=verdicts), list(table[verdicts]), None
+    if isinstance(verdicts, (pd.Series, Mapping)):
+        verdicts = pd.Series(verdicts, dtype=object)
+        if twice := verdicts.index[verdicts.index.duplicated()].tolist():
+            raise ArgumentError(f"The verdicts' index holds {twice[0]!r} twice: one a row.")
+        if len(table) and not verdicts.index.isin(table.index).any():
+            raise ArgumentError(
+                "The verdicts' index has no row in common with the table's: "
+                f"{next(iter(verdicts.index), None)!r} and {table.index[0]!r}, for instance. "
+                "Give them the same index, or verdicts as a list in the rows' order."
+            )
+        verdicts = verdicts.reindex(table.index)
+    elif np.ndim(verdicts) != 1 or len(verdicts) != len(table):
         raise ArgumentError(
-            "alternative_annotator_test takes Pairs or a table with a column an annotator, got "
-            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
+            f"verdicts must be a list of one verdict for each of the {len(table)} rows, got "
+            f"{type(verdicts).__name__} of shape {np.shape(verdicts)}."
         )
-    if verdicts is not None:
-        raise ArgumentError("verdicts= goes with a table of labels; pairs hold verdicts already.")
-    if left_out := given.contested:
-        raise ArgumentError(
-            f"The pairs lack {counted(left_out, 'item')} on which annotators differ, and without "
-            "these any judge looks better. Keep them: workbench.pair(judge, ties='latest')."
-        )
-    return given.votes.reindex(given.trace_ids), list(given.table["judge"]), given.scale
+    return table, list(verdicts), None
 
 
 def _coded(

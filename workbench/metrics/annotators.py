@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_table, plain
 from workbench.metrics.coefficients import (
     MOST_COMPARED,
     Level,
     Statistic,
     coincidences,
+    distinct_rows,
     fleiss_kappa,
     interval_alpha,
     krippendorff_alpha,
-    numbered,
 )
 from workbench.metrics.figures import Coded, Sample
 from workbench.metrics.intervals import (
@@ -35,30 +34,18 @@ from workbench.metrics.intervals import (
     Interval,
     Result,
     check_confidence,
-    counts_by_group,
     effective_share,
     figure,
     figure_table,
     full_agreement,
     mean_interval,
-    proportion,
     ratio,
     wilson,
     with_ends,
 )
-from workbench.metrics.votes import (
-    coded_votes,
-    counts_of,
-    distinct_rows,
-    equally_rated,
-    within_items,
-)
+from workbench.metrics.votes import Votes, counts_of, equally_rated, within_items
 from workbench.pairing.pairs import Pairs
-from workbench.scale import MOST_CATEGORIES, Scale, is_abstention, no_rating
-from workbench.vocabulary import fold, scalar, truth_side
-
-LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
-"""Kind of scale -> level of measurement, where it is not nominal."""
+from workbench.scale import MOST_CATEGORIES, Scale
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -113,7 +100,7 @@ class AnnotatorAgreement(Result):
     fleiss_raters: int
     ceiling: float
     ceiling_interval: Interval
-    scale: Scale | None
+    scale: Scale
 
     def matrix(self, measure: str = "kappa") -> pd.DataFrame:
         """Return a column of `pairwise` as a symmetric table, nan on the diagonal."""
@@ -182,66 +169,40 @@ def annotator_agreement(
         For a value outside the scale.
     """
     check_confidence(confidence)
-    votes, scale, groups = _read(pairs_or_votes, scale)
-    values, codes = coded_votes(votes, scale)
-    positions = np.array([scale.rank(v) if scale else 0.0 for v in values] or [0.0])
-    level = LEVELS.get(scale.kind, "nominal") if scale else "nominal"
-    names, labels = tuple(map(str, votes.columns)), (codes >= 0).sum(axis=1)
-    within = within_items(codes)
-    credits = _against_others(within)
+    votes = Votes.of(pairs_or_votes, scale)
+    codes, groups, several = votes.codes, votes.groups, votes.labels >= 2
+    credits = _against_others(votes.within)
     # Items with the same labels by the same annotators fall into one cell.
     first, times, kind = distinct_rows(codes)
-    alpha = _alpha(codes[first], positions, level)
+    alpha = _alpha(codes[first], votes.positions, votes.level)
     options: Any = {"resamples": resamples, "seed": seed, "confidence": confidence}
-    bootstrap = Bootstrap(times, members=counts_by_group(groups, kind, len(first)), **options)
-    if (within > 0).any():
+    if (votes.within > 0).any():
         # With so many categories its resamples would take long.
-        statistic = alpha if level == "interval" or len(positions) <= MOST_CATEGORIES else None
-        intervals = _intervals(credits[first], times, statistic, bootstrap)
+        are_few = votes.level == "interval" or len(votes.positions) <= MOST_CATEGORIES
+        bootstrap = Bootstrap(times, rows=(groups, kind), **options)
+        intervals = _intervals(credits[first], times, alpha if are_few else None, bootstrap)
     else:
-        intervals = _of_full_agreement(codes[labels >= 2], groups[labels >= 2], confidence)
+        intervals = _of_full_agreement(codes[several], groups[several], confidence)
     equal, those = equally_rated(codes)
-    fleiss = _fleiss(equal, groups[those], len(positions), options)
-    has_bias = level != "nominal" or len(values) <= 2
+    fleiss = _fleiss(equal, groups[those], len(votes.positions), options)
     return AnnotatorAgreement(
-        annotators=names,
-        items=int((labels >= 1).sum()),
-        shared_items=int((labels >= 2).sum()),
-        pairwise=_pairwise(names, codes, groups, values, scale, options),
-        by_annotator=_by_annotator(
-            names, codes, groups, credits, positions if has_bias else None, confidence
-        ),
-        contested=_contested(votes.index, values, codes, within, positions, level),
+        annotators=votes.annotators,
+        items=int((votes.labels >= 1).sum()),
+        shared_items=int(several.sum()),
+        pairwise=_pairwise(votes, options),
+        by_annotator=_by_annotator(votes, credits, confidence),
+        contested=_contested(votes),
         alpha=float(alpha(times)),
         alpha_interval=intervals[0],
-        level=level,
+        level=votes.level,
         fleiss=fleiss[0],
         fleiss_interval=fleiss[1],
         fleiss_items=len(equal),
         fleiss_raters=int((equal[0] >= 0).sum()) if len(equal) else 0,
         ceiling=ratio(np.nansum(credits), np.isfinite(credits).sum()),
         ceiling_interval=intervals[1],
-        scale=scale,
+        scale=votes.scale,
     )
-
-
-def _read(given: Any, scale: Scale | None) -> tuple[pd.DataFrame, Scale | None, Array]:
-    """The votes, their scale, None where all are one value, and the number of each item's group."""
-    if isinstance(given, Pairs):
-        votes = given.votes
-        return votes, scale or given.scale, numbered(given.clusters_of(votes.index))
-    if not isinstance(given, pd.DataFrame):
-        raise ArgumentError(
-            "annotator_agreement takes Pairs or a table of votes, got "
-            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
-        )
-    given = given.set_index("trace_id") if "trace_id" in given.columns else given
-    cells = map(scalar, given.to_numpy(dtype=object).ravel().tolist())
-    seen = [cell for cell in cells if not no_rating(cell, scale) and not is_abstention(cell)]
-    sides = [(truth_side(word), word) for word in map(fold, seen)]
-    several = {word if side is None else side for side, word in sides}
-    scale = scale or (Scale.from_values(seen) if len(several) > 1 else None)
-    return given, scale, np.arange(len(given))
 
 
 def _against_others(within: Array) -> Array:
@@ -267,9 +228,8 @@ def _fleiss(
         return math.nan, UNDEFINED
     statistic = partial(fleiss_kappa, counts_of(codes[first], size))
     value = float(statistic(times))
-    if math.isnan(value) or (within_items(codes) > 0).any():
-        members = counts_by_group(groups, kind, len(first))
-        return value, Bootstrap(times, members=members, **options).around(value, statistic)
+    if (within_items(codes) > 0).any():
+        return value, Bootstrap(times, rows=(groups, kind), **options).around(value, statistic)
     return value, _of_full_agreement(codes, groups, options["confidence"])[0]
 
 
@@ -307,89 +267,61 @@ def _of_full_agreement(codes: Array, groups: Array, confidence: float) -> tuple[
     return full_agreement(by_chance, n, confidence), ceiling
 
 
-def _pairwise(
-    names: tuple[str, ...],
-    codes: Array,
-    groups: Array,
-    values: list[Any],
-    scale: Scale | None,
-    options: dict[str, Any],
-) -> pd.DataFrame:
+def _pairwise(votes: Votes, options: dict[str, Any]) -> pd.DataFrame:
     """The table of `AnnotatorAgreement`, of each two as of a judge and people."""
-    rows, known = [], scale or Scale("nominal", ("one", "another"))
-    values = values if scale else [*known.values]  # all labels are equal
-    weighted = ["kappa (quadratic)"] * known.ordered
+    names, rows = votes.annotators, []
+    measures = ["accuracy", "kappa", *["kappa (quadratic)"] * votes.scale.ordered]
     for a, b in combinations(range(len(names)), 2):
-        both = (codes[:, a] >= 0) & (codes[:, b] >= 0)
-        one, two = codes[both][:, [a, b]].T
-        coded = Coded(known, values, one, two, groups[both])
-        sample, right = Sample(coded, **options), one == two
-        statistics = sample.statistics("quadratic" if weighted else None)
+        both = (votes.codes[:, [a, b]] >= 0).all(axis=1)
+        one, two = votes.codes[both][:, [a, b]].T
+        coded = Coded(votes.scale, votes.values, one, two, votes.groups[both])
         row = {"annotator_a": names[a], "annotator_b": names[b], "n": len(one)}
-        row |= with_ends("accuracy", *proportion(right, coded.groups, options["confidence"]))
-        for column, name in zip(("kappa", "weighted_kappa"), ["kappa", *weighted], strict=False):
-            row |= with_ends(column, *sample.figure(name, statistics[name]))
+        for name, found in Sample(coded, **options).figures(*measures).items():
+            row |= with_ends(name.replace("kappa (quadratic)", "weighted_kappa"), *found)
         rows.append(row)
     columns = ["annotator_a", "annotator_b", "n", "accuracy", "kappa"]
     return pd.DataFrame(rows, columns=None if rows else columns)
 
 
-def _by_annotator(
-    names: tuple[str, ...],
-    codes: Array,
-    groups: Array,
-    credits: Array,
-    positions: Array | None,
-    confidence: float,
-) -> pd.DataFrame:
-    """The table of `AnnotatorAgreement`; bias only with the positions of the categories."""
-    at = np.zeros(codes.shape) if positions is None else np.where(codes >= 0, positions[codes], 0.0)
-    labels, rows = (codes >= 0).sum(axis=1), []
-    for a, name in enumerate(names):
+def _by_annotator(votes: Votes, credits: Array, confidence: float) -> pd.DataFrame:
+    """The table of `AnnotatorAgreement`; bias only where the categories have an order."""
+    at = np.where(votes.codes >= 0, votes.positions[votes.codes], 0.0)
+    has_bias, rows = votes.level != "nominal" or len(votes.values) <= 2, []
+    for a, name in enumerate(votes.annotators):
         shared = np.isfinite(credits[:, a])
-        n, credit = int(shared.sum()), credits[shared, a]
+        n, credit, groups = int(shared.sum()), credits[shared, a], votes.groups[shared]
         share, spread = ratio(credit.sum(), n), float(credit.var()) if n else 0.0
         # A tie counts as half, so that credits vary less than what is only right or wrong.
         size = n * share * (1 - share) / spread if spread else n
-        size *= effective_share(credit, groups[shared], confidence) if n else 1
-        row = {"annotator": name, "labels": int((codes[:, a] >= 0).sum()), "n": n}
+        size *= effective_share(credit, groups, confidence)
+        row = {"annotator": name, "labels": int((votes.codes[:, a] >= 0).sum()), "n": n}
         row |= with_ends("accuracy", share, wilson(share * size, size, confidence))
-        if positions is not None:
+        if has_bias:
             own, total = at[shared, a], at[shared].sum(axis=1)
-            gap = own - (total - own) / (labels[shared] - 1)
+            gap = own - (total - own) / (votes.labels[shared] - 1)
             bias = float(gap.mean()) if n else math.nan
-            row |= with_ends("bias", bias, mean_interval(gap, confidence, groups[shared]))
+            row |= with_ends("bias", bias, mean_interval(gap, confidence, groups))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["annotator", "labels", "n", "accuracy"])
 
 
-def _contested(
-    index: pd.Index[Any],
-    values: list[Any],
-    codes: Array,
-    within: Array,
-    positions: Array,
-    level: Level,
-) -> pd.DataFrame:
+def _contested(votes: Votes) -> pd.DataFrame:
     """The items on which annotators differ, the most contested first."""
-    items = np.flatnonzero((within > 0).any(axis=1))
-    given = codes[items]
-    labels, apart = (given >= 0).sum(axis=1), np.zeros(len(items))
+    items, nominal = np.flatnonzero((votes.within > 0).any(axis=1)), votes.level == "nominal"
+    given, labels, at = votes.codes[items], votes.labels[items], votes.positions
+    apart = np.zeros(len(items))
     for a, b in combinations(given.T, 2):
-        gap = a != b if level == "nominal" else np.abs(positions[a] - positions[b])
+        gap = a != b if nominal else np.abs(at[a] - at[b])
         apart += np.where((a >= 0) & (b >= 0), gap, 0)
-    span = 1.0 if level == "nominal" else float(np.ptp(positions)) or 1.0
+    span = 1.0 if nominal else float(np.ptp(at)) or 1.0
     apart = 2 * apart / span / np.maximum(labels * (labels - 1), 1)
     order = np.lexsort((items, -labels, -apart.round(12)))
-    said = [
-        ", ".join(f"{values[k]}: {n}" for k, n in sorted(Counter(row[row >= 0].tolist()).items()))
-        for row in given[order]
-    ]
+    counts = [sorted(Counter(row[row >= 0].tolist()).items()) for row in given[order]]
     return pd.DataFrame(
         {
-            "item": index.to_numpy()[items[order]],
+            "item": votes.items.to_numpy()[items[order]],
             "labels": labels[order],
             "disagreement": apart[order],
-            "votes": said,
+            "votes": [", ".join(f"{votes.values[k]}: {n}" for k, n in row) for row in counts],
         }
     )

@@ -1,7 +1,8 @@
 """Coefficients of agreement, on counts and arrays.
 
 Every coefficient states its range, its source, and when it is undefined: then it is nan, not 0.
-Where it takes ``counts`` of cells in the last axis, leading axes (resamples, say) are kept.
+Two raters' items fall into cells with the codes ``rows`` and ``columns`` and so many ``counts``,
+several raters' into units that occur so many ``times``; leading axes (resamples, say) are kept.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ def numbered(keys: Iterable[Any]) -> Array:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
 
 
-def cells(*codes: Array) -> tuple[list[Array], Array, Array]:
-    """Return the distinct rows of several raters' codes, their counts, and each item's."""
-    table = np.stack(codes, axis=1) if codes[0].size else np.empty((0, len(codes)), dtype=int)
-    unique, at, counts = np.unique(table, axis=0, return_inverse=True, return_counts=True)
-    return [unique[:, i] for i in range(len(codes))], counts, at.ravel()
+def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
+    """Return the first of the rows of each kind, how many are of it, and the kind of each row."""
+    if not codes.size:
+        return np.arange(len(codes)), np.ones(len(codes), dtype=int), np.arange(len(codes))
+    _, first, kind, times = np.unique(
+        codes, axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    return first, times, kind.ravel()
 
 
 def mcnemar(gains: Array) -> float:
@@ -45,9 +49,6 @@ def mcnemar(gains: Array) -> float:
     broken. If two judges are equally good, each would as often have gone the other way. In (0, 1];
     1 where nothing changed. Sources: McNemar (1947), Psychometrika 12, 153-157; for groups Fisher
     (1935), The Design of Experiments, section 21.
-
-    >>> mcnemar(np.ones(6)), mcnemar(np.array([6]))
-    (0.03125, 1.0)
     """
     sizes, times = np.unique(np.abs(gains), return_counts=True)
     chances, total = np.ones(1), int(np.abs(gains).sum())
@@ -87,13 +88,10 @@ def _corrected(observed: Array, expected: Array) -> Array:
 def cohen_kappa(rows: Array, columns: Array, counts: Array, weights: Array) -> Array:
     """Return Cohen's kappa of two raters: ``1 - observed / expected`` disagreement.
 
-    The cells of the two raters' table are given as codes ``rows`` and ``columns`` with their
-    ``counts``; ``weights`` is the K x K matrix of `disagreement`. Observed is
-    ``sum w_ij n_ij / n``, expected ``sum w_ij r_i c_j`` of the raters' shares r and c. In [-1, 1]
-    unweighted; 1 is full agreement, 0 what chance gives. nan where no disagreement can be
-    expected: no items, or both raters use one and the same category throughout. Sources: Cohen
-    (1960), Educational and Psychological Measurement 20, 37-46; weighted: Cohen (1968),
-    Psychological Bulletin 70, 213-220.
+    By the K x K matrix w of `disagreement`, observed is ``sum w_ij n_ij / n``, and expected
+    ``sum w_ij r_i c_j`` of the raters' shares r and c. In [-1, 1] unweighted; 0 is what chance
+    gives. nan for no items, or one category throughout. Sources: Cohen (1960), Educational and
+    Psychological Measurement 20, 37-46; weighted: Cohen (1968), Psychological Bulletin 70, 213-220.
     """
     share, categories = _shares(counts), np.eye(len(weights))
     row_share, column_share = share @ categories[rows], share @ categories[columns]
@@ -112,11 +110,11 @@ def quadratic_kappa(rows: Array, columns: Array, counts: Array) -> Array:
 def gwet_ac(rows: Array, columns: Array, counts: Array, weights: Array) -> Array:
     """Return Gwet's AC1 of two raters, or AC2 where ``weights`` count near misses less.
 
-    The arguments are those of `cohen_kappa`. ``(observed - expected) / (1 - expected)`` agreement,
-    where ``expected = T / (K (K - 1)) sum p_k (1 - p_k)`` of the mean shares p of the K categories,
-    used or not, and T is the sum of the weights of agreement. At most 1. nan for no items and for
-    a single category. Sources: Gwet (2008), British Journal of Mathematical and Statistical
-    Psychology 61, 29-48; AC2: Gwet (2014), Handbook of Inter-Rater Reliability, chapter 5.
+    ``(observed - expected) / (1 - expected)`` agreement, where ``expected = T / (K (K - 1)) sum p_k
+    (1 - p_k)`` of the mean shares p of the K categories, used or not, and T is the sum of the
+    weights of agreement. At most 1. nan for no items and for a single category. Sources: Gwet
+    (2008), British Journal of Mathematical and Statistical Psychology 61, 29-48; AC2: Gwet (2014),
+    Handbook of Inter-Rater Reliability, chapter 5.
     """
     size, share, categories = len(weights), _shares(counts), np.eye(len(weights))
     if size < 2:
@@ -146,9 +144,9 @@ def correlation(rows: Array, columns: Array, counts: Array) -> Array:
 def fleiss_kappa(counts: Array, times: Array) -> Array:
     """Return Fleiss' kappa of items each rated by the same number of raters.
 
-    ``counts[item, category]`` is how many raters put the item there, and ``times``, shape
-    (..., items), how often the item occurs. At most 1; nan for no items, fewer than two raters, or
-    ratings all in one category. Source: Fleiss (1971), Psychological Bulletin 76, 378-382.
+    ``counts[item, category]`` is how many raters put the item there. At most 1; nan for no items,
+    fewer than two raters, or one category throughout. Source: Fleiss (1971), Psychological Bulletin
+    76, 378-382.
     """
     raters = counts.sum(axis=1).max(initial=0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -161,9 +159,8 @@ def fleiss_kappa(counts: Array, times: Array) -> Array:
 def coincidences(counts: Array, times: Array) -> Array:
     """Return Krippendorff's matrix of coincidences o_ck over all units, shape (..., K, K).
 
-    ``counts[unit, category]`` is how many raters gave the unit that category, and ``times``, shape
-    (..., units), how often the unit occurs. A unit with m ratings gives each ordered pair of them
-    the weight 1 / (m - 1); one with fewer than two ratings pairs with nothing and drops out.
+    ``counts[unit, category]`` is how many raters gave the unit that category. A unit with m ratings
+    gives each ordered pair of them the weight 1 / (m - 1), one with fewer than two none.
     """
     ratings = counts.sum(axis=1, keepdims=True)
     pairable = np.where(ratings < 2, 0.0, counts / np.maximum(ratings - 1, 1))
@@ -174,10 +171,9 @@ def coincidences(counts: Array, times: Array) -> Array:
 def krippendorff_alpha(together: Array, level: Level = "nominal") -> Array:
     """Return Krippendorff's alpha: ``1 - observed / expected`` disagreement.
 
-    ``together`` is what `coincidences` gives, leading axes are kept; categories are in
-    worst-to-best order where the level is ordinal. At most 1; 0 is what chance gives. nan where all
-    ratings are one category or none can be paired. Source: Krippendorff (2011), "Computing
-    Krippendorff's Alpha-Reliability".
+    ``together`` is what `coincidences` gives, of an ordinal level from worst to best. At most 1; 0
+    is what chance gives. nan for one category throughout, and where no ratings can be paired.
+    Source: Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability".
     """
     margins = together.sum(axis=-1)
     n = margins.sum(axis=-1)

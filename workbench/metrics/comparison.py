@@ -14,7 +14,7 @@ from workbench.errors import ArgumentError
 from workbench.formatting import counted, html_lines, html_table, plain
 from workbench.metrics.agreement import Agreement, agreement, figures_as_data
 from workbench.metrics.coefficients import Statistic, Weights, mcnemar
-from workbench.metrics.figures import ERROR_RATES, ROUNDING, Coded, Sample
+from workbench.metrics.figures import ROUNDING, Coded, Sample
 from workbench.metrics.intervals import (
     UNDEFINED,
     Array,
@@ -266,19 +266,16 @@ def _changes(
 ) -> dict[str, tuple[float, Interval]]:
     """The change of every figure with the interval that fits it."""
     sample = Sample(before, after, **options)
-    of_share = partial(_change_of_share, before, after, options["confidence"])
     old, new = (sample.statistics(first.weights, judge) for judge in (0, 1))
+    shares, later = before.shares, after.shares
     changes = {}
     for name, (value, _) in first.figures.items():
         change, interval = second.figures[name][0] - value, UNDEFINED
-        if name == "accuracy":
-            interval = of_share()
-        elif name in ERROR_RATES:
-            low, high = of_share(before.human == ERROR_RATES[name])
-            interval = Interval(-high, -low)
-        elif name == "within one" and not math.isnan(change):
-            interval = of_share(within=1)
-        elif name in old and not math.isnan(change):
+        if name in shares:
+            (rows, one), (_, two) = shares[name], later[name]
+            groups, confidence = before.groups[rows], options["confidence"]
+            interval = _change_of_share(one[rows], two[rows], groups, confidence)
+        elif not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
             difference = partial(_difference, old[name], new[name])
             interval = sample.bootstrap.interval(difference, spread=True)
@@ -290,16 +287,9 @@ def _difference(old: Statistic, new: Statistic, counts: Array) -> Array:
     return new(counts) - old(counts)
 
 
-def _change_of_share(
-    before: Coded, after: Coded, confidence: float, where: Any = slice(None), within: float = 0
-) -> Interval:
-    """Interval of the change in the share of items right, or nearly so, of some items."""
-    at, human = before.positions, before.human[where]
-    gaps = (np.abs(at[human] - at[each.judge[where]]) for each in (before, after))
-    old, new = (gap <= within + ROUNDING for gap in gaps)
-    if not len(human):
-        return UNDEFINED
-    share = effective_share(new * 1.0 - old, before.groups[where], confidence)
+def _change_of_share(old: Array, new: Array, groups: Array, confidence: float) -> Interval:
+    """Interval of the change in the share of items that count."""
+    share = effective_share(new * 1.0 - old, groups, confidence)
     sides = (old & new, old & ~new, ~old & new, ~old & ~new)
     both, only_old, only_new, neither = (float(side.sum()) * share for side in sides)
     return paired_difference(both, only_old, only_new, neither, confidence)

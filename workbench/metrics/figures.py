@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -19,10 +18,10 @@ from workbench.metrics.coefficients import (
     MOST_COMPARED,
     Statistic,
     Weights,
-    cells,
     cohen_kappa,
     correlation,
     disagreement,
+    distinct_rows,
     gwet_ac,
     numbered,
     quadratic_kappa,
@@ -33,12 +32,12 @@ from workbench.metrics.intervals import (
     Bootstrap,
     Interval,
     correlation_interval,
-    counts_by_group,
     full_agreement,
     mean_interval,
     proportion,
     wilson,
 )
+from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
 Figures = Mapping[str, tuple[float, Interval]]
@@ -48,21 +47,6 @@ ROUNDING = 1e-9  # what sums of the same numbers in another order may differ by
 
 # Name of a figure -> code of the human label that it is about.
 ERROR_RATES = {"false positive rate": 0, "false negative rate": 1}
-
-
-class Rated(Protocol):
-    """What can be coded, such as `Pairs`, without what these need to be split or shown.
-
-    The table has the columns ``trace_id``, ``human`` and ``judge``; rows that are equal in
-    ``clusters`` belong together.
-    """
-
-    @property
-    def scale(self) -> Scale: ...
-    @property
-    def table(self) -> pd.DataFrame: ...
-    @property
-    def clusters(self) -> Sequence[Hashable]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +63,7 @@ class Coded:
     groups: Array
 
     @classmethod
-    def of(cls, pairs: Rated, *more: Rated) -> Coded:
+    def of(cls, pairs: Pairs, *more: Pairs) -> Coded:
         """Code ``pairs``; the values of ``more`` are included, so that codes can be compared."""
         sides = ("human", "judge")
         seen = [value for p in (pairs, *more) for side in sides for value in p.table[side]]
@@ -103,10 +87,27 @@ class Coded:
             self, human=self.human[rows], judge=self.judge[rows], groups=self.groups[rows]
         )
 
-    @property
+    @cached_property
     def positions(self) -> Array:
         """Rank of each value from worst to best; a number is its own rank."""
         return np.array([self.scale.rank(v) for v in self.values] or [0.0])
+
+    @property
+    def errors(self) -> Array:
+        """Verdict minus label of each row, in steps or in the numbers' unit."""
+        return np.asarray(self.positions[self.judge] - self.positions[self.human])
+
+    @property
+    def shares(self) -> dict[str, tuple[Array, Array]]:
+        """Name of a figure that is a share -> which rows it is about, and which of them count."""
+        right = self.human == self.judge
+        found: dict[str, tuple[Array, Array]] = {"accuracy": (np.ones(len(right), bool), right)}
+        if self.scale.kind == "binary":
+            found |= {name: (self.human == side, ~right) for name, side in ERROR_RATES.items()}
+        if self.scale.ordered:
+            near = np.abs(self.errors) <= 1 + ROUNDING
+            found["within one"] = (np.full(len(near), self.span > 1), near)
+        return found
 
     @property
     def span(self) -> float:
@@ -125,13 +126,13 @@ class Coded:
         gaps = [between(self.values[h], self.values[j]) for h, j in zip(human, judge, strict=True)]
         return np.array(gaps, dtype=float)
 
-    def shown(self, bins: int = 10) -> tuple[list[Any], Array, Array]:
-        """Return the rows of a confusion matrix, numbers too many to show each in ``bins`` of equal
+    def shown(self) -> tuple[list[Any], Array, Array]:
+        """Return the rows of a confusion matrix, numbers too many to show each in ten bins of equal
         width, and the row of each label and of each verdict."""
         if not self.binned:
             return self.values, self.human, self.judge
-        edges = np.linspace(self.positions[0], self.positions[-1], bins + 1)
-        bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, bins - 1)
+        edges = np.linspace(self.positions[0], self.positions[-1], 11)
+        bin_of = np.clip(np.digitize(self.positions, edges) - 1, 0, 9)
         names = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
         return names, bin_of[self.human], bin_of[self.judge]
 
@@ -146,14 +147,15 @@ class Sample:
     def __init__(self, *coded: Coded, **options: Any) -> None:
         """Take judges coded on the same items and values; ``options`` are the bootstrap's."""
         self.coded = one = coded[0]
-        sides, prior, size = [one.human, *(each.judge for each in coded)], 0.0, len(one.values)
-        (self.human, *self.judges), self.counts, at = cells(*sides)
+        sides = np.stack([one.human, *(each.judge for each in coded)], axis=1)
+        prior, size = 0.0, len(one.values)
+        first, self.counts, at = distinct_rows(sides)
+        self.human, *self.judges = sides[first].T
         if len(coded) == 1 and size <= MOST_CATEGORIES and len(one.human):
             at, prior = one.human * size + one.judge, 1 / size**2  # all cells are worth one item
             self.human, self.judges[0] = np.divmod(np.arange(size**2), size)
             self.counts = np.bincount(at, minlength=size**2)
-        members = counts_by_group(one.groups, at, len(self.counts))
-        self.bootstrap = Bootstrap(self.counts, members=members, prior=prior, **options)
+        self.bootstrap = Bootstrap(self.counts, rows=(one.groups, at), prior=prior, **options)
 
     def statistics(self, weights: Weights | None, judge: int = 0) -> dict[str, Statistic]:
         """Return the statistics of a judge by the names of `Agreement.figures`."""
@@ -163,14 +165,14 @@ class Sample:
         kinds: list[tuple[str, Weights | None]] = [("", None)]
         for name, each in kinds + [(f" ({weights})", weights)] * scale.ordered:
             if many:
-                found[f"kappa{name}"] = _not_compared
+                found[f"kappa{name}"] = lambda counts: np.full(counts.shape[:-1], math.nan)
                 continue
             matrix = disagreement(at, each)
             found[f"kappa{name}"] = partial(cohen_kappa, human, verdict, weights=matrix)
             if scale.kind != "numeric":  # Gwet's depend on how many categories there are
                 ac = f"AC{2 if each else 1}{name}"
                 found[ac] = partial(gwet_ac, human, verdict, weights=matrix)
-        if weights == "quadratic" and scale.ordered:
+        if "kappa (quadratic)" in found:  # which takes moments alone
             found["kappa (quadratic)"] = partial(quadratic_kappa, at[human], at[verdict])
         if scale.kind in ("binary", "numeric"):
             name = "Matthews" if scale.kind == "binary" else "Pearson"
@@ -189,8 +191,20 @@ class Sample:
         items = np.bincount(side, self.counts, minlength=len(self.coded.values))
         return np.asarray((np.cumsum(items) - (items - 1) / 2)[side])
 
-    def figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
-        """Return a statistic of the first judge with its interval.
+    def figures(self, *names: str, weights: Weights | None = "quadratic") -> dict[str, Any]:
+        """Return figures of the first judge, by default all shares and statistics."""
+        found, shares, statistics = {}, self.coded.shares, self.statistics(weights)
+        for name in names or (*shares, *statistics):
+            if name in shares:
+                rows, counts = shares[name]
+                groups, confidence = self.coded.groups[rows], self.bootstrap.confidence
+                found[name] = proportion(counts[rows], groups, confidence)
+            else:
+                found[name] = self._figure(name, statistics[name])
+        return found
+
+    def _figure(self, name: str, statistic: Statistic) -> tuple[float, Interval]:
+        """A statistic with its interval.
 
         Where all items agree, the interval is made of the largest share of disagreements that
         Wilson's interval leaves plausible.
@@ -213,10 +227,6 @@ class Sample:
         return value, UNDEFINED
 
 
-def _not_compared(counts: Array) -> Array:
-    return np.full(counts.shape[:-1], math.nan)
-
-
 def _mean(values: Array, counts: Array) -> Array:
     return np.asarray(counts @ values / counts.sum(axis=-1))
 
@@ -224,26 +234,14 @@ def _mean(values: Array, counts: Array) -> Array:
 def figures_of(coded: Coded, weights: Weights | None, **options: Any) -> dict[str, Any]:
     """Return every figure that the scale has, by name; ``options`` are those of the bootstrap."""
     sample, confidence = Sample(coded, **options), options["confidence"]
-    right = coded.human == coded.judge
-    found = {"accuracy": proportion(right, coded.groups, confidence)}
-    found |= {k: sample.figure(k, statistic) for k, statistic in sample.statistics(weights).items()}
-    if coded.scale.kind == "binary":
-        for name, side in ERROR_RATES.items():
-            of_side = coded.human == side
-            found[name] = proportion(~right[of_side], coded.groups[of_side], confidence)
-    if coded.scale.ordered:
-        error = coded.positions[coded.judge] - coded.positions[coded.human]
-        for name, values in (("bias", error), ("mean absolute error", np.abs(error))):
-            if not right.all():
-                low, high = mean_interval(values, confidence, coded.groups)
-                low = low if name == "bias" else max(low, 0.0)  # which keeps nan
-                found[name] = found[name][0], Interval(low, high)
-        found["within one"] = (math.nan, UNDEFINED)
-        if coded.span > 1:
-            near = np.abs(error) <= 1 + ROUNDING
-            found["within one"] = proportion(near, coded.groups, confidence)
-        if coded.scale.kind == "numeric":
-            found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
+    found = sample.figures(weights=weights)
+    if coded.scale.ordered and (coded.human != coded.judge).any():
+        for name, values in (("bias", coded.errors), ("mean absolute error", np.abs(coded.errors))):
+            low, high = mean_interval(values, confidence, coded.groups)
+            low = low if name == "bias" else max(low, 0.0)  # which keeps nan
+            found[name] = found[name][0], Interval(low, high)
+    if coded.scale.kind == "numeric":
+        found |= _of_numbers(coded, found, sample.bootstrap.n, confidence)
     return found
 
 
@@ -254,12 +252,12 @@ def _of_numbers(coded: Coded, found: Figures, n: int, confidence: float) -> dict
     British Journal of Mathematical and Statistical Psychology 35, 208-215), and so do ranks
     (Bonett and Wright 2000, Psychometrika 65, 23-28).
     """
-    human, judge = coded.positions[coded.human], coded.positions[coded.judge]
-    more: dict[str, Any] = {"Spearman correlation": (math.nan, UNDEFINED)}
-    if not math.isnan(r := found["Pearson correlation"][0]):
-        u, v = ((side - side.mean()) / side.std() for side in (human, judge))
+    more: dict[str, Any] = {}
+    r, rank = (found[f"{name} correlation"][0] for name in ("Pearson", "Spearman"))
+    if not math.isnan(r):
+        numbers = (coded.positions[side] for side in (coded.human, coded.judge))
+        u, v = ((side - side.mean()) / side.std() for side in numbers)
         spread = float((u * v - r * (u**2 + v**2) / 2).std()) / max(1 - r**2, 1e-12)
-        rank = float(spearmanr(human, judge).statistic)
         factors = {"Pearson": (r, max(1.0, spread)), "Spearman": (rank, math.sqrt(1 + rank**2 / 2))}
         for name, (value, factor) in factors.items():
             interval = correlation_interval(value, n, confidence, factor)
@@ -308,32 +306,24 @@ def confusion_of(coded: Coded) -> pd.DataFrame:
     )
 
 
-def per_class(confusion: pd.DataFrame) -> pd.DataFrame:
-    """Return precision, recall, F1 and support of each class; nan without a verdict or a label."""
-    table = confusion.to_numpy()
-    hits, labels, verdicts = np.diag(table), table.sum(axis=1), table.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = {
-            "precision": hits / verdicts,
-            "recall": hits / labels,
-            "f1": 2 * hits / (labels + verdicts),
-        }
-    return pd.DataFrame(shares | {"support": labels}, index=confusion.index.rename("class"))
-
-
-def class_intervals(coded: Coded, confidence: float) -> pd.DataFrame:
-    """Return the ends of the intervals of precision, recall and F1 of each class.
+def class_figures(coded: Coded, confidence: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return precision, recall, F1 and support of each class, and the ends of their intervals.
 
     Precision and recall are shares, with Wilson's interval. F1 is ``2 J / (1 + J)`` of the share J
     of hits among the items that have the class on either side, and so are the ends of its interval.
     """
-    rows = []
+    rows, ends = [], []
     for k in range(len(coded.values)):
         labelled, judged = coded.human == k, coded.judge == k
-        ends = [
-            proportion((labelled & judged)[among], coded.groups[among], confidence)[1]
+        shares = (
+            proportion((labelled & judged)[among], coded.groups[among], confidence)
             for among in (judged, labelled, labelled | judged)
-        ]
-        rows.append([*ends[0], *ends[1], *(2 * end / (1 + end) for end in ends[2])])
-    names = [f"{name}_{end}" for name in ("precision", "recall", "f1") for end in ("low", "high")]
-    return pd.DataFrame(rows, columns=names, index=pd.Index(coded.values, name="class"))
+        )
+        precision, recall, jaccard = (np.array([value, *interval]) for value, interval in shares)
+        figures = np.stack([precision, recall, 2 * jaccard / (1 + jaccard)])
+        rows.append([*figures[:, 0], labelled.sum()])
+        ends.append(figures[:, 1:].ravel())
+    names, index = ["precision", "recall", "f1"], pd.Index(coded.values, name="class")
+    table = pd.DataFrame(rows, columns=[*names, "support"], index=index, dtype=float)
+    columns = [f"{name}_{end}" for name in names for end in ("low", "high")]
+    return table.astype({"support": int}), pd.DataFrame(ends, columns=columns, index=index)

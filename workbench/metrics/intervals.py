@@ -120,9 +120,6 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, within [0, 1]; undefined for n = 0.
 
     Source: Wilson (1927), JASA 22, 209-212.
-
-    >>> str(wilson(8, 10))
-    '[0.490, 0.943]'
     """
     if n == 0:
         return UNDEFINED
@@ -236,24 +233,12 @@ def correlation_interval(value: float, n: float, confidence: float, factor: floa
 def full_agreement(by_chance: float, n: int, confidence: float) -> Interval:
     """Return the interval of a chance-corrected coefficient where all of n items agree.
 
-    The lower end is the coefficient at the largest share of disagreements that Wilson's interval
-    leaves plausible, since no resample can disagree. ``by_chance`` is the share of items on which
-    chance would; undefined where that is 0.
+    No resample can disagree, so its lower end is the coefficient at the most disagreements that
+    Wilson's interval leaves plausible. By chance a share of ``by_chance`` would; undefined for 0.
     """
     if by_chance <= 0:
         return UNDEFINED
     return Interval(max(-1.0, 1 - wilson(0, n, confidence).high / by_chance), 1.0)
-
-
-def counts_by_group(groups: Array, at: Array, size: int) -> Any:
-    """Return how many rows of each group are in each cell, as `Bootstrap` takes it as ``members``.
-
-    Shape (groups, ``size``); ``at`` holds the cell of each row. None where no rows belong together.
-    """
-    labels, rows = np.unique(groups, return_inverse=True)
-    if len(labels) == len(at):
-        return None
-    return coo_array((np.ones_like(at), (rows, at)), (len(labels), size)).tocsr()
 
 
 # -- the bootstrap --------------------------------------------------------------------------
@@ -266,9 +251,9 @@ class Bootstrap:
 
     The cells' shares of each draw follow a Dirichlet distribution, which needs no loop. Source:
     Rubin (1981), "The Bayesian bootstrap", Annals of Statistics 9, 130-134. ``prior`` is added to
-    every cell, so that what was not seen in few items is not taken as impossible. Where items
-    belong together, ``members`` holds the counts of each group, shape (groups, cells), and groups
-    are weighed. Of more than 10,000 cells there are fewer resamples, at least 200.
+    every cell, so that what was not seen in few items is not taken as impossible. ``rows`` are the
+    group and the cell of each item; where items belong together, their groups are weighed. Of more
+    than 10,000 cells there are fewer resamples, at least 200.
     """
 
     def __init__(
@@ -278,20 +263,22 @@ class Bootstrap:
         resamples: int,
         seed: int,
         confidence: float,
-        members: Any = None,
+        rows: tuple[Array, Array] | None = None,
         prior: float = 0.0,
     ) -> None:
         self.confidence = confidence
         resamples = min(resamples, max(200, MOST_DRAWN // max(len(counts), 1)))
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
-        self.n = int(counts.sum()) if members is None else members.shape[0]
+        self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
         self.draws: Array | None = None
         if not counts.sum():
             return
-        if members is None:
+        if rows is None or self.n == len(rows[0]):
             self.draws = self.n * rng.dirichlet(counts + prior, size=resamples)
             return
+        group, place = np.unique(rows[0], return_inverse=True)[1], (self.n, len(counts))
+        members = coo_array((np.ones_like(group), (group, rows[1])), place).tocsr()
         # Groups with the same counts are drawn together; random numbers tell them apart.
         marks = members @ np.random.default_rng(0).integers(1 << 48, size=len(counts))
         _, first, times = np.unique(marks, return_index=True, return_counts=True)

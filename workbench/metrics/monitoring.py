@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from workbench.metrics.intervals import Result, adjusted, check_confidence, figu
 from workbench.metrics.slices import FEW, Slices, slice_names, week_of
 from workbench.pairing.consensus import known_scale, name_of
 from workbench.pairing.joining import pair
-from workbench.pairing.pairs import COLUMNS, Pairs
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale
 from workbench.store.tables import require_columns
 from workbench.vocabulary import is_missing
@@ -137,20 +137,18 @@ def monitor(
     undefined: dict[str, str] = {}
     pairs: Pairs | None = None
     by_week: Slices | None = None
+    trend, trend_p = math.nan, math.nan
     try:
         pairs = _paired(judge, labels, sample, folders[0].fingerprint)
         by_week = agreement(pairs, by="week", confidence=confidence)
+        trend, trend_p = _trend(pairs)
     except NoLabelsError as error:
         undefined["agreement"] = str(error)
     scale = pairs.scale if pairs is not None else known_scale(judge, [], verdicts["verdict"])
     if numeric := scale is not None and scale.kind == "numeric":
         read = {value: scale.normalise(value) for value in set(verdicts["verdict"])}
         verdicts["verdict"] = verdicts["verdict"].map(read).astype(float)
-    shifts = _shifts(verdicts, numeric=numeric)
-    table = _with_agreement(shifts, by_week)
-    trend, trend_p = math.nan, math.nan
-    if pairs is not None:
-        trend, trend_p = _trend(pairs)
+    table = _with_agreement(_shifts(verdicts, numeric=numeric), by_week)
     tested = [p for p in (trend_p, *table["p_adjusted"]) if not math.isnan(p)]
     agreement_p = min(1.0, 2 * min(tested)) if tested else math.nan
     verdict_p = float(table["shift_p"].min())
@@ -159,7 +157,7 @@ def monitor(
     if math.isnan(verdict_p):
         undefined["verdict_p"] = "no two weeks have enough different verdicts to be compared"
     falling = trend < 0 and trend_p < 1 - confidence
-    action, advice = _advised(table, agreement_p, trend, falling, verdict_p, 1 - confidence)
+    action, advice = _advised(table, agreement_p, trend, falling, 1 - confidence)
     return Monitored(
         folders[0].name, folders[0].fingerprint, table, by_week, agreement_p, trend, verdict_p,
         action, advice, undefined, () if pairs is None else pairs.notes, confidence,
@@ -182,7 +180,12 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
         raise NoLabelsError("No row was imported as a trace: workbench.score(..., sample=200).")
     if labels is None:
         labels = pair(judge, sorted(ids))
-    pairs = _joined(judge, labels, sample) if isinstance(labels, pd.DataFrame) else labels
+    if isinstance(labels, pd.DataFrame):
+        require_columns(labels, "labels", ["trace_id", "value"])
+        labels = labels.loc[~labels["value"].map(is_missing).astype(bool), ["trace_id", "value"]]
+        pairs, given = _joined(judge, labels, sample), labels["trace_id"]
+    else:
+        pairs, given = labels, labels.trace_ids
     if pairs.fingerprint not in ("", mark):
         raise ArgumentError(
             f"labels: the pairs are of the version with fingerprint {pairs.fingerprint!r}, and "
@@ -194,9 +197,6 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
             "labels: none of them is on a trace of the sample. Label scored.trace_ids "
             "(LabelPanel(judge, scored, annotator=...))."
         )
-    given: Iterable[str] = () if isinstance(labels, pd.DataFrame) else labels.trace_ids
-    if isinstance(labels, pd.DataFrame):
-        given = labels["trace_id"][~labels["value"].map(is_missing).astype(bool)]
     if outside := set(given) - ids:
         left_out = f"{counted(len(outside), 'trace')} of labels have no verdict in the sample"
         notes = (*pairs.notes, f"{left_out} and are left out.")
@@ -207,24 +207,20 @@ def _paired(judge: Judge | str, labels: Any, sample: pd.DataFrame, mark: str) ->
 
 def _joined(judge: Judge | str, labels: pd.DataFrame, sample: pd.DataFrame) -> Pairs:
     """One label a trace joined with the verdict on it."""
-    require_columns(labels, "labels", ["trace_id", "value"])
-    given = labels.loc[~labels["value"].map(is_missing).astype(bool), ["trace_id", "value"]]
-    if given["trace_id"].duplicated().any():
+    if labels["trace_id"].duplicated().any():
         raise ArgumentError(
             "labels holds several labels of one trace. Give one, or log them "
             "(workbench.log_labels) and give workbench.pair(judge, scored), which finds their "
             "consensus."
         )
-    scale = known_scale(judge, []) or Scale.from_values([*given["value"], *sample["verdict"]])
-    table = given.merge(sample[["trace_id", "verdict"]], on="trace_id")
+    scale = known_scale(judge, []) or Scale.from_values([*labels["value"], *sample["verdict"]])
+    table = labels.merge(sample[["trace_id", "verdict"]], on="trace_id")
     for name, column in (("human", "value"), ("judge", "verdict")):
         table[name] = pd.Series(map(scale.normalise, table[column]), dtype=object)
     answered = table["human"].map(lambda value: value is not ABSTAIN).astype(bool)
     table = table[answered].reset_index(drop=True)
-    table[["human_rationale", "judge_rationale", "blind"]] = "", "", True
-    table["votes"] = pd.Series([{} for _ in table.index], dtype=object)
     nothing = pd.DataFrame(columns=["trace_id", "reason"])
-    return Pairs(name_of(judge), table[COLUMNS], nothing, scale)
+    return Pairs(name_of(judge), table, nothing, scale)
 
 
 def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFrame:
@@ -243,20 +239,21 @@ def _with_agreement(shifts: pd.DataFrame, by_week: Slices | None) -> pd.DataFram
 def _shifts(verdicts: pd.DataFrame, *, numeric: bool) -> pd.DataFrame:
     """How far the verdicts of each week are from those of all others, with Holm's p-values."""
     values, week = verdicts["verdict"], verdicts["week"]
-    distinct = values.unique()
-    names = dict(zip(distinct, slice_names(distinct), strict=True))
-    values = values if numeric else values.map(names)
-    counts = pd.crosstab(week, values) if not numeric else pd.DataFrame()
+    if not numeric:
+        distinct = values.unique()
+        names = dict(zip(distinct, slice_names(distinct), strict=True))
+        counts = pd.crosstab(week, values.map(names))
     rows = {}
-    for one in sorted(set(week)):
-        here = week == one
-        found: tuple[float, float, str] = (math.nan, math.nan, "no other week to compare with")
-        if numeric and not here.all():
-            test = ks_2samp(values[here], values[~here])
+    for one, own in values.groupby(week):
+        rest = values[week != one]
+        if rest.empty:
+            found = math.nan, math.nan, "no other week to compare with"
+        elif numeric:
+            test = ks_2samp(own, rest)
             found = float(test.statistic), float(test.pvalue), ""
-        elif not here.all():
+        else:
             found = _of_counts(counts.loc[one], counts.drop(one).sum())
-        rows[one] = (int(here.sum()), *found)
+        rows[one] = (len(own), *found)
     columns = ["verdicts", "shift", "shift_p", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("week")
     return table.assign(shift_p=adjusted(table["shift_p"], "holm"))
@@ -273,13 +270,11 @@ def _of_counts(here: pd.Series[int], rest: pd.Series[int]) -> tuple[float, float
     rare = expected_freq(counts).min(axis=0) < 5
     pooled = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
     pooled = pooled[:, pooled.sum(axis=0) > 0]
-    if pooled.shape[1] < 2:
-        same = counts.shape[1] == 1
-        return shift, math.nan, "one verdict throughout" if same else "too few verdicts"
     if expected_freq(pooled).min() < 5:
         pooled = pooled[:, :-1]
     if pooled.shape[1] < 2:
-        return shift, math.nan, "too few verdicts"
+        same = counts.shape[1] == 1
+        return shift, math.nan, "one verdict throughout" if same else "too few verdicts"
     return shift, float(chi2_contingency(pooled).pvalue), ""
 
 
@@ -301,12 +296,7 @@ def _trend(pairs: Pairs) -> tuple[float, float]:
 
 
 def _advised(
-    table: pd.DataFrame,
-    agreement_p: float,
-    trend: float,
-    falling: bool,
-    verdict_p: float,
-    alpha: float,
+    table: pd.DataFrame, agreement_p: float, trend: float, falling: bool, alpha: float
 ) -> tuple[Literal["realign", "label", "none"], str]:
     last = table.index[-1]
     labelled = int(table["labelled"].iloc[-1])
@@ -323,7 +313,7 @@ def _advised(
             f"fewer than {FEW} hardly any change would be seen."
         )
     shifted = table[(table["shift_p"] < alpha) & (table["shift"] >= SHIFT)]
-    if verdict_p < alpha and len(shifted):
+    if len(shifted):
         worst = shifted["shift"].idxmax()
         return "label", (
             f"Verdicts of {worst} differ from those of the other weeks by "

@@ -38,9 +38,6 @@ def rogan_gladen(rate: float, tpr: float, tnr: float) -> float:
     ``(rate + tnr - 1) / (tpr + tnr - 1)``, cut to [0, 1]. nan where ``tpr + tnr <= 1``: the
     judge then does no better than chance and its rate says nothing. Source: Rogan and Gladen
     (1978), American Journal of Epidemiology 107, 71-76.
-
-    >>> round(rogan_gladen(0.29, tpr=0.8, tnr=0.9), 4)
-    0.2714
     """
     if not tpr + tnr > 1 or math.isnan(rate):  # also where one of the two is nan
         return math.nan

@@ -18,13 +18,8 @@ CLASS_WIDTH = 0.2  # of the interval of a class where none is given
 
 
 def labels_for_width(width: float, share: float = 0.5, confidence: float = 0.95) -> int:
-    """Return the fewest items on which Wilson's interval of a share is no wider than ``width``.
-
-    The interval's formula (see `wilson`), solved for n; a share of 0.5 needs the most.
-
-    >>> labels_for_width(0.1)
-    381
-    """
+    """Return the fewest items on which Wilson's interval of a share is no wider than ``width``."""
+    # The formula of `wilson`, solved for n.
     z2, spread = normal_quantile(confidence) ** 2, share * (1 - share)
     root = math.sqrt(4 * spread**2 + width**2 * (1 - 4 * spread))
     # The tolerance is for what rounding adds to a whole number.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import multimode
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
@@ -19,7 +19,6 @@ from workbench.errors import ArgumentError, PairingError, ScaleError
 from workbench.formatting import counted, html_table, with_content
 from workbench.judging.assessment import Assessed, assess
 from workbench.judging.judge import from_options
-from workbench.judging.requests import judge_examples
 from workbench.metrics.annotators import annotator_agreement
 from workbench.metrics.intervals import (
     Bootstrap,
@@ -31,12 +30,10 @@ from workbench.metrics.intervals import (
     wilson,
 )
 from workbench.models.budget import Budget
-from workbench.models.cache import AnswerCache
-from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, scale_of
-from workbench.store.traces import contents, examples
+from workbench.store.traces import contents
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +127,9 @@ def self_agreement(
         For fewer samples than 2. What `assess` raises is raised here.
     """
     check_confidence(confidence)
-    given, turned, notes = judge_or_assessed, None, []
+    given, notes = judge_or_assessed, list[str]()
+    turned: Judge | None = None
+    changed: list[float] = []
     if isinstance(given, Assessed):
         assessed, samples = given, given.samples["sample"].nunique()
     if samples < 2:
@@ -141,7 +140,7 @@ def self_agreement(
     if not isinstance(given, Assessed):
         how: Any = {"cache": cache, "budget": Budget.of(budget), "progress": progress}
         assessed = assess(given, pairs_or_traces, samples=samples, log=log, **how)
-        turned = _reversed_answers(given, assessed, **how) if reverse else None
+        turned = _reversed(given) if reverse else None
     if turned is None:
         notes.append(
             "The order of options was not reversed: that takes reverse=True and a judge with "
@@ -151,8 +150,10 @@ def self_agreement(
     answers = _complete(assessed.samples, samples, scale)
     if failed := len(assessed.table) - len(answers):
         notes.append(f"Left out, since a call for them failed: {counted(failed, 'item')}.")
-    known = {i: _read(value, scale) for i, value in (turned or {}).items() if i in answers}
-    changed = [float(value != answers[i][0]) for i, value in known.items()]
+    if turned is not None:
+        again = assess(turned, list(assessed.table["trace_id"]), log=False, **how)
+        known = _complete(again.samples, 1, scale)
+        changed = [float(one != answers[i][0]) for i, (one,) in known.items() if i in answers]
     rest: Any = {"confidence": confidence, "seed": seed, "resamples": resamples}
     # Repetitions in inputs and outputs are no more evidence.
     seen = contents(assessed.previews)
@@ -168,23 +169,13 @@ def self_agreement(
     )
 
 
-def _reversed_answers(
-    judge: Judge, assessed: Assessed, *, cache: bool, budget: Budget, progress: bool
-) -> dict[str, Any] | None:
-    """Trace id -> answer of a copy with its options reversed; None where it has no options."""
+def _reversed(judge: Judge) -> Judge | None:
+    """The judge with its options in reversed order; None where it has no options."""
     kind = getattr(judge, "feedback_value_type", None)
     if get_origin(kind) is not Literal or not isinstance(judge, InstructionsJudge):
         return None
     turned: Any = Literal.__getitem__(tuple(reversed(get_args(kind))))
-    copy = from_options({**options(judge), "feedback_value_type": turned})
-    items = examples(list(assessed.table["trace_id"]))
-    shown = "judging with reversed options" if progress else None
-    with ExitStack() as stack:
-        kept = stack.enter_context(AnswerCache()) if cache else None
-        runner = stack.enter_context(Runner(cache=kept, budget=budget))
-        # On the judge's own scale: the order of a Literal tells which value is the better one.
-        verdicts = judge_examples(copy, items, runner, scale=scale_of(judge), progress=shown)
-    return {one.trace_id: one.value for one in verdicts if one.error is None}
+    return from_options({**options(judge), "feedback_value_type": turned})
 
 
 def _labels(given: Any, pairs_or_traces: Any, notes: list[str]) -> tuple[dict[str, Any], Any]:
@@ -250,11 +241,11 @@ def _table(
 
 def _right(given: Sequence[Any], label: Any) -> tuple[float, float] | None:
     """How right one answer and the majority are, a tie by half; None where all abstain."""
-    counts = Counter(value for value in given if value is not ABSTAIN)
-    if not counts:
+    rated = [value for value in given if value is not ABSTAIN]
+    if not rated:
         return None
-    most = [value for value, count in counts.items() if count == max(counts.values())]
-    return counts[label] / counts.total(), (label in most) / len(most)
+    most = multimode(rated)
+    return rated.count(label) / len(rated), (label in most) / len(most)
 
 
 def _mean(

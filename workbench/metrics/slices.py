@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -16,7 +15,7 @@ from scipy.stats import fisher_exact, ttest_ind_from_stats
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
-from workbench.metrics.figures import Coded, Sample
+from workbench.metrics.figures import Coded, Figures, Sample
 from workbench.metrics.intervals import (
     Array,
     Interval,
@@ -24,10 +23,10 @@ from workbench.metrics.intervals import (
     adjusted,
     effective_share,
     figure,
-    proportion,
     with_ends,
 )
 from workbench.pairing.pairs import Pairs
+from workbench.pairing.splits import field_text
 from workbench.scale import ABSTAIN
 from workbench.store.traces import Example, examples, fetch_traces
 from workbench.vocabulary import fold, folded, is_missing, number
@@ -133,7 +132,7 @@ def _values(pairs: Pairs, by: By) -> list[Any]:
 def slice_names(values: Iterable[Any], *, nothing: str = "(none)") -> list[str]:
     """Return the name of each value's slice; those that are written alike share the first one."""
     first: dict[str, str] = {}
-    texts = [nothing if is_missing(value) else _as_text(value) for value in values]
+    texts = [nothing if is_missing(value) else field_text(value) for value in values]
     # Versions 1.1 and 1.10 are two.
     keys = [fold(text) if number(text) is None else folded(text) for text in texts]
     return [first.setdefault(key, text) for key, text in zip(keys, texts, strict=True)]
@@ -159,14 +158,13 @@ def _of_traces(ids: list[str], by: str) -> Mapping[str, Any]:
 def fields_of(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     """Return what items can be divided by: name -> trace id -> value.
 
-    These are the keys of the inputs, ``"length"``, ``"week"``, and tags, of which the last counts
-    where names are equal.
+    Keys of the inputs, ``"length"``, ``"week"`` and tags, of equal names the last of these.
     """
     inputs: dict[str, dict[str, Any]] = defaultdict(dict)
     tags: dict[str, dict[str, Any]] = defaultdict(dict)
     lengths, weeks = {}, {}
     for one in examples:
-        lengths[one.trace_id] = len(_as_text(one.outputs))
+        lengths[one.trace_id] = len(field_text(one.outputs))
         if one.requested is not None:
             weeks[one.trace_id] = week_of(one.requested)
         for name, value in one.inputs.items() if isinstance(one.inputs, dict) else ():
@@ -187,12 +185,6 @@ def short_fields(examples: Iterable[Example]) -> dict[str, dict[str, Any]]:
     return {k: found for k, found in fields.items() if all(map(is_short, [k, *found.values()]))}
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, (list, tuple, dict)):
-        return json.dumps(value, sort_keys=True, default=str)
-    return str(value)
-
-
 def week_of(ms: float) -> str:
     """Return the ISO week of a time in milliseconds since 1970, UTC: ``"2025, week 07"``."""
     return datetime.fromtimestamp(ms / 1000, timezone.utc).strftime("%G, week %V")
@@ -208,10 +200,7 @@ def _bands(lengths: dict[str, int]) -> dict[str, str]:
 
 
 def pooled(names: pd.Series[Any]) -> pd.Series[Any]:
-    """Return the names of slices, with one for all of those that are too small.
-
-    A single small slice keeps its own.
-    """
+    """Return the names of slices, with one for all that are too small if these are several."""
     sizes = names.value_counts()
     small = sizes.index[sizes < SMALLEST]
     if len(small) < 2:
@@ -231,12 +220,9 @@ def _in_order(names: pd.Series[Any], *, natural: bool) -> list[str]:
     return sorted(sizes.index, key=place)
 
 
-def _figures(coded: Coded, options: dict[str, Any]) -> dict[str, tuple[float, Interval]]:
-    sample = Sample(coded, **options)
-    right = proportion(coded.human == coded.judge, coded.groups, options["confidence"])
-    statistics = sample.statistics("quadratic" if coded.scale.ordered else None)
-    kept = ["kappa", *["mean distance"] * (coded.scale.kind == "numeric")]
-    return {"accuracy": right} | {k: sample.figure(k, statistics[k]) for k in kept}
+def _figures(coded: Coded, options: dict[str, Any]) -> Figures:
+    names = ["accuracy", "kappa", *["mean distance"] * (coded.scale.kind == "numeric")]
+    return Sample(coded, **options).figures(*names)
 
 
 def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
@@ -245,32 +231,28 @@ def _row(coded: Coded, here: Array, options: dict[str, Any]) -> dict[str, Any]:
         row |= with_ends(name.replace(" ", "_"), value, interval)
     notes = [f"fewer than {FEW} pairs"] * (n < FEW)
     notes += ["kappa undefined: one value throughout"] * math.isnan(row["kappa"])
-    numeric = coded.scale.kind == "numeric"
+    numeric, confidence = coded.scale.kind == "numeric", options["confidence"]
     values = coded.distances(coded.human, coded.judge) if numeric else coded.human == coded.judge
-    confidence = options["confidence"]
     sides = [
         (own, len(own) * effective_share(own, coded.groups[part], confidence))
-        for part, own in ((part, values[part].astype(float)) for part in (here, ~here))
-        if len(own)
+        for part in (here, ~here)
+        if len(own := values[part].astype(float))
     ]
     difference = p_value = math.nan
     if len(sides) == 2:
         difference = float(sides[0][0].mean() - sides[1][0].mean())
-        p_value = _p_of_means(sides) if numeric else _p_of_shares(sides)
+        p_value = _p_value(sides, numeric=numeric)
     return {"n": n} | row | {"difference": difference, "p_value": p_value, "note": "; ".join(notes)}
 
 
-Sides = list[tuple[Array, float]]
-"""Values of a slice and of the rest, each with how many independent ones they are worth."""
+def _p_value(sides: Sequence[tuple[Array, float]], *, numeric: bool) -> float:
+    """Fisher's exact test, or Welch's t-test of numbers; nan where these do not vary.
 
-
-def _p_of_shares(sides: Sides) -> float:
-    right = [(round(values.mean() * size), round(size)) for values, size in sides]
-    return float(fisher_exact([[hits, size - hits] for hits, size in right]).pvalue)
-
-
-def _p_of_means(sides: Sides) -> float:
-    """Welch's t-test; nan where one side has a single value or neither varies."""
+    Each side has its values, and how many independent ones they are worth.
+    """
+    if not numeric:
+        right = [(round(values.mean() * size), round(size)) for values, size in sides]
+        return float(fisher_exact([[hits, size - hits] for hits, size in right]).pvalue)
     if any(size < 2 for _, size in sides) or not any(np.ptp(values) for values, _ in sides):
         return math.nan
     one, two = ((values.mean(), values.std(ddof=1), size) for values, size in sides)

@@ -3,32 +3,101 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from workbench.errors import ArgumentError
+from workbench.metrics.coefficients import Level, numbered
 from workbench.metrics.intervals import Array
+from workbench.pairing.pairs import Pairs
 from workbench.scale import ABSTAIN, Scale, is_abstention, no_rating
-from workbench.vocabulary import check_people
+from workbench.vocabulary import check_people, fold, scalar, truth_side
+
+LEVELS: dict[str, Level] = {"ordinal": "ordinal", "numeric": "interval"}
+"""Kind of scale -> level of measurement, where it is not nominal."""
 
 
-def coded_votes(votes: pd.DataFrame, scale: Scale | None) -> tuple[list[Any], Array]:
-    """The categories in order, and the number of each vote's, shape (items, annotators)."""
-    check_people("The table", votes.columns)
+@dataclass(frozen=True)
+class Votes:
+    """Annotators' labels as codes, shape (items, annotators): positions in ``values``, or -1.
 
-    @lru_cache(maxsize=None, typed=True)  # each writing once
-    def read(raw: Any) -> Any:
-        if no_rating(raw, scale) or (scale is None and is_abstention(raw)):
-            return ABSTAIN
-        return scale.normalise(raw) if scale else "the one value"
+    Items with the same number in ``groups`` belong together.
+    """
 
-    given = [read(raw) for raw in votes.to_numpy(dtype=object).ravel().tolist()]
-    values = list(scale.values) if scale else []
-    values = values or sorted(set(given) - {ABSTAIN})
-    number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
-    return values, np.array([number[v] for v in given], dtype=int).reshape(votes.shape)
+    annotators: tuple[str, ...]
+    items: pd.Index[Any]
+    codes: Array
+    values: list[Any]
+    scale: Scale
+    groups: Array
+
+    @classmethod
+    def of(cls, given: Any, scale: Scale | None) -> Votes:
+        """Read pairs or a table; by default on the scale of the pairs, or of the values seen."""
+        if isinstance(given, Pairs):
+            table, known = given.votes, scale or given.scale
+            groups = numbered(given.clusters_of(table.index))
+        else:
+            table = votes_table("annotator_agreement", given)
+            cells = map(scalar, table.to_numpy(dtype=object).ravel().tolist())
+            seen = [v for v in cells if not no_rating(v, scale) and not is_abstention(v)]
+            known, groups = scale or _scale_of(seen), np.arange(len(table))
+        check_people("The table", table.columns)
+
+        @lru_cache(maxsize=None, typed=True)  # each writing once
+        def read(raw: Any) -> Any:
+            return ABSTAIN if no_rating(raw, known) else known.normalise(raw)
+
+        votes = [read(raw) for raw in table.to_numpy(dtype=object).ravel().tolist()]
+        values = list(known.values) or sorted(set(votes) - {ABSTAIN})
+        number = {ABSTAIN: -1} | {value: k for k, value in enumerate(values)}
+        codes = np.array([number[v] for v in votes], dtype=int).reshape(table.shape)
+        return cls(tuple(map(str, table.columns)), table.index, codes, values, known, groups)
+
+    @property
+    def level(self) -> Level:
+        """The level of measurement."""
+        return LEVELS.get(self.scale.kind, "nominal")
+
+    @cached_property
+    def positions(self) -> Array:
+        """Rank of each value from worst to best; a number is its own rank."""
+        return np.array([self.scale.rank(v) for v in self.values] or [0.0])
+
+    @cached_property
+    def labels(self) -> Array:
+        """How many labels each item has."""
+        return np.asarray((self.codes >= 0).sum(axis=1))
+
+    @cached_property
+    def within(self) -> Array:
+        """Codes that count from 0 within each item."""
+        return within_items(self.codes)
+
+
+def votes_table(function: str, given: Any) -> pd.DataFrame:
+    """Return a table of votes by item, as a function was given it."""
+    if not isinstance(given, pd.DataFrame):
+        raise ArgumentError(
+            f"{function} takes Pairs or a table with a column an annotator, got "
+            f"{type(given).__name__}. workbench.pair(judge) gives Pairs."
+        )
+    return given.set_index("trace_id") if "trace_id" in given.columns else given
+
+
+def _scale_of(seen: list[Any]) -> Scale:
+    """The scale of the values seen; if all are one value, however written, one that has it."""
+    sides = [(truth_side(word), word) for word in map(fold, seen)]
+    several = {word if side is None else side for side, word in sides}
+    if len(several) > 1:
+        return Scale.from_values(seen)
+    if several <= {0, 1}:
+        return Scale.of(["no", "yes"])
+    return Scale("nominal", (seen[0], f"not {seen[0]}"))
 
 
 def counts_of(codes: Array, size: int) -> Array:
@@ -53,13 +122,3 @@ def equally_rated(codes: Array) -> tuple[Array, Array]:
     group = max(groups, key=lambda g: (given[:, g].all(axis=1).sum() * len(g), len(g)))
     items = np.asarray(given[:, group].all(axis=1))
     return np.asarray(codes[np.ix_(items, group)]), items
-
-
-def distinct_rows(codes: Array) -> tuple[Array, Array, Array]:
-    """The first of the rows of each kind, how many there are of it, and the kind of each row."""
-    if not codes.size:
-        return np.arange(len(codes)), np.ones(len(codes), dtype=int), np.arange(len(codes))
-    _, first, kind, times = np.unique(
-        codes, axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
-    return first, times, kind.ravel()

@@ -6,11 +6,11 @@ adjudicated, the decision replaces the consensus, and the labels remain the vote
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from statistics import multimode
 from typing import Any
 
 from mlflow.entities import Trace
@@ -24,7 +24,7 @@ from workbench.store.schemas import schema_scale
 RULES = ("majority", "unanimous", "latest")
 
 Vote = tuple[Label, Any]
-"""A label with its canonical value."""
+"""A label with its canonical value or `ABSTAIN`."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,7 @@ def read_label(
 
 
 def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[str, ScaleError]]:
-    """Return the votes, the latest last, and by annotator why a label lies off the scale.
-
-    An abstention is among the votes as `ABSTAIN`.
-    """
+    """Return the votes, the latest last, and by annotator why a label lies off the scale."""
     votes: list[Vote] = []
     off_scale: dict[str, ScaleError] = {}
     for label in sorted(labels, key=lambda one: (one.created_ms, one.annotator)):
@@ -94,9 +91,8 @@ def read_votes(labels: Sequence[Label], scale: Scale) -> tuple[list[Vote], dict[
 def _settle(votes: Sequence[Vote], rule: str, ties: str) -> tuple[Any, str | None]:
     """The value that the rule takes and None, or None and why it takes none."""
     values = [value for _, value in votes]
-    counts = Counter(values)
-    tied = [value for value in counts if counts[value] == max(counts.values())]
-    if rule == "unanimous" and len(counts) > 1:
+    tied = multimode(values)
+    if rule == "unanimous" and len(set(values)) > 1:
         return None, "annotators are not unanimous"
     if rule == "latest":
         return values[-1], None

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -33,18 +34,13 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
     elif groups in table.columns:
         found = dict(zip(ids, map(str, table[groups]), strict=True))
     else:
-        keys: set[str] = set()
-        found = {}
-        for one in examples(ids):
-            inputs = one.inputs if isinstance(one.inputs, dict) else {}
-            keys |= {*inputs, *one.tags}
-            if groups in one.tags:
-                found[one.trace_id] = str(one.tags[groups])
-            elif groups in inputs:
-                key = inputs[groups]
-                key = key if isinstance(key, str) else json.dumps(key, sort_keys=True, default=str)
-                found[one.trace_id] = key
-        exist = f" These tags and inputs exist: {', '.join(map(repr, sorted(keys)))}."
+        fields = {
+            one.trace_id: {**(one.inputs if isinstance(one.inputs, dict) else {}), **one.tags}
+            for one in examples(ids)
+        }
+        found = {i: field_text(held[groups]) for i, held in fields.items() if groups in held}
+        known = sorted(set[str]().union(*fields.values()))
+        exist = f" These tags and inputs exist: {', '.join(map(repr, known))}."
     missing = [i for i in ids if is_unnamed(found.get(i))]
     has_gaps = isinstance(groups, Mapping) and len(found) < len(ids)
     if missing and (has_gaps or 2 * len(missing) >= len(ids)):
@@ -54,6 +50,13 @@ def groups_of(table: pd.DataFrame, groups: Groups) -> dict[str, str]:
             f"{missing[0]!r}. Every paired trace needs one.{exist}"
         )
     return {i: folded(found.get(i, i)) for i in ids} | {i: i for i in missing}
+
+
+def field_text(value: Any) -> str:
+    """Return what a trace holds under a name as text, lists and dicts as JSON."""
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value, sort_keys=True, default=str)
+    return str(value)
 
 
 def default_groups(items: Sequence[Example]) -> dict[str, str]:
@@ -71,20 +74,14 @@ def default_groups(items: Sequence[Example]) -> dict[str, str]:
 
 def joined(group_of: Mapping[str, str], content: Mapping[str, Hashable]) -> dict[str, str]:
     """Return the groups, those that share a trace with the same content joined."""
-    root = {group: group for group in group_of.values()}
+    from scipy.cluster.hierarchy import DisjointSet
 
-    def find(group: str) -> str:
-        while root[group] != group:
-            group = root[group]
-        return group
-
-    holder: dict[Hashable, str] = {}
+    sets, first = DisjointSet(group_of.values()), dict[Hashable, str]()
     for trace_id, same in content.items():
         if trace_id in group_of:
-            mine = find(group_of[trace_id])
-            other = find(holder.setdefault(same, mine))
-            root[max(mine, other)] = min(mine, other)
-    return {trace_id: find(group) for trace_id, group in group_of.items()}
+            sets.merge(group_of[trace_id], first.setdefault(same, group_of[trace_id]))
+    name = {group: min(together) for together in sets.subsets() for group in together}
+    return {trace_id: name[group] for trace_id, group in group_of.items()}
 
 
 def stratified(
@@ -139,10 +136,7 @@ def _need(counts: Counter[str], share: float, labels: Counter[str], totals: Coun
 
 
 def stratified_order(stratum_of: Mapping[str, Hashable], seed: int) -> list[str]:
-    """Return the items in an order, drawn by ``seed``, in which every beginning is stratified.
-
-    A longer beginning has all that a shorter one has.
-    """
+    """Return the items in an order, drawn by ``seed``, in which every beginning is stratified."""
     members: dict[Hashable, list[str]] = defaultdict(list)
     for item in sorted(stratum_of, key=lambda one: _draw(seed, one)):
         members[stratum_of[item]].append(item)
