@@ -39,7 +39,7 @@ from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.labelled import labelled_items
+from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import fetch_traces

@@ -40,7 +40,7 @@ from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
 from workbench.scale import Scale, is_abstention
 from workbench.simba.candidate import Candidate
-from workbench.simba.labelled import MINIMUM_LABELS
+from workbench.simba.items import MINIMUM_LABELS
 from workbench.store.traces import Example, examples, item_digest
 
 MOST_LOST = 0.05

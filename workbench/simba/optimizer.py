@@ -35,7 +35,7 @@ on the items that neither shows as worked examples.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`workbench.simba.forecast` has the upper bound of calls. Usually it is far less: about 180 judge
+`workbench.simba.settings.most_calls` is the upper bound. Usually it is far less: about 180 judge
 calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
 The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
@@ -63,13 +63,11 @@ from workbench.models.runner import Runner
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item, judge_fields
-from workbench.simba.labelled import labelled_items
+from workbench.simba.items import Case, Item, judge_fields, labelled_items
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, forecast
 from workbench.store.traces import item_digest
 
 if TYPE_CHECKING:
