@@ -133,7 +133,7 @@ def _text(content: Any) -> str:
 def _result_in(text: str) -> dict[str, Any] | None:
     """Return the object with a result in a text; None where there is none, or several differ."""
     found = []
-    for value in _json_in(text):
+    for value in json_in(text):
         while isinstance(value, (list, dict)) and len(value) == 1:
             inner = value[0] if isinstance(value, list) else next(iter(value.values()))
             if not isinstance(inner, (list, dict)):
@@ -153,7 +153,7 @@ def _result_in(text: str) -> dict[str, Any] | None:
     return {**found[0], RESULT: value, RATIONALE: storable(why)}
 
 
-def _json_in(text: str) -> Iterator[Any]:
+def json_in(text: str) -> Iterator[Any]:
     """Yield the JSON objects and lists in a text, outermost ones only.
 
     A text without any may be one object as Python writes it.

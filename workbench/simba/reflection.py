@@ -11,14 +11,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from workbench.formatting import read_literal
-from workbench.models.answers import without_thoughts
+from workbench.models.answers import json_in, without_thoughts
 from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import MAX_FIELD, one_line_json, shortened_json, words_of
+from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
 from workbench.simba.items import Case
 
 ANSWER_TOKENS: Final = 600
@@ -244,7 +245,10 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
     return {"values": list(scale.values), "ordered": scale.kind != "nominal"}
 
 
-# -- how it is asked ------------------------------------------------------------------------
+# -- what it answers ------------------------------------------------------------------------
+
+MIN_WORDS: Final = 3
+"""Shorter lines are titles, closing words and the like."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +261,6 @@ class Reflection:
     rules: tuple[str, ...]
     paid: Usage = UNPAID
     error: str = ""
-
-
-# -- which rules its answer states ----------------------------------------------------------
-
-MIN_WORDS: Final = 3
-"""Shorter lines are titles, closing words and the like."""
 
 
 def rules_in(text: str) -> list[str] | None:
@@ -283,16 +281,14 @@ def rules_in(text: str) -> list[str] | None:
     if value is not None:
         if not (value.get("rules", value) if isinstance(value, dict) else value):
             return []
-        lines = [" ".join(one.split()) for one in _strings(value)]
-    else:
-        if complete := _strings_of_cut_json(body):
-            return complete
+        lines = list(_strings(value))
+    elif not (lines := _strings_of_cut_json(body)):
         plain = [line.strip() for line in body.splitlines() if not line.startswith("```")]
         listed = [line for line in plain if _BULLET.match(line)]
         if not listed and any(map(is_refusal, plain)):
             return None  # other lines explain the refusal
-        lines = [" ".join(_BULLET.sub("", line).split()) for line in listed or plain]
-    return list(dict.fromkeys(filter(_is_sentence, lines))) or None
+        lines = [_BULLET.sub("", line) for line in listed or plain]
+    return list(dict.fromkeys(filter(_is_sentence, map(one_line, lines)))) or None
 
 
 def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
@@ -346,26 +342,15 @@ def _parsed(text: str) -> list[Any] | dict[str, Any] | None:
     fenced = re.search(r"```\w*\s*\n(.*?)```", text, re.DOTALL)
     for one in (text, fenced[1].strip() if fenced else ""):
         for parse in (json.loads, read_literal):
-            try:
-                value = parse(one)
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-            if isinstance(value, list | dict):
-                return value
-    decoder = json.JSONDecoder()
-    for begin in (found.start() for found in re.finditer(r"[\[{]", text)):
-        try:
-            value, _ = decoder.raw_decode(text, begin)
-        except (ValueError, RecursionError):
-            continue
-        # A rule may contain brackets; what they hold is no list of rules.
-        if isinstance(value, list | dict) and any(map(_is_sentence, _strings(value))):
-            return value
-    return None
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                if isinstance(value := parse(one), list | dict):
+                    return value
+    # A rule may contain brackets; what they hold is no list of rules.
+    return next((one for one in json_in(text) if any(map(_is_sentence, _strings(one)))), None)
 
 
 def _strings_of_cut_json(text: str) -> list[str]:
-    """The rules that stand whole in JSON whose end is missing.
+    """The texts that stand whole in JSON whose end is missing.
 
     >>> _strings_of_cut_json('["Be strict on promises.", "Be kind to jok')
     ['Be strict on promises.']
@@ -374,8 +359,7 @@ def _strings_of_cut_json(text: str) -> list[str]:
     if not text.startswith(("[", "{")):
         return []
     read = [_parsed(f"[{one}]") or [] for one in re.findall(r'"(?:[^"\\]|\\.)+"', text)]
-    rules = [" ".join(str(one).split()) for found in read for one in found]
-    return list(dict.fromkeys(filter(_is_sentence, rules)))
+    return [str(one) for found in read for one in found]
 
 
 def _strings(value: Any) -> Iterator[str]:
