@@ -71,27 +71,11 @@ DEFAULT_CONTEXT: Final = 6000
 
 
 class Reflector:
-    """Asks the reflection model, several requests in parallel.
+    """Asks the reflection model, several requests in parallel, by a runner that the caller closes.
 
-    Parameters
-    ----------
-    judge
-        Whose model, base URL and headers are used if ``model`` is None.
-    scale
-        The rating scale.
-    runner
-        Asks, with its cache and within its budget; the caller closes it.
-    model
-        Another model URI.
-    base_url
-        Where it is reached; the judge's own, or for another model its provider's, if None.
-    inference_params
-        Parameters of the requests: ``max_tokens`` (600 unless given), ``timeout`` in seconds
-        (300 unless given), ``temperature`` and others that the model takes.
-    context
-        Tokens that prompt and answer may have; what MLflow's catalog says, or 6,000, if None.
-    max_failure_share
-        Share of failed requests, in [0, 1], above which it gives up; at least a third.
+    What is not given is the judge's (model, base URL, headers) or, of another model, its
+    provider's. For ``inference_params`` and ``context`` see `workbench.SIMBA`. It gives up where
+    more than ``max_failure_share`` of the requests failed, and a third.
     """
 
     def __init__(
@@ -360,28 +344,23 @@ def program(task: str) -> Any:
     """The dspy program of a task, made when first needed since dspy takes seconds to import."""
     import dspy
 
-    if task == DESCRIPTION_TASK:
+    fields = {name: (str, dspy.InputField(desc=desc)) for name, desc in _INPUTS[task].items()}
+    rules = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
+    return dspy.Predict(dspy.Signature({**fields, "rules": (list[str], rules)}, task))
 
-        class DescribeRatings(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
-            __doc__ = DESCRIPTION_TASK
 
-            judge_instructions: str = dspy.InputField(desc="What those who rate are told:")
-            rated_items: str = dspy.InputField(
-                desc="Items that people rated, a JSON object a line:"
-            )
-            form: str = dspy.InputField(desc=FORM_TASK)
-            descriptions: str = dspy.OutputField()
-
-        return dspy.Predict(DescribeRatings)
-
-    class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
-        __doc__ = TASK
-
-        judge_instructions: str = dspy.InputField(desc="what the judge is told now")
-        allowed_values: str = dspy.InputField(desc="the rating scale; values from worst to best")
-        disagreements: str = dspy.InputField(desc="cases to learn from, one JSON object a line")
-        agreements: str = dspy.InputField(desc="cases that are right and must stay so")
-        focus: str = dspy.InputField(desc="which disagreements to explain")
-        rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
-
-    return dspy.Predict(ProposeRules)
+_INPUTS: Final = {
+    TASK: {
+        "judge_instructions": "what the judge is told now",
+        "allowed_values": "the rating scale; values from worst to best",
+        "disagreements": "cases to learn from, one JSON object a line",
+        "agreements": "cases that are right and must stay so",
+        "focus": "which disagreements to explain",
+    },
+    DESCRIPTION_TASK: {
+        "judge_instructions": "What those who rate are told:",
+        "rated_items": "Items that people rated, a JSON object a line:",
+        "form": FORM_TASK,
+    },
+}
+"""The input fields of the programs by task, with what is said of each."""
