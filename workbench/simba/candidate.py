@@ -77,8 +77,7 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        order = ["rationale first"] if self.rationale_first else []
-        return question_key(self.text, *order)[:16]
+        return question_key(self.text, *["rationale first"] * self.rationale_first)[:16]
 
     @property
     def added_words(self) -> int:
@@ -167,11 +166,10 @@ def one_line_json(value: Any) -> str:
     escaped.
     """
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-# json.dumps escapes the control characters below U+0020 itself.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def words_of(text: str) -> str:
@@ -185,10 +183,7 @@ def one_line(text: str) -> str:
 
 def _clean_rule(rule: str) -> str:
     """Return the rule on one line, without bullets and characters that can't be stored."""
-    return one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
-
-
-_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+    return one_line(_UNPRINTABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 def rules_about(rules: Sequence[str], text: str) -> list[int]:

@@ -46,7 +46,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
@@ -55,9 +55,9 @@ from workbench.compat import options
 from workbench.errors import ArgumentError, CancelledError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
-from workbench.judging.requests import check_measurable, judge_many
+from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.splits import default_groups, stratified
@@ -69,9 +69,6 @@ from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
 from workbench.simba.settings import Settings, forecast
 from workbench.store.traces import item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 class SIMBA(AlignmentOptimizer):
@@ -227,10 +224,7 @@ class SIMBA(AlignmentOptimizer):
         original = Candidate.from_instructions(told["instructions"])
         original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
         budget = Budget.of(self.budget) if budget is None else budget
-        model = str(getattr(judge, "model", None) or "")
-        budget.check(model, self.model or model)
-        if budget.measures:
-            check_measurable(judge)
+        budget.check(told["model"], self.model or told["model"])
         with ExitStack() as stack:
             steps, desc = self.settings.max_steps, "aligning with SIMBA"
             shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
@@ -284,7 +278,9 @@ class _Models:
         self.scale, self.budget, self.stop = scale, budget, simba.stop
         self.judges: dict[str, Judge] = {original.key: judge}
         self.original = original
-        self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
+        self.known = {
+            (original.key, v.trace_id): replace(v, calls=0) for v in known if v.error is None
+        }
         shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
         # Where verdicts are known, reflections or the first call of `align` come before.
         self.runner = stack.enter_context(
@@ -301,7 +297,7 @@ class _Models:
             max_failure_share=simba.settings.max_failure_share,
         )
         stack.callback(self.reflector.close)
-        self.used_by_judge = Usage()  # for answers of which that is known
+        self.used_by_judge = UNPAID  # for answers whose tokens are known, else it could not be told
         self.cached = 0
 
     @property
@@ -320,28 +316,21 @@ class _Models:
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         """Verdicts of the candidates; those of the original may be known."""
         self._check_stop()
-        known = self.known
-
-        def is_known(candidate: Candidate, item: Item) -> bool:
-            return candidate.key == self.original.key and item.trace_id in known
-
-        missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
-        fresh = judge_many(missing, self.runner, scale=self.scale)
-        for verdict in fresh:
-            if verdict.usage.tokens:  # else what is left could not be told
-                self.used_by_judge += verdict.usage
-            self.cached += verdict.cached
-        rest = iter(fresh)
-        return [
-            replace(known[i.trace_id], calls=0) if is_known(c, i) else next(rest) for c, i in wanted
-        ]
+        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.known]
+        asked = [(self.judge_of(c), i.example, 0) for c, i in missing]
+        fresh = judge_many(asked, self.runner, scale=self.scale)
+        self.cached += sum(verdict.cached for verdict in fresh)
+        usages = (verdict.usage for verdict in fresh if verdict.usage.tokens)
+        self.used_by_judge = sum(usages, self.used_by_judge)
+        given = {(c.key, i.trace_id): v for (c, i), v in zip(missing, fresh, strict=True)}
+        found = self.known | given
+        return [found[c.key, i.trace_id] for c, i in wanted]
 
     def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
         """Rules for each request."""
         self._check_stop()
         answers = self.reflector.propose(requests, step)
-        for answer in answers:
-            self.cached += answer.paid.requests == 0 and not answer.error
+        self.cached += sum(not (one.paid.requests or one.error) for one in answers)
         return answers
 
     def calls_left(self) -> float:

@@ -84,25 +84,10 @@ class Optimised:
 class Search:
     """A search for better instructions; the same arguments and answers give the same result.
 
-    Parameters
-    ----------
-    original
-        The judge's instructions.
-    train, dev
-        Labelled items, disjoint. With `FEW` labels or more, nothing in ``dev`` is shown to the
-        reflection model or in a worked example.
-    scale
-        The rating scale.
-    fields
-        Those of inputs, outputs and expectations that the judge sees.
-    ask, reflect
-        Ask the judge for verdicts and the reflection model for rules.
-    on_step
-        Called after each step with ``step``, ``best_score``, ``calls``, ``reflections``,
-        ``failures`` and ``best`` (text).
-    calls_left
-        Returns how many judge calls may still be made, so that no more candidates race than can be
-        scored on all items.
+    ``train`` and ``dev`` share no item. With `FEW` labels or more, nothing in ``dev`` is shown to
+    the reflection model or in a worked example. ``fields`` are what the judge sees of an item. For
+    ``on_step`` see `workbench.SIMBA`. ``calls_left`` tells how many judge calls may still be made,
+    so that no more candidates race than can be scored on all items.
     """
 
     def __init__(
@@ -315,13 +300,7 @@ class Search:
         return self.best is not best
 
     def affordable(self, candidates: Sequence[Candidate], rungs: Sequence[int]) -> list[Candidate]:
-        """As many of the candidates as can be scored on all rungs with the calls left.
-
-        Raises
-        ------
-        BudgetError
-            If that is none.
-        """
+        """The first candidates that the calls left can score on all rungs, else a `BudgetError`."""
         left = self.calls_left()
         for n in range(len(candidates), 0, -1):
             # After each rung half of them go on, as in `race`.

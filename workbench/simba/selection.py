@@ -82,10 +82,7 @@ class Scoreboard:
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
         """Get the verdicts that are not known yet, all in parallel.
 
-        Raises
-        ------
-        ModelError
-            If more calls failed than allowed.
+        Raises `ModelError` if more calls failed than allowed.
         """
         missing = {
             (candidate.key, item.trace_id): (candidate, item)
@@ -208,20 +205,16 @@ class Scoreboard:
         is if all the others come out right. The other was judged on all items.
         """
         both = self.hidden_from([one, other])
-        judged = both if seen is None else self.hidden_from([one, other], seen)
+        judged = self.hidden_from([one, other], seen)
         ids = {item.trace_id for item in judged}
         if math.isnan(self.score(one, judged)[0]):
             return False
         gains = [self.gain(one, other, item) for item in judged]
-        gains += [self._most(other, item) for item in both if item.trace_id not in ids]
+        unseen = ((item, self.earned(other, item)) for item in both if item.trace_id not in ids)
+        gains += [self.weight(item) * (1.0 - known) for item, known in unseen if known is not None]
         longer = length_penalty(one) - length_penalty(other)
         gain = sum(gains) - longer * sum(map(self.weight, both))
         return gain > 1e-9 and gain >= STEADY * math.sqrt(sum(g * g for g in gains))
-
-    def _most(self, other: Candidate, item: Item) -> float:
-        """The most that a candidate can gain over another on an item."""
-        earned = self.earned(other, item)
-        return 0.0 if earned is None else self.weight(item) * (1.0 - earned)
 
     def is_flawless(self, candidate: Candidate) -> bool:
         return self.score(candidate)[0] >= 1.0 - length_penalty(candidate) - 1e-9
