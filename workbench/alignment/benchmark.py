@@ -255,9 +255,7 @@ def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
 
 # -- who takes part ---------------------------------------------------------------------------
 
-REFERENCES: Final = ("original", "majority label", "few-shot")
-"""What every comparison shows beside the optimizers."""
-
+REFERENCES: Final = ("original", "majority label", "few-shot")  # beside the optimizers
 MEMALIGN: Final = "MLflow MemAlign"
 
 

@@ -33,8 +33,7 @@ from workbench.scale import Scale, scale_of
 from workbench.store.traces import Example, examples, fetch_traces
 
 OF_BINARY = ("sensitivity", "specificity")
-UNUSABLE = "the judge|verdict outside"
-"""How reasons begin for which a judge that was asked makes no pair."""
+UNUSABLE = "the judge|verdict outside"  # beginnings of why a judge that was asked makes no pair
 
 
 @dataclass(frozen=True, repr=False)

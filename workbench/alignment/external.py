@@ -53,11 +53,9 @@ from workbench.store.traces import fetch_traces
 
 SCHEME: Final = "metered"
 
+# Providers that MLflow resolves by itself, so that litellm cannot reach them by name.
 UNMETERED: Final = ("databricks", "endpoints", "gateway")
-"""Providers that MLflow resolves by itself, so that litellm cannot reach them by name."""
-
-FAILURES_TO_STOP: Final = 10
-"""So many lost answers end a run where they are also more than twice the share allowed."""
+FAILURES_TO_STOP: Final = 10  # lost answers, if these are also more than twice the share allowed
 
 
 def propose(

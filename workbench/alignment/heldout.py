@@ -43,8 +43,7 @@ from workbench.simba.candidate import Candidate
 from workbench.simba.items import MINIMUM_LABELS
 from workbench.store.traces import Example, examples, item_digest
 
-MOST_LOST = 0.05
-"""Share of items without a usable verdict, above which a judge is not better for the others."""
+MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others
 
 
 def read_data(

@@ -32,15 +32,12 @@ ORIGINAL_TAG = "workbench.fingerprint.original"
 ALIGNED_TAG = "workbench.fingerprint.aligned"
 CERTIFIED_TAG = "workbench.fingerprint.certified"
 
+# Of several tags, numbered from 0: digests of the held-out items, separated by commas.
 ITEMS_TAG = "workbench.test_items"
-"""Tags of a run, numbered from 0: digests of the held-out items, separated by commas."""
-
-ITEMS_PER_TAG = 500
-"""Keeps a tag below 5,000 characters, the least that MLflow's stores accept."""
-
+ITEMS_PER_TAG = 500  # keeps a tag below 5,000 characters, the least that MLflow's stores accept
+# In a run: trace id -> digest of its label, and of its item, by which it is known if imported anew.
 LABELS_FILE, CONTENT_FILE = "labels.json", "content.json"
 JUDGED = "inputs", "outputs"  # what makes two items the same, whatever is expected of them
-"""In a run: trace id -> digest of its label, and of its item, known by it if imported anew."""
 
 Stage = Literal["preflight", "learning", "testing"]
 Gate = Literal["better", "significant", "none"]

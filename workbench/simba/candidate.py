@@ -20,8 +20,7 @@ RULES_HEADING: Final = (
 
 EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
-MAX_FIELD: Final = 1500
-"""Characters shown of an item's field in a worked example."""
+MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
 
 
 @dataclass(frozen=True)

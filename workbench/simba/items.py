@@ -23,8 +23,7 @@ from workbench.pairing.consensus import (
 from workbench.scale import Scale
 from workbench.store.traces import Example, as_example
 
-MINIMUM_LABELS: Final = 10
-"""Labelled traces needed to learn from; MLflow's optimizers ask for as many."""
+MINIMUM_LABELS: Final = 10  # labelled traces needed; MLflow's optimizers ask for as many
 
 
 @dataclass(frozen=True)

@@ -32,26 +32,13 @@ REWRITE_TASK: Final = (
     "change or leave out what they contradict, put together what says the same. The rules now:"
 )
 
-MAX_DESCRIBED: Final = 6
-"""Ratings of a scale that has its ratings described, at most."""
-
-MAX_DRAWS: Final = 3
-"""Draws of items from which the ratings are described, each for a candidate of its own."""
-
-MAX_SHOWN: Final = 4
-"""Items with each rating in a draw."""
-
-EACH: Final = 2
-"""Items with each rating that a small judge is shown as worked examples."""
-
-MAX_REQUESTS: Final = 2 + MAX_DRAWS
-"""Requests of a step at most: for rules, for people's criteria or rules anew, for descriptions."""
-
-MAX_REASONS, MAX_REASON = 3, 160
-"""Reasons of people that a candidate states for each rating, and their characters at most."""
-
-MIN_RATIONALES: Final = 2
-"""Rationales on items the judge gets right from which people's criteria are asked for."""
+MAX_DESCRIBED: Final = 6  # ratings of a scale that has its ratings described
+MAX_DRAWS: Final = 3  # of items from which the ratings are described, each for its own candidate
+MAX_SHOWN: Final = 4  # items with each rating in a draw
+EACH: Final = 2  # items with each rating that a small judge is shown as worked examples
+MAX_REQUESTS: Final = 2 + MAX_DRAWS  # of a step: for rules, for criteria or rules anew, for draws
+MAX_REASONS, MAX_REASON = 3, 160  # reasons of people stated for each rating, characters of each
+MIN_RATIONALES: Final = 2  # on items the judge gets right, from which criteria are asked for
 
 
 def requests(

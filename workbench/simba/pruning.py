@@ -10,8 +10,7 @@ from workbench.simba.candidate import Candidate, rules_about
 from workbench.simba.items import Item, sample
 from workbench.simba.selection import Scoreboard
 
-MAX_TRIED: Final = 3
-"""Items that are wrong, and as many that are right, on which one rule is left out at most."""
+MAX_TRIED: Final = 3  # items that are wrong, and that are right, on which one rule is left out
 
 
 def doubtful(

@@ -22,23 +22,13 @@ from workbench.scale import Scale
 from workbench.simba.candidate import MAX_FIELD, one_line, one_line_json, shortened_json, words_of
 from workbench.simba.items import Case
 
-ANSWER_TOKENS: Final = 600
-"""Length of an answer, unless ``inference_params`` set ``max_tokens``."""
-
-DESCRIPTION_TOKENS: Final = 400
-"""Length of an answer that describes the ratings, one sentence each."""
-
-MAX_RULES: Final = 6
-"""Rules in an answer."""
-
-MAX_WORDS: Final = 60
-"""Words of a rule; what is longer has run on."""
-
-QUOTED_WORDS: Final = 6
-"""Words in a row by which a rule that shares them with one item alone speaks of that item."""
-
-TOPIC_WORDS, TOPIC_LETTERS = 2, 4
-"""Words, of so many letters, by which a description names the topic of one item's inputs."""
+ANSWER_TOKENS: Final = 600  # of an answer, unless ``inference_params`` set ``max_tokens``
+DESCRIPTION_TOKENS: Final = 400  # of an answer that describes the ratings, one sentence each
+MAX_RULES: Final = 6  # in an answer
+MIN_WORDS: Final = 3  # shorter lines are titles, closing words and the like
+MAX_WORDS: Final = 60  # of a rule; what is longer has run on
+QUOTED_WORDS: Final = 6  # in a row; a rule that shares them with one item alone speaks of that item
+TOPIC_WORDS, TOPIC_LETTERS = 2, 4  # words so long by which a description names one item's topic
 
 _HIDDEN: Final = re.compile(
     r"\bhumans?(?:['’]s)?[ _](?:label|rat(?:ing|ionale)|verdict|reason|annotat|evaluat|reviewe?r)"
@@ -79,21 +69,12 @@ FORM_TASK: Final = (
 )
 """Said last, where small models heed it."""
 
-FRAME_TOKENS: Final = 500
-"""What dspy writes around the fields of a prompt."""
-
-
+FRAME_TOKENS: Final = 500  # that dspy writes around the fields of a prompt
+# Characters to which texts are shortened, one after the other, where a prompt gets too long.
 FIELD_LIMITS: Final = (MAX_FIELD, 600, 200)
-"""Characters to which texts are shortened, one after the other, where a prompt gets too long."""
-
-DESCRIBED_LIMIT: Final = 400
-"""Characters to which texts are shortened where ratings are described."""
-
-MIN_CASES: Final = 12
-"""Disagreements that should fit into a prompt; texts are shortened if fewer do."""
-
-DISAGREEMENT_SHARE: Final = 0.7
-"""Share of a prompt's room that agreements leave to the disagreements."""
+DESCRIBED_LIMITS: Final = (400, 200)  # where ratings are described
+MIN_CASES: Final = 12  # disagreements that should fit; texts are shortened if fewer do
+DISAGREEMENT_SHARE: Final = 0.7  # of a prompt's room, which agreements leave to them
 
 
 # -- what the model is shown ----------------------------------------------------------------
@@ -188,7 +169,7 @@ class Request:
         return any(sum(found_in[word] == 1 for word in one) >= TOPIC_WORDS for one in shared)
 
     def _fitting_cases(self, room: float) -> tuple[list[str], list[str]]:
-        for limit in (DESCRIBED_LIMIT, *FIELD_LIMITS[2:]) if self.describes else FIELD_LIMITS:
+        for limit in DESCRIBED_LIMITS if self.describes else FIELD_LIMITS:
             wrong = [self._line(case, limit) for case in self.disagreements]
             right = [self._line(case, limit) for case in self.agreements]
             share = max(DISAGREEMENT_SHARE * room, room - sum(map(tokens_in, right)))
@@ -246,9 +227,6 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
 
 
 # -- what it answers ------------------------------------------------------------------------
-
-MIN_WORDS: Final = 3
-"""Shorter lines are titles, closing words and the like."""
 
 
 @dataclass(frozen=True)

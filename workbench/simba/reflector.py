@@ -42,11 +42,15 @@ from workbench.simba.reflection import (
 if TYPE_CHECKING:
     from mlflow.genai.judges import Judge
 
+# As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
 MIN_FAILURES: Final = 3
-"""Fewer failed requests are never a reason to give up, as long as others succeed."""
-
 MIN_FAILURE_SHARE: Final = 1 / 3
-"""Nor is a smaller share of failed requests."""
+
+DEFAULT_CONTEXT: Final = 6000  # tokens of prompt and answer where the model's are not known
+REASONING_TOKENS: Final = 16_000  # of an answer of OpenAI's reasoning models: dspy takes no fewer
+
+# Part of the cache key: answers to another wording of the task are other answers.
+TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK + FORM_TASK)[:16]
 
 _ADVICE: Final = (
     "Check the model, its key and its endpoint, name another with SIMBA(model=...), or give it "
@@ -56,18 +60,6 @@ _ADVICE: Final = (
 )
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
-
-
-TASK_DIGEST: Final = question_key(TASK + DESCRIPTION_TASK + FORM_TASK)[:16]
-"""Part of the cache key: answers to another wording of the task are other answers."""
-
-
-REASONING_TOKENS: Final = 16_000
-"""Length of an answer of OpenAI's reasoning models, for which dspy takes no smaller limit."""
-
-
-DEFAULT_CONTEXT: Final = 6000
-"""Tokens of a prompt and its answer where the model's context is not known."""
 
 
 class Reflector:

@@ -43,14 +43,9 @@ ORDER_NOTE: Final = (
     "The aligned judge writes its rationale before the rating (generate_rationale_first=True)."
 )
 
-MIN_WRONG: Final = 2
-"""Total weight of disagreements from which rules are asked for: one may be chance."""
-
-GOOD: Final = 0.8
-"""Accuracy on the selection items from which no other order of rationale and rating is tried."""
-
-MAX_REORDERED: Final = 2
-"""Candidates of a step without improvement that are tried with the rationale first."""
+MIN_WRONG: Final = 2  # total weight of disagreements that are asked about: one may be chance
+GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating is tried
+MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
 
 
 @dataclass

@@ -17,17 +17,10 @@ from workbench.simba.items import Case, Item
 Ask = Callable[[Sequence[tuple[Candidate, Item]]], list[Verdict]]
 """Asks the judge with each candidate's instructions; verdicts come in the same order."""
 
-TOLERANCE: Final = 0.1
-"""Distance up to which a verdict on a continuous scale agrees with the label."""
-
-MAX_FAILED: Final = 0.2
-"""Share of failed calls above which a candidate has no score."""
-
-LENGTH_PENALTY: Final = 0.01
-"""Subtracted from the score for each 100 words that a candidate adds."""
-
-STEADY: Final = 0.75
-"""Standard errors by which a candidate must be better than another to replace it."""
+TOLERANCE: Final = 0.1  # distance up to which a verdict on a continuous scale agrees with the label
+MAX_FAILED: Final = 0.2  # share of failed calls above which a candidate has no score
+LENGTH_PENALTY: Final = 0.01  # subtracted from the score for each 100 words that a candidate adds
+STEADY: Final = 0.75  # standard errors by which a candidate must be better to replace another
 
 
 def credit(scale: Scale, verdict: Any, label: Any) -> float:
