@@ -25,7 +25,7 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
-from workbench.alignment.runs import AlignmentData, Learned
+from workbench.alignment.runs import AlignmentData
 from workbench.compat import (
     candidates_made_by,
     embedder_of,
@@ -49,6 +49,7 @@ from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
 from workbench.simba.reflector import reached_by
+from workbench.simba.search import Learned
 from workbench.store.traces import fetch_traces
 
 SCHEME: Final = "metered"
@@ -87,7 +88,7 @@ def propose(
         meter.raise_for_losses(who)
     return Learned(
         proposed,
-        calls=meter.requests["judge"],
+        judge_calls=meter.requests["judge"],
         reflection_calls=meter.requests["reflection"],
         embedding_calls=meter.requests["embedding"],
         known=meter.cached,

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import mlflow
@@ -22,7 +22,7 @@ from mlflow.utils.time import get_current_time_millis
 
 from workbench.errors import CancelledError, StoreError
 from workbench.judging.judge import fingerprint
-from workbench.models.budget import UNPAID, Budget, Usage
+from workbench.models.budget import Budget
 from workbench.pairing.pairs import Pairs, Split, dataset_digest
 from workbench.store.database import find_experiment_id
 from workbench.store.tables import digest
@@ -62,24 +62,6 @@ class AlignmentData:
     by_id: Mapping[str, Example]
     split: Split
     lineage: Lineage
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an optimizer proposes and what it cost to find; ``known`` answers were cached."""
-
-    judge: Judge
-    calls: int = 0
-    reflection_calls: int = 0
-    embedding_calls: int = 0
-    known: int = 0
-    usage: Usage = UNPAID
-    stopped: str = ""
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    evidence: Mapping[str, list[str]] = field(default_factory=dict)
-    failures: int = 0
-    reflection_failures: int = 0
-    notes: tuple[str, ...] = ()
 
 
 class AlignmentRun:

@@ -253,12 +253,13 @@ class SIMBA(AlignmentOptimizer):
             shown.update(steps_made)
         self.last = replace(
             found,
+            judge=models.judge_of(found.best),
             judge_calls=models.runner.used.requests,
             reflection_calls=models.reflector.runner.used.requests,
             known=models.cached,
             usage=models.used,
         )
-        return models.judge_of(found.best)
+        return self.last.judge
 
 
 class _Models:

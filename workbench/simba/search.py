@@ -48,32 +48,42 @@ GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating 
 MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
 
 
-@dataclass
-class Optimised:
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it took to find it.
+
+    ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
+    says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
+    """
+
+    judge: Any = None
+    judge_calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    usage: Usage = UNPAID
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimised(Learned):
     """Result of a search.
 
     ``best`` is the original if nothing scored higher; ``best.dropped`` lists the rules that were
     dropped, with the reasons. ``history`` has a row for each candidate: its ``dev_score`` is nan
     if it dropped out early, ``best`` says whether it took the place of the best one, ``calls``
-    counts judge calls until then. ``stopped`` says why the search ended, ``known`` counts answers
-    from the cache, ``usage`` is what was paid to judge and reflection model, and ``evidence`` maps
-    each rule to the trace ids that it was made from. ``original_score`` and ``best_score`` are on
-    items that the best one does not show.
+    counts judge calls until then. ``original_score`` and ``best_score`` are on items that the best
+    one does not show.
     """
 
     best: Candidate
     original_score: float
     best_score: float
-    history: pd.DataFrame
-    stopped: str
-    judge_calls: int = 0
-    reflection_calls: int = 0
-    known: int = 0
-    usage: Usage = UNPAID
-    failures: int = 0
-    reflection_failures: int = 0
-    evidence: dict[str, list[str]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 class Search:
