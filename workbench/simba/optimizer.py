@@ -64,7 +64,6 @@ from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, Item, judge_fields, labelled_items
-from workbench.simba.reflection import Reflection, Request
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
 from workbench.simba.settings import Settings, forecast
@@ -244,7 +243,7 @@ class SIMBA(AlignmentOptimizer):
 
             found = Search(
                 original, train, dev, scale, judge_fields(judge),
-                models.ask_judge, models.reflect,
+                models.ask_judge, models.reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=on_step,
                 calls_left=models.calls_left,
             ).run()  # fmt: skip
@@ -256,7 +255,6 @@ class SIMBA(AlignmentOptimizer):
             judge=models.judge_of(found.best),
             judge_calls=models.runner.used.requests,
             reflection_calls=models.reflector.runner.used.requests,
-            known=models.cached,
             usage=models.used,
         )
         return self.last.judge
@@ -299,7 +297,6 @@ class _Models:
         )
         stack.callback(self.reflector.close)
         self.used_by_judge = UNPAID  # for answers whose tokens are known, else it could not be told
-        self.cached = 0
 
     @property
     def used(self) -> Usage:
@@ -316,23 +313,19 @@ class _Models:
 
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         """Verdicts of the candidates; those of the original may be known."""
-        self._check_stop()
+        if self.stop.is_set():
+            raise CancelledError(
+                "The alignment was cancelled. Answers that were paid for are kept; the same call "
+                "takes it up again."
+            )
         missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.known]
         asked = [(self.judge_of(c), i.example, 0) for c, i in missing]
         fresh = judge_many(asked, self.runner, scale=self.scale)
-        self.cached += sum(verdict.cached for verdict in fresh)
         usages = (verdict.usage for verdict in fresh if verdict.usage.tokens)
         self.used_by_judge = sum(usages, self.used_by_judge)
         given = {(c.key, i.trace_id): v for (c, i), v in zip(missing, fresh, strict=True)}
         found = self.known | given
         return [found[c.key, i.trace_id] for c, i in wanted]
-
-    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
-        """Rules for each request."""
-        self._check_stop()
-        answers = self.reflector.propose(requests, step)
-        self.cached += sum(not (one.paid.requests or one.error) for one in answers)
-        return answers
 
     def calls_left(self) -> float:
         """Judge calls that the budget still allows, if they use as much as those until now."""
@@ -342,13 +335,6 @@ class _Models:
         if used.cost:
             left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise CancelledError(
-                "The alignment was cancelled. Answers that were paid for are kept; the same call "
-                "takes it up again."
-            )
 
 
 def _content(item: Item) -> tuple[str, str, str]:

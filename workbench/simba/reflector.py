@@ -104,15 +104,8 @@ class Reflector:
 
         An answer that is no use has an ``error`` and is not kept, so that another run asks again.
         Where the server says that its context is smaller than was thought, the requests are made
-        smaller and asked again.
-
-        Raises
-        ------
-        BudgetError, CancelledError, ReplayError
-            As in `workbench.models.runner.Runner.run`.
-        ModelError
-            If the model can't be reached, none of the first requests had a usable answer, or more
-            failed than allowed.
+        smaller and asked again. Raises as `workbench.models.runner.Runner.run` does, and a
+        `ModelError` if none of the first requests had a usable answer, or more failed than allowed.
         """
         try:
             outcomes = self._run(requests, step)

@@ -132,7 +132,7 @@ class Search:
         self.latest: list[Candidate] = []
         self.rows: list[dict[str, Any]] = []
         self.evidence: dict[str, list[str]] = {}
-        self.reflections = self.reflection_failures = 0
+        self.reflections = self.cached_reflections = self.reflection_failures = 0
 
     def run(self) -> Optimised:
         batch = self.minibatch()
@@ -160,6 +160,7 @@ class Search:
             stopped=stopped,
             judge_calls=self.board.calls,
             reflection_calls=self.reflections,
+            known=self.board.cached + self.cached_reflections,
             failures=self.board.failures,
             reflection_failures=self.reflection_failures,
             evidence={rule: self.evidence.get(rule, []) for rule in self.best.rules},
@@ -246,6 +247,7 @@ class Search:
         answers = self.reflect(list(asked.values()), step)
         self.reflections += sum(answer.paid.requests for answer in answers)
         self.reflection_failures += sum(bool(answer.error) for answer in answers)
+        self.cached_reflections += sum(not (one.paid.requests or one.error) for one in answers)
         rules = {name: answer.rules for name, answer in zip(asked, answers, strict=True)}
         for name, request in asked.items():
             self.record_evidence(rules[name], request.disagreements)

@@ -63,6 +63,7 @@ class Scoreboard:
     max_failure_share: float = 0.05
     verdicts: dict[tuple[str, str], Verdict] = field(default_factory=dict, init=False)
     calls: int = field(default=0, init=False)
+    cached: int = field(default=0, init=False)
     failures: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +87,7 @@ class Scoreboard:
         for key, verdict in zip(missing, answers, strict=True):
             self.verdicts[key] = verdict
             self.calls += verdict.calls
+            self.cached += verdict.cached
             self.failures += verdict.error is not None
         asked = len(self.verdicts)
         if self.failures > self.max_failure_share * max(20, asked):
