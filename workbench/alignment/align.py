@@ -22,7 +22,6 @@ from workbench.alignment.heldout import (
     origin_note,
     read_data,
     score_held_out,
-    usable,
 )
 from workbench.alignment.preflight import labelled_cases, preflight, probed, to_keep
 from workbench.alignment.result import Alignment, finish_run
@@ -42,6 +41,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.items import labelled_items
 from workbench.simba.optimizer import SIMBA
 from workbench.simba.search import Learned
+from workbench.simba.selection import usable
 from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import fetch_traces
 

@@ -43,6 +43,11 @@ def agrees(scale: Scale, verdict: Any, label: Any) -> bool:
     return bool(verdict == label or near)
 
 
+def usable(verdict: Verdict, scale: Scale | None) -> bool:
+    """Whether the verdict is a rating, and neither a failure nor an abstention."""
+    return verdict.error is None and not is_abstention(verdict.value, scale)
+
+
 def _is_continuous(scale: Scale) -> bool:
     return scale.kind == "numeric" and not scale.integer
 
@@ -122,9 +127,7 @@ class Scoreboard:
     def opinion(self, candidate: Candidate, item: Item) -> Verdict | None:
         """The candidate's verdict; None if it is missing, failed or an abstention."""
         verdict = self.verdict(candidate, item)
-        if verdict is None or verdict.error is not None:
-            return None
-        return None if is_abstention(verdict.value, self.scale) else verdict
+        return verdict if verdict is not None and usable(verdict, self.scale) else None
 
     def _has_failed(self, candidate: Candidate, item: Item) -> bool:
         verdict = self.verdict(candidate, item)
