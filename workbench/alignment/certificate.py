@@ -148,8 +148,7 @@ def certify(
     else:
         known = examples([*test.trace_ids, *_unusable(test)]) if test.fingerprint else []
         by_id = {one.trace_id: one for one in known}
-        pairs, note = _not_learned(test, by_id)
-        notes += [note] if note else []
+        pairs, notes = _not_learned(test, by_id)
         lost = len(_unusable(pairs))
         judged = len(pairs) + lost
     if not len(pairs):
@@ -241,17 +240,17 @@ def _demands(scale: Scale | None, **thresholds: float | None) -> dict[str, float
     return least
 
 
-def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, str]:
-    """The pairs that no alignment on the way to this judge has learned from, and a note."""
+def _not_learned(pairs: Pairs, by_id: Mapping[str, Example]) -> tuple[Pairs, list[str]]:
+    """The pairs that no alignment on the way to this judge has learned from, and notes."""
     if not pairs.fingerprint:
-        return pairs, (
+        return pairs, [
             "Which judge gave the verdicts is not known, so that items which it learned from may "
             "be among these."
-        )
+        ]
     learned = read_lineage(pairs.fingerprint, {}, by_id).learned & by_id.keys()
     note = f"Left out, since the judge learned from them: {counted(len(learned), 'trace')}."
     left_out = pairs.excluded[~pairs.excluded["trace_id"].isin(learned)]
-    return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), note * bool(learned)
+    return replace(pairs.subset(by_id.keys() - learned), excluded=left_out), [note] * bool(learned)
 
 
 def _looks(pairs: Pairs, by_id: Mapping[str, Example], passed: bool) -> tuple[int, tuple[str, ...]]:
