@@ -22,6 +22,9 @@ EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
 MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
 
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_WORD: Final = re.compile(r"\w{3,}")
+
 
 @dataclass(frozen=True)
 class WorkedExample:
@@ -168,9 +171,6 @@ def one_line_json(value: Any) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
 def words_of(text: str) -> str:
     """Return a text's words, by which it is compared: without case and punctuation."""
     return " ".join(re.findall(r"\w+", text.casefold()))
@@ -201,6 +201,3 @@ def rules_about(rules: Sequence[str], text: str) -> list[int]:
     least = max(shared, default=0.0) / 2
     found = [i for i, share in enumerate(shared) if share > 0 and share >= least]
     return sorted(found, key=lambda i: -shared[i])
-
-
-_WORD = re.compile(r"\w{3,}")

@@ -228,6 +228,14 @@ def allowed_values(scale: Scale) -> dict[str, Any]:
 
 # -- what it answers ------------------------------------------------------------------------
 
+_BULLET: Final = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
+_FIRST_PERSON: Final = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
+_REFUSAL: Final = re.compile(
+    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
+    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class Reflection:
@@ -286,15 +294,6 @@ def descriptions_in(text: str, values: Sequence[Any]) -> list[str]:
     # One alone tells nothing apart.
     stated = [described[value] for value in values if value in described]
     return stated if len(stated) > 1 else []
-
-
-_BULLET = re.compile(r"(?:[-*•–]|\(?\d{1,2}[.):])\s+")
-_FIRST_PERSON = re.compile(r"(?:I|I'm|I’m|Sorry|Sure|As an AI)\b")
-_REFUSAL = re.compile(
-    r"(?:\w+, (?:but )?)?I(?:(?: am|[’']m) (?:afraid|sorry|unable|not able)"
-    r"| (?:can ?not|can[’']t|won[’']t|will not|must decline|apologi[sz]e))\b|(?:Sorry|As an AI)\b",
-    re.IGNORECASE,
-)
 
 
 def is_refusal(line: str) -> bool:

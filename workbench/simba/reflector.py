@@ -7,8 +7,10 @@ import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+from mlflow.genai.judges import Judge
 
 from workbench.compat import context_window, endpoint
 from workbench.credentials import (
@@ -39,9 +41,6 @@ from workbench.simba.reflection import (
     is_refusal,
 )
 
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
-
 # As long as others succeed, fewer failed requests, or a smaller share, are no reason to give up.
 MIN_FAILURES: Final = 3
 MIN_FAILURE_SHARE: Final = 1 / 3
@@ -60,6 +59,11 @@ _ADVICE: Final = (
 )
 
 _OF_CONNECTION: Final = {"timeout", "api_key"}
+
+_CONTEXT: Final = re.compile(
+    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
+    re.IGNORECASE,
+)
 
 
 class Reflector:
@@ -271,12 +275,6 @@ def context_told(message: str) -> int | None:
     """
     found = _CONTEXT.search(message)
     return int(next(filter(None, found.groups()))) if found else None
-
-
-_CONTEXT: Final = re.compile(
-    r"context (?:length|size|window)\D{0,40}(\d{3,8})|n_ctx\D{0,4}(\d{3,8})|> ?(\d{3,8}) maximum",
-    re.IGNORECASE,
-)
 
 
 class _Engine:

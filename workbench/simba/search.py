@@ -29,9 +29,8 @@ from workbench.simba.proposals import (
     with_examples,
     with_reasons,
 )
-from workbench.simba.pruning import doubtful
 from workbench.simba.reflection import Request
-from workbench.simba.selection import Ask, Scoreboard
+from workbench.simba.selection import Ask, Scoreboard, doubtful
 from workbench.simba.settings import FEW, MAX_PRUNED, MAX_RACING, Settings, rung_sizes
 
 FEW_NOTE: Final = (

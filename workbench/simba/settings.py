@@ -16,7 +16,6 @@ from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
 from workbench.simba.items import Case, judge_fields
 from workbench.simba.proposals import MAX_REQUESTS
-from workbench.simba.pruning import MAX_TRIED
 from workbench.simba.reflection import (
     ANSWER_TOKENS,
     FRAME_TOKENS,
@@ -25,6 +24,7 @@ from workbench.simba.reflection import (
     Request,
     tokens_in,
 )
+from workbench.simba.selection import MAX_TRIED
 
 FEW: Final = 30  # labels below which all are learned from, and none is kept apart for selection
 FIRST_RUNG, SECOND_RUNG = 0.15, 0.3  # shares of the items on which candidates are first scored
