@@ -41,7 +41,7 @@ from workbench.judging.judge import judge_credentials, with_instructions
 from workbench.judging.requests import answers_from
 from workbench.models import client, recording
 from workbench.models.answers import AnswerError, readable
-from workbench.models.budget import UNPAID, Budget
+from workbench.models.budget import Budget
 from workbench.models.cache import AnswerCache, question_key
 from workbench.models.client import ANSWER_SECONDS, Outcome, Request
 from workbench.models.faults import Fault, StoppedError
@@ -92,7 +92,7 @@ def propose(
         reflection_calls=meter.requests["reflection"],
         embedding_calls=meter.requests["embedding"],
         known=meter.cached,
-        usage=meter.usage,
+        usage=meter.runner.used,
         notes=tuple(_notes(judge, optimizer, meter)),
     )
 
@@ -209,7 +209,7 @@ class Meter:
         self.answering: set[str] = set()  # kinds whose model has answered now
         self.failed: Counter[str] = Counter()
         self.faults: dict[str, Fault] = {}
-        self.cached, self.usage = 0, UNPAID
+        self.cached = 0
         self.ended = threading.Event()
         self._exhausted, self._schema_refused = "", False
         self._samples: Counter[str] = Counter()
@@ -329,7 +329,6 @@ class Meter:
             if outcome.cached:
                 return
             self.requests[kind] += outcome.usage.requests
-            self.usage += outcome.usage
             if fault is None:
                 self.answering.add(kind)
             elif fault.kind == "budget":
