@@ -162,11 +162,7 @@ def shortened_json(value: Any, limit: int = MAX_FIELD) -> str:
 
 
 def one_line_json(value: Any) -> str:
-    """Serialize to JSON on one line.
-
-    Characters that some readers take for a line end, and lone surrogates, which can't be sent, are
-    escaped.
-    """
+    """Serialize to JSON on one line for every reader, without surrogates, which can't be sent."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

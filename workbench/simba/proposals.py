@@ -49,10 +49,7 @@ def requests(
     *,
     rewrite: bool,
 ) -> dict[str, Request]:
-    """What to ask, by name: about all disagreements, and with ``rewrite`` all rules anew.
-
-    Where the parent has no rules yet, people's criteria are asked for.
-    """
+    """What to ask, by name: for new rules, for all rules anew, for people's criteria at first."""
     shown = tuple(wrong), tuple(right), fields
     asked = {EVERYTHING: Request(parent.text, *shown, EVERYTHING)}
     if parent.rules and rewrite:

@@ -239,14 +239,11 @@ _REFUSAL: Final = re.compile(
 
 @dataclass(frozen=True)
 class Reflection:
-    """Answer to a request, and what was paid for it: nothing if it came from the cache.
-
-    ``error`` says why an answer is not usable; there are no rules then.
-    """
+    """Answer to a request."""
 
     rules: tuple[str, ...]
-    paid: Usage = UNPAID
-    error: str = ""
+    paid: Usage = UNPAID  # nothing if it came from the cache
+    error: str = ""  # why it is not usable; there are no rules then
 
 
 def rules_in(text: str) -> list[str] | None:

@@ -249,10 +249,7 @@ class Reflector:
 def reached_by(
     base_url: str | None, headers: Mapping[str, str], params: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Options by which dspy reaches a judge's model.
-
-    Sampling parameters of the judge are left out: verdicts and reflections differ.
-    """
+    """Options by which dspy reaches a judge's model, without what its verdicts are sampled with."""
     options: dict[str, Any] = {}
     if base_url:
         parts = urlsplit(base_url)

@@ -274,10 +274,7 @@ class Search:
         return self.board.score(candidate)[0]
 
     def race(self, step: int, candidates: Sequence[Candidate]) -> bool:
-        """Score candidates by successive halving; return whether one of them replaces the best.
-
-        After each rung the worse half drops out, and those that can't replace the best any more.
-        """
+        """Score candidates by successive halving; return whether one of them replaces the best."""
         best = self.best
         candidates = list({c.key: c for c in candidates if c.key not in self.tried}.values())
         if not candidates:

@@ -81,10 +81,7 @@ class Scoreboard:
         }
 
     def judge(self, wanted: Iterable[tuple[Candidate, Item]]) -> None:
-        """Get the verdicts that are not known yet, all in parallel.
-
-        Raises `ModelError` if more calls failed than allowed.
-        """
+        """Get the verdicts not known yet, in parallel; `ModelError` if too many calls failed."""
         missing = {
             (candidate.key, item.trace_id): (candidate, item)
             for candidate, item in wanted
@@ -115,10 +112,7 @@ class Scoreboard:
         return [item for item in items if item.trace_id not in shown]
 
     def remove_failed(self) -> None:
-        """Remove items on which a call of the original failed, unless all did.
-
-        Without its verdict there is nothing to compare a candidate with.
-        """
+        """Remove items on which the original failed, unless all did: nothing compares with it."""
         judged = [item for item in self.items if not self._has_failed(self.original, item)]
         self.items = judged or self.items
 

@@ -114,11 +114,7 @@ def forecast(
 
 
 def most_calls(train: int, dev: int, settings: Settings, rules: int = 0) -> tuple[int, int]:
-    """Return upper bounds of judge calls and reflections.
-
-    ``train`` and ``dev`` are numbers of items, ``rules`` is the number of rules that an aligned
-    judge has already.
-    """
+    """Upper bounds of judge calls and reflections; an aligned judge has ``rules`` already."""
     items = train + dev
     selected = items if items < FEW else min(settings.max_dev, items)
     batch = min(settings.batch_size, items - selected)
