@@ -25,16 +25,8 @@ from mlflow.genai.judges import Judge
 from mlflow.genai.judges.base import AlignmentOptimizer
 from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
+from workbench import compat
 from workbench.alignment.runs import AlignmentData
-from workbench.compat import (
-    candidates_made_by,
-    embedder_of,
-    embedding_dimensions,
-    endpoint,
-    models_of_optimizer,
-    reached_elsewhere,
-    rename_models,
-)
 from workbench.credentials import redact
 from workbench.errors import BudgetError, CancelledError, ScaleError
 from workbench.judging.judge import judge_credentials, with_instructions
@@ -77,7 +69,7 @@ def propose(
         stop=stop,
         scale=split.train.scale,
         max_failure_share=max_failure_share,
-        dimensions=embedding_dimensions(optimizer),
+        dimensions=compat.embedding_dimensions(optimizer),
     ) as meter:
         traces = [*_with_consensus(split.train), *_with_consensus(split.dev)]
         try:
@@ -100,14 +92,14 @@ def propose(
 def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter: Meter) -> Judge:
     """Let judge and optimizer use metered names, and return the proposed judge with real ones."""
     name = meter.model("judge", str(judge.model))
-    metered = judge if name == judge.model else reached_elsewhere(judge, name)
-    kinds = models_of_optimizer(optimizer)
+    metered = judge if name == judge.model else compat.reached_elsewhere(judge, name)
+    kinds = compat.models_of_optimizer(optimizer)
     own = {attribute: getattr(optimizer, attribute) for attribute in kinds}
     try:
         for attribute, kind in kinds.items():
             setattr(optimizer, attribute, meter.model(kind, own[attribute]))
         # MLflow's dspy optimizers rebuild the judge from name, instructions, model and type alone.
-        with candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
+        with compat.candidates_made_by(optimizer, lambda text: with_instructions(metered, text)):
             proposed = metered.align(traces, optimizer)
     finally:
         for attribute, model in own.items():
@@ -116,7 +108,7 @@ def _run(judge: Judge, optimizer: AlignmentOptimizer, traces: list[Trace], meter
         # It is shown, logged and registered; a gateway may put into it what it was sent.
         text = redact(proposed.instructions, judge_credentials(judge))
         return with_instructions(judge, text)
-    return rename_models(proposed, meter.real, like=judge)
+    return compat.rename_models(proposed, meter.real, like=judge)
 
 
 def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterator[str]:
@@ -126,8 +118,8 @@ def _notes(judge: Judge, optimizer: AlignmentOptimizer, meter: Meter) -> Iterato
         if lost := meter.lost(kind):
             wanted = lost + meter.answers[kind]
             yield f"{who}: {lost} of {wanted} {kind} answers were lost or could not be used."
-    models = {judge.model, *(getattr(optimizer, name) for name in models_of_optimizer(optimizer))}
-    for model in sorted(map(str, models)):
+    named = (getattr(optimizer, name) for name in compat.models_of_optimizer(optimizer))
+    for model in sorted({str(judge.model), *named}):
         if model.partition(":/")[0] in UNMETERED:
             yield f"{who}: requests to {model} were neither counted nor held to the budget."
 
@@ -153,7 +145,7 @@ def _with_consensus(pairs: Pairs) -> Iterator[Trace]:
 @contextmanager
 def metered_embeddings(judge: Judge, budget: Budget | None) -> Iterator[Counter[str]]:
     """Count the embeddings that a judge with a memory (MemAlign's) asks for in this context."""
-    embedder = embedder_of(judge)
+    embedder = compat.embedder_of(judge)
     if embedder is None:
         yield Counter()
         return
@@ -244,7 +236,7 @@ class Meter:
         verdict = self._schema_refused or ('"result"' in schema and '"rationale"' in schema)
         kind = "judge" if kind == "judge" and verdict else "reflection"
         own = model == str(self.judge.model).replace(":/", "/", 1)
-        base_url, headers, judge_params = endpoint(self.judge) if own else (None, {}, {})
+        base_url, headers, judge_params = compat.endpoint(self.judge) if own else (None, {}, {})
         question = {**params, **judge_params} if kind == "judge" else params
         question = {k: v for k, v in question.items() if k not in _TRANSPORT}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
@@ -278,7 +270,7 @@ class Meter:
         import litellm
 
         uri = model.replace("/", ":/", 1)
-        key = question_key(kind, answers_from(uri, endpoint(self.judge)[0]), model, question)
+        key = question_key(kind, answers_from(uri, compat.endpoint(self.judge)[0]), model, question)
         with self._lock:
             # The same request again wants another sample; a later run gets the same ones.
             self._samples[key] += 1
