@@ -191,11 +191,14 @@ class Reflector:
         except LMConfigurationError:  # a reasoning model, which takes neither
             limits["max_tokens"] = max(limits["max_tokens"], REASONING_TOKENS)
             lm = make(**{**limits, "temperature": None})
+        if plain:
+            lm(plain_prompt(inputs))
+            return engine
         # Else dspy asks a second time for an answer that can be read as it is.
-        adapter = plain_adapter() if plain else dspy.ChatAdapter(use_json_adapter_fallback=False)
+        adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
         try:
             with dspy.context(adapter=adapter):
-                program(task)(**inputs, lm=lm)
+                program()(**inputs, lm=lm)
         except AdapterParseError as error:
             engine.said = engine.said or error.lm_response or ""
         return engine
@@ -302,45 +305,30 @@ class _Engine:
         """The connection belongs to the reflector."""
 
 
-@functools.cache
-def plain_adapter() -> Any:
-    """dspy's adapter that asks in plain words, which small models follow sooner than sections."""
-    import dspy
-
-    class PlainAdapter(dspy.Adapter):  # type: ignore[misc]  # dspy publishes no types
-        def format(self, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-            fields = signature.input_fields.items()
-            shown = [f"{f.json_schema_extra['desc']}\n{inputs[name]}" for name, f in fields]
-            return [{"role": "user", "content": "\n\n".join([signature.instructions, *shown])}]
-
-        def parse(self, signature: Any, completion: str) -> dict[str, Any]:
-            return dict.fromkeys(signature.output_fields, completion)
-
-    return PlainAdapter()
-
-
-@functools.cache
-def program(task: str) -> Any:
-    """The dspy program of a task, made when first needed since dspy takes seconds to import."""
-    import dspy
-
-    fields = {name: (str, dspy.InputField(desc=desc)) for name, desc in _INPUTS[task].items()}
-    rules = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
-    return dspy.Predict(dspy.Signature({**fields, "rules": (list[str], rules)}, task))
-
-
-_INPUTS: Final = {
-    TASK: {
-        "judge_instructions": "what the judge is told now",
-        "allowed_values": "the rating scale; values from worst to best",
-        "disagreements": "cases to learn from, one JSON object a line",
-        "agreements": "cases that are right and must stay so",
-        "focus": "which disagreements to explain",
-    },
-    DESCRIPTION_TASK: {
+def plain_prompt(inputs: Mapping[str, str]) -> str:
+    """Ask for descriptions in plain words, which small models follow sooner than sections."""
+    headings = {
         "judge_instructions": "What those who rate are told:",
         "rated_items": "Items that people rated, a JSON object a line:",
         "form": FORM_TASK,
-    },
-}
-"""The input fields of the programs by task, with what is said of each."""
+    }
+    shown = (f"{heading}\n{inputs[name]}" for name, heading in headings.items())
+    return "\n\n".join([DESCRIPTION_TASK.strip(), *shown])
+
+
+@functools.cache
+def program() -> Any:
+    """The dspy program for rules, made when first needed since dspy takes seconds to import."""
+    import dspy
+
+    class ProposeRules(dspy.Signature):  # type: ignore[misc]  # dspy publishes no types
+        __doc__ = TASK
+
+        judge_instructions: str = dspy.InputField(desc="what the judge is told now")
+        allowed_values: str = dspy.InputField(desc="the rating scale; values from worst to best")
+        disagreements: str = dspy.InputField(desc="cases to learn from, one JSON object a line")
+        agreements: str = dspy.InputField(desc="cases that are right and must stay so")
+        focus: str = dspy.InputField(desc="which disagreements to explain")
+        rules: list[str] = dspy.OutputField(desc=f"at most {MAX_RULES} rules, the strongest first")
+
+    return dspy.Predict(ProposeRules)
