@@ -93,12 +93,8 @@ def descriptions(
     if not 1 < len(values) <= MAX_DESCRIBED:
         return {}
     asked = Request(base.text, (), (), fields, blind=True, describes=tuple(values))
-    return {
-        f"{DESCRIPTIONS}, draw {n}": replace(
-            asked, disagreements=tuple(itertools.chain.from_iterable(draw))
-        )
-        for n, draw in enumerate(drawn, 1)
-    }
+    shown = enumerate((tuple(itertools.chain(*draw)) for draw in drawn), 1)
+    return {f"{DESCRIPTIONS}, draw {n}": replace(asked, disagreements=cases) for n, cases in shown}
 
 
 def with_reasons(parent: Candidate, wrong: Sequence[Case], right: Sequence[Case]) -> Candidate:

@@ -148,11 +148,10 @@ class Scoreboard:
         verdict = self.verdict(candidate, item)
         if verdict is None or verdict.error is not None:
             return None
-        opinion = self.opinion(candidate, item)
-        if opinion is None:
-            # An abstention is neither right nor wrong, but it must not pay.
-            return 0.0 if self.opinion(self.original, item) else None
-        return credit(self.scale, opinion.value, item.label)
+        if usable(verdict, self.scale):
+            return credit(self.scale, verdict.value, item.label)
+        # An abstention is neither right nor wrong, but it must not pay.
+        return 0.0 if self.opinion(self.original, item) else None
 
     def gain(self, one: Candidate, other: Candidate, item: Item) -> float:
         """Weighted credit of one on an item minus the other's; 0 if a call failed."""
