@@ -23,7 +23,7 @@ from workbench.alignment.align import budgets_of, learn
 from workbench.alignment.heldout import decide, read_data, score_held_out
 from workbench.alignment.preflight import probed
 from workbench.alignment.result import COUNTS, OptimizerComparison
-from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, Learned, count_looks
+from workbench.alignment.runs import AlignmentData, AlignmentRun, Gate, count_looks
 from workbench.compat import options
 from workbench.credentials import redact
 from workbench.errors import ArgumentError, ReplayError, one_of
@@ -35,6 +35,7 @@ from workbench.pairing.splits import Groups
 from workbench.simba.candidate import Candidate, WorkedExample
 from workbench.simba.items import Item, judge_fields
 from workbench.simba.optimizer import SIMBA
+from workbench.simba.search import Learned
 from workbench.simba.settings import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest
@@ -183,7 +184,7 @@ class _Benchmark:
                 row |= {
                     "status": status,
                     "reason": reason,
-                    "judge calls": learned.calls,
+                    "judge calls": learned.judge_calls,
                     "reflection calls": learned.reflection_calls,
                     "embedding calls": learned.embedding_calls,
                     "known": learned.known,
@@ -255,9 +256,7 @@ def _row(comparison: Comparison, judge: Judge | None = None) -> dict[str, Any]:
 
 # -- who takes part ---------------------------------------------------------------------------
 
-REFERENCES: Final = ("original", "majority label", "few-shot")
-"""What every comparison shows beside the optimizers."""
-
+REFERENCES: Final = ("original", "majority label", "few-shot")  # beside the optimizers
 MEMALIGN: Final = "MLflow MemAlign"
 
 

@@ -38,13 +38,12 @@ from workbench.models.runner import Runner
 from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
-from workbench.scale import Scale, is_abstention
 from workbench.simba.candidate import Candidate
-from workbench.simba.labelled import MINIMUM_LABELS
+from workbench.simba.items import MINIMUM_LABELS
+from workbench.simba.selection import usable
 from workbench.store.traces import Example, examples, item_digest
 
-MOST_LOST = 0.05
-"""Share of items without a usable verdict, above which a judge is not better for the others."""
+MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others
 
 
 def read_data(
@@ -189,11 +188,6 @@ def score_held_out(
         embeddings=requests["embedding"],
         notes=(note,) if lost else (),
     )
-
-
-def usable(verdict: Verdict, scale: Scale | None) -> bool:
-    """Return whether the verdict is a rating, and neither a failure nor an abstention."""
-    return verdict.error is None and not is_abstention(verdict.value, scale)
 
 
 def decide(gate: Gate, test: HeldOutTest, train: Pairs, stopped: str = "") -> tuple[Status, str]:

@@ -133,7 +133,7 @@ def _text(content: Any) -> str:
 def _result_in(text: str) -> dict[str, Any] | None:
     """Return the object with a result in a text; None where there is none, or several differ."""
     found = []
-    for value in _json_in(text):
+    for value in json_in(text):
         while isinstance(value, (list, dict)) and len(value) == 1:
             inner = value[0] if isinstance(value, list) else next(iter(value.values()))
             if not isinstance(inner, (list, dict)):
@@ -154,7 +154,7 @@ def _result_in(text: str) -> dict[str, Any] | None:
 _OPENING = re.compile(r"[{\[]")
 
 
-def _json_in(text: str) -> Iterator[Any]:
+def json_in(text: str) -> Iterator[Any]:
     """Yield the outermost JSON objects and lists in a text, else an object as Python writes it."""
     decoder = json.JSONDecoder(strict=False)
     at, read = 0, False

@@ -20,8 +20,10 @@ RULES_HEADING: Final = (
 
 EXAMPLES_HEADING: Final = "Items that people rated, with their reasons:"
 
-MAX_FIELD: Final = 1500
-"""Characters shown of an item's field in a worked example."""
+MAX_FIELD: Final = 1500  # characters shown of an item's field in a worked example
+
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_WORD: Final = re.compile(r"\w{3,}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class Candidate:
 
     @cached_property
     def key(self) -> str:
-        order = ["rationale first"] if self.rationale_first else []
-        return question_key(self.text, *order)[:16]
+        return question_key(self.text, *["rationale first"] * self.rationale_first)[:16]
 
     @property
     def added_words(self) -> int:
@@ -161,17 +162,9 @@ def shortened_json(value: Any, limit: int = MAX_FIELD) -> str:
 
 
 def one_line_json(value: Any) -> str:
-    """Serialize to JSON on one line.
-
-    Characters that some readers take for a line end, and lone surrogates, which can't be sent, are
-    escaped.
-    """
+    """Serialize to JSON on one line for every reader, without surrogates, which can't be sent."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-# json.dumps escapes the control characters below U+0020 itself.
-_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def words_of(text: str) -> str:
@@ -185,10 +178,7 @@ def one_line(text: str) -> str:
 
 def _clean_rule(rule: str) -> str:
     """Return the rule on one line, without bullets and characters that can't be stored."""
-    return one_line(_UNSTORABLE.sub(" ", rule)).lstrip("-*• ")
-
-
-_UNSTORABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+    return one_line(_UNPRINTABLE.sub(" ", rule)).lstrip("-*• ")
 
 
 def rules_about(rules: Sequence[str], text: str) -> list[int]:
@@ -207,6 +197,3 @@ def rules_about(rules: Sequence[str], text: str) -> list[int]:
     least = max(shared, default=0.0) / 2
     found = [i for i, share in enumerate(shared) if share > 0 and share >= least]
     return sorted(found, key=lambda i: -shared[i])
-
-
-_WORD = re.compile(r"\w{3,}")

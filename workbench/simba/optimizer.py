@@ -35,7 +35,7 @@ on the items that neither shows as worked examples.
 Train items may be selected on, so the score is no estimate of accuracy. `workbench.align` tests
 the result on held-out items that no part of the search has seen.
 
-`workbench.simba.forecast` has the upper bound of calls. Usually it is far less: about 180 judge
+`workbench.simba.settings.most_calls` is the upper bound. Usually it is far less: about 180 judge
 calls and 3 reflections for 50 labels, 500 and 5 for 200, in ``tests/benchmarks/bench_simba.py``.
 The calls of a rung run in parallel, so an alignment takes about ten times the model's latency.
 """
@@ -46,7 +46,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
@@ -55,25 +55,19 @@ from workbench.compat import options
 from workbench.errors import ArgumentError, CancelledError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
-from workbench.judging.requests import check_measurable, judge_many
+from workbench.judging.requests import judge_many
 from workbench.judging.verdicts import Verdict
-from workbench.models.budget import Budget, Usage
+from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.forecast import forecast
-from workbench.simba.items import Case, Item, judge_fields
-from workbench.simba.labelled import labelled_items
-from workbench.simba.reflection import Reflection, Request
+from workbench.simba.items import Case, Item, judge_fields, labelled_items
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
-from workbench.simba.settings import Settings
+from workbench.simba.settings import Settings, forecast
 from workbench.store.traces import item_digest
-
-if TYPE_CHECKING:
-    from mlflow.genai.judges import Judge
 
 
 class SIMBA(AlignmentOptimizer):
@@ -229,10 +223,7 @@ class SIMBA(AlignmentOptimizer):
         original = Candidate.from_instructions(told["instructions"])
         original = replace(original, rationale_first=bool(told["generate_rationale_first"]))
         budget = Budget.of(self.budget) if budget is None else budget
-        model = str(getattr(judge, "model", None) or "")
-        budget.check(model, self.model or model)
-        if budget.measures:
-            check_measurable(judge)
+        budget.check(told["model"], self.model or told["model"])
         with ExitStack() as stack:
             steps, desc = self.settings.max_steps, "aligning with SIMBA"
             shown = stack.enter_context(bar(total=steps, desc=desc, disable=not self.progress))
@@ -252,7 +243,7 @@ class SIMBA(AlignmentOptimizer):
 
             found = Search(
                 original, train, dev, scale, judge_fields(judge),
-                models.ask_judge, models.reflect,
+                models.ask_judge, models.reflector.propose,
                 seed=self.seed, settings=self.settings, on_step=on_step,
                 calls_left=models.calls_left,
             ).run()  # fmt: skip
@@ -261,12 +252,12 @@ class SIMBA(AlignmentOptimizer):
             shown.update(steps_made)
         self.last = replace(
             found,
+            judge=models.judge_of(found.best),
             judge_calls=models.runner.used.requests,
             reflection_calls=models.reflector.runner.used.requests,
-            known=models.cached,
             usage=models.used,
         )
-        return models.judge_of(found.best)
+        return self.last.judge
 
 
 class _Models:
@@ -286,7 +277,9 @@ class _Models:
         self.scale, self.budget, self.stop = scale, budget, simba.stop
         self.judges: dict[str, Judge] = {original.key: judge}
         self.original = original
-        self.known = {verdict.trace_id: verdict for verdict in known if verdict.error is None}
+        self.known = {
+            (original.key, v.trace_id): replace(v, calls=0) for v in known if v.error is None
+        }
         shared: dict[str, Any] = {"cache": cache, "budget": budget, "stop": simba.stop}
         # Where verdicts are known, reflections or the first call of `align` come before.
         self.runner = stack.enter_context(
@@ -303,8 +296,7 @@ class _Models:
             max_failure_share=simba.settings.max_failure_share,
         )
         stack.callback(self.reflector.close)
-        self.used_by_judge = Usage()  # for answers of which that is known
-        self.cached = 0
+        self.used_by_judge = UNPAID  # for answers whose tokens are known, else it could not be told
 
     @property
     def used(self) -> Usage:
@@ -321,30 +313,19 @@ class _Models:
 
     def ask_judge(self, wanted: Sequence[tuple[Candidate, Item]]) -> list[Verdict]:
         """Verdicts of the candidates; those of the original may be known."""
-        self._check_stop()
-        known = self.known
-
-        def is_known(candidate: Candidate, item: Item) -> bool:
-            return candidate.key == self.original.key and item.trace_id in known
-
-        missing = [(self.judge_of(c), i.example, 0) for c, i in wanted if not is_known(c, i)]
-        fresh = judge_many(missing, self.runner, scale=self.scale)
-        for verdict in fresh:
-            if verdict.usage.tokens:  # else what is left could not be told
-                self.used_by_judge += verdict.usage
-            self.cached += verdict.cached
-        rest = iter(fresh)
-        return [
-            replace(known[i.trace_id], calls=0) if is_known(c, i) else next(rest) for c, i in wanted
-        ]
-
-    def reflect(self, requests: Sequence[Request], step: int) -> list[Reflection]:
-        """Rules for each request."""
-        self._check_stop()
-        answers = self.reflector.propose(requests, step)
-        for answer in answers:
-            self.cached += answer.paid.requests == 0 and not answer.error
-        return answers
+        if self.stop.is_set():
+            raise CancelledError(
+                "The alignment was cancelled. Answers that were paid for are kept; the same call "
+                "takes it up again."
+            )
+        missing = [(c, i) for c, i in wanted if (c.key, i.trace_id) not in self.known]
+        asked = [(self.judge_of(c), i.example, 0) for c, i in missing]
+        fresh = judge_many(asked, self.runner, scale=self.scale)
+        usages = (verdict.usage for verdict in fresh if verdict.usage.tokens)
+        self.used_by_judge = sum(usages, self.used_by_judge)
+        given = {(c.key, i.trace_id): v for (c, i), v in zip(missing, fresh, strict=True)}
+        found = self.known | given
+        return [found[c.key, i.trace_id] for c, i in wanted]
 
     def calls_left(self) -> float:
         """Judge calls that the budget still allows, if they use as much as those until now."""
@@ -354,13 +335,6 @@ class _Models:
         if used.cost:
             left = min(left, self.budget.left_usd * used.requests / used.cost)
         return left
-
-    def _check_stop(self) -> None:
-        if self.stop.is_set():
-            raise CancelledError(
-                "The alignment was cancelled. Answers that were paid for are kept; the same call "
-                "takes it up again."
-            )
 
 
 def _content(item: Item) -> tuple[str, str, str]:
