@@ -1,22 +1,22 @@
-"""Pictures of matrices: confusion, its change, and annotators among themselves.
-
-Every picture takes ``ax=None``, returns the Axes and never shows. Figures come from
-`workbench.metrics`; nothing is computed here. Colours are safe for colour-blind readers.
-"""
+"""Pictures of matrices: confusion, its change, and annotators among themselves."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
 from workbench.metrics.agreement import Agreement, agreement
+from workbench.metrics.annotators import AnnotatorAgreement
 from workbench.metrics.comparison import Comparison
 from workbench.metrics.intervals import figure
+from workbench.pairing.pairs import Pairs
 from workbench.reporting.drawing import (
     draw_matrix,
     literal,
@@ -26,13 +26,6 @@ from workbench.reporting.drawing import (
     styled,
     write,
 )
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from matplotlib.axes import Axes
-
-    from workbench.metrics.annotators import AnnotatorAgreement
-    from workbench.pairing.pairs import Pairs
 
 
 @styled

@@ -1,7 +1,4 @@
-"""Pictures of sweeps: agreement by the number of labels, by parameters, and against its cost.
-
-Every picture takes ``ax=None``, returns the Axes and never shows.
-"""
+"""Pictures of sweeps: agreement by the number of labels, by parameters, and against its cost."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from workbench.errors import ArgumentError
 from workbench.formatting import counted
@@ -27,9 +25,7 @@ from workbench.reporting.drawing import (
 )
 from workbench.store.tables import require_columns
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+if TYPE_CHECKING:  # which import MLflow
     from workbench.metrics.agreement import Agreement
     from workbench.metrics.annotators import AnnotatorAgreement
 
