@@ -7,7 +7,6 @@ formula.
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 import os
@@ -15,10 +14,11 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -50,28 +50,21 @@ _DARK = {
     **dict.fromkeys(_INKED, "#e6e6e6"),
 }
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def styled(function: Callable[_P, _R]) -> Callable[_P, _R]:
+@contextmanager
+def styled() -> Iterator[None]:
     """Draw in the module's style and JupyterLab's theme, and leave the user's style as it is."""
-
-    @functools.wraps(function)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        settings: Any = mpl.rcParams  # its keys are checked when they are set
-        # Not rc_context: it would also undo what a backend sets when the first figure loads it,
-        # and Jupyter's would then show that figure and none of the later ones.
-        chosen = settings["figure.facecolor"] != mpl.rcParamsDefault["figure.facecolor"]
-        style = _STYLE | (_DARK if not chosen and _lab_is_dark() else {})
-        before = {name: settings[name] for name in style}
-        settings.update(style)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            settings.update(before)
-
-    return wrapper
+    settings: Any = mpl.rcParams  # its keys are checked when they are set
+    # Not rc_context: it would also undo what a backend sets when the first figure loads it,
+    # and Jupyter's would then show that figure and none of the later ones.
+    chosen = settings["figure.facecolor"] != mpl.rcParamsDefault["figure.facecolor"]
+    style = _STYLE | (_DARK if not chosen and _lab_is_dark() else {})
+    before = {name: settings[name] for name in style}
+    settings.update(style)
+    try:
+        yield
+    finally:
+        settings.update(before)
 
 
 def _lab_is_dark() -> bool:

@@ -28,7 +28,7 @@ from workbench.reporting.drawing import (
 )
 
 
-@styled
+@styled()
 def plot_confusion(
     agreement_or_pairs: Agreement | Pairs,
     *,
@@ -71,7 +71,7 @@ def plot_confusion(
     return ax
 
 
-@styled
+@styled()
 def plot_before_after(
     comparison_or_before: Comparison | Agreement | Pairs,
     after: Agreement | Pairs | None = None,
@@ -111,7 +111,7 @@ def plot_before_after(
     return drawn
 
 
-@styled
+@styled()
 def plot_difference(
     comparison_or_before: Comparison | Agreement | Pairs,
     after: Agreement | Pairs | None = None,
@@ -160,7 +160,7 @@ def plot_difference(
     return ax
 
 
-@styled
+@styled()
 def plot_annotators(annotators: AnnotatorAgreement, *, ax: Axes | None = None) -> Axes:
     """Cohen's kappa between each two annotators, with the number of items both labelled.
 

@@ -41,7 +41,7 @@ from workbench.reporting.drawing import (
 from workbench.store.tables import require_columns
 
 
-@styled
+@styled()
 def plot_metrics(
     comparison_or_agreement: Comparison | Agreement,
     *,
@@ -87,7 +87,7 @@ def plot_metrics(
     return ax
 
 
-@styled
+@styled()
 def plot_comparison(comparison: OptimizerComparison, *, ax: Axes | None = None) -> Axes:
     """Held-out accuracy of each judge with its interval, and the cost of learning it.
 
@@ -149,7 +149,7 @@ def _effort(row: Mapping[Any, Any]) -> str:
     return ", ".join(parts)
 
 
-@styled
+@styled()
 def plot_slices(
     slices: Any, *, metric: str | None = None, overall: float | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -194,7 +194,7 @@ def plot_slices(
     return ax
 
 
-@styled
+@styled()
 def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     """Agreement with people and the shift of verdicts, week by week.
 
@@ -232,7 +232,7 @@ def plot_monitor(monitored: Monitored, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@styled()
 def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     """How often people gave each label, beside how often the judge did.
 
@@ -268,7 +268,7 @@ def plot_balance(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-@styled
+@styled()
 def plot_ratings(pairs: Pairs, *, ax: Axes | None = None) -> Axes:
     """Human label against verdict on an ordinal or numeric scale, with the line of equal ratings.
 

@@ -34,7 +34,7 @@ _COLOURS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = "osD^vP"
 
 
-@styled
+@styled()
 def plot_learning_curve(
     table: pd.DataFrame,
     *,
@@ -95,7 +95,7 @@ def plot_learning_curve(
     return _finished(ax, "labels", metric, len(table) - len(known), handles)
 
 
-@styled
+@styled()
 def plot_sweep(
     table: pd.DataFrame,
     metric: str = "after",
@@ -151,7 +151,7 @@ def plot_sweep(
     return _finished(ax, literal(names[0], 40), metric, lost, handles if names[1:] else {})
 
 
-@styled
+@styled()
 def plot_frontier(
     table: pd.DataFrame,
     metric: str = "after",
