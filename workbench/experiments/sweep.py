@@ -42,7 +42,7 @@ from workbench.experiments.parameters import (
     notebook_parameters,
 )
 from workbench.experiments.records import TAKEN
-from workbench.experiments.tracking import Logged, SweepRun, table_of
+from workbench.experiments.tracking import Logged, SweepRun, logged, table_of
 from workbench.formatting import bar, counted, write_whole
 from workbench.models.budget import Budget, Usage
 from workbench.store.database import find_experiment_id, prepare_database, store_message
@@ -221,27 +221,27 @@ class _Sweep:
 
     def run(self, executor: Executor | None, jobs: int | None) -> list[Result]:
         """Execute what is not complete; return the results in the order of the tasks."""
-        logged, stop = self.log.logged(), Path(self.tasks[0].stop)
+        before = logged(self.log.experiment_id, self.log.run_id)
         try:
             with self.logging:
                 for task in self.tasks:
-                    self._recall(task, logged.get(task.key, []))
+                    self._recall(task, before.get(task.key, []))
                 self._run_all([t for t in self.tasks if t.key not in self.found], executor, jobs)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped. {self._kept()}") from None
         finally:
-            stop.unlink(missing_ok=True)
+            Path(self.tasks[0].stop).unlink(missing_ok=True)
         if self.fault:
             raise type(self.fault)(f"{self.fault}. {self._kept()}")
         return [self.found[task.key] for task in self.tasks]
 
-    def _recall(self, task: Task, logged: list[Logged]) -> None:
+    def _recall(self, task: Task, earlier: list[Logged]) -> None:
         """Charge what a run has paid until now, and take it where it is complete."""
         here = read_result(task.folder)
-        before = {one.started: one for one, _ in logged}
+        before = {one.started: one for one, _ in earlier}
         for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        there, run_id = logged[-1] if logged else (None, "")
+        there, run_id = earlier[-1] if earlier else (None, "")
         known = next((one for one in (here, there) if one and one.status == "complete"), None)
         if task.force or not known:
             return

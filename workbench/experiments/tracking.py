@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import mlflow
 import pandas as pd
@@ -59,10 +59,6 @@ class SweepRun:
             self.run_id = found[0].info.run_id
             self.client.update_run(self.run_id, status="RUNNING")
 
-    def logged(self, key: str = "") -> dict[str, list[Logged]]:
-        """Return what was logged of each run, or of one, by its key: the latest last."""
-        return _logged(self.client, self.experiment_id, self.run_id, key)
-
     def restore(self, run_id: str, folder: Path) -> None:
         """Fetch what was logged of a run into its folder, all of it or nothing."""
         with suppress(Timeout), FileLock(self.lock.with_name(folder.name), timeout=0):
@@ -76,8 +72,8 @@ class SweepRun:
     def write(self, result: Result) -> None:
         """Log a run below the sweep, unless it is there."""
         with FileLock(self.lock):
-            known = [one.started for one, _ in self.logged(result.key).get(result.key, [])]
-            if result.started not in known:
+            known = logged(self.experiment_id, self.run_id, result.key).get(result.key, [])
+            if result.started not in [one.started for one, _ in known]:
                 retrying(self._write, result)
 
     def _write(self, result: Result) -> None:
@@ -117,8 +113,9 @@ class SweepRun:
             self.client.set_terminated(self.run_id, status)
 
 
-def _logged(client: Any, experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
-    """Return the results of each key; a child that has no row was not written to its end."""
+def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
+    """Return what was logged of each run of a sweep, or of one, by its key: the latest last."""
+    client = mlflow.MlflowClient()
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
     children = all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
@@ -126,7 +123,7 @@ def _logged(client: Any, experiment_id: str, parent: str, key: str = "") -> dict
     for child in children:
         tags = child.data.tags
         result = Result.read("".join(tags.get(f"{ROW_TAG}.{n}", "") for n in range(len(tags))))
-        if result:
+        if result:  # else it was not written to its end
             found.setdefault(result.key, []).append((result, child.info.run_id))
     return {key: sorted(each, key=lambda one: one[0].started) for key, each in found.items()}
 
@@ -188,8 +185,7 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             "and the experiment (mlflow.set_experiment)."
         )
     parent = found[0].info
-    logged = _logged(client, parent.experiment_id, parent.run_id)
-    last = {key: each[-1][0] for key, each in logged.items()}
+    last = {k: each[-1][0] for k, each in logged(parent.experiment_id, parent.run_id).items()}
     results = sorted(last.values(), key=lambda one: one.position)
     if folders:
         results = [last[key].moved(place) for key, place in folders.items() if key in last]
