@@ -275,8 +275,7 @@ class _Sweep:
             self._process()  # which takes seconds to start
         self.started.wait()
         with self.lock:
-            left = (self.budget.left, self.budget.left_tokens, self.budget.left_usd)
-            if self.budget.is_limited and min(left) <= 0 and not self.over:
+            if min(self.budget.left, self.budget.left_tokens, self.budget.left_usd) <= 0:
                 self._end(f"the budget of the sweep is spent: {self.budget}")
         if self.over:
             self._take(task.result("cancelled", self.over), log=False)
@@ -328,8 +327,7 @@ class _Sweep:
 
     def _charge(self, result: Result) -> None:
         """Charge the budget with what a run recorded that it paid."""
-        spent = {name: result.recorded.get(name) for name in ("calls", "tokens", "cost")}
-        known = {name: n for name, n in spent.items() if isinstance(n, (int, float))}
+        known = {k: n for k, n in result.recorded.items() if isinstance(n, (int, float))}
         limits = {"calls": self.budget.limit, "tokens": self.budget.tokens, "cost": self.budget.usd}
         calls, tokens = int(known.get("calls", 0)), int(known.get("tokens", 0))
         with self.lock:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import mlflow
 import pandas as pd
@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from workbench.errors import ArgumentError, StoreError
 from workbench.experiments.execution import Result
 from workbench.experiments.records import TAKEN
-from workbench.store.database import address, all_pages, find_experiment_id, retrying, store_errors
+from workbench.store.database import address, find_experiment_id, retrying, store_errors
 
 NAME_TAG = "workbench.sweep"
 IDENTITY_TAG = "workbench.sweep_identity"
@@ -115,10 +115,9 @@ class SweepRun:
 
 def logged(experiment_id: str, parent: str, key: str = "") -> dict[str, list[Logged]]:
     """Return what was logged of each run of a sweep, or of one, by its key: the latest last."""
-    client = mlflow.MlflowClient()
     where = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     where += f" AND tags.`{KEY_TAG}` = '{key}'" if key else ""
-    children = all_pages(lambda token: client.search_runs([experiment_id], where, page_token=token))
+    children: Any = mlflow.search_runs([experiment_id], where, output_format="list")
     found: dict[str, list[Logged]] = {}
     for child in children:
         tags = child.data.tags
@@ -173,12 +172,10 @@ def runs(sweep: str | pd.DataFrame) -> pd.DataFrame:
             raise ArgumentError("This table is none that workbench.sweep returned. Give a name.")
         folders = {Path(folder).name: folder for folder in sweep.get("folder", ())}
         sweep = str(sweep.attrs["sweep"])
-    client = mlflow.MlflowClient()
     named = f"tags.`{NAME_TAG}` = '{str(sweep).replace(chr(39), '')}'"
-    latest = ["attributes.start_time DESC"]
-    found = [*client.search_runs([find_experiment_id()], named, order_by=latest)]
+    found: Any = mlflow.search_runs(filter_string=named, output_format="list")  # the latest first
     with suppress(MlflowException):
-        found = found or [client.get_run(sweep)]
+        found = found or [mlflow.get_run(sweep)]
     if not found or NAME_TAG not in found[0].data.tags:
         raise StoreError(
             f"There is no sweep {sweep!r} in the active experiment of {address()}. Check the name, "
