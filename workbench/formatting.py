@@ -152,18 +152,16 @@ def bar(*, total: int | None, desc: str | None, disable: bool = False) -> Any:
 
     With ``disable``, or for no steps, it shows nothing.
     """
-    disable = disable or total == 0
+    look: dict[str, Any] = {}
     if os.environ.get("WORKBENCH_PROGRESS") == "text":
         from tqdm.std import tqdm
 
         # A log has no cursor: a line now and then rather than one redrawn all the time. On stdout,
         # since saved notebooks show stderr as if something had gone wrong.
-        return tqdm(
-            total=total, desc=desc, disable=disable, mininterval=1.0, ncols=90, file=sys.stdout
-        )
-    from tqdm.auto import tqdm as auto_tqdm
-
-    return auto_tqdm(total=total, desc=desc, disable=disable)
+        look = {"mininterval": 1.0, "ncols": 90, "file": sys.stdout}
+    else:
+        from tqdm.auto import tqdm
+    return tqdm(total=total, desc=desc, disable=disable or total == 0, **look)
 
 
 def say(text: str) -> None:

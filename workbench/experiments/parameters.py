@@ -226,8 +226,8 @@ def expand(grid: Grid) -> list[Point]:
     points: list[Any]
     if isinstance(grid, pd.DataFrame) and grid.columns.is_unique:
         # Whole numbers beside an empty cell are floats in pandas.
-        rows = grid.convert_dtypes().astype(object).to_dict("records")
-        points = [{str(k): v for k, v in row.items() if not _is_empty(v)} for row in rows]
+        table = grid.convert_dtypes().astype(object)
+        points = [row.dropna().rename(str).to_dict() for _, row in table.iterrows()]
     elif isinstance(grid, Mapping):
         values = [
             [v] if isinstance(v, (str, bytes, Mapping)) or not isinstance(v, Iterable) else list(v)
@@ -250,10 +250,6 @@ def expand(grid: Grid) -> list[Point]:
             f"grid={grid!r} holds no point. Give a value or more for each parameter."
         )
     return list(unique.values())
-
-
-def _is_empty(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def _plain(name: str, value: Any) -> Any:

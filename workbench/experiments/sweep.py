@@ -241,15 +241,14 @@ class _Sweep:
         before = {one.started: one for one, _ in earlier}
         for one in (before | ({here.started: here} if here else {})).values():
             self._charge(one)
-        there, run_id = earlier[-1] if earlier else (None, "")
-        known = next((one for one in (here, there) if one and one.status == "complete"), None)
-        if task.force or not known:
+        if task.force:
             return
-        if known is there:
+        there, run_id = earlier[-1] if earlier else (None, "")
+        if there and there.status == "complete" and not (here and here.status == "complete"):
             self.log.restore(run_id, Path(task.folder))
-            known = read_result(task.folder)
-        if known and known.status == "complete":
-            self._take(known, log=known.started not in before)
+            here = read_result(task.folder)
+        if here and here.status == "complete":
+            self._take(here, log=here.started not in before)
 
     def _run_all(self, waiting: list[Task], executor: Executor | None, jobs: int | None) -> None:
         threads = len(waiting) if executor else min(jobs or os.cpu_count() or 1, len(waiting))
