@@ -30,10 +30,7 @@ if TYPE_CHECKING:
 
 
 def options(judge: Judge) -> dict[str, Any]:
-    """All options of an instructions judge by the names of its constructor.
-
-    Other judges (built in, code) are an `ArgumentError`.
-    """
+    """All options of an instructions judge by its constructor's names; an error for others."""
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if not isinstance(judge, InstructionsJudge):

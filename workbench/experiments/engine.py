@@ -29,10 +29,7 @@ MOST_TEXT: Final = 250_000
 
 
 class Progress:
-    """Shows the heading above the running cell, and what the cell prints as it comes.
-
-    A terminal rewrites its lines, as of a bar; a log has each of their states in a line of its own.
-    """
+    """Shows the heading above the running cell, and what the cell prints as it comes."""
 
     def __init__(self, headings: list[str], stream: TextIO | None) -> None:
         self._headings, self._stream = headings, stream
@@ -51,7 +48,7 @@ class Progress:
         """Show what a cell writes."""
         if self._stream is None:
             return
-        if not self._stream.isatty():
+        if not self._stream.isatty():  # a log shows each state of a rewritten line
             text = re.sub(r"\s*\r\s*", "\n", text)
         self._last = text[-1:] or self._last
         self._stream.write(text)

@@ -115,11 +115,7 @@ def _comment(lines: list[str], node: ast.stmt) -> str:
 
 
 def check_parameters(parameters: Iterable[Parameter], values: Mapping[str, Any]) -> None:
-    """Raise `NotebookError` unless each value is one of a known parameter and fits its default.
-
-    A parameter whose default is None, or is computed by the notebook, takes any value, and every
-    parameter takes None.
-    """
+    """Raise `NotebookError` unless each value is one of a known parameter and fits its default."""
     known = {parameter.name: parameter for parameter in parameters}
     for name, value in values.items():
         if name not in known:
@@ -157,12 +153,7 @@ _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 def parse_parameters(
     parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Convert texts from a command line into values, and check them (`check_parameters`).
-
-    ``True``, ``False`` and ``None`` mean what they say, whole and decimal numbers are numbers,
-    everything else is text. Where the default is text, numbers stay text, so that a column may
-    be named ``007``.
-    """
+    """Convert texts from a command line into values, and check them (`check_parameters`)."""
     defaults = {p.name: p.default for p in parameters}
     values = {name: _value(text, defaults.get(name)) for name, text in given}
     check_parameters(parameters, values)
@@ -171,7 +162,7 @@ def parse_parameters(
 
 def _value(text: str, default: Any) -> Any:
     if isinstance(default, str) and text != "None":
-        return text
+        return text  # so that a column may be named 007
     if text in _WORDS:
         return _WORDS[text]
     for number in (int, float):
