@@ -241,11 +241,10 @@ def unknown_seams() -> tuple[str, ...]:
     }
     missing = []
     for (module, name), parameters in seams.items():
-        try:
-            known = parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters)
-        except (ImportError, AttributeError):
-            known = False
-        missing += [] if known else [f"{module}.{name}"]
+        with suppress(ImportError, AttributeError):
+            if parameters <= set(inspect.signature(getattr(_adapter(module), name)).parameters):
+                continue
+        missing.append(f"{module}.{name}")
     return tuple(missing)
 
 

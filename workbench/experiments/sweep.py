@@ -274,7 +274,8 @@ class _Sweep:
             self._process()  # which takes seconds to start
         self.started.wait()
         with self.lock:
-            if min(self.budget.left, self.budget.left_tokens, self.budget.left_usd) <= 0:
+            left = min(self.budget.left, self.budget.left_tokens, self.budget.left_usd)
+            if left <= 0 and not self.over:
                 self._end(f"the budget of the sweep is spent: {self.budget}")
         if self.over:
             self._take(task.result("cancelled", self.over), log=False)
