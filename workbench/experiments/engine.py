@@ -29,17 +29,16 @@ MOST_TEXT: Final = 250_000
 
 
 class Progress:
-    """Shows the heading above the running cell, and what the cell prints as it comes.
-
-    A terminal rewrites its lines, as of a bar; a log has each of their states in a line of its own.
-    """
+    """Shows the heading above the running cell, and what the cell prints as it comes."""
 
     def __init__(self, headings: list[str], stream: TextIO | None) -> None:
         self._headings, self._stream = headings, stream
         self._heading, self._last = "", "\n"
+        self.begun = False
 
     def start(self, index: int) -> None:
         """Show that the cell at ``index`` begins."""
+        self.begun = True
         if self._headings[index] != self._heading:
             self._heading = self._headings[index]
             self.close()
@@ -49,7 +48,7 @@ class Progress:
         """Show what a cell writes."""
         if self._stream is None:
             return
-        if not self._stream.isatty():
+        if not self._stream.isatty():  # a log shows each state of a rewritten line
             text = re.sub(r"\s*\r\s*", "\n", text)
         self._last = text[-1:] or self._last
         self._stream.write(text)
@@ -108,12 +107,6 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
         cls, nb_man: Any, kernel_name: str, *, copy: Any, show: bool, **options: Any
     ) -> None:
         progress = Progress(headings(nb_man.nb), sys.stderr if show else None)
-        begun = threading.Event()
-
-        def cell_start(cell: NotebookNode, cell_index: int) -> None:
-            begun.set()
-            progress.start(cell_index)
-
         copy.notebook, nb_man.save = nb_man.nb, copy.save
         for again in reversed(range(STARTS)):
             client = _Client(
@@ -125,7 +118,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                 startup_timeout=120,
                 iopub_timeout=120,  # a busy machine is no reason to end a run
                 coalesce_streams=True,
-                on_cell_start=cell_start,
+                on_cell_start=lambda cell, cell_index: progress.start(cell_index),
             )
             client.progress, client.printed = progress, Counter()
             try:
@@ -133,7 +126,7 @@ class _Engine(NBClientEngine):  # type: ignore[misc]  # papermill has no types
                     client.execute(env=options["environment"], cwd=options["folder"])
                 break
             except (RuntimeError, TimeoutError):
-                if begun.is_set() or not again or options["ends"]():
+                if progress.begun or not again or options["ends"]():
                     raise
             finally:
                 progress.close()
