@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from workbench.credentials import without_credentials
-from workbench.errors import NotebookError, WorkbenchError
+from workbench.errors import ArgumentError, NotebookError, WorkbenchError
 
 _NOTEBOOK = "notebooks/4_align.ipynb"
 
@@ -217,6 +217,7 @@ def _use_experiment(experiment: str | None) -> None:
 @click.option("--concurrency", type=int, default=64, show_default=True, help="Calls at a time.")
 @click.option("--sample", type=float, help="Share or number of rows to import as traces.")
 @click.option("--retry-failed", is_flag=True, help="Ask again about rows that failed.")
+@click.option("--encoding", help="Of a CSV file that is not UTF-8, such as cp1252.")
 @click.option("--scheduler", help="Address of a Dask scheduler whose workers judge.")
 def score(
     name: str, table: Path, version: int | None, scheduler: str | None, **options: Any
@@ -232,9 +233,16 @@ def score(
         import workbench
 
         if scheduler:
-            from distributed import Client
+            try:
+                from distributed import Client
 
-            options["client"] = stack.enter_context(Client(scheduler))
+                options["client"] = stack.enter_context(Client(scheduler))
+            except ImportError:
+                raise ArgumentError(
+                    "--scheduler needs Dask: pip install 'judge-workbench[dask]'."
+                ) from None
+            except (OSError, ValueError) as error:
+                raise ArgumentError(f"--scheduler {scheduler}: {error}") from None
         _use_experiment(options.pop("experiment"))
         judge = workbench.load_judge(name, version)
         scored = workbench.score(judge, table, **options)

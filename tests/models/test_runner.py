@@ -308,6 +308,23 @@ def test_a_timeout_is_tried_again_once() -> None:
     assert outcome.fault == Fault("timeout", "no answer within 300 s")
 
 
+def test_failures_that_take_longest_end_no_run() -> None:
+    """They come in a row at the end, when nothing is left that a stop would save."""
+
+    class Down(Exception):
+        status_code, retry_after = 500, 0.05
+
+    def fail() -> None:
+        raise Down("down")
+
+    requests = [stub(None, fail if n % 4 == 0 else lambda: "yes") for n in range(60)]
+    with Runner(concurrency=64) as runner:
+        outcomes = runner.run(requests)
+    assert sum(outcome.fault is not None for outcome in outcomes) == 15
+    with Runner(concurrency=4) as runner, pytest.raises(ModelError, match="10 calls in a row"):
+        runner.run([stub(None, lambda: "yes"), *(stub(None, fail) for _ in range(40))])
+
+
 # -- the budget -----------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ verdicts of a judge that was run elsewhere.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -182,7 +183,8 @@ def assess(
             if (needed := len(earlier) * samples) > len(verdicts):
                 raise BudgetError(
                     f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
-                    f"at least {needed} calls, more where calls fail or an alignment shares it."
+                    f"at least {_needed(limit, needed, len(verdicts) - len(known))}, more where "
+                    "calls fail or an alignment shares it."
                 ) from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
@@ -198,6 +200,16 @@ def assess(
         previews=previews(fetched),
         samples=table,
     )
+
+
+def _needed(budget: Budget, verdicts: int, asked: int) -> str:
+    """What so many verdicts take, where those that were ``asked`` for took what is spent."""
+    share = verdicts / max(asked, 1)
+    if budget.tokens is not None and budget.spent_tokens:
+        return f"{math.ceil(share * budget.spent_tokens):,} tokens"
+    if budget.usd is not None and budget.spent_usd:
+        return f"${share * budget.spent_usd:.2f}"
+    return f"{verdicts} calls"
 
 
 def check_single(judge: Judge) -> None:

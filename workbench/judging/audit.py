@@ -17,7 +17,7 @@ from workbench.judging.verdict_folder import VerdictFolder
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
 from workbench.store.assessments import log_assessments
-from workbench.store.files import read_partitions
+from workbench.store.files import Reader
 from workbench.store.importing import import_traces
 from workbench.store.traces import fetch_traces
 
@@ -41,8 +41,7 @@ def draw(rows: Sequence[int], sample: float, seed: int) -> tuple[list[int], floa
 
 def import_sample(
     judge: Judge,
-    table: Any,
-    columns: Sequence[str],
+    read: Reader,
     roles: Mapping[str, Any],
     folder: VerdictFolder,
     sample: float,
@@ -50,7 +49,8 @@ def import_sample(
 ) -> tuple[str, ...]:
     """Import randomly drawn rows as traces, and log their verdicts, each once.
 
-    ``roles`` are inputs, outputs and expectations as `import_traces` takes them. Notes are returned
+    ``read`` gives the table in partitions of a size, and ``roles`` are inputs, outputs and
+    expectations as `import_traces` takes them. Notes are returned
     where none was drawn, and where an earlier sample is replaced.
     """
     known = folder.read(columns=["row", "error", "calls"]).to_pandas()
@@ -59,7 +59,7 @@ def import_sample(
     if not drawn:
         return (f"sample={sample} drew none of {counted(len(askable), 'row')}; draw more",)
     wanted, former = set(drawn), folder.sample()
-    every = itertools.chain.from_iterable(read_partitions(table, columns, ROWS_AT_ONCE))
+    every = itertools.chain.from_iterable(read(ROWS_AT_ONCE))
     records = [record for row, record in enumerate(every) if row in wanted]
     imported = import_traces(
         pd.DataFrame(records, dtype=object).assign(**{PROBABILITY_TAG: str(probability)}),

@@ -18,10 +18,12 @@ from typing import Any, Final
 
 from mlflow.genai.judges import Judge
 
+from workbench.errors import ArgumentError
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdict_folder import Task
 from workbench.judging.verdicts import Verdict
 from workbench.models.offline import register
+from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.models.throttle import Throttle
 from workbench.store.traces import Example, collector_paused
@@ -42,6 +44,8 @@ def ask_on_cluster(
     """
     import distributed
 
+    if (player := replayed()) is not None:
+        raise player.refusal()
     name = f"workbench-score-{uuid.uuid4().hex}"
     shared = distributed.Variable(name, client=client)
     shared.set(_NEWS)
@@ -49,11 +53,19 @@ def ask_on_cluster(
     upcoming = next(tasks, None)
     try:
         while upcoming is not None or under_way:
-            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            try:
+                client.wait_for_workers(1, timeout=WORKER_SECONDS)
+            except distributed.TimeoutError:
+                raise ArgumentError(
+                    f"client={client!r}: no worker came within {WORKER_SECONDS} seconds. Start "
+                    "workers, and run again: whole partitions are kept."
+                ) from None
             workers = list(client.nthreads())
             busy = {worker for _, worker in under_way.values()}
             free = [worker for worker in workers if worker not in busy]
             for worker in free[: max(0, min(len(workers), concurrency) - len(under_way))]:
+                # Not read ahead: a budget allows a partition by what the ones before it took.
+                upcoming = next(tasks, None) if upcoming is None else upcoming
                 if upcoming is None:
                     break
                 future = client.submit(
@@ -62,12 +74,13 @@ def ask_on_cluster(
                     allow_other_workers=True, pure=False,
                 )  # fmt: skip
                 under_way[future] = upcoming, worker
-                upcoming = next(tasks, None)  # read while the workers are busy
+                upcoming = None
             # Woken now and then, since workers may have joined.
             with suppress(distributed.TimeoutError):
                 distributed.wait(list(under_way), timeout=5, return_when="FIRST_COMPLETED")
             for future in [one for one in under_way if one.done()]:
                 yield under_way.pop(future)[0], future.result()
+                upcoming = next(tasks, None) if upcoming is None else upcoming
     except BaseException:
         shared.set({**_NEWS, "over": True})  # what is under way ends at its next call
         raise

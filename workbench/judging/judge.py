@@ -154,18 +154,21 @@ _DECIDING = (
 def fingerprint(judge: Judge, *, place: bool = True) -> str:
     """Hash of all that decides a judge's verdicts: 16 hexadecimal digits.
 
-    Instructions, model, inference parameters, value type, order of rationale and verdict, API and
-    base URL (without ``place`` not) count, of its query what is no credential; name, description,
-    headers and aggregations do not. Of a class that is not MLflow's, source and public fields
-    count; what else such a judge holds is not known (see `is_cacheable`).
+    Instructions, model, inference parameters but ``timeout``, value type, order of rationale and
+    verdict, API and base URL (without ``place`` not) count, of its query what is no credential;
+    name, description, headers and aggregations do not. Of a class that is not MLflow's, source and
+    public fields count; what else such a judge holds is not known (see `is_cacheable`).
     """
     from mlflow.genai.judges.instructions_judge import InstructionsJudge
 
     if isinstance(judge, InstructionsJudge):
         opts = options(judge)
         deciding: dict[str, Any] = {key: opts[key] for key in _DECIDING}
-        # A key that is renewed makes no other judge.
-        deciding["inference_params"] = without_secret_params(opts["inference_params"])
+        # A key that is renewed makes no other judge, nor does a longer timeout.
+        params = without_secret_params(opts["inference_params"])
+        if params and "timeout" in params:
+            params = {name: value for name, value in params.items() if name != "timeout"} or None
+        deciding["inference_params"] = params
         deciding["type"] = judge.model_dump()["instructions_judge_pydantic_data"].get(
             "feedback_value_type"
         )

@@ -19,6 +19,7 @@ from mlflow.genai.judges.utils import get_default_model
 from workbench.compat import endpoint, prepared, unknown_seams
 from workbench.credentials import public_query, redact, without_credentials
 from workbench.errors import BudgetError, ScaleError
+from workbench.formatting import storable
 from workbench.judging.judge import fingerprint, is_cacheable, judge_credentials
 from workbench.judging.verdicts import Verdict
 from workbench.models.answers import AnswerError
@@ -122,7 +123,9 @@ class Asker:
             raise AnswerError(feedback.error.error_message or feedback.error.error_code)
         # A gateway may put into it what it was sent.
         rationale = redact(feedback.rationale or "", self.credentials)
-        return {"value": feedback.value, "rationale": rationale}
+        value = feedback.value
+        value = storable(value) if isinstance(value, str) else value
+        return {"value": value, "rationale": storable(rationale)}
 
     def canonical(self, value: Any) -> Any:
         """A value as the scale has it; "N/A" for an abstention; `AnswerError` if it has none."""

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +29,7 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.runner import Runner
 from workbench.scale import Scale, is_abstention, scale_of
-from workbench.store.files import Record, known_length, read_partitions
+from workbench.store.files import Reader, Record, known_length, read_partitions
 from workbench.store.tables import ColumnSpec, columns_by_key, digest, plain, read_row
 from workbench.store.traces import Example
 from workbench.vocabulary import is_missing
@@ -54,6 +55,7 @@ def score(
     retry_failed: bool = False,
     sample: float | None = None,
     seed: int = 0,
+    encoding: str | None = None,
     progress: bool = True,
 ) -> Scored:
     """Let the judge rate a table of any length, and write the verdicts to a folder of Parquet.
@@ -98,6 +100,8 @@ def score(
         imported as traces into the active experiment and their verdicts logged, so that they can
         be labelled (``LabelPanel(judge, scored, annotator=...)``) and monitored. A larger sample by
         the same seed holds the smaller one.
+    encoding
+        Of a CSV file that is not UTF-8, such as ``cp1252``.
     progress
         Show a progress bar.
 
@@ -141,7 +145,10 @@ def score(
     with shown, folder.writing(expected) as answered:
         run = _Run(folder, layout, scale_of(judge), limit, {"judge": judge.name, **expected}, shown)
         ask = _ask_here if client is None else ask_on_cluster
-        tasks = run.tasks(table, retry_failed)
+        read = partial(read_partitions, table, layout.columns, encoding=encoding)
+        if layout.beside:
+            run.check_copied(partial(read_partitions, table, layout.beside, encoding=encoding))
+        tasks = run.tasks(read, retry_failed)
         try:
             with closing(ask(tasks, judge, client, concurrency, answered)) as asked:
                 for task, verdicts in asked:
@@ -158,7 +165,7 @@ def score(
             )
         notes: tuple[str, ...] = ()
         if sample is not None:
-            notes = import_sample(judge, table, layout.columns, roles, folder, sample, seed)
+            notes = import_sample(judge, read, roles, folder, sample, seed)
     seconds, found = clock.monotonic() - started, Scored.open(folder.path)
     return replace(found, asked=run.asked, paid=run.paid, seconds=seconds, notes=notes)
 
@@ -225,12 +232,16 @@ class _Layout:
         outputs = next(iter(cells.outputs.values()), None) if self.single else cells.outputs
         expected = cells.expectations if self.sides["expectations"] else None
         item = Example(f"row {number}", cells.inputs, outputs, expected)
+        content = [item.inputs, item.outputs, item.expectations, self._copied(number, record)]
+        row = self.row(number, record) | {"error": "; ".join(problems) or None}
+        return row, item, content
+
+    def row(self, number: int, record: Record) -> Record:
+        """What is copied from a row, without a verdict yet."""
         beside = self._copied(number, record)
         row = {"row": number, **dict(zip(self.keep, beside, strict=False))}
         time = self._time(number, beside[-1]) if self.time else None
-        row |= dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
-        content = [item.inputs, item.outputs, item.expectations, beside]
-        return row | {"error": "; ".join(problems) or None}, item, content
+        return row | dict.fromkeys(COLUMNS[1:]) | {"calls": 0, "time": time}
 
     def _copied(self, number: int, record: Record) -> list[Any]:
         """The plain cells of what is copied, and the time."""
@@ -280,10 +291,19 @@ class _Run:
     failed: int = 0
     types: dict[str, Any] = field(default_factory=dict)  # of the columns of all files
 
-    def tasks(self, table: Any, retry_failed: bool) -> Iterator[Task]:
+    def check_copied(self, read: Reader) -> None:
+        """Look at all that is copied, so that no error about it comes once others are paid for."""
+        first = 0
+        for records in read(self.about["size of partitions"]):
+            rows = [self.layout.row(first + k, record) for k, record in enumerate(records)]
+            self.types = self.types or self.folder.types(rows, self.scale)
+            self.folder.columns(rows, self.types)
+            first += len(rows)
+
+    def tasks(self, read: Reader, retry_failed: bool) -> Iterator[Task]:
         """Read the table, and give the partitions of which something is to be asked."""
         size, number = self.about["size of partitions"], -1
-        for number, records in enumerate(read_partitions(table, self.layout.columns, size)):
+        for number, records in enumerate(read(size)):
             task = self._task(number, number * size, records, retry_failed)
             if task is None:
                 self.shown.update(len(records))
@@ -320,7 +340,6 @@ class _Run:
         else:
             rows = [row | {"fingerprint": about["fingerprint"]} for row, _, _ in read]
         self.types = self.types or self.folder.types(rows, self.scale)
-        self.folder.columns(rows, self.types)  # what cannot be written is not paid for
         return Task(number, rows, items, about)
 
     def settle(self, task: Task, verdicts: Sequence[Verdict]) -> None:
@@ -349,6 +368,12 @@ class _Run:
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
         self.folder.write(task.number, task.rows, self.types, task.about)
+        if self.budget.measures and self.paid.requests and self.paid.read is None:
+            raise BudgetError(
+                f"The model's server does not say how many tokens it used, so {self.budget!r} "
+                f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept in "
+                f"{self.folder.path}. Run again with a budget of calls: budget=1000."
+            )
         money = f", ${self.paid.cost:.4f}" if self.paid.cost else ""
         self.shown.set_postfix_str(f"{self.failed} failed{money}", refresh=False)
         self.shown.update(len(task.rows))

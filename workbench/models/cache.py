@@ -127,7 +127,7 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
         except (OSError, sqlite3.Error) as error:
             raise StoreError(
                 f"The answer cache in {self.directory} does not work: {error}. Name a folder that "
-                f"can be written in {CACHE_VARIABLE}, or go without (cache=False)."
+                f"can be written in {CACHE_VARIABLE}; assess(cache=False) goes without."
             ) from error
 
     def _open(self) -> sqlite3.Connection:

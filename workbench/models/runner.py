@@ -28,7 +28,7 @@ from workbench.models.faults import ADVICE, Fault, StoppedError
 from workbench.models.throttle import Throttle
 
 # Attempts at one question, by the kind of fault; any other is not tried again.
-ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2}
+ATTEMPTS: Final = {"rate_limit": 12, "transient": 4, "timeout": 2, "no_connection": 2}
 
 PATIENCE: Final = 90.0  # seconds of rate limits without a single success
 
@@ -277,7 +277,8 @@ class _Run:
                     thread.start()
                 for position in range(len(questions)):
                     self._wait()
-                    self._take(*self.done[position], in_a_row)
+                    untried = len(questions) - position - 1 > len(threads)
+                    self._take(*self.done[position], in_a_row, untried)
             # Failures are those of their questions once it is known that others succeed.
             for index, outcome in self.failed:
                 self._settle(index, outcome)
@@ -315,8 +316,18 @@ class _Run:
             if self.runner.stop.is_set():
                 raise CancelledError("This was cancelled. Answers that were paid for are kept.")
 
-    def _take(self, index: int, outcome: Outcome | BaseException, in_a_row: list[Fault]) -> None:
-        """Settle an outcome, or end the run where no other call can be expected to succeed."""
+    def _take(
+        self,
+        index: int,
+        outcome: Outcome | BaseException,
+        in_a_row: list[Fault],
+        untried: bool,
+    ) -> None:
+        """Settle an outcome, or end the run where no other call can be expected to succeed.
+
+        Failures take longest, since they are tried again, and come in a row at the end: that says
+        nothing of the rest unless something is ``untried``, or nothing was ever answered.
+        """
         if isinstance(outcome, BaseException):
             raise outcome
         runner, fault = self.runner, outcome.fault
@@ -336,7 +347,7 @@ class _Run:
         if fault is not None and (
             self.stopped.is_set()  # by the very first calls
             or sum(one.permanent for one in in_a_row) >= PERMANENT_FAILURES_TO_STOP
-            or len(in_a_row) >= FAILURES_TO_STOP
+            or (len(in_a_row) >= FAILURES_TO_STOP and (untried or not runner.answered))
             or (fault.kind == "rate_limit" and runner.is_silent())
         ):
             raise _no_answer(self.requests[index], fault, runner)

@@ -207,15 +207,20 @@ def _read_parquet(path: Path, _: str | None) -> pd.DataFrame:
 Record = dict[str, Any]
 """Cells by column."""
 
+Reader = Callable[[int], Iterator[list[Record]]]
+"""Reads a table, so many rows at a time."""
 
-def read_partitions(table: Any, columns: Sequence[str], size: int) -> Iterator[list[Record]]:
+
+def read_partitions(
+    table: Any, columns: Sequence[str], size: int, encoding: str | None = None
+) -> Iterator[list[Record]]:
     """Read the given columns of a table in its order, ``size`` rows at a time.
 
     Of a Parquet file or folder a row group is in memory, of a frame of Dask a partition, of others
     the whole. A file that is missing or damaged is a `TableError` once the rows before it are read.
     """
     try:
-        records = _rows_of(table, list(dict.fromkeys(columns)))
+        records = _rows_of(table, list(dict.fromkeys(columns)), encoding)
         while partition := list(itertools.islice(records, size)):
             yield partition
     except ArgumentError:
@@ -233,7 +238,7 @@ def known_length(table: Any) -> int | None:
     return None
 
 
-def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
+def _rows_of(table: Any, columns: list[str], encoding: str | None) -> Iterator[Record]:
     if _is_parquet(table):
         dataset = _dataset(table)
         for file in dataset.get_fragments():  # pyarrow fills up what a later one lacks
@@ -248,7 +253,7 @@ def _rows_of(table: Any, columns: list[str]) -> Iterator[Record]:
     is_dask = type(table).__module__.startswith("dask")
     parts = [table.get_partition(k) for k in range(table.npartitions)] if is_dask else [table]
     for part in parts:
-        frame = part.compute() if is_dask else read_table(part)
+        frame = part.compute() if is_dask else read_table(part, encoding)
         require_columns(frame, "table", columns)
         for row in frame[columns].itertuples(index=False, name=None):
             yield dict(zip(columns, row, strict=True))
