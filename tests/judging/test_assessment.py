@@ -490,7 +490,7 @@ def test_recorded_verdicts_are_none_of_the_judge(store: str, loopback: Start) ->
     log_verdicts(table, name="quality", source="gpt-4", value="v", progress=False)
     log_labels(table, name="quality", annotator="ana", value="v", progress=False)
     judge = judge_at(loopback().url)
-    with pytest.raises(NoVerdictsError, match=r"3 traces have verdicts of another version"):
+    with pytest.raises(NoVerdictsError, match=r"on 3 traces there are verdicts of another version"):
         pair(judge)
     assert run(judge).calls == 3
     assert len(pair(judge)) == 3

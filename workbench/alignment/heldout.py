@@ -25,6 +25,7 @@ from workbench.errors import (
     TooFewPairsError,
     check_whole,
 )
+from workbench.formatting import counted
 from workbench.judging.judge import fingerprint
 from workbench.judging.requests import judge_examples
 from workbench.judging.verdicts import Verdict
@@ -69,7 +70,8 @@ def read_data(
         )
     options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
-        lost = "; ".join(f"{row.traces} traces: {row.reason}" for row in pairs.reasons.itertuples())
+        reasons = pairs.reasons.itertuples()
+        lost = "; ".join(f"{counted(row.traces, 'trace')}: {row.reason}" for row in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "

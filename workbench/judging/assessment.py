@@ -209,7 +209,7 @@ def _needed(budget: Budget, verdicts: int, asked: int) -> str:
         return f"{math.ceil(share * budget.spent_tokens):,} tokens"
     if budget.usd is not None and budget.spent_usd:
         return f"${share * budget.spent_usd:.2f}"
-    return f"{verdicts} calls"
+    return counted(verdicts, "call")
 
 
 def check_single(judge: Judge) -> None:

@@ -21,7 +21,7 @@ from workbench.compat import one_transaction
 from workbench.errors import StoreError
 from workbench.formatting import bar, html_result
 from workbench.store.database import write
-from workbench.store.dataset import Names, parse_names
+from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import AFTER_VERDICT_KEY, DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
@@ -236,7 +236,7 @@ def log_labels(
         abstentions such as ``N/A``; rows without one are skipped and listed, and of several rows
         on one trace all but the last.
     values
-        The rating values, as in `import_traces`, where one looks like a missing rating.
+        The rating values, or a dict that translates them, as in `import_traces`.
     encoding
         Of a file that is not UTF-8, such as ``cp1252``.
 
@@ -269,8 +269,8 @@ def log_feedback_table(
     """Write a table of ratings by one source as feedback, as `log_labels` does."""
     check_text("name", name)
     check_text("source", source.source_id)
-    keep = parse_names("values", values)
-    ratings, skipped = _read_ratings(read_table(table), value, rationale, keep)
+    frame, keep = translated(read_table(table), [str(value)], values)
+    ratings, skipped = _read_ratings(frame, value, rationale, keep)
     start = now_ms()
     new: list[Feedback] = []
     replaced = 0

@@ -177,13 +177,8 @@ def read_dataset(
     if each is not None:
         content = [c for role, columns in named.items() if role != "annotators" for c in columns]
         table, labels = _one_row_an_item(table, each, labels, content)
-    translated = _parts("values", values)
-    if isinstance(translated, Mapping):
-        words = {fold(word): value for word, value in translated.items()}
-        for column, _ in (*labels.values(), *recorded.values()):
-            cells = [words.get(fold(cell), cell) for cell in table[column]]
-            table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
-        translated = list(dict.fromkeys(translated.values()))
+    rated = [column for column, _ in (*labels.values(), *recorded.values())]
+    table, names = translated(table, rated, values)
     return Dataset(
         table=table,
         source=source,
@@ -193,7 +188,7 @@ def read_dataset(
         labels=labels,
         verdicts=recorded,
         groups=groups or None,
-        scale=_scale(table, labels, list(translated)),
+        scale=_scale(table, labels, names),
         empty=tuple(number for number, blank in enumerate(empty) if blank),
         merged=rows - len(table),
     )
@@ -243,7 +238,21 @@ def _one_row_an_item(
     return found, {who: (f"{rating}: {who}", whys[who]) for who in whys}
 
 
-def parse_names(parameter: str, given: Names | Mapping[str, Any]) -> list[str]:
+def translated(
+    table: pd.DataFrame, rated: Sequence[str], values: Names | Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[Any]]:
+    """Return the table with its ratings as ``values`` translates them, and the rating values."""
+    given = _parts("values", values)
+    if not isinstance(given, Mapping):
+        return table, list(given)
+    words = {fold(word): value for word, value in given.items()}
+    for column in table.columns.intersection(rated):
+        cells = [words.get(fold(cell), cell) for cell in table[column]]
+        table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
+    return table, list(dict.fromkeys(given.values()))
+
+
+def parse_names(parameter: str, given: Names) -> list[str]:
     """Read names from text with commas between them, from a list, or from JSON of one."""
     return list(_parts(parameter, given))
 

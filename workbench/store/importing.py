@@ -28,7 +28,7 @@ from workbench.store.assessments import (
     signature,
 )
 from workbench.store.database import check_not_deleted, find_experiment_id, write
-from workbench.store.dataset import Names, parse_names
+from workbench.store.dataset import Names, translated
 from workbench.store.files import read_table
 from workbench.store.labels import DECISION_KEY, has_mark, in_order
 from workbench.store.tables import (
@@ -128,8 +128,9 @@ def import_traces(
         Annotators' columns: ``{"ana": "rating"}`` or ``{"ana": ("rating", "rationale")}``. Each
         filled rating becomes human feedback under ``label_name``, which is the judge's name.
     values
-        The rating values, as in `check_data`, where one looks like a missing rating: ``"none,
-        mild, severe"`` keeps ``none``. Ratings that are not among them are kept as well.
+        The rating values, where one looks like a missing rating: ``"none, mild, severe"`` keeps
+        ``none``. Ratings that are not among them are kept as well. A dict translates what people
+        wrote, as in `check_data`: ``{"good": "yes", "bad": "no"}``.
     tags
         Columns kept as trace tags, such as an id to group by.
     experiment
@@ -162,8 +163,10 @@ def import_traces(
             "under the name of the judge that they are compared with."
         )
     frame = read_table(table, encoding)
-    for who, (column, _) in columns_by_rater("labels", labels).items():
+    rated = {who: column for who, (column, _) in columns_by_rater("labels", labels).items()}
+    for who, column in rated.items():
         warn_of_name(frame, who, column)
+    frame, names = translated(frame, list(rated.values()), values)
     rows, notes = read_rows(
         frame,
         inputs=inputs,
@@ -171,7 +174,7 @@ def import_traces(
         expectations=expectations,
         tags=tags,
         labels=labels,
-        values=parse_names("values", values),
+        values=names,
     )
     where, now = check_not_deleted(find_experiment_id(experiment)), now_ms()
     found, stored = _find(rows, where)
