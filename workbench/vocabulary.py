@@ -85,6 +85,11 @@ def folded(name: object) -> str:
     return normal_form(as_text(name)).casefold()
 
 
+def group_key(key: object) -> str:
+    """Return the key of a group as it is compared: 1.0, which pandas makes of 1, is 1."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", folded(key))
+
+
 def is_unnamed(key: object) -> bool:
     """Whether the key of a group holds nothing, or a word for it."""
     return is_missing(key) or folded(key) in _NO_RATING | {"n/a"}

@@ -241,6 +241,7 @@ def test_coverage_counts_what_the_judge_left_open_and_not_what_people_did() -> N
     excluded = pd.DataFrame({"trace_id": list("abcdef"), "reason": reasons})
     found = agreement(replace(from_confusion([[6, 0], [0, 6]]), excluded=excluded))
     assert (found.abstentions, found.failures) == (1, 2)
+    assert found.notes == ("Items with a label but no usable verdict: 1 abstained, 2 failed.",)
     assert found.coverage == pytest.approx(12 / 16)
     assert found.coverage_interval == pytest.approx(proportion_confint(12, 16, method="wilson"))
 

@@ -39,6 +39,8 @@ def test_the_announcement_is_limited_by_the_budget() -> None:
     limited = found.told(Budget(calls=50))
     assert limited.startswith("at most 50 calls")
     assert "never exceeded" in limited
+    assert found.told(Budget()).endswith("$12.00. Usually it is about a fifth of that.")
+    assert "which cost nothing" in replace(found, usd=0.0).told(Budget())
 
 
 def test_a_setting_out_of_range_is_named() -> None:

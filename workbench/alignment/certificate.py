@@ -80,7 +80,7 @@ class Certificate(Result):
         return f"<Certificate {self.headline}>"
 
     def __str__(self) -> str:
-        return "\n".join([self.headline, self.table.round(3).to_string(), *self.notes])
+        return "\n".join([self.headline, self.table.round(3).to_string(na_rep=""), *self.notes])
 
     def _repr_html_(self) -> str:
         return f"<div><b>{html_text(self.headline)}</b></div>{super()._repr_html_()}"

@@ -29,11 +29,15 @@ MOST_TEXT: Final = 250_000
 
 
 class Progress:
-    """Shows the heading above the running cell, and what the cell prints as it comes."""
+    """Shows the heading above the running cell, and what the cell prints as it comes.
+
+    A heading under which nothing was printed gives way to the next one. A log, in which no line
+    can be taken back, has the headings of what printed something.
+    """
 
     def __init__(self, headings: list[str], stream: TextIO | None) -> None:
         self._headings, self._stream = headings, stream
-        self._heading, self._last = "", "\n"
+        self._heading, self._waiting, self._last = "", "", "\n"
         self.begun = False
 
     def start(self, index: int) -> None:
@@ -42,21 +46,36 @@ class Progress:
         if self._headings[index] != self._heading:
             self._heading = self._headings[index]
             self.close()
-            self.output(f"[{index + 1}/{len(self._headings)}] {self._heading}\n")
+            self._waiting = f"[{index + 1}/{len(self._headings)}] {self._heading}"
+            if self._is_terminal:
+                self._write(self._waiting)
 
     def output(self, text: str) -> None:
         """Show what a cell writes."""
-        if self._stream is None:
-            return
-        if not self._stream.isatty():  # a log shows each state of a rewritten line
+        if self._waiting:
+            self._write("\n" if self._is_terminal else f"{self._waiting}\n")
+            self._waiting = ""
+        if not self._is_terminal:  # a log shows each state of a rewritten line
             text = re.sub(r"\s*\r\s*", "\n", text)
         self._last = text[-1:] or self._last
-        self._stream.write(text)
-        self._stream.flush()
+        self._write(text)
 
     def close(self) -> None:
-        """End an unfinished line."""
-        self.output("\n" if self._last != "\n" else "")
+        """End an unfinished line, or take back a heading with nothing beneath."""
+        if self._waiting:
+            self._write("\r\x1b[K" * self._is_terminal)
+            self._waiting = ""
+        elif self._last != "\n":
+            self.output("\n")
+
+    @property
+    def _is_terminal(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            self._stream.write(text)
+            self._stream.flush()
 
 
 class _Client(PapermillNotebookClient):  # type: ignore[misc]  # papermill has no types

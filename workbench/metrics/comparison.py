@@ -160,7 +160,7 @@ class Comparison(Result):
         return f"<Comparison: {self.summary}>"
 
     def __str__(self) -> str:
-        return "\n".join([self.table.to_string(), self.summary, *self.notes])
+        return "\n".join([self.table.to_string(na_rep=""), self.summary, *self.notes])
 
     def _repr_html_(self) -> str:
         return html_table(self.table) + html_lines([self.summary, *self.notes])

@@ -72,9 +72,11 @@ class Forecast:
         calls = f"at most {min(self.calls, budget.left):,.0f} calls of models, retries not counted"
         parts = [calls, f"about {min(self.tokens, budget.left_tokens):,.0f} tokens"]
         if self.usd is not None:
-            parts.append(f"${min(self.usd, budget.left_usd):.2f}")
+            most = min(self.usd, budget.left_usd)
+            parts.append(f"${most:.2f}" if self.usd else "which cost nothing")
         note = "; the budget is never exceeded" if budget.is_limited else ""
-        return ", ".join(parts) + note + ". Usually it is far less."
+        # Of runs on 40 to 90 labels, by docs/results.md and the simulation: 14 to 28 %.
+        return ", ".join(parts) + note + ". Usually it is about a fifth of that."
 
 
 def forecast(

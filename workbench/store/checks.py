@@ -18,7 +18,7 @@ from workbench.formatting import counted, html_table
 from workbench.scale import ABSTAIN, Scale, no_rating
 from workbench.store.dataset import Dataset, Names, RaterText, as_list, read_dataset
 from workbench.store.tables import check_keys, empty_rows, rater_columns, read_rows, row_digests
-from workbench.vocabulary import as_text, folded, is_missing, is_unnamed, number, revealed
+from workbench.vocabulary import as_text, group_key, is_missing, is_unnamed, number, revealed
 
 _ENOUGH = 10  # labelled rows that alignment needs
 _MANY, _RARE = 20, 0.01  # a rating that occurs once among many, or has a smaller share, is odd
@@ -314,7 +314,7 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
     if not data.groups:
         return
     raw = data.table[data.groups].tolist()
-    keys = Counter(folded(key) for key in raw if not is_unnamed(key))
+    keys = Counter(group_key(key) for key in raw if not is_unnamed(key))
     largest = max(keys.values(), default=0)
     text = f"{counted(len(keys), 'group')} by {data.groups!r}, the largest of "
     text += f"{counted(largest, 'row')}."
@@ -324,7 +324,9 @@ def _about_groups(data: Dataset) -> Iterable[Finding]:
         text += f" {counted(len(without), 'row')} without one: {_listed(without)}."
         advice = "Most rows need one." if lacking else "Each of these is a group of its own."
     yield Finding("groups", text, advice, lacking)
-    by_input = pd.Series([folded(key) for key in raw]).groupby(row_digests(data.table, data.inputs))
+    by_input = pd.Series([group_key(key) for key in raw]).groupby(
+        row_digests(data.table, data.inputs)
+    )
     if apart := int((by_input.nunique() > 1).sum()):
         yield Finding(
             "groups",
