@@ -62,7 +62,7 @@ def no_rating(raw: object, scale: Scale | None) -> bool:
     if is_missing(raw):
         return True
     word = fold(raw)
-    return word in no_ratings({word}) and not (scale and word in scale._words)
+    return word in no_ratings({word}) and not (scale and word in scale.words)
 
 
 def is_abstention(value: object, scale: Scale | None = None) -> bool:
@@ -70,7 +70,7 @@ def is_abstention(value: object, scale: Scale | None = None) -> bool:
     if not isinstance(value, str):
         return value is ABSTAIN
     word = fold(value)
-    return word in ABSTENTIONS and not (scale and word in scale._words)
+    return word in ABSTENTIONS and not (scale and word in scale.words)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Scale:
     observed: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.kind != "numeric" and len(self._words) < 2:
+        if self.kind != "numeric" and len(self.words) < 2:
             raise ArgumentError(
                 f"A {self.kind} scale needs at least two different values, got {self.values!r}."
             )
@@ -268,7 +268,7 @@ class Scale:
         return found
 
     @cached_property
-    def _words(self) -> dict[str, Any]:
+    def words(self) -> dict[str, Any]:
         return {fold(value): value for value in self.values}
 
     def _read(self, raw: Any) -> Any:
@@ -278,11 +278,11 @@ class Scale:
             if size is None or (self.integer and not size.is_integer()):
                 return None
             return int(size) if self.integer else size
-        if (word := fold(raw)) in self._words:
-            return self._words[word]
+        if (word := fold(raw)) in self.words:
+            return self.words[word]
         if (size := number(word)) is not None and size in (sizes := list(map(number, self.values))):
             return self.values[sizes.index(size)]
-        sides = {binary_side(known): value for known, value in self._words.items()}
+        sides = {binary_side(known): value for known, value in self.words.items()}
         is_known = self.kind == "binary" and set(sides) == {0, 1}
         return sides.get(truth_side(word)) if is_known else None
 

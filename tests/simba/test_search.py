@@ -29,11 +29,12 @@ from workbench.errors import ArgumentError, BudgetError, CancelledError, ModelEr
 from workbench.judging.verdicts import Verdict
 from workbench.models.budget import Usage
 from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.forecast import most_calls
 from workbench.simba.items import Item
 from workbench.simba.reflection import Reflection, Request
 from workbench.simba.search import Optimised, Search
 from workbench.simba.selection import Ask
-from workbench.simba.settings import FEW, Settings, most_calls
+from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import Example
 
 HARMFUL, IDLE = "Rate it poor when it comes late.", "Rate it fair when pigs fly."

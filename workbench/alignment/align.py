@@ -38,9 +38,8 @@ from workbench.models.recording import replayed
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import dataset_digest
 from workbench.pairing.splits import Groups
-from workbench.simba.items import labelled_items
-from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import Learned
+from workbench.simba.candidate import Learned
+from workbench.simba.optimizer import SIMBA, labelled_items
 from workbench.simba.selection import usable
 from workbench.simba.settings import FEW, Settings
 from workbench.store.traces import fetch_traces

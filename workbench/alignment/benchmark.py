@@ -32,10 +32,9 @@ from workbench.judging.judge import fingerprint, judge_credentials, with_instruc
 from workbench.metrics.comparison import Comparison, compare
 from workbench.models.budget import UNPAID, Budget
 from workbench.pairing.splits import Groups
-from workbench.simba.candidate import Candidate, WorkedExample
+from workbench.simba.candidate import Candidate, Learned, WorkedExample
 from workbench.simba.items import Item, judge_fields
 from workbench.simba.optimizer import SIMBA
-from workbench.simba.search import Learned
 from workbench.simba.settings import Settings
 from workbench.store.tables import digest
 from workbench.store.traces import item_digest

@@ -40,8 +40,8 @@ from workbench.models.faults import Fault, StoppedError
 from workbench.models.runner import Runner
 from workbench.pairing.pairs import Pairs
 from workbench.scale import Scale
+from workbench.simba.candidate import Learned
 from workbench.simba.reflector import reached_by
-from workbench.simba.search import Learned
 from workbench.store.traces import fetch_traces
 
 SCHEME: Final = "metered"

@@ -40,8 +40,8 @@ from workbench.pairing.joining import pair
 from workbench.pairing.pairs import Pairs, Split
 from workbench.pairing.splits import Groups, default_groups, groups_of, joined, stratified_order
 from workbench.simba.candidate import Candidate
-from workbench.simba.items import MINIMUM_LABELS
 from workbench.simba.selection import usable
+from workbench.simba.settings import MINIMUM_LABELS
 from workbench.store.traces import Example, examples, item_digest
 
 MOST_LOST = 0.05  # share without a usable verdict above which a judge is not better for the others

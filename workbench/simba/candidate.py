@@ -6,10 +6,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
 
+import pandas as pd
+
+from workbench.models.budget import UNPAID, Usage
 from workbench.models.cache import question_key
 from workbench.simba.items import Item
 
@@ -197,3 +200,25 @@ def rules_about(rules: Sequence[str], text: str) -> list[int]:
     least = max(shared, default=0.0) / 2
     found = [i for i, share in enumerate(shared) if share > 0 and share >= least]
     return sorted(found, key=lambda i: -shared[i])
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an optimizer proposes, and what it took to find it.
+
+    ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
+    says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
+    """
+
+    judge: Any = None
+    judge_calls: int = 0
+    reflection_calls: int = 0
+    embedding_calls: int = 0
+    known: int = 0
+    usage: Usage = UNPAID
+    stopped: str = ""
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    evidence: Mapping[str, list[str]] = field(default_factory=dict)
+    failures: int = 0
+    reflection_failures: int = 0
+    notes: tuple[str, ...] = ()

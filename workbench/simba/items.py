@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import random
-import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from mlflow.entities import Trace
 from mlflow.genai.judges import Judge
 
-from workbench.errors import NoLabelsError, TooFewPairsError
 from workbench.judging.verdicts import Verdict
-from workbench.pairing.consensus import (
-    decisions_by_trace,
-    known_scale,
-    labels_by_trace,
-    read_label,
-)
-from workbench.scale import Scale
-from workbench.store.traces import Example, as_example
-
-MINIMUM_LABELS: Final = 10  # labelled traces needed; MLflow's optimizers ask for as many
+from workbench.store.traces import Example
 
 
 @dataclass(frozen=True)
@@ -76,39 +64,3 @@ def judge_fields(judge: Judge) -> tuple[str, ...]:
     fields = tuple(f for f in ("inputs", "outputs", "expectations") if f in variables)
     # A judge of whole traces is explained by their inputs and outputs.
     return fields or ("inputs", "outputs")
-
-
-def labelled_items(
-    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
-) -> tuple[list[Item], Scale]:
-    """Return the traces with a human label under the judge's name, and the rating scale.
-
-    Raises `NoLabelsError` without labels, `TooFewPairsError` with fewer than ``least`` usable ones.
-    """
-    name = judge.name
-    labels, decisions = labels_by_trace(traces, name), decisions_by_trace(traces, name)
-    if not labels and not decisions:
-        raise NoLabelsError(
-            f"None of {len(traces)} traces has a human label under {name!r}. Log labels with "
-            f"workbench.log_labels(table, name={name!r}, ...) or mlflow.log_feedback."
-        )
-    given = (label.value for of_trace in labels.values() for label in of_trace)
-    scale = known_scale(judge, traces) or Scale.from_values(given)
-    items, unused = [], Counter[str]()
-    for trace in traces:
-        i = trace.info.trace_id
-        label = read_label(labels.get(i, []), scale, "majority", "drop", decisions.get(i))
-        if label.fault is None:
-            items.append(Item(as_example(trace), label.value, label.rationale))
-        elif label.fault != "no label":
-            unused[label.fault] += 1
-    if unused:
-        reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
-        warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
-    if len(items) < least:
-        raise TooFewPairsError(
-            f"{len(items)} of {len(traces)} traces have a usable human label under "
-            f"{name!r}; at least {least} are needed, and 50 to 100 make a "
-            "difference that can be trusted. Label more traces."
-        )
-    return items, scale.with_range(item.label for item in items)

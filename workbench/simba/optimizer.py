@@ -43,6 +43,8 @@ The calls of a rung run in parallel, so an alignment takes about ten times the m
 from __future__ import annotations
 
 import threading
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,7 +54,7 @@ from mlflow.entities import Trace
 from mlflow.genai.judges.base import AlignmentOptimizer, Judge
 
 from workbench.compat import options
-from workbench.errors import ArgumentError, CancelledError
+from workbench.errors import ArgumentError, CancelledError, NoLabelsError, TooFewPairsError
 from workbench.formatting import bar, say
 from workbench.judging.judge import with_instructions
 from workbench.judging.requests import judge_many
@@ -60,14 +62,21 @@ from workbench.judging.verdicts import Verdict
 from workbench.models.budget import UNPAID, Budget, Usage
 from workbench.models.cache import AnswerCache
 from workbench.models.runner import Runner
+from workbench.pairing.consensus import (
+    decisions_by_trace,
+    known_scale,
+    labels_by_trace,
+    read_label,
+)
 from workbench.pairing.splits import default_groups, stratified
 from workbench.scale import Scale
 from workbench.simba.candidate import Candidate
-from workbench.simba.items import Case, Item, judge_fields, labelled_items
+from workbench.simba.forecast import forecast
+from workbench.simba.items import Case, Item, judge_fields
 from workbench.simba.reflector import Reflector
 from workbench.simba.search import Optimised, Search
-from workbench.simba.settings import Settings, forecast
-from workbench.store.traces import item_digest
+from workbench.simba.settings import MINIMUM_LABELS, Settings
+from workbench.store.traces import as_example, item_digest
 
 
 class SIMBA(AlignmentOptimizer):
@@ -339,3 +348,39 @@ class _Models:
 
 def _content(item: Item) -> tuple[str, str, str]:
     return item_digest(item.example), str(item.label), item.trace_id
+
+
+def labelled_items(
+    judge: Judge, traces: Sequence[Trace], *, least: int = MINIMUM_LABELS
+) -> tuple[list[Item], Scale]:
+    """Return the traces with a human label under the judge's name, and the rating scale.
+
+    Raises `NoLabelsError` without labels, `TooFewPairsError` with fewer than ``least`` usable ones.
+    """
+    name = judge.name
+    labels, decisions = labels_by_trace(traces, name), decisions_by_trace(traces, name)
+    if not labels and not decisions:
+        raise NoLabelsError(
+            f"None of {len(traces)} traces has a human label under {name!r}. Log labels with "
+            f"workbench.log_labels(table, name={name!r}, ...) or mlflow.log_feedback."
+        )
+    given = (label.value for of_trace in labels.values() for label in of_trace)
+    scale = known_scale(judge, traces) or Scale.from_values(given)
+    items, unused = [], Counter[str]()
+    for trace in traces:
+        i = trace.info.trace_id
+        label = read_label(labels.get(i, []), scale, "majority", "drop", decisions.get(i))
+        if label.fault is None:
+            items.append(Item(as_example(trace), label.value, label.rationale))
+        elif label.fault != "no label":
+            unused[label.fault] += 1
+    if unused:
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in unused.most_common())
+        warnings.warn(f"{unused.total()} labelled traces are not used ({reasons}).", stacklevel=3)
+    if len(items) < least:
+        raise TooFewPairsError(
+            f"{len(items)} of {len(traces)} traces have a usable human label under "
+            f"{name!r}; at least {least} are needed, and 50 to 100 make a "
+            "difference that can be trusted. Label more traces."
+        )
+    return items, scale.with_range(item.label for item in items)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
 
 from workbench.errors import BudgetError, CancelledError, ModelError
-from workbench.models.budget import UNPAID, Usage
 from workbench.scale import Scale
-from workbench.simba.candidate import Candidate, rules_about
+from workbench.simba.candidate import Candidate, Learned, rules_about
 from workbench.simba.items import Case, Item, sample
 from workbench.simba.proposals import (
     Reflect,
@@ -45,28 +44,6 @@ ORDER_NOTE: Final = (
 MIN_WRONG: Final = 2  # total weight of disagreements that are asked about: one may be chance
 GOOD: Final = 0.8  # accuracy from which no other order of rationale and rating is tried
 MAX_REORDERED: Final = 2  # candidates of a step in vain that are tried with the rationale first
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an optimizer proposes, and what it took to find it.
-
-    ``known`` counts answers from the cache, ``usage`` is what was paid to all models, ``stopped``
-    says why learning ended, and ``evidence`` maps each rule to the trace ids that it was made from.
-    """
-
-    judge: Any = None
-    judge_calls: int = 0
-    reflection_calls: int = 0
-    embedding_calls: int = 0
-    known: int = 0
-    usage: Usage = UNPAID
-    stopped: str = ""
-    history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    evidence: Mapping[str, list[str]] = field(default_factory=dict)
-    failures: int = 0
-    reflection_failures: int = 0
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
