@@ -181,11 +181,9 @@ def assess(
             judge_many(questions, runner, on_verdict=keep, progress=shown)
         except BudgetError as error:
             if (needed := len(earlier) * samples) > len(verdicts):
-                raise BudgetError(
-                    f"{error} {len(verdicts)} of {needed} verdicts are given. A budget for all has "
-                    f"at least {_needed(limit, needed, len(verdicts) - len(known))}, more where "
-                    "calls fail or an alignment shares it."
-                ) from None
+                told = f"{error} {len(verdicts)} of {needed} verdicts are given."
+                least = _needed(limit, needed, len(verdicts) - len(known))
+                raise BudgetError(f"{told} {least}") from None
     rows = [verdicts[i, sample] for sample in range(samples) for i in earlier]
     table, paid = _table(rows), sum((verdict.paid for verdict in rows), UNPAID)
     return Assessed(
@@ -204,12 +202,14 @@ def assess(
 
 def _needed(budget: Budget, verdicts: int, asked: int) -> str:
     """What so many verdicts take, where those that were ``asked`` for took what is spent."""
-    share = verdicts / max(asked, 1)
+    share, least = verdicts / max(asked, 1), counted(verdicts, "call")
     if budget.tokens is not None and budget.spent_tokens:
-        return f"{math.ceil(share * budget.spent_tokens):,} tokens"
-    if budget.usd is not None and budget.spent_usd:
-        return f"${share * budget.spent_usd:.2f}"
-    return counted(verdicts, "call")
+        least = f"{math.ceil(share * budget.spent_tokens):,} tokens"
+    elif budget.usd is not None and budget.spent_usd:
+        least = f"${share * budget.spent_usd:.2f}"
+    return (
+        f"A budget for all has at least {least}, more where calls fail or an alignment shares it."
+    )
 
 
 def check_single(judge: Judge) -> None:
