@@ -98,7 +98,8 @@ def align(
     gate
         ``"better"``: agreement on test must rise; ``"significant"``: and the rise must be
         significant at 5 % by McNemar's test; ``"none"``: the proposed judge is taken as it is.
-        The first two also reject a judge that is no better than always giving one value.
+        The first two also reject a judge that is no better than always giving one value, or that
+        gave no usable verdict on more than 5 % of the test.
     max_failure_share
         Share of lost answers of one kind, in [0, 1], above which the optimizer is stopped. None is
         0.05, or a given `SIMBA`'s own.

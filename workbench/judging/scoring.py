@@ -63,7 +63,7 @@ def score(
     The table is read partition by partition, and the verdicts on a partition are written as a
     whole or not at all. One that is there is not asked again, so that a run that was interrupted
     or killed is completed by running it again; it pays at most a partition a worker twice. No
-    trace is made but for a ``sample``, and the answer cache is passed by: the folder itself keeps
+    trace is made but for a ``sample``, and the answer cache is not used: the folder itself keeps
     what was paid for.
 
     Parameters

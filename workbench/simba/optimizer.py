@@ -96,8 +96,8 @@ class SIMBA(AlignmentOptimizer):
         Root of the OpenAI-compatible server on which it is reached. None: the judge's base URL for
         the judge's own model, the provider's public address for another one.
     inference_params
-        Parameters of the reflection's requests: ``max_tokens`` (600 unless given), ``timeout``
-        in seconds, ``temperature`` and whatever else the model takes.
+        Parameters of the reflection's requests: ``max_tokens`` (600 unless given, for sentences on
+        the ratings 400), ``timeout`` in seconds, ``temperature`` and whatever else the model takes.
     reflection_context
         Tokens that a reflection's prompt and answer may have; those of MLflow's catalog of
         models, or 6,000, when None. Longer texts are shortened and cases left out.
