@@ -321,5 +321,4 @@ def read_about(path: Path) -> dict[str, Any]:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, ValueError) as error:
         raise TableError(f"{path} cannot be read as Parquet: {error}. Remove it.") from error
-    found: dict[str, Any] = json.loads(metadata.get(b"workbench", b"{}"))
-    return found
+    return dict(json.loads(metadata.get(b"workbench", b"{}")))
