@@ -46,7 +46,7 @@ class Usage:
     def __add__(self, other: Usage) -> Usage:
         """The sum; what is not known of a request that was made is not known of the sum."""
         if not (self.requests and other.requests):
-            return self if self.requests else other
+            return other if other.requests else self
         return Usage(
             self.requests + other.requests,
             _whole(self.read, other.read),
