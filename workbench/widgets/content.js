@@ -211,7 +211,10 @@ function sections(item, load, { raw = false, level = 3 } = {}) {
   });
 }
 
-// -- keys -------------------------------------------------------------------------------------
+// -- views ------------------------------------------------------------------------------------
+
+/** What a notebook needs of a view: how it is shown, and how it ends. */
+const viewOf = (Kind) => ({ render: ({ model, el, signal }) => new Kind(model, el, signal).stop });
 
 /** Do what `actionOf` tells of a key. The notebook must not see keys and clicks that are meant for
  * the view. What it listens for at the document it leaves alone below `data-lm-suppress-shortcuts`. */

@@ -105,7 +105,7 @@ class Frame extends Store {
 
   watchSize() {
     let isFirst = true;
-    this.laid = new ResizeObserver(() => {
+    const laid = new ResizeObserver(() => {
       this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
       const { clientWidth } = this.root;
       if (!isFirst || !clientWidth) return;
@@ -114,7 +114,7 @@ class Frame extends Store {
       if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
       this.form.keepInView();
     });
-    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
+    for (const each of [this.root, this.text, this.page]) laid.observe(each);
   }
 
   // -- the item

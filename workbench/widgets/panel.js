@@ -39,11 +39,7 @@ class Panel extends Frame {
     this.listen(signal);
     this.begin();
     this.paint();
-    const disconnect = this.connect();
-    this.stop = () => {
-      disconnect();
-      this.laid.disconnect();
-    };
+    this.stop = this.connect();
   }
 
   // -- what happens elsewhere
@@ -100,7 +96,6 @@ class Panel extends Frame {
       this.form.setActive(0);
       this.announce(`${said} What the judge and others said follows; Enter goes on.`);
     } else this.forward(this.position + 1, { said });
-    this.outbox.post(action);
   }
 
   /** Answers to be read out. */
@@ -115,9 +110,8 @@ class Panel extends Frame {
       item.again = false; // a label is not thrown away by a skip: it stays as it is
       return this.forward(this.position + 1);
     }
-    const action = this.actOnItem("skip");
+    this.actOnItem("skip");
     this.forward(this.position + 1, { said: "Skipped." });
-    this.outbox.post(action);
   }
 
   undo() {
@@ -125,7 +119,6 @@ class Panel extends Frame {
     if (!action) return this.say("Nothing to undo.");
     this.go(action.position, "Undone.");
     this.say("Undone.", false);
-    this.outbox.post(action);
   }
 
   saveFromField() {
@@ -300,11 +293,3 @@ class Adjudication extends Panel {
     if (by) this.where.append(" ", h("span", { class: "wb-chip wb-by", dir: "auto" }, "decided by ", visible(String(by))));
   }
 }
-
-/** What a notebook needs of a panel: how it is shown, and how it ends. */
-const viewOf = (Kind) => ({
-  render({ model, el, signal }) {
-    const panel = new Kind(model, el, signal);
-    return () => panel.stop();
-  },
-});

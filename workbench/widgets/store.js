@@ -49,18 +49,14 @@ class Outbox {
     return this.list().findLast((action) => action.trace_id === trace);
   }
 
-  /** Keep an action; `post` sends it. */
+  /** Keep an action, and send it once the next item is on the page: writing to the socket takes time. */
   add(action) {
     if (!this.size) this.restartClock();
     this.actions.set(action.id, action);
     this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
-  }
-
-  /** Send an action once the next item is on the page: writing to the socket takes time. */
-  post({ trace_id: trace }) {
     // What waits of the same trace goes along, before it: it may have been lost on its way, and
     // sent again later it would undo this action.
-    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === trace) }), 0);
+    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === action.trace_id) }), 0);
   }
 
   /** Forget an action that is settled; returns it, or undefined. */
@@ -231,7 +227,7 @@ class Store {
     if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
-    this.want(this.position, Math.min(AHEAD, total - this.position));
+    this.send({ type: "want", start: this.position, count: AHEAD });
     if (this.item) this.paintStatus();
     else this.paint();
   }
@@ -244,15 +240,11 @@ class Store {
     while (missing <= last && this.items.has(missing)) missing += 1;
     // The request goes out early enough for the answer to be here in time, not for every key.
     if (missing <= last && (missing - this.position < AHEAD / 2 || last === this.total - 1)) {
-      this.want(missing, Math.min(AHEAD, this.total - missing));
+      this.send({ type: "want", start: missing, count: AHEAD });
     } else if (this.position > 0 && !this.items.has(this.position - 1)) {
       const start = Math.max(0, this.position - BEHIND);
-      this.want(start, this.position - start);
+      this.send({ type: "want", start, count: this.position - start });
     }
-  }
-
-  want(start, count) {
-    this.send({ type: "want", start, count });
   }
 
   askReveal() {
@@ -358,7 +350,7 @@ class Store {
 
   // -- actions
 
-  /** Make an action on a trace and keep it in the outbox; `post` sends it. */
+  /** Make an action on a trace and put it into the outbox. */
   act(kind, { trace_id: trace, position }, more = {}) {
     this.tick();
     const action = {
