@@ -146,7 +146,6 @@ class Frame extends Store {
       if (!isSame) this.text.scrollTop = 0;
     }
     this.contents = contents;
-    this.paintItemState();
   }
 
   contentsOf(item) {
@@ -247,7 +246,7 @@ class Frame extends Store {
     if (this.done) this.paintSummary();
   }
 
-  /** Labels were saved, perhaps in another view; in a field that someone types in nothing changes. */
+  /** Labels were saved or refused, perhaps in another view; a field that someone types in stays. */
   paintSaved() {
     this.paintStatus();
     this.form.paint(!document.activeElement?.matches("input, textarea"));

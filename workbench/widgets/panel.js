@@ -56,7 +56,9 @@ class Panel extends Frame {
   rate(index, answer) {
     const question = this.questions[index];
     if (!this.item || this.item.gone) return;
-    this.edit().answers[question.name] = answer;
+    const draft = this.draft();
+    draft.answers[question.name] = answer;
+    this.drafts.set(this.item.trace_id, draft);
     this.form.setActive(index);
     this.say("");
     this.form.paint();

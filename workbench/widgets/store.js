@@ -32,37 +32,33 @@ class Outbox {
     this.prefix = `workbench:${panelKey}:`;
     this.send = send;
     this.isKept = true; // whether the browser keeps them when the page is closed
-    this.actions = new Map(this.stored().map((action) => [action.id, action]));
+    this.actions = this.stored(); // the last one last
     this.restartClock();
   }
 
   get size() {
-    return this.actions.size;
-  }
-
-  list() {
-    return [...this.actions.values()];
+    return this.actions.length;
   }
 
   /** The last action on a trace, or undefined. */
   last(trace) {
-    return this.list().findLast((action) => action.trace_id === trace);
+    return this.actions.findLast((action) => action.trace_id === trace);
   }
 
   /** Keep an action, and send it once the next item is on the page: writing to the socket takes time. */
   add(action) {
     if (!this.size) this.restartClock();
-    this.actions.set(action.id, action);
+    this.actions.push(action);
     this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
     // What waits of the same trace goes along, before it: it may have been lost on its way, and
     // sent again later it would undo this action.
-    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === action.trace_id) }), 0);
+    setTimeout(() => this.send({ type: "act", actions: this.actions.filter((each) => each.trace_id === action.trace_id) }), 0);
   }
 
   /** Forget an action that is settled; returns it, or undefined. */
   remove(id) {
-    const action = this.actions.get(id);
-    this.actions.delete(id);
+    const action = this.actions.find((each) => each.id === id);
+    this.actions = this.actions.filter((each) => each !== action);
     this.attempt(() => localStorage.removeItem(this.prefix + id));
     return action;
   }
@@ -79,7 +75,7 @@ class Outbox {
   /** The actions that another view of the same panel has settled: those are no longer stored. */
   settledElsewhere() {
     const ids = new Set(this.stored().map(({ id }) => id));
-    return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
+    return this.isKept ? this.actions.filter(({ id }) => !ids.has(id)) : [];
   }
 
   stored() {
@@ -144,7 +140,7 @@ class Store {
     };
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
-    this.send({ type: "hello", pending: this.outbox.list() });
+    this.send({ type: "hello", pending: this.outbox.actions });
     this.sent.set("act", performance.now()); // with it
     this.ask();
     return () => {
@@ -209,8 +205,7 @@ class Store {
       const action = this.outbox.remove(id);
       if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
-    this.paintStatus();
-    this.paintItemState();
+    this.paintSaved();
   }
 
   /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
@@ -263,7 +258,7 @@ class Store {
     if (settled.length) this.paintSaved();
     // What was sent and is not answered is sent again.
     const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
-    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.list() });
+    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.actions });
     if (isOverdue("want")) {
       this.sent.delete("want");
       this.ask();
@@ -285,7 +280,7 @@ class Store {
 
   /** What waits to be saved, by trace: {done, skipped}. */
   get waiting() {
-    return new Map(this.outbox.list().map((action) => [action.trace_id, statusAfter(action)]));
+    return new Map(this.outbox.actions.map((action) => [action.trace_id, statusAfter(action)]));
   }
 
   /** What the annotator did to an item last, as far as this page knows: {done, skipped}. */
@@ -304,13 +299,6 @@ class Store {
     const { item } = this;
     if (!item) return draftOf(null);
     return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
-  }
-
-  /** The same, kept as something that this person says. */
-  edit() {
-    const draft = this.draft();
-    this.drafts.set(this.item.trace_id, draft);
-    return draft;
   }
 
   /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
@@ -342,7 +330,7 @@ class Store {
 
   /** Where the page begins: not at an item that is done but not saved yet. */
   begin() {
-    const over = new Map(this.outbox.list().map((action) => [action.position, action]));
+    const over = new Map(this.outbox.actions.map((action) => [action.position, action]));
     while (this.position < this.total - 1 && over.has(this.position) && over.get(this.position).kind !== "undo") this.position += 1;
     this.done = this.total > 0 && this.position >= this.total;
     this.position = Math.min(this.position, Math.max(0, this.total - 1));
