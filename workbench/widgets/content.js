@@ -223,7 +223,9 @@ function ownKeys(root, signal, actionOf) {
   root.addEventListener("keydown", (event) => {
     event.stopPropagation();
     // In Safari the key that ends a composition comes after it, with the code of one within.
-    const act = event.isComposing || event.keyCode === 229 || event.defaultPrevented ? null : actionOf(event);
+    if (event.isComposing || event.keyCode === 229 || event.defaultPrevented) return;
+    const isSave = (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s";
+    const act = isSave ? () => {} : actionOf(event); // the browser would save the page
     if (!act) return;
     event.preventDefault();
     act();

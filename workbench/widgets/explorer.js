@@ -383,7 +383,6 @@ class Explorer {
   // -- keys
 
   actionOf({ key: pressed, target, ctrlKey, metaKey, altKey }) {
-    if ((ctrlKey || metaKey) && pressed.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (ctrlKey || metaKey || altKey) return null;
     const inDetail = this.detail.contains(target);
     if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cell?.focus();

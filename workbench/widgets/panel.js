@@ -225,7 +225,6 @@ class Panel extends Frame {
     const { target } = event;
     const hasControl = event.ctrlKey || event.metaKey;
     if (this.help.open) return { "?": () => this.help.close(), Tab: () => {} }[event.key] ?? null; // it has one button
-    if (hasControl && event.key.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (event.key === "Escape") return () => this.focus();
     const inField = target.matches("input, textarea") && !event.shiftKey;
     if ((hasControl || inField) && event.key === "Enter") return () => this.saveFromField();
