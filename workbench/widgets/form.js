@@ -60,7 +60,7 @@ class Form {
       this.read();
       panel.paintItemState();
     } });
-    const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => this.toReason(index) }, "Why? ", key("r"));
+    const why = h("button", { type: "button", class: "wb-small", "aria-keyshortcuts": "r", onclick: () => reason.focus() }, "Why? ", key("r"));
     // Numbers stand in a row, and so do many short answers.
     const isScale = choices.length && choices.every(({ label }) => label.length <= 3 && (choices.length > 5 || /^[-+]?\d+$/.test(label)));
     const answers = h("div", { class: "wb-choices" }, buttons, input, abstain);
@@ -186,10 +186,6 @@ class Form {
   step(step) {
     this.setActive((this.active + step + this.rows.length) % this.rows.length);
     this.rows[this.active].box.focus({ preventScroll: true });
-  }
-
-  toReason(index = this.active) {
-    this.rows[index]?.reason.focus();
   }
 
   /** The answers of the active question stay in view, whatever else takes the room. */

@@ -13,7 +13,7 @@ const KEYMAP = [
   { keys: ["ArrowDown"], act: (panel, target) => panel.goVertically(1, target) },
   { keys: ["Space", "PageDown"], act: (panel) => panel.scroll(1), shown: ["Space", "Page ↓"], help: "scroll the text by a page; back with Shift or Page ↑" },
   { keys: ["Shift+Space", "PageUp"], act: (panel) => panel.scroll(-1) },
-  { keys: ["r"], at: "item", act: (panel) => panel.form.toReason(), help: "write a reason; Enter saves, Shift+Enter begins a new line, Esc leaves the field" },
+  { keys: ["r"], at: "item", act: ({ form }) => form.rows[form.active]?.reason.focus(), help: "write a reason; Enter saves, Shift+Enter begins a new line, Esc leaves the field" },
   { keys: ["s"], at: "item", act: (panel) => panel.skip(), help: "skip this item" },
   { keys: ["u"], act: (panel) => panel.undo(), help: "undo the last save or skip" },
   { keys: ["t"], at: "item", act: (panel) => panel.toggleRaw(), help: "show the text as it is, or with Markdown" },
@@ -37,7 +37,6 @@ class Panel extends Frame {
     this.note = "";
     this.build(el);
     this.listen(signal);
-    this.begin();
     this.paint();
     this.stop = this.connect();
   }

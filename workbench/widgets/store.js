@@ -109,8 +109,12 @@ class Store {
     this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
-    this.position = Math.max(0, this.state.position ?? 0);
-    this.done = false; // whether the summary is shown
+    // The page does not begin at an item that is done but not saved yet.
+    const over = new Map(this.outbox.actions.map((action) => [action.position, action]));
+    let position = Math.max(0, this.state.position ?? 0);
+    while (position < this.total - 1 && over.has(position) && over.get(position).kind !== "undo") position += 1;
+    this.position = Math.min(position, Math.max(0, this.total - 1));
+    this.done = this.total > 0 && position >= this.total; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
     this.sent = new Map(); // by type of message: when the last one was sent
     this.lastAt = 0; // when the last action was made: no two at the same time
@@ -326,14 +330,6 @@ class Store {
     const settled = (item) => Number(!!item && ((!!item.done && !item.again) || !!item.skipped));
     const waiting = [...this.waiting].map(([trace, status]) => settled(status) - settled(this.byTrace(trace)));
     return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
-  }
-
-  /** Where the page begins: not at an item that is done but not saved yet. */
-  begin() {
-    const over = new Map(this.outbox.actions.map((action) => [action.position, action]));
-    while (this.position < this.total - 1 && over.has(this.position) && over.get(this.position).kind !== "undo") this.position += 1;
-    this.done = this.total > 0 && this.position >= this.total;
-    this.position = Math.min(this.position, Math.max(0, this.total - 1));
   }
 
   // -- actions
