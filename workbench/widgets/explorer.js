@@ -17,6 +17,7 @@ class Explorer {
   constructor(model, el, signal) {
     this.model = model;
     this.setup = model.get("setup");
+    this.names = this.setup.judges.map((name) => (name === "judge" ? "judge" : `judge ${name}`));
     this.query = { ...NOTHING, judge: this.setup.judges.length - 1 };
     this.asked = Math.random(); // the last question; answers go to all views of a widget
     this.rows = [];
@@ -29,16 +30,9 @@ class Explorer {
     ownKeys(this.root, signal, (event) => this.actionOf(event));
     const receive = (message) => this.receive(message);
     model.on("msg:custom", receive);
-    this.stop = () => {
-      clearTimeout(this.timer);
-      model.off("msg:custom", receive);
-    };
+    this.stop = () => model.off("msg:custom", receive);
     this.send({ type: "hello" });
     this.ask();
-  }
-
-  get names() {
-    return this.setup.judges.map((name) => (name === "judge" ? "judge" : `judge ${name}`));
   }
 
   // -- talking to the kernel
@@ -389,7 +383,6 @@ class Explorer {
   // -- keys
 
   actionOf({ key: pressed, target, ctrlKey, metaKey, altKey }) {
-    if ((ctrlKey || metaKey) && pressed.toLowerCase() === "s") return () => {}; // the browser would save the page
     if (ctrlKey || metaKey || altKey) return null;
     const inDetail = this.detail.contains(target);
     if (pressed === "Escape") return inDetail ? () => this.close() : () => this.cell?.focus();
@@ -414,9 +407,4 @@ class Explorer {
   }
 }
 
-export default {
-  render({ model, el, signal }) {
-    const explorer = new Explorer(model, el, signal);
-    return () => explorer.stop();
-  },
-};
+export default viewOf(Explorer);

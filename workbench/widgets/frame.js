@@ -105,7 +105,7 @@ class Frame extends Store {
 
   watchSize() {
     let isFirst = true;
-    this.laid = new ResizeObserver(() => {
+    const laid = new ResizeObserver(() => {
       this.scrolling.classList.toggle("wb-idle", this.text.scrollHeight <= this.text.clientHeight);
       const { clientWidth } = this.root;
       if (!isFirst || !clientWidth) return;
@@ -114,7 +114,7 @@ class Frame extends Store {
       if (clientWidth <= 680) for (const each of this.root.querySelectorAll(".wb-rubric")) each.open = false;
       this.form.keepInView();
     });
-    for (const each of [this.root, this.text, this.page]) this.laid.observe(each);
+    for (const each of [this.root, this.text, this.page]) laid.observe(each);
   }
 
   // -- the item
@@ -146,7 +146,6 @@ class Frame extends Store {
       if (!isSame) this.text.scrollTop = 0;
     }
     this.contents = contents;
-    this.paintItemState();
   }
 
   contentsOf(item) {
@@ -247,7 +246,7 @@ class Frame extends Store {
     if (this.done) this.paintSummary();
   }
 
-  /** Labels were saved, perhaps in another view; in a field that someone types in nothing changes. */
+  /** Labels were saved or refused, perhaps in another view; a field that someone types in stays. */
   paintSaved() {
     this.paintStatus();
     this.form.paint(!document.activeElement?.matches("input, textarea"));

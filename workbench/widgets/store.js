@@ -32,41 +32,33 @@ class Outbox {
     this.prefix = `workbench:${panelKey}:`;
     this.send = send;
     this.isKept = true; // whether the browser keeps them when the page is closed
-    this.actions = new Map(this.stored().map((action) => [action.id, action]));
+    this.actions = this.stored(); // the last one last
     this.restartClock();
   }
 
   get size() {
-    return this.actions.size;
-  }
-
-  list() {
-    return [...this.actions.values()];
+    return this.actions.length;
   }
 
   /** The last action on a trace, or undefined. */
   last(trace) {
-    return this.list().findLast((action) => action.trace_id === trace);
+    return this.actions.findLast((action) => action.trace_id === trace);
   }
 
-  /** Keep an action; `post` sends it. */
+  /** Keep an action, and send it once the next item is on the page: writing to the socket takes time. */
   add(action) {
     if (!this.size) this.restartClock();
-    this.actions.set(action.id, action);
+    this.actions.push(action);
     this.attempt(() => localStorage.setItem(this.prefix + action.id, JSON.stringify(action)));
-  }
-
-  /** Send an action once the next item is on the page: writing to the socket takes time. */
-  post({ trace_id: trace }) {
     // What waits of the same trace goes along, before it: it may have been lost on its way, and
     // sent again later it would undo this action.
-    setTimeout(() => this.send({ type: "act", actions: this.list().filter((each) => each.trace_id === trace) }), 0);
+    setTimeout(() => this.send({ type: "act", actions: this.actions.filter((each) => each.trace_id === action.trace_id) }), 0);
   }
 
   /** Forget an action that is settled; returns it, or undefined. */
   remove(id) {
-    const action = this.actions.get(id);
-    this.actions.delete(id);
+    const action = this.actions.find((each) => each.id === id);
+    this.actions = this.actions.filter((each) => each !== action);
     this.attempt(() => localStorage.removeItem(this.prefix + id));
     return action;
   }
@@ -83,7 +75,7 @@ class Outbox {
   /** The actions that another view of the same panel has settled: those are no longer stored. */
   settledElsewhere() {
     const ids = new Set(this.stored().map(({ id }) => id));
-    return this.isKept ? this.list().filter(({ id }) => !ids.has(id)) : [];
+    return this.isKept ? this.actions.filter(({ id }) => !ids.has(id)) : [];
   }
 
   stored() {
@@ -117,8 +109,12 @@ class Store {
     this.undoable = []; // saves and skips, the last one last
     this.revealed = new Map(); // by trace: what the kernel revealed
     this.total = this.setup.total ?? 0;
-    this.position = Math.max(0, this.state.position ?? 0);
-    this.done = false; // whether the summary is shown
+    // The page does not begin at an item that is done but not saved yet.
+    const over = new Map(this.outbox.actions.map((action) => [action.position, action]));
+    let position = Math.max(0, this.state.position ?? 0);
+    while (position < this.total - 1 && over.has(position) && over.get(position).kind !== "undo") position += 1;
+    this.position = Math.min(position, Math.max(0, this.total - 1));
+    this.done = this.total > 0 && position >= this.total; // whether the summary is shown
     this.search = null; // {said, passed} while the next open item is not here yet
     this.sent = new Map(); // by type of message: when the last one was sent
     this.lastAt = 0; // when the last action was made: no two at the same time
@@ -148,7 +144,7 @@ class Store {
     };
     for (const [name, handler] of Object.entries(handlers)) this.model.on(name, handler);
     const timer = setInterval(() => this.onTimer(), 1000);
-    this.send({ type: "hello", pending: this.outbox.list() });
+    this.send({ type: "hello", pending: this.outbox.actions });
     this.sent.set("act", performance.now()); // with it
     this.ask();
     return () => {
@@ -213,8 +209,7 @@ class Store {
       const action = this.outbox.remove(id);
       if (action) this.say(`The ${action.kind === "save" ? "label" : action.kind} of item ${number(action.position + 1)} could not be saved: ${error}`);
     }
-    this.paintStatus();
-    this.paintItemState();
+    this.paintSaved();
   }
 
   /** There is more of the queue, or it says something else; places stay. Whoever is through goes on
@@ -231,7 +226,7 @@ class Store {
     if (this.done && position < total && isNew) Object.assign(this, { position, done: false });
     // It stays on the page, with what is being typed, until it comes again.
     else if (item) this.items.set(this.position, item);
-    this.want(this.position, Math.min(AHEAD, total - this.position));
+    this.send({ type: "want", start: this.position, count: AHEAD });
     if (this.item) this.paintStatus();
     else this.paint();
   }
@@ -244,15 +239,11 @@ class Store {
     while (missing <= last && this.items.has(missing)) missing += 1;
     // The request goes out early enough for the answer to be here in time, not for every key.
     if (missing <= last && (missing - this.position < AHEAD / 2 || last === this.total - 1)) {
-      this.want(missing, Math.min(AHEAD, this.total - missing));
+      this.send({ type: "want", start: missing, count: AHEAD });
     } else if (this.position > 0 && !this.items.has(this.position - 1)) {
       const start = Math.max(0, this.position - BEHIND);
-      this.want(start, this.position - start);
+      this.send({ type: "want", start, count: this.position - start });
     }
-  }
-
-  want(start, count) {
-    this.send({ type: "want", start, count });
   }
 
   askReveal() {
@@ -271,7 +262,7 @@ class Store {
     if (settled.length) this.paintSaved();
     // What was sent and is not answered is sent again.
     const isOverdue = (type) => performance.now() - this.sent.get(type) > RETRY_AFTER;
-    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.list() });
+    if (this.outbox.size && isOverdue("act")) this.send({ type: "act", actions: this.outbox.actions });
     if (isOverdue("want")) {
       this.sent.delete("want");
       this.ask();
@@ -293,7 +284,7 @@ class Store {
 
   /** What waits to be saved, by trace: {done, skipped}. */
   get waiting() {
-    return new Map(this.outbox.list().map((action) => [action.trace_id, statusAfter(action)]));
+    return new Map(this.outbox.actions.map((action) => [action.trace_id, statusAfter(action)]));
   }
 
   /** What the annotator did to an item last, as far as this page knows: {done, skipped}. */
@@ -312,13 +303,6 @@ class Store {
     const { item } = this;
     if (!item) return draftOf(null);
     return this.drafts.get(item.trace_id) ?? draftOf(this.statusOf(item).done ?? item.partial);
-  }
-
-  /** The same, kept as something that this person says. */
-  edit() {
-    const draft = this.draft();
-    this.drafts.set(this.item.trace_id, draft);
-    return draft;
   }
 
   /** The questions that the draft of a labelled item answers otherwise, or for another reason. */
@@ -348,17 +332,9 @@ class Store {
     return labelled - again + skipped + waiting.reduce((sum, n) => sum + n, 0) >= total;
   }
 
-  /** Where the page begins: not at an item that is done but not saved yet. */
-  begin() {
-    const over = new Map(this.outbox.list().map((action) => [action.position, action]));
-    while (this.position < this.total - 1 && over.has(this.position) && over.get(this.position).kind !== "undo") this.position += 1;
-    this.done = this.total > 0 && this.position >= this.total;
-    this.position = Math.min(this.position, Math.max(0, this.total - 1));
-  }
-
   // -- actions
 
-  /** Make an action on a trace and keep it in the outbox; `post` sends it. */
+  /** Make an action on a trace and put it into the outbox. */
   act(kind, { trace_id: trace, position }, more = {}) {
     this.tick();
     const action = {
