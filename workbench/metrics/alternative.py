@@ -290,7 +290,7 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     def mean(counts: Array) -> Array:
         return np.asarray(((counts @ won) / (counts @ there)).mean(axis=-1))
 
-    return float(mean(counts)), Bootstrap(counts, **options).interval(mean, spread=True)
+    return float(mean(counts)), Bootstrap(counts, **options).interval(mean)
 
 
 def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str]:

@@ -288,18 +288,18 @@ class Bootstrap:
         if prior:
             self.draws += drawn[:, len(first) :]
 
-    def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
+    def interval(self, statistic: Callable[[Array], Array]) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
 
         Undefined without items, where half of the resamples or more leave the statistic
-        undefined, and, with ``spread``, where all resamples give the same value.
+        undefined, and where all give the same value.
         """
         if self.draws is None:
             return UNDEFINED
         with np.errstate(invalid="ignore", divide="ignore"):
             values = statistic(self.draws)
         defined = values[~np.isnan(values)]
-        if defined.size * 2 <= values.size or (spread and np.ptp(defined) < 1e-12):
+        if defined.size * 2 <= values.size or np.ptp(defined) < 1e-12:
             return UNDEFINED
         # As much wider as Student's t is than the normal distribution, and as the weights vary less
         # than a sample's mean does (Hesterberg 2015, The American Statistician 69, 371-386).
@@ -310,6 +310,6 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
     def around(self, value: float, statistic: Callable[[Array], Array]) -> Interval:
-        """Return the interval of a statistic that varies, so that it holds the ``value`` seen."""
-        low, high = self.interval(statistic, spread=True)
+        """Return the interval of a statistic, so that it holds the ``value`` seen."""
+        low, high = self.interval(statistic)
         return Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED
