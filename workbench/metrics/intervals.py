@@ -271,7 +271,7 @@ class Bootstrap:
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
-        self.draws: Array | None = None
+        self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
         if rows is None or self.n == len(rows[0]):
@@ -294,8 +294,6 @@ class Bootstrap:
         Undefined without items, where half of the resamples or more leave the statistic
         undefined, and where all give the same value.
         """
-        if self.draws is None:
-            return UNDEFINED
         with np.errstate(invalid="ignore", divide="ignore"):
             values = statistic(self.draws)
         defined = values[~np.isnan(values)]
