@@ -52,17 +52,16 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
         names = (name for name in (*vars(self), *self.shown) if name not in self.hidden)
-        return plain({name: _as_data(getattr(self, name)) for name in names})
+        data = {name: getattr(self, name) for name in names}
+        for name, value in data.items():
+            if isinstance(value, Result):
+                data[name] = value.to_dict()
+            elif isinstance(value, pd.DataFrame) and value.index.name:
+                data[name] = value.reset_index()
+        return plain(data)
 
     def _repr_html_(self) -> str:
         return html_table(self.table) + html_lines(getattr(self, "notes", ()))
-
-
-def _as_data(value: Any) -> Any:
-    if isinstance(value, Result):
-        return value.to_dict()
-    is_named = isinstance(value, pd.DataFrame) and value.index.name
-    return value.reset_index() if is_named else value
 
 
 def check_confidence(confidence: float, name: str = "confidence") -> None:
