@@ -211,7 +211,7 @@ def _coded(
 
 
 def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
-    found = [float(v) if isinstance(v, bool) else number(v) for v in values]
+    found = list(map(number, values))
     if None in found and scale is not None and scale.ordered:
         return [scale.rank(v) for v in values]
     if None in found:
