@@ -147,14 +147,13 @@ def test_the_interval_of_a_mean_is_students() -> None:
 
 
 def test_a_bootstrap_is_undefined_where_resamples_say_nothing() -> None:
-    """Without items, with half of the resamples undefined, and, if asked, without spread."""
+    """Without items, with half of the resamples undefined, and without spread."""
     options = {"resamples": 100, "seed": 0, "confidence": 0.95}
     empty = Bootstrap(np.array([], dtype=int), **options)  # type: ignore[arg-type]
     assert math.isnan(empty.interval(lambda counts: counts.sum(axis=1)).low)
     bootstrap = Bootstrap(np.array([5, 5]), **options)  # type: ignore[arg-type]
     assert math.isnan(bootstrap.interval(lambda counts: counts[:, 0] * np.nan).low)
-    assert bootstrap.interval(lambda counts: counts.sum(axis=1)) == pytest.approx((10, 10))
-    assert math.isnan(bootstrap.interval(lambda counts: counts.sum(axis=1), spread=True).low)
+    assert math.isnan(bootstrap.interval(lambda counts: counts.sum(axis=1)).low)
 
 
 def test_full_agreement_on_few_items_is_not_certainty() -> None:

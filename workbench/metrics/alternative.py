@@ -211,7 +211,7 @@ def _coded(
 
 
 def _numbers(values: list[Any], scale: Scale | None) -> list[float]:
-    found = [float(v) if isinstance(v, bool) else number(v) for v in values]
+    found = list(map(number, values))
     if None in found and scale is not None and scale.ordered:
         return [scale.rank(v) for v in values]
     if None in found:
@@ -290,7 +290,7 @@ def _mean_advantage(wins: Array, **options: Any) -> tuple[float, Interval]:
     def mean(counts: Array) -> Array:
         return np.asarray(((counts @ won) / (counts @ there)).mean(axis=-1))
 
-    return float(mean(counts)), Bootstrap(counts, **options).interval(mean, spread=True)
+    return float(mean(counts)), Bootstrap(counts, **options).interval(mean)
 
 
 def _notes(human: Array, judge: Array, tested: Array, left_out: int) -> list[str]:

@@ -43,7 +43,7 @@ from workbench.metrics.intervals import (
     wilson,
     with_ends,
 )
-from workbench.metrics.votes import Votes, counts_of, equally_rated, within_items
+from workbench.metrics.votes import Votes, counts_of, equally_rated
 from workbench.pairing.pairs import Pairs
 from workbench.scale import MOST_CATEGORIES, Scale
 
@@ -226,9 +226,10 @@ def _fleiss(
     first, times, kind = distinct_rows(codes)
     if not len(first) or len(first) * size > MOST_COMPARED:
         return math.nan, UNDEFINED
-    statistic = partial(fleiss_kappa, counts_of(codes[first], size))
+    counts = counts_of(codes[first], size)
+    statistic = partial(fleiss_kappa, counts)
     value = float(statistic(times))
-    if (within_items(codes) > 0).any():
+    if ((counts > 0).sum(axis=1) > 1).any():
         return value, Bootstrap(times, rows=(groups, kind), **options).around(value, statistic)
     return value, _of_full_agreement(codes, groups, options["confidence"])[0]
 

@@ -278,8 +278,7 @@ def _changes(
             interval = _change_of_share(one[rows], two[rows], groups, confidence)
         elif not math.isnan(change):
             # Judges that differ on no item differ in no resample, which proves nothing.
-            difference = partial(_difference, old[name], new[name])
-            interval = sample.bootstrap.interval(difference, spread=True)
+            interval = sample.bootstrap.interval(partial(_difference, old[name], new[name]))
         changes[name] = (change, interval)
     return changes
 

@@ -52,17 +52,16 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain data that JSON takes; what is undefined is None."""
         names = (name for name in (*vars(self), *self.shown) if name not in self.hidden)
-        return plain({name: _as_data(getattr(self, name)) for name in names})
+        data = {name: getattr(self, name) for name in names}
+        for name, value in data.items():
+            if isinstance(value, Result):
+                data[name] = value.to_dict()
+            elif isinstance(value, pd.DataFrame) and value.index.name:
+                data[name] = value.reset_index()
+        return plain(data)
 
     def _repr_html_(self) -> str:
         return html_table(self.table) + html_lines(getattr(self, "notes", ()))
-
-
-def _as_data(value: Any) -> Any:
-    if isinstance(value, Result):
-        return value.to_dict()
-    is_named = isinstance(value, pd.DataFrame) and value.index.name
-    return value.reset_index() if is_named else value
 
 
 def check_confidence(confidence: float, name: str = "confidence") -> None:
@@ -271,7 +270,7 @@ class Bootstrap:
         # numpy refuses negative seeds.
         rng = np.random.default_rng(seed if seed >= 0 else [-seed, 1])
         self.n = int(counts.sum()) if rows is None else len(np.unique(rows[0]))
-        self.draws: Array | None = None
+        self.draws: Array = np.empty((0, len(counts)))
         if not counts.sum():
             return
         if rows is None or self.n == len(rows[0]):
@@ -288,18 +287,16 @@ class Bootstrap:
         if prior:
             self.draws += drawn[:, len(first) :]
 
-    def interval(self, statistic: Callable[[Array], Array], *, spread: bool = False) -> Interval:
+    def interval(self, statistic: Callable[[Array], Array]) -> Interval:
         """Return the interval of a statistic of counts: (resamples, cells) -> (resamples,).
 
         Undefined without items, where half of the resamples or more leave the statistic
-        undefined, and, with ``spread``, where all resamples give the same value.
+        undefined, and where all give the same value.
         """
-        if self.draws is None:
-            return UNDEFINED
         with np.errstate(invalid="ignore", divide="ignore"):
             values = statistic(self.draws)
         defined = values[~np.isnan(values)]
-        if defined.size * 2 <= values.size or (spread and np.ptp(defined) < 1e-12):
+        if defined.size * 2 <= values.size or np.ptp(defined) < 1e-12:
             return UNDEFINED
         # As much wider as Student's t is than the normal distribution, and as the weights vary less
         # than a sample's mean does (Hesterberg 2015, The American Statistician 69, 371-386).
@@ -310,6 +307,6 @@ class Bootstrap:
         return Interval(float(low), float(high))
 
     def around(self, value: float, statistic: Callable[[Array], Array]) -> Interval:
-        """Return the interval of a statistic that varies, so that it holds the ``value`` seen."""
-        low, high = self.interval(statistic, spread=True)
+        """Return the interval of a statistic, so that it holds the ``value`` seen."""
+        low, high = self.interval(statistic)
         return Interval(min(low, value), max(high, value)) if low <= high else UNDEFINED

@@ -257,7 +257,7 @@ def _mean(
     interval = wilson(total * share, n * share, confidence)
     if not set(levels) <= {0.0, 1.0}:
         sample = Bootstrap(counts * share, confidence=confidence, **how)
-        drawn = sample.interval(lambda items: items @ levels / sample.n, spread=True)
+        drawn = sample.interval(lambda items: items @ levels / sample.n)
         interval = interval if math.isnan(drawn.low) else drawn
     return (total / n if n else math.nan, *interval, n)
 

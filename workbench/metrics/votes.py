@@ -75,8 +75,9 @@ class Votes:
 
     @cached_property
     def within(self) -> Array:
-        """Codes that count from 0 within each item."""
-        return within_items(self.codes)
+        """Codes that count from 0 within each item: equal ones stay equal."""
+        votes = pd.DataFrame(np.where(self.codes < 0, math.nan, self.codes))
+        return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
 
 
 def votes_table(function: str, given: Any) -> pd.DataFrame:
@@ -103,12 +104,6 @@ def _scale_of(seen: list[Any]) -> Scale:
 def counts_of(codes: Array, size: int) -> Array:
     """How many annotators gave each item each category, shape (items, categories)."""
     return np.stack([(codes == k).sum(axis=1) for k in range(size)], axis=1)
-
-
-def within_items(codes: Array) -> Array:
-    """Codes that count from 0 within each item: equal ones stay equal."""
-    votes = pd.DataFrame(np.where(codes < 0, math.nan, codes))
-    return votes.rank(axis=1, method="dense").fillna(0).to_numpy(dtype=int) - 1
 
 
 def equally_rated(codes: Array) -> tuple[Array, Array]:
