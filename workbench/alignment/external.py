@@ -241,27 +241,23 @@ class Meter:
         question = {k: v for k, v in question.items() if k not in _TRANSPORT}
         question["messages"] = [m if isinstance(m, dict) else m.model_dump() for m in messages]
         way: dict[str, Any] = {"timeout": ANSWER_SECONDS, "drop_params": kind == "judge"}
-        way |= reached_by(base_url, headers, judge_params)
-
-        def send() -> Any:
-            return litellm.completion(model=model, max_retries=0, num_retries=0, **question, **way)
-
-        return litellm.ModelResponse(**self._answer(kind, model, question, send))
+        way |= {"max_retries": 0, "num_retries": 0, **reached_by(base_url, headers, judge_params)}
+        answer = self._answer(
+            kind, model, question, lambda: litellm.completion(model=model, **question, **way)
+        )
+        return litellm.ModelResponse(**answer)
 
     def embed(self, model: str, texts: Sequence[str]) -> Any:
         """Return litellm's embeddings, or raise as `complete` does."""
         import litellm
 
-        # An embedding is read and nothing is written.
-        question: dict[str, Any] = {"input": list(texts), "max_tokens": 0}
-        params = {"dimensions": self.dimensions} if self.dimensions else {}
-
-        def send() -> Any:
-            return litellm.embedding(
-                model=model, input=list(texts), max_retries=0, drop_params=True, **params
-            )
-
-        answer = self._answer("embedding", model, question | params, send)
+        asked: dict[str, Any] = {"dimensions": self.dimensions} if self.dimensions else {}
+        asked["input"] = list(texts)
+        question = asked | {"max_tokens": 0}  # an embedding is read and nothing is written
+        way = asked | {"max_retries": 0, "drop_params": True}
+        answer = self._answer(
+            "embedding", model, question, lambda: litellm.embedding(model=model, **way)
+        )
         return litellm.EmbeddingResponse(**answer)
 
     def _answer(
