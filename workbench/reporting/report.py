@@ -374,9 +374,10 @@ def _pairwise(alignment: Alignment) -> dict[str, list[Any]] | None:
 def _with_intervals(table: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
     """Columns that the table has, measures with their intervals; notes where there is any."""
     made = table[[name for name in columns if name in table]].copy()
-    for name in [name for name in made if f"{name}_low" in table]:
-        ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
-        made[name] = [figure(value, Interval(low, high)) for value, low, high in ends]
+    for name in columns:
+        if f"{name}_low" in table:
+            ends = zip(table[name], table[f"{name}_low"], table[f"{name}_high"], strict=True)
+            made[name] = [figure(value, Interval(low, high)) for value, low, high in ends]
     if "p_adjusted" in made:
         made["p_adjusted"] = ["below 0.001" if p < 0.001 else p for p in made["p_adjusted"]]
     if "note" in made and not made["note"].any():
