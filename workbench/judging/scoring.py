@@ -368,7 +368,7 @@ class _Run:
         self.asked += len(verdicts)
         self.under_way -= len(verdicts)
         self.folder.write(task.number, task.rows, self.types, task.about)
-        if self.budget.measures and self.paid.requests and self.paid.read is None:
+        if self.budget.measures and self.charged.spent and not self.charged.spent_tokens:
             raise BudgetError(
                 f"The model's server does not say how many tokens it used, so {self.budget!r} "
                 f"cannot be kept. {counted(self.asked, 'row')} were judged now and are kept in "
