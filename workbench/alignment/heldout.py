@@ -70,8 +70,8 @@ def read_data(
         )
     options(judge)  # raises for other judges
     if len(pairs) < MINIMUM_LABELS:
-        reasons = pairs.reasons.itertuples()
-        lost = "; ".join(f"{counted(row.traces, 'trace')}: {row.reason}" for row in reasons)
+        reasons = zip(pairs.reasons["reason"], pairs.reasons["traces"], strict=True)
+        lost = "; ".join(f"{counted(int(many), 'trace')}: {why}" for why, many in reasons)
         raise TooFewPairsError(
             f"{len(pairs)} usable pairs under {pairs.name!r}; alignment needs at least "
             f"{MINIMUM_LABELS}, and 50 to 100 make a difference that can be trusted. Left out: "

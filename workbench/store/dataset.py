@@ -246,7 +246,7 @@ def translated(
     if not isinstance(given, Mapping):
         return table, list(given)
     words = {fold(word): value for word, value in given.items()}
-    for column in table.columns.intersection(rated):
+    for column in table.columns.intersection(list(rated)):
         cells = [words.get(fold(cell), cell) for cell in table[column]]
         table = table.assign(**{column: pd.Series(cells, table.index, dtype=object)})
     return table, list(dict.fromkeys(given.values()))
