@@ -7,8 +7,6 @@ be expected to succeed is it an exception. This is the only place where requests
 from __future__ import annotations
 
 import contextvars
-import itertools
-import random
 import threading
 import time
 from collections import Counter
@@ -16,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Any, Final
+
+import tenacity
 
 from workbench.compat import intercepted
 from workbench.errors import BudgetError, CancelledError, ModelError, StoreError, check_whole
@@ -146,7 +146,7 @@ class Runner(AbstractContextManager["Runner"]):
 
     def _attempts(self, request: Request, stopped: threading.Event) -> Outcome:
         """Send the request until it is answered, refused, or tried often enough."""
-        usage, begun = UNPAID, time.monotonic()
+        usage, begun, asked_at = UNPAID, time.monotonic(), 0.0
 
         def is_over() -> bool:
             return stopped.is_set() or self.stop.is_set()
@@ -155,26 +155,41 @@ class Runner(AbstractContextManager["Runner"]):
             self.throttle.sent()
             return is_over()
 
-        for attempt in itertools.count(1):
+        def attempt() -> Outcome:
+            nonlocal usage, asked_at
             with self.throttle.slot(is_over) as asked_at:
                 if is_over():
                     raise StoppedError
                 outcome = self.client.send(request, self.budget, is_over=goes_out)
                 self._note(outcome, stopped, asked_at)
             usage += outcome.usage
-            fault = outcome.fault
-            limited = fault is not None and fault.kind == "rate_limit"
-            in_vain = limited and self.is_silent(begun)
-            if fault is None or in_vain or attempt >= ATTEMPTS.get(fault.kind, 1):
-                break
-            # Where the provider does not say how long to wait, it is by chance and ever longer.
-            pause = fault.retry_after or random.uniform(0.0, min(20.0, 2.0 ** (attempt - 1)))
-            if limited or fault.kind == "timeout":
-                # All calls wait together, so a limit that one met is not met by every other.
-                self.throttle.slow_down(pause if limited else 0.0, asked_at)
-            end = time.monotonic() + pause
+            return outcome
+
+        def in_vain(state: tenacity.RetryCallState) -> bool:
+            kind = _fault(state).kind
+            limited = kind == "rate_limit" and self.is_silent(begun)
+            return limited or state.attempt_number >= ATTEMPTS[kind]
+
+        def slow_down(state: tenacity.RetryCallState) -> None:
+            # All calls wait together, so a limit that one met is not met by every other.
+            if (kind := _fault(state).kind) in ("rate_limit", "timeout"):
+                seconds = state.upcoming_sleep if kind == "rate_limit" else 0.0
+                self.throttle.slow_down(seconds, asked_at)
+
+        def rest(seconds: float) -> None:
+            end = time.monotonic() + seconds
             while not is_over() and (left := end - time.monotonic()) > 0:
                 stopped.wait(min(left, 0.5))  # `stop` is not heard while it waits
+
+        outcome: Outcome = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda o: o.fault and o.fault.kind in ATTEMPTS),
+            # Where the provider does not say how long to wait, it is by chance and ever longer.
+            wait=lambda state: _fault(state).retry_after or _backoff(state),
+            stop=in_vain,
+            before_sleep=slow_down,
+            sleep=rest,
+            retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+        )(attempt)
         return replace(outcome, usage=usage)
 
     def is_silent(self, since: float = 0.0) -> bool:
@@ -200,6 +215,14 @@ class Runner(AbstractContextManager["Runner"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_backoff: Final = tenacity.wait_random_exponential(multiplier=1, max=20)
+
+
+def _fault(state: Any) -> Fault:
+    fault: Fault = state.outcome.result().fault
+    return fault
 
 
 class _Run:
