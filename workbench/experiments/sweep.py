@@ -171,7 +171,7 @@ def _plan(
     content, defaults = notebook_digest(source), {p.name: p.default for p in declared}
     fixed = [content, version("judge-workbench"), os.environ.get("WORKBENCH_MODEL", "")]
     stop = str(place / f".stop-{secrets.token_hex(8)}")
-    hashes = functools.cache(lambda file: hashlib.sha256(file.read_bytes()).hexdigest())
+    hashes = functools.cache(_hash_of)
     told = [without_secrets(point, point) for point in points]
     equal = Counter(map(digest, told))
     tasks, data, takes_store = [], set[str](), "tracking_uri" in defaults
@@ -198,6 +198,15 @@ def _plan(
             )
         )  # fmt: skip
     return tasks, [*fixed, sorted(data)]
+
+
+def _hash_of(file: Path) -> str:
+    """The hash of a file's content, which may be larger than memory."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 class _Sweep:
@@ -323,7 +332,7 @@ class _Sweep:
         """Begin no further run, wherever it is; those under way are finished or killed."""
         with self.lock, suppress(OSError):
             self.over, self.killed = self.over or why, self.killed or kill
-            write_whole(Path(self.tasks[0].stop), "" if self.killed else why)
+            write_whole(Path(self.tasks[0].stop), "" if self.killed else self.over)
 
     def _charge(self, result: Result) -> None:
         """Charge the budget with what a run recorded that it paid."""
