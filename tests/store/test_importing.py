@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,16 @@ def test_empty_rows_and_cells_without_a_rating_are_left_out_and_told(store: str)
         assert again.by_row == [imported.trace_ids[0], None, imported.trace_ids[1], None]
     joined = table.assign(trace_id=imported.by_row)
     assert log_labels(joined, name="m", annotator="ben", value="ana").written == 1
+
+
+def test_missing_ratings_are_no_words_and_inputs_stay_as_they_are(store: str) -> None:
+    """A cell without anything needs no note, and a word for no rating may be an input."""
+    table = pd.DataFrame({"q": list("abc"), "o": "x", "r": ["good", None, math.nan]})
+    roles = {"inputs": ["q", "r"], "outputs": "o", "labels": {"ana": "r"}, "label_name": "l"}
+    assert import_traces(table, **roles).notes == ()
+    imported = import_traces(table.assign(r=["good", "none", "bad"]), **roles)
+    assert (imported.labels, len(imported.notes)) == (1, 1)
+    assert [e.inputs["r"] for e in examples(imported)] == ["good", "none", "bad"]
 
 
 def test_words_for_no_rating_are_ratings_where_the_values_say_so(store: str) -> None:

@@ -251,41 +251,36 @@ def _is_argilla(record: Record) -> bool:
 def _argilla(records: Sequence[Record], items: dict[str, Item]) -> Iterator[Answer]:
     for number, record in enumerate(records):
         key = str(record.get("id") or record.get("external_id") or number)
-        fields, responses = record.get("fields"), record.get("responses")
-        asked: dict[str, list[Any]] = {}
-        if isinstance(responses, list):  # 1.x: one for each person, with all their answers
-            for one in responses:
-                for name, value in (one.get("values") or {}).items():
-                    asked.setdefault(name, []).append({**one, **value})
-        elif isinstance(fields, dict):
-            asked = dict(responses or {})
-        else:
-            fields, asked = _argilla_row(record)
-        items[key] = Item(dict(fields or {}))
-        for name, given in asked.items():
-            for r in given:
-                state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
-                fault = "" if state == "submitted" else f"a response that is {state}"
-                yield _answer(number, key, r.get("user_id"), name, r.get("value"), fault=fault)
+        fields, responses = _argilla_parts(record)
+        items[key] = Item(fields)
+        for name, r in responses:
+            state = str(r.get("status") or "submitted").lower().rsplit(".", 1)[-1]
+            fault = "" if state == "submitted" else f"a response that is {state}"
+            yield _answer(number, key, r.get("user_id"), name, r.get("value"), fault=fault)
 
 
-def _argilla_row(record: Record) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return fields and responses of a row of a dataset, of 2.x (``label.responses``) or 1.x."""
+def _argilla_parts(record: Record) -> tuple[dict[str, Any], list[tuple[str, Record]]]:
+    """Return the fields, and each response with its question, of a record or a dataset's row."""
+    given, known = record.get("responses"), record.get("fields")
+    if isinstance(given, list):  # 1.x: one for each person, with all their answers
+        values = [(one, one.get("values") or {}) for one in given]
+        return known or {}, [(name, one | each[name]) for one, each in values for name in each]
+    if isinstance(known, dict):
+        return known, [(name, one) for name, several in (given or {}).items() for one in several]
     about = {"id", "_server_id", "external_id", "status", "metadata", "vectors"}
     fields: dict[str, Any] = {}
-    asked: dict[str, list[Any]] = {}
+    responses: list[tuple[str, Record]] = []
     for name, value in record.items():
-        if name.endswith(".responses"):
+        if name.endswith(".responses"):  # 2.x
             who, states = (record.get(f"{name}.{k}") or [] for k in ("users", "status"))
             rows = zip_longest(value or [], who, states)
-            asked[name.removesuffix(".responses")] = [
-                {"value": v, "user_id": w, "status": s} for v, w, s in rows
-            ]
+            question, keys = name.removesuffix(".responses"), ("value", "user_id", "status")
+            responses += [(question, dict(zip(keys, row, strict=True))) for row in rows]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
-            asked[name] = value
+            responses += [(name, one) for one in value]
         elif name not in about and "." not in name and "-suggestion" not in name:
             fields[name] = value
-    return fields, asked
+    return fields, responses
 
 
 _APART = "the {} that it is about is not in the file; put {} into one JSONL file"

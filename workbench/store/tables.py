@@ -127,8 +127,8 @@ def read_rows(
     values: Iterable[Any] = (),
 ) -> tuple[list[Row], list[str]]:
     """Return the rows in plain values, and what was left out; bad ones are a `TableError`."""
-    given = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
-    sides = {argument: columns_by_key(argument, spec) for argument, spec in given.items()}
+    specs = {"inputs": inputs, "outputs": outputs, "expectations": expectations, "tags": tags}
+    sides = {argument: columns_by_key(argument, spec) for argument, spec in specs.items()}
     raters = columns_by_rater("labels", labels)
     named = {argument: list(by_key.values()) for argument, by_key in sides.items()}
     named["labels"] = rater_columns(raters)
@@ -150,10 +150,10 @@ def read_rows(
             continue
         replaced += sum(map(_unstorable_in, cells, [column in texts for column in used]))
         raw = dict(zip(used, cells, strict=True))
-        for column in [column for column in rated if fold(raw[column]) in unrated]:
-            words[str(raw[column])] += 1
-            raw[column] = None
-        row, problems = read_row(number, raw, sides, raters)
+        without = [column for column in rated if fold(raw[column]) in unrated]
+        words.update(str(raw[column]) for column in without if not is_missing(raw[column]))
+        given = {who: pair for who, pair in raters.items() if pair[0] not in without}
+        row, problems = read_row(number, raw, sides, given)
         rows.append(row)
         bad += [(number, problem) for problem in problems]
     raise_bad_rows(bad, len(table), "imported")
