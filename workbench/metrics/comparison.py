@@ -270,12 +270,14 @@ def _changes(
     shares, later = before.shares, after.shares
     changes = {}
     for name, (value, _) in first.figures.items():
-        change, interval = second.figures[name][0] - value, UNDEFINED
-        if name in shares:
+        change = second.figures[name][0] - value
+        if math.isnan(change):
+            interval = UNDEFINED
+        elif name in shares:
             (rows, one), (_, two) = shares[name], later[name]
             groups, confidence = before.groups[rows], options["confidence"]
             interval = _change_of_share(one[rows], two[rows], groups, confidence)
-        elif not math.isnan(change):
+        else:
             # Judges that differ on no item differ in no resample, which proves nothing.
             interval = sample.bootstrap.interval(partial(_difference, old[name], new[name]))
         changes[name] = (change, interval)
